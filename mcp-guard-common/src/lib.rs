@@ -1,0 +1,184 @@
+//! Wire types shared by the kernel programs and the agent.
+//!
+//! Times are nanoseconds on `CLOCK_BOOTTIME`, the clock behind `/proc/PID/stat` start times.
+//! Every type is plain bytes without padding (`IntoBytes` refuses padding at compile time), and the
+//! size asserts below run once per target, which makes them the test of the wire format.
+#![no_std]
+#![forbid(unsafe_code)]
+
+use core::mem::size_of;
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Guards that can exist at once; the size of the `TOTALS` map.
+pub const MAX_GUARDS: u32 = 1024;
+/// Cgroups that can belong to guards at once, nested ones included; the size of the `GUARDS` map.
+pub const MAX_CGROUPS: u32 = 16_384;
+/// Bytes of the event ring, unless the agent asks for another size. A power of two, whole pages.
+pub const RING_BYTES: u32 = 1 << 20;
+/// [`Event::guard`] of a task that entered a cgroup outside every guard.
+pub const NO_GUARD: u32 = u32::MAX;
+/// Bytes of argv in a short exec record; most command lines fit, and copying less is cheaper.
+pub const SHORT_ARGV: usize = 208;
+/// Bytes of argv in a long exec record, the most that is ever read.
+pub const LONG_ARGV: usize = 1024;
+
+/// [`Event::flags`]: argv was longer than what the record holds.
+pub const ARGV_TRUNCATED: u16 = 1;
+/// [`Event::flags`]: argv could not be read; the record carries none.
+pub const ARGV_UNREAD: u16 = 2;
+
+/// What a record says. Values are the wire's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Kind {
+    /// A process was born (threads are only counted).
+    Fork = 1,
+    /// A process runs a new program; argv follows the fixed part.
+    Exec = 2,
+    /// The last thread of a process has ended.
+    Exit = 3,
+    /// A process was moved into a cgroup of the unified hierarchy.
+    Attach = 4,
+}
+
+impl Kind {
+    fn from_wire(kind: u32) -> Option<Self> {
+        match kind {
+            1 => Some(Self::Fork),
+            2 => Some(Self::Exec),
+            3 => Some(Self::Exit),
+            4 => Some(Self::Attach),
+            _ => None,
+        }
+    }
+}
+
+/// The fixed part of every record in the ring.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Event {
+    /// When the kernel wrote the record.
+    pub time_ns: u64,
+    /// The task's own cgroup, at whatever depth below the guard's.
+    pub cgroup: u64,
+    /// When the process was born; with `tgid` it names the process for good.
+    pub start_ns: u64,
+    /// A [`Kind`]; unknown values are refused by [`decode`].
+    pub kind: u32,
+    /// Slot of the guard, or [`NO_GUARD`].
+    pub guard: u32,
+    pub tgid: u32,
+    /// Fork: `real_parent` of the child, which `CLONE_PARENT` makes another than the caller.
+    pub parent: u32,
+    /// Exit: the code as `wait(2)` would give it.
+    pub exit_code: u32,
+    /// Exec: bytes of argv that follow.
+    pub argv_len: u16,
+    pub flags: u16,
+}
+
+/// An exec record as the kernel writes it.
+#[repr(C)]
+pub struct ExecRecord<const N: usize> {
+    pub event: Event,
+    pub argv: [u8; N],
+}
+
+/// Counts of one guard on one CPU. The agent sums the CPUs.
+///
+/// Each field but `dropped` has one writing program, and a program never runs nested on a CPU
+/// (the kernel counts such a run as a recursion miss instead), so plain additions are exact.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Totals {
+    pub process_forks: u64,
+    pub thread_forks: u64,
+    pub execs: u64,
+    pub process_exits: u64,
+    pub thread_exits: u64,
+    /// Moves of a process into a cgroup of the guard, moves inside the guard included.
+    pub attaches: u64,
+    /// Records that found the ring full. Totals do not suffer from it.
+    pub dropped: u64,
+    pub reserved: u64,
+}
+
+/// Why the kernel side could not do all of its work; index into the `LOSSES` map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Loss {
+    /// The ring was full; [`Totals::dropped`] says for which guard.
+    RingFull = 0,
+    /// The membership map was full: a new cgroup below a guard is not counted.
+    CgroupsFull = 1,
+    /// argv of a new program could not be read.
+    ArgvUnread = 2,
+}
+
+impl Loss {
+    pub const ALL: [Self; 3] = [Self::RingFull, Self::CgroupsFull, Self::ArgvUnread];
+}
+
+const _: () = assert!(size_of::<Event>() == 48);
+const _: () = assert!(size_of::<Totals>() == 64);
+const _: () = assert!(size_of::<ExecRecord<SHORT_ARGV>>() == 256);
+const _: () = assert!(size_of::<ExecRecord<LONG_ARGV>>() == 1072);
+
+/// A record that cannot be what the kernel programs write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Malformed;
+
+/// Splits a ring record into kind, fixed part and argv.
+///
+/// # Errors
+/// The record is too short, of an unknown kind, or claims more argv than it carries.
+pub fn decode(record: &[u8]) -> Result<(Kind, Event, &[u8]), Malformed> {
+    let (event, rest) = Event::read_from_prefix(record).map_err(|_| Malformed)?;
+    let kind = Kind::from_wire(event.kind).ok_or(Malformed)?;
+    let argv = rest.get(..usize::from(event.argv_len)).ok_or(Malformed)?;
+    Ok((kind, event, argv))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(kind: u32, argv_len: u16, argv: &[u8]) -> ([u8; 64], usize) {
+        let event = Event {
+            time_ns: 7,
+            cgroup: 8,
+            start_ns: 9,
+            kind,
+            guard: 1,
+            tgid: 42,
+            parent: 41,
+            exit_code: 0,
+            argv_len,
+            flags: 0,
+        };
+        let mut bytes = [0; 64];
+        bytes[..48].copy_from_slice(event.as_bytes());
+        bytes[48..48 + argv.len()].copy_from_slice(argv);
+        (bytes, 48 + argv.len())
+    }
+
+    #[test]
+    fn a_record_decodes_to_what_was_written() {
+        let (bytes, len) = record(Kind::Exec as u32, 4, b"npm\0");
+        let (kind, event, argv) = decode(&bytes[..len]).expect("well-formed");
+        assert_eq!((kind, event.tgid, event.time_ns), (Kind::Exec, 42, 7));
+        assert_eq!(argv, b"npm\0");
+    }
+
+    #[test]
+    fn damaged_records_are_refused() {
+        let (bytes, len) = record(Kind::Exec as u32, 4, b"npm\0");
+        assert_eq!(decode(&bytes[..47]).err(), Some(Malformed), "short");
+        assert_eq!(decode(&bytes[..len - 1]).err(), Some(Malformed), "argv beyond the end");
+        for unknown in [0, 5, u32::MAX] {
+            let (bytes, len) = record(unknown, 0, b"");
+            assert_eq!(decode(&bytes[..len]).err(), Some(Malformed), "kind {unknown}");
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Reads of kernel structures. All knowledge of their shape is here.
+//!
+//! Offsets come from the running kernel's BTF: the agent writes them into `.rodata` before it loads
+//! the programs. The verifier treats frozen `.rodata` as constants, so `pointer + OFFSET` stays a
+//! typed pointer and the load needs no helper call.
+
+use aya_ebpf::{Global, cty::c_void};
+
+/// An opaque kernel structure.
+pub type Ptr = *const c_void;
+
+macro_rules! offsets {
+    ($($name:ident)*) => {$(
+        #[unsafe(no_mangle)]
+        pub static $name: Global<u64> = Global::new(0);
+    )*};
+}
+
+offsets! {
+    OFF_CGROUP_KN
+    OFF_CGROUP_ROOT
+    OFF_CGROUP_SELF
+    OFF_CGROUP_ROOT_HIERARCHY_ID
+    OFF_CSS_CGROUP
+    OFF_CSS_PARENT
+    OFF_CSS_SET_DFL_CGRP
+    OFF_KERNFS_NODE_ID
+    OFF_MM_ARG_END
+    OFF_MM_ARG_START
+    OFF_SIGNAL_LIVE
+    OFF_TASK_CGROUPS
+    OFF_TASK_EXIT_CODE
+    OFF_TASK_MM
+    OFF_TASK_PID
+    OFF_TASK_REAL_PARENT
+    OFF_TASK_SIGNAL
+    OFF_TASK_START_BOOTTIME
+    OFF_TASK_TGID
+}
+
+/// Loads the `T` that lies `offset` bytes into `base`.
+///
+/// # Safety
+/// `base` must be a pointer that the verifier knows the type of, and `offset` the place of a field
+/// of that type with the size of `T`. A wrong offset cannot harm the kernel (the verifier refuses
+/// it, or the load faults softly and gives zero); it would give wrong values.
+#[inline(always)]
+unsafe fn load<T: Copy>(base: Ptr, offset: &Global<u64>) -> T {
+    // SAFETY: see above; the verifier checks the access when the program is loaded.
+    unsafe { base.cast::<u8>().add(offset.load() as usize).cast::<T>().read() }
+}
+
+/// A `task_struct` handed to a program by its tracepoint.
+#[derive(Clone, Copy)]
+pub struct Task(pub Ptr);
+
+/// A `cgroup` of any hierarchy.
+#[derive(Clone, Copy)]
+pub struct Cgroup(pub Ptr);
+
+impl Task {
+    #[inline(always)]
+    pub fn pid(self) -> u32 {
+        // SAFETY: `pid_t pid` of a task.
+        unsafe { load(self.0, &OFF_TASK_PID) }
+    }
+
+    #[inline(always)]
+    pub fn tgid(self) -> u32 {
+        // SAFETY: `pid_t tgid` of a task.
+        unsafe { load(self.0, &OFF_TASK_TGID) }
+    }
+
+    #[inline(always)]
+    pub fn start_boottime(self) -> u64 {
+        // SAFETY: `u64 start_boottime` of a task.
+        unsafe { load(self.0, &OFF_TASK_START_BOOTTIME) }
+    }
+
+    #[inline(always)]
+    pub fn exit_code(self) -> u32 {
+        // SAFETY: `int exit_code` of a task.
+        unsafe { load(self.0, &OFF_TASK_EXIT_CODE) }
+    }
+
+    /// The parent the child was born to; `CLONE_PARENT` makes it another than the caller.
+    #[inline(always)]
+    pub fn real_parent(self) -> Self {
+        // SAFETY: `task_struct *real_parent` of a task.
+        Self(unsafe { load(self.0, &OFF_TASK_REAL_PARENT) })
+    }
+
+    /// The task's cgroup in the unified hierarchy.
+    #[inline(always)]
+    pub fn cgroup(self) -> Cgroup {
+        // SAFETY: `css_set *cgroups` of a task, `cgroup *dfl_cgrp` of a css_set.
+        Cgroup(unsafe { load(load(self.0, &OFF_TASK_CGROUPS), &OFF_CSS_SET_DFL_CGRP) })
+    }
+
+    /// Threads of the process that have not begun to exit.
+    #[inline(always)]
+    pub fn live_threads(self) -> u32 {
+        // SAFETY: `signal_struct *signal` of a task, `atomic_t live` of a signal_struct.
+        unsafe { load(load(self.0, &OFF_TASK_SIGNAL), &OFF_SIGNAL_LIVE) }
+    }
+
+    /// Where the program's arguments lie in its own memory: start and end.
+    #[inline(always)]
+    pub fn arguments(self) -> (u64, u64) {
+        // SAFETY: `mm_struct *mm` of a task that has just been given a new one by exec, and two
+        // `unsigned long` of it.
+        unsafe {
+            let mm = load(self.0, &OFF_TASK_MM);
+            (load(mm, &OFF_MM_ARG_START), load(mm, &OFF_MM_ARG_END))
+        }
+    }
+}
+
+impl Cgroup {
+    /// The id that user space sees as the directory's inode number.
+    #[inline(always)]
+    pub fn id(self) -> u64 {
+        // SAFETY: `kernfs_node *kn` of a cgroup, `u64 id` of a kernfs_node.
+        unsafe { load(load(self.0, &OFF_CGROUP_KN), &OFF_KERNFS_NODE_ID) }
+    }
+
+    /// v1 hierarchies fire the same tracepoints, and their ids collide with the unified one's.
+    /// The unified hierarchy is the one numbered 0, as in `0::/path` (cgroups(7)).
+    #[inline(always)]
+    pub fn is_unified(self) -> bool {
+        // SAFETY: `cgroup_root *root` of a cgroup, `int hierarchy_id` of a cgroup_root.
+        let id: u32 =
+            unsafe { load(load(self.0, &OFF_CGROUP_ROOT), &OFF_CGROUP_ROOT_HIERARCHY_ID) };
+        id == 0
+    }
+
+    #[inline(always)]
+    pub fn parent(self) -> Self {
+        // SAFETY: `cgroup_subsys_state self` of a cgroup begins at OFF_CGROUP_SELF and holds
+        // `parent`, whose `cgroup` points back to the cgroup it belongs to. A cgroup that is
+        // being made is never the root, so it has a parent.
+        unsafe {
+            let own = self.0.cast::<u8>().add(OFF_CGROUP_SELF.load() as usize).cast();
+            Self(load(load(own, &OFF_CSS_PARENT), &OFF_CSS_CGROUP))
+        }
+    }
+}
