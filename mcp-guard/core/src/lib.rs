@@ -1,1 +1,34 @@
+//! The pure core of mcp-guard: inputs and the time in, effects as data out.
+//!
+//! Nothing in this crate reads a clock, a file or a socket, and nothing is random: the same inputs
+//! give the same effects, which is what makes `replay` of a recorded trace a true back-test.
+//!
+//! ```text
+//! launcher   argv -> package identity          policy    the typed, validated policy
+//! registry   live processes and launcher trees detect    one file per detector
+//! rates      totals over time                  guard     one guarded cgroup: state and decisions
+//! core       all guards: step(now, input)      effect    what comes in and what comes out
+//! refusal    what may never be acted upon      container cgroup path -> container
+//! replay     a recorded trace through the core status    what the operator is shown
+//! target     what an operator may name         audit     the lines of the audit log
+//! ```
 #![forbid(unsafe_code)]
+
+pub mod audit;
+pub mod container;
+mod core;
+pub mod detect;
+pub mod effect;
+pub mod escape;
+pub mod guard;
+pub mod launcher;
+pub mod policy;
+pub mod rates;
+pub mod refusal;
+pub mod registry;
+pub mod replay;
+pub mod status;
+pub mod target;
+mod time;
+
+pub use self::{core::Core, time::Time};

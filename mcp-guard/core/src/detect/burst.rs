@@ -1,0 +1,51 @@
+//! B: many starts of one package in a short time. A healthy gateway that ends each server does
+//! this too, so it acts only where servers stay, or where the rate is a storm's.
+
+use std::time::Duration;
+
+use super::{Finding, comes_of_age, count, sooner};
+use crate::{
+    Time,
+    effect::Detector,
+    policy::Burst,
+    registry::{Identity, Registry},
+};
+
+/// Findings now, and when they may change by time alone.
+pub fn look(now: Time, registry: &Registry, limits: &Burst) -> (Vec<Finding>, Option<Time>) {
+    let mut findings = Vec::new();
+    let mut next = None;
+    for (name, identity) in registry.identities() {
+        if let Some(finding) = finding(now, name, identity, limits) {
+            findings.push(finding);
+            let survivor = identity.nth_oldest(limits.survivors);
+            next = sooner(next, comes_of_age(now, survivor, limits.survivor_age));
+        }
+    }
+    (findings, next)
+}
+
+fn finding(now: Time, name: &str, identity: &Identity, limits: &Burst) -> Option<Finding> {
+    let ten = identity.starts_within(now, Duration::from_secs(10));
+    let sixty = identity.starts_within(now, Duration::from_secs(60));
+    let storm = is_storm(now, identity, limits);
+    let burst = ten >= limits.warn_10s || sixty >= limits.warn_60s;
+    if !burst && !storm {
+        return None;
+    }
+    let survivors = identity.live_aged(now, limits.survivor_age);
+    let numbers = [
+        ("starts_1s", count(identity.starts_in_second(now, 0))),
+        ("starts_10s", count(ten)),
+        ("starts_60s", count(sixty)),
+        ("survivors", count(survivors)),
+        ("live", count(identity.live())),
+    ];
+    let act = (survivors >= limits.survivors || storm).then_some(limits.response);
+    Some(Finding::new(Detector::Burst, Some(name), &numbers, act))
+}
+
+fn is_storm(now: Time, identity: &Identity, limits: &Burst) -> bool {
+    (0..limits.act_for.as_secs())
+        .all(|second| identity.starts_in_second(now, second) >= limits.act_rate)
+}

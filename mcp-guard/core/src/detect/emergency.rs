@@ -1,0 +1,35 @@
+//! E: many more long-lived processes than a minute ago, whatever they are.
+
+use std::collections::VecDeque;
+
+use super::{Finding, count};
+use crate::{Time, effect::Detector, policy::Emergency, registry::Registry};
+
+/// The number of processes of age, once a second.
+#[derive(Clone, Debug, Default)]
+pub struct Aged(VecDeque<(Time, usize)>);
+
+impl Aged {
+    /// Takes a sample and compares it with the one from `within` ago, or the first there is.
+    pub fn look(&mut self, now: Time, registry: &Registry, limits: &Emergency) -> Option<Finding> {
+        let aged = registry.processes_aged(now, limits.age);
+        self.0.push_back((now, aged));
+        // Keeps one sample that is at least `within` old as the base.
+        while self.0.get(1).is_some_and(|(at, _)| now.since(*at) >= limits.within) {
+            self.0.pop_front();
+        }
+        let base = self.0.front().map_or(aged, |(_, aged)| *aged);
+        let growth = aged.saturating_sub(base);
+        if growth < limits.warn {
+            return None;
+        }
+        let numbers = [
+            ("grown", count(growth)),
+            ("aged", count(aged)),
+            ("processes", count(registry.processes())),
+            ("within_ms", u64::try_from(limits.within.as_millis()).unwrap_or(u64::MAX)),
+        ];
+        let act = (growth >= limits.act).then_some(limits.response);
+        Some(Finding::new(Detector::Emergency, None, &numbers, act))
+    }
+}

@@ -1,0 +1,318 @@
+//! From a command line to the package it starts.
+//!
+//! A launcher (`npm exec`, `npx`, `uvx`, ...) fetches a package and runs it. The identity of a
+//! server is that package without its version; the process the launcher ends up running carries
+//! a bin name that may differ (`@21st-dev/magic` runs `magic`).
+//!
+//! Two forms reach us: what the caller typed (`npm exec X`), and, for a `#!` script, what the
+//! kernel made of it (`/usr/bin/env node /usr/bin/npm exec X`, then `node /usr/bin/npm exec X`).
+//! Words further right in another program's argv start nothing: in
+//! `mcp-proxy --port 1 -- npx X` it is the later exec of `npx` that counts.
+
+use serde::Deserialize;
+
+use crate::escape::escape;
+
+/// npm allows 214 bytes for a name; a git or URL specification may be longer and is cut.
+const MAX_IDENTITY: usize = 214;
+
+/// How one launcher is called.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Launcher {
+    /// Base name of the program or script, without `.js`, `.cjs`, `.mjs` or `.py`.
+    pub program: String,
+    /// Words that must follow, options aside: `["tool", "run"]`. Empty for `npx`.
+    #[serde(default)]
+    pub subcommand: Vec<String>,
+    /// Options whose value is the package; it wins over the command.
+    #[serde(default)]
+    pub package_options: Vec<String>,
+    /// Options that take a value as the next word.
+    #[serde(default)]
+    pub value_options: Vec<String>,
+    /// Options that mean no package is run.
+    #[serde(default)]
+    pub information_options: Vec<String>,
+}
+
+/// The grammar: built-in launchers, then those of the policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Launchers(Vec<Launcher>);
+
+const NPM_VALUES: &str = "-C --prefix --registry --cache --userconfig --globalconfig --loglevel -w \
+    --workspace -c --call --script-shell --node-options --tag --before --omit --include --location \
+    -n --node-arg --shell --npm";
+const PNPM_VALUES: &str = "-C --dir -F --filter --registry --loglevel --reporter --allow-build \
+    --store-dir --config-dir";
+const UV_VALUES: &str = "--with -w --with-editable --with-requirements -c --constraints -b \
+    --build-constraints --overrides --env-file -p --python --index --default-index -i --index-url \
+    --extra-index-url -f --find-links -P --upgrade-package --reinstall-package --index-strategy \
+    --keyring-provider --resolution --prerelease --fork-strategy -C --config-setting \
+    --no-build-isolation-package --exclude-newer --link-mode --no-build-package \
+    --no-binary-package --refresh-package --python-platform --torch-backend --cache-dir --color \
+    --allow-insecure-host --directory --project --config-file";
+
+impl Default for Launchers {
+    fn default() -> Self {
+        let npm = ("--package -p", NPM_VALUES, "-h --help -v --version");
+        let bun = ("--package -p", "--cwd -c --config", "-h --help -v --version --revision");
+        let pnpm = ("--package", PNPM_VALUES, "-h --help -v --version");
+        let yarn = ("--package -p", "--cwd", "-h --help -v --version");
+        let uv = ("--from", UV_VALUES, "-h --help -V --version");
+        let pipx =
+            ("--spec", "--python --pip-args --backend -i --index-url", "-h --help --version");
+        let table = [
+            ("npm", "exec", npm),
+            ("npm", "x", npm),
+            ("npx", "", npm),
+            ("bunx", "", bun),
+            ("bun", "x", bun),
+            ("pnpm", "dlx", pnpm),
+            ("pnpx", "", pnpm),
+            ("yarn", "dlx", yarn),
+            ("uvx", "", uv),
+            ("uv", "tool run", uv),
+            // What `uvx` execs: an internal spelling of `uv tool run`.
+            ("uv", "tool uvx", uv),
+            ("pipx", "run", pipx),
+        ];
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect();
+        let launcher =
+            |(program, subcommand, (package, values, information)): (&str, &str, _)| Launcher {
+                program: program.to_owned(),
+                subcommand: words(subcommand),
+                package_options: words(package),
+                value_options: words(values),
+                information_options: words(information),
+            };
+        Self(table.into_iter().map(launcher).collect())
+    }
+}
+
+/// What a command line is, as far as launcher trees care.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// Runs the package of this identity.
+    Launcher(String),
+    /// Stands between a launcher and what it runs.
+    Shell,
+    Other,
+}
+
+impl Launchers {
+    /// The built-in table and `more`, which wins.
+    #[must_use]
+    pub fn extended_by(more: &[Launcher]) -> Self {
+        let mut all = more.to_vec();
+        all.extend(Self::default().0);
+        Self(all)
+    }
+
+    /// Classifies a NUL-separated argv as the kernel keeps it (`/proc/PID/cmdline`, an exec record).
+    #[must_use]
+    pub fn classify(&self, argv: &[u8]) -> Program {
+        let words = split(argv);
+        if let Some(identity) = self.identity(&words) {
+            return Program::Launcher(identity);
+        }
+        match words.first().map(|word| base_name(word)) {
+            Some("sh" | "bash" | "dash" | "ash" | "zsh" | "busybox") => Program::Shell,
+            _ => Program::Other,
+        }
+    }
+
+    fn identity(&self, words: &[&str]) -> Option<String> {
+        let words = strip_interpreters(words)?;
+        let (program, arguments) = words.split_first()?;
+        let program = program_name(program);
+        self.0
+            .iter()
+            .filter(|launcher| launcher.program == program)
+            .find_map(|launcher| launcher.package(arguments))
+            .map(|package| escape(without_version(package).as_bytes(), MAX_IDENTITY))
+    }
+}
+
+impl Launcher {
+    /// The package that `arguments` name, where they are this launcher's.
+    fn package<'a>(&self, arguments: &[&'a str]) -> Option<&'a str> {
+        let mut expected = self.subcommand.iter();
+        let mut missing = expected.next();
+        let mut command = None;
+        let mut words = arguments.iter();
+        while let Some(&word) = words.next() {
+            if word == "--" {
+                command = command.or(if missing.is_none() { words.next().copied() } else { None });
+                break;
+            }
+            if !word.starts_with('-') || word == "-" {
+                match missing {
+                    Some(subcommand) if subcommand == word => missing = expected.next(),
+                    Some(_) => return None,
+                    None if command.is_none() => command = Some(word),
+                    None => {}
+                }
+                // npm reads its own options on both sides of the command; all others, and npx,
+                // leave what follows the command to the server.
+                if command.is_some() && !(self.program == "npm") {
+                    break;
+                }
+                continue;
+            }
+            let (option, attached) = match word.split_once('=') {
+                Some((option, value)) => (option, Some(value)),
+                None => (word, None),
+            };
+            // Right of the command only the long form is npm's beyond doubt: `-p 3000` is more
+            // often meant for the server.
+            let known = |list: &[String]| list.iter().any(|known| known == option);
+            if known(&self.package_options) && (command.is_none() || option.starts_with("--")) {
+                return if missing.is_none() || self.subcommand_follows(missing, words.clone()) {
+                    attached.or_else(|| words.next().copied())
+                } else {
+                    None
+                };
+            }
+            if command.is_none() && known(&self.information_options) {
+                return None;
+            }
+            if attached.is_none() && command.is_none() && known(&self.value_options) {
+                words.next();
+            }
+        }
+        if missing.is_some() { None } else { command.filter(|command| !command.is_empty()) }
+    }
+
+    /// `npm --package=P exec C`: the option came before the subcommand.
+    fn subcommand_follows<'a>(
+        &self,
+        missing: Option<&String>,
+        words: impl Iterator<Item = &'a &'a str>,
+    ) -> bool {
+        missing.is_some_and(|subcommand| words.into_iter().any(|word| *word == subcommand))
+    }
+}
+
+/// Splits at NULs. A program that renamed itself left one string with spaces and NUL padding:
+/// `npm exec figma-mcp\0\0\0`.
+fn split(argv: &[u8]) -> Vec<&str> {
+    let end = argv.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    let mut words: Vec<&str> = argv[..end]
+        .split(|byte| *byte == 0)
+        .map(|word| std::str::from_utf8(word).unwrap_or("\u{fffd}"))
+        .collect();
+    if let [title] = words[..]
+        && title.starts_with("npm exec ")
+    {
+        words = title.split(' ').filter(|word| !word.is_empty()).collect();
+    }
+    words
+}
+
+fn base_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+/// `/usr/lib/node_modules/npm/bin/npm-cli.js` is `npm`.
+fn program_name(path: &str) -> &str {
+    let name = base_name(path);
+    let name = [".js", ".cjs", ".mjs", ".py"]
+        .iter()
+        .find_map(|suffix| name.strip_suffix(suffix))
+        .unwrap_or(name);
+    name.strip_suffix("-cli").filter(|name| matches!(*name, "npm" | "npx")).unwrap_or(name)
+}
+
+/// Leaves the words from the launcher on: steps over `env` and over an interpreter with its script.
+/// None where the program is no launcher for sure (`sh -c`, `node -e`).
+fn strip_interpreters<'a, 'b>(mut words: &'b [&'a str]) -> Option<&'b [&'a str]> {
+    // env, an interpreter, a script: deeper nesting is not a `#!` line.
+    for _ in 0..3 {
+        let (first, rest) = words.split_first()?;
+        words = match base_name(first) {
+            "env" => skip_options(rest, &["-u", "--unset", "-C", "--chdir"], |word| {
+                word.contains('=') && !word.starts_with('-')
+            })?,
+            "node" | "nodejs" => skip_options(
+                rest,
+                &["-r", "--require", "--import", "--loader", "--experimental-loader", "-C"],
+                |_| false,
+            )?,
+            "sh" | "bash" | "dash" | "ash" | "zsh" => {
+                rest.first().filter(|word| !word.starts_with('-')).map(|_| rest)?
+            }
+            name if is_python(name) => match rest {
+                ["-m", module, ..] if !module.is_empty() => &rest[1..],
+                _ => skip_options(rest, &["-W", "-X"], |_| false)?,
+            },
+            _ => return Some(words),
+        };
+    }
+    Some(words)
+}
+
+fn is_python(name: &str) -> bool {
+    name.strip_prefix("python")
+        .is_some_and(|version| version.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.'))
+}
+
+/// The words from the first one that is neither an option nor its value nor `also`.
+fn skip_options<'a, 'b>(
+    words: &'b [&'a str],
+    with_value: &[&str],
+    also: impl Fn(&str) -> bool,
+) -> Option<&'b [&'a str]> {
+    let mut at = 0;
+    while let Some(word) = words.get(at) {
+        match *word {
+            "--" => return words.get(at + 1..),
+            // Program text or standard input instead of a script.
+            "-e" | "--eval" | "-p" | "--print" | "-c" | "-" => return None,
+            option if with_value.contains(&option) => at += 2,
+            option if option.starts_with('-') || also(option) => at += 1,
+            _ => return words.get(at..),
+        }
+    }
+    None
+}
+
+/// `@scope/name@1.2` is `@scope/name`, `name[extra]==1` is `name`. Git, path and URL specifications
+/// stay as written.
+fn without_version(spec: &str) -> &str {
+    if stays_as_written(spec) {
+        return spec;
+    }
+    let scope = usize::from(spec.starts_with('@'));
+    let end = spec[scope..]
+        .find(['@', '=', '<', '>', '~', '!', '[', ';', ' '])
+        .map_or(spec.len(), |at| at + scope);
+    &spec[..end]
+}
+
+fn stays_as_written(spec: &str) -> bool {
+    const PREFIXES: [&str; 9] =
+        [".", "/", "~", "git@", "git+", "github:", "gitlab:", "bitbucket:", "file:"];
+    const ARCHIVES: [&str; 4] = [".tgz", ".tar.gz", ".whl", ".zip"];
+    // `owner/repository` is npm's short form of a GitHub address.
+    let shorthand = !spec.starts_with('@') && spec.contains('/');
+    shorthand
+        || spec.contains("://")
+        || spec.starts_with("gist:")
+        || PREFIXES.iter().any(|prefix| spec.starts_with(prefix))
+        || ARCHIVES.iter().any(|suffix| spec.ends_with(suffix))
+}
+
+/// The bin name of a server whose launcher is gone: `node CACHE/_npx/HASH/node_modules/.bin/BIN`.
+/// Only for processes that were there before the agent; it may differ from the package.
+#[must_use]
+pub fn stranded_server(argv: &[u8]) -> Option<String> {
+    let words = split(argv);
+    let path = words.iter().take(2).find(|word| word.contains("/_npx/"))?;
+    let (_, bin) = path.rsplit_once("/node_modules/.bin/")?;
+    (!bin.is_empty() && !bin.contains('/')).then(|| escape(bin.as_bytes(), MAX_IDENTITY))
+}
+
+#[cfg(test)]
+#[path = "launcher_tests.rs"]
+mod tests;

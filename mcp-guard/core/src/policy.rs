@@ -1,0 +1,364 @@
+//! The policy file, typed and validated. An unknown key is an error: a typo must not silently turn
+//! a protection off.
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use wildmatch::WildMatch;
+
+use crate::launcher::Launcher;
+
+/// Whether decisions change the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Everything up to the last step, which is recorded and not done.
+    #[default]
+    Observe,
+    Enforce,
+}
+
+/// What can be done about a guard, mildest first: the order is the ladder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Response {
+    Record,
+    Clamp,
+    Freeze,
+    Kill,
+}
+
+impl fmt::Display for Response {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Record => "record",
+            Self::Clamp => "clamp",
+            Self::Freeze => "freeze",
+            Self::Kill => "kill",
+        })
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Policy {
+    /// The mode of guards that name none.
+    pub mode: Mode,
+    pub detect: Detect,
+    pub respond: Respond,
+    /// First match wins. Without any, every container is guarded.
+    pub guard: Vec<Rule>,
+    pub launcher: Vec<Launcher>,
+}
+
+/// Thresholds of the detectors.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Detect {
+    pub duplicates: Duplicates,
+    pub burst: Burst,
+    pub emergency: Emergency,
+    pub raw: Raw,
+}
+
+/// D: live launcher trees of one identity.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Duplicates {
+    pub warn: usize,
+    #[serde(with = "humantime_serde")]
+    pub warn_age: Duration,
+    pub act: usize,
+    #[serde(with = "humantime_serde")]
+    pub act_age: Duration,
+    pub response: Response,
+}
+
+impl Default for Duplicates {
+    fn default() -> Self {
+        Self {
+            warn: 5,
+            warn_age: Duration::from_secs(30),
+            act: 10,
+            act_age: Duration::from_secs(60),
+            response: Response::Clamp,
+        }
+    }
+}
+
+/// B: starts of one identity in a short time.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Burst {
+    /// Starts within 10 s that warn.
+    pub warn_10s: usize,
+    /// Starts within 60 s that warn.
+    pub warn_60s: usize,
+    /// Live trees of this age that turn the warning into an action.
+    pub survivors: usize,
+    #[serde(with = "humantime_serde")]
+    pub survivor_age: Duration,
+    /// Starts in each second of `act_for` that act without survivors.
+    pub act_rate: usize,
+    #[serde(with = "humantime_serde")]
+    pub act_for: Duration,
+    pub response: Response,
+}
+
+impl Default for Burst {
+    fn default() -> Self {
+        Self {
+            warn_10s: 10,
+            warn_60s: 15,
+            survivors: 5,
+            survivor_age: Duration::from_secs(10),
+            act_rate: 20,
+            act_for: Duration::from_secs(3),
+            response: Response::Freeze,
+        }
+    }
+}
+
+/// E: growth of live processes, whatever they are.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Emergency {
+    pub warn: usize,
+    pub act: usize,
+    #[serde(with = "humantime_serde")]
+    pub within: Duration,
+    /// Processes younger than this do not count.
+    #[serde(with = "humantime_serde")]
+    pub age: Duration,
+    pub response: Response,
+}
+
+impl Default for Emergency {
+    fn default() -> Self {
+        Self {
+            warn: 100,
+            act: 300,
+            within: Duration::from_secs(60),
+            age: Duration::from_secs(10),
+            response: Response::Freeze,
+        }
+    }
+}
+
+/// R: raw process forks. Warns only: innocent work forks faster than any leak.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Raw {
+    /// Process forks per second.
+    pub warn: u64,
+    #[serde(rename = "for", with = "humantime_serde")]
+    pub sustained: Duration,
+}
+
+impl Default for Raw {
+    fn default() -> Self {
+        Self { warn: 2000, sustained: Duration::from_secs(10) }
+    }
+}
+
+/// How responses are carried out.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Respond {
+    /// Tasks a clamp leaves free above those that exist.
+    pub clamp_headroom: u64,
+    #[serde(with = "humantime_serde")]
+    pub clamp_lease: Duration,
+    #[serde(with = "humantime_serde")]
+    pub freeze_lease: Duration,
+    /// After a failed action or an operator's thaw, how long no detector acts on the guard.
+    #[serde(with = "humantime_serde")]
+    pub cool_down: Duration,
+}
+
+impl Default for Respond {
+    fn default() -> Self {
+        Self {
+            clamp_headroom: 20,
+            clamp_lease: Duration::from_secs(600),
+            freeze_lease: Duration::from_secs(300),
+            cool_down: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Which cgroups are guarded, and how. Every key that is given must match.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// Container name; `*` and `?` match anything.
+    #[serde(default)]
+    pub name: Option<Pattern>,
+    /// Image as the container was started from; `*` and `?` match anything.
+    #[serde(default)]
+    pub image: Option<Pattern>,
+    /// `KEY` or `KEY=VALUE`; `*` and `?` match anything in the value.
+    #[serde(default)]
+    pub label: Option<String>,
+    /// Absolute path in the cgroup tree, for what no engine knows.
+    #[serde(default)]
+    pub cgroup: Option<String>,
+    #[serde(default)]
+    pub mode: Option<Mode>,
+    /// The highest rung of the ladder that detectors may use here.
+    #[serde(default = "default_highest")]
+    pub highest: Response,
+}
+
+/// kill must be named.
+fn default_highest() -> Response {
+    Response::Freeze
+}
+
+/// A name with `*` and `?`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(from = "String")]
+pub struct Pattern(WildMatch);
+
+impl From<String> for Pattern {
+    fn from(pattern: String) -> Self {
+        Self(WildMatch::new(&pattern))
+    }
+}
+
+/// What a rule is matched against.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Subject<'a> {
+    pub name: &'a str,
+    pub image: &'a str,
+    pub labels: Option<&'a BTreeMap<String, String>>,
+    pub cgroup: &'a str,
+}
+
+/// What applies to one guard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    pub mode: Mode,
+    pub highest: Response,
+}
+
+/// Why a policy is refused. The text shows line and place where the file is at fault.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{0}")]
+    Syntax(#[from] toml::de::Error),
+    #[error("{0}")]
+    Meaning(String),
+}
+
+impl Policy {
+    /// # Errors
+    /// Syntax, unknown keys, wrong types, and values that contradict each other.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let policy: Self = toml::from_str(text)?;
+        policy.validate().map_err(Error::Meaning)?;
+        Ok(policy)
+    }
+
+    /// The terms for a subject, None where it is not guarded.
+    #[must_use]
+    pub fn terms(&self, subject: &Subject<'_>) -> Option<Terms> {
+        if self.guard.is_empty() {
+            return Some(Terms { mode: self.mode, highest: default_highest() });
+        }
+        let rule = self.guard.iter().find(|rule| rule.matches(subject))?;
+        Some(Terms { mode: rule.mode.unwrap_or(self.mode), highest: rule.highest })
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        let Detect { duplicates, burst, emergency, raw } = &self.detect;
+        let at_least_one = [
+            ("detect.duplicates.warn", duplicates.warn),
+            ("detect.duplicates.act", duplicates.act),
+            ("detect.burst.warn_10s", burst.warn_10s),
+            ("detect.burst.warn_60s", burst.warn_60s),
+            ("detect.burst.survivors", burst.survivors),
+            ("detect.burst.act_rate", burst.act_rate),
+            ("detect.emergency.warn", emergency.warn),
+            ("detect.emergency.act", emergency.act),
+            ("detect.raw.warn", usize::try_from(raw.warn).unwrap_or(usize::MAX)),
+        ];
+        if let Some((key, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
+            return Err(format!("{key} = 0 would fire without a cause; the least is 1"));
+        }
+        if duplicates.act < duplicates.warn || emergency.act < emergency.warn {
+            return Err("act is below warn: a detector warns before it acts".to_owned());
+        }
+        let second = Duration::from_secs(1);
+        if burst.act_for < second || burst.act_for > Duration::from_secs(60) {
+            return Err("detect.burst.act_for must lie between 1s and 60s".to_owned());
+        }
+        if emergency.within < second || emergency.within > Duration::from_secs(3600) {
+            return Err("detect.emergency.within must lie between 1s and 1h".to_owned());
+        }
+        self.respond.validate()?;
+        match self.guard.iter().position(|rule| !rule.names_something()) {
+            Some(at) => Err(format!(
+                "guard {} names no container: give name, image, label or cgroup (name = \"*\" for all)",
+                at + 1
+            )),
+            None => self.guard.iter().try_for_each(Rule::validate),
+        }
+    }
+}
+
+impl Respond {
+    fn validate(&self) -> Result<(), String> {
+        if self.clamp_headroom < 8 {
+            return Err("respond.clamp_headroom is below 8: an exec'd health check could not run \
+                        and node would abort"
+                .to_owned());
+        }
+        let bounds = Duration::from_secs(1)..=Duration::from_secs(86_400);
+        for (key, lease) in [("clamp_lease", self.clamp_lease), ("freeze_lease", self.freeze_lease)]
+        {
+            if !bounds.contains(&lease) {
+                return Err(format!("respond.{key} must lie between 1s and 1day"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Rule {
+    fn names_something(&self) -> bool {
+        self.name.is_some() || self.image.is_some() || self.label.is_some() || self.cgroup.is_some()
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        match &self.cgroup {
+            Some(path) if !path.starts_with('/') || path.split('/').any(|part| part == "..") => {
+                Err(format!("guard cgroup {path:?} must be an absolute path without \"..\""))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn matches(&self, subject: &Subject<'_>) -> bool {
+        let fits = |pattern: &Option<Pattern>, text: &str| {
+            pattern.as_ref().is_none_or(|pattern| pattern.0.matches(text))
+        };
+        fits(&self.name, subject.name)
+            && fits(&self.image, subject.image)
+            && self.cgroup.as_ref().is_none_or(|path| path == subject.cgroup)
+            && self.label.as_ref().is_none_or(|label| label_matches(label, subject.labels))
+    }
+}
+
+fn label_matches(label: &str, labels: Option<&BTreeMap<String, String>>) -> bool {
+    let (key, pattern) = match label.split_once('=') {
+        Some((key, value)) => (key, Some(WildMatch::new(value))),
+        None => (label, None),
+    };
+    let value = labels.and_then(|labels| labels.get(key));
+    value.is_some_and(|value| pattern.is_none_or(|pattern| pattern.matches(value)))
+}
+
+#[cfg(test)]
+#[path = "policy_tests.rs"]
+mod tests;

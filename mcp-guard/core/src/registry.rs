@@ -1,0 +1,325 @@
+//! The live processes of one guard and the launcher trees they form.
+//!
+//! A tree is one start of a launcher with everything it became: its re-execs, its shells, the
+//! server at its end. It lives as long as any of its processes does, because a server outlives
+//! the launcher that is killed above it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use crate::{
+    Time,
+    launcher::{Launchers, Program, stranded_server},
+};
+
+/// Processes kept per guard; the kernel's own default for a whole host is 32,768.
+pub const MAX_PROCESSES: usize = 65_536;
+/// Identities told apart per guard; more share the name [`OTHER_IDENTITIES`].
+pub const MAX_IDENTITIES: usize = 1024;
+/// Start times kept per identity, for rates over the last minute.
+pub const MAX_STARTS: usize = 4096;
+/// How long a start counts towards a rate.
+pub const STARTS_KEPT: Duration = Duration::from_secs(60);
+pub const OTHER_IDENTITIES: &str = "(other)";
+
+/// Kernel clock ticks of `/proc/PID/stat`: 100 a second on every architecture (`USER_HZ`).
+const TICK_NS: u64 = 10_000_000;
+
+/// A process as `/proc` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observed {
+    pub pid: u32,
+    /// `starttime` of `/proc/PID/stat`, in clock ticks since boot.
+    pub start_ticks: u64,
+    pub parent: u32,
+    /// `/proc/PID/cmdline`, NUL-separated.
+    pub argv: Vec<u8>,
+}
+
+#[derive(Clone, Debug)]
+struct Process {
+    born: Time,
+    /// The parent it was born to; where it is adopted later does not matter.
+    parent: u32,
+    tree: Option<TreeId>,
+    program: Program,
+}
+
+type TreeId = u64;
+
+#[derive(Clone, Debug)]
+struct Tree {
+    identity: String,
+    started: Time,
+    members: u32,
+}
+
+/// What is known of one package in one guard.
+#[derive(Clone, Debug, Default)]
+pub struct Identity {
+    /// Trees ever started, those found at the beginning included.
+    pub starts: u64,
+    pub live_peak: usize,
+    live: BTreeSet<(Time, TreeId)>,
+    recent: VecDeque<Time>,
+}
+
+impl Identity {
+    #[must_use]
+    pub fn live(&self) -> usize {
+        self.live.len()
+    }
+
+    /// Live trees that are at least `age` old.
+    #[must_use]
+    pub fn live_aged(&self, now: Time, age: Duration) -> usize {
+        let Some(moment) = now.checked_before(age) else { return 0 };
+        self.live.range(..=(moment, TreeId::MAX)).count()
+    }
+
+    /// When the `n`th oldest live tree began, counted from 1.
+    #[must_use]
+    pub fn nth_oldest(&self, n: usize) -> Option<Time> {
+        self.live.iter().nth(n.checked_sub(1)?).map(|(started, _)| *started)
+    }
+
+    /// Starts that are less than `age` old.
+    #[must_use]
+    pub fn starts_within(&self, now: Time, age: Duration) -> usize {
+        self.recent.len() - self.recent.partition_point(|start| now.since(*start) >= age)
+    }
+
+    /// Starts that are `second` whole seconds old, and not a second more.
+    #[must_use]
+    pub fn starts_in_second(&self, now: Time, second: u64) -> usize {
+        let [from, to] = [second, second + 1].map(Duration::from_secs);
+        self.starts_within(now, to) - self.starts_within(now, from)
+    }
+
+    fn note_start(&mut self, started: Time, tree: TreeId) {
+        self.starts += 1;
+        self.live.insert((started, tree));
+        self.live_peak = self.live_peak.max(self.live.len());
+        // Nearly always at the end; a rescan may find older ones.
+        let at = self.recent.partition_point(|start| *start <= started);
+        self.recent.insert(at, started);
+        let newest = self.recent.back().copied().unwrap_or(started);
+        while self.recent.len() > MAX_STARTS
+            || self.recent.front().is_some_and(|start| newest.since(*start) > STARTS_KEPT)
+        {
+            self.recent.pop_front();
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Registry {
+    processes: BTreeMap<u32, Process>,
+    births: BTreeSet<(Time, u32)>,
+    trees: BTreeMap<TreeId, Tree>,
+    identities: BTreeMap<String, Identity>,
+    next_tree: TreeId,
+    /// Counts changes of trees, so that detectors look again only when there is something new.
+    changes: u64,
+    /// Processes not kept because [`MAX_PROCESSES`] was reached.
+    pub overflowed: u64,
+}
+
+impl Registry {
+    #[must_use]
+    pub fn processes(&self) -> usize {
+        self.processes.len()
+    }
+
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    #[must_use]
+    pub fn pids(&self) -> Vec<u32> {
+        self.processes.keys().copied().collect()
+    }
+
+    #[must_use]
+    pub fn holds(&self, pid: u32) -> bool {
+        self.processes.contains_key(&pid)
+    }
+
+    pub fn identities(&self) -> impl Iterator<Item = (&str, &Identity)> {
+        self.identities.iter().map(|(name, identity)| (name.as_str(), identity))
+    }
+
+    #[must_use]
+    pub fn identity(&self, name: &str) -> Option<&Identity> {
+        self.identities.get(name)
+    }
+
+    /// Live processes that are at least `age` old.
+    #[must_use]
+    pub fn processes_aged(&self, now: Time, age: Duration) -> usize {
+        let Some(moment) = now.checked_before(age) else { return 0 };
+        self.births.range(..=(moment, u32::MAX)).count()
+    }
+
+    pub fn fork(&mut self, born: Time, child: u32, parent: u32) {
+        if self.processes.get(&child).is_some_and(|known| ticks(known.born) == ticks(born)) {
+            return; // Found by a rescan before its record was read.
+        }
+        self.exit(child); // Its number is used again, so the old one is gone.
+        let (tree, program) = match self.processes.get(&parent) {
+            Some(parent) => (parent.tree, parent.program.clone()),
+            None => (None, Program::Other),
+        };
+        self.add(child, Process { born, parent, tree, program });
+    }
+
+    pub fn exec(&mut self, now: Time, born: Time, pid: u32, argv: &[u8], launchers: &Launchers) {
+        if !self.holds(pid) {
+            self.add(pid, Process { born, parent: 0, tree: None, program: Program::Other });
+        }
+        self.run(now, pid, launchers.classify(argv));
+    }
+
+    /// A process moved in from outside: `docker exec`, a container's first process.
+    pub fn arrive(&mut self, born: Time, pid: u32) {
+        if !self.holds(pid) {
+            self.add(pid, Process { born, parent: 0, tree: None, program: Program::Other });
+        }
+    }
+
+    /// A process ended or moved out. True where it was known.
+    pub fn exit(&mut self, pid: u32) -> bool {
+        let Some(process) = self.processes.remove(&pid) else { return false };
+        self.births.remove(&(process.born, pid));
+        self.leave(process.tree);
+        true
+    }
+
+    /// Makes the registry equal to what `/proc` shows now. Known processes keep their history.
+    pub fn reconcile(&mut self, mut seen: Vec<Observed>, launchers: &Launchers) {
+        seen.sort_unstable_by_key(|process| (process.start_ticks, process.pid));
+        let alive: BTreeMap<u32, u64> =
+            seen.iter().map(|process| (process.pid, process.start_ticks)).collect();
+        let gone: Vec<u32> = self
+            .processes
+            .iter()
+            .filter(|(pid, known)| alive.get(pid) != Some(&ticks(known.born)))
+            .map(|(pid, _)| *pid)
+            .collect();
+        for pid in gone {
+            self.exit(pid);
+        }
+        for process in seen {
+            self.observe(&process, launchers);
+        }
+    }
+
+    fn observe(&mut self, seen: &Observed, launchers: &Launchers) {
+        let born = Time(seen.start_ticks.saturating_mul(TICK_NS));
+        if !self.holds(seen.pid) {
+            self.fork(born, seen.pid, seen.parent);
+        }
+        let Some(known) = self.processes.get(&seen.pid) else { return };
+        let (born, in_tree) = (known.born, known.tree.is_some());
+        match launchers.classify(&seen.argv) {
+            // A launcher that renamed itself keeps the tree it has.
+            Program::Launcher(_) if in_tree => {}
+            program @ Program::Launcher(_) => self.run(born, seen.pid, program),
+            Program::Other if !in_tree => {
+                if let Some(bin) = stranded_server(&seen.argv) {
+                    self.start_tree(born, seen.pid, bin);
+                }
+            }
+            program @ (Program::Shell | Program::Other) => self.run(born, seen.pid, program),
+        }
+    }
+
+    fn run(&mut self, now: Time, pid: u32, program: Program) {
+        if let Program::Launcher(identity) = &program
+            && !self.continues_its_tree(pid, identity)
+        {
+            self.start_tree(now, pid, identity.clone());
+        }
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.program = program;
+        }
+    }
+
+    /// Whether `pid`, about to run the launcher of `identity`, is still the start it already
+    /// belongs to: a re-exec through `#!`, or a wrapper script and its shells. A server that
+    /// starts its own package again is a new start; so recursion shows.
+    fn continues_its_tree(&self, pid: u32, identity: &str) -> bool {
+        let Some(tree) = self.processes.get(&pid).and_then(|process| process.tree) else {
+            return false;
+        };
+        if self.trees.get(&tree).is_none_or(|tree| tree.identity != identity) {
+            return false;
+        }
+        let mut at = pid;
+        // Bounded: a chain of shells this deep is not one start.
+        for _ in 0..16 {
+            let Some(process) = self.processes.get(&at) else { return false };
+            match &process.program {
+                _ if process.tree != Some(tree) => return false,
+                Program::Launcher(own) => return own == identity,
+                Program::Shell => at = process.parent,
+                Program::Other => return false,
+            }
+        }
+        false
+    }
+
+    fn start_tree(&mut self, started: Time, pid: u32, identity: String) {
+        let known = self.identities.contains_key(&identity);
+        let identity = if known || self.identities.len() < MAX_IDENTITIES {
+            identity
+        } else {
+            OTHER_IDENTITIES.to_owned()
+        };
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        self.next_tree += 1;
+        let id = self.next_tree;
+        let left = process.tree.replace(id);
+        self.identities.entry(identity.clone()).or_default().note_start(started, id);
+        self.trees.insert(id, Tree { identity, started, members: 1 });
+        self.changes += 1;
+        self.leave(left);
+    }
+
+    fn add(&mut self, pid: u32, process: Process) {
+        if self.processes.len() >= MAX_PROCESSES {
+            self.overflowed += 1;
+            return;
+        }
+        if let Some(tree) = process.tree.and_then(|tree| self.trees.get_mut(&tree)) {
+            tree.members += 1;
+        }
+        self.births.insert((process.born, pid));
+        self.processes.insert(pid, process);
+    }
+
+    fn leave(&mut self, tree: Option<TreeId>) {
+        let Some(id) = tree else { return };
+        let Some(tree) = self.trees.get_mut(&id) else { return };
+        tree.members -= 1;
+        if tree.members > 0 {
+            return;
+        }
+        if let Some(identity) = self.identities.get_mut(&tree.identity) {
+            identity.live.remove(&(tree.started, id));
+        }
+        self.trees.remove(&id);
+        self.changes += 1;
+    }
+}
+
+fn ticks(time: Time) -> u64 {
+    time.0 / TICK_NS
+}
+
+#[cfg(test)]
+#[path = "registry_tests.rs"]
+mod tests;

@@ -1,0 +1,211 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const SECOND: u64 = 1_000_000_000;
+
+struct Fixture {
+    registry: Registry,
+    now: u64,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        Self { registry: Registry::default(), now: 0 }
+    }
+
+    fn fork(&mut self, parent: u32, child: u32) {
+        self.now += SECOND;
+        self.registry.fork(Time(self.now), child, parent);
+    }
+
+    fn exec(&mut self, pid: u32, command: &str) {
+        self.now += SECOND;
+        let argv = argv(command);
+        self.registry.exec(Time(self.now), Time(self.now), pid, &argv, &Launchers::default());
+    }
+
+    fn live(&self, identity: &str) -> (u64, usize) {
+        self.registry.identity(identity).map_or((0, 0), |one| (one.starts, one.live()))
+    }
+}
+
+fn argv(command: &str) -> Vec<u8> {
+    command.split('|').flat_map(|word| word.bytes().chain([0])).collect()
+}
+
+/// The chain of one `npx -y figma-mcp` under dash, as the kernel shows it.
+fn start_server(fixture: &mut Fixture, first: u32) {
+    fixture.fork(1, first);
+    fixture.exec(first, "sh|-c|npx -y figma-mcp");
+    fixture.fork(first, first + 1);
+    fixture.exec(first + 1, "/usr/bin/env|node|/usr/bin/npx|-y|figma-mcp");
+    fixture.exec(first + 1, "node|/usr/bin/npx|-y|figma-mcp");
+    fixture.fork(first + 1, first + 2);
+    fixture.exec(first + 2, "sh|-c|'figma-mcp'");
+    fixture.fork(first + 2, first + 3);
+    fixture.exec(first + 3, "node|/c/_npx/0/node_modules/.bin/figma-mcp");
+}
+
+#[test]
+fn a_tree_counts_once_and_lives_as_long_as_any_member() {
+    let mut fixture = Fixture::new();
+    start_server(&mut fixture, 10);
+    assert_eq!(fixture.live("figma-mcp"), (1, 1));
+    for pid in [11, 12] {
+        fixture.registry.exit(pid);
+        assert_eq!(fixture.live("figma-mcp"), (1, 1), "the server still runs");
+    }
+    fixture.registry.exit(13);
+    assert_eq!(fixture.live("figma-mcp"), (1, 0));
+    assert_eq!(fixture.registry.processes(), 1, "the outer shell");
+}
+
+#[test]
+fn busybox_runs_the_whole_chain_in_one_process() {
+    let mut fixture = Fixture::new();
+    fixture.fork(1, 10);
+    fixture.exec(10, "/bin/sh|-c|npx -y figma-mcp");
+    fixture.exec(10, "/usr/bin/env|node|/usr/bin/npx|-y|figma-mcp");
+    fixture.exec(10, "node|/usr/bin/npx|-y|figma-mcp");
+    assert_eq!(fixture.live("figma-mcp"), (1, 1));
+    fixture.registry.exit(10);
+    assert_eq!(fixture.live("figma-mcp"), (1, 0));
+}
+
+#[test]
+fn a_launcher_wrapper_script_is_part_of_its_start() {
+    let mut fixture = Fixture::new();
+    fixture.fork(1, 10);
+    fixture.exec(10, "/bin/sh|/usr/bin/npm|exec|figma-mcp");
+    fixture.fork(10, 11);
+    fixture.exec(11, "sh|-c|node npm-cli.js exec figma-mcp");
+    fixture.fork(11, 12);
+    fixture.exec(12, "node|/opt/npm-cli.js|exec|figma-mcp");
+    assert_eq!(fixture.live("figma-mcp"), (1, 1));
+}
+
+#[test]
+fn a_server_that_starts_itself_again_is_a_new_start() {
+    let mut fixture = Fixture::new();
+    start_server(&mut fixture, 10);
+    fixture.fork(13, 20);
+    fixture.exec(20, "npx|-y|figma-mcp");
+    assert_eq!(fixture.live("figma-mcp"), (2, 2));
+}
+
+#[test]
+fn a_server_may_launch_another_package() {
+    let mut fixture = Fixture::new();
+    fixture.fork(1, 10);
+    fixture.exec(10, "npx|supergateway");
+    fixture.fork(10, 11);
+    fixture.exec(11, "npx|figma-mcp");
+    assert_eq!(fixture.live("supergateway"), (1, 1));
+    assert_eq!(fixture.live("figma-mcp"), (1, 1));
+    fixture.registry.exit(10);
+    assert_eq!(fixture.live("supergateway"), (1, 0));
+    assert_eq!(fixture.live("figma-mcp"), (1, 1));
+}
+
+#[test]
+fn a_reused_pid_is_another_process() {
+    let mut fixture = Fixture::new();
+    fixture.fork(1, 10);
+    fixture.exec(10, "npx|a");
+    fixture.fork(1, 10);
+    assert_eq!(fixture.live("a"), (1, 0));
+    assert_eq!(fixture.registry.processes(), 1);
+}
+
+fn observed(pid: u32, parent: u32, start_ticks: u64, command: &str) -> Observed {
+    Observed { pid, start_ticks, parent, argv: argv(command) }
+}
+
+#[test]
+fn reconcile_finds_trees_orphans_and_the_dead() {
+    let mut fixture = Fixture::new();
+    fixture.fork(1, 10);
+    fixture.exec(10, "npx|gone");
+    let seen = vec![
+        observed(20, 1, 900, "npm exec @s/p@1||||"),
+        observed(21, 20, 910, "sh|-c|'p'"),
+        observed(22, 21, 911, "node|/c/_npx/0/node_modules/.bin/p"),
+        observed(30, 1, 100, "node|/c/_npx/0/node_modules/.bin/stranded"),
+        observed(40, 1, 50, "node|/srv/gateway.js"),
+    ];
+    fixture.registry.reconcile(seen.clone(), &Launchers::default());
+    assert_eq!(fixture.live("gone"), (1, 0));
+    assert_eq!(fixture.live("@s/p"), (1, 1));
+    assert_eq!(fixture.live("stranded"), (1, 1));
+    assert_eq!(fixture.registry.pids(), [20, 21, 22, 30, 40]);
+    assert_eq!(
+        fixture.registry.identity("@s/p").and_then(|one| one.nth_oldest(1)),
+        Some(Time(9 * SECOND)),
+        "its age is the process's own, not the agent's"
+    );
+    fixture.registry.reconcile(seen, &Launchers::default());
+    assert_eq!(fixture.live("@s/p"), (1, 1), "a second look changes nothing");
+}
+
+#[test]
+fn a_record_read_after_the_rescan_that_saw_its_process_changes_nothing() {
+    let mut registry = Registry::default();
+    registry.reconcile(vec![observed(20, 1, 900, "npx|a")], &Launchers::default());
+    registry.fork(Time(9 * SECOND + 5), 20, 1);
+    assert_eq!(registry.identity("a").map(|a| (a.starts, a.live())), Some((1, 1)));
+}
+
+#[test]
+fn identities_beyond_the_bound_share_a_name() {
+    let mut registry = Registry::default();
+    for pid in 0..(MAX_IDENTITIES as u32 + 5) {
+        let argv = argv(&format!("npx|p{pid}"));
+        registry.exec(Time(1), Time(1), pid, &argv, &Launchers::default());
+    }
+    assert_eq!(registry.identities().count(), MAX_IDENTITIES + 1);
+    assert_eq!(registry.identity(OTHER_IDENTITIES).map(Identity::live), Some(5));
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Fork(u32, u32),
+    Exec(u32, &'static str),
+    Exit(u32),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let pid = || 1u32..12;
+    let command = prop::sample::select(vec!["npx|a", "npx|b", "sh|-c|x", "node|s.js"]);
+    prop_oneof![
+        (pid(), pid()).prop_map(|(parent, child)| Step::Fork(parent, child)),
+        (pid(), command).prop_map(|(pid, command)| Step::Exec(pid, command)),
+        pid().prop_map(Step::Exit),
+    ]
+}
+
+proptest! {
+    /// The books always agree: each tree has as many members as processes that name it, and an
+    /// identity's live trees are those that exist.
+    #[test]
+    fn members_trees_and_identities_agree(steps in prop::collection::vec(step(), 0..200)) {
+        let mut registry = Registry::default();
+        let launchers = Launchers::default();
+        for (at, step) in steps.into_iter().enumerate() {
+            let now = Time(at as u64 * SECOND);
+            match step {
+                Step::Fork(parent, child) => registry.fork(now, child, parent),
+                Step::Exec(pid, command) => registry.exec(now, now, pid, &argv(command), &launchers),
+                Step::Exit(pid) => { registry.exit(pid); }
+            }
+            for (id, tree) in &registry.trees {
+                let members = registry.processes.values().filter(|p| p.tree == Some(*id)).count();
+                prop_assert_eq!(tree.members as usize, members);
+                prop_assert!(members > 0);
+            }
+            let live: usize = registry.identities.values().map(Identity::live).sum();
+            prop_assert_eq!(live, registry.trees.len());
+            prop_assert_eq!(registry.births.len(), registry.processes.len());
+        }
+    }
+}

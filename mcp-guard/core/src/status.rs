@@ -1,0 +1,127 @@
+//! What the operator is shown of a guard. JSON is these types' own.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use mcp_guard_common::Totals;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Time,
+    guard::Guard,
+    policy::{Mode, Response},
+    rates::PerSecond,
+};
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GuardStatus {
+    pub guard: u32,
+    pub name: String,
+    pub mode: Mode,
+    pub highest: Response,
+    /// "free", "clamped", "frozen", or "frozen, clamped".
+    pub state: String,
+    /// Why no action is taken here, where that is so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+    /// Live processes, by the registry.
+    pub processes: usize,
+    pub pids: Vec<u32>,
+    pub identities: BTreeMap<String, IdentityStatus>,
+    pub totals: TotalsStatus,
+    pub forks_per_second: PerSecond,
+    pub execs_per_second: PerSecond,
+    /// Launcher trees started per second, all identities together.
+    pub starts_per_second: PerSecond,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct IdentityStatus {
+    pub starts: u64,
+    pub live: usize,
+    pub live_peak: usize,
+    pub oldest_seconds: Option<u64>,
+    pub starts_per_second: PerSecond,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct TotalsStatus {
+    pub process_forks: u64,
+    pub thread_forks: u64,
+    pub execs: u64,
+    pub process_exits: u64,
+    pub thread_exits: u64,
+    pub arrivals: u64,
+    pub departures: u64,
+    pub dropped: u64,
+}
+
+impl GuardStatus {
+    #[must_use]
+    pub fn of(now: Time, guard: &Guard) -> Self {
+        let identities: BTreeMap<_, _> = guard
+            .registry
+            .identities()
+            .map(|(name, identity)| {
+                let starts = |window| rate(identity.starts_within(now, window), window);
+                let status = IdentityStatus {
+                    starts: identity.starts,
+                    live: identity.live(),
+                    live_peak: identity.live_peak,
+                    oldest_seconds: identity.nth_oldest(1).map(|at| now.since(at).as_secs()),
+                    starts_per_second: PerSecond::of(starts),
+                };
+                (name.to_owned(), status)
+            })
+            .collect();
+        let all_starts = |window| {
+            let starts = guard.registry.identities().map(|(_, one)| one.starts_within(now, window));
+            rate(starts.sum(), window)
+        };
+        let per_second = |field: fn(&Totals) -> u64| {
+            PerSecond::of(|window| guard.rates.per_second(window, field))
+        };
+        Self {
+            guard: guard.id,
+            name: guard.name.clone(),
+            mode: guard.terms.mode,
+            highest: guard.terms.highest,
+            state: state(guard),
+            refused: guard.refusal.as_ref().map(ToString::to_string),
+            processes: guard.registry.processes(),
+            pids: guard.registry.pids(),
+            starts_per_second: PerSecond::of(all_starts),
+            identities,
+            totals: totals(guard),
+            forks_per_second: per_second(|totals| totals.process_forks),
+            execs_per_second: per_second(|totals| totals.execs),
+        }
+    }
+}
+
+fn rate(events: usize, window: Duration) -> f64 {
+    events as f64 / window.as_secs_f64()
+}
+
+fn state(guard: &Guard) -> String {
+    match (guard.freeze, guard.clamp) {
+        (None, None) => "free",
+        (None, Some(_)) => "clamped",
+        (Some(_), None) => "frozen",
+        (Some(_), Some(_)) => "frozen, clamped",
+    }
+    .to_owned()
+}
+
+fn totals(guard: &Guard) -> TotalsStatus {
+    let totals = guard.rates.totals();
+    TotalsStatus {
+        process_forks: totals.process_forks,
+        thread_forks: totals.thread_forks,
+        execs: totals.execs,
+        process_exits: totals.process_exits,
+        thread_exits: totals.thread_exits,
+        arrivals: guard.arrivals,
+        departures: guard.departures,
+        dropped: totals.dropped,
+    }
+}

@@ -1,0 +1,123 @@
+//! What an operator may name: a container, a cgroup, a process.
+
+use crate::container::is_container_id;
+
+/// TARGET of the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A container's name, id or id prefix, in any engine.
+    Container(String),
+    /// The same, in Docker only.
+    Docker(String),
+    /// Path in the unified hierarchy.
+    Cgroup(String),
+    /// The cgroup this process is in.
+    Pid(u32),
+}
+
+/// Container names the engines allow: at most this long here, to keep messages readable.
+const MAX_NAME: usize = 255;
+
+impl Target {
+    /// # Errors
+    /// Says what a TARGET may be.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("cgroup:") {
+            let relative = path.split('/').any(|part| part == "..");
+            return match path.starts_with('/') && !relative {
+                true => Ok(Self::Cgroup(path.to_owned())),
+                false => Err(format!("{text:?}: cgroup: wants an absolute path without \"..\"")),
+            };
+        }
+        if let Some(pid) = text.strip_prefix("pid:") {
+            return match pid.parse() {
+                Ok(pid) if pid > 0 => Ok(Self::Pid(pid)),
+                _ => Err(format!("{text:?}: pid: wants a process id greater than 0")),
+            };
+        }
+        let (name, docker) = match text.strip_prefix("docker:") {
+            Some(name) => (name, true),
+            None => (text, false),
+        };
+        if !is_name(name) {
+            return Err(format!(
+                "{text:?} is no target; give a container name, id or id prefix, docker:NAME, \
+                 cgroup:/path or pid:N"
+            ));
+        }
+        let name = name.to_owned();
+        Ok(if docker { Self::Docker(name) } else { Self::Container(name) })
+    }
+}
+
+/// Docker's own rule for names, so that nothing else ever reaches an engine.
+fn is_name(text: &str) -> bool {
+    let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    let rest = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+    first && text.len() <= MAX_NAME && text.bytes().all(rest)
+}
+
+/// A container that a name may mean.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    pub id: String,
+    pub name: String,
+}
+
+/// Why a name means no container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoMatch {
+    None,
+    Several(Vec<Candidate>),
+}
+
+/// The one container that `text` names: its full name or id, else an id prefix.
+///
+/// # Errors
+/// None matches, or several do.
+pub fn choose<'a>(text: &str, all: &'a [Candidate]) -> Result<&'a Candidate, NoMatch> {
+    if let Some(exact) = all.iter().find(|one| one.name == text || one.id == text) {
+        return Ok(exact);
+    }
+    let hex = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let matches: Vec<_> = all
+        .iter()
+        .filter(|one| hex && is_container_id(&one.id) && one.id.starts_with(text))
+        .collect();
+    match matches[..] {
+        [one] => Ok(one),
+        [] => Err(NoMatch::None),
+        _ => Err(NoMatch::Several(matches.into_iter().cloned().collect())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_parse() {
+        let parse = |text| Target::parse(text).ok();
+        assert_eq!(parse("metamcp"), Some(Target::Container("metamcp".into())));
+        assert_eq!(parse("docker:metamcp"), Some(Target::Docker("metamcp".into())));
+        assert_eq!(parse("cgroup:/a/b"), Some(Target::Cgroup("/a/b".into())));
+        assert_eq!(parse("pid:12"), Some(Target::Pid(12)));
+        for bad in ["", "../../x", "a/b", "a b", "-x", "pid:0", "pid:x", "cgroup:a", "cgroup:/../a"]
+        {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_name_or_a_unique_prefix_chooses() {
+        let id = |digit: &str| format!("abc{}", digit.repeat(61));
+        let one = |name: &str, digit| Candidate { id: id(digit), name: name.to_owned() };
+        let all = [one("web", "1"), one("db", "2"), one("abc", "3")];
+        assert_eq!(choose("db", &all), Ok(&all[1]));
+        assert_eq!(choose("abc1", &all), Ok(&all[0]));
+        assert_eq!(choose("abc", &all), Ok(&all[2]), "a full name wins over prefixes");
+        assert_eq!(choose("nope", &all), Err(NoMatch::None));
+        let several = choose("ab", &all);
+        assert!(matches!(several, Err(NoMatch::Several(ref found)) if found.len() == 3));
+    }
+}

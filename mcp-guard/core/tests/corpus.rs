@@ -1,0 +1,137 @@
+//! The recorded traces: what each is, and what the default policy makes of it.
+//!
+//! Recorded on real machines: gateways that leak, servers that crash, and innocent work. No
+//! innocent one may be acted upon, no leak may go unnoticed.
+
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+use mcp_guard_core::{
+    policy::{Policy, Response},
+    replay::{Report, replay},
+};
+
+struct Trace {
+    kind: String,
+    header: serde_json::Value,
+    report: Report,
+}
+
+fn corpus() -> BTreeMap<String, Trace> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
+    let files = fs::read_dir(folder).expect("the corpus").map(|entry| entry.expect("entry").path());
+    files
+        .map(|path| {
+            let text = fs::read_to_string(&path).expect("readable");
+            let header: serde_json::Value =
+                serde_json::from_str(text.lines().next().expect("header")).expect("JSON");
+            let report = replay(&text, Policy::default()).expect("well-formed");
+            let name = path.file_stem().expect("name").to_string_lossy().into_owned();
+            (
+                name,
+                Trace { kind: header["kind"].as_str().expect("kind").to_owned(), header, report },
+            )
+        })
+        .collect()
+}
+
+/// Name, starts by identity, live processes at the end, detectors that warn, detectors that act.
+type Row = (&'static str, &'static [(&'static str, u64)], usize, &'static str, &'static str);
+
+const TABLE: [Row; 17] = [
+    ("entrypoint-sh", &[], 0, "", ""),
+    ("figma-npx", &[("figma-mcp", 1)], 3, "", ""),
+    ("figma-npx-bbsh", &[("figma-mcp", 1)], 2, "", ""),
+    (
+        "idestart1",
+        &[
+            ("@21st-dev/magic", 2),
+            ("@modelcontextprotocol/server-everything", 1),
+            ("@modelcontextprotocol/server-filesystem", 1),
+            ("figma-mcp", 1),
+        ],
+        15,
+        "",
+        "",
+    ),
+    ("jest-30-w6", &[], 0, "", ""),
+    ("make-j4-gcc", &[], 0, "", ""),
+    ("mcpproxy", &[("figma-mcp", 1)], 4, "", ""),
+    ("node-test-40", &[], 0, "", ""),
+    ("npm-install-noscripts", &[], 0, "", ""),
+    ("npm-install-scripts", &[], 0, "", ""),
+    ("sh-true-loop", &[], 0, "", ""),
+    ("storm-node-crash", &[], 0, "", ""),
+    ("storm-npx-crash", &[("@modelcontextprotocol/server-filesystem", 8)], 0, "", ""),
+    ("supergateway3-stateful-vanish", &[("figma-mcp", 8)], 33, "D", ""),
+    ("supergateway3-stateless-slow", &[("figma-mcp", 24)], 97, "BD", "BD"),
+    ("supergateway4-stateless", &[("figma-mcp", 18)], 1, "B", ""),
+    ("uvx-warm", &[("mcp-server-time", 1)], 2, "", ""),
+];
+
+#[test]
+fn every_trace_is_read_as_the_table_says() {
+    let corpus = corpus();
+    assert_eq!(corpus.len(), TABLE.len(), "each trace has its row");
+    for (name, starts, live, warned, acted) in TABLE {
+        let report = &corpus[name].report;
+        let counted: Vec<_> =
+            report.identities.iter().map(|(name, one)| (name.as_str(), one.starts)).collect();
+        assert_eq!(counted, starts, "{name}: starts");
+        assert_eq!(report.live_at_end, live, "{name}: live at the end");
+        let letters = |detectors: Vec<_>| -> String {
+            let json = serde_json::to_value(detectors).expect("JSON");
+            json.as_array().expect("list").iter().filter_map(|one| one.as_str()).collect()
+        };
+        let warnings = report.warnings.iter().map(|one| one.detector).collect();
+        assert_eq!(letters(warnings), warned, "{name}: warnings");
+        let actions = report.actions.iter().map(|one| one.detector).collect();
+        assert_eq!(letters(actions), acted, "{name}: actions");
+    }
+}
+
+#[test]
+fn counts_are_those_of_the_recorder() {
+    for (name, Trace { header, report, .. }) in corpus() {
+        let recorded = |key: &str| header[key].as_u64().expect("number");
+        assert_eq!(report.events, recorded("events"), "{name}");
+        assert_eq!(report.processes, recorded("procs"), "{name}");
+        assert_eq!(report.execs, recorded("execs"), "{name}");
+    }
+}
+
+#[test]
+fn leaks_are_noticed_and_work_is_left_alone() {
+    let corpus = corpus();
+    for (name, Trace { kind, report, .. }) in &corpus {
+        let survivors = report.identities.values().map(|one| one.live_at_end).max().unwrap_or(0);
+        match kind.as_str() {
+            "leak" => {
+                assert!(!report.warnings.is_empty() || !report.actions.is_empty(), "{name}");
+                assert!(survivors < 10 || !report.actions.is_empty(), "{name}");
+            }
+            "innocent" | "crash-loop" => assert_eq!(report.actions, [], "{name}"),
+            other => panic!("{name}: unknown kind {other}"),
+        }
+    }
+    let innocent_warned = corpus
+        .values()
+        .filter(|trace| trace.kind == "innocent" && !trace.report.warnings.is_empty())
+        .count();
+    assert!(innocent_warned <= 1, "{innocent_warned} innocent traces are warned about");
+}
+
+#[test]
+fn a_policy_moves_ages_and_thresholds() {
+    let path =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/supergateway3-stateful-vanish.jsonl");
+    let trace = fs::read_to_string(path).expect("readable");
+    let policy = "[detect.duplicates]\nwarn = 4\nact = 8\nact_age = \"5s\"\nresponse = \"kill\"";
+    let kill = format!("{policy}\n[[guard]]\nname = \"*\"\nhighest = \"kill\"");
+    for (policy, response) in [(policy, Response::Freeze), (kill.as_str(), Response::Kill)] {
+        let policy = Policy::parse(policy).expect("valid");
+        let report = replay(&trace, policy).expect("well-formed");
+        let [action] = &report.actions[..] else { panic!("{:?}", report.actions) };
+        assert_eq!(action.response, response, "capped by the highest rung that is named");
+        assert_eq!(action.t_ns, report.warnings.first().map_or(0, |one| one.t_ns), "in one breath");
+    }
+}

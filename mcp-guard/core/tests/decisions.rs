@@ -1,0 +1,292 @@
+//! Decisions of the core, told as stories with times.
+
+use std::time::Duration;
+
+use mcp_guard_common::Totals;
+use mcp_guard_core::{
+    Core, Time,
+    effect::{Detector, Effect, End, Input, Outcome, Request},
+    policy::{Mode, Policy, Response, Terms},
+    refusal::Refusal,
+};
+
+const GUARD: u32 = 3;
+
+struct Story {
+    core: Core,
+    now: Time,
+    effects: Vec<Effect>,
+    next_pid: u32,
+}
+
+impl Story {
+    fn new(policy: &str) -> Self {
+        Self::refused(policy, None)
+    }
+
+    fn refused(policy: &str, refusal: Option<Refusal>) -> Self {
+        let core = Core::new(Policy::parse(policy).expect("valid"));
+        let mut story = Self { core, now: Time(0), effects: Vec::new(), next_pid: 100 };
+        let terms = Terms { mode: Mode::Enforce, highest: Response::Kill };
+        story.step(Input::Guarded { guard: GUARD, name: "story".into(), terms, refusal });
+        story
+    }
+
+    fn step(&mut self, input: Input) {
+        self.core.step(self.now, input, &mut self.effects);
+    }
+
+    /// Time passes; deadlines and the totals of each second come when they are due.
+    fn wait(&mut self, seconds: u64) {
+        let end = self.now.after(Duration::from_secs(seconds));
+        while self.now < end {
+            let second = self.now.after(Duration::from_secs(1));
+            let deadline = self.core.next_deadline().filter(|next| *next > self.now);
+            self.now = deadline.map_or(second, |next| next.min(second)).min(end);
+            self.step(Input::Tick);
+            self.step(Input::Totals { guard: GUARD, totals: Totals::default() });
+        }
+    }
+
+    fn server(&mut self, package: &str) -> u32 {
+        let pid = self.next_pid;
+        self.next_pid += 1;
+        self.step(Input::Fork { guard: GUARD, born: self.now, child: pid, parent: 1 });
+        let argv = format!("npx\0-y\0{package}\0").into_bytes();
+        self.step(Input::Exec { guard: GUARD, born: self.now, pid, argv });
+        pid
+    }
+
+    fn exit(&mut self, pid: u32, code: u32) {
+        self.step(Input::Exit { guard: GUARD, pid, code });
+    }
+
+    fn settle(&mut self, response: Response, outcome: Outcome) {
+        let lease = Duration::from_secs(300);
+        self.step(Input::Settled { guard: GUARD, response, outcome, lease });
+    }
+
+    fn take(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
+    }
+
+    fn contained(&mut self) -> Vec<(Detector, Response)> {
+        let effects = self.take();
+        let contained = effects.into_iter().filter_map(|effect| match effect {
+            Effect::Contain(done) => done.cause.detector.map(|detector| (detector, done.response)),
+            _ => None,
+        });
+        contained.collect()
+    }
+
+    fn state(&self) -> String {
+        self.core.status(self.now)[0].state.clone()
+    }
+}
+
+#[test]
+fn a_leak_is_warned_about_and_then_clamped_at_the_very_moment() {
+    let mut story = Story::new("");
+    for _ in 0..10 {
+        story.server("figma-mcp");
+        story.wait(1);
+    }
+    let born_last = story.now.0 - 1_000_000_000;
+    story.wait(100);
+    let warned = story.effects.iter().filter(|effect| matches!(effect, Effect::Warn { .. }));
+    assert_eq!(warned.count(), 2, "B for ten starts in ten seconds, D for five of age");
+    let Some(Effect::Contain(clamp)) =
+        story.effects.iter().find(|effect| matches!(effect, Effect::Contain(c) if c.cause.detector == Some(Detector::Duplicates)))
+    else {
+        panic!("{:?}", story.effects)
+    };
+    assert_eq!(clamp.response, Response::Clamp);
+    assert_eq!(clamp.decided, Time(born_last + 60_000_000_000), "the tenth turns 60 s");
+    assert_eq!(clamp.cause.numbers["aged"], 10);
+}
+
+#[test]
+fn servers_that_end_in_time_are_no_leak() {
+    let mut story = Story::new("");
+    for _ in 0..40 {
+        let pid = story.server("figma-mcp");
+        story.wait(5);
+        story.exit(pid, 0);
+    }
+    story.wait(120);
+    assert_eq!(story.contained(), []);
+}
+
+#[test]
+fn a_storm_is_frozen_by_its_rate_alone() {
+    let policy = "[detect.burst]\nact_for = \"1s\"\n[detect.duplicates]\nwarn = 900\nact = 900";
+    let mut story = Story::new(policy);
+    for start in 1..=20 {
+        assert_eq!(story.contained(), [], "before start {start}");
+        story.server("figma-mcp");
+        story.now = story.now.after(Duration::from_millis(20));
+    }
+    assert_eq!(story.contained(), [(Detector::Burst, Response::Freeze)], "at the 20th");
+    story.server("figma-mcp");
+    assert_eq!(story.contained(), [], "once an episode");
+}
+
+#[test]
+fn an_emergency_needs_no_launcher() {
+    let mut story = Story::new("");
+    story.wait(5);
+    for child in 0..400 {
+        let born = story.now;
+        story.step(Input::Fork { guard: GUARD, born, child: 1000 + child, parent: 1 });
+    }
+    story.wait(9);
+    assert_eq!(story.contained(), [], "they have not lived 10 s");
+    story.wait(2);
+    assert_eq!(story.contained(), [(Detector::Emergency, Response::Freeze)]);
+}
+
+#[test]
+fn a_fork_rate_warns_and_never_acts() {
+    let mut story = Story::new("");
+    for second in 0..30 {
+        story.now = Time(second * 1_000_000_000);
+        let totals = Totals { process_forks: second * 5000, ..Totals::default() };
+        story.step(Input::Totals { guard: GUARD, totals });
+    }
+    let [Effect::Warn { cause, .. }] = &story.take()[..] else { panic!("one warning") };
+    assert_eq!(cause.detector, Some(Detector::Raw));
+}
+
+const QUICK: &str = "[detect.duplicates]\nwarn = 2\nwarn_age = \"1s\"\nact = 3\nact_age = \"2s\"\n";
+
+fn clamped(extra: &str) -> (Story, Vec<u32>) {
+    let mut story = Story::new(&format!("{QUICK}{extra}"));
+    let pids = (0..3).map(|_| story.server("a")).collect();
+    story.wait(3);
+    assert_eq!(story.contained(), [(Detector::Duplicates, Response::Clamp)]);
+    story.settle(Response::Clamp, Outcome::Done);
+    assert_eq!(story.state(), "clamped");
+    (story, pids)
+}
+
+#[test]
+fn a_clamp_is_held_while_its_reason_lasts_and_then_given_back() {
+    let (mut story, pids) = clamped("");
+    story.wait(301);
+    assert!(matches!(story.take()[..], [Effect::Renew { .. }]));
+    for pid in pids {
+        story.exit(pid, 0);
+    }
+    story.wait(601);
+    let release = Effect::Release { guard: GUARD, response: Response::Clamp, end: End::LeaseOver };
+    assert_eq!(story.take(), [release]);
+    assert_eq!(story.state(), "free");
+}
+
+#[test]
+fn a_clamp_that_hurts_is_loosened_once() {
+    let (mut story, pids) = clamped("");
+    story.exit(pids[0], 6);
+    story.exit(pids[1], 6);
+    let effects = story.take();
+    assert!(matches!(effects[..], [Effect::Loosen { by: 20, aborts: 1, .. }]), "{effects:?}");
+
+    let (mut story, _) = clamped("");
+    story.step(Input::Denials { guard: GUARD, count: 7 });
+    assert_eq!(story.take(), [], "those of the time before the clamp");
+    story.step(Input::Denials { guard: GUARD, count: 8 });
+    assert!(matches!(story.take()[..], [Effect::Loosen { denials: 1, .. }]));
+
+    let (mut story, pids) = clamped("");
+    story.wait(31);
+    story.exit(pids[0], 6);
+    assert_eq!(story.take(), [], "long after the clamp it is not its doing");
+}
+
+#[test]
+fn a_freeze_ends_with_its_lease() {
+    let mut story = Story::new("");
+    let lease = Duration::from_secs(300);
+    story
+        .step(Input::Operator { guard: GUARD, request: Request::Freeze { lease, dry_run: false } });
+    assert!(matches!(&story.take()[..], [Effect::Contain(c)] if c.response == Response::Freeze));
+    story.settle(Response::Freeze, Outcome::Done);
+    story.wait(299);
+    assert_eq!(story.state(), "frozen");
+    story.wait(2);
+    let release = Effect::Release { guard: GUARD, response: Response::Freeze, end: End::LeaseOver };
+    assert_eq!(story.take(), [release]);
+}
+
+#[test]
+fn what_somebody_else_thawed_is_no_longer_ours() {
+    let mut story = Story::new("");
+    story.settle(Response::Freeze, Outcome::Done);
+    story.step(Input::ThawedByOther { guard: GUARD });
+    assert!(matches!(story.take()[..], [Effect::Disown { .. }]));
+    story.wait(600);
+    assert_eq!(story.take(), [], "no thaw of what may be another's freeze by now");
+}
+
+#[test]
+fn after_an_operators_thaw_detectors_keep_still_for_a_while() {
+    let (mut story, _) = clamped("[respond]\ncool_down = \"60s\"\n");
+    story.step(Input::Operator { guard: GUARD, request: Request::Thaw });
+    let release = Effect::Release { guard: GUARD, response: Response::Clamp, end: End::Operator };
+    assert_eq!(story.take(), [release]);
+    for _ in 0..3 {
+        story.server("b");
+    }
+    story.wait(59);
+    assert_eq!(story.contained(), []);
+    story.wait(2);
+    assert_eq!(story.contained(), [(Detector::Duplicates, Response::Clamp)]);
+}
+
+#[test]
+fn a_failed_action_is_tried_again_later_and_not_in_a_loop() {
+    let (mut story, _) = clamped("[respond]\ncool_down = \"60s\"\n");
+    story.settle(Response::Clamp, Outcome::Failed);
+    story.wait(59);
+    assert_eq!(story.contained(), []);
+    story.wait(2);
+    assert_eq!(story.contained(), [(Detector::Duplicates, Response::Clamp)]);
+}
+
+#[test]
+fn a_bystander_is_refused_in_the_core() {
+    let mut story = Story::refused(QUICK, Some(Refusal::RootCgroup));
+    for _ in 0..3 {
+        story.server("a");
+    }
+    story.step(Input::Operator { guard: GUARD, request: Request::Kill { dry_run: false } });
+    story.wait(3);
+    let effects = story.take();
+    let refusals = effects.iter().filter(|effect| matches!(effect, Effect::Refuse { .. })).count();
+    assert_eq!(refusals, 2, "the operator's and the detector's: {effects:?}");
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Contain(_))));
+}
+
+#[test]
+fn lost_records_ask_for_a_rescan_of_that_guard() {
+    let mut story = Story::new("");
+    let totals = Totals { dropped: 4, ..Totals::default() };
+    story.step(Input::Totals { guard: GUARD, totals });
+    assert_eq!(story.take(), [Effect::Rescan { guard: GUARD }]);
+    story.step(Input::Totals { guard: GUARD, totals });
+    assert_eq!(story.take(), [], "once per loss");
+}
+
+#[test]
+fn arrivals_and_departures_are_told_from_moves_inside() {
+    let mut story = Story::new("");
+    let born = story.now;
+    story.step(Input::Attach { guard: Some(GUARD), born, pid: 7 });
+    story.step(Input::Attach { guard: Some(GUARD), born, pid: 7 });
+    story.step(Input::Attach { guard: None, born, pid: 8 });
+    let totals = story.core.status(story.now)[0].totals;
+    assert_eq!((totals.arrivals, totals.departures), (1, 0));
+    story.step(Input::Attach { guard: None, born, pid: 7 });
+    let status = &story.core.status(story.now)[0];
+    assert_eq!((status.totals.departures, status.processes), (1, 0));
+}
