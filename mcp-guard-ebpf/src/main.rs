@@ -166,11 +166,8 @@ fn send(event: &Event) {
     }
     let Some(mut entry) = EVENTS.reserve::<Event>(0) else { return maps::dropped(event.guard) };
     entry.write(*event);
-    let wake = if maps::unread_bytes() > WAKE_AT.load() {
-        BPF_RB_FORCE_WAKEUP
-    } else {
-        BPF_RB_NO_WAKEUP
-    };
+    let wake =
+        if maps::unread_bytes() > WAKE_AT.load() { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
     entry.submit(wake.into());
 }
 

@@ -31,7 +31,7 @@ static EXITED: LruHashMap<[u64; 2], u8> = LruHashMap::with_max_entries(4096, 0);
 #[inline(always)]
 pub fn guard_of(cgroup: u64) -> Option<u32> {
     // SAFETY: the value is copied out at once; slots are only ever replaced whole.
-    unsafe { GUARDS.get(&cgroup) }.copied()
+    unsafe { GUARDS.get(cgroup) }.copied()
 }
 
 #[inline(always)]
@@ -61,7 +61,7 @@ pub fn count_loss(loss: Loss) {
 
 #[inline(always)]
 pub fn add_cgroup(cgroup: u64, guard: u32) {
-    if GUARDS.insert(&cgroup, &guard, 0).is_err() {
+    if GUARDS.insert(cgroup, guard, 0).is_err() {
         count_loss(Loss::CgroupsFull);
     }
 }
@@ -69,14 +69,14 @@ pub fn add_cgroup(cgroup: u64, guard: u32) {
 #[inline(always)]
 pub fn remove_cgroup(cgroup: u64) {
     // A cgroup outside every guard is not in the map; that is no error.
-    let _ = GUARDS.remove(&cgroup);
+    let _ = GUARDS.remove(cgroup);
 }
 
 /// Whether this is the first thread to report the end of its process.
 #[inline(always)]
 pub fn first_exit(tgid: u32, start: u64) -> bool {
     const BPF_NOEXIST: u64 = 1;
-    EXITED.insert(&[u64::from(tgid), start], &1, BPF_NOEXIST).is_ok()
+    EXITED.insert([u64::from(tgid), start], 1, BPF_NOEXIST).is_ok()
 }
 
 #[inline(always)]

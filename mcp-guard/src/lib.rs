@@ -1,1 +1,20 @@
+//! mcp-guard: counts spawns of guarded cgroups in the kernel, decides in a pure core, acts through
+//! one executor. The map:
+//!
+//! ```text
+//! cli       one file per verb                      agent     the one loop
+//! executor  the one place that changes the host    audit     one line before, one after
+//! host      kernel, cgroups, processes, clock      engine    Docker
+//! control   the local socket (Varlink framing)     render    every human view
+//! ```
+//!
+//! `host`, `engine`, `audit` and `control` never see each other.
 
+pub mod agent;
+pub mod audit;
+pub mod cli;
+pub mod control;
+pub mod engine;
+pub mod executor;
+pub mod host;
+pub mod render;

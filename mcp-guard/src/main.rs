@@ -1,1 +1,5 @@
-fn main() {}
+//! Parse, dispatch, exit code. See `mcp_guard::cli`.
+
+fn main() -> std::process::ExitCode {
+    mcp_guard::cli::main()
+}

@@ -1,0 +1,152 @@
+//! Answers to the control socket.
+
+use std::time::Duration;
+
+use mcp_guard_core::{
+    effect::{GuardId, Input, Outcome, Request},
+    policy::{Mode, Response, Terms},
+};
+
+use super::{Agent, Asker};
+use crate::{
+    control::{
+        server::Waiting,
+        wire::{Answer, Call, Place, Reply, Status, WatchedStatus, failed},
+    },
+    executor::Held,
+    host::{cgroup::Cgroup, clock},
+};
+
+impl Agent {
+    pub(super) fn answer(&mut self, waiting: Waiting) {
+        let Waiting { call, reply } = waiting;
+        // Detail up to this moment: what waits in the ring belongs into the answer.
+        self.drain();
+        match call {
+            Call::Status => send(reply, self.status()),
+            Call::Freeze { target, lease_ms, dry_run } => {
+                let lease = Duration::from_millis(lease_ms);
+                let request = Request::Freeze { lease, dry_run };
+                self.operate(&target, request, Response::Freeze, reply);
+            }
+            Call::Kill { target, dry_run } => {
+                self.operate(&target, Request::Kill { dry_run }, Response::Kill, reply);
+            }
+            Call::Thaw { target } => self.thaw(&target, reply),
+            #[expect(clippy::panic, reason = "this is what the call is for; debug builds only")]
+            Call::Panic => panic!("asked for through the control socket"),
+        }
+    }
+
+    fn operate(
+        &mut self,
+        target: &Place,
+        request: Request,
+        response: Response,
+        reply: tokio::sync::oneshot::Sender<Reply>,
+    ) {
+        match self.guard_by_hand(target) {
+            Ok(guard) => {
+                self.askers.push(Asker { guard, response, reply });
+                self.step(Input::Operator { guard, request });
+            }
+            Err(reason) => send_reply(reply, failed(&reason)),
+        }
+    }
+
+    fn thaw(&mut self, target: &Place, reply: tokio::sync::oneshot::Sender<Reply>) {
+        let guard = match self.guard_by_hand(target) {
+            Ok(guard) => guard,
+            Err(reason) => return send_reply(reply, failed(&reason)),
+        };
+        let held = self.core.guard(guard).map(|state| (state.freeze, state.clamp));
+        let Some((freeze, clamp)) = held.filter(|held| held.0.is_some() || held.1.is_some()) else {
+            let detail = "mcp-guard holds nothing here; a freeze that is not its own is left alone";
+            let answer = Answer { outcome: Outcome::NotOurs, detail: detail.to_owned() };
+            return send(reply, answer);
+        };
+        self.step(Input::Operator { guard, request: Request::Thaw });
+        let cgroup = self.executor.held().get(&guard).map(|held| &held.cgroup);
+        let frozen = cgroup.and_then(|cgroup| cgroup.freeze_requested().ok());
+        let limit = cgroup.and_then(|cgroup| cgroup.pids_max().ok());
+        let outcome = if frozen == Some(true) { Outcome::NotOurs } else { Outcome::Done };
+        let mut detail = Vec::new();
+        if freeze.is_some() {
+            detail.push(format!("cgroup.freeze {}", u8::from(frozen.unwrap_or(false))));
+        }
+        if let (Some(_), Some(limit)) = (clamp, limit) {
+            detail.push(format!("pids.max {limit}"));
+        }
+        send(reply, Answer { outcome, detail: format!("{} read back", detail.join(", ")) });
+    }
+
+    /// The guard of a place, which becomes one if it is none yet.
+    fn guard_by_hand(&mut self, place: &Place) -> Result<GuardId, String> {
+        if let Some(guard) = self.guard_of(place.cgroup_id) {
+            return Ok(guard);
+        }
+        let cgroup =
+            Cgroup::open(&self.layout, &place.cgroup).map_err(|error| error.to_string())?;
+        if cgroup.id() != place.cgroup_id {
+            return Err(format!("cgroup {} was replaced meanwhile; try again", place.cgroup));
+        }
+        let terms = Terms { mode: Mode::Observe, highest: Response::Freeze };
+        let held = Held::new(cgroup, &place.name, None, false);
+        self.guard(held, terms).ok_or_else(|| "no guard slot is free".to_owned())
+    }
+
+    /// Answers whoever asked for what has just been settled.
+    pub(super) fn tell_askers(&mut self, guard: GuardId, response: Response, settled: &Input) {
+        let Input::Settled { outcome, .. } = settled else { return };
+        let (ours, others) = std::mem::take(&mut self.askers)
+            .into_iter()
+            .partition::<Vec<_>, _>(|asker| asker.guard == guard && asker.response == response);
+        self.askers = others;
+        for asker in ours {
+            let detail = self.executor.last_detail().to_owned();
+            send(asker.reply, Answer { outcome: *outcome, detail });
+        }
+    }
+
+    fn status(&mut self) -> Status {
+        let now = clock::now();
+        for guard in self.executor.held().keys().copied().collect::<Vec<_>>() {
+            self.read_totals(guard, now);
+        }
+        let guards = self.core.status(now).into_iter().filter_map(|guard| {
+            let held = self.executor.held().get(&guard.guard)?;
+            Some(WatchedStatus {
+                guard,
+                cgroup: held.subject.cgroup.clone(),
+                cgroup_id: held.subject.cgroup_id,
+                container: held.container.clone(),
+                paused: held.paused,
+                pids_max: held.cgroup.pids_max().ok().map(|limit| limit.to_string()),
+                pids_current: held.cgroup.pids_current().ok(),
+            })
+        });
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_ms: u64::try_from(now.since(self.started).as_millis()).unwrap_or(u64::MAX),
+            mode: self.core.policy().mode,
+            guards: guards.collect(),
+            losses: self.kernel.losses(),
+            audit_lost: self.executor.audit.lost,
+            engine: self.engine_state.clone(),
+        }
+    }
+}
+
+fn send(reply: tokio::sync::oneshot::Sender<Reply>, answer: impl serde::Serialize) {
+    let answer = match serde_json::to_value(answer) {
+        Ok(parameters) => Reply { error: None, parameters },
+        Err(error) => failed(&error.to_string()),
+    };
+    send_reply(reply, answer);
+}
+
+/// Whoever asked may have gone; that is their loss.
+fn send_reply(reply: tokio::sync::oneshot::Sender<Reply>, answer: Reply) {
+    let _ = reply.send(answer);
+}

@@ -1,0 +1,139 @@
+//! Which cgroups are guarded: those of containers that the policy names, those it names by path,
+//! and those an operator acts upon by hand.
+
+use mcp_guard_core::{
+    audit::Record,
+    effect::{GuardId, Input},
+    policy::{Subject, Terms},
+    refusal::refusal,
+};
+
+use super::Agent;
+use crate::{
+    engine::{Change, Container},
+    executor::Held,
+    host::{cgroup::Cgroup, facts},
+};
+
+impl Agent {
+    pub(super) fn change(&mut self, change: Change) {
+        match change {
+            Change::Up(container) => self.container_is_up(container),
+            Change::Paused { id, paused } => {
+                let all = self.executor.held_mut().values_mut();
+                for held in all.filter(|held| held.container.as_deref() == Some(&id)) {
+                    held.paused = paused;
+                }
+            }
+            Change::Away(error) => {
+                tracing::warn!(error, "the engine is away; guards stay in force");
+                self.engine_state = format!("away: {error}");
+            }
+            Change::Back => {
+                "connected".clone_into(&mut self.engine_state);
+            }
+        }
+    }
+
+    fn container_is_up(&mut self, container: Container) {
+        if self.engine_state == "connecting" {
+            "connected".clone_into(&mut self.engine_state);
+        }
+        let cgroup = match Cgroup::of_process(&self.layout, container.init, Some(&container.id)) {
+            Ok(cgroup) => cgroup,
+            Err(error) => {
+                return tracing::warn!(name = container.name, %error, "container not guarded");
+            }
+        };
+        let subject = Subject {
+            name: &container.name,
+            image: &container.image,
+            labels: Some(&container.labels),
+            cgroup: cgroup.path(),
+        };
+        let Some(terms) = self.core.policy().terms(&subject) else { return };
+        if let Some(known) = self.guard_of(cgroup.id()) {
+            if let Some(held) = self.executor.held_mut().get_mut(&known) {
+                held.paused = container.paused;
+            }
+            return;
+        }
+        let Container { id, name, paused, .. } = container;
+        self.guard(Held::new(cgroup, &name, Some(id), paused), terms);
+    }
+
+    /// Cgroups that the policy names by path are guarded as soon as they exist.
+    pub(super) fn guard_named_cgroups(&mut self) {
+        let rules: Vec<_> =
+            self.core.policy().guard.iter().filter_map(|rule| rule.cgroup.clone()).collect();
+        for path in rules {
+            let Ok(cgroup) = Cgroup::open(&self.layout, &path) else { continue };
+            if self.guard_of(cgroup.id()).is_some() {
+                continue;
+            }
+            let subject = Subject { cgroup: &path, ..Subject::default() };
+            if let Some(terms) = self.core.policy().terms(&subject) {
+                self.guard(Held::new(cgroup, &path, None, false), terms);
+            }
+        }
+    }
+
+    pub(super) fn guard_of(&self, cgroup_id: u64) -> Option<GuardId> {
+        let mut held = self.executor.held().iter();
+        held.find(|(_, held)| held.subject.cgroup_id == cgroup_id).map(|(guard, _)| *guard)
+    }
+
+    /// Begins to guard. Membership first, then the baseline: a process born in between is told of by
+    /// its record.
+    pub(super) fn guard(&mut self, mut held: Held, terms: Terms) -> Option<GuardId> {
+        let Some(guard) = self.free.pop_front() else {
+            tracing::error!(name = held.subject.name, "not guarded: all guard slots are taken");
+            return None;
+        };
+        held.cgroup.find_pids(&self.layout);
+        if let Err(error) = self.count_from_now(guard, &held.cgroup) {
+            tracing::warn!(name = held.subject.name, %error, "not guarded");
+            self.kernel.remove_guard(guard);
+            self.free.push_back(guard);
+            return None;
+        }
+        let refusal = facts::gather(&held.cgroup).ok().as_ref().and_then(refusal);
+        let name = held.subject.name.clone();
+        let Terms { mode, highest } = terms;
+        tracing::info!(name, cgroup = held.subject.cgroup, %mode, %highest, "guarding");
+        self.executor.audit.write(Record::GuardStart {
+            guard: held.subject.clone(),
+            mode,
+            highest,
+            refused: refusal.as_ref().map(ToString::to_string),
+        });
+        self.executor.hold(guard, held);
+        self.step(Input::Guarded { guard, name, terms, refusal });
+        self.rescan(guard);
+        Some(guard)
+    }
+
+    fn count_from_now(&mut self, guard: GuardId, cgroup: &Cgroup) -> anyhow::Result<()> {
+        self.kernel.clear_totals(guard)?;
+        let kernel = &mut self.kernel;
+        let mut full = None;
+        cgroup.walk(&mut |dir, _| {
+            let id = rustix::fs::fstat(dir)?.st_ino;
+            if let Err(error) = kernel.add_cgroup(id, guard) {
+                full = Some(error);
+            }
+            Ok(())
+        })?;
+        full.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Its cgroup is gone, and its freeze, its limit and our marks with it.
+    pub(super) fn unguard(&mut self, guard: GuardId) {
+        let Some(held) = self.executor.forget(guard) else { return };
+        tracing::info!(name = held.subject.name, "the cgroup is gone, guarding ends");
+        self.executor.audit.write(Record::GuardStop { guard: held.subject });
+        self.kernel.remove_guard(guard);
+        self.free.push_back(guard);
+        self.step(Input::Released { guard });
+    }
+}

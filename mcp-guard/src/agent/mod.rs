@@ -1,0 +1,288 @@
+//! The agent: one loop on one thread. Its sources only feed it; it alone has state, and the core
+//! alone decides.
+
+mod calls;
+mod guards;
+pub mod lock;
+mod turn;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    panic::AssertUnwindSafe,
+    path::PathBuf,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use futures_util::FutureExt as _;
+use mcp_guard_core::{
+    Core, Time,
+    audit::Record,
+    effect::{Effect, End, GuardId, Input},
+    policy::{Policy, Response},
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{mpsc, oneshot},
+};
+
+use crate::{
+    audit::Audit,
+    control::{server, wire::Reply},
+    engine::{Change, Engine},
+    executor::{Confirmed, Executor, reconcile},
+    host::{
+        bpf::{Kernel, Options as BpfOptions},
+        clock,
+        layout::Layout,
+        poll,
+    },
+};
+
+/// How often totals are read and silent records are fetched at the least.
+const TICK: Duration = Duration::from_millis(250);
+/// Calls and engine changes that wait for the loop.
+const QUEUE: usize = 256;
+
+pub struct Options {
+    pub policy: Policy,
+    pub run_dir: PathBuf,
+    pub audit: PathBuf,
+    /// None works without an engine.
+    pub docker: Option<String>,
+    pub bpf: BpfOptions,
+}
+
+/// Why the loop woke.
+enum Wake {
+    Ring,
+    Confirmed(Confirmed),
+    Call(server::Waiting),
+    Change(Change),
+    Time,
+    Stop(&'static str),
+}
+
+struct Asker {
+    guard: GuardId,
+    response: Response,
+    reply: oneshot::Sender<Reply>,
+}
+
+pub struct Agent {
+    core: Core,
+    executor: Executor,
+    kernel: Kernel,
+    layout: Layout,
+    engine: Option<Engine>,
+    engine_state: String,
+    /// Slots that are free, longest first: a late record of an old guard must not hit a new one.
+    free: VecDeque<GuardId>,
+    askers: Vec<Asker>,
+    losses: BTreeMap<String, u64>,
+    started: Time,
+    next_tick: Time,
+    next_look: Time,
+}
+
+struct Sources {
+    ring: AsyncFd<std::os::fd::OwnedFd>,
+    confirmed: mpsc::UnboundedReceiver<Confirmed>,
+    calls: mpsc::Receiver<server::Waiting>,
+    changes: mpsc::Receiver<Change>,
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+/// Runs until a signal. Every end that is not a kill gives back what is held.
+///
+/// # Errors
+/// It cannot start: another agent, no BPF, no rights.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let _lock = lock::Lock::take(&options.run_dir)?;
+    raise_priority();
+    let (mut agent, mut sources) = Agent::start(options).await?;
+    let ended = AssertUnwindSafe(agent.serve(&mut sources)).catch_unwind().await;
+    let reason = match &ended {
+        Ok(Ok(reason)) => (*reason).to_owned(),
+        Ok(Err(error)) => format!("error: {error:#}"),
+        Err(_) => "panic".to_owned(),
+    };
+    agent.stop(reason).await;
+    match ended {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(error),
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// Under a fork storm every CPU has a queue; the agent must not stand at its end.
+fn raise_priority() {
+    if let Err(error) = rustix::process::setpriority_process(None, -20) {
+        tracing::warn!(%error, "running at the usual priority");
+    }
+}
+
+impl Agent {
+    async fn start(options: Options) -> anyhow::Result<(Self, Sources)> {
+        let layout = Layout::read().context("reading the cgroup layout")?;
+        let audit = Audit::open(&options.audit)
+            .with_context(|| format!("the audit log {}", options.audit.display()))?;
+        let (executor, confirmed) = Executor::new(audit);
+        let engine = options.docker.as_deref().map(Engine::new).transpose();
+        let engine = engine.unwrap_or_else(|error| {
+            tracing::warn!(%error, "going on without an engine");
+            None
+        });
+        let kernel = Kernel::start(options.bpf)?;
+        let now = clock::now();
+        let mut agent = Self {
+            core: Core::new(options.policy),
+            executor,
+            kernel,
+            layout,
+            engine_state: if engine.is_some() { "connecting" } else { "none" }.to_owned(),
+            engine,
+            free: (0..mcp_guard_common::MAX_GUARDS).collect(),
+            askers: Vec::new(),
+            losses: BTreeMap::new(),
+            started: now,
+            next_tick: now,
+            next_look: now,
+        };
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let mode = agent.core.policy().mode;
+        agent.executor.audit.write(Record::AgentStart { version, mode });
+        agent.reconcile().await;
+        let (calls, from_socket) = mpsc::channel(QUEUE);
+        let (changes, from_engine) = mpsc::channel(QUEUE);
+        let listener = server::listen(&lock::socket(&options.run_dir)).context("control socket")?;
+        tokio::spawn(server::serve(listener, calls));
+        if let Some(engine) = agent.engine.clone() {
+            tokio::spawn(engine.watch(changes));
+        }
+        let sources = Sources {
+            ring: poll::register(agent.kernel.readiness()?, Interest::READABLE)?,
+            confirmed,
+            calls: from_socket,
+            changes: from_engine,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        };
+        tracing::info!(%mode, "mcp-guard {} is watching", env!("CARGO_PKG_VERSION"));
+        Ok((agent, sources))
+    }
+
+    /// Gives back what an agent left that was killed.
+    async fn reconcile(&mut self) {
+        let orphans = match reconcile::find(&self.layout) {
+            Ok(orphans) => orphans,
+            Err(error) => return tracing::error!(%error, "looking for what a former agent left"),
+        };
+        for mut orphan in orphans {
+            orphan.held.paused =
+                is_paused(self.engine.as_ref(), orphan.held.container.as_deref()).await;
+            self.executor.release_orphan(&orphan, End::Reconcile);
+        }
+    }
+
+    async fn serve(&mut self, sources: &mut Sources) -> anyhow::Result<&'static str> {
+        loop {
+            match self.wait(sources).await? {
+                Wake::Ring | Wake::Time => {}
+                Wake::Confirmed(confirmed) => {
+                    if let Some(settled) = self.executor.confirm(confirmed) {
+                        self.step(settled);
+                    }
+                }
+                Wake::Call(waiting) => self.answer(waiting),
+                Wake::Change(change) => self.change(change),
+                Wake::Stop(reason) => return Ok(reason),
+            }
+            // Whatever woke it: records first, then what is due.
+            self.drain();
+            self.tick();
+        }
+    }
+
+    /// The ring comes first, and cannot starve the others: a turn drains a bounded part of it and
+    /// then looks whether anything else waits.
+    async fn wait(&self, sources: &mut Sources) -> anyhow::Result<Wake> {
+        let deadline =
+            self.core.next_deadline().map_or(self.next_tick, |at| at.min(self.next_tick));
+        let Sources { ring, confirmed, calls, changes, terminate, interrupt, hangup } = sources;
+        if let Ok(confirmed) = confirmed.try_recv() {
+            return Ok(Wake::Confirmed(confirmed));
+        }
+        if let Ok(call) = calls.try_recv() {
+            return Ok(Wake::Call(call));
+        }
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => Ok(Wake::Stop("SIGTERM")),
+            _ = interrupt.recv() => Ok(Wake::Stop("SIGINT")),
+            _ = hangup.recv() => Ok(Wake::Stop("SIGHUP")),
+            ready = ring.readable() => {
+                // Cleared before the drain: what comes during it wakes again.
+                ready?.clear_ready();
+                Ok(Wake::Ring)
+            }
+            Some(confirmed) = confirmed.recv() => Ok(Wake::Confirmed(confirmed)),
+            Some(call) = calls.recv() => Ok(Wake::Call(call)),
+            Some(change) = changes.recv() => Ok(Wake::Change(change)),
+            () = tokio::time::sleep(clock::until(deadline)) => Ok(Wake::Time),
+        }
+    }
+
+    /// One input through the core, and what follows from it.
+    fn step(&mut self, input: Input) {
+        self.step_at(clock::now(), input);
+    }
+
+    fn step_at(&mut self, now: Time, input: Input) {
+        let mut inputs = VecDeque::from([input]);
+        let mut effects = Vec::new();
+        while let Some(input) = inputs.pop_front() {
+            if let Input::Settled { guard, response, .. } = &input {
+                self.tell_askers(*guard, *response, &input);
+            }
+            self.core.step(now, input, &mut effects);
+            for effect in effects.drain(..) {
+                if let Effect::Rescan { guard } = effect {
+                    inputs.extend(self.baseline(guard));
+                }
+                inputs.extend(self.executor.apply(effect));
+            }
+        }
+    }
+
+    async fn stop(&mut self, reason: String) {
+        tracing::info!(reason, "stopping");
+        let mut effects = Vec::new();
+        self.core.release_all(End::Shutdown, &mut effects);
+        for effect in effects {
+            self.executor.apply(effect);
+        }
+        // What a panic, or an answer that never came, kept from the core's books.
+        match reconcile::find(&self.layout) {
+            Ok(orphans) => {
+                for mut orphan in orphans {
+                    let container = orphan.held.container.as_deref();
+                    orphan.held.paused = is_paused(self.engine.as_ref(), container).await;
+                    self.executor.release_orphan(&orphan, End::Shutdown);
+                }
+            }
+            Err(error) => tracing::error!(%error, "looking for holds that are left"),
+        }
+        self.executor.audit.write(Record::AgentStop { reason });
+    }
+}
+
+/// What the engine says now; false where there is nobody to ask.
+pub async fn is_paused(engine: Option<&Engine>, container: Option<&str>) -> bool {
+    let (Some(engine), Some(id)) = (engine, container) else { return false };
+    engine.inspect(id).await.is_ok_and(|found| found.is_some_and(|one| one.paused))
+}

@@ -1,0 +1,124 @@
+//! What each turn of the loop does: records, totals, and a look at what others may have changed.
+
+use std::time::Duration;
+
+use mcp_guard_common::{Kind, NO_GUARD};
+use mcp_guard_core::{
+    Time,
+    audit::Record,
+    effect::{GuardId, Input},
+};
+
+use super::{Agent, TICK};
+use crate::host::{bpf, clock, process};
+
+/// Records handled in one turn; then other sources are looked at.
+const BATCH: usize = 2048;
+/// How often freezes are compared with the host, removed cgroups noticed, new ones looked for.
+const LOOK: Duration = Duration::from_secs(1);
+
+impl Agent {
+    /// Hands records to the core. What the batch leaves is fetched at the next turn, which is due at
+    /// once.
+    pub(super) fn drain(&mut self) {
+        for _ in 0..BATCH {
+            let Some(record) = self.kernel.next_record() else { return };
+            let decided = Time(record.event.time_ns);
+            self.step_at(decided, input(record));
+        }
+        self.next_tick = clock::now();
+    }
+
+    pub(super) fn tick(&mut self) {
+        let now = clock::now();
+        if self.core.next_deadline().is_some_and(|deadline| deadline <= now) {
+            self.step_at(now, Input::Tick);
+        }
+        if now < self.next_tick {
+            return;
+        }
+        self.next_tick = now.after(TICK);
+        let guards: Vec<GuardId> = self.executor.held().keys().copied().collect();
+        let rescanned = self.note_losses();
+        for guard in &guards {
+            self.read_totals(*guard, now);
+            if rescanned {
+                self.rescan(*guard);
+            }
+        }
+        if now >= self.next_look {
+            self.next_look = now.after(LOOK);
+            guards.into_iter().for_each(|guard| self.look(guard));
+            self.guard_named_cgroups();
+            self.executor.audit.flush();
+        }
+    }
+
+    pub(super) fn read_totals(&mut self, guard: GuardId, now: Time) {
+        match self.kernel.totals(guard) {
+            Ok(totals) => self.step_at(now, Input::Totals { guard, totals }),
+            Err(error) => tracing::error!(guard, %error, "totals"),
+        }
+    }
+
+    /// True where records were lost: every registry may then be wrong, because a process that left a
+    /// guard is told of by a record of no guard.
+    fn note_losses(&mut self) -> bool {
+        let losses = self.kernel.losses();
+        let mut ring_full = false;
+        for (cause, count) in &losses {
+            let before = self.losses.get(cause).copied().unwrap_or(0);
+            if *count > before {
+                tracing::warn!(cause, lost = count - before, "the kernel side lost something");
+                self.executor.audit.write(Record::Loss { cause: cause.clone(), count: *count });
+                ring_full |= cause == "ring-full";
+            }
+        }
+        self.losses = losses;
+        ring_full
+    }
+
+    /// The registry from `/proc`. Records that still wait in the ring are older or newer than what
+    /// is read here; both are harmless, because each names its process by start time.
+    pub(super) fn rescan(&mut self, guard: GuardId) {
+        if let Some(baseline) = self.baseline(guard) {
+            self.step(baseline);
+        }
+    }
+
+    pub(super) fn baseline(&self, guard: GuardId) -> Option<Input> {
+        let pids = self.executor.held().get(&guard)?.cgroup.processes().ok()?;
+        let processes = pids.into_iter().filter_map(process::observe).collect();
+        Some(Input::Baseline { guard, processes })
+    }
+
+    /// Compares what is believed of a guard with the host.
+    fn look(&mut self, guard: GuardId) {
+        let now = clock::now();
+        let Some(held) = self.executor.held().get(&guard) else { return };
+        let Ok(requested) = held.cgroup.freeze_requested() else { return self.unguard(guard) };
+        let Some(state) = self.core.guard(guard) else { return };
+        if state.freeze.is_some() && !requested {
+            return self.step(Input::ThawedByOther { guard });
+        }
+        if state.clamp_is_young(now)
+            && let Ok(count) = held.cgroup.pids_denials()
+        {
+            self.step(Input::Denials { guard, count });
+        }
+    }
+}
+
+fn input(record: bpf::Record) -> Input {
+    let bpf::Record { kind, event, argv } = record;
+    let (guard, born, pid) = (event.guard, Time(event.start_ns), event.tgid);
+    match kind {
+        Kind::Fork => Input::Fork { guard, born, child: pid, parent: event.parent },
+        Kind::Exec => Input::Exec { guard, born, pid, argv },
+        Kind::Exit => Input::Exit { guard, pid, code: event.exit_code },
+        Kind::Attach => {
+            let guard = (guard != NO_GUARD).then_some(guard);
+            Input::Attach { guard, born, pid }
+        }
+    }
+}

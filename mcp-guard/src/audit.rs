@@ -1,0 +1,128 @@
+//! The audit log: JSON lines, appended with one write each.
+//!
+//! A line that cannot be written (disk full) is kept and tried again before the next one, so that
+//! the order stays; beyond the bound the oldest is given up and counted. Writing never waits for
+//! the disk: a killed agent loses nothing that was written, a crashed kernel may.
+
+use std::{
+    collections::VecDeque,
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::Path,
+};
+
+use mcp_guard_core::audit::{Line, Record};
+
+use crate::host::clock;
+
+/// Lines kept while the log cannot be written.
+const MAX_WAITING: usize = 4096;
+
+pub struct Audit {
+    file: File,
+    run: String,
+    seq: u64,
+    waiting: VecDeque<String>,
+    /// Lines given up because the log could not be written for too long.
+    pub lost: u64,
+}
+
+impl Audit {
+    /// # Errors
+    /// The file or its directory cannot be made.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            fs::DirBuilder::new().recursive(true).mode(0o750).create(parent)?;
+        }
+        let file = OpenOptions::new().create(true).append(true).mode(0o640).open(path)?;
+        let boot = clock::boot_id();
+        let boot = boot.get(..8).unwrap_or(&boot);
+        let run = format!("{boot}-{}-{}", std::process::id(), clock::now().0 / 1_000_000);
+        Ok(Self { file, run, seq: 0, waiting: VecDeque::new(), lost: 0 })
+    }
+
+    /// Names this run; incident names begin with it.
+    #[must_use]
+    pub fn run(&self) -> &str {
+        &self.run
+    }
+
+    pub fn write(&mut self, record: Record) {
+        self.seq += 1;
+        let line = Line {
+            seq: self.seq,
+            at: clock::wall(),
+            boot_ns: clock::now().0,
+            run: self.run.clone(),
+            record,
+        };
+        match serde_json::to_string(&line) {
+            Ok(mut text) => {
+                text.push('\n');
+                self.waiting.push_back(text);
+            }
+            Err(error) => {
+                tracing::error!(%error, "an audit line cannot be encoded");
+                self.lost += 1;
+            }
+        }
+        self.flush();
+    }
+
+    /// Tries to write what waits.
+    pub fn flush(&mut self) {
+        while let Some(line) = self.waiting.front() {
+            if let Err(error) = self.file.write_all(line.as_bytes()) {
+                tracing::error!(%error, waiting = self.waiting.len(), "the audit log cannot be written");
+                break;
+            }
+            self.waiting.pop_front();
+        }
+        while self.waiting.len() > MAX_WAITING {
+            self.waiting.pop_front();
+            self.lost += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stop(reason: &str) -> Record {
+        Record::AgentStop { reason: reason.to_owned() }
+    }
+
+    #[test]
+    fn lines_are_numbered_and_appended() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("deep/audit.jsonl");
+        for _ in 0..2 {
+            let mut audit = Audit::open(&path).expect("opens");
+            audit.write(stop("a\nb"));
+            audit.write(stop("c"));
+        }
+        let text = fs::read_to_string(&path).expect("readable");
+        let lines: Vec<Line> =
+            text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        assert_eq!(lines.iter().map(|line| line.seq).collect::<Vec<_>>(), [1, 2, 1, 2]);
+    }
+
+    #[test]
+    fn a_full_disk_loses_nothing_within_the_bound() {
+        // Every write to /dev/full fails with ENOSPC.
+        let mut audit = Audit::open(Path::new("/dev/full")).expect("opens");
+        for _ in 0..MAX_WAITING + 3 {
+            audit.write(stop("full"));
+        }
+        assert_eq!((audit.waiting.len(), audit.lost), (MAX_WAITING, 3));
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("audit.jsonl");
+        audit.file = File::create(&path).expect("creates");
+        audit.flush();
+        let text = fs::read_to_string(&path).expect("readable");
+        assert_eq!(text.lines().count(), MAX_WAITING);
+        assert!(text.starts_with("{\"seq\":4,"), "in order, the oldest given up");
+    }
+}

@@ -1,0 +1,155 @@
+//! A small leak in a cgroup of its own, told as it happens: detected, contained, audited, cleaned up.
+//!
+//! The agent is the real one, in a process of its own; the servers only look like `npm exec`.
+
+mod leak;
+mod scratch;
+mod story;
+
+use std::{
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use mcp_guard_core::{audit::Record, effect::Outcome, policy::Response};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Exit, Failure, out, runtime};
+use crate::host::{bpf, layout::Layout};
+pub use leak::as_demo_process;
+use scratch::Scratch;
+use story::Story;
+
+/// The whole demo, or it has failed.
+const LIMIT: Duration = Duration::from_secs(60);
+const SERVERS: u32 = 30;
+/// Time between two starts of the leak.
+const EVERY: Duration = Duration::from_millis(300);
+
+pub fn demo() -> Result<Exit, Failure> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Failure::could_not(
+            "the demo needs root to load BPF programs and make a cgroup; run it with sudo",
+        ));
+    }
+    // Found out here, so that the answer is one sentence and not an agent's log.
+    drop(bpf::Kernel::start(bpf::Options::default()).map_err(Failure::could_not)?);
+    let layout = Layout::read().map_err(Failure::could_not)?;
+    runtime()?.block_on(async {
+        let mut scratch = Scratch::new(&layout)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::could_not)?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(Failure::could_not)?;
+        let ended = tokio::select! {
+            ended = tokio::time::timeout(LIMIT, tell(&mut scratch)) => match ended {
+                Ok(ended) => ended,
+                Err(_) => Err(Failure { exit: Exit::Wrong, message: format!("not contained within {LIMIT:?}") }),
+            },
+            _ = interrupt.recv() => Err(Failure::could_not("interrupted; cleaned up")),
+            _ = terminate.recv() => Err(Failure::could_not("ended by SIGTERM; cleaned up")),
+        };
+        scratch.clean_up()?;
+        if ended.is_ok() {
+            out::answer("cleaned up: no process, cgroup or file is left");
+        }
+        ended
+    })
+}
+
+async fn tell(scratch: &mut Scratch) -> Result<Exit, Failure> {
+    let mut agent = Agent::start(scratch)?;
+    let mut story = Story::of(scratch.audit());
+    let watching = |record: &Record| matches!(record, Record::GuardStart { .. });
+    story.until(&mut agent.0, watching).await?;
+    out::answer(&format!("watching   {} (the \"container\"), mode enforce", scratch.path()));
+    out::answer(&format!(
+        "leaking    one `npm exec demo-mcp-server` each {EVERY:?}, none ever ends"
+    ));
+    scratch.start_leak(SERVERS, EVERY)?;
+
+    let mut warned = false;
+    let contained = story
+        .until(&mut agent.0, |record| {
+            if let Record::Warning { cause, .. } = record {
+                warned = true;
+                let live = cause.numbers.get("live").copied().unwrap_or(0);
+                let identity = cause.identity.as_deref().unwrap_or("?");
+                out::answer(&format!(
+                    "warning    {live} live copies of {identity}, none has ended"
+                ));
+            }
+            matches!(record, Record::Outcome { response: Response::Freeze, .. })
+        })
+        .await?;
+    let Record::Outcome { outcome, detail, timing, .. } = contained else {
+        return Err(Failure::could_not("the audit log has no outcome"));
+    };
+    if outcome != Outcome::Done || !warned || !scratch.is_frozen() {
+        let message = format!("not contained: {outcome:?}, {detail}");
+        return Ok(story::failed(&message));
+    }
+    let servers = scratch.launchers();
+    let millis = |us: Option<u64>| us.unwrap_or(0) as f64 / 1000.0;
+    let written = millis(timing.map(|timing| timing.written_us));
+    let confirmed = millis(timing.and_then(|timing| timing.confirmed_us));
+    out::answer(&format!(
+        "contained  after {servers} servers: frozen {confirmed:.1} ms after the last one came of age \
+         (cgroup.freeze written after {written:.1} ms)"
+    ));
+    let before = scratch.processes();
+    tokio::time::sleep(EVERY * 3).await;
+    let after = scratch.processes();
+    out::answer(&format!("holding    {before} processes, {after} after three more start times"));
+
+    agent.stop()?;
+    let released = |record: &Record| matches!(record, Record::Release { outcome: Some(_), .. });
+    story.finish(released)?;
+    let thawed = !scratch.is_frozen();
+    out::answer(&format!(
+        "stopped    the agent thawed what it held: {}",
+        if thawed { "yes" } else { "NO" }
+    ));
+    out::answer(&format!("audit      {} lines read back:", story.lines().len()));
+    for line in story.lines() {
+        out::answer(&format!("  {}", story::shorten(line)));
+    }
+    Ok(if before == after && thawed { Exit::Done } else { Exit::Wrong })
+}
+
+/// The agent of the demo; stopped in order where it can be, so that it gives back what it holds.
+struct Agent(Child);
+
+impl Agent {
+    fn start(scratch: &Scratch) -> Result<Self, Failure> {
+        let child = Command::new("/proc/self/exe")
+            .arg("--run-dir")
+            .arg(scratch.folder())
+            .arg("--audit")
+            .arg(scratch.audit())
+            .args(["--docker", "/nonexistent", "run", "--policy"])
+            .arg(scratch.policy())
+            .env("MCP_GUARD_LOG", "error")
+            .stdin(Stdio::null())
+            .spawn();
+        child.map(Self).map_err(|error| Failure::could_not(format!("starting the agent: {error}")))
+    }
+
+    fn stop(&mut self) -> Result<(), Failure> {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        let ended = rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+            .map_err(std::io::Error::from)
+            .and_then(|()| self.0.wait());
+        match ended {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(Failure::could_not(format!("the agent ended with {status}"))),
+            Err(error) => Err(Failure::could_not(format!("stopping the agent: {error}"))),
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if !matches!(self.0.try_wait(), Ok(Some(_))) {
+            let _ = self.stop();
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Follows the audit log as it grows.
+
+use std::{fs, path::PathBuf, process::Child, time::Duration};
+
+use mcp_guard_core::audit::{Line, Record};
+
+use crate::cli::{Exit, Failure, out};
+
+/// How often the log is looked at; it grows by a few lines in all.
+const LOOK: Duration = Duration::from_millis(20);
+
+pub struct Story {
+    path: PathBuf,
+    lines: Vec<String>,
+}
+
+impl Story {
+    pub fn of(path: PathBuf) -> Self {
+        Self { path, lines: Vec::new() }
+    }
+
+    pub fn lines(&self) -> &[String] {
+        &self.lines
+    }
+
+    /// Reads on until a record is the awaited one; the agent must live so long.
+    pub async fn until(
+        &mut self,
+        agent: &mut Child,
+        mut awaited: impl FnMut(&Record) -> bool,
+    ) -> Result<Record, Failure> {
+        loop {
+            if let Some(record) = self.read(&mut awaited)? {
+                return Ok(record);
+            }
+            if let Ok(Some(status)) = agent.try_wait() {
+                return Err(Failure::could_not(format!("the agent ended early, with {status}")));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Reads to the end of a log that no longer grows; the awaited record must be there.
+    pub fn finish(&mut self, mut awaited: impl FnMut(&Record) -> bool) -> Result<(), Failure> {
+        let mut found = false;
+        while let Some(record) = self.read(&mut |_| true)? {
+            found |= awaited(&record);
+        }
+        if found { Ok(()) } else { Err(Failure::could_not("the audit log misses its last record")) }
+    }
+
+    fn read(
+        &mut self,
+        awaited: &mut impl FnMut(&Record) -> bool,
+    ) -> Result<Option<Record>, Failure> {
+        let text = fs::read_to_string(&self.path).unwrap_or_default();
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        for line in whole.lines().skip(self.lines.len()) {
+            self.lines.push(line.to_owned());
+            let line: Line = serde_json::from_str(line)
+                .map_err(|error| Failure::could_not(format!("audit line {line}: {error}")))?;
+            if awaited(&line.record) {
+                return Ok(Some(line.record));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// One screen line of a record.
+pub fn shorten(line: &str) -> String {
+    let Ok(Line { seq, record, .. }) = serde_json::from_str(line) else { return line.to_owned() };
+    match record {
+        Record::Warning { cause, .. } => {
+            format!("{seq} warning {:?} {:?}", cause.detector, cause.numbers)
+        }
+        Record::Intent { response, cause, .. } => {
+            format!("{seq} intent {response} because {:?}", cause.numbers)
+        }
+        Record::Outcome { response, outcome, detail, .. } => {
+            format!("{seq} outcome {response} {outcome:?}: {detail}")
+        }
+        Record::Release { response, end, outcome: Some(outcome), detail, .. } => {
+            format!("{seq} release {response} ({end:?}) {outcome:?}: {detail}")
+        }
+        Record::Release { response, end, .. } => format!("{seq} release {response} ({end:?})"),
+        Record::AgentStart { version, mode } => {
+            format!("{seq} agent {version} starts, mode {mode}")
+        }
+        Record::AgentStop { reason } => format!("{seq} agent stops: {reason}"),
+        Record::GuardStart { guard, .. } => {
+            format!("{seq} guarding {} id {}", guard.cgroup, guard.cgroup_id)
+        }
+        Record::GuardStop { guard } => format!("{seq} no longer guarding {}", guard.cgroup),
+        Record::Loss { cause, count } => format!("{seq} lost {cause} {count}"),
+    }
+}
+
+pub fn failed(message: &str) -> Exit {
+    out::error(message);
+    Exit::Wrong
+}

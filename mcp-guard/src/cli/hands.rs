@@ -1,0 +1,210 @@
+//! freeze, thaw, kill by hand: through the agent where one runs, else by the same executor.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use mcp_guard_core::{
+    effect::{Cause, Containment, Effect, End, Input, Outcome},
+    policy::{Mode, Respond, Response},
+};
+use serde_json::json;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+
+use super::{Exit, Failure, Host, out, resolve::resolve, runtime};
+use crate::{
+    agent::{is_paused, lock},
+    audit::Audit,
+    control::{client, wire::Answer},
+    engine::Engine,
+    executor::{Confirmed, Executor, Held, reconcile},
+    host::{clock, layout::Layout},
+};
+
+/// The only guard of an executor without an agent.
+const TARGET: u32 = 0;
+
+pub fn freeze(host: &Host, target: &str, lease: Duration, dry_run: bool) -> Result<Exit, Failure> {
+    if lease < Duration::from_secs(1) || lease > Duration::from_secs(86_400) {
+        return Err(Failure::usage("--for must lie between 1s and 1day"));
+    }
+    let runtime = runtime()?;
+    runtime.block_on(async {
+        let held = resolve(host, target).await?;
+        if lock::is_held(&host.run_dir) {
+            let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
+            let more = json!({ "lease_ms": lease_ms, "dry_run": dry_run });
+            return ask(host, "Freeze", &held, more);
+        }
+        let mut hands = Hands::new(host, held)?;
+        let (outcome, detail) = hands.contain(Response::Freeze, lease, dry_run).await?;
+        if outcome != Outcome::Done {
+            return Ok(tell(&hands.name, "freeze", outcome, &detail));
+        }
+        let shown = humantime::format_duration(lease);
+        out::answer(&format!(
+            "{}: frozen ({detail}); thawed after {shown} or when this ends",
+            hands.name
+        ));
+        let why = hands.wait(lease).await?;
+        let (outcome, detail) = hands.thaw(End::LeaseOver);
+        Ok(tell(&hands.name, &format!("thaw ({why})"), outcome, &detail))
+    })
+}
+
+pub fn kill(host: &Host, target: &str, dry_run: bool) -> Result<Exit, Failure> {
+    runtime()?.block_on(async {
+        let held = resolve(host, target).await?;
+        if lock::is_held(&host.run_dir) {
+            return ask(host, "Kill", &held, json!({ "dry_run": dry_run }));
+        }
+        let mut hands = Hands::new(host, held)?;
+        let (outcome, detail) = hands.contain(Response::Kill, Duration::ZERO, dry_run).await?;
+        Ok(tell(&hands.name, "kill", outcome, &detail))
+    })
+}
+
+pub fn thaw(host: &Host, target: &str) -> Result<Exit, Failure> {
+    runtime()?.block_on(async {
+        let held = resolve(host, target).await?;
+        if lock::is_held(&host.run_dir) {
+            return ask(host, "Thaw", &held, json!({}));
+        }
+        let mut hands = Hands::new(host, held)?;
+        let (outcome, detail) = hands.thaw(End::Operator);
+        Ok(tell(&hands.name, "thaw", outcome, &detail))
+    })
+}
+
+/// Gives back what an agent that is gone left: the unit's `ExecStopPost=`.
+pub fn thaw_owned(host: &Host) -> Result<Exit, Failure> {
+    if lock::is_held(&host.run_dir) {
+        return Err(Failure::could_not(
+            "an agent runs and holds its own leases; name a target, or stop the agent",
+        ));
+    }
+    runtime()?.block_on(async {
+        let (mut executor, _confirmed) = Executor::new(open_audit(host)?);
+        let layout = Layout::read().map_err(Failure::could_not)?;
+        let engine = Engine::new(&host.docker).ok();
+        let mut exit = Exit::Done;
+        for mut orphan in reconcile::find(&layout).map_err(Failure::could_not)? {
+            let container = orphan.held.container.as_deref();
+            orphan.held.paused = is_paused(engine.as_ref(), container).await;
+            let outcome = executor.release_orphan(&orphan, End::Reconcile);
+            if tell(&orphan.held.subject.cgroup, "thaw", outcome, &orphan.mark.reason) != Exit::Done
+            {
+                exit = Exit::Wrong;
+            }
+        }
+        Ok(exit)
+    })
+}
+
+/// An executor with one target and no agent.
+struct Hands {
+    executor: Executor,
+    confirmed: mpsc::UnboundedReceiver<Confirmed>,
+    name: String,
+}
+
+impl Hands {
+    fn new(host: &Host, held: Held) -> Result<Self, Failure> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(Failure::could_not("changing a cgroup needs root; run it with sudo"));
+        }
+        let (mut executor, confirmed) = Executor::new(open_audit(host)?);
+        let name = held.subject.name.clone();
+        executor.hold(TARGET, held);
+        Ok(Self { executor, confirmed, name })
+    }
+
+    async fn contain(
+        &mut self,
+        response: Response,
+        lease: Duration,
+        dry_run: bool,
+    ) -> Result<(Outcome, String), Failure> {
+        let containment = Containment {
+            guard: TARGET,
+            response,
+            mode: if dry_run { Mode::Observe } else { Mode::Enforce },
+            lease,
+            headroom: Respond::default().clamp_headroom,
+            cause: Cause { detector: None, identity: None, numbers: BTreeMap::new() },
+            decided: clock::now(),
+        };
+        let mut settled = self.executor.apply(Effect::Contain(containment));
+        if settled.is_none()
+            && let Some(confirmed) = self.confirmed.recv().await
+        {
+            settled = self.executor.confirm(confirmed);
+        }
+        match settled {
+            Some(Input::Settled { outcome, .. }) => {
+                Ok((outcome, self.executor.last_detail().to_owned()))
+            }
+            _ => Err(Failure::could_not(format!("{}: no answer from the kernel", self.name))),
+        }
+    }
+
+    fn thaw(&mut self, end: End) -> (Outcome, String) {
+        let freeze = self.executor.release(TARGET, Response::Freeze, end);
+        let freeze = freeze.unwrap_or((Outcome::NotOurs, "the target is gone".to_owned()));
+        let clamp = self.executor.release(TARGET, Response::Clamp, end);
+        match clamp {
+            Some((Outcome::Done, detail)) => (Outcome::Done, format!("{}; {detail}", freeze.1)),
+            _ => freeze,
+        }
+    }
+
+    /// Until the lease is over or somebody ends this; says which.
+    async fn wait(&mut self, lease: Duration) -> Result<&'static str, Failure> {
+        let listen = |kind| signal(kind).map_err(Failure::could_not);
+        let mut terminate = listen(SignalKind::terminate())?;
+        let mut interrupt = listen(SignalKind::interrupt())?;
+        let mut hangup = listen(SignalKind::hangup())?;
+        let mut quit = listen(SignalKind::quit())?;
+        Ok(tokio::select! {
+            () = tokio::time::sleep(lease) => "the time is over",
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+            _ = hangup.recv() => "SIGHUP",
+            _ = quit.recv() => "SIGQUIT",
+        })
+    }
+}
+
+fn open_audit(host: &Host) -> Result<Audit, Failure> {
+    Audit::open(&host.audit).map_err(|error| {
+        let path = host.audit.display();
+        Failure::could_not(format!("audit log {path}: {error}; nothing was done without a record"))
+    })
+}
+
+fn ask(host: &Host, method: &str, held: &Held, more: serde_json::Value) -> Result<Exit, Failure> {
+    let mut parameters = json!({
+        "cgroup": held.cgroup.path(),
+        "cgroup_id": held.cgroup.id(),
+        "name": held.subject.name,
+    });
+    if let (Some(all), Some(more)) = (parameters.as_object_mut(), more.as_object()) {
+        all.extend(more.clone());
+    }
+    let answer: Answer = client::call(&lock::socket(&host.run_dir), method, parameters)
+        .map_err(Failure::could_not)?;
+    Ok(tell(&held.subject.name, &method.to_lowercase(), answer.outcome, &answer.detail))
+}
+
+fn tell(name: &str, verb: &str, outcome: Outcome, detail: &str) -> Exit {
+    let (exit, word) = match outcome {
+        Outcome::Done => (Exit::Done, "done"),
+        Outcome::WouldDo => (Exit::Done, "dry run"),
+        Outcome::Refused => (Exit::Wrong, "refused"),
+        Outcome::NotOurs => (Exit::Wrong, "left alone"),
+        Outcome::Failed => (Exit::Wrong, "FAILED"),
+    };
+    out::answer(&format!("{name}: {verb} {word}: {detail}"));
+    exit
+}

@@ -1,0 +1,153 @@
+//! The command line: one small file per verb. stdout carries the answer alone, logs go to stderr.
+
+mod demo;
+mod doctor;
+mod exit;
+mod hands;
+mod out;
+mod replay;
+mod resolve;
+mod run;
+mod status;
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+pub use exit::{Exit, Failure};
+
+use crate::{agent::lock::DEFAULT_RUN_DIR, engine::DEFAULT_SOCKET};
+
+/// Finds, explains and contains process leaks of MCP servers in containers.
+///
+/// Exit codes: 0 done and nothing wrong; 1 answered, and something is wrong (refused, not contained);
+/// 2 could not (target, rights, BPF, engine); 64 bad command line; 65 bad policy or input file.
+#[derive(Debug, Parser)]
+#[command(name = "mcp-guard", version, propagate_version = true)]
+struct Cli {
+    #[command(flatten)]
+    host: Host,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Where things are on this host.
+#[derive(Clone, Debug, Args)]
+pub struct Host {
+    /// Directory of the agent's lock and control socket.
+    #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_RUN_DIR)]
+    pub run_dir: PathBuf,
+    /// Docker's socket.
+    #[arg(long, global = true, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub docker: String,
+    /// Audit log to append to.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        default_value = "/var/log/mcp-guard/audit.jsonl"
+    )]
+    pub audit: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// The agent: watch, detect, contain.
+    Run(run::Arguments),
+    /// What the agent guards: servers, totals, rates, losses.
+    Status {
+        /// JSON instead of text.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Stop every process of a target, for a limited time.
+    Freeze {
+        /// Container name, id or id prefix; docker:NAME, cgroup:/path, pid:N.
+        target: String,
+        /// Thaw after this time.
+        #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "5min")]
+        lease: Duration,
+        /// All checks, but not the last step.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Undo a freeze or clamp of mcp-guard's own.
+    Thaw {
+        /// As for freeze.
+        #[arg(required_unless_present = "owned", conflicts_with = "owned")]
+        target: Option<String>,
+        /// Everything on this host that an agent which is gone left frozen or clamped.
+        #[arg(long)]
+        owned: bool,
+    },
+    /// Kill every process of a target.
+    Kill {
+        /// As for freeze.
+        target: String,
+        /// All checks, but not the last step.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// What this host can do, and what is missing.
+    Doctor {
+        /// JSON instead of text.
+        #[arg(long)]
+        json: bool,
+    },
+    /// A small leak in a cgroup of its own: detected, contained, audited, cleaned up.
+    Demo,
+    /// Run a policy over a recorded spawn trace; touches nothing.
+    Replay(replay::Arguments),
+}
+
+/// Parses, dispatches, and turns what happened into an exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    if let Some(code) = demo::as_demo_process() {
+        return code;
+    }
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are answers, everything else is a bad command line.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() };
+        }
+    };
+    log_to_stderr(&cli.verb);
+    match dispatch(cli) {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            out::error(&failure.message);
+            failure.exit.into()
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<Exit, Failure> {
+    let host = cli.host;
+    match cli.verb {
+        Verb::Run(arguments) => run::run(&host, &arguments),
+        Verb::Status { json } => status::status(&host, json),
+        Verb::Freeze { target, lease, dry_run } => hands::freeze(&host, &target, lease, dry_run),
+        Verb::Thaw { owned: true, .. } => hands::thaw_owned(&host),
+        Verb::Thaw { target, .. } => hands::thaw(&host, &target.unwrap_or_default()),
+        Verb::Kill { target, dry_run } => hands::kill(&host, &target, dry_run),
+        Verb::Doctor { json } => doctor::doctor(&host, json),
+        Verb::Demo => demo::demo(),
+        Verb::Replay(arguments) => replay::replay(&arguments),
+    }
+}
+
+fn log_to_stderr(verb: &Verb) {
+    let level = if matches!(verb, Verb::Run(_)) { "info" } else { "warn" };
+    let filter = EnvFilter::try_from_env("MCP_GUARD_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+/// One thread: the agent's loop needs no more, and capabilities are per thread.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| Failure::could_not(format!("the runtime cannot start: {error}")))
+}

@@ -1,0 +1,81 @@
+use std::{fs, path::PathBuf};
+
+use clap::Args;
+use mcp_guard_core::{
+    effect::Detector,
+    policy::Policy,
+    replay::{Report, replay as run},
+};
+
+use super::{Exit, Failure, out, run::read_policy};
+
+/// A trace of more bytes is refused rather than read into memory.
+const MAX_TRACE: u64 = 1 << 30;
+
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Trace: a header line, then one JSON event a line.
+    file: PathBuf,
+    /// Policy to test; its mode does not matter here.
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// One JSON object instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn replay(arguments: &Arguments) -> Result<Exit, Failure> {
+    let policy = arguments.policy.as_deref().map_or_else(|| Ok(Policy::default()), read_policy)?;
+    let name = arguments.file.display();
+    let failure = |error: &dyn std::fmt::Display| Failure::data(format!("trace {name}: {error}"));
+    let length = fs::metadata(&arguments.file).map_err(|error| failure(&error))?.len();
+    if length > MAX_TRACE {
+        return Err(failure(&"it is larger than 1 GiB; cut it into parts"));
+    }
+    let bytes = fs::read(&arguments.file).map_err(|error| failure(&error))?;
+    let trace = String::from_utf8(bytes).map_err(|error| {
+        let line = error.as_bytes()[..error.utf8_error().valid_up_to()]
+            .iter()
+            .filter(|byte| **byte == b'\n')
+            .count();
+        failure(&format!("line {}: not UTF-8", line + 1))
+    })?;
+    let report = run(&trace, policy).map_err(|error| failure(&error))?;
+    let text = if arguments.json {
+        serde_json::to_string(&report).map_err(|error| Failure::could_not(error.to_string()))?
+    } else {
+        render(&report)
+    };
+    out::answer(&text);
+    Ok(Exit::Done)
+}
+
+fn render(report: &Report) -> String {
+    let Report { events, processes, execs, live_at_end, identities, warnings, actions } = report;
+    let mut text = format!(
+        "{events} events: {processes} processes born, {execs} execs, {live_at_end} alive at the end\n"
+    );
+    for (name, one) in identities {
+        text += &format!(
+            "  {name}: {} starts, {} alive at the end, {} at the peak\n",
+            one.starts, one.live_at_end, one.live_peak
+        );
+    }
+    for one in warnings {
+        text += &line(one.t_ns, one.detector, "warns", one.identity.as_deref());
+    }
+    for one in actions {
+        let verb = format!("would {}", one.response);
+        text += &line(one.t_ns, one.detector, &verb, one.identity.as_deref());
+    }
+    if warnings.is_empty() && actions.is_empty() {
+        text += "no warning, no action\n";
+    }
+    text
+}
+
+fn line(t_ns: u64, detector: Detector, verb: &str, identity: Option<&str>) -> String {
+    let seconds = t_ns as f64 / 1e9;
+    let what = identity.map(|identity| format!(" about {identity}")).unwrap_or_default();
+    format!("{seconds:9.3} s  {detector:?} {verb}{what}\n")
+}

@@ -1,0 +1,65 @@
+//! From what the operator typed to a cgroup that is held.
+
+use mcp_guard_core::{
+    container::container_in,
+    target::{NoMatch, Target, choose},
+};
+
+use super::{Failure, Host};
+use crate::{
+    engine::Engine,
+    executor::Held,
+    host::{cgroup::Cgroup, layout::Layout},
+};
+
+pub async fn resolve(host: &Host, text: &str) -> Result<Held, Failure> {
+    let target = Target::parse(text).map_err(Failure::usage)?;
+    let layout = Layout::read()
+        .map_err(|error| Failure::could_not(format!("reading the cgroup layout: {error}")))?;
+    match target {
+        Target::Container(name) | Target::Docker(name) => container(host, &layout, &name).await,
+        Target::Cgroup(path) => {
+            let cgroup = Cgroup::open(&layout, &path).map_err(Failure::could_not)?;
+            Ok(plain(host, cgroup).await)
+        }
+        Target::Pid(pid) => {
+            let cgroup = Cgroup::of_process(&layout, pid, None).map_err(Failure::could_not)?;
+            Ok(plain(host, cgroup).await)
+        }
+    }
+}
+
+async fn container(host: &Host, layout: &Layout, name: &str) -> Result<Held, Failure> {
+    let engine = Engine::new(&host.docker).map_err(Failure::could_not)?;
+    let all = engine.candidates().await.map_err(Failure::could_not)?;
+    let chosen = choose(name, &all).map_err(|no_match| {
+        Failure::could_not(match no_match {
+            NoMatch::None => format!(
+                "no container is called {name:?}; `docker ps` lists them, and cgroup:/path or pid:N \
+                 name what is in no engine"
+            ),
+            NoMatch::Several(candidates) => {
+                let lines: Vec<String> = candidates
+                    .iter()
+                    .map(|one| format!("\n  {} {}", one.id.get(..12).unwrap_or(&one.id), one.name))
+                    .collect();
+                format!("{name:?} is ambiguous; it may mean:{}", lines.concat())
+            }
+        })
+    })?;
+    let found = engine.inspect(&chosen.id).await.map_err(Failure::could_not)?;
+    let found = found
+        .ok_or_else(|| Failure::could_not(format!("container {} does not run", chosen.name)))?;
+    let cgroup =
+        Cgroup::of_process(layout, found.init, Some(&found.id)).map_err(Failure::could_not)?;
+    Ok(Held::new(cgroup, &found.name, Some(found.id), found.paused))
+}
+
+/// A cgroup by path may be a container's all the same; then its engine's pause counts.
+async fn plain(host: &Host, cgroup: Cgroup) -> Held {
+    let id = container_in(cgroup.path()).map(|found| found.id.to_owned());
+    let engine = id.as_ref().and_then(|_| Engine::new(&host.docker).ok());
+    let paused = crate::agent::is_paused(engine.as_ref(), id.as_deref()).await;
+    let name = cgroup.path().to_owned();
+    Held::new(cgroup, &name, id, paused)
+}

@@ -1,0 +1,51 @@
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use mcp_guard_core::policy::Policy;
+
+use super::{Exit, Failure, Host, runtime};
+use crate::{agent, host::bpf};
+
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Policy file; without one every container is observed.
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Bytes of the event ring, a power of two.
+    #[arg(long, value_name = "BYTES", hide = true, default_value_t = mcp_guard_common::RING_BYTES)]
+    ring_bytes: u32,
+}
+
+pub fn run(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
+    let policy = arguments.policy.as_deref().map_or_else(|| Ok(Policy::default()), read_policy)?;
+    if !rustix::process::geteuid().is_root() {
+        return Err(Failure::could_not(
+            "the agent needs root to load BPF programs and to write to cgroups; run it with sudo or \
+             as the systemd unit",
+        ));
+    }
+    if !arguments.ring_bytes.is_power_of_two() || arguments.ring_bytes < 4096 {
+        return Err(Failure::usage("--ring-bytes must be a power of two of at least 4096"));
+    }
+    let options = agent::Options {
+        policy,
+        run_dir: host.run_dir.clone(),
+        audit: host.audit.clone(),
+        docker: Some(host.docker.clone()),
+        bpf: bpf::Options { ring_bytes: arguments.ring_bytes, ..bpf::Options::default() },
+    };
+    runtime()?
+        .block_on(agent::run(options))
+        .map_err(|error| Failure::could_not(format!("{error:#}")))?;
+    Ok(Exit::Done)
+}
+
+pub fn read_policy(path: &Path) -> Result<Policy, Failure> {
+    let text = fs::read_to_string(path)
+        .map_err(|error| Failure::data(format!("policy {}: {error}", path.display())))?;
+    Policy::parse(&text)
+        .map_err(|error| Failure::data(format!("policy {}: {error}", path.display())))
+}

@@ -1,0 +1,27 @@
+use serde_json::json;
+
+use super::{Exit, Failure, Host, out};
+use crate::{
+    agent::lock,
+    control::{client, wire::Status},
+    render,
+};
+
+pub fn status(host: &Host, json: bool) -> Result<Exit, Failure> {
+    let status: Status =
+        client::call(&lock::socket(&host.run_dir), "Status", json!({})).map_err(|error| {
+            let hint = "; start it with `mcp-guard run`, as root";
+            Failure::could_not(format!("{error}{}", if no_agent(&error) { hint } else { "" }))
+        })?;
+    let text = if json {
+        serde_json::to_string(&status).map_err(Failure::could_not)?
+    } else {
+        render::status(&status)
+    };
+    out::answer(&text);
+    Ok(Exit::Done)
+}
+
+fn no_agent(error: &client::Error) -> bool {
+    matches!(error, client::Error::NoAgent(_))
+}

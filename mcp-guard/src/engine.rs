@@ -1,0 +1,214 @@
+//! Container engines. Docker, through bollard.
+//!
+//! What an engine says is a hint: a container's cgroup is found from its first process and compared
+//! with the id. Only ids of 64 hex digits are ever sent to it, because bollard does not escape names.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
+
+use bollard::{
+    API_DEFAULT_VERSION, Docker,
+    models::{ContainerInspectResponse, EventMessage},
+    query_parameters::{
+        EventsOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder,
+    },
+};
+use futures_util::StreamExt as _;
+use mcp_guard_core::{container::is_container_id, target::Candidate};
+use tokio::sync::mpsc;
+
+/// Where Docker listens unless the operator says otherwise.
+pub const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
+/// Seconds for an answer to begin.
+const ANSWER: u64 = 10;
+/// Between attempts to reach an engine that is away.
+const RETRY: Duration = Duration::from_secs(2);
+/// Characters of a name that is kept, see `docker run --name`.
+const MAX_NAME: usize = 255;
+/// Labels that are kept per container; rules look at one.
+const MAX_LABELS: usize = 256;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("Docker at {socket} does not answer: {source}; is it running, and is --docker right?")]
+    Away { socket: String, source: bollard::errors::Error },
+    #[error("Docker: {0}")]
+    Refused(#[from] bollard::errors::Error),
+    #[error("Docker gives no container id for {0:?}")]
+    BadId(String),
+}
+
+/// A running container.
+#[derive(Clone, Debug)]
+pub struct Container {
+    pub id: String,
+    pub name: String,
+    pub image: String,
+    pub labels: BTreeMap<String, String>,
+    /// Its first process, as the host numbers it.
+    pub init: u32,
+    pub paused: bool,
+}
+
+/// A change the agent must know of.
+#[derive(Clone, Debug)]
+pub enum Change {
+    Up(Container),
+    Paused {
+        id: String,
+        paused: bool,
+    },
+    /// The engine cannot be reached; what is known stays in force.
+    Away(String),
+    Back,
+}
+
+/// One engine.
+#[derive(Clone)]
+pub struct Engine {
+    docker: Docker,
+    socket: String,
+}
+
+impl Engine {
+    /// Connects lazily: the first request finds out whether anybody answers.
+    ///
+    /// # Errors
+    /// There is no such socket.
+    pub fn new(socket: &str) -> Result<Self, Error> {
+        let docker = Docker::connect_with_unix(socket, ANSWER, API_DEFAULT_VERSION)
+            .map_err(|source| Error::Away { socket: socket.to_owned(), source })?;
+        Ok(Self { docker, socket: socket.to_owned() })
+    }
+
+    /// Every container, running or not.
+    ///
+    /// # Errors
+    /// The engine does not answer.
+    pub async fn candidates(&self) -> Result<Vec<Candidate>, Error> {
+        let options = ListContainersOptionsBuilder::default().all(true).build();
+        let all = self
+            .docker
+            .list_containers(Some(options))
+            .await
+            .map_err(|source| Error::Away { socket: self.socket.clone(), source })?;
+        let candidate = |one: bollard::models::ContainerSummary| {
+            let name = one.names.unwrap_or_default().into_iter().next().unwrap_or_default();
+            Some(Candidate { id: one.id?, name: plain_name(&name) })
+        };
+        Ok(all.into_iter().filter_map(candidate).collect())
+    }
+
+    /// None where it does not run.
+    ///
+    /// # Errors
+    /// The engine does not answer or knows no such container.
+    pub async fn inspect(&self, id: &str) -> Result<Option<Container>, Error> {
+        if !is_container_id(id) {
+            return Err(Error::BadId(id.to_owned()));
+        }
+        let found = self.docker.inspect_container(id, None::<InspectContainerOptions>).await?;
+        Ok(running(id, found))
+    }
+
+    /// Version, for `doctor`.
+    ///
+    /// # Errors
+    /// The engine does not answer.
+    pub async fn version(&self) -> Result<String, Error> {
+        let version = self
+            .docker
+            .version()
+            .await
+            .map_err(|source| Error::Away { socket: self.socket.clone(), source })?;
+        Ok(version.version.unwrap_or_else(|| "of unknown version".to_owned()))
+    }
+
+    /// Tells of every running container, then of changes, for as long as anybody listens. After an
+    /// error it begins again with all of them: no event is needed to be right.
+    pub async fn watch(self, changes: mpsc::Sender<Change>) {
+        let mut away = false;
+        while !changes.is_closed() {
+            match self.follow(&changes, &mut away).await {
+                Ok(()) => tracing::debug!("Docker ended its event stream"),
+                Err(error) if !away => {
+                    away = true;
+                    let _ = changes.send(Change::Away(error.to_string())).await;
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    async fn follow(&self, changes: &mpsc::Sender<Change>, away: &mut bool) -> Result<(), Error> {
+        // Closed enums in bollard: an event of another type would end the stream.
+        let filters = HashMap::from([("type", vec!["container"])]);
+        let options = EventsOptionsBuilder::default().filters(&filters).build();
+        let mut events = self.docker.events(Some(options));
+        // The stream sends its request with the first poll, so it is polled before the list is
+        // read: a container that starts in between is then in one of the two.
+        let first = futures_util::poll!(events.next());
+        for candidate in self.candidates().await? {
+            self.tell(&candidate.id, changes).await;
+        }
+        if std::mem::take(away) {
+            let _ = changes.send(Change::Back).await;
+        }
+        if let std::task::Poll::Ready(Some(event)) = first {
+            self.heed(event?, changes).await;
+        }
+        while let Some(event) = events.next().await {
+            self.heed(event?, changes).await;
+        }
+        Ok(())
+    }
+
+    async fn heed(&self, event: EventMessage, changes: &mpsc::Sender<Change>) {
+        let Some(id) = event.actor.and_then(|actor| actor.id).filter(|id| is_container_id(id))
+        else {
+            return;
+        };
+        match event.action.as_deref() {
+            Some("start") => self.tell(&id, changes).await,
+            Some(action @ ("pause" | "unpause")) => {
+                let paused = action == "pause";
+                let _ = changes.send(Change::Paused { id, paused }).await;
+            }
+            _ => {}
+        }
+    }
+
+    async fn tell(&self, id: &str, changes: &mpsc::Sender<Change>) {
+        match self.inspect(id).await {
+            Ok(Some(container)) => {
+                let _ = changes.send(Change::Up(container)).await;
+            }
+            Ok(None) => {}
+            // Gone between the list and the question, most likely.
+            Err(error) => tracing::debug!(id, %error, "container not inspected"),
+        }
+    }
+}
+
+fn running(id: &str, found: ContainerInspectResponse) -> Option<Container> {
+    let state = found.state?;
+    let init = u32::try_from(state.pid?).ok().filter(|pid| *pid > 0)?;
+    let config = found.config.unwrap_or_default();
+    let labels = config.labels.unwrap_or_default();
+    Some(Container {
+        id: id.to_owned(),
+        name: plain_name(&found.name.unwrap_or_default()),
+        image: config.image.unwrap_or_default().chars().take(MAX_NAME).collect(),
+        labels: labels.into_iter().take(MAX_LABELS).collect(),
+        init,
+        paused: state.paused.unwrap_or(false),
+    })
+}
+
+/// Docker puts a slash before names.
+fn plain_name(name: &str) -> String {
+    name.trim_start_matches('/').chars().take(MAX_NAME).collect()
+}

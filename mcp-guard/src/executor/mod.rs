@@ -1,0 +1,415 @@
+//! The one place that changes the host. Each change writes one audit line before and one after.
+
+pub mod reconcile;
+mod steps;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use mcp_guard_core::{
+    Time,
+    audit::{Record, Subject, Timing},
+    effect::{Cause, Containment, Effect, End, GuardId, Input, Outcome},
+    escape::escape,
+    policy::Response,
+    refusal::refusal,
+};
+use tokio::sync::mpsc;
+
+pub use steps::Holder;
+use steps::Step;
+
+use crate::{
+    audit::Audit,
+    host::{
+        cgroup::{Cgroup, wait_events},
+        clock, facts,
+    },
+};
+
+/// A freeze or a kill that the kernel does not confirm within this time has failed.
+const CONFIRM: Duration = Duration::from_secs(2);
+
+/// A guarded cgroup, held.
+pub struct Held {
+    pub cgroup: Cgroup,
+    pub subject: Subject,
+    /// Id of its container in the engine.
+    pub container: Option<String>,
+    /// The engine says Paused: its freeze is not ours to touch.
+    pub paused: bool,
+}
+
+impl Held {
+    #[must_use]
+    pub fn new(cgroup: Cgroup, name: &str, container: Option<String>, paused: bool) -> Self {
+        let subject = Subject {
+            name: escape(name.as_bytes(), 256),
+            cgroup: cgroup.path().to_owned(),
+            cgroup_id: cgroup.id(),
+        };
+        Self { cgroup, subject, container, paused }
+    }
+}
+
+/// The kernel's answer to a freeze or kill, sent by the task that waited for it.
+pub struct Confirmed {
+    incident: String,
+    guard: GuardId,
+    response: Response,
+    lease: Duration,
+    decided: Time,
+    written: Time,
+    reached: std::io::Result<bool>,
+    at: Time,
+}
+
+pub struct Executor {
+    held: BTreeMap<GuardId, Held>,
+    pub audit: Audit,
+    holder: Holder,
+    incidents: u64,
+    last_detail: String,
+    confirmations: mpsc::UnboundedSender<Confirmed>,
+}
+
+impl Executor {
+    /// Confirmations arrive on the receiver; hand each to [`Executor::confirm`]. There is at most
+    /// one for each guard and response at a time, so the queue needs no other bound.
+    #[must_use]
+    pub fn new(audit: Audit) -> (Self, mpsc::UnboundedReceiver<Confirmed>) {
+        let (confirmations, receiver) = mpsc::unbounded_channel();
+        let holder = Holder::this_process();
+        (
+            Self {
+                held: BTreeMap::new(),
+                audit,
+                holder,
+                incidents: 0,
+                last_detail: String::new(),
+                confirmations,
+            },
+            receiver,
+        )
+    }
+
+    /// What the newest outcome said.
+    #[must_use]
+    pub fn last_detail(&self) -> &str {
+        &self.last_detail
+    }
+
+    pub fn hold(&mut self, guard: GuardId, held: Held) {
+        self.held.insert(guard, held);
+    }
+
+    pub fn forget(&mut self, guard: GuardId) -> Option<Held> {
+        self.held.remove(&guard)
+    }
+
+    #[must_use]
+    pub fn held(&self) -> &BTreeMap<GuardId, Held> {
+        &self.held
+    }
+
+    pub fn held_mut(&mut self) -> &mut BTreeMap<GuardId, Held> {
+        &mut self.held
+    }
+
+    /// Carries out one effect. What comes back goes into the core; a freeze or kill answers later,
+    /// through [`Executor::confirm`].
+    pub fn apply(&mut self, effect: Effect) -> Option<Input> {
+        match effect {
+            Effect::Warn { guard, cause } => {
+                let guard = self.subject(guard)?;
+                self.audit.write(Record::Warning { guard, cause });
+                None
+            }
+            Effect::Contain(containment) => self.contain(containment),
+            Effect::Refuse { guard, response, cause, refusal } => {
+                let detail = refusal.to_string();
+                self.refuse(guard, response, cause, detail)
+            }
+            Effect::Renew { guard, lease } => self.renew(guard, lease),
+            Effect::Loosen { guard, by, aborts, denials } => {
+                self.loosen(guard, by, aborts, denials)
+            }
+            Effect::Release { guard, response, end } => {
+                self.release(guard, response, end);
+                None
+            }
+            Effect::Disown { guard, response, end } => self.disown(guard, response, end),
+            // The loop's, which has the kernel side at hand.
+            Effect::Rescan { .. } => None,
+        }
+    }
+
+    fn subject(&self, guard: GuardId) -> Option<Subject> {
+        self.held.get(&guard).map(|held| held.subject.clone())
+    }
+
+    fn incident(&mut self) -> String {
+        self.incidents += 1;
+        format!("{}-{}", self.audit.run(), self.incidents)
+    }
+
+    fn contain(&mut self, wanted: Containment) -> Option<Input> {
+        let incident = self.incident();
+        let held = self.held.get(&wanted.guard)?;
+        let subject = held.subject.clone();
+        let pids_max = (wanted.response == Response::Clamp)
+            .then(|| steps::planned_clamp(&held.cgroup, wanted.headroom).ok())
+            .flatten();
+        let processes = held.cgroup.processes().map_or(0, |pids| pids.len() as u64);
+        let has_lease = wanted.lease > Duration::ZERO;
+        self.audit.write(Record::Intent {
+            incident: incident.clone(),
+            guard: subject,
+            response: wanted.response,
+            mode: wanted.mode,
+            cause: wanted.cause.clone(),
+            lease_ms: has_lease
+                .then(|| u64::try_from(wanted.lease.as_millis()).unwrap_or(u64::MAX)),
+            pids_max,
+            processes: Some(processes),
+        });
+        match self.attempt(&wanted, &incident) {
+            Step::Settled(outcome, detail) => {
+                let written = matches!(outcome, Outcome::Done).then(clock::now);
+                self.settle(&wanted, incident, outcome, detail, written)
+            }
+            Step::Written(at) => {
+                self.await_confirmation(&wanted, incident, at);
+                None
+            }
+        }
+    }
+
+    /// The same checks for every mode; the last step is left out where the mode says so.
+    fn attempt(&mut self, wanted: &Containment, incident: &str) -> Step {
+        let Some(held) = self.held.get(&wanted.guard) else {
+            return Step::Settled(Outcome::Failed, "the guard is gone".to_owned());
+        };
+        let facts = match facts::gather(&held.cgroup) {
+            Ok(facts) => facts,
+            Err(error) => {
+                let detail =
+                    format!("the cgroup is gone or was replaced ({error}); nothing was done");
+                return Step::Settled(Outcome::NotOurs, detail);
+            }
+        };
+        if let Some(refusal) = refusal(&facts) {
+            return Step::Settled(Outcome::Refused, format!("refused: {refusal}"));
+        }
+        let mark = self.holder.mark(incident, &wanted.cause, clock::now().after(wanted.lease));
+        match wanted.response {
+            Response::Record => Step::Settled(Outcome::Done, "recorded".to_owned()),
+            Response::Clamp => steps::clamp(&held.cgroup, wanted.headroom, wanted.mode, mark),
+            Response::Freeze => steps::freeze(&held.cgroup, held.paused, wanted.mode, &mark),
+            Response::Kill => steps::kill(&held.cgroup, wanted.mode),
+        }
+    }
+
+    fn settle(
+        &mut self,
+        wanted: &Containment,
+        incident: String,
+        outcome: Outcome,
+        detail: String,
+        written: Option<Time>,
+    ) -> Option<Input> {
+        let guard = wanted.guard;
+        let timing = written.map(|at| Timing {
+            decided_boot_ns: wanted.decided.0,
+            written_us: micros(wanted.decided, at),
+            confirmed_us: None,
+        });
+        self.outcome(guard, incident, wanted.response, outcome, detail, timing);
+        let (response, lease) = (wanted.response, wanted.lease);
+        Some(Input::Settled { guard, response, outcome, lease })
+    }
+
+    fn outcome(
+        &mut self,
+        guard: GuardId,
+        incident: String,
+        response: Response,
+        outcome: Outcome,
+        detail: String,
+        timing: Option<Timing>,
+    ) {
+        if let Some(guard) = self.subject(guard) {
+            tracing::info!(name = guard.name, %response, ?outcome, detail);
+            self.last_detail.clone_from(&detail);
+            self.audit.write(Record::Outcome {
+                incident,
+                guard,
+                response,
+                outcome,
+                detail,
+                timing,
+            });
+        }
+    }
+
+    fn await_confirmation(&self, wanted: &Containment, incident: String, written: Time) {
+        let dir = self.held.get(&wanted.guard).map(|held| held.cgroup.dir().try_clone_to_owned());
+        let (guard, response, lease) = (wanted.guard, wanted.response, wanted.lease);
+        let decided = wanted.decided;
+        let confirmations = self.confirmations.clone();
+        tokio::spawn(async move {
+            let reached = match dir {
+                Some(Ok(dir)) if response == Response::Kill => {
+                    gone_is_dead(wait_events(dir, CONFIRM, |events| !events.populated).await)
+                }
+                Some(Ok(dir)) => wait_events(dir, CONFIRM, |events| events.frozen).await,
+                Some(Err(error)) => Err(error),
+                None => Ok(false),
+            };
+            let at = clock::now();
+            // The receiver is gone only when the program ends.
+            let _ = confirmations.send(Confirmed {
+                incident,
+                guard,
+                response,
+                lease,
+                decided,
+                written,
+                reached,
+                at,
+            });
+        });
+    }
+
+    /// Takes the kernel's answer; what was not reached is undone.
+    pub fn confirm(&mut self, confirmed: Confirmed) -> Option<Input> {
+        let Confirmed { incident, guard, response, lease, decided, written, reached, at } =
+            confirmed;
+        let held = self.held.get(&guard)?;
+        let (outcome, detail) = match reached {
+            Ok(true) if response == Response::Kill => {
+                (Outcome::Done, "cgroup.kill written, populated 0 read back".to_owned())
+            }
+            Ok(true) => (Outcome::Done, "cgroup.freeze 1, frozen 1 read back".to_owned()),
+            Ok(false) if response == Response::Kill => {
+                (Outcome::Failed, format!("processes are still there after {CONFIRM:?}"))
+            }
+            Ok(false) => {
+                let (_, undone) = steps::thaw(&held.cgroup, held.paused);
+                (Outcome::Failed, format!("frozen 1 not seen within {CONFIRM:?}; {undone}"))
+            }
+            Err(error) => (Outcome::Failed, format!("the cgroup went away: {error}")),
+        };
+        let timing = Timing {
+            decided_boot_ns: decided.0,
+            written_us: micros(decided, written),
+            confirmed_us: Some(micros(decided, at)),
+        };
+        self.outcome(guard, incident, response, outcome, detail, Some(timing));
+        Some(Input::Settled { guard, response, outcome, lease })
+    }
+
+    fn refuse(
+        &mut self,
+        guard: GuardId,
+        response: Response,
+        cause: Cause,
+        detail: String,
+    ) -> Option<Input> {
+        let incident = self.incident();
+        let subject = self.subject(guard)?;
+        self.audit.write(Record::Intent {
+            incident: incident.clone(),
+            guard: subject,
+            response,
+            mode: mcp_guard_core::policy::Mode::Observe,
+            cause,
+            lease_ms: None,
+            pids_max: None,
+            processes: None,
+        });
+        let detail = format!("refused: {detail}");
+        self.outcome(guard, incident, response, Outcome::Refused, detail, None);
+        let lease = Duration::ZERO;
+        Some(Input::Settled { guard, response, outcome: Outcome::Refused, lease })
+    }
+
+    fn renew(&mut self, guard: GuardId, lease: Duration) -> Option<Input> {
+        let held = self.held.get(&guard)?;
+        let deadline = clock::now().after(lease);
+        let (outcome, detail) = steps::renew_clamp(&held.cgroup, deadline);
+        let incident = self.incident();
+        self.outcome(guard, incident, Response::Clamp, outcome, detail, None);
+        None
+    }
+
+    fn loosen(&mut self, guard: GuardId, by: u64, aborts: u64, denials: u64) -> Option<Input> {
+        let held = self.held.get(&guard)?;
+        let (outcome, detail) = steps::loosen(&held.cgroup, by);
+        let detail =
+            format!("{detail}, after {aborts} exits by SIGABRT and {denials} refused forks");
+        let incident = self.incident();
+        self.outcome(guard, incident, Response::Clamp, outcome, detail, None);
+        None
+    }
+
+    /// Gives a state back, where it is still ours. None where the guard is gone.
+    pub fn release(
+        &mut self,
+        guard: GuardId,
+        response: Response,
+        end: End,
+    ) -> Option<(Outcome, String)> {
+        let incident = self.incident();
+        let held = self.held.get(&guard)?;
+        let subject = held.subject.clone();
+        self.audit.write(release_record(&incident, &subject, response, end, None, String::new()));
+        let (outcome, detail) = match response {
+            Response::Freeze => steps::thaw(&held.cgroup, held.paused),
+            Response::Clamp => steps::unclamp(&held.cgroup),
+            Response::Record | Response::Kill => (Outcome::NotOurs, "nothing to undo".to_owned()),
+        };
+        tracing::info!(name = subject.name, %response, ?end, ?outcome, detail, "released");
+        let said = Some(outcome);
+        self.audit.write(release_record(&incident, &subject, response, end, said, detail.clone()));
+        Some((outcome, detail))
+    }
+
+    fn disown(&mut self, guard: GuardId, response: Response, end: End) -> Option<Input> {
+        let incident = self.incident();
+        let held = self.held.get(&guard)?;
+        let subject = held.subject.clone();
+        let detail = steps::disown(&held.cgroup, response);
+        tracing::info!(name = subject.name, %response, ?end, detail, "no longer ours");
+        let outcome = Some(Outcome::NotOurs);
+        self.audit.write(release_record(&incident, &subject, response, end, outcome, detail));
+        None
+    }
+}
+
+fn release_record(
+    incident: &str,
+    guard: &Subject,
+    response: Response,
+    end: End,
+    outcome: Option<Outcome>,
+    detail: String,
+) -> Record {
+    let (incident, guard) = (incident.to_owned(), guard.clone());
+    Record::Release { incident, guard, response, end, outcome, detail }
+}
+
+/// A cgroup whose last process is killed may be removed by its engine before it is read again.
+fn gone_is_dead(reached: std::io::Result<bool>) -> std::io::Result<bool> {
+    match reached {
+        Err(error) if is_gone(&error) => Ok(true),
+        other => other,
+    }
+}
+
+fn is_gone(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOENT))
+}
+
+fn micros(from: Time, to: Time) -> u64 {
+    u64::try_from(to.since(from).as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,79 @@
+//! What an agent that did not stop in order left behind: found by its marks, given back.
+
+use std::io;
+
+use mcp_guard_core::{
+    audit::Record,
+    container::container_in,
+    effect::{End, Outcome},
+    policy::Response,
+};
+
+use super::{Executor, Held, release_record, steps};
+use crate::host::{
+    cgroup::Cgroup,
+    clock,
+    layout::Layout,
+    mark::{self, Mark, Slot},
+    process,
+};
+
+/// A marked cgroup whose owner is gone.
+pub struct Orphan {
+    pub slot: Slot,
+    pub held: Held,
+    pub mark: Mark,
+}
+
+/// Every mark on this host whose holder no longer runs, or is this process.
+///
+/// # Errors
+/// The trees cannot be read.
+pub fn find(layout: &Layout) -> io::Result<Vec<Orphan>> {
+    let mut found = Vec::new();
+    let boot_id = clock::boot_id();
+    for (slot, root) in Cgroup::roots(layout)? {
+        root.walk(&mut |dir, path| {
+            if let Ok(Some(mark)) = mark::read(dir, slot)
+                && !owner_runs(&mark, &boot_id)
+                && let Ok(cgroup) = Cgroup::at(dir, path, slot, layout)
+            {
+                let name = container_in(path).map_or(path, |container| container.id).to_owned();
+                let container = container_in(path).map(|container| container.id.to_owned());
+                let held = Held::new(cgroup, &name, container, false);
+                found.push(Orphan { slot, held, mark });
+            }
+            Ok(())
+        })?;
+    }
+    Ok(found)
+}
+
+fn owner_runs(mark: &Mark, boot_id: &str) -> bool {
+    mark.holder != std::process::id()
+        && mark.boot_id == boot_id
+        && process::is_alive(mark.holder, mark.holder_start)
+}
+
+impl Executor {
+    /// Gives one back. `held.paused` must say what the engine says.
+    pub fn release_orphan(&mut self, orphan: &Orphan, end: End) -> Outcome {
+        let Orphan { slot, held, mark } = orphan;
+        let response = match slot {
+            Slot::Freeze => Response::Freeze,
+            Slot::Clamp => Response::Clamp,
+        };
+        let subject = &held.subject;
+        let begin = format!("marked by process {}: {}", mark.holder, mark.reason);
+        self.audit.write(release_record(&mark.incident, subject, response, end, None, begin));
+        let (outcome, detail) = match slot {
+            Slot::Freeze => steps::thaw(&held.cgroup, held.paused),
+            Slot::Clamp => steps::unclamp(&held.cgroup),
+        };
+        tracing::info!(cgroup = subject.cgroup, %response, ?outcome, detail, "released an orphan");
+        let record: Record =
+            release_record(&mark.incident, subject, response, end, Some(outcome), detail);
+        self.audit.write(record);
+        outcome
+    }
+}

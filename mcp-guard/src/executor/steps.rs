@@ -1,0 +1,280 @@
+//! The steps that touch a cgroup. Each checks that the state is nobody else's, marks it as ours
+//! before it changes anything, and reads back what it wrote.
+
+use std::io;
+
+use mcp_guard_core::{
+    Time,
+    audit::Change,
+    effect::{Cause, Outcome},
+    policy::{Mode, Response},
+};
+
+use crate::host::{
+    cgroup::{Cgroup, Limit},
+    clock,
+    mark::{self, Mark, Slot},
+    process,
+};
+
+/// How far a step came.
+pub enum Step {
+    Settled(Outcome, String),
+    /// Written at this time; the kernel confirms later.
+    Written(Time),
+}
+
+/// The process that owns what it marks.
+pub struct Holder {
+    pid: u32,
+    start: u64,
+    boot_id: String,
+}
+
+impl Holder {
+    #[must_use]
+    pub fn this_process() -> Self {
+        let pid = std::process::id();
+        let start =
+            process::Process::open(pid).and_then(|process| process.start_ticks()).unwrap_or(0);
+        Self { pid, start, boot_id: clock::boot_id() }
+    }
+
+    #[must_use]
+    pub fn mark(&self, incident: &str, cause: &Cause, deadline: Time) -> Mark {
+        let reason = match (&cause.detector, &cause.identity) {
+            (None, _) => "operator".to_owned(),
+            (Some(detector), None) => format!("{detector:?}"),
+            (Some(detector), Some(identity)) => format!("{detector:?} of {identity}"),
+        };
+        Mark {
+            incident: incident.to_owned(),
+            reason,
+            deadline,
+            boot_id: self.boot_id.clone(),
+            holder: self.pid,
+            holder_start: self.start,
+            found: None,
+            wrote: None,
+        }
+    }
+}
+
+pub fn freeze(cgroup: &Cgroup, paused: bool, mode: Mode, mark: &Mark) -> Step {
+    let attempt = || -> io::Result<Step> {
+        if paused {
+            return Ok(not_ours("the engine says Paused; its freeze is left alone"));
+        }
+        if cgroup.freeze_requested()? {
+            return Ok(match mark::read(cgroup.dir(), Slot::Freeze)? {
+                Some(_) => not_ours("it is already frozen by mcp-guard"),
+                None => not_ours("it is already frozen by somebody else, whose state it is"),
+            });
+        }
+        if mode == Mode::Observe {
+            return Ok(Step::Settled(
+                Outcome::WouldDo,
+                "would write 1 to cgroup.freeze".to_owned(),
+            ));
+        }
+        mark::write(cgroup.dir(), Slot::Freeze, mark)?;
+        if let Err(error) = cgroup.request_freeze(true) {
+            let _ = mark::remove(cgroup.dir(), Slot::Freeze);
+            return Err(error);
+        }
+        Ok(Step::Written(clock::now()))
+    };
+    attempt().unwrap_or_else(failed)
+}
+
+/// Thaws what carries our mark and nothing else.
+pub fn thaw(cgroup: &Cgroup, paused: bool) -> (Outcome, String) {
+    let attempt = || -> io::Result<(Outcome, String)> {
+        if mark::read(cgroup.dir(), Slot::Freeze)?.is_none() {
+            return Ok(left("it carries no mark of mcp-guard, so its freeze is somebody else's"));
+        }
+        if paused {
+            mark::remove(cgroup.dir(), Slot::Freeze)?;
+            return Ok(left("the engine says Paused: it owns the freeze now, the mark is removed"));
+        }
+        if !cgroup.freeze_requested()? {
+            mark::remove(cgroup.dir(), Slot::Freeze)?;
+            return Ok(left("somebody else had thawed it, the mark is removed"));
+        }
+        cgroup.request_freeze(false)?;
+        if cgroup.freeze_requested()? {
+            return Ok((Outcome::Failed, "cgroup.freeze reads 1 again after writing 0".to_owned()));
+        }
+        mark::remove(cgroup.dir(), Slot::Freeze)?;
+        let frozen_above = cgroup.events()?.frozen;
+        let note = if frozen_above { "; a cgroup above it is frozen" } else { "" };
+        Ok((Outcome::Done, format!("cgroup.freeze 0 read back{note}")))
+    };
+    attempt().unwrap_or_else(gone)
+}
+
+pub fn kill(cgroup: &Cgroup, mode: Mode) -> Step {
+    if mode == Mode::Observe {
+        return Step::Settled(Outcome::WouldDo, "would write 1 to cgroup.kill".to_owned());
+    }
+    match cgroup.kill() {
+        Ok(()) => Step::Written(clock::now()),
+        Err(error) => failed(error),
+    }
+}
+
+/// What a clamp would find and write.
+pub fn planned_clamp(cgroup: &Cgroup, headroom: u64) -> io::Result<Change> {
+    let (found, wanted) = clamp_values(cgroup, headroom)?;
+    Ok(Change { found: found.to_string(), wanted: wanted.to_string() })
+}
+
+/// The limit as it is, and tasks now + headroom, never above it.
+fn clamp_values(cgroup: &Cgroup, headroom: u64) -> io::Result<(Limit, Limit)> {
+    let found = cgroup.pids_max()?;
+    let room = Limit::Tasks(cgroup.pids_current()?.saturating_add(headroom));
+    Ok((found, room.min(found)))
+}
+
+pub fn clamp(cgroup: &Cgroup, headroom: u64, mode: Mode, mut mark: Mark) -> Step {
+    let mut attempt = || -> io::Result<Step> {
+        let Some(dir) = cgroup.pids_dir() else {
+            return Ok(Step::Settled(Outcome::Failed, "it has no pids controller".to_owned()));
+        };
+        if mark::read(dir, Slot::Clamp)?.is_some() {
+            return Ok(not_ours("it is already clamped by mcp-guard"));
+        }
+        let own = cgroup.processes()?;
+        if let Some(other) = cgroup.pids_processes()?.into_iter().find(|pid| !own.contains(pid))
+            && process::observe(other).is_some()
+            && !cgroup.processes()?.contains(&other)
+        {
+            let detail =
+                format!("refused: process {other} shares its pids cgroup and is not guarded");
+            return Ok(Step::Settled(Outcome::Refused, detail));
+        }
+        let (found, wanted) = clamp_values(cgroup, headroom)?;
+        if wanted == found {
+            return Ok(not_ours(&format!(
+                "pids.max {found} leaves less than the headroom already"
+            )));
+        }
+        if mode == Mode::Observe {
+            let detail = format!("would write {wanted} to pids.max, now {found}");
+            return Ok(Step::Settled(Outcome::WouldDo, detail));
+        }
+        mark.found = Some(found.to_string());
+        mark.wrote = Some(wanted.to_string());
+        mark::write(dir, Slot::Clamp, &mark)?;
+        if let Err(error) = cgroup.set_pids_max(wanted) {
+            let _ = mark::remove(dir, Slot::Clamp);
+            return Err(error);
+        }
+        let read = cgroup.pids_max()?;
+        if read != wanted {
+            let detail = format!("wrote {wanted} to pids.max and read {read}");
+            return Ok(Step::Settled(Outcome::Failed, detail));
+        }
+        let detail =
+            format!("pids.max {found} -> {read} read back; new processes and threads may fail");
+        Ok(Step::Settled(Outcome::Done, detail))
+    };
+    attempt().unwrap_or_else(failed)
+}
+
+/// Puts back the limit that was found, where it still holds what we wrote.
+pub fn unclamp(cgroup: &Cgroup) -> (Outcome, String) {
+    let attempt = || -> io::Result<(Outcome, String)> {
+        let Some(dir) = cgroup.pids_dir() else { return Ok(left("it has no pids controller")) };
+        let Some(mark) = mark::read(dir, Slot::Clamp)? else {
+            return Ok(left("it carries no mark of mcp-guard, so its limit is somebody else's"));
+        };
+        let limit = |text: &Option<String>| text.as_deref().and_then(Limit::parse);
+        let (found, wrote) = (limit(&mark.found), limit(&mark.wrote));
+        let now = cgroup.pids_max()?;
+        let (Some(found), true) = (found, wrote == Some(now)) else {
+            mark::remove(dir, Slot::Clamp)?;
+            return Ok(left(&format!(
+                "pids.max is {now} by somebody else's hand, the mark is removed"
+            )));
+        };
+        cgroup.set_pids_max(found)?;
+        let read = cgroup.pids_max()?;
+        if read != found {
+            let detail = format!("wrote {found} to pids.max and read {read}");
+            return Ok((Outcome::Failed, detail));
+        }
+        mark::remove(dir, Slot::Clamp)?;
+        Ok((Outcome::Done, format!("pids.max {now} -> {read} read back")))
+    };
+    attempt().unwrap_or_else(gone)
+}
+
+pub fn loosen(cgroup: &Cgroup, by: u64) -> (Outcome, String) {
+    let attempt = || -> io::Result<(Outcome, String)> {
+        let dir = cgroup.pids_dir().ok_or_else(|| io::Error::other("no pids controller"))?;
+        let Some(mut mark) = mark::read(dir, Slot::Clamp)? else {
+            return Ok(left("it carries no mark of mcp-guard"));
+        };
+        let now = cgroup.pids_max()?;
+        let found = mark.found.as_deref().and_then(Limit::parse).unwrap_or(Limit::Max);
+        let (Limit::Tasks(tasks), true) = (now, mark.wrote == Some(now.to_string())) else {
+            return Ok(left(&format!("pids.max is {now} by somebody else's hand")));
+        };
+        let wanted = Limit::Tasks(tasks.saturating_add(by)).min(found);
+        mark.wrote = Some(wanted.to_string());
+        mark::write(dir, Slot::Clamp, &mark)?;
+        cgroup.set_pids_max(wanted)?;
+        let read = cgroup.pids_max()?;
+        let outcome = if read == wanted { Outcome::Done } else { Outcome::Failed };
+        Ok((outcome, format!("loosened: pids.max {now} -> {read} read back")))
+    };
+    attempt().unwrap_or_else(gone)
+}
+
+pub fn renew_clamp(cgroup: &Cgroup, deadline: Time) -> (Outcome, String) {
+    let attempt = || -> io::Result<(Outcome, String)> {
+        let dir = cgroup.pids_dir().ok_or_else(|| io::Error::other("no pids controller"))?;
+        let Some(mut mark) = mark::read(dir, Slot::Clamp)? else {
+            return Ok(left("it carries no mark of mcp-guard"));
+        };
+        mark.deadline = deadline;
+        mark::write(dir, Slot::Clamp, &mark)?;
+        Ok((Outcome::Done, "the lease is renewed: the reason still holds".to_owned()))
+    };
+    attempt().unwrap_or_else(gone)
+}
+
+/// Removes the mark and leaves the state.
+pub fn disown(cgroup: &Cgroup, response: Response) -> String {
+    let removed = match response {
+        Response::Freeze => mark::remove(cgroup.dir(), Slot::Freeze),
+        Response::Clamp => cgroup.pids_dir().map_or(Ok(()), |dir| mark::remove(dir, Slot::Clamp)),
+        Response::Record | Response::Kill => Ok(()),
+    };
+    match removed {
+        Ok(()) => "somebody else changed it; the mark is removed".to_owned(),
+        Err(error) => format!("somebody else changed it; the mark could not be removed: {error}"),
+    }
+}
+
+fn not_ours(detail: &str) -> Step {
+    Step::Settled(Outcome::NotOurs, detail.to_owned())
+}
+
+fn left(detail: &str) -> (Outcome, String) {
+    (Outcome::NotOurs, detail.to_owned())
+}
+
+fn failed(error: io::Error) -> Step {
+    let (outcome, detail) = gone(error);
+    Step::Settled(outcome, detail)
+}
+
+/// A removed cgroup takes its freeze, its limit and our mark with it.
+fn gone(error: io::Error) -> (Outcome, String) {
+    if super::is_gone(&error) {
+        return (Outcome::NotOurs, format!("the cgroup is gone or was replaced ({error})"));
+    }
+    (Outcome::Failed, error.to_string())
+}

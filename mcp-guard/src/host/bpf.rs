@@ -1,0 +1,291 @@
+//! The kernel side: load, attach, membership, totals, events.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    path::Path,
+};
+
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    maps::{HashMap, MapData, PerCpuArray, RingBuf},
+    programs::{BtfTracePoint, Program},
+};
+use mcp_guard_common::{Event, Kind, Loss, RING_BYTES, Totals, decode};
+use zerocopy::{FromBytes as _, IntoBytes as _};
+
+use super::btf;
+
+/// Built by `cargo xtask ebpf`, committed with the hash of its sources.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/mcp-guard.bpf.o");
+pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+
+/// Program in the object -> tracepoint it attaches to.
+const PROGRAMS: [(&str, &str); 6] = [
+    ("fork", "sched_process_fork"),
+    ("exec", "sched_process_exec"),
+    ("exit", "sched_process_exit"),
+    ("attach_task", "cgroup_attach_task"),
+    ("mkdir", "cgroup_mkdir"),
+    ("rmdir", "cgroup_rmdir"),
+];
+
+/// Symbol, structure, field, size.
+const OFFSETS: [(&str, &str, &str, u64); 18] = [
+    ("OFF_CGROUP_KN", "cgroup", "kn", 8),
+    ("OFF_CGROUP_ROOT", "cgroup", "root", 8),
+    ("OFF_CGROUP_ROOT_HIERARCHY_ID", "cgroup_root", "hierarchy_id", 4),
+    ("OFF_CSS_CGROUP", "cgroup_subsys_state", "cgroup", 8),
+    ("OFF_CSS_PARENT", "cgroup_subsys_state", "parent", 8),
+    ("OFF_CSS_SET_DFL_CGRP", "css_set", "dfl_cgrp", 8),
+    ("OFF_KERNFS_NODE_ID", "kernfs_node", "id", 8),
+    ("OFF_MM_ARG_END", "mm_struct", "arg_end", 8),
+    ("OFF_MM_ARG_START", "mm_struct", "arg_start", 8),
+    ("OFF_SIGNAL_LIVE", "signal_struct", "live", 4),
+    ("OFF_TASK_CGROUPS", "task_struct", "cgroups", 8),
+    ("OFF_TASK_EXIT_CODE", "task_struct", "exit_code", 4),
+    ("OFF_TASK_MM", "task_struct", "mm", 8),
+    ("OFF_TASK_PID", "task_struct", "pid", 4),
+    ("OFF_TASK_REAL_PARENT", "task_struct", "real_parent", 8),
+    ("OFF_TASK_SIGNAL", "task_struct", "signal", 8),
+    ("OFF_TASK_START_BOOTTIME", "task_struct", "start_boottime", 8),
+    ("OFF_TASK_TGID", "task_struct", "tgid", 4),
+];
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Btf(#[from] btf::Error),
+    #[error("loading the BPF object: {0}")]
+    Load(#[from] aya::EbpfError),
+    #[error("the kernel refused BPF program {name}: {source}")]
+    Program { name: &'static str, source: aya::programs::ProgramError },
+    #[error("the BPF object has no {0}; it was not built from these sources")]
+    Missing(&'static str),
+    #[error("BPF map: {0}")]
+    Map(#[from] aya::maps::MapError),
+    #[error("the ring cannot be polled: {0}")]
+    Poll(io::Error),
+    #[error("kernel BTF: {0}")]
+    AyaBtf(#[from] aya::BtfError),
+}
+
+/// How the kernel side is set up; the defaults are what the agent uses.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// A power of two, whole pages.
+    pub ring_bytes: u32,
+    /// False counts only; for measurements.
+    pub send_events: bool,
+    /// False finds the last thread of a process as on kernels whose tracepoint does not tell.
+    pub use_group_dead: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { ring_bytes: RING_BYTES, send_events: true, use_group_dead: true }
+    }
+}
+
+/// A record of the ring.
+pub struct Record {
+    pub kind: Kind,
+    pub event: Event,
+    pub argv: Vec<u8>,
+}
+
+/// The attached programs. They are detached when this is dropped: nothing is pinned.
+pub struct Kernel {
+    guards: HashMap<MapData, u64, u32>,
+    totals: PerCpuArray<MapData, [u8; size_of::<Totals>()]>,
+    losses: PerCpuArray<MapData, u64>,
+    ring: RingBuf<MapData>,
+    /// Records that were not what the programs write.
+    malformed: u64,
+    ebpf: Ebpf,
+}
+
+impl Kernel {
+    /// Loads and attaches all programs.
+    ///
+    /// # Errors
+    /// No BTF, not enough rights, or a kernel that refuses a program.
+    pub fn start(options: Options) -> Result<Self, Error> {
+        let mut kernel = Self::load(options)?;
+        // aya parses the whole BTF again for each call, so once, and not while loading.
+        let btf = Btf::from_sys_fs()?;
+        for (name, tracepoint) in PROGRAMS {
+            kernel.attach(name, tracepoint, &btf)?;
+        }
+        drop(btf);
+        give_back_memory();
+        Ok(kernel)
+    }
+
+    /// Loads maps and offsets; no program runs yet.
+    ///
+    /// # Errors
+    /// See [`Kernel::start`].
+    pub fn load(options: Options) -> Result<Self, Error> {
+        let layout = read_offsets(options.use_group_dead)?;
+        let mut loader = EbpfLoader::new();
+        let send = u64::from(options.send_events);
+        let wake_at = u64::from(options.ring_bytes / 4);
+        loader.override_global("SEND_EVENTS", &send, true);
+        loader.override_global("WAKE_AT", &wake_at, true);
+        loader.map_max_entries("EVENTS", options.ring_bytes);
+        for (symbol, value) in &layout {
+            loader.override_global(symbol, value, true);
+        }
+        let mut ebpf = loader.load(OBJECT)?;
+        let mut take = |name| ebpf.take_map(name).ok_or(Error::Missing(name));
+        Ok(Self {
+            guards: HashMap::try_from(take("GUARDS")?)?,
+            totals: PerCpuArray::try_from(take("TOTALS")?)?,
+            losses: PerCpuArray::try_from(take("LOSSES")?)?,
+            ring: RingBuf::try_from(take("EVENTS")?)?,
+            malformed: 0,
+            ebpf,
+        })
+    }
+
+    /// # Errors
+    /// The kernel refuses the program.
+    pub fn attach(&mut self, name: &'static str, tracepoint: &str, btf: &Btf) -> Result<(), Error> {
+        let program = self.ebpf.program_mut(name).ok_or(Error::Missing(name))?;
+        let program: &mut BtfTracePoint =
+            program.try_into().map_err(|source| Error::Program { name, source })?;
+        program
+            .load(tracepoint, btf)
+            .and_then(|()| program.attach())
+            .map_err(|source| Error::Program { name, source })?;
+        Ok(())
+    }
+
+    /// A descriptor that becomes readable when records wait.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    #[expect(unsafe_code, reason = "aya's ring offers its descriptor as a bare number")]
+    pub fn readiness(&self) -> Result<OwnedFd, Error> {
+        // SAFETY: the ring owns the descriptor and is borrowed for the whole call.
+        let ring = unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) };
+        ring.try_clone_to_owned().map_err(Error::Poll)
+    }
+
+    /// Counts tasks of this cgroup to the guard from now on; cgroups made below it follow by
+    /// themselves.
+    ///
+    /// # Errors
+    /// The map is full.
+    pub fn add_cgroup(&mut self, cgroup: u64, guard: u32) -> Result<(), Error> {
+        Ok(self.guards.insert(cgroup, guard, 0)?)
+    }
+
+    /// Forgets every cgroup of the guard.
+    pub fn remove_guard(&mut self, guard: u32) {
+        let cgroups: Vec<u64> = self
+            .guards
+            .iter()
+            .filter_map(|entry| entry.ok().filter(|(_, owner)| *owner == guard))
+            .map(|(cgroup, _)| cgroup)
+            .collect();
+        for cgroup in cgroups {
+            // It may have been removed meanwhile, by the program on cgroup_rmdir.
+            let _ = self.guards.remove(&cgroup);
+        }
+    }
+
+    /// Starts a slot at zero.
+    ///
+    /// # Errors
+    /// The slot is out of range.
+    pub fn clear_totals(&mut self, guard: u32) -> Result<(), Error> {
+        let zeros = vec![[0; size_of::<Totals>()]; aya::util::nr_cpus().map_or(1, |cpus| cpus)];
+        let zeros = aya::maps::PerCpuValues::try_from(zeros).map_err(Error::Poll)?;
+        Ok(self.totals.set(guard, zeros, 0)?)
+    }
+
+    /// # Errors
+    /// The slot is out of range.
+    pub fn totals(&self, guard: u32) -> Result<Totals, Error> {
+        let mut sum = Totals::default();
+        for cpu in self.totals.get(&guard, 0)?.iter() {
+            let Ok(one) = Totals::read_from_bytes(cpu.as_bytes()) else { continue };
+            sum.process_forks += one.process_forks;
+            sum.thread_forks += one.thread_forks;
+            sum.execs += one.execs;
+            sum.process_exits += one.process_exits;
+            sum.thread_exits += one.thread_exits;
+            sum.attaches += one.attaches;
+            sum.dropped += one.dropped;
+        }
+        Ok(sum)
+    }
+
+    /// What was lost since the start, by cause. Zero everywhere is the normal state.
+    #[must_use]
+    pub fn losses(&self) -> BTreeMap<String, u64> {
+        let lost = |loss: Loss| {
+            self.losses.get(&(loss as u32), 0).map_or(0, |cpus| cpus.iter().sum::<u64>())
+        };
+        let mut losses: BTreeMap<_, _> = [
+            ("ring-full", lost(Loss::RingFull)),
+            ("cgroups-full", lost(Loss::CgroupsFull)),
+            ("argv-unread", lost(Loss::ArgvUnread)),
+            ("malformed-record", self.malformed),
+        ]
+        .map(|(name, count)| (name.to_owned(), count))
+        .into();
+        losses.insert("recursion".to_owned(), self.recursion_misses());
+        losses
+    }
+
+    /// Runs the kernel left out because the program already ran on that CPU. Would be missing in the
+    /// totals.
+    fn recursion_misses(&self) -> u64 {
+        let misses = |program: &Program| {
+            let fd = program.fd().ok()?;
+            let path = format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd());
+            let text = fs::read_to_string(path).ok()?;
+            let line = text.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?;
+            line.trim().parse::<u64>().ok()
+        };
+        self.ebpf.programs().filter_map(|(_, program)| misses(program)).sum()
+    }
+
+    /// The next record, None where the ring is empty. Damaged ones are counted and stepped over.
+    pub fn next_record(&mut self) -> Option<Record> {
+        while let Some(item) = self.ring.next() {
+            match decode(&item) {
+                Ok((kind, event, argv)) => {
+                    let argv = argv.to_vec();
+                    return Some(Record { kind, event, argv });
+                }
+                Err(_) => self.malformed += 1,
+            }
+        }
+        None
+    }
+}
+
+/// What the programs must know of this kernel.
+fn read_offsets(use_group_dead: bool) -> Result<Vec<(&'static str, u64)>, Error> {
+    let btf = btf::Btf::read(Path::new(VMLINUX))?;
+    let mut found = Vec::new();
+    for (symbol, structure, field, size) in OFFSETS {
+        found.push((symbol, btf.offset(structure, field, size)?));
+    }
+    found.push(("OFF_CGROUP_SELF", btf.offset_of_struct("cgroup", "self")?));
+    let tells = btf.tracepoint_arguments("sched_process_exit").is_some_and(|count| count >= 2);
+    found.push(("HAS_GROUP_DEAD", u64::from(tells && use_group_dead)));
+    Ok(found)
+}
+
+/// The BTF of a kernel takes tens of megabytes while it is read; the allocator would keep them.
+#[expect(unsafe_code, reason = "malloc_trim has no safe wrapper")]
+fn give_back_memory() {
+    // SAFETY: takes no pointers and is thread-safe (malloc_trim(3)).
+    unsafe { libc::malloc_trim(0) };
+}

@@ -1,0 +1,34 @@
+//! The only place that reads a clock.
+
+use std::time::{Duration, SystemTime};
+
+use mcp_guard_core::Time;
+use rustix::time::{ClockId, clock_gettime};
+
+/// `CLOCK_BOOTTIME`: goes on in suspend, and is what kernel records and `/proc` start times use.
+#[must_use]
+pub fn now() -> Time {
+    let time = clock_gettime(ClockId::Boottime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
+    Time(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
+}
+
+/// RFC 3339 in UTC, with milliseconds.
+#[must_use]
+pub fn wall() -> String {
+    humantime::format_rfc3339_millis(SystemTime::now()).to_string()
+}
+
+/// Until `deadline`; zero where it has passed.
+#[must_use]
+pub fn until(deadline: Time) -> Duration {
+    deadline.since(now())
+}
+
+/// Changes with each boot, so that a time on `CLOCK_BOOTTIME` is never taken for one of another boot.
+#[must_use]
+pub fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map_or_else(|_| "unknown".to_owned(), |id| id.trim().to_owned())
+}

@@ -1,0 +1,156 @@
+//! Where the cgroup hierarchies are mounted, and which of them has the pids controller.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::Serialize;
+
+/// How this host mounts cgroups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Version 2 alone: our home.
+    Unified,
+    /// A version 2 tree beside version 1 controllers.
+    Hybrid,
+    /// Version 1 alone: nothing can be frozen or killed through it.
+    Legacy,
+    None,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Layout {
+    pub kind: Kind,
+    /// Mount point of the version 2 tree.
+    pub unified: Option<PathBuf>,
+    pub pids: Option<PidsTree>,
+}
+
+/// The tree whose cgroups have `pids.max`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PidsTree {
+    pub mount: PathBuf,
+    /// A version 1 hierarchy of its own.
+    pub v1: bool,
+}
+
+impl Layout {
+    /// # Errors
+    /// `/proc/self/mountinfo` cannot be read.
+    pub fn read() -> io::Result<Self> {
+        let mounts = fs::read("/proc/self/mountinfo")?;
+        Ok(Self::parse(&mounts, |unified| {
+            fs::read_to_string(unified.join("cgroup.controllers"))
+                .is_ok_and(|list| list.split_whitespace().any(|name| name == "pids"))
+        }))
+    }
+
+    /// `unified_has_pids` tells whether the version 2 root lists the pids controller.
+    fn parse(mountinfo: &[u8], unified_has_pids: impl Fn(&Path) -> bool) -> Self {
+        let mut unified = None;
+        let mut v1_pids = None;
+        let mut any_v1 = false;
+        for line in mountinfo.split(|byte| *byte == b'\n') {
+            let Some(mount) = Mount::parse(line) else { continue };
+            match mount.kind {
+                // Of several mounts of one hierarchy the first is the host's usual place.
+                b"cgroup2" => unified = unified.or(Some(mount.point)),
+                b"cgroup" => {
+                    any_v1 = true;
+                    if mount.options.split(|byte| *byte == b',').any(|option| option == b"pids") {
+                        v1_pids = v1_pids.or(Some(mount.point));
+                    }
+                }
+                _ => {}
+            }
+        }
+        let kind = match (&unified, any_v1) {
+            (Some(_), false) => Kind::Unified,
+            (Some(_), true) => Kind::Hybrid,
+            (None, true) => Kind::Legacy,
+            (None, false) => Kind::None,
+        };
+        let pids = match (v1_pids, &unified) {
+            (Some(mount), _) => Some(PidsTree { mount, v1: true }),
+            (None, Some(mount)) if unified_has_pids(mount) => {
+                Some(PidsTree { mount: mount.clone(), v1: false })
+            }
+            (None, _) => None,
+        };
+        Self { kind, unified, pids }
+    }
+}
+
+struct Mount<'a> {
+    point: PathBuf,
+    kind: &'a [u8],
+    options: &'a [u8],
+}
+
+impl<'a> Mount<'a> {
+    /// One line of mountinfo, see proc_pid_mountinfo(5).
+    fn parse(line: &'a [u8]) -> Option<Self> {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let point = unescape(fields.nth(4)?);
+        let mut after_dash = fields.skip_while(|field| *field != b"-").skip(1);
+        let kind = after_dash.next()?;
+        let options = after_dash.nth(1).unwrap_or_default();
+        Some(Self { point, kind, options })
+    }
+}
+
+/// mountinfo writes space, tab, newline and backslash as three octal digits.
+fn unescape(field: &[u8]) -> PathBuf {
+    use std::os::unix::ffi::OsStringExt as _;
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, tail)) = rest.split_first() {
+        let octal = tail
+            .get(..3)
+            .filter(|_| *first == b'\\')
+            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        bytes.push(octal.unwrap_or(*first));
+        rest = if octal.is_some() { &tail[3..] } else { tail };
+    }
+    std::ffi::OsString::from_vec(bytes).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V2: &str = "30 24 0:26 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw,nsdelegate";
+    const HYBRID: &str = "31 24 0:27 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n\
+        32 24 0:28 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+        33 24 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw";
+
+    fn parse(text: &str, pids_in_v2: bool) -> Layout {
+        Layout::parse(text.as_bytes(), |_| pids_in_v2)
+    }
+
+    #[test]
+    fn each_layout_is_recognised() {
+        let v2 = parse(V2, true);
+        assert_eq!(v2.kind, Kind::Unified);
+        assert_eq!(v2.pids, Some(PidsTree { mount: "/sys/fs/cgroup".into(), v1: false }));
+        assert_eq!(parse(V2, false).pids, None, "pids disabled at boot");
+
+        let hybrid = parse(HYBRID, false);
+        assert_eq!(hybrid.kind, Kind::Hybrid);
+        assert_eq!(hybrid.unified, Some("/sys/fs/cgroup/unified".into()));
+        assert_eq!(hybrid.pids, Some(PidsTree { mount: "/sys/fs/cgroup/pids".into(), v1: true }));
+
+        let legacy = parse(HYBRID.rsplit_once('\n').map_or("", |(rest, _)| rest), false);
+        assert_eq!((legacy.kind, legacy.unified), (Kind::Legacy, None));
+        assert_eq!(parse("", false).kind, Kind::None);
+    }
+
+    #[test]
+    fn mount_points_may_hold_anything() {
+        let odd = "30 24 0:26 / /mnt/a\\040b\\134c rw - cgroup2 none rw";
+        assert_eq!(parse(odd, false).unified, Some("/mnt/a b\\c".into()));
+        assert_eq!(parse("garbage\n\n30 24", false).kind, Kind::None);
+    }
+}

@@ -1,0 +1,77 @@
+//! Marks of ownership on cgroups: what we froze or clamped says so itself.
+//!
+//! An extended attribute on the cgroup's directory, written before the change and removed after it
+//! was undone. It goes with the cgroup, survives the agent, and needs `CAP_SYS_ADMIN` to write, so
+//! that nobody inside a container can forge it. No mark, no change.
+
+use std::{io, os::fd::AsFd};
+
+use mcp_guard_core::Time;
+use rustix::{
+    fs::{XattrFlags, fgetxattr, fremovexattr, fsetxattr},
+    io::Errno,
+};
+use serde::{Deserialize, Serialize};
+
+/// Which state is owned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slot {
+    Freeze,
+    Clamp,
+}
+
+impl Slot {
+    fn attribute(self) -> &'static str {
+        match self {
+            Self::Freeze => "trusted.mcp-guard.lease",
+            Self::Clamp => "trusted.mcp-guard.clamp",
+        }
+    }
+}
+
+/// Who owns the state, why, and until when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    pub incident: String,
+    pub reason: String,
+    /// `CLOCK_BOOTTIME`, of the boot below.
+    pub deadline: Time,
+    pub boot_id: String,
+    /// The process that will undo it, with its start in clock ticks.
+    pub holder: u32,
+    pub holder_start: u64,
+    /// Clamp: `pids.max` as it was found, and as we wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wrote: Option<String>,
+}
+
+/// # Errors
+/// The attribute cannot be written; nothing may be changed then.
+pub fn write(dir: impl AsFd, slot: Slot, mark: &Mark) -> io::Result<()> {
+    let value = serde_json::to_vec(mark).map_err(io::Error::other)?;
+    Ok(fsetxattr(dir, slot.attribute(), &value, XattrFlags::empty())?)
+}
+
+/// None where the state is not ours, or the mark is no longer readable as one.
+///
+/// # Errors
+/// The directory is gone.
+pub fn read(dir: impl AsFd, slot: Slot) -> io::Result<Option<Mark>> {
+    let mut value = vec![0; 4096];
+    match fgetxattr(dir, slot.attribute(), &mut value[..]) {
+        Ok(length) => Ok(serde_json::from_slice(&value[..length]).ok()),
+        Err(Errno::NODATA | Errno::NOTSUP) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// # Errors
+/// The attribute is there and cannot be removed.
+pub fn remove(dir: impl AsFd, slot: Slot) -> io::Result<()> {
+    match fremovexattr(dir, slot.attribute()) {
+        Ok(()) | Err(Errno::NODATA) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,182 @@
+//! Processes by `/proc`, without being fooled by a pid that is used again.
+
+use std::{io, os::fd::OwnedFd};
+
+use mcp_guard_core::registry::Observed;
+use rustix::{
+    fs::{CWD, Mode, OFlags, openat},
+    process::{Pid, PidfdFlags, pidfd_open},
+};
+
+/// Bytes read of a command line; as many as the kernel side reads.
+const MAX_ARGV: usize = 1024;
+/// `PF_EXITING` of `include/linux/sched.h`, in the flags field of stat.
+const PF_EXITING: u64 = 0x4;
+
+/// A process that cannot turn into another one: all reads go through one `/proc/PID` directory,
+/// which stays the dead process's own.
+pub struct Process {
+    pid: u32,
+    dir: OwnedFd,
+}
+
+/// What stat says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stat {
+    parent: u32,
+    /// Clock ticks since boot.
+    start: u64,
+    /// A zombie, or on its way out.
+    ending: bool,
+}
+
+impl Process {
+    /// # Errors
+    /// There is no such process.
+    pub fn open(pid: u32) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = openat(CWD, format!("/proc/{pid}"), flags, Mode::empty())?;
+        Ok(Self { pid, dir })
+    }
+
+    /// `/proc/PID/cgroup`, as bytes: names in it are arbitrary.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn cgroup(&self) -> io::Result<Vec<u8>> {
+        self.read("cgroup", 64 * 1024)
+    }
+
+    /// The name of the program, at most 15 bytes.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn comm(&self) -> io::Result<Vec<u8>> {
+        let mut comm = self.read("comm", 64)?;
+        comm.pop_if(|last| *last == b'\n');
+        Ok(comm)
+    }
+
+    /// Whether it lives in the same pid namespace as we do: an engine does, a container does not.
+    #[must_use]
+    pub fn shares_our_pid_namespace(&self) -> bool {
+        let own = rustix::fs::stat("/proc/self/ns/pid");
+        let its = rustix::fs::statat(&self.dir, "ns/pid", rustix::fs::AtFlags::empty());
+        match (own, its) {
+            (Ok(own), Ok(its)) => (own.st_dev, own.st_ino) == (its.st_dev, its.st_ino),
+            // Unknown counts as one of the host's: the careful answer.
+            (Err(_), _) | (_, Err(_)) => true,
+        }
+    }
+
+    /// Start time in clock ticks; with the pid it names the process for good.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn start_ticks(&self) -> io::Result<u64> {
+        Ok(self.stat()?.start)
+    }
+
+    fn stat(&self) -> io::Result<Stat> {
+        let stat = self.read("stat", 4096)?;
+        parse_stat(&stat).ok_or_else(|| io::Error::other("unreadable /proc stat line"))
+    }
+
+    fn read(&self, file: &str, limit: usize) -> io::Result<Vec<u8>> {
+        let fd = openat(&self.dir, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        read_at_most(&fd, limit)
+    }
+}
+
+/// Reads up to `limit` bytes from the start.
+pub(super) fn read_at_most(fd: &OwnedFd, limit: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; limit];
+    let mut filled = 0;
+    while filled < limit {
+        match rustix::io::pread(fd, &mut bytes[filled..], filled as u64)? {
+            0 => break,
+            read => filled += read,
+        }
+    }
+    bytes.truncate(filled);
+    Ok(bytes)
+}
+
+/// The process as the registry wants it; None where it is gone, a zombie, or ending.
+#[must_use]
+pub fn observe(pid: u32) -> Option<Observed> {
+    let process = Process::open(pid).ok()?;
+    let argv = process.read("cmdline", MAX_ARGV).ok()?;
+    // After the command line: a process that execs in between is seen as what it was.
+    let stat = process.stat().ok().filter(|stat| !stat.ending)?;
+    Some(Observed { pid: process.pid, start_ticks: stat.start, parent: stat.parent, argv })
+}
+
+/// Whether the process with this start time still runs.
+#[must_use]
+pub fn is_alive(pid: u32, start_ticks: u64) -> bool {
+    Process::open(pid)
+        .and_then(|process| process.stat())
+        .is_ok_and(|stat| stat.start == start_ticks && !stat.ending)
+}
+
+/// A handle on a process, to tell whether it lived through a sequence of reads.
+///
+/// # Errors
+/// There is no such process.
+pub fn pidfd(pid: u32) -> io::Result<OwnedFd> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| io::Error::other("not a process id"))?;
+    Ok(pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+/// Whether the process behind the handle still runs.
+#[must_use]
+pub fn still_runs(pidfd: &OwnedFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    // A pidfd becomes readable when its process ends (pidfd_open(2)).
+    poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&now)) == Ok(0)
+}
+
+/// The name in parentheses may hold anything, parentheses and newlines too; fields follow the last.
+fn parse_stat(stat: &[u8]) -> Option<Stat> {
+    let after_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
+    let text = std::str::from_utf8(stat.get(after_name..)?).ok()?;
+    let fields: Vec<&str> = text.split_whitespace().collect();
+    let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
+    // Numbers of proc_pid_stat(5), less the two fields before: state 3, ppid 4, flags 9, start 22.
+    let zombie = matches!(*fields.first()?, "Z" | "X" | "x");
+    Some(Stat {
+        parent: u32::try_from(number(1)?).ok()?,
+        start: number(19)?,
+        ending: zombie || number(6)? & PF_EXITING != 0,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_forge_the_fields_behind_it() {
+        let stat = b"42 (a) R 1 2) S 7 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 9912 0 0\n";
+        assert_eq!(parse_stat(stat), Some(Stat { parent: 7, start: 9912, ending: false }));
+        let zombie = b"42 (x) Z 7 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 9912 0 0\n";
+        assert!(parse_stat(zombie).is_some_and(|stat| stat.ending));
+        let exiting = b"42 (x) R 7 1 1 0 -1 4194564 1 2 3 4 5 6 7 8 20 0 1 0 9912 0 0\n";
+        assert!(parse_stat(exiting).is_some_and(|stat| stat.ending));
+        for bad in [&b""[..], b"42 (x", b"42 (x)", b"42 (x) S 7"] {
+            assert_eq!(parse_stat(bad), None);
+        }
+    }
+
+    #[test]
+    fn we_can_observe_ourselves() {
+        let me = observe(std::process::id()).expect("we run");
+        assert!(is_alive(me.pid, me.start_ticks));
+        assert!(!is_alive(me.pid, me.start_ticks + 1));
+        assert!(still_runs(&pidfd(me.pid).expect("we run")));
+        assert!(!me.argv.is_empty());
+    }
+}

@@ -1,0 +1,93 @@
+//! Every human view. JSON is each type's own serde.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use mcp_guard_core::{rates::PerSecond, status::IdentityStatus};
+
+use crate::control::wire::{Status, WatchedStatus};
+
+#[must_use]
+pub fn status(status: &Status) -> String {
+    let Status { version, pid, uptime_ms, mode, guards, losses, audit_lost, engine } = status;
+    let uptime = humantime::format_duration(Duration::from_secs(uptime_ms / 1000));
+    let mut text =
+        format!("mcp-guard {version}, process {pid}, up {uptime}, mode {mode}, Docker {engine}\n");
+    text += &lost(losses, *audit_lost);
+    if guards.is_empty() {
+        text += "nothing is guarded\n";
+    }
+    for guard in guards {
+        text += &watched(guard);
+    }
+    text
+}
+
+fn lost(losses: &BTreeMap<String, u64>, audit_lost: u64) -> String {
+    let audit = ("audit-lines".to_owned(), audit_lost);
+    let lost: Vec<String> = losses
+        .iter()
+        .map(|(cause, count)| (cause.clone(), *count))
+        .chain([audit])
+        .filter(|(_, count)| *count > 0)
+        .map(|(cause, count)| format!("{cause} {count}"))
+        .collect();
+    if lost.is_empty() {
+        "nothing lost\n".to_owned()
+    } else {
+        format!("LOST: {}\n", lost.join(", "))
+    }
+}
+
+fn watched(watched: &WatchedStatus) -> String {
+    let guard = &watched.guard;
+    let paused = if watched.paused { ", paused by its engine" } else { "" };
+    let mut text = format!(
+        "\n{} ({}{paused}, {}, at most {})\n",
+        guard.name, guard.state, guard.mode, guard.highest
+    );
+    text += &format!("  cgroup {} id {}\n", watched.cgroup, watched.cgroup_id);
+    if let Some(refused) = &guard.refused {
+        text += &format!("  never acted upon: {refused}\n");
+    }
+    let limit = watched.pids_max.as_deref().unwrap_or("unknown");
+    let tasks =
+        watched.pids_current.map_or_else(|| "unknown".to_owned(), |tasks| tasks.to_string());
+    text += &format!("  {} processes, {tasks} tasks, pids.max {limit}\n", guard.processes);
+    let totals = &guard.totals;
+    text += &format!(
+        "  since guarded: {} forks, {} threads, {} execs, {} exits, {} arrivals, {} departures\n",
+        totals.process_forks,
+        totals.thread_forks,
+        totals.execs,
+        totals.process_exits,
+        totals.arrivals,
+        totals.departures
+    );
+    text += "  per second            1 s      10 s      60 s\n";
+    text += &rates("launcher starts", &guard.starts_per_second);
+    text += &rates("forks", &guard.forks_per_second);
+    text += &rates("execs", &guard.execs_per_second);
+    text + &servers(&guard.identities)
+}
+
+fn rates(what: &str, rates: &PerSecond) -> String {
+    format!("    {what:<16}{:>7.2}   {:>7.2}   {:>7.2}\n", rates.one, rates.ten, rates.sixty)
+}
+
+/// The most numerous first.
+fn servers(identities: &BTreeMap<String, IdentityStatus>) -> String {
+    let mut all: Vec<_> = identities.iter().collect();
+    all.sort_by(|a, b| b.1.live.cmp(&a.1.live).then(a.0.cmp(b.0)));
+    if all.is_empty() {
+        return "  no servers started by npm exec, npx, uvx or the like\n".to_owned();
+    }
+    let mut text = "  servers   live   starts   peak   oldest   starts/s (60 s)\n".to_owned();
+    for (name, one) in all {
+        let oldest = one.oldest_seconds.map_or_else(|| "-".to_owned(), |age| format!("{age} s"));
+        text += &format!(
+            "          {:>6}   {:>6}  {:>5}   {oldest:>6}   {:>7.2}   {name}\n",
+            one.live, one.starts, one.live_peak, one.starts_per_second.sixty
+        );
+    }
+    text
+}

@@ -1,0 +1,207 @@
+//! A look-alike of MCP server trees without Node: the kernel sees the forks, the argv and the open
+//! stdin of `npm exec`, at a small fraction of the cost.
+//!
+//! `launcher-lookalike leak --package PKG [--count N] [--every MS] [--shell] [--crash] [--for
+//! SECONDS]` is the gateway: it starts N trees, keeps their stdins open, and ends them (they see
+//! EOF) when its own stdin reaches EOF or its time is over, also before the last tree has started;
+//! so give it a pipe, not /dev/null. Killed by a signal it lets go of them too.
+
+use anyhow::{Context, Result, bail, ensure};
+use mcp_guard_tests::flags::Flags;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, WaitOptions, getrlimit, setrlimit};
+use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{ChildStdin, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+/// Hidden: which part of a tree this process plays after its exec.
+const ROLE: &str = "LOOKALIKE_ROLE";
+/// Hidden: the leaf exits with code 1 at once.
+const CRASH: &str = "LOOKALIKE_CRASH";
+const BIN_DIR: &str = "/opt/npm-cache/_npx/0123456789abcdef/node_modules/.bin";
+
+fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    let result = match std::env::var(ROLE).as_deref() {
+        Ok("npm") => npm(words.last(), "node"),
+        Ok("npm-shell") => npm(words.last(), "sh"),
+        Ok("sh") => shell(words.last()),
+        Ok("node") => leaf(),
+        _ if words.next().as_deref() != Some("leak") => {
+            return complain("usage: launcher-lookalike leak --package PKG ...", 64);
+        }
+        _ => match Leak::parse(words) {
+            Ok(leak) => leak.run(),
+            Err(error) => return complain(&format!("{error:#}"), 64),
+        },
+    };
+    result.unwrap_or_else(|error| complain(&format!("{error:#}"), 1))
+}
+
+fn complain(message: &str, code: u8) -> ExitCode {
+    // Nowhere to report a failing stderr to.
+    let _ = writeln!(std::io::stderr(), "launcher-lookalike: {message}");
+    ExitCode::from(code)
+}
+
+struct Leak {
+    package: String,
+    count: u64,
+    every: Duration,
+    bound: Duration,
+    shell: bool,
+    crash: bool,
+}
+
+impl Leak {
+    fn parse(words: impl Iterator<Item = String>) -> Result<Self> {
+        let keys = ["--package", "--count", "--every", "--for"];
+        let flags = Flags::parse(words, &keys, &["--shell", "--crash"])?;
+        let leak = Self {
+            package: flags.need("--package")?.to_string(),
+            count: flags.number("--count", 1)?,
+            every: Duration::from_millis(flags.number("--every", 0)?),
+            bound: Duration::from_secs(flags.number("--for", 120)?),
+            shell: flags.has("--shell"),
+            crash: flags.has("--crash"),
+        };
+        ensure!(leak.count <= 1000, "--count: at most 1000");
+        Ok(leak)
+    }
+
+    fn run(&self) -> Result<ExitCode> {
+        let start = Instant::now();
+        let end = start + self.bound;
+        raise_open_files()?;
+        leave_no_zombies()?;
+        let mut stdins = Vec::new();
+        let mut asked_to_end = false;
+        while !asked_to_end && (stdins.len() as u64) < self.count && Instant::now() < end {
+            stdins.push(self.start_tree()?);
+            writeln!(std::io::stdout(), "started {}", stdins.len())?;
+            // Measured from the start, so that slow starts do not stretch the rate.
+            let next = start + self.every * u32::try_from(stdins.len())?;
+            asked_to_end = (stdins.len() as u64) < self.count && stdin_ends_before(next.min(end))?;
+        }
+        while !asked_to_end && Instant::now() < end {
+            asked_to_end = stdin_ends_before(end)?;
+        }
+        drop(stdins);
+        wait_for_trees()?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn start_tree(&self) -> Result<ChildStdin> {
+        let role = if self.shell { "npm-shell" } else { "npm" };
+        let mut command = this_program("npm", role)?;
+        command.args(["exec", "--yes", &self.package]).stdin(Stdio::piped()).stdout(Stdio::null());
+        if self.crash {
+            command.env(CRASH, "1");
+        }
+        let mut child = command.spawn().context("start of a tree")?;
+        child.stdin.take().context("stdin of a tree")
+    }
+}
+
+/// A: `npm exec --yes PKG`. Waits for the server it started, like npm.
+fn npm(package: Option<String>, next: &str) -> Result<ExitCode> {
+    let bin = bin_of(&package.context("package")?);
+    if next == "sh" {
+        // npm quotes the name; the quotes are part of the argument.
+        wait_for(this_program("sh", "sh")?.args(["-c", &format!("'{bin}'")]))
+    } else {
+        wait_for(&mut server(&bin)?)
+    }
+}
+
+/// B: `sh -c 'BIN'`, with a shell that forks for its last command, like dash.
+fn shell(script: Option<String>) -> Result<ExitCode> {
+    let script = script.context("script")?;
+    wait_for(&mut server(script.trim_matches('\''))?)
+}
+
+/// C: `node CACHE/_npx/HASH/node_modules/.bin/BIN`.
+fn server(bin: &str) -> Result<Command> {
+    let mut command = this_program("node", "node")?;
+    command.arg(format!("{BIN_DIR}/{bin}"));
+    Ok(command)
+}
+
+fn leaf() -> Result<ExitCode> {
+    if std::env::var_os(CRASH).is_some() {
+        return Ok(ExitCode::from(1));
+    }
+    let mut bytes = [0; 64];
+    while std::io::stdin().lock().read(&mut bytes).context("stdin")? > 0 {}
+    Ok(ExitCode::SUCCESS)
+}
+
+fn this_program(name: &str, role: &str) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe().context("own path")?);
+    command.arg0(name).env(ROLE, role);
+    Ok(command)
+}
+
+fn wait_for(command: &mut Command) -> Result<ExitCode> {
+    let status = command.status().context("start of the next process")?;
+    Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(1))?))
+}
+
+/// `@scope/name@1.2` installs `name`.
+fn bin_of(package: &str) -> String {
+    let name = package.rsplit('/').next().unwrap_or(package);
+    name.split('@').next().unwrap_or(name).to_string()
+}
+
+/// True when stdin reached its end, false at `time`; what is written to it is thrown away.
+fn stdin_ends_before(time: Instant) -> Result<bool> {
+    let stdin = std::io::stdin();
+    loop {
+        let left = Timespec::try_from(time.saturating_duration_since(Instant::now()))?;
+        match poll(&mut [PollFd::new(&stdin, PollFlags::IN)], Some(&left)) {
+            Ok(0) => return Ok(false),
+            Ok(_) => {
+                if stdin.lock().read(&mut [0; 64]).context("stdin")? == 0 {
+                    return Ok(true);
+                }
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => bail!("poll of stdin: {error}"),
+        }
+    }
+}
+
+/// A thousand trees need a thousand pipes; the usual soft limit is 1024.
+fn raise_open_files() -> Result<()> {
+    let now = getrlimit(Resource::Nofile);
+    let wanted = now.maximum.unwrap_or(4096).min(4096).max(now.current.unwrap_or(4096));
+    setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: now.maximum })
+        .context("limit of open files")
+}
+
+/// The kernel reaps what ends, so that a crashed tree leaves no zombie while the gateway sleeps. An
+/// exec'd process begins with the default again.
+fn leave_no_zombies() -> Result<()> {
+    // SAFETY: all zero is a valid sigaction: the default handler, an empty mask.
+    #[allow(unsafe_code, reason = "no safe wrapper sets SA_NOCLDWAIT")]
+    let set = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_flags = libc::SA_NOCLDWAIT;
+        libc::sigaction(libc::SIGCHLD, &raw const action, std::ptr::null_mut())
+    };
+    ensure!(set == 0, "SIGCHLD: {}", std::io::Error::last_os_error());
+    Ok(())
+}
+
+/// Blocks until the last tree has ended.
+fn wait_for_trees() -> Result<()> {
+    loop {
+        match rustix::process::wait(WaitOptions::empty()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(Errno::CHILD) => return Ok(()),
+            Err(error) => bail!("wait: {error}"),
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! The agent under the demo: started, asked, and read back. All its field names are here.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use super::container;
+use crate::say::complain;
+use crate::{program, workspace};
+
+pub struct Agent {
+    child: Child,
+    folder: tempfile::TempDir,
+    /// Lines of the audit that were handed out.
+    audit_seen: usize,
+}
+
+/// What the agent says about the guarded container.
+pub struct View {
+    pub state: String,
+    pub live: u64,
+    /// Sorted.
+    pub pids: Vec<u32>,
+}
+
+impl Agent {
+    pub fn start(socket: &Path, response: &str) -> Result<Self> {
+        let folder = tempfile::Builder::new()
+            .prefix("mcp-guard-test-demo-")
+            .tempdir()
+            .context("cannot make a folder for the agent")?;
+        let file = |name: &str| folder.path().join(name);
+        fs::write(file("policy.toml"), policy(response)).context("cannot write the policy")?;
+        let log = File::create(file("agent.log")).context("cannot make the agent's log")?;
+        let child = command(folder.path())
+            .args(["run", "--policy"])
+            .arg(file("policy.toml"))
+            .arg("--audit")
+            .arg(file("audit.jsonl"))
+            .arg("--docker")
+            .arg(socket)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().context("cannot share the agent's log")?)
+            .stderr(log)
+            .spawn()
+            .context("cannot start the agent")?;
+        Ok(Self { child, folder, audit_seen: 0 })
+    }
+
+    /// Waits until the agent's status shows the container as guarded.
+    pub fn wait_until_it_guards(&mut self, name: &str) -> Result<()> {
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(20) {
+            self.check_alive()?;
+            if self.view(name, container::IDENTITY).is_some() {
+                return Ok(());
+            }
+            sleep(Duration::from_millis(100));
+        }
+        self.show_log();
+        bail!("the agent does not guard {name}")
+    }
+
+    /// Nothing while the agent does not answer or does not know the container.
+    pub fn view(&self, name: &str, identity: &str) -> Option<View> {
+        let mut status = command(self.folder.path());
+        let text = program::output(status.args(["status", "--json"])).ok()?;
+        view(&serde_json::from_str(&text).ok()?, name, identity)
+    }
+
+    pub fn new_audit_lines(&mut self) -> Result<Vec<String>> {
+        let lines = self.audit_lines()?;
+        let new = lines.get(self.audit_seen..).unwrap_or_default().to_vec();
+        self.audit_seen = lines.len();
+        Ok(new)
+    }
+
+    /// Each outcome must follow an intent of the same incident. Returns the number of lines.
+    pub fn check_audit(&self) -> Result<usize> {
+        let lines = self.audit_lines()?;
+        check_order(&lines)?;
+        Ok(lines.len())
+    }
+
+    pub fn check_alive(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait().context("cannot look at the agent")? {
+            self.show_log();
+            bail!("the agent ended with {status}");
+        }
+        Ok(())
+    }
+
+    /// Asks the agent to end. An agent that does not, or that ends badly, is an error.
+    pub fn stop(mut self) -> Result<()> {
+        self.check_alive()?;
+        kill_process(Pid::from_child(&self.child), Signal::TERM).context("cannot ask the agent")?;
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(20) {
+            if let Some(status) = self.child.try_wait().context("cannot look at the agent")? {
+                if !status.success() {
+                    self.show_log();
+                    bail!("the agent ended with {status}");
+                }
+                return Ok(());
+            }
+            sleep(Duration::from_millis(50));
+        }
+        self.show_log();
+        bail!("the agent did not end within 20 s after SIGTERM")
+    }
+
+    /// Whole lines only: the last one may be half written.
+    fn audit_lines(&self) -> Result<Vec<String>> {
+        let file = self.folder.path().join("audit.jsonl");
+        let text = if file.is_file() {
+            fs::read_to_string(&file).context("cannot read the audit")?
+        } else {
+            String::new()
+        };
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        Ok(whole.lines().map(str::to_owned).collect())
+    }
+
+    fn show_log(&self) {
+        let log = fs::read_to_string(self.folder.path().join("agent.log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        for line in &lines[lines.len().saturating_sub(20)..] {
+            complain(&format!("agent: {line}"));
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            // Asked first: it gives back what it holds. The container is removed after it.
+            let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+            sleep(Duration::from_secs(2));
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn command(folder: &Path) -> Command {
+    let mut command = Command::new(workspace::agent());
+    command.arg("--run-dir").arg(run_dir(folder));
+    command
+}
+
+fn run_dir(folder: &Path) -> PathBuf {
+    folder.join("run")
+}
+
+/// Short ages, so that the story takes seconds; the bursts of the client itself are not judged.
+fn policy(response: &str) -> String {
+    format!(
+        r#"mode = "enforce"
+
+[detect.duplicates]
+warn = 4
+warn_age = "3s"
+act = 8
+act_age = "6s"
+response = "{response}"
+
+[detect.burst]
+warn_10s = 100
+warn_60s = 100
+
+[[guard]]
+name = "{name}"
+highest = "kill"
+"#,
+        name = container::NAME
+    )
+}
+
+fn view(status: &Value, name: &str, identity: &str) -> Option<View> {
+    let guards = status.get("guards")?.as_array()?;
+    let guard = guards.iter().find(|guard| guard["name"] == name)?;
+    let pids = guard["pids"].as_array()?.iter().filter_map(Value::as_u64);
+    let mut pids: Vec<u32> = pids.filter_map(|pid| u32::try_from(pid).ok()).collect();
+    pids.sort_unstable();
+    let live = guard["identities"][identity]["live"].as_u64().unwrap_or(0);
+    Some(View { state: guard["state"].as_str()?.to_owned(), live, pids })
+}
+
+/// Whether an audit line says that the response was carried out.
+pub fn says_done(line: &str, response: &str) -> bool {
+    serde_json::from_str::<Value>(line).is_ok_and(|line| {
+        line["event"] == "outcome" && line["response"] == response && line["outcome"] == "done"
+    })
+}
+
+fn check_order(lines: &[String]) -> Result<()> {
+    let mut intents = Vec::new();
+    for line in lines {
+        let record: Value =
+            serde_json::from_str(line).with_context(|| format!("not JSON in the audit: {line}"))?;
+        if record["event"] == "intent" {
+            intents.push(record["incident"].clone());
+        } else if record["event"] == "outcome" && !intents.contains(&record["incident"]) {
+            bail!("an outcome without an intent before it: {line}");
+        }
+    }
+    if intents.is_empty() {
+        bail!("the audit has no intent");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_status() {
+        let status = serde_json::json!({"guards": [{"name": "demo", "state": "frozen",
+            "pids": [9, 7], "identities": {"magic": {"live": 2}}}]});
+        let view = view(&status, "demo", "magic").unwrap();
+        assert_eq!((view.state.as_str(), view.live, view.pids), ("frozen", 2, vec![7, 9]));
+    }
+
+    #[test]
+    fn an_outcome_needs_its_intent_first() {
+        let intent = r#"{"event":"intent","incident":"1"}"#.to_owned();
+        let outcome = r#"{"event":"outcome","incident":"1"}"#.to_owned();
+        assert!(check_order(&[intent.clone(), outcome.clone()]).is_ok());
+        assert!(check_order(&[outcome, intent]).is_err());
+    }
+}

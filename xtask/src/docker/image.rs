@@ -1,0 +1,51 @@
+//! The test images, made from tar files: no image registry is needed.
+
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::Engine;
+use super::rootfs::{self, Rootfs};
+use crate::program;
+use crate::say::step;
+
+/// node, npm, real MCP servers and a leaking gateway.
+pub const NODE_IMAGE: &str = "mcp-guard-test-node:latest";
+/// Only busybox.
+pub const BUSYBOX_IMAGE: &str = "mcp-guard-test-busybox:latest";
+
+/// The containers have no network: npm must answer from its cache and must not ask anybody.
+const SETTINGS: [&str; 2] = [
+    "ENV PATH=/usr/bin:/bin HOME=/home/u npm_config_cache=/opt/npm-cache \
+     npm_config_offline=true npm_config_update_notifier=false npm_config_yes=true",
+    "WORKDIR /srv",
+];
+
+/// Makes sure that the engine has both images, as this recipe defines them.
+pub fn provide(engine: &Engine) -> Result<()> {
+    let node = step("docker: files of the node image", rootfs::node)?;
+    let busybox = step("docker: files of the busybox image", rootfs::busybox)?;
+    step("docker: images", || {
+        import(engine, &busybox, BUSYBOX_IMAGE)?;
+        import(engine, &node, NODE_IMAGE)
+    })
+}
+
+/// Imports a tar under the key of its recipe, so that the next run sees that it is there.
+fn import(engine: &Engine, rootfs: &Rootfs, image: &str) -> Result<()> {
+    let keyed = image.replace("latest", &rootfs.key);
+    let known = engine.docker().args(["image", "inspect", &keyed]).output();
+    if !known.context("cannot start docker")?.status.success() {
+        let mut docker = engine.docker();
+        docker.arg("import");
+        for setting in SETTINGS {
+            docker.args(["--change", setting]);
+        }
+        run(docker.arg(&rootfs.tar).arg(&keyed))?;
+    }
+    run(engine.docker().args(["tag", &keyed, image]))
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    program::quietly(command).context("the engine did not take a test image")
+}

@@ -1,0 +1,195 @@
+//! The root folders of the two test images, as tar files under target/docker-rig.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
+
+use super::npm;
+use crate::{program, workspace};
+
+/// Drives the leak: `node /opt/gw/leak.mjs URL COUNT DELAY_MS`.
+const LEAK: &str = include_str!("leak.mjs");
+/// Holds servers open without a gateway: `sh /opt/gw/hold.sh COUNT PACKAGE...`.
+const HOLD: &str = include_str!("hold.sh");
+/// Changes whenever this file lays the folders out in another way.
+const LAYOUT: &str = "1";
+
+/// A root folder ready for `docker import`.
+pub struct Rootfs {
+    pub tar: PathBuf,
+    /// Differs whenever anything that defines the content differs.
+    pub key: String,
+}
+
+/// Only busybox: for tests that need a container and nothing in it.
+pub fn busybox() -> Result<Rootfs> {
+    provide("busybox", &[busybox_identity()?], add_busybox)
+}
+
+/// busybox, node, npm, MCP servers and the gateway.
+pub fn node() -> Result<Rootfs> {
+    let mut parts = vec![busybox_identity()?, identity("node")?, npm::own_spec()?];
+    parts.extend([npm::GATEWAY, LEAK, HOLD].map(str::to_owned));
+    parts.extend(npm::SERVERS.map(str::to_owned));
+    provide("node", &parts, |root| {
+        add_busybox(root)?;
+        add_node(root)?;
+        npm::fill(root)?;
+        write(&root.join("opt/gw/leak.mjs"), LEAK)?;
+        write(&root.join("opt/gw/hold.sh"), HOLD)?;
+        link("../../opt/npm/node_modules/npm/bin/npm-cli.js", &root.join("usr/bin/npm"))?;
+        link("../../opt/npm/node_modules/npm/bin/npx-cli.js", &root.join("usr/bin/npx"))
+    })
+}
+
+/// Makes the tar file unless a run before this one did, and removes those of older recipes.
+fn provide(name: &str, parts: &[String], fill: impl Fn(&Path) -> Result<()>) -> Result<Rootfs> {
+    let rig = workspace::target().join("docker-rig");
+    let key = key(parts);
+    let tar = rig.join(format!("{name}-{key}.tar"));
+    if !tar.is_file() {
+        fs::create_dir_all(&rig).with_context(|| format!("cannot make {}", rig.display()))?;
+        remove_older(&rig, name)?;
+        let work = tempfile::Builder::new()
+            .prefix("rootfs-")
+            .tempdir_in(&rig)
+            .with_context(|| format!("cannot make a folder in {}", rig.display()))?;
+        let root = work.path().join("root");
+        fill(&root)?;
+        pack(&root, &work.path().join("tar"))?;
+        // Renamed only when whole: a run that was cut off leaves no half image.
+        fs::rename(work.path().join("tar"), &tar)
+            .with_context(|| format!("cannot make {}", tar.display()))?;
+    }
+    Ok(Rootfs { tar, key })
+}
+
+fn key(parts: &[String]) -> String {
+    let mut hasher = Sha256::new();
+    for part in [LAYOUT].into_iter().chain(parts.iter().map(String::as_str)) {
+        hasher.update((part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    hasher.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn remove_older(rig: &Path, name: &str) -> Result<()> {
+    let entries = fs::read_dir(rig).with_context(|| format!("cannot list {}", rig.display()))?;
+    for entry in entries.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&format!("{name}-")) {
+            fs::remove_file(entry.path())
+                .with_context(|| format!("cannot remove {}", entry.path().display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// What says that a program of this host is still the same, without reading 100 MB.
+fn identity(name: &str) -> Result<String> {
+    let file = host_program(name)?;
+    let meta = file.metadata().with_context(|| format!("cannot look at {}", file.display()))?;
+    let modified = meta.modified().context("this file system keeps no times")?;
+    let since = modified.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Ok(format!("{name} {} {}", meta.len(), since.as_secs()))
+}
+
+fn busybox_identity() -> Result<String> {
+    identity("busybox")
+}
+
+fn host_program(name: &str) -> Result<PathBuf> {
+    let file = program::find(name).with_context(|| format!("{name} is not installed"))?;
+    file.canonicalize().with_context(|| format!("cannot follow {}", file.display()))
+}
+
+/// The folders every image has, and busybox under the name of each of its tools.
+fn add_busybox(root: &Path) -> Result<()> {
+    for folder in ["usr/bin", "etc", "home/u", "opt", "proc", "root", "srv", "sys", "tmp"] {
+        let folder = root.join(folder);
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    link("usr/bin", &root.join("bin"))?;
+    fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777))
+        .context("cannot open the image's /tmp for everybody")?;
+    write(&root.join("etc/passwd"), "root:x:0:0:root:/home/u:/bin/sh\n")?;
+    let busybox = host_program("busybox")?;
+    copy(&busybox, &root.join("usr/bin/busybox"))?;
+    for tool in program::output(Command::new(&busybox).arg("--list"))?.lines() {
+        if tool != "busybox" {
+            link("busybox", &root.join("usr/bin").join(tool))?;
+        }
+    }
+    Ok(())
+}
+
+/// node, and each library it names, at the same place as on this host.
+fn add_node(root: &Path) -> Result<()> {
+    let node = host_program("node")?;
+    copy(&node, &root.join("usr/bin/node"))?;
+    for library in program::output(Command::new("ldd").arg(&node))?.lines().filter_map(library) {
+        let inside = root.join(library.trim_start_matches('/'));
+        if let Some(folder) = inside.parent() {
+            fs::create_dir_all(folder)
+                .with_context(|| format!("cannot make {}", folder.display()))?;
+        }
+        copy(Path::new(library), &inside)?;
+    }
+    // Debian's node loads parts of itself from here.
+    let shared = Path::new("/usr/share/nodejs");
+    if shared.is_dir() {
+        fs::create_dir_all(root.join("usr/share")).context("cannot make usr/share")?;
+        let inside = root.join("usr/share/nodejs");
+        program::quietly(Command::new("cp").arg("--archive").arg(shared).arg(inside))?;
+    }
+    Ok(())
+}
+
+/// The path in a line of ldd: `libc.so.6 => /lib/libc.so.6 (0x7f..)` or `/lib64/ld.so (0x7f..)`.
+fn library(line: &str) -> Option<&str> {
+    line.split_whitespace().find(|word| word.starts_with('/'))
+}
+
+fn pack(root: &Path, tar: &Path) -> Result<()> {
+    let mut command = Command::new("tar");
+    command.arg("--directory").arg(root).arg("--create").arg("--file").arg(tar);
+    program::quietly(command.args(["--owner=0", "--group=0", "--numeric-owner", "."]))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::copy(from, to)
+        .map(drop)
+        .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
+}
+
+fn link(target: &str, name: &Path) -> Result<()> {
+    symlink(target, name).with_context(|| format!("cannot make the link {}", name.display()))
+}
+
+fn write(file: &Path, text: &str) -> Result<()> {
+    fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_lines_of_ldd() {
+        assert_eq!(library("\tlinux-vdso.so.1 (0x00007fa8405a8000)"), None);
+        assert_eq!(library("\tlibc.so.6 => /lib/x/libc.so.6 (0x7f)"), Some("/lib/x/libc.so.6"));
+        assert_eq!(
+            library("\t/lib64/ld-linux-x86-64.so.2 (0x7f)"),
+            Some("/lib64/ld-linux-x86-64.so.2")
+        );
+    }
+
+    #[test]
+    fn the_key_tells_recipes_apart() {
+        let parts = |words: [&str; 2]| words.map(str::to_owned);
+        assert_ne!(key(&parts(["ab", "c"])), key(&parts(["a", "bc"])));
+    }
+}

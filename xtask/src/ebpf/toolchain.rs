@@ -1,0 +1,89 @@
+//! What building the kernel side needs beyond stable Rust, and which versions are pinned.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::program;
+
+/// The compiler the committed object was built with. Another one may give other bytes.
+pub const PINNED_RUSTC: &str = "rustc 1.97.0-nightly (e50aa6fba 2026-05-19)";
+/// The linker the committed object was built with, as its version line begins.
+pub const PINNED_LINKER: &str = "bpf-linker 0.13.";
+
+/// Names every missing part with the command that brings it.
+pub fn require() -> Result<()> {
+    let missing = missing();
+    if !missing.is_empty() {
+        bail!("cannot build the kernel side: {}", missing.join("; "));
+    }
+    Ok(())
+}
+
+/// Why a build here cannot be compared byte by byte with the committed object; nothing when it can.
+pub fn difference_from_pin() -> Option<String> {
+    let missing = missing();
+    if !missing.is_empty() {
+        return Some(missing.join("; "));
+    }
+    let rustc = rustc_version()?;
+    if rustc != PINNED_RUSTC {
+        return Some(format!("nightly here is `{rustc}`, pinned is `{PINNED_RUSTC}`"));
+    }
+    let linker = linker_version()?;
+    if !linker.starts_with(PINNED_LINKER) {
+        return Some(format!("the linker here is `{linker}`, pinned is `{PINNED_LINKER}x`"));
+    }
+    None
+}
+
+/// The sysroot of the nightly toolchain.
+pub fn sysroot() -> Result<PathBuf> {
+    let sysroot = program::output(nightly_rustc().args(["--print", "sysroot"]))
+        .context("cannot ask nightly for its sysroot")?;
+    Ok(PathBuf::from(sysroot))
+}
+
+/// The program of nightly that removes sections from an object.
+pub fn objcopy() -> Result<PathBuf> {
+    let host = program::output(nightly_rustc().args(["--print", "host-tuple"]))?;
+    Ok(sysroot()?.join("lib/rustlib").join(host).join("bin/rust-objcopy"))
+}
+
+fn missing() -> Vec<String> {
+    let mut missing = Vec::new();
+    match sysroot() {
+        Err(_) => missing.push(
+            "no nightly toolchain (`rustup toolchain install nightly --component rust-src`)".into(),
+        ),
+        Ok(sysroot) if !sysroot.join("lib/rustlib/src/rust/library/core/src/lib.rs").is_file() => {
+            missing.push(
+                "nightly has no rust-src (`rustup toolchain install nightly --component rust-src`)"
+                    .into(),
+            );
+        }
+        Ok(_) => {}
+    }
+    if objcopy().is_ok_and(|objcopy| !objcopy.is_file()) {
+        missing.push("nightly has no rust-objcopy (`rustup update nightly`)".into());
+    }
+    if linker_version().is_none() {
+        missing.push("no bpf-linker (`cargo install bpf-linker`)".into());
+    }
+    missing
+}
+
+fn rustc_version() -> Option<String> {
+    program::output(nightly_rustc().arg("--version")).ok()
+}
+
+fn linker_version() -> Option<String> {
+    program::output(Command::new("bpf-linker").arg("--version")).ok()
+}
+
+fn nightly_rustc() -> Command {
+    let mut rustc = Command::new("rustc");
+    rustc.arg("+nightly");
+    rustc
+}

@@ -1,0 +1,83 @@
+//! `cargo xtask test`: every tier of tests this machine can run, one line per tier at the end.
+
+mod count;
+mod host;
+mod left;
+mod tier;
+
+use anyhow::Result;
+
+use crate::docker::Rig;
+use crate::packages::Permission;
+use crate::say::say;
+use crate::workspace;
+use tier::{Outcome, Tier};
+
+/// Runs the tiers. The exit code: 0 all passed, 1 a test failed, 2 a tier could not run.
+pub fn run(setup: bool) -> Result<u8> {
+    let permission = Permission::from_flag(setup);
+    let before = left::Picture::take();
+    let mut tiers = vec![
+        Tier::run("pure", pure),
+        Tier::run("host", host),
+        Tier::run("docker", || docker(permission)),
+    ];
+    if let Err(left) = before.compare_with_now() {
+        tiers.push(Tier::run("cleanliness", || Err(left)));
+    }
+    for tier in &tiers {
+        say(&tier.line());
+    }
+    let (passed, failed) = tier::sum(&tiers);
+    say(&format!("{passed} passed, {failed} failed"));
+    Ok(tier::exit_code(&tiers, std::env::var_os("CI").is_some()))
+}
+
+/// Needs nothing: no root, no kernel feature.
+fn pure() -> Result<Outcome> {
+    let tests = ["test", "--workspace", "--exclude", "mcp-guard-tests", "--no-fail-fast"];
+    let first = count::cargo_test(workspace::cargo().args(tests))?;
+    // The tests of the command line start the agent that cargo builds.
+    workspace::build_agent()?;
+    let tests = ["test", "-p", "mcp-guard-tests", "--no-fail-fast"];
+    let second = count::cargo_test(workspace::cargo().args(tests))?;
+    Ok(Outcome::Ran(first.and(second)))
+}
+
+/// Needs root, BPF and a cgroup2 tree that can be written.
+fn host() -> Result<Outcome> {
+    if let Err(reason) = host::ready() {
+        return Ok(Outcome::CouldNotRun(format!("{reason:#}")));
+    }
+    workspace::build_agent()?;
+    let mut cargo = workspace::cargo();
+    cargo.args(["test", "-p", "mcp-guard-tests", "--no-fail-fast", "--features", "host"]);
+    // One at a time: the tests count the machine's own events and there is one agent per host.
+    cargo.args(["--test", "host_*", "--", "--test-threads=1"]);
+    count::cargo_test(&mut cargo).map(Outcome::Ran)
+}
+
+/// Needs a Docker engine, and root to act on its containers.
+fn docker(permission: Permission) -> Result<Outcome> {
+    if let Err(reason) = host::ready() {
+        return Ok(Outcome::CouldNotRun(format!("{reason:#}")));
+    }
+    let rig = match Rig::prepare(permission) {
+        Ok(rig) => rig,
+        Err(reason) => return Ok(Outcome::CouldNotRun(format!("{reason:#}"))),
+    };
+    workspace::build_agent()?;
+    docker_tests(&rig)
+}
+
+fn docker_tests(rig: &Rig) -> Result<Outcome> {
+    let mut cargo = workspace::cargo();
+    cargo.args(["test", "-p", "mcp-guard-tests", "--no-fail-fast", "--features", "docker"]).args([
+        "--test",
+        "docker_*",
+        "--",
+        "--test-threads=1",
+    ]);
+    rig.tell(&mut cargo);
+    count::cargo_test(&mut cargo).map(Outcome::Ran)
+}

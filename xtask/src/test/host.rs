@@ -1,0 +1,47 @@
+//! What the tests as root need from the machine.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";
+
+/// An error says what is missing.
+pub fn ready() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("needs root: run it with sudo or in a root shell");
+    }
+    if !Path::new(KERNEL_TYPES).is_file() {
+        bail!("needs a kernel with BTF: there is no {KERNEL_TYPES}");
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read the mounts")?;
+    let cgroup2 = cgroup2_mount(&mounts).context("needs cgroup2: no such mount here")?;
+    probe(&cgroup2)
+}
+
+fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
+    let line = mountinfo.lines().find(|line| line.contains(" - cgroup2 "))?;
+    line.split(' ').nth(4).map(PathBuf::from)
+}
+
+/// Makes and removes a cgroup: a read-only mount looks like any other until then.
+fn probe(cgroup2: &Path) -> Result<()> {
+    let probe = cgroup2.join(format!("mcp-guard-test-probe-{}", std::process::id()));
+    fs::create_dir(&probe)
+        .with_context(|| format!("needs a writable cgroup2 tree at {}", cgroup2.display()))?;
+    fs::remove_dir(&probe).with_context(|| format!("cannot remove {}", probe.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_cgroup2_on_a_hybrid_host() {
+        let mounts = "30 25 0:26 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n\
+                      31 25 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(cgroup2_mount(mounts), Some(PathBuf::from("/sys/fs/cgroup/unified")));
+        assert_eq!(cgroup2_mount(""), None);
+    }
+}

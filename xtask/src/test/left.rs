@@ -1,0 +1,96 @@
+//! What the tests left on the machine: cgroups, BPF pins, processes.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use crate::docker::cgroup_mounts;
+use crate::workspace;
+
+/// Everything of ours that is there now, one line each. An agent in real use on this machine is
+/// in the picture before the tests, too.
+pub struct Picture(BTreeSet<String>);
+
+impl Picture {
+    pub fn take() -> Self {
+        let mut seen = BTreeSet::new();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        for mount in cgroup_mounts(&mounts) {
+            cgroups(&mount, &mut seen);
+        }
+        pins(Path::new("/sys/fs/bpf"), &mut seen);
+        processes(&workspace::target().join("debug"), &mut seen);
+        Self(seen)
+    }
+
+    /// An error names what is there now and was not there then.
+    pub fn compare_with_now(&self) -> Result<()> {
+        let mut left = Vec::new();
+        // The last process of a test may need a moment to end.
+        for _ in 0..20 {
+            left = Self::take().0.difference(&self.0).cloned().collect();
+            if left.is_empty() {
+                return Ok(());
+            }
+            sleep(Duration::from_millis(100));
+        }
+        bail!("left behind: {}", left.join(", "))
+    }
+}
+
+fn cgroups(folder: &Path, seen: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            if is_ours(&entry.file_name().to_string_lossy()) {
+                seen.insert(format!("cgroup {}", entry.path().display()));
+            }
+            cgroups(&entry.path(), seen);
+        }
+    }
+}
+
+fn pins(folder: &Path, seen: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if is_ours(&entry.file_name().to_string_lossy()) {
+            seen.insert(format!("pin {}", entry.path().display()));
+        }
+    }
+}
+
+/// Processes of programs that cargo built here, except this one.
+fn processes(built: &Path, seen: &mut BTreeSet<String>) {
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Ok(program) = fs::read_link(entry.path().join("exe")) else { continue };
+        let xtask =
+            program.file_name().is_some_and(|name| name.to_string_lossy().contains("xtask"));
+        if program.starts_with(built) && !xtask {
+            let pid = entry.file_name();
+            seen.insert(format!("process {} {}", pid.to_string_lossy(), program.display()));
+        }
+    }
+}
+
+fn is_ours(name: &str) -> bool {
+    name.starts_with("mcp-guard") || name.starts_with("mcp_guard")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_was_there_before_is_not_left_behind() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["a/mcp-guard-test-x", "other"] {
+            fs::create_dir_all(root.path().join(name)).unwrap();
+        }
+        let mut seen = BTreeSet::new();
+        cgroups(root.path(), &mut seen);
+        let expected = format!("cgroup {}", root.path().join("a/mcp-guard-test-x").display());
+        assert_eq!(seen, BTreeSet::from([expected]));
+    }
+}

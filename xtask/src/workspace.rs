@@ -1,0 +1,33 @@
+//! Where the things of this repository are.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The top folder of the repository.
+pub fn root() -> PathBuf {
+    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
+    xtask.parent().unwrap_or(xtask).to_path_buf()
+}
+
+/// The folder cargo builds into.
+pub fn target() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or("target".into(), PathBuf::from);
+    root().join(target)
+}
+
+/// A cargo command in the top folder, with the toolchain of this run.
+pub fn cargo() -> Command {
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(root());
+    cargo
+}
+
+/// The `mcp-guard` that `cargo build -p mcp-guard` makes.
+pub fn agent() -> PathBuf {
+    target().join("debug/mcp-guard")
+}
+
+/// Builds the agent and its command line (one program) in the dev profile.
+pub fn build_agent() -> anyhow::Result<()> {
+    crate::program::run(cargo().args(["build", "--quiet", "-p", "mcp-guard"]))
+}
