@@ -1,0 +1,229 @@
+//! Totals are exact to the last process and thread.
+//!
+//! The workload adds 1 to shared memory after each clone that succeeded and reaps all of its
+//! children before it prints the sum; forks that its own pids.max refuses are in neither ledger.
+
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use mcp_guard::host::{
+    bpf::{Kernel, Options},
+    cgroup::Cgroup,
+    layout::Layout,
+};
+use mcp_guard_common::{Kind, Totals};
+use mcp_guard_tests::{cgroup::FixtureCgroup, workload};
+use serde::Deserialize;
+
+const GUARD: u32 = 9;
+/// Each case runs so long, with a worker for each of two CPUs and two more to keep them busy.
+const SECONDS: &str = "3";
+const LONG_SECONDS: &str = "30";
+const WORKERS: &str = "4";
+const PIDS_MAX: u64 = 200;
+
+/// What the workload itself counted.
+#[derive(Debug, PartialEq, Deserialize)]
+struct Ledger {
+    processes: u64,
+    threads: u64,
+    execs: u64,
+    refused: u64,
+}
+
+struct Counted {
+    ledger: Ledger,
+    totals: Totals,
+    kernel: Kernel,
+}
+
+/// Guards `fixture`, runs the workload in `place`, and counts it both ways.
+fn count(
+    options: Options,
+    fixture: &FixtureCgroup,
+    place: &FixtureCgroup,
+    arguments: &[&str],
+) -> Counted {
+    let mut kernel = Kernel::start(options).expect("the programs load");
+    let layout = Layout::read().expect("layout");
+    let cgroup = Cgroup::open(&layout, fixture.path()).expect("the fixture");
+    kernel.clear_totals(GUARD).expect("slot");
+    cgroup
+        .walk(&mut |dir, _| {
+            let id = rustix::fs::fstat(dir)?.st_ino;
+            kernel.add_cgroup(id, GUARD).map_err(std::io::Error::other)
+        })
+        .expect("membership");
+    let ledger = run(place, arguments);
+    let totals = kernel.totals(GUARD).expect("totals");
+    Counted { ledger, totals, kernel }
+}
+
+fn run(place: &FixtureCgroup, arguments: &[&str]) -> Ledger {
+    let mut command = Command::new(workload("spawn-workload").expect("built"));
+    command.args(["--workers", WORKERS]).args(arguments).stdout(Stdio::piped());
+    let output = place.spawn(command).expect("starts").wait_with_output().expect("ends");
+    assert!(output.status.success(), "{arguments:?}: {}", output.status);
+    serde_json::from_slice(&output.stdout).expect("a ledger")
+}
+
+/// The main program itself arrives in the cgroup and is exec'd there: one exec more than its own.
+fn assert_exact(case: &str, ledger: &Ledger, totals: &Totals) {
+    assert_eq!(totals.process_forks, ledger.processes, "{case}: processes");
+    assert_eq!(totals.thread_forks, ledger.threads, "{case}: threads");
+    assert_eq!(totals.execs, ledger.execs + 1, "{case}: execs");
+    assert_eq!(totals.attaches, 1, "{case}: arrivals");
+    assert_eq!(totals.process_exits, ledger.processes + 1, "{case}: all are reaped");
+    assert!(ledger.processes > 100 || case == "threads", "{case} did its work: {ledger:?}");
+}
+
+fn exact(case: &str, more: &[&str]) -> Ledger {
+    let fixture = FixtureCgroup::new("exact").expect("a cgroup");
+    fixture.set_pids_max(PIDS_MAX).expect("pids.max");
+    let arguments = [&["--case", case], more].concat();
+    let arguments = match more.contains(&"--seconds") {
+        true => arguments,
+        false => [&arguments[..], &["--seconds", SECONDS]].concat(),
+    };
+    let counted = count(Options::default(), &fixture, &fixture, &arguments);
+    assert_exact(case, &counted.ledger, &counted.totals);
+    assert_eq!(counted.kernel.losses().get("recursion"), Some(&0));
+    counted.ledger
+}
+
+#[test]
+fn fork() {
+    exact("fork", &[]);
+}
+
+#[test]
+fn vfork() {
+    exact("vfork", &[]);
+}
+
+#[test]
+fn clone3() {
+    exact("clone3", &[]);
+}
+
+/// The child becomes the caller's sibling.
+#[test]
+fn clone_parent() {
+    exact("clone-parent", &[]);
+}
+
+#[test]
+fn threads() {
+    let ledger = exact("threads", &[]);
+    assert!(ledger.threads > 1000, "{ledger:?}");
+}
+
+#[test]
+fn exec() {
+    exact("exec", &[]);
+}
+
+/// A thread that is not the leader calls exec and becomes the process.
+#[test]
+fn exec_from_a_thread() {
+    exact("exec-thread", &[]);
+}
+
+/// Both CPUs, half a minute, far more forks asked for than pids.max allows.
+#[test]
+fn a_fork_bomb_on_all_cpus() {
+    let ledger = exact("bomb", &["--alive", "120", "--seconds", LONG_SECONDS]);
+    assert!(ledger.refused > 1000, "pids.max took part: {ledger:?}");
+}
+
+#[test]
+fn everything_at_once() {
+    let ledger = exact("mix", &["--seconds", LONG_SECONDS]);
+    assert!(ledger.refused > 0 && ledger.threads > 0 && ledger.execs > 0, "{ledger:?}");
+}
+
+/// A nested cgroup made after the guard belongs to it from its first moment.
+#[test]
+fn a_nested_cgroup_made_after_the_guard() {
+    let fixture = FixtureCgroup::new("exact").expect("a cgroup");
+    let mut kernel = Kernel::start(Options::default()).expect("the programs load");
+    kernel.clear_totals(GUARD).expect("slot");
+    kernel.add_cgroup(fixture.id(), GUARD).expect("membership");
+    let nested = fixture.child("late").expect("nested");
+    let deeper = nested.child("deeper").expect("nested");
+    let arguments = ["--case", "mix", "--seconds", SECONDS, "--into", text(deeper.unified_dir())];
+    let ledger = run(&nested, &arguments);
+    let totals = kernel.totals(GUARD).expect("totals");
+    assert_exact("nested", &ledger, &totals);
+}
+
+/// CLONE_INTO_CGROUP: the parent is outside every guard, its children are born inside one.
+#[test]
+fn children_born_into_another_cgroup() {
+    let outside = FixtureCgroup::new("outside").expect("a cgroup");
+    outside.set_pids_max(PIDS_MAX).expect("pids.max");
+    let guarded = FixtureCgroup::new("exact").expect("a cgroup");
+    let into = text(guarded.unified_dir()).to_owned();
+    let arguments = ["--case", "into-cgroup", "--seconds", SECONDS, "--into", &into];
+    let Counted { ledger, totals, .. } = count(Options::default(), &guarded, &outside, &arguments);
+    let workers: u64 = WORKERS.parse().expect("number");
+    assert_eq!(totals.process_forks, ledger.processes - workers, "all but the workers");
+    assert_eq!(totals.process_exits, totals.process_forks);
+    assert_eq!((totals.execs, totals.attaches), (0, 0));
+    assert!(totals.process_forks > 1000);
+}
+
+/// Kernels before 6.18 do not say which thread was the last; then the programs find out.
+#[test]
+fn ends_of_processes_where_the_tracepoint_does_not_tell() {
+    let fixture = FixtureCgroup::new("exact").expect("a cgroup");
+    fixture.set_pids_max(PIDS_MAX).expect("pids.max");
+    let options = Options { use_group_dead: false, ..Options::default() };
+    let arguments = ["--case", "mix", "--seconds", SECONDS];
+    let counted = count(options, &fixture, &fixture, &arguments);
+    assert_exact("mix", &counted.ledger, &counted.totals);
+}
+
+/// A ring of one page overflows at once: detail is lost and counted, totals are not.
+#[test]
+fn a_full_ring_costs_no_count() {
+    let fixture = FixtureCgroup::new("exact").expect("a cgroup");
+    fixture.set_pids_max(PIDS_MAX).expect("pids.max");
+    let options = Options { ring_bytes: 4096, ..Options::default() };
+    let arguments = ["--case", "mix", "--seconds", SECONDS];
+    let mut counted = count(options, &fixture, &fixture, &arguments);
+    assert_exact("mix", &counted.ledger, &counted.totals);
+    let mut received = 0;
+    while let Some(record) = counted.kernel.next_record() {
+        assert!(matches!(record.kind, Kind::Fork | Kind::Exec | Kind::Exit | Kind::Attach));
+        received += 1;
+    }
+    let totals = counted.totals;
+    let due = totals.process_forks + totals.execs + totals.process_exits + totals.attaches;
+    assert!(totals.dropped > 0, "the ring was too small on purpose");
+    assert_eq!(received + totals.dropped, due, "each record is received or counted as dropped");
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("our own name")
+}
+
+/// What is outside every guard is neither counted nor told.
+#[test]
+fn a_task_outside_every_guard_leaves_no_trace() {
+    let guarded = FixtureCgroup::new("exact").expect("a cgroup");
+    let outside = FixtureCgroup::new("outside").expect("a cgroup");
+    let arguments = ["--case", "fork", "--seconds", "1"];
+    let Counted { totals, mut kernel, .. } =
+        count(Options::default(), &guarded, &outside, &arguments);
+    assert_eq!(totals.process_forks + totals.execs + totals.process_exits, 0);
+    let mut attached_elsewhere = 0;
+    while let Some(record) = kernel.next_record() {
+        assert_eq!(record.kind, Kind::Attach);
+        assert_eq!(record.event.guard, mcp_guard_common::NO_GUARD);
+        attached_elsewhere += 1;
+    }
+    assert!(attached_elsewhere >= 1, "moves are told, because they may be departures");
+}
