@@ -65,22 +65,25 @@ pub enum Change {
     Back,
 }
 
-/// One engine.
+/// One engine, by its socket. Each request connects anew, so that it may come and go.
 #[derive(Clone)]
 pub struct Engine {
-    docker: Docker,
     socket: String,
 }
 
 impl Engine {
-    /// Connects lazily: the first request finds out whether anybody answers.
-    ///
-    /// # Errors
-    /// There is no such socket.
-    pub fn new(socket: &str) -> Result<Self, Error> {
-        let docker = Docker::connect_with_unix(socket, ANSWER, API_DEFAULT_VERSION)
-            .map_err(|source| Error::Away { socket: socket.to_owned(), source })?;
-        Ok(Self { docker, socket: socket.to_owned() })
+    #[must_use]
+    pub fn new(socket: &str) -> Self {
+        Self { socket: socket.to_owned() }
+    }
+
+    fn connect(&self) -> Result<Docker, Error> {
+        Docker::connect_with_unix(&self.socket, ANSWER, API_DEFAULT_VERSION)
+            .map_err(|source| self.away(source))
+    }
+
+    fn away(&self, source: bollard::errors::Error) -> Error {
+        Error::Away { socket: self.socket.clone(), source }
     }
 
     /// Every container, running or not.
@@ -90,10 +93,10 @@ impl Engine {
     pub async fn candidates(&self) -> Result<Vec<Candidate>, Error> {
         let options = ListContainersOptionsBuilder::default().all(true).build();
         let all = self
-            .docker
+            .connect()?
             .list_containers(Some(options))
             .await
-            .map_err(|source| Error::Away { socket: self.socket.clone(), source })?;
+            .map_err(|source| self.away(source))?;
         let candidate = |one: bollard::models::ContainerSummary| {
             let name = one.names.unwrap_or_default().into_iter().next().unwrap_or_default();
             Some(Candidate { id: one.id?, name: plain_name(&name) })
@@ -109,7 +112,7 @@ impl Engine {
         if !is_container_id(id) {
             return Err(Error::BadId(id.to_owned()));
         }
-        let found = self.docker.inspect_container(id, None::<InspectContainerOptions>).await?;
+        let found = self.connect()?.inspect_container(id, None::<InspectContainerOptions>).await?;
         Ok(running(id, found))
     }
 
@@ -118,11 +121,7 @@ impl Engine {
     /// # Errors
     /// The engine does not answer.
     pub async fn version(&self) -> Result<String, Error> {
-        let version = self
-            .docker
-            .version()
-            .await
-            .map_err(|source| Error::Away { socket: self.socket.clone(), source })?;
+        let version = self.connect()?.version().await.map_err(|source| self.away(source))?;
         Ok(version.version.unwrap_or_else(|| "of unknown version".to_owned()))
     }
 
@@ -147,7 +146,8 @@ impl Engine {
         // Closed enums in bollard: an event of another type would end the stream.
         let filters = HashMap::from([("type", vec!["container"])]);
         let options = EventsOptionsBuilder::default().filters(&filters).build();
-        let mut events = self.docker.events(Some(options));
+        let docker = self.connect()?;
+        let mut events = docker.events(Some(options));
         // The stream sends its request with the first poll, so it is polled before the list is
         // read: a container that starts in between is then in one of the two.
         let first = futures_util::poll!(events.next());

@@ -46,6 +46,9 @@ fn watched(watched: &WatchedStatus) -> String {
         guard.name, guard.state, guard.mode, guard.highest
     );
     text += &format!("  cgroup {} id {}\n", watched.cgroup, watched.cgroup_id);
+    if guard.not_kept > 0 {
+        text += &format!("  REGISTRY FULL: {} processes were not kept\n", guard.not_kept);
+    }
     if let Some(refused) = &guard.refused {
         text += &format!("  never acted upon: {refused}\n");
     }

@@ -2,6 +2,8 @@
 
 use std::{
     fs,
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     time::{Duration, Instant},
@@ -152,6 +154,19 @@ impl Agent {
 
     pub fn audit_path(&self) -> PathBuf {
         self.folder.path().join("audit.jsonl")
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("control.sock")
+    }
+
+    /// Sends bytes as they are, and reads replies until `count` came or the agent hangs up.
+    pub fn converse(&self, bytes: &[u8], count: usize) -> anyhow::Result<Vec<serde_json::Value>> {
+        let mut stream = UnixStream::connect(self.socket())?;
+        stream.set_read_timeout(Some(DEADLINE))?;
+        stream.write_all(bytes)?;
+        let replies = BufReader::new(stream).split(0).take(count);
+        replies.map(|reply| Ok(serde_json::from_slice(&reply?)?)).collect()
     }
 
     pub fn log(&self) -> String {

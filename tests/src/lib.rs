@@ -3,7 +3,10 @@
 
 pub mod agent;
 pub mod cgroup;
+pub mod docker;
 pub mod flags;
+pub mod holds;
+pub mod leak;
 
 use anyhow::{Context, Result, bail};
 use std::path::PathBuf;

@@ -37,6 +37,12 @@ pub fn rebuild(bpf_log: bool) -> Result<()> {
     Ok(())
 }
 
+/// The object with debug lines, for the test of them. An error names what building it needs.
+pub fn debug_object() -> Result<PathBuf> {
+    toolchain::require()?;
+    build::object(true)
+}
+
 /// Compares the committed object with the sources: by bytes where the pinned toolchain is there,
 /// else by the hash of the sources.
 pub fn check() -> Result<()> {

@@ -1,5 +1,6 @@
-//! What a contributor or CI runs: build the kernel side, check, test, demo.
+//! What a contributor or CI runs: build the kernel side, check, test, demo, bench.
 
+mod bench;
 mod check;
 mod demo;
 mod demo_docker;
@@ -67,6 +68,15 @@ enum Verb {
         #[arg(long, requires = "docker")]
         setup: bool,
     },
+    /// Measure what mcp-guard costs and how fast it acts, beside its goals and its peers
+    Bench {
+        /// Install the peers it is compared with, without asking
+        #[arg(long)]
+        setup: bool,
+        /// More for the bench itself, such as `--only latency`
+        #[arg(last = true)]
+        more: Vec<String>,
+    },
     /// Hold a private Docker engine until stdin ends (started by the verbs that need one)
     #[command(hide = true)]
     EngineKeeper,
@@ -92,6 +102,7 @@ fn run(verb: Verb) -> Result<u8> {
         Verb::Docker { setup, command } => docker::with_rig(setup, &command),
         Verb::Demo { docker: true, setup } => demo_docker::run(setup),
         Verb::Demo { docker: false, .. } => demo::run(),
+        Verb::Bench { setup, more } => bench::run(setup, &more),
         Verb::EngineKeeper => docker::keep_engine().map(|()| 0),
     }
 }

@@ -24,10 +24,10 @@ impl Permission {
     }
 }
 
-/// A program the tests need, and the package that brings it.
-struct Need {
-    program: &'static str,
-    package: &'static str,
+/// A program that is needed, and the package that brings it.
+pub struct Need {
+    pub program: &'static str,
+    pub package: &'static str,
 }
 
 const NEEDS: [Need; 5] = [
@@ -48,16 +48,26 @@ pub fn provide(permission: Permission, engine_answers: bool) -> Result<Permissio
     if missing.is_empty() {
         return Ok(permission);
     }
-    let install = install_line(&missing);
-    let permission = ask(permission, &format!("missing: {}", missing.join(", ")), &install)?;
-    apt(&["update"])?;
-    let mut words = vec!["install", "--yes", "--no-install-recommends"];
-    words.extend(&missing);
-    apt(&words)?;
+    let permission = install(permission, &missing)?;
     // From Debian 13 on the client is a package of its own, which docker.io only recommends.
     if program::find("docker").is_none() {
         apt(&["install", "--yes", "--no-install-recommends", "docker-cli"])?;
     }
+    Ok(permission)
+}
+
+/// Makes sure that each of these programs is installed.
+pub fn provide_all(permission: Permission, needs: &[Need]) -> Result<()> {
+    let missing = needs.iter().filter(|need| program::find(need.program).is_none());
+    let missing: Vec<&str> = missing.map(|need| need.package).collect();
+    if missing.is_empty() { Ok(()) } else { install(permission, &missing).map(drop) }
+}
+
+fn install(permission: Permission, missing: &[&str]) -> Result<Permission> {
+    let line = install_line(missing);
+    let permission = ask(permission, &format!("missing: {}", missing.join(", ")), &line)?;
+    apt(&["update"])?;
+    apt(&[&["install", "--yes", "--no-install-recommends"], missing].concat())?;
     Ok(permission)
 }
 

@@ -8,6 +8,7 @@ mod tier;
 use anyhow::Result;
 
 use crate::docker::Rig;
+use crate::ebpf;
 use crate::packages::Permission;
 use crate::say::say;
 use crate::workspace;
@@ -54,7 +55,22 @@ fn host() -> Result<Outcome> {
     cargo.args(["test", "-p", "mcp-guard-tests", "--no-fail-fast", "--features", "host"]);
     // One at a time: the tests count the machine's own events and there is one agent per host.
     cargo.args(["--test", "host_*", "--", "--test-threads=1"]);
-    count::cargo_test(&mut cargo).map(Outcome::Ran)
+    let counts = count::cargo_test(&mut cargo)?;
+    Ok(Outcome::Ran(counts.and(bpf_log()?)))
+}
+
+/// The kernel side's debug lines: their object is never committed, so it is built for the test.
+fn bpf_log() -> Result<count::Counts> {
+    let object = match ebpf::debug_object() {
+        Ok(object) => object,
+        Err(reason) => {
+            say(&format!("not in this set: the test of `bpf-log`, {reason:#}"));
+            return Ok(count::Counts::default());
+        }
+    };
+    let mut cargo = workspace::cargo();
+    cargo.args(["test", "-p", "mcp-guard", "--features", "bpf-log", "--test", "bpf_log"]);
+    count::cargo_test(cargo.env("MCP_GUARD_BPF_OBJECT", object))
 }
 
 /// Needs a Docker engine, and root to act on its containers.

@@ -155,7 +155,7 @@ impl Launcher {
                 }
                 // npm reads its own options on both sides of the command; all others, and npx,
                 // leave what follows the command to the server.
-                if command.is_some() && !(self.program == "npm") {
+                if command.is_some() && self.program != "npm" {
                     break;
                 }
                 continue;

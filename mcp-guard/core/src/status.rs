@@ -26,6 +26,8 @@ pub struct GuardStatus {
     /// Live processes, by the registry.
     pub processes: usize,
     pub pids: Vec<u32>,
+    /// Processes that were not kept because the registry was full; 0 is the normal state.
+    pub not_kept: u64,
     pub identities: BTreeMap<String, IdentityStatus>,
     pub totals: TotalsStatus,
     pub forks_per_second: PerSecond,
@@ -89,6 +91,7 @@ impl GuardStatus {
             refused: guard.refusal.as_ref().map(ToString::to_string),
             processes: guard.registry.processes(),
             pids: guard.registry.pids(),
+            not_kept: guard.registry.overflowed,
             starts_per_second: PerSecond::of(all_starts),
             identities,
             totals: totals(guard),

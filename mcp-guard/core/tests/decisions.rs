@@ -72,9 +72,9 @@ impl Story {
 
     fn contained(&mut self) -> Vec<(Detector, Response)> {
         let effects = self.take();
-        let contained = effects.into_iter().filter_map(|effect| match effect {
-            Effect::Contain(done) => done.cause.detector.map(|detector| (detector, done.response)),
-            _ => None,
+        let contained = effects.into_iter().filter_map(|effect| {
+            let Effect::Contain(done) = effect else { return None };
+            done.cause.detector.map(|detector| (detector, done.response))
         });
         contained.collect()
     }

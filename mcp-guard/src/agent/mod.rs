@@ -130,12 +130,8 @@ impl Agent {
         let layout = Layout::read().context("reading the cgroup layout")?;
         let audit = Audit::open(&options.audit)
             .with_context(|| format!("the audit log {}", options.audit.display()))?;
-        let (executor, confirmed) = Executor::new(audit);
-        let engine = options.docker.as_deref().map(Engine::new).transpose();
-        let engine = engine.unwrap_or_else(|error| {
-            tracing::warn!(%error, "going on without an engine");
-            None
-        });
+        let (executor, confirmed) = Executor::new(audit, layout.clone());
+        let engine = options.docker.as_deref().map(Engine::new);
         let kernel = Kernel::start(options.bpf)?;
         let now = clock::now();
         let mut agent = Self {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mcp_guard_common::{Kind, NO_GUARD};
+use mcp_guard_common::{ARGV_UNREAD, Kind, NO_GUARD};
 use mcp_guard_core::{
     Time,
     audit::Record,
@@ -38,6 +38,8 @@ impl Agent {
             return;
         }
         self.next_tick = now.after(TICK);
+        #[cfg(feature = "bpf-log")]
+        self.kernel.flush_log();
         let guards: Vec<GuardId> = self.executor.held().keys().copied().collect();
         let rescanned = self.note_losses();
         for guard in &guards {
@@ -109,12 +111,20 @@ impl Agent {
     }
 }
 
+/// What the kernel side could not read is in `/proc`, if the process is still there.
+fn argv_or_ask(pid: u32, flags: u16, argv: Vec<u8>) -> Vec<u8> {
+    if flags & ARGV_UNREAD == 0 {
+        return argv;
+    }
+    process::observe(pid).map_or(argv, |process| process.argv)
+}
+
 fn input(record: bpf::Record) -> Input {
     let bpf::Record { kind, event, argv } = record;
     let (guard, born, pid) = (event.guard, Time(event.start_ns), event.tgid);
     match kind {
         Kind::Fork => Input::Fork { guard, born, child: pid, parent: event.parent },
-        Kind::Exec => Input::Exec { guard, born, pid, argv },
+        Kind::Exec => Input::Exec { guard, born, pid, argv: argv_or_ask(pid, event.flags, argv) },
         Kind::Exit => Input::Exit { guard, pid, code: event.exit_code },
         Kind::Attach => {
             let guard = (guard != NO_GUARD).then_some(guard);

@@ -153,7 +153,7 @@ fn systemd() -> Check {
 }
 
 fn docker(host: &Host) -> Result<Check, Failure> {
-    let version = runtime()?.block_on(async { Engine::new(&host.docker)?.version().await });
+    let version = runtime()?.block_on(Engine::new(&host.docker).version());
     Ok(match version {
         Ok(version) => check("Docker", State::Ok, format!("{version} at {}", host.docker)),
         Err(error) => check("Docker", State::Degraded, error.to_string()),

@@ -8,7 +8,7 @@ use mcp_guard_core::{
 };
 use serde_json::json;
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
 };
 
@@ -38,6 +38,8 @@ pub fn freeze(host: &Host, target: &str, lease: Duration, dry_run: bool) -> Resu
             return ask(host, "Freeze", &held, more);
         }
         let mut hands = Hands::new(host, held)?;
+        // Before the freeze: a signal in between must find somebody who thaws.
+        let mut ends = Ends::listen()?;
         let (outcome, detail) = hands.contain(Response::Freeze, lease, dry_run).await?;
         if outcome != Outcome::Done {
             return Ok(tell(&hands.name, "freeze", outcome, &detail));
@@ -47,7 +49,7 @@ pub fn freeze(host: &Host, target: &str, lease: Duration, dry_run: bool) -> Resu
             "{}: frozen ({detail}); thawed after {shown} or when this ends",
             hands.name
         ));
-        let why = hands.wait(lease).await?;
+        let why = ends.wait(lease).await;
         let (outcome, detail) = hands.thaw(End::LeaseOver);
         Ok(tell(&hands.name, &format!("thaw ({why})"), outcome, &detail))
     })
@@ -84,14 +86,16 @@ pub fn thaw_owned(host: &Host) -> Result<Exit, Failure> {
             "an agent runs and holds its own leases; name a target, or stop the agent",
         ));
     }
+    // Others do not see the marks, and would find nothing to give back.
+    need_root()?;
     runtime()?.block_on(async {
-        let (mut executor, _confirmed) = Executor::new(open_audit(host)?);
-        let layout = Layout::read().map_err(Failure::could_not)?;
-        let engine = Engine::new(&host.docker).ok();
+        let (mut executor, _confirmed) = Executor::new(open_audit(host)?, read_layout()?);
+        let layout = read_layout()?;
+        let engine = Engine::new(&host.docker);
         let mut exit = Exit::Done;
         for mut orphan in reconcile::find(&layout).map_err(Failure::could_not)? {
             let container = orphan.held.container.as_deref();
-            orphan.held.paused = is_paused(engine.as_ref(), container).await;
+            orphan.held.paused = is_paused(Some(&engine), container).await;
             let outcome = executor.release_orphan(&orphan, End::Reconcile);
             if tell(&orphan.held.subject.cgroup, "thaw", outcome, &orphan.mark.reason) != Exit::Done
             {
@@ -111,10 +115,8 @@ struct Hands {
 
 impl Hands {
     fn new(host: &Host, held: Held) -> Result<Self, Failure> {
-        if !rustix::process::geteuid().is_root() {
-            return Err(Failure::could_not("changing a cgroup needs root; run it with sudo"));
-        }
-        let (mut executor, confirmed) = Executor::new(open_audit(host)?);
+        need_root()?;
+        let (mut executor, confirmed) = Executor::new(open_audit(host)?, read_layout()?);
         let name = held.subject.name.clone();
         executor.hold(TARGET, held);
         Ok(Self { executor, confirmed, name })
@@ -158,22 +160,50 @@ impl Hands {
             _ => freeze,
         }
     }
+}
 
-    /// Until the lease is over or somebody ends this; says which.
-    async fn wait(&mut self, lease: Duration) -> Result<&'static str, Failure> {
+/// What ends a freeze in the foreground.
+struct Ends {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+    quit: Signal,
+}
+
+impl Ends {
+    /// From now on these signals no longer end the program by themselves.
+    fn listen() -> Result<Self, Failure> {
         let listen = |kind| signal(kind).map_err(Failure::could_not);
-        let mut terminate = listen(SignalKind::terminate())?;
-        let mut interrupt = listen(SignalKind::interrupt())?;
-        let mut hangup = listen(SignalKind::hangup())?;
-        let mut quit = listen(SignalKind::quit())?;
-        Ok(tokio::select! {
-            () = tokio::time::sleep(lease) => "the time is over",
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-            _ = hangup.recv() => "SIGHUP",
-            _ = quit.recv() => "SIGQUIT",
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+            quit: listen(SignalKind::quit())?,
         })
     }
+
+    /// Until the lease is over or somebody ends this; says which.
+    async fn wait(&mut self, lease: Duration) -> &'static str {
+        tokio::select! {
+            () = tokio::time::sleep(lease) => "the time is over",
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.hangup.recv() => "SIGHUP",
+            _ = self.quit.recv() => "SIGQUIT",
+        }
+    }
+}
+
+fn need_root() -> Result<(), Failure> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Failure::could_not("changing a cgroup needs root; run it with sudo"))
+}
+
+fn read_layout() -> Result<Layout, Failure> {
+    Layout::read()
+        .map_err(|error| Failure::could_not(format!("reading the cgroup layout: {error}")))
 }
 
 fn open_audit(host: &Host) -> Result<Audit, Failure> {

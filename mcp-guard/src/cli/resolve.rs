@@ -30,7 +30,7 @@ pub async fn resolve(host: &Host, text: &str) -> Result<Held, Failure> {
 }
 
 async fn container(host: &Host, layout: &Layout, name: &str) -> Result<Held, Failure> {
-    let engine = Engine::new(&host.docker).map_err(Failure::could_not)?;
+    let engine = Engine::new(&host.docker);
     let all = engine.candidates().await.map_err(Failure::could_not)?;
     let chosen = choose(name, &all).map_err(|no_match| {
         Failure::could_not(match no_match {
@@ -58,8 +58,8 @@ async fn container(host: &Host, layout: &Layout, name: &str) -> Result<Held, Fai
 /// A cgroup by path may be a container's all the same; then its engine's pause counts.
 async fn plain(host: &Host, cgroup: Cgroup) -> Held {
     let id = container_in(cgroup.path()).map(|found| found.id.to_owned());
-    let engine = id.as_ref().and_then(|_| Engine::new(&host.docker).ok());
-    let paused = crate::agent::is_paused(engine.as_ref(), id.as_deref()).await;
+    let engine = Engine::new(&host.docker);
+    let paused = crate::agent::is_paused(Some(&engine), id.as_deref()).await;
     let name = cgroup.path().to_owned();
     Held::new(cgroup, &name, id, paused)
 }

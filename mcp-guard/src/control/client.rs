@@ -29,11 +29,11 @@ pub enum Error {
 /// # Errors
 /// No agent listens, or it refuses.
 pub fn call<T: DeserializeOwned>(path: &Path, method: &str, parameters: Value) -> Result<T, Error> {
-    let mut stream = UnixStream::connect(path).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            Error::NoAgent(path.display().to_string())
+    let mut stream = UnixStream::connect(path).map_err(|error| {
+        if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
+            return Error::NoAgent(path.display().to_string());
         }
-        _ => Error::Io(error),
+        Error::Io(error)
     })?;
     stream.set_read_timeout(Some(ANSWER))?;
     let method = format!("{}.{method}", super::wire::INTERFACE);

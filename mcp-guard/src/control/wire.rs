@@ -16,7 +16,7 @@ pub const DESCRIPTION: &str = "\
 # What mcp-guard watches and holds. Times are milliseconds.
 interface io.mcpguard
 
-# The agent's view; the reply is documented in docs/status.md.
+# The agent's view, as `mcp-guard status --json` prints it.
 method Status() -> (version: string, pid: int, uptime_ms: int, mode: string, guards: []object, losses: object, audit_lost: int)
 
 # TARGET is a cgroup of the unified tree, by path and id; the id must still be the path's.

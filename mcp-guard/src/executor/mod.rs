@@ -23,6 +23,7 @@ use crate::{
     host::{
         cgroup::{Cgroup, wait_events},
         clock, facts,
+        layout::{self, Layout},
     },
 };
 
@@ -66,6 +67,7 @@ pub struct Confirmed {
 pub struct Executor {
     held: BTreeMap<GuardId, Held>,
     pub audit: Audit,
+    layout: Layout,
     holder: Holder,
     incidents: u64,
     last_detail: String,
@@ -76,13 +78,14 @@ impl Executor {
     /// Confirmations arrive on the receiver; hand each to [`Executor::confirm`]. There is at most
     /// one for each guard and response at a time, so the queue needs no other bound.
     #[must_use]
-    pub fn new(audit: Audit) -> (Self, mpsc::UnboundedReceiver<Confirmed>) {
+    pub fn new(audit: Audit, layout: Layout) -> (Self, mpsc::UnboundedReceiver<Confirmed>) {
         let (confirmations, receiver) = mpsc::unbounded_channel();
         let holder = Holder::this_process();
         (
             Self {
                 held: BTreeMap::new(),
                 audit,
+                layout,
                 holder,
                 incidents: 0,
                 last_detail: String::new(),
@@ -143,6 +146,13 @@ impl Executor {
         }
     }
 
+    /// Whether the engine's pause is the same switch as our freeze. Beside a version 1 hierarchy it is
+    /// not: there an engine pauses with the version 1 freezer, its unpause would never undo our
+    /// freeze, and our thaw leaves its pause alone.
+    fn engine_freezes(&self, held: &Held) -> bool {
+        held.paused && self.layout.kind == layout::Kind::Unified
+    }
+
     fn subject(&self, guard: GuardId) -> Option<Subject> {
         self.held.get(&guard).map(|held| held.subject.clone())
     }
@@ -154,7 +164,11 @@ impl Executor {
 
     fn contain(&mut self, wanted: Containment) -> Option<Input> {
         let incident = self.incident();
-        let held = self.held.get(&wanted.guard)?;
+        let held = self.held.get_mut(&wanted.guard)?;
+        if wanted.response == Response::Clamp {
+            // On a hybrid host it is found through a process, and the guard may have begun empty.
+            held.cgroup.find_pids(&self.layout);
+        }
         let subject = held.subject.clone();
         let pids_max = (wanted.response == Response::Clamp)
             .then(|| steps::planned_clamp(&held.cgroup, wanted.headroom).ok())
@@ -294,7 +308,7 @@ impl Executor {
                 (Outcome::Failed, format!("processes are still there after {CONFIRM:?}"))
             }
             Ok(false) => {
-                let (_, undone) = steps::thaw(&held.cgroup, held.paused);
+                let (_, undone) = steps::thaw(&held.cgroup, self.engine_freezes(held));
                 (Outcome::Failed, format!("frozen 1 not seen within {CONFIRM:?}; {undone}"))
             }
             Err(error) => (Outcome::Failed, format!("the cgroup went away: {error}")),
@@ -364,7 +378,7 @@ impl Executor {
         let subject = held.subject.clone();
         self.audit.write(release_record(&incident, &subject, response, end, None, String::new()));
         let (outcome, detail) = match response {
-            Response::Freeze => steps::thaw(&held.cgroup, held.paused),
+            Response::Freeze => steps::thaw(&held.cgroup, self.engine_freezes(held)),
             Response::Clamp => steps::unclamp(&held.cgroup),
             Response::Record | Response::Kill => (Outcome::NotOurs, "nothing to undo".to_owned()),
         };

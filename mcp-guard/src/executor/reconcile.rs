@@ -67,7 +67,7 @@ impl Executor {
         let begin = format!("marked by process {}: {}", mark.holder, mark.reason);
         self.audit.write(release_record(&mark.incident, subject, response, end, None, begin));
         let (outcome, detail) = match slot {
-            Slot::Freeze => steps::thaw(&held.cgroup, held.paused),
+            Slot::Freeze => steps::thaw(&held.cgroup, self.engine_freezes(held)),
             Slot::Clamp => steps::unclamp(&held.cgroup),
         };
         tracing::info!(cgroup = subject.cgroup, %response, ?outcome, detail, "released an orphan");

@@ -1,7 +1,7 @@
 //! The steps that touch a cgroup. Each checks that the state is nobody else's, marks it as ours
 //! before it changes anything, and reads back what it wrote.
 
-use std::io;
+use std::{collections::BTreeSet, io};
 
 use mcp_guard_core::{
     Time,
@@ -87,13 +87,14 @@ pub fn freeze(cgroup: &Cgroup, paused: bool, mode: Mode, mark: &Mark) -> Step {
     attempt().unwrap_or_else(failed)
 }
 
-/// Thaws what carries our mark and nothing else.
-pub fn thaw(cgroup: &Cgroup, paused: bool) -> (Outcome, String) {
+/// Thaws what carries our mark and nothing else. `engine_freezes`: the engine says Paused, by the
+/// same switch.
+pub fn thaw(cgroup: &Cgroup, engine_freezes: bool) -> (Outcome, String) {
     let attempt = || -> io::Result<(Outcome, String)> {
         if mark::read(cgroup.dir(), Slot::Freeze)?.is_none() {
             return Ok(left("it carries no mark of mcp-guard, so its freeze is somebody else's"));
         }
-        if paused {
+        if engine_freezes {
             mark::remove(cgroup.dir(), Slot::Freeze)?;
             return Ok(left("the engine says Paused: it owns the freeze now, the mark is removed"));
         }
@@ -144,11 +145,11 @@ pub fn clamp(cgroup: &Cgroup, headroom: u64, mode: Mode, mut mark: Mark) -> Step
         if mark::read(dir, Slot::Clamp)?.is_some() {
             return Ok(not_ours("it is already clamped by mcp-guard"));
         }
-        let own = cgroup.processes()?;
-        if let Some(other) = cgroup.pids_processes()?.into_iter().find(|pid| !own.contains(pid))
-            && process::observe(other).is_some()
-            && !cgroup.processes()?.contains(&other)
-        {
+        // The guard's own are read second: what is born in between is then among them.
+        let limited = cgroup.pids_processes()?;
+        let own: BTreeSet<u32> = cgroup.processes()?.into_iter().collect();
+        let bystander = |pid: &u32| !own.contains(pid) && process::observe(*pid).is_some();
+        if let Some(other) = limited.into_iter().find(bystander) {
             let detail =
                 format!("refused: process {other} shares its pids cgroup and is not guarded");
             return Ok(Step::Settled(Outcome::Refused, detail));

@@ -103,6 +103,8 @@ pub struct Kernel {
     ring: RingBuf<MapData>,
     /// Records that were not what the programs write.
     malformed: u64,
+    #[cfg(feature = "bpf-log")]
+    log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     ebpf: Ebpf,
 }
 
@@ -138,7 +140,7 @@ impl Kernel {
         for (symbol, value) in &layout {
             loader.override_global(symbol, value, true);
         }
-        let mut ebpf = loader.load(OBJECT)?;
+        let mut ebpf = loader.load(&object()?)?;
         let mut take = |name| ebpf.take_map(name).ok_or(Error::Missing(name));
         Ok(Self {
             guards: HashMap::try_from(take("GUARDS")?)?,
@@ -146,6 +148,8 @@ impl Kernel {
             losses: PerCpuArray::try_from(take("LOSSES")?)?,
             ring: RingBuf::try_from(take("EVENTS")?)?,
             malformed: 0,
+            #[cfg(feature = "bpf-log")]
+            log: None,
             ebpf,
         })
     }
@@ -267,6 +271,35 @@ impl Kernel {
             }
         }
         None
+    }
+}
+
+#[cfg(not(feature = "bpf-log"))]
+#[expect(clippy::unnecessary_wraps, reason = "the same shape as where it is read from a file")]
+fn object() -> Result<std::borrow::Cow<'static, [u8]>, Error> {
+    Ok(OBJECT.into())
+}
+
+/// Programs that log are built apart and never committed: `cargo xtask ebpf --features bpf-log`.
+#[cfg(feature = "bpf-log")]
+fn object() -> Result<std::borrow::Cow<'static, [u8]>, Error> {
+    match std::env::var_os("MCP_GUARD_BPF_OBJECT") {
+        Some(path) => Ok(fs::read(path).map_err(Error::Poll)?.into()),
+        None => Ok(OBJECT.into()),
+    }
+}
+
+/// Debug lines of the programs go to the `log` facade, for whoever works on them.
+#[cfg(feature = "bpf-log")]
+impl Kernel {
+    /// Hands on what the programs have logged. Nothing where the object was built without logging.
+    pub fn flush_log(&mut self) {
+        if self.log.is_none() {
+            self.log = aya_log::EbpfLogger::init(&mut self.ebpf).ok();
+        }
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
     }
 }
 

@@ -1,0 +1,49 @@
+//! The programs' own debug lines, built in with the feature `bpf-log` only. Needs root, and the object
+//! that `cargo xtask ebpf --features bpf-log` builds, named by `MCP_GUARD_BPF_OBJECT`.
+
+use std::{
+    process::Command,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use mcp_guard::host::bpf::{Kernel, Options};
+
+static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+struct Collect;
+
+impl log::Log for Collect {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        LINES.lock().unwrap().push(record.args().to_string());
+    }
+
+    fn flush(&self) {}
+}
+
+#[test]
+fn a_fork_in_a_guard_is_logged() {
+    assert!(std::env::var_os("MCP_GUARD_BPF_OBJECT").is_some(), "run by `cargo xtask test`");
+    log::set_logger(&Collect).unwrap();
+    log::set_max_level(log::LevelFilter::Debug);
+    let mut kernel = Kernel::start(Options::default()).expect("the programs load");
+    kernel.flush_log(); // The first call finds the log's own ring.
+
+    let places = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+    let own = places.lines().find_map(|line| line.strip_prefix("0::")).unwrap();
+    let layout = mcp_guard::host::layout::Layout::read().unwrap();
+    let cgroup = mcp_guard::host::cgroup::Cgroup::open(&layout, own).unwrap();
+    kernel.add_cgroup(cgroup.id(), 7).unwrap();
+    let child = Command::new("true").spawn().unwrap();
+    let expected = format!("fork of {} in guard 7", child.id());
+    let began = Instant::now();
+    while !LINES.lock().unwrap().contains(&expected) {
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", LINES.lock().unwrap());
+        kernel.flush_log();
+    }
+    assert!(child.wait_with_output().unwrap().status.success());
+}

@@ -1,0 +1,78 @@
+//! `bench [--out FILE] [--only PART] [--rounds N] [--runs N]`: what mcp-guard costs and how fast it
+//! acts, each number beside its goal. `docs/bench.md` says how each is made.
+
+mod age;
+mod busy;
+mod cost;
+mod latency;
+mod load;
+mod numbers;
+mod observer;
+mod peer;
+mod report;
+mod stats;
+mod storm;
+mod weight;
+
+use anyhow::{Context, Result, ensure};
+use mcp_guard_tests::flags::Flags;
+use report::Report;
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+const PARTS: [&str; 4] = ["cost", "latency", "age", "weight"];
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if words.first().is_some_and(|word| word == busy::WORD) {
+        busy::spin();
+    }
+    match run(words) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tell(&format!("bench: {error:#}"));
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(words: Vec<String>) -> Result<()> {
+    let flags = Flags::parse(words.into_iter(), &["--out", "--only", "--rounds", "--runs"], &[])?;
+    let only = flags.get("--only");
+    ensure!(only.is_none_or(|part| PARTS.contains(&part)), "--only: one of {PARTS:?}");
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "needs root: run it with sudo or in a root shell"
+    );
+    let wanted = |part: &str| only.is_none_or(|only| only == part);
+    let mut report = Report::default();
+    if wanted("cost") {
+        cost::measure(flags.number("--rounds", 9)?, &mut report).context("cost per event")?;
+    }
+    if wanted("latency") {
+        latency::measure(flags.number("--runs", 100)?, &mut report).context("latency")?;
+    }
+    if wanted("age") {
+        age::measure(flags.number("--runs", 20)?.min(20), &mut report).context("age")?;
+    }
+    if wanted("weight") {
+        weight::measure(&mut report).context("memory and idle CPU")?;
+    }
+    say(&report.table());
+    if let Some(file) = flags.get("--out") {
+        report.write(Path::new(file)).with_context(|| file.to_owned())?;
+        say(&format!("written to {file}"));
+    }
+    Ok(())
+}
+
+/// The answer. A closed terminal is no reason to stop: there are cgroups to remove.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+/// What goes on, for a person who waits.
+fn tell(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}

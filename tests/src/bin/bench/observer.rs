@@ -1,0 +1,42 @@
+//! Our kernel programs a second time, in the bench itself: single programs for their cost, and a
+//! witness of births that does not depend on the agent under test.
+
+use anyhow::{Context, Result};
+use aya::Btf;
+use mcp_guard::host::bpf::{Kernel, Options, Record};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+pub struct Observer {
+    kernel: Kernel,
+    ring: OwnedFd,
+}
+
+impl Observer {
+    /// Attaches only the programs named (program, tracepoint).
+    pub fn start(programs: &[(&'static str, &str)], send_events: bool, btf: &Btf) -> Result<Self> {
+        let mut kernel = Kernel::load(Options { send_events, ..Options::default() })?;
+        for (program, tracepoint) in programs {
+            kernel.attach(program, tracepoint, btf)?;
+        }
+        let ring = kernel.readiness()?;
+        Ok(Self { kernel, ring })
+    }
+
+    pub fn watch(&mut self, cgroup: u64, slot: u32) -> Result<()> {
+        Ok(self.kernel.add_cgroup(cgroup, slot)?)
+    }
+
+    /// Everything that waits, as the agent reads it.
+    pub fn records(&mut self) -> impl Iterator<Item = Record> {
+        std::iter::from_fn(|| self.kernel.next_record())
+    }
+
+    /// Sleeps like the agent's loop: until a record wakes it, or its tick is due.
+    pub fn wait(&self, limit: Duration) -> Result<()> {
+        let limit = Timespec::try_from(limit)?;
+        poll(&mut [PollFd::new(&self.ring, PollFlags::IN)], Some(&limit)).context("poll")?;
+        Ok(())
+    }
+}

@@ -1,0 +1,101 @@
+//! A small leak inside a scratch cgroup, and the policy under which D acts on it at once.
+
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use anyhow::{Context as _, Result};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{cgroup::FixtureCgroup, workload};
+
+/// What the look-alike servers pretend to be.
+pub const PACKAGE: &str = "demo-mcp";
+
+/// A gateway with its look-alike servers. Killed and reaped on drop.
+pub struct Leak {
+    gateway: Child,
+}
+
+impl Leak {
+    /// Starts `count` servers of [`PACKAGE`] and waits until all of them show their last argv: the
+    /// leaf of each is a `node`.
+    pub fn start(cgroup: &FixtureCgroup, count: usize) -> Result<Self> {
+        let mut command = Command::new(workload("launcher-lookalike")?);
+        command.args(["leak", "--package", PACKAGE, "--count", &count.to_string()]);
+        command.stdin(Stdio::piped()).stdout(Stdio::null());
+        let leak = Self { gateway: cgroup.spawn(command)? };
+        cgroup.wait_until("the servers are up", crate::agent::DEADLINE, || {
+            leaves(cgroup).is_ok_and(|leaves| leaves == count)
+        })?;
+        Ok(leak)
+    }
+
+    /// Tells the gateway to end its servers, and waits for both.
+    pub fn end(mut self) -> Result<ExitStatus> {
+        drop(self.gateway.stdin.take());
+        self.gateway.wait().context("the gateway")
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.gateway.id()
+    }
+}
+
+impl Drop for Leak {
+    fn drop(&mut self) {
+        if matches!(self.gateway.try_wait(), Ok(None)) {
+            let _ = kill_process(Pid::from_child(&self.gateway), Signal::KILL);
+        }
+        let _ = self.gateway.wait();
+    }
+}
+
+fn leaves(cgroup: &FixtureCgroup) -> Result<usize> {
+    let command_lines =
+        cgroup.procs()?.into_iter().map(|pid| std::fs::read(format!("/proc/{pid}/cmdline")));
+    Ok(command_lines.flatten().filter(|line| line.starts_with(b"node\0")).count())
+}
+
+/// A policy that guards one cgroup, in which D warns at 2 duplicates and acts at 3.
+pub struct LeakPolicy<'a> {
+    pub cgroup: &'a str,
+    pub mode: &'a str,
+    pub response: &'a str,
+    pub lease: &'a str,
+    pub highest: &'a str,
+}
+
+impl<'a> LeakPolicy<'a> {
+    pub fn enforcing(cgroup: &'a FixtureCgroup, response: &'a str) -> Self {
+        let cgroup = cgroup.path();
+        Self { cgroup, mode: "enforce", response, lease: "300s", highest: response }
+    }
+
+    pub fn toml(&self) -> String {
+        let Self { cgroup, mode, response, lease, highest } = self;
+        format!(
+            r#"mode = "{mode}"
+[detect.duplicates]
+warn = 2
+warn_age = "100ms"
+act = 3
+act_age = "200ms"
+response = "{response}"
+[detect.burst]
+warn_10s = 1000
+warn_60s = 1000
+act_rate = 1000
+[respond]
+freeze_lease = "{lease}"
+clamp_lease = "{lease}"
+[[guard]]
+cgroup = "{cgroup}"
+highest = "{highest}"
+"#
+        )
+    }
+}
+
+/// Guards one cgroup and changes nothing.
+pub fn observing(cgroup: &FixtureCgroup) -> String {
+    format!("[[guard]]\ncgroup = \"{}\"\n", cgroup.path())
+}

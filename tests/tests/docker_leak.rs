@@ -1,0 +1,191 @@
+//! A real gateway leaks real MCP servers in a real container: found by the name of their package,
+//! and contained by each response.
+
+#![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
+
+use std::{collections::BTreeSet, path::Path};
+
+use mcp_guard_core::{
+    audit::{Change, Record},
+    effect::{Detector, End, Outcome},
+    policy::Response,
+};
+use mcp_guard_tests::{
+    agent::Agent,
+    docker::{Container, Place, socket, wait_until},
+};
+use rustix::process::Signal;
+
+/// The package, not `node`, and without its version.
+const IDENTITY: &str = "@21st-dev/magic";
+/// Servers that the client asks for; the policy acts before the last one.
+const SERVERS: u32 = 10;
+
+/// The leak under an agent that answers duplicates with `response`.
+struct Leak {
+    agent: Agent,
+    client: std::process::Child,
+    place: Place,
+    container: Container,
+}
+
+impl Leak {
+    fn begin(what: &str, response: &str) -> Self {
+        let container = Container::gateway(what).unwrap();
+        let place = container.cgroup().unwrap();
+        let policy = policy(&container.name, response);
+        let mut agent = Agent::start_with(&policy, &socket().unwrap(), &[]).unwrap();
+        agent.wait_until("it is guarded", |agent| Ok(agent.guard(place.id).is_ok())).unwrap();
+        let client = container.ask_gateway(SERVERS).unwrap();
+        Self { agent, client, place, container }
+    }
+
+    /// In steps, because each server takes about a second and a wait ends early.
+    fn grow_to(&mut self, servers: usize) {
+        let id = self.place.id;
+        let what = format!("{servers} servers of {IDENTITY}");
+        let grown = |agent: &mut Agent| Ok(live(agent, id) >= servers);
+        self.agent.wait_until(&what, grown).unwrap();
+    }
+
+    /// Waits for the outcome of the only action, and returns the records up to then.
+    fn contained_by(&mut self, response: Response) -> Vec<Record> {
+        self.agent.await_record("a warning", warned).unwrap();
+        let outcome = |record: &Record| {
+            let Record::Outcome { response: done, outcome, .. } = record else { return None };
+            (*done == response).then_some(*outcome)
+        };
+        let outcome = self.agent.await_record("the outcome", outcome).unwrap();
+        let records = self.agent.audit().unwrap();
+        assert_eq!(outcome, Outcome::Done, "{records:?}");
+        check_story(&records, response);
+        records
+    }
+}
+
+impl Drop for Leak {
+    fn drop(&mut self) {
+        // The client's other half is in the container, which is removed after this.
+        let _ = self.client.kill();
+        let _ = self.client.wait();
+    }
+}
+
+fn policy(name: &str, response: &str) -> String {
+    format!(
+        "mode = \"enforce\"\n\
+         [detect.duplicates]\nwarn = 2\nwarn_age = \"1s\"\nact = 5\nact_age = \"3s\"\n{response}\n\
+         [detect.burst]\nwarn_10s = 100\nwarn_60s = 100\n\
+         [[guard]]\nname = \"{name}\"\nhighest = \"kill\"\n"
+    )
+}
+
+fn live(agent: &Agent, id: u64) -> usize {
+    let guard = agent.guard(id).ok();
+    guard.and_then(|one| one.guard.identities.get(IDENTITY).map(|it| it.live)).unwrap_or(0)
+}
+
+fn warned(record: &Record) -> Option<()> {
+    let Record::Warning { cause, .. } = record else { return None };
+    assert_eq!(cause.detector, Some(Detector::Duplicates));
+    assert_eq!(cause.identity.as_deref(), Some(IDENTITY));
+    Some(())
+}
+
+/// A warning, then the intent with what decided it, then the outcome of the same incident.
+fn check_story(records: &[Record], response: Response) {
+    let place = |wanted: &dyn Fn(&Record) -> bool| records.iter().position(wanted).unwrap();
+    let warning = place(&|record| matches!(record, Record::Warning { .. }));
+    let intent = place(&|record| matches!(record, Record::Intent { .. }));
+    let outcome = place(&|record| matches!(record, Record::Outcome { .. }));
+    assert!(warning < intent && intent < outcome, "{records:?}");
+    let Record::Intent { incident, response: planned, cause, .. } = &records[intent] else {
+        unreachable!()
+    };
+    assert_eq!((*planned, cause.detector), (response, Some(Detector::Duplicates)));
+    assert_eq!(cause.identity.as_deref(), Some(IDENTITY));
+    assert!(cause.numbers["aged"] >= 5 && cause.numbers["threshold"] == 5, "{cause:?}");
+    let Record::Outcome { incident: done, timing, .. } = &records[outcome] else { unreachable!() };
+    assert_eq!((done, timing.is_some()), (incident, true));
+}
+
+/// One for each server, whichever name it has at this moment of its start.
+fn is_launcher(command: &str) -> bool {
+    let starts = ["npm exec @21st-dev/magic", "node /usr/bin/npx -y @21st-dev/magic"];
+    command == "npm"
+        || command == "/usr/bin/env node /usr/bin/npx -y @21st-dev/magic@0.1.0"
+        || starts.iter().any(|start| command.starts_with(start))
+}
+
+#[test]
+fn frozen_it_is_what_docker_shows_and_thawed_it_answers_again() {
+    let mut leak = Leak::begin("freeze", "response = \"freeze\"");
+    leak.grow_to(5);
+    leak.contained_by(Response::Freeze);
+    assert!(leak.place.is_frozen().unwrap() && leak.place.is_marked_frozen().unwrap());
+
+    let shown = leak.container.top().unwrap();
+    let guard = leak.agent.guard(leak.place.id).unwrap().guard;
+    assert_eq!(guard.state, "frozen");
+    let pids: BTreeSet<u32> = guard.pids.iter().copied().collect();
+    assert_eq!(pids, shown.iter().map(|(pid, _)| *pid).collect(), "{shown:?}");
+    let servers = shown.iter().filter(|(_, command)| is_launcher(command)).count();
+    assert_eq!(guard.identities[IDENTITY].live, servers, "{shown:?}");
+    assert_eq!(guard.identities.len(), 1, "only the package: {:?}", guard.identities);
+
+    let thawed = leak.agent.cli(&["thaw", &leak.container.name]).unwrap();
+    assert!(thawed.status.success(), "{}", String::from_utf8_lossy(&thawed.stdout));
+    assert!(!leak.place.is_frozen().unwrap() && !leak.place.is_marked_frozen().unwrap());
+    let answered = leak.container.ask_gateway(1).unwrap().wait().unwrap();
+    assert!(answered.success(), "the gateway does not answer after the thaw");
+}
+
+#[test]
+fn killed_nothing_of_it_is_left() {
+    let mut leak = Leak::begin("kill", "response = \"kill\"");
+    leak.grow_to(5);
+    let before = leak.container.top().unwrap();
+    assert!(before.iter().filter(|(_, command)| is_launcher(command)).count() >= 5, "{before:?}");
+    leak.contained_by(Response::Kill);
+    let left: Vec<_> = before.iter().filter(|(pid, _)| is_in(*pid, &leak.place)).collect();
+    assert!(left.is_empty(), "{left:?}");
+    let container = &leak.container;
+    wait_until("docker sees its end", || Ok(container.inspect(".State.Running")? == "false"))
+        .unwrap();
+    let place = &leak.place;
+    leak.agent.wait_until("its guard ends", |agent| Ok(agent.guard(place.id).is_err())).unwrap();
+}
+
+/// Whether a process still runs in the container's cgroup. Its number may be another's by now.
+fn is_in(pid: u32, place: &Place) -> bool {
+    let places = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("cgroup"));
+    places.is_ok_and(|places| places.lines().any(|line| line.ends_with(&place.path)))
+}
+
+#[test]
+fn clamped_by_default_and_given_its_limit_back() {
+    let mut leak = Leak::begin("clamp", "");
+    assert_eq!(leak.place.pids_max().unwrap(), "max", "an unlimited container");
+    leak.grow_to(5);
+    let records = leak.contained_by(Response::Clamp);
+    let planned = |record: &Record| {
+        let Record::Intent { pids_max, .. } = record else { return None };
+        pids_max.clone()
+    };
+    let Change { found, wanted } = records.iter().find_map(planned).unwrap();
+    assert_eq!(found, "max");
+    assert_eq!(leak.place.pids_max().unwrap(), wanted);
+    assert!(wanted.parse::<u64>().unwrap() < 1000, "a limit near what runs: {wanted}");
+    assert!(leak.place.is_marked_clamped().unwrap());
+    assert!(!leak.place.is_frozen().unwrap(), "a clamp stops nobody");
+
+    leak.agent.signal(Signal::TERM).unwrap();
+    assert!(leak.agent.ended().unwrap().success());
+    assert_eq!(leak.place.pids_max().unwrap(), "max");
+    assert!(!leak.place.is_marked_clamped().unwrap());
+    let given_back = |record: &Record| {
+        matches!(record, Record::Release { response: Response::Clamp, end: End::Shutdown,
+            outcome: Some(Outcome::Done), .. })
+    };
+    assert!(leak.agent.audit().unwrap().iter().any(given_back));
+}

@@ -1,0 +1,212 @@
+//! A container that Docker paused is Docker's: nobody here freezes or thaws it. With cgroup v1
+//! Docker pauses through the v1 freezer, with v2 through the same cgroup.freeze that we use; what
+//! is asserted holds for both.
+
+#![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
+
+use std::process::{Command, Output, Stdio};
+
+use mcp_guard_core::{
+    audit::Record,
+    effect::{End, Outcome},
+    policy::Response,
+};
+use mcp_guard_tests::{
+    agent::{Agent, command},
+    docker::{
+        Container, Place, TICKER, busybox_image, node_image, output, socket, wait_until,
+        without_agent,
+    },
+    workload,
+};
+use rustix::process::{Pid, Signal, kill_process};
+
+const DUPLICATES: &str = "mode = \"enforce\"\n[detect.duplicates]\nwarn = 2\nwarn_age = \"1s\"\n\
+    act = 3\nact_age = \"4s\"\nresponse = \"freeze\"\n";
+
+fn ticker(what: &str) -> (Container, Place) {
+    let container = Container::run(what, &busybox_image().unwrap(), &[], &TICKER).unwrap();
+    container.await_ticking().unwrap();
+    let place = container.cgroup().unwrap();
+    (container, place)
+}
+
+fn guards(container: &Container) -> String {
+    format!("[[guard]]\nname = \"{}\"\n", container.name)
+}
+
+/// An agent that guards the container, or, with a policy of another name, does not.
+fn agent(policy: &str, place: &Place, guarded: bool) -> Agent {
+    let mut agent = Agent::start_with(policy, &socket().unwrap(), &[]).unwrap();
+    let connected = |agent: &mut Agent| {
+        let status = agent.status()?;
+        let found = status.guards.iter().any(|guard| guard.cgroup_id == place.id);
+        Ok(status.engine == "connected" && found == guarded)
+    };
+    agent.wait_until("the agent knows the engine's containers", connected).unwrap();
+    agent
+}
+
+fn pause(container: &Container) {
+    output(&["pause", &container.name]).unwrap();
+    assert_eq!(container.inspect(".State.Paused").unwrap(), "true");
+}
+
+/// Docker's own unpause brings it back, whatever we did.
+fn unpause(container: &Container) {
+    output(&["unpause", &container.name]).unwrap();
+    assert_eq!(container.inspect(".State.Paused").unwrap(), "false");
+    container.await_ticking().unwrap();
+}
+
+/// Left alone is exit code 1, and says why.
+fn assert_left_alone(done: &Output, why: &str) {
+    let said = String::from_utf8_lossy(&done.stdout);
+    assert_eq!(done.status.code(), Some(1), "{said}{}", String::from_utf8_lossy(&done.stderr));
+    assert!(said.contains("left alone") && said.contains(why), "{said}");
+}
+
+/// Tries a freeze and a thaw by hand on a paused container.
+fn try_by_hand(container: &Container, place: &Place, run: impl Fn(&[&str]) -> Output) {
+    pause(container);
+    let before = place.freeze_requested().unwrap();
+    assert_left_alone(&run(&["freeze", &container.name, "--for", "60s"]), "the engine says Paused");
+    assert!(!place.is_marked_frozen().unwrap());
+    assert_left_alone(&run(&["thaw", &container.name]), "not");
+    assert_eq!(place.freeze_requested().unwrap(), before);
+    assert_eq!(container.inspect(".State.Paused").unwrap(), "true");
+    unpause(container);
+}
+
+#[test]
+fn paused_is_left_alone_without_an_agent() {
+    let (container, place) = ticker("pause-alone");
+    let folder = tempfile::tempdir().unwrap();
+    try_by_hand(&container, &place, |words| without_agent(folder.path(), words).unwrap());
+}
+
+#[test]
+fn paused_is_left_alone_by_an_agent_that_guards_it() {
+    let (container, place) = ticker("pause-guarded");
+    let agent = agent(&guards(&container), &place, true);
+    try_by_hand(&container, &place, |words| agent.cli(words).unwrap());
+}
+
+#[test]
+fn paused_is_left_alone_by_an_agent_that_did_not_guard_it() {
+    let (container, place) = ticker("pause-unknown");
+    let agent = agent("[[guard]]\nname = \"nobody\"\n", &place, false);
+    try_by_hand(&container, &place, |words| agent.cli(words).unwrap());
+}
+
+#[test]
+fn paused_is_left_alone_by_a_detector() {
+    let programs = workload("launcher-lookalike").unwrap();
+    let mount = format!("{}:/t:ro", programs.parent().unwrap().display());
+    let program = ["/t/launcher-lookalike", "leak", "--package", "figma-mcp", "--count", "3"];
+    // With its stdin open, or the look-alike ends at once.
+    let options = ["--interactive", "--volume", &mount];
+    let container =
+        Container::run("pause-detector", &node_image().unwrap(), &options, &program).unwrap();
+    let place = container.cgroup().unwrap();
+    let mut agent = agent(&format!("{DUPLICATES}{}", guards(&container)), &place, true);
+    let three = |agent: &mut Agent| {
+        let identities = agent.guard(place.id)?.guard.identities;
+        Ok(identities.get("figma-mcp").is_some_and(|one| one.live == 3))
+    };
+    agent.wait_until("three servers", three).unwrap();
+    pause(&container);
+    let before = place.freeze_requested().unwrap();
+    let settled = |record: &Record| {
+        let Record::Outcome { response, outcome, detail, .. } = record else { return None };
+        (*response == Response::Freeze).then(|| (*outcome, detail.clone()))
+    };
+    let (outcome, detail) = agent.await_record("what the detector came to", settled).unwrap();
+    assert_eq!(outcome, Outcome::NotOurs, "{detail}");
+    assert!(detail.contains("the engine says Paused"), "{detail}");
+    assert_eq!(place.freeze_requested().unwrap(), before);
+    assert!(!place.is_marked_frozen().unwrap());
+    output(&["unpause", &container.name]).unwrap();
+    wait_until("it is free", || Ok(!place.is_frozen()?)).unwrap();
+}
+
+/// Frozen by us, then paused by Docker: from then on it is Docker's.
+fn freeze_then_pause(container: &Container, place: &Place, agent: &mut Agent, lease: &str) {
+    let frozen = agent.cli(&["freeze", &container.name, "--for", lease]).unwrap();
+    assert!(frozen.status.success(), "{}", String::from_utf8_lossy(&frozen.stdout));
+    assert!(place.is_frozen().unwrap() && place.is_marked_frozen().unwrap());
+    pause(container);
+    let paused = |agent: &mut Agent| Ok(agent.guard(place.id)?.paused);
+    agent.wait_until("the agent knows of the pause", paused).unwrap();
+}
+
+/// The mark is gone, the audit says so, the container stays stopped until Docker unpauses it.
+fn assert_given_to_docker(container: &Container, place: &Place, records: &[Record], end: End) {
+    let said = |record: &Record| {
+        let Record::Release { end: why, outcome, detail, .. } = record else { return None };
+        (*why == end && outcome.is_some()).then(|| detail.clone())
+    };
+    let detail = records.iter().find_map(said).expect("a release");
+    assert!(detail.contains("the engine says Paused"), "{detail}");
+    assert!(!place.is_marked_frozen().unwrap());
+    assert_eq!(container.inspect(".State.Paused").unwrap(), "true");
+    assert_stands_still(container);
+    unpause(container);
+}
+
+/// Nothing announces that nothing happens, so this one looks twice.
+fn assert_stands_still(container: &Container) {
+    let before = container.ticks().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert_eq!(container.ticks().unwrap(), before, "a paused container runs");
+}
+
+fn released(record: &Record) -> Option<()> {
+    matches!(record, Record::Release { outcome: Some(_), .. }).then_some(())
+}
+
+#[test]
+fn a_lease_that_ends_under_a_pause_thaws_nothing() {
+    let (container, place) = ticker("pause-lease");
+    let mut agent = agent(&guards(&container), &place, true);
+    freeze_then_pause(&container, &place, &mut agent, "4s");
+    agent.await_record("the lease ends", released).unwrap();
+    assert_given_to_docker(&container, &place, &agent.audit().unwrap(), End::LeaseOver);
+}
+
+#[test]
+fn an_agent_that_stops_under_a_pause_thaws_nothing() {
+    let (container, place) = ticker("pause-stop");
+    let mut agent = agent(&guards(&container), &place, true);
+    freeze_then_pause(&container, &place, &mut agent, "60s");
+    agent.signal(Signal::TERM).unwrap();
+    assert!(agent.ended().unwrap().success());
+    assert_given_to_docker(&container, &place, &agent.audit().unwrap(), End::Shutdown);
+}
+
+#[test]
+fn an_agent_that_learns_of_the_pause_by_its_hand_thaws_nothing() {
+    let (container, place) = ticker("pause-hand");
+    let mut agent = agent("[[guard]]\nname = \"nobody\"\n", &place, false);
+    freeze_then_pause(&container, &place, &mut agent, "4s");
+    agent.await_record("the lease ends", released).unwrap();
+    assert_given_to_docker(&container, &place, &agent.audit().unwrap(), End::LeaseOver);
+}
+
+#[test]
+fn a_foreground_freeze_that_ends_under_a_pause_thaws_nothing() {
+    let (container, place) = ticker("pause-foreground");
+    let folder = tempfile::tempdir().unwrap();
+    let mut freeze: Command = command(folder.path(), &socket().unwrap()).unwrap();
+    freeze.args(["freeze", &container.name, "--for", "60s"]).stdout(Stdio::piped());
+    let freeze = freeze.spawn().unwrap();
+    wait_until("it is frozen", || place.is_frozen()).unwrap();
+    pause(&container);
+    kill_process(Pid::from_child(&freeze), Signal::TERM).unwrap();
+    let ended = freeze.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stdout);
+    assert!(said.contains("the engine says Paused"), "{said}");
+    assert!(!place.is_marked_frozen().unwrap());
+    assert_stands_still(&container);
+    unpause(&container);
+}

@@ -1,0 +1,265 @@
+//! Nothing stays frozen or clamped without an owner, however the agent ends.
+
+#![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
+
+use std::os::unix::process::ExitStatusExt as _;
+
+use mcp_guard::host::clock;
+use mcp_guard_core::{
+    audit::Record,
+    effect::{End, Outcome},
+    policy::Response::{self, Clamp, Freeze},
+};
+use mcp_guard_tests::{
+    agent::{Agent, DEADLINE},
+    cgroup::FixtureCgroup,
+    holds::{Holds, write_freeze},
+    leak::{Leak, LeakPolicy, PACKAGE, observing},
+};
+use rustix::process::Signal;
+
+/// The limit that an owner has set before.
+const FOUND: u64 = 200;
+/// What ends the agent's loop by a panic; debug builds only.
+const PANIC: &[u8] = b"{\"method\":\"io.mcpguard.Panic\",\"parameters\":{}}\0";
+
+/// A contained leak. Dropped in this order.
+struct Scene {
+    agent: Agent,
+    leak: Leak,
+    cgroup: FixtureCgroup,
+}
+
+/// D contains a leak of four servers; the hold is on the cgroup when this returns.
+fn contained(response: Response, lease: &str) -> Scene {
+    let cgroup = FixtureCgroup::new("owned").unwrap();
+    cgroup.set_pids_max(FOUND).unwrap();
+    let leak = Leak::start(&cgroup, 4).unwrap();
+    let name = response.to_string();
+    let policy = LeakPolicy { lease, ..LeakPolicy::enforcing(&cgroup, &name) };
+    let mut agent = Agent::start(&policy.toml()).unwrap();
+    let outcome = agent.await_record("contained", |record| match record {
+        Record::Outcome { response: done, outcome, .. } if *done == response => Some(*outcome),
+        _ => None,
+    });
+    assert_eq!(outcome.unwrap(), Outcome::Done);
+    let scene = Scene { agent, leak, cgroup };
+    scene.assert_held(response);
+    scene
+}
+
+impl Scene {
+    fn holds(&self) -> Holds {
+        Holds::of(&self.cgroup).unwrap()
+    }
+
+    fn assert_held(&self, response: Response) {
+        let holds = self.holds();
+        let mark = holds.mark(response).expect("the mark of the hold");
+        assert_eq!(mark.holder, self.agent.pid());
+        assert_eq!(mark.reason, format!("Duplicates of {PACKAGE}"));
+        match response {
+            Freeze => {
+                assert!(holds.freeze && holds.frozen, "{holds:?}");
+                assert_eq!(holds.pids_max, FOUND.to_string());
+            }
+            Clamp => {
+                assert!(!holds.freeze && !holds.frozen, "{holds:?}");
+                assert!(holds.pids_max.parse::<u64>().unwrap() < FOUND, "{holds:?}");
+                assert_eq!(mark.found, Some(FOUND.to_string()));
+                assert_eq!(mark.wrote.as_ref(), Some(&holds.pids_max));
+            }
+            Response::Record | Response::Kill => panic!("{response} holds nothing"),
+        }
+    }
+
+    fn assert_given_back(&self) {
+        assert_eq!(self.holds(), Holds::nothing(FOUND));
+    }
+
+    /// The releases that are done, each told of before it was done.
+    fn releases(&self) -> Vec<(Response, End, Outcome)> {
+        let audit = self.agent.audit().unwrap();
+        let mut told = Vec::new();
+        let mut done = Vec::new();
+        for record in &audit {
+            match record {
+                Record::Release { incident, outcome: None, .. } => told.push(incident.as_str()),
+                Record::Release { incident, response, end, outcome: Some(outcome), .. } => {
+                    assert!(told.contains(&incident.as_str()), "no line before {record:?}");
+                    done.push((*response, *end, *outcome));
+                }
+                Record::AgentStart { .. }
+                | Record::AgentStop { .. }
+                | Record::GuardStart { .. }
+                | Record::GuardStop { .. }
+                | Record::Warning { .. }
+                | Record::Intent { .. }
+                | Record::Outcome { .. }
+                | Record::Loss { .. } => {}
+            }
+        }
+        done
+    }
+
+    fn stop_reason(&self) -> Option<String> {
+        self.agent.audit().unwrap().into_iter().rev().find_map(|record| match record {
+            Record::AgentStop { reason } => Some(reason),
+            _ => None,
+        })
+    }
+}
+
+fn released(end: End) -> impl Fn(&Record) -> Option<(Outcome, String)> {
+    move |record| match record {
+        Record::Release { end: this, outcome: Some(outcome), detail, .. } if *this == end => {
+            Some((*outcome, detail.clone()))
+        }
+        _ => None,
+    }
+}
+
+#[test]
+fn a_signal_gives_back() {
+    for (response, signal) in [(Freeze, Signal::TERM), (Clamp, Signal::TERM), (Freeze, Signal::INT)]
+    {
+        let mut scene = contained(response, "300s");
+        scene.agent.signal(signal).unwrap();
+        assert!(scene.agent.ended().unwrap().success());
+        scene.assert_given_back();
+        assert_eq!(scene.releases(), [(response, End::Shutdown, Outcome::Done)]);
+        let name = if signal == Signal::TERM { "SIGTERM" } else { "SIGINT" };
+        assert_eq!(scene.stop_reason().unwrap(), name);
+    }
+}
+
+#[test]
+fn a_panic_gives_back() {
+    for response in [Freeze, Clamp] {
+        let mut scene = contained(response, "300s");
+        scene.agent.converse(PANIC, 1).unwrap();
+        assert!(!scene.agent.ended().unwrap().success());
+        scene.assert_given_back();
+        assert_eq!(scene.releases(), [(response, End::Shutdown, Outcome::Done)]);
+        assert_eq!(scene.stop_reason().unwrap(), "panic");
+    }
+}
+
+/// The agent is killed; what it held stays, with its mark.
+fn orphaned(response: Response) -> Scene {
+    let mut scene = contained(response, "300s");
+    scene.agent.signal(Signal::KILL).unwrap();
+    assert_eq!(scene.agent.ended().unwrap().signal(), Some(9));
+    scene.assert_held(response);
+    scene
+}
+
+#[test]
+fn what_a_killed_agent_left_is_given_back_by_the_next_start() {
+    for response in [Freeze, Clamp] {
+        let Scene { agent, leak, cgroup } = orphaned(response);
+        let agent = agent.restart(&observing(&cgroup)).unwrap();
+        let scene = Scene { agent, leak, cgroup };
+        scene.assert_given_back();
+        assert_eq!(scene.releases(), [(response, End::Reconcile, Outcome::Done)]);
+    }
+}
+
+#[test]
+fn what_a_killed_agent_left_is_given_back_by_hand() {
+    for response in [Freeze, Clamp] {
+        let scene = orphaned(response);
+        let output = scene.agent.cli(&["thaw", "--owned"]).unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        assert!(said.contains(scene.cgroup.path()), "{said}");
+        scene.assert_given_back();
+        assert_eq!(scene.releases(), [(response, End::Reconcile, Outcome::Done)]);
+    }
+}
+
+#[test]
+fn the_holds_of_a_running_agent_are_its_own() {
+    let scene = contained(Freeze, "300s");
+    let output = scene.agent.cli(&["thaw", "--owned"]).unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("an agent runs and holds its own leases"), "{said}");
+    assert!(output.stdout.is_empty());
+    scene.assert_held(Freeze);
+}
+
+#[test]
+fn a_freeze_ends_with_its_lease() {
+    let mut scene = contained(Freeze, "1s");
+    let (outcome, _) = scene.agent.await_record("thawed", released(End::LeaseOver)).unwrap();
+    assert_eq!(outcome, Outcome::Done);
+    scene.assert_given_back();
+    // The servers are still there, and D has acted upon them: it does not freeze them again.
+    assert_eq!(scene.agent.guard(scene.cgroup.id()).unwrap().guard.state, "free");
+}
+
+#[test]
+fn a_clamp_is_held_on_while_the_duplicates_are_there_and_ends_with_its_lease() {
+    let mut scene = contained(Clamp, "1s");
+    let renewed = |record: &Record| match record {
+        Record::Outcome { detail, .. } if detail.contains("renewed") => Some(()),
+        _ => None,
+    };
+    scene.agent.await_record("renewed", renewed).unwrap();
+    assert_eq!(scene.releases(), []);
+    scene.assert_held(Clamp);
+    assert!(scene.leak.end().unwrap().success());
+    let ended = scene.agent.await_record("unclamped", released(End::LeaseOver)).unwrap();
+    assert_eq!(ended.0, Outcome::Done, "{}", ended.1);
+    assert_eq!(Holds::of(&scene.cgroup).unwrap(), Holds::nothing(FOUND));
+}
+
+#[test]
+fn a_hand_thaw_ends_the_lease_and_what_comes_then_is_not_ours() {
+    let mut scene = contained(Freeze, "3s");
+    let lease_end = scene.holds().freeze_mark.unwrap().deadline;
+    write_freeze(&scene.cgroup, "0").unwrap();
+    let (outcome, said) =
+        scene.agent.await_record("noticed", released(End::ThawedByOther)).unwrap_or_else(|error| {
+            panic!("{error}: {:?}", scene.agent.audit());
+        });
+    assert_eq!(outcome, Outcome::NotOurs);
+    assert!(said.contains("somebody else"), "{said}");
+    scene.assert_given_back();
+
+    write_freeze(&scene.cgroup, "1").unwrap();
+    let cgroup = &scene.cgroup;
+    cgroup.wait_until("frozen again", DEADLINE, || cgroup.is_frozen().unwrap()).unwrap();
+    let past = |_: &mut Agent| Ok(clock::now() > lease_end);
+    scene.agent.wait_until("the old lease would be over", past).unwrap();
+    // It has taken a turn after that moment.
+    scene.agent.status().unwrap();
+    scene.agent.signal(Signal::TERM).unwrap();
+    assert!(scene.agent.ended().unwrap().success());
+    let holds = scene.holds();
+    assert!(holds.freeze && holds.frozen && holds.freeze_mark.is_none(), "{holds:?}");
+    let intents = scene.agent.audit().unwrap();
+    let intents = intents.iter().filter(|record| matches!(record, Record::Intent { .. }));
+    assert_eq!(intents.count(), 1, "neither frozen nor thawed again");
+}
+
+#[test]
+fn a_limit_that_somebody_else_changed_is_left() {
+    for by_lease in [false, true] {
+        let mut scene = contained(Clamp, if by_lease { "1s" } else { "300s" });
+        scene.cgroup.set_pids_max(123).unwrap();
+        let end = if by_lease { End::LeaseOver } else { End::Shutdown };
+        if by_lease {
+            // Without its duplicates the clamp is not held on.
+            assert!(scene.leak.end().unwrap().success());
+        } else {
+            scene.agent.signal(Signal::TERM).unwrap();
+            assert!(scene.agent.ended().unwrap().success());
+        }
+        let (outcome, said) = scene.agent.await_record("released", released(end)).unwrap();
+        assert_eq!(outcome, Outcome::NotOurs, "{said}");
+        assert!(said.contains("123") && said.contains("somebody else"), "{said}");
+        assert_eq!(Holds::of(&scene.cgroup).unwrap(), Holds::nothing(123));
+    }
+}
