@@ -11,6 +11,10 @@ use mcp_guard::host::bpf::{Kernel, Options};
 
 static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
+fn lines() -> std::sync::MutexGuard<'static, Vec<String>> {
+    LINES.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 struct Collect;
 
 impl log::Log for Collect {
@@ -19,7 +23,7 @@ impl log::Log for Collect {
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        LINES.lock().unwrap().push(record.args().to_string());
+        lines().push(record.args().to_string());
     }
 
     fn flush(&self) {}
@@ -41,8 +45,8 @@ fn a_fork_in_a_guard_is_logged() {
     let child = Command::new("true").spawn().unwrap();
     let expected = format!("fork of {} in guard 7", child.id());
     let began = Instant::now();
-    while !LINES.lock().unwrap().contains(&expected) {
-        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", LINES.lock().unwrap());
+    while !lines().contains(&expected) {
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", lines());
         kernel.flush_log();
     }
     assert!(child.wait_with_output().unwrap().status.success());

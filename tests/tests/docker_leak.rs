@@ -184,8 +184,15 @@ fn clamped_by_default_and_given_its_limit_back() {
     assert_eq!(leak.place.pids_max().unwrap(), "max");
     assert!(!leak.place.is_marked_clamped().unwrap());
     let given_back = |record: &Record| {
-        matches!(record, Record::Release { response: Response::Clamp, end: End::Shutdown,
-            outcome: Some(Outcome::Done), .. })
+        matches!(
+            record,
+            Record::Release {
+                response: Response::Clamp,
+                end: End::Shutdown,
+                outcome: Some(Outcome::Done),
+                ..
+            }
+        )
     };
     assert!(leak.agent.audit().unwrap().iter().any(given_back));
 }

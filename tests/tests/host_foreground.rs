@@ -1,1 +1,226 @@
-//! To come.
+//! Freezes by hand without an agent, and freezes that are somebody else's.
+
+#![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    os::unix::process::ExitStatusExt as _,
+    process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio},
+};
+
+use mcp_guard_core::{
+    audit::Record,
+    effect::{End, Outcome},
+    policy::Response,
+};
+use mcp_guard_tests::{
+    agent::{Agent, DEADLINE, command},
+    cgroup::FixtureCgroup,
+    holds::{Holds, write_freeze},
+    leak::{Leak, LeakPolicy, observing},
+};
+use rustix::process::{Pid, Signal, kill_process};
+
+const FOUND: u64 = 200;
+
+/// A cgroup with a process in it, and the folder that the CLI gets for its files.
+struct Scene {
+    sleeper: Child,
+    cgroup: FixtureCgroup,
+    folder: tempfile::TempDir,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let cgroup = FixtureCgroup::new("hand").unwrap();
+        cgroup.set_pids_max(FOUND).unwrap();
+        let mut sleep = Command::new("sleep");
+        let sleeper = cgroup
+            .spawn({
+                sleep.arg("600");
+                sleep
+            })
+            .unwrap();
+        Self { sleeper, cgroup, folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn target(&self) -> String {
+        format!("cgroup:{}", self.cgroup.path())
+    }
+
+    fn cli(&self, arguments: &[&str]) -> Output {
+        let mut command = command(self.folder.path(), "/nonexistent").unwrap();
+        command.args(arguments).arg(self.target()).output().unwrap()
+    }
+
+    fn holds(&self) -> Holds {
+        Holds::of(&self.cgroup).unwrap()
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        // By its handle; the cgroup is emptied by its own end.
+        let _ = self.sleeper.kill();
+        let _ = self.sleeper.wait();
+    }
+}
+
+/// `mcp-guard freeze` in the foreground, its cgroup frozen.
+struct Foreground {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Foreground {
+    fn start(scene: &Scene, time: &str) -> Self {
+        let mut command = command(scene.folder.path(), "/nonexistent").unwrap();
+        command.args(["freeze", "--for", time]).arg(scene.target());
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut said = String::new();
+        stdout.read_line(&mut said).unwrap();
+        assert!(said.contains("frozen 1 read back"), "{said}");
+        let foreground = Self { child, stdout };
+        foreground.assert_holds(scene);
+        foreground
+    }
+
+    fn assert_holds(&self, scene: &Scene) {
+        let holds = scene.holds();
+        let mark = holds.freeze_mark.as_ref().expect("a mark");
+        assert_eq!((mark.holder, mark.reason.as_str()), (self.child.id(), "operator"));
+        assert!(holds.freeze && holds.frozen, "{holds:?}");
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Its own end, and what it said last.
+    fn end(mut self) -> (ExitStatus, String) {
+        let mut said = String::new();
+        self.stdout.read_to_string(&mut said).unwrap();
+        (self.child.wait().unwrap(), said)
+    }
+}
+
+impl Drop for Foreground {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_freeze_in_the_foreground_ends_with_its_time() {
+    let scene = Scene::new();
+    let (status, said) = Foreground::start(&scene, "1s").end();
+    assert_eq!(status.code(), Some(0), "{said}");
+    assert!(said.contains("the time is over") && said.contains("done"), "{said}");
+    assert_eq!(scene.holds(), Holds::nothing(FOUND));
+}
+
+#[test]
+fn a_freeze_in_the_foreground_ends_with_any_signal() {
+    let signals = [
+        (Signal::TERM, "SIGTERM"),
+        (Signal::INT, "SIGINT"),
+        (Signal::HUP, "SIGHUP"),
+        (Signal::QUIT, "SIGQUIT"),
+    ];
+    for (signal, name) in signals {
+        let scene = Scene::new();
+        let foreground = Foreground::start(&scene, "10min");
+        foreground.signal(signal);
+        let (status, said) = foreground.end();
+        assert_eq!(status.code(), Some(0), "{said}");
+        assert!(said.contains(name), "{said}");
+        assert_eq!(scene.holds(), Holds::nothing(FOUND), "{name}");
+    }
+}
+
+#[test]
+fn the_agent_leaves_a_living_foreground_freeze_and_gives_back_a_dead_one() {
+    let scene = Scene::new();
+    let foreground = Foreground::start(&scene, "10min");
+    let mut agent = Agent::start(&observing(&scene.cgroup)).unwrap();
+    foreground.assert_holds(&scene);
+
+    agent.signal(Signal::TERM).unwrap();
+    assert!(agent.ended().unwrap().success());
+    foreground.assert_holds(&scene);
+    let touched = |record: &Record| matches!(record, Record::Release { .. });
+    assert!(!agent.audit().unwrap().iter().any(touched), "neither at its start nor at its end");
+
+    foreground.signal(Signal::KILL);
+    assert_eq!(foreground.end().0.signal(), Some(9));
+    assert!(scene.holds().frozen, "nobody could thaw it");
+    let agent = agent.restart(&observing(&scene.cgroup)).unwrap();
+    assert_eq!(scene.holds(), Holds::nothing(FOUND));
+    let given_back = |record: &Record| {
+        matches!(
+            record,
+            Record::Release { end: End::Reconcile, outcome: Some(Outcome::Done), guard, .. }
+                if guard.cgroup_id == scene.cgroup.id()
+        )
+    };
+    assert!(agent.audit().unwrap().iter().any(given_back));
+}
+
+#[test]
+fn a_second_hand_thaws_a_foreground_freeze_and_the_first_says_so() {
+    let scene = Scene::new();
+    let foreground = Foreground::start(&scene, "10min");
+    let thaw = scene.cli(&["thaw"]);
+    assert_eq!(thaw.status.code(), Some(0), "{}", String::from_utf8_lossy(&thaw.stdout));
+    assert_eq!(scene.holds(), Holds::nothing(FOUND));
+    foreground.signal(Signal::TERM);
+    let (status, said) = foreground.end();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("left alone"), "{said}");
+}
+
+/// Somebody else froze it before, as an engine's pause does on cgroup v2.
+#[test]
+fn a_freeze_of_somebody_else_is_neither_taken_nor_ended() {
+    let scene = Scene::new();
+    write_freeze(&scene.cgroup, "1").unwrap();
+    let cgroup = &scene.cgroup;
+    cgroup.wait_until("frozen", DEADLINE, || cgroup.is_frozen().unwrap()).unwrap();
+    let theirs = scene.holds();
+    let agent = Agent::start(&observing(&scene.cgroup)).unwrap();
+    let target = scene.target();
+    for verb in ["freeze", "thaw"] {
+        for output in [scene.cli(&[verb]), agent.cli(&[verb, &target]).unwrap()] {
+            let said = String::from_utf8(output.stdout).unwrap();
+            assert_eq!(output.status.code(), Some(1), "{verb}: {said}");
+            assert!(said.contains("left alone"), "{verb}: {said}");
+            assert_eq!(scene.holds(), theirs, "{verb}");
+        }
+    }
+}
+
+#[test]
+fn a_detector_leaves_a_freeze_of_somebody_else() {
+    let cgroup = FixtureCgroup::new("paused").unwrap();
+    cgroup.set_pids_max(FOUND).unwrap();
+    let leak = Leak::start(&cgroup, 4).unwrap();
+    write_freeze(&cgroup, "1").unwrap();
+    cgroup.wait_until("frozen", DEADLINE, || cgroup.is_frozen().unwrap()).unwrap();
+    let theirs = Holds::of(&cgroup).unwrap();
+    let mut agent = Agent::start(&LeakPolicy::enforcing(&cgroup, "freeze").toml()).unwrap();
+    let outcome = |record: &Record| match record {
+        Record::Outcome { response: Response::Freeze, outcome, detail, .. } => {
+            Some((*outcome, detail.clone()))
+        }
+        _ => None,
+    };
+    let (outcome, said) = agent.await_record("decided", outcome).unwrap();
+    assert_eq!(outcome, Outcome::NotOurs);
+    assert!(said.contains("somebody else"), "{said}");
+    agent.signal(Signal::TERM).unwrap();
+    assert!(agent.ended().unwrap().success());
+    assert_eq!(Holds::of(&cgroup).unwrap(), theirs);
+    drop(leak);
+}

@@ -1,0 +1,113 @@
+//! The core is pure and the adapters are blind to each other: read from the sources themselves.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+fn sources(folder: &Path) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("entry").path()) {
+        if entry.is_dir() {
+            found.extend(sources(&entry));
+        } else if entry.extension().is_some_and(|suffix| suffix == "rs") {
+            let text = fs::read_to_string(&entry).expect("readable");
+            found.push((entry, text));
+        }
+    }
+    assert!(!found.is_empty(), "{} has sources", folder.display());
+    found
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Source without comments, so that prose may name what code may not.
+fn code(text: &str) -> String {
+    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_core_reaches_for_nothing_outside() {
+    const FORBIDDEN: [&str; 10] = [
+        "std::fs",
+        "std::net",
+        "std::process",
+        "std::thread",
+        "std::env",
+        "std::io",
+        "Instant",
+        "SystemTime",
+        "tokio",
+        "async ",
+    ];
+    for (path, text) in sources(&root().join("src")) {
+        for word in FORBIDDEN {
+            assert!(!code(&text).contains(word), "{} uses {word}", path.display());
+        }
+    }
+}
+
+#[test]
+fn the_core_depends_on_pure_crates_only() {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).expect("readable");
+    let listed = manifest.split("[dependencies]").nth(1).and_then(|rest| rest.split("\n[").next());
+    let names: Vec<&str> =
+        listed.unwrap_or("").lines().filter_map(|line| line.split(['.', ' ']).next()).collect();
+    let names: Vec<&str> = names.into_iter().filter(|name| !name.is_empty()).collect();
+    let pure = [
+        "humantime-serde",
+        "mcp-guard-common",
+        "serde",
+        "serde_json",
+        "thiserror",
+        "toml",
+        "wildmatch",
+    ];
+    assert_eq!(names, pure);
+}
+
+#[test]
+fn adapters_do_not_see_each_other() {
+    let agent = root().join("../src");
+    let rules: [(&str, &[&str]); 4] = [
+        (
+            "host",
+            &["crate::engine", "crate::control", "crate::audit", "crate::agent", "crate::executor"],
+        ),
+        (
+            "control",
+            &["crate::engine", "crate::host", "crate::audit", "crate::agent", "crate::executor"],
+        ),
+        ("engine.rs", &["crate::"]),
+        ("executor", &["crate::agent", "crate::cli", "crate::control", "crate::engine"]),
+    ];
+    for (place, forbidden) in rules {
+        let place = agent.join(place);
+        let files = if place.is_dir() {
+            sources(&place)
+        } else {
+            vec![(place.clone(), fs::read_to_string(&place).expect("readable"))]
+        };
+        for (path, text) in files {
+            for word in forbidden {
+                assert!(!code(&text).contains(word), "{} uses {word}", path.display());
+            }
+        }
+    }
+}
+
+/// Only the executor's steps write to a cgroup.
+#[test]
+fn one_place_changes_the_host() {
+    let steps = Path::new("executor/steps.rs");
+    for (path, text) in sources(&root().join("../src")) {
+        if path.ends_with(steps) || path.ends_with("host/cgroup.rs") {
+            continue;
+        }
+        for word in ["request_freeze(", "set_pids_max(", ".kill()", "mark::write("] {
+            assert!(!code(&text).contains(word), "{} uses {word}", path.display());
+        }
+    }
+}
