@@ -38,6 +38,7 @@ pub enum Record {
         guard: Subject,
         mode: Mode,
         highest: Response,
+        #[serde(skip_serializing_if = "Option::is_none")]
         refused: Option<String>,
     },
     GuardStop {
@@ -59,7 +60,8 @@ pub enum Record {
         /// What it found and what it wants to write, for a clamp.
         #[serde(skip_serializing_if = "Option::is_none")]
         pids_max: Option<Change>,
-        /// The start of the processes it concerns, as evidence.
+        /// Processes in the cgroup at that moment.
+        #[serde(skip_serializing_if = "Option::is_none")]
         processes: Option<u64>,
     },
     Outcome {
@@ -78,6 +80,7 @@ pub enum Record {
         guard: Subject,
         response: Response,
         end: End,
+        #[serde(skip_serializing_if = "Option::is_none")]
         outcome: Option<Outcome>,
         detail: String,
     },

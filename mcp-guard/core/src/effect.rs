@@ -163,6 +163,7 @@ pub enum Effect {
     Refuse {
         guard: GuardId,
         response: Response,
+        mode: Mode,
         cause: Cause,
         refusal: Refusal,
     },

@@ -257,7 +257,7 @@ impl Guard {
     ) -> Effect {
         if let Some(refusal) = &self.refusal {
             let refusal = refusal.clone();
-            return Effect::Refuse { guard: self.id, response, cause, refusal };
+            return Effect::Refuse { guard: self.id, response, mode, cause, refusal };
         }
         let lease = lease.unwrap_or(match response {
             Response::Clamp => respond.clamp_lease,

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use mcp_guard_core::{
+    container::container_in,
     effect::{GuardId, Input, Outcome, Request},
-    policy::{Mode, Response, Terms},
+    policy::Response,
 };
 
 use super::{Agent, Asker};
@@ -80,7 +81,7 @@ impl Agent {
         send(reply, Answer { outcome, detail: format!("{} read back", detail.join(", ")) });
     }
 
-    /// The guard of a place, which becomes one if it is none yet.
+    /// The guard of a place; one that is not guarded is held for this request.
     fn guard_by_hand(&mut self, place: &Place) -> Result<GuardId, String> {
         if let Some(guard) = self.guard_of(place.cgroup_id) {
             return Ok(guard);
@@ -90,9 +91,10 @@ impl Agent {
         if cgroup.id() != place.cgroup_id {
             return Err(format!("cgroup {} was replaced meanwhile; try again", place.cgroup));
         }
-        let terms = Terms { mode: Mode::Observe, highest: Response::Freeze };
-        let held = Held::new(cgroup, &place.name, None, false);
-        self.guard(held, terms).ok_or_else(|| "no guard slot is free".to_owned())
+        // With its container, so that the engine's pauses are heard of.
+        let container = container_in(cgroup.path()).map(|found| found.id.to_owned());
+        let held = Held::new(cgroup, &place.name, container, place.paused);
+        self.hold_by_hand(held).ok_or_else(|| "no guard slot is free".to_owned())
     }
 
     /// Answers whoever asked for what has just been settled.
@@ -110,10 +112,13 @@ impl Agent {
 
     fn status(&mut self) -> Status {
         let now = clock::now();
-        for guard in self.executor.held().keys().copied().collect::<Vec<_>>() {
+        for guard in self.counted() {
             self.read_totals(guard, now);
         }
-        let guards = self.core.status(now).into_iter().filter_map(|guard| {
+        let guarded = self.core.status(now).into_iter();
+        let guarded =
+            guarded.filter(|guard| !self.by_hand.contains(&guard.guard) || guard.state != "free");
+        let guards = guarded.filter_map(|guard| {
             let held = self.executor.held().get(&guard.guard)?;
             Some(WatchedStatus {
                 guard,

@@ -1,10 +1,11 @@
 //! Which cgroups are guarded: those of containers that the policy names, those it names by path,
 //! and those an operator acts upon by hand.
 
+use anyhow::anyhow;
 use mcp_guard_core::{
     audit::Record,
     effect::{GuardId, Input},
-    policy::{Subject, Terms},
+    policy::{Mode, Response, Subject, Terms},
     refusal::refusal,
 };
 
@@ -83,6 +84,19 @@ impl Agent {
         held.find(|(_, held)| held.subject.cgroup_id == cgroup_id).map(|(guard, _)| *guard)
     }
 
+    /// Holds a cgroup only to act upon it for an operator: it is neither counted nor judged, and is let
+    /// go once nothing of it is frozen or clamped.
+    pub(super) fn hold_by_hand(&mut self, held: Held) -> Option<GuardId> {
+        let guard = self.free.pop_front()?;
+        let name = held.subject.name.clone();
+        let refusal = facts::gather(&held.cgroup).ok().as_ref().and_then(refusal);
+        self.executor.hold(guard, held);
+        let terms = Terms { mode: Mode::Observe, highest: Response::Record };
+        self.step(Input::Guarded { guard, name, terms, refusal });
+        self.by_hand.insert(guard);
+        Some(guard)
+    }
+
     /// Begins to guard. Membership first, then the baseline: a process born in between is told of by
     /// its record.
     pub(super) fn guard(&mut self, mut held: Held, terms: Terms) -> Option<GuardId> {
@@ -116,22 +130,32 @@ impl Agent {
     fn count_from_now(&mut self, guard: GuardId, cgroup: &Cgroup) -> anyhow::Result<()> {
         self.kernel.clear_totals(guard)?;
         let kernel = &mut self.kernel;
-        let mut full = None;
+        let mut trouble = None;
         cgroup.walk(&mut |dir, _| {
             let id = rustix::fs::fstat(dir)?.st_ino;
-            if let Err(error) = kernel.add_cgroup(id, guard) {
-                full = Some(error);
+            match kernel.guard_of(id) {
+                // A cgroup has one guard: counting it for two would be wrong for both.
+                Some(other) if other != guard => {
+                    trouble = Some(anyhow!("it overlaps guard {other}"))
+                }
+                _ => {
+                    if let Err(error) = kernel.add_cgroup(id, guard) {
+                        trouble = Some(error.into());
+                    }
+                }
             }
             Ok(())
         })?;
-        full.map_or(Ok(()), |error| Err(error.into()))
+        trouble.map_or(Ok(()), Err)
     }
 
     /// Its cgroup is gone, and its freeze, its limit and our marks with it.
     pub(super) fn unguard(&mut self, guard: GuardId) {
         let Some(held) = self.executor.forget(guard) else { return };
-        tracing::info!(name = held.subject.name, "the cgroup is gone, guarding ends");
-        self.executor.audit.write(Record::GuardStop { guard: held.subject });
+        if !self.by_hand.remove(&guard) {
+            tracing::info!(name = held.subject.name, "the cgroup is gone, guarding ends");
+            self.executor.audit.write(Record::GuardStop { guard: held.subject });
+        }
         self.kernel.remove_guard(guard);
         self.free.push_back(guard);
         self.step(Input::Released { guard });

@@ -7,7 +7,7 @@ pub mod lock;
 mod turn;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     panic::AssertUnwindSafe,
     path::PathBuf,
     time::Duration,
@@ -79,6 +79,8 @@ pub struct Agent {
     engine_state: String,
     /// Slots that are free, longest first: a late record of an old guard must not hit a new one.
     free: VecDeque<GuardId>,
+    /// Guards that only hold something for an operator.
+    by_hand: BTreeSet<GuardId>,
     askers: Vec<Asker>,
     losses: BTreeMap<String, u64>,
     started: Time,
@@ -142,6 +144,7 @@ impl Agent {
             engine_state: if engine.is_some() { "connecting" } else { "none" }.to_owned(),
             engine,
             free: (0..mcp_guard_common::MAX_GUARDS).collect(),
+            by_hand: BTreeSet::new(),
             askers: Vec::new(),
             losses: BTreeMap::new(),
             started: now,

@@ -40,20 +40,30 @@ impl Agent {
         self.next_tick = now.after(TICK);
         #[cfg(feature = "bpf-log")]
         self.kernel.flush_log();
-        let guards: Vec<GuardId> = self.executor.held().keys().copied().collect();
         let rescanned = self.note_losses();
-        for guard in &guards {
-            self.read_totals(*guard, now);
+        for guard in self.counted() {
+            self.read_totals(guard, now);
             if rescanned {
-                self.rescan(*guard);
+                self.rescan(guard);
             }
         }
         if now >= self.next_look {
             self.next_look = now.after(LOOK);
-            guards.into_iter().for_each(|guard| self.look(guard));
+            let held: Vec<GuardId> = self.executor.held().keys().copied().collect();
+            held.into_iter().for_each(|guard| self.look(guard));
             self.guard_named_cgroups();
             self.executor.audit.flush();
         }
+    }
+
+    /// Guards whose tasks are counted: all but those held by hand.
+    pub(super) fn counted(&self) -> Vec<GuardId> {
+        let held = self.executor.held().keys().copied();
+        held.filter(|guard| !self.by_hand.contains(guard)).collect()
+    }
+
+    fn is_awaited(&self, guard: GuardId) -> bool {
+        self.askers.iter().any(|asker| asker.guard == guard)
     }
 
     pub(super) fn read_totals(&mut self, guard: GuardId, now: Time) {
@@ -100,6 +110,10 @@ impl Agent {
         let Some(held) = self.executor.held().get(&guard) else { return };
         let Ok(requested) = held.cgroup.freeze_requested() else { return self.unguard(guard) };
         let Some(state) = self.core.guard(guard) else { return };
+        let holds_nothing = state.freeze.is_none() && state.clamp.is_none();
+        if self.by_hand.contains(&guard) && holds_nothing && !self.is_awaited(guard) {
+            return self.unguard(guard);
+        }
         if state.freeze.is_some() && !requested {
             return self.step(Input::ThawedByOther { guard });
         }

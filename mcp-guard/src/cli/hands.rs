@@ -50,6 +50,7 @@ pub fn freeze(host: &Host, target: &str, lease: Duration, dry_run: bool) -> Resu
             hands.name
         ));
         let why = ends.wait(lease).await;
+        hands.hear_of_pause(host).await;
         let (outcome, detail) = hands.thaw(End::LeaseOver);
         Ok(tell(&hands.name, &format!("thaw ({why})"), outcome, &detail))
     })
@@ -151,6 +152,14 @@ impl Hands {
         }
     }
 
+    /// The engine may have paused the target since it was frozen.
+    async fn hear_of_pause(&mut self, host: &Host) {
+        let engine = Engine::new(&host.docker);
+        for held in self.executor.held_mut().values_mut() {
+            held.paused = is_paused(Some(&engine), held.container.as_deref()).await;
+        }
+    }
+
     fn thaw(&mut self, end: End) -> (Outcome, String) {
         let freeze = self.executor.release(TARGET, Response::Freeze, end);
         let freeze = freeze.unwrap_or((Outcome::NotOurs, "the target is gone".to_owned()));
@@ -218,6 +227,7 @@ fn ask(host: &Host, method: &str, held: &Held, more: serde_json::Value) -> Resul
         "cgroup": held.cgroup.path(),
         "cgroup_id": held.cgroup.id(),
         "name": held.subject.name,
+        "paused": held.paused,
     });
     if let (Some(all), Some(more)) = (parameters.as_object_mut(), more.as_object()) {
         all.extend(more.clone());

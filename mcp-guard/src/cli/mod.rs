@@ -10,7 +10,7 @@ mod resolve;
 mod run;
 mod status;
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -142,8 +142,13 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
 
 fn log_to_stderr(verb: &Verb) {
     let level = if matches!(verb, Verb::Run(_)) { "info" } else { "warn" };
+    let colour = std::env::var_os("NO_COLOR").is_none() && std::io::stderr().is_terminal();
     let filter = EnvFilter::try_from_env("MCP_GUARD_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colour)
+        .init();
 }
 
 /// One thread: the agent's loop needs no more, and capabilities are per thread.

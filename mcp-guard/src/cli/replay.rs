@@ -2,7 +2,6 @@ use std::{fs, path::PathBuf};
 
 use clap::Args;
 use mcp_guard_core::{
-    effect::Detector,
     policy::Policy,
     replay::{Report, replay as run},
 };
@@ -61,21 +60,21 @@ fn render(report: &Report) -> String {
             one.starts, one.live_at_end, one.live_peak
         );
     }
-    for one in warnings {
-        text += &line(one.t_ns, one.detector, "warns", one.identity.as_deref());
-    }
-    for one in actions {
-        let verb = format!("would {}", one.response);
-        text += &line(one.t_ns, one.detector, &verb, one.identity.as_deref());
+    let warned = warnings
+        .iter()
+        .map(|one| (one.t_ns, "warning".to_owned(), one.detector, one.identity.as_deref()));
+    let acted = actions
+        .iter()
+        .map(|one| (one.t_ns, one.response.to_string(), one.detector, one.identity.as_deref()));
+    let mut lines: Vec<_> = warned.chain(acted).collect();
+    lines.sort_by_key(|(t_ns, ..)| *t_ns);
+    for (t_ns, what, detector, identity) in lines {
+        let seconds = t_ns as f64 / 1e9;
+        let identity = identity.unwrap_or("");
+        text += &format!("{seconds:9.3} s  {what:<8} {detector:?} {identity}\n");
     }
     if warnings.is_empty() && actions.is_empty() {
         text += "no warning, no action\n";
     }
     text
-}
-
-fn line(t_ns: u64, detector: Detector, verb: &str, identity: Option<&str>) -> String {
-    let seconds = t_ns as f64 / 1e9;
-    let what = identity.map(|identity| format!(" about {identity}")).unwrap_or_default();
-    format!("{seconds:9.3} s  {detector:?} {verb}{what}\n")
 }

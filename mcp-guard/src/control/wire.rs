@@ -20,9 +20,9 @@ interface io.mcpguard
 method Status() -> (version: string, pid: int, uptime_ms: int, mode: string, guards: []object, losses: object, audit_lost: int)
 
 # TARGET is a cgroup of the unified tree, by path and id; the id must still be the path's.
-method Freeze(cgroup: string, cgroup_id: int, name: string, lease_ms: int, dry_run: bool) -> (outcome: string, detail: string)
-method Thaw(cgroup: string, cgroup_id: int, name: string) -> (outcome: string, detail: string)
-method Kill(cgroup: string, cgroup_id: int, name: string, dry_run: bool) -> (outcome: string, detail: string)
+method Freeze(cgroup: string, cgroup_id: int, name: string, paused: ?bool, lease_ms: int, dry_run: bool) -> (outcome: string, detail: string)
+method Thaw(cgroup: string, cgroup_id: int, name: string, paused: ?bool) -> (outcome: string, detail: string)
+method Kill(cgroup: string, cgroup_id: int, name: string, paused: ?bool, dry_run: bool) -> (outcome: string, detail: string)
 
 error Failed (reason: string)
 ";
@@ -68,6 +68,9 @@ pub struct Place {
     pub cgroup: String,
     pub cgroup_id: u64,
     pub name: String,
+    /// Whoever asks has just heard from the engine that it is paused.
+    #[serde(default)]
+    pub paused: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -206,7 +209,7 @@ mod tests {
     fn calls_are_read_and_nonsense_is_answered() {
         let freeze = br#"{"method":"io.mcpguard.Freeze","parameters":
             {"cgroup":"/x","cgroup_id":7,"name":"x","lease_ms":5}}"#;
-        let target = Place { cgroup: "/x".into(), cgroup_id: 7, name: "x".into() };
+        let target = Place { cgroup: "/x".into(), cgroup_id: 7, name: "x".into(), paused: false };
         let expected = Call::Freeze { target, lease_ms: 5, dry_run: false };
         assert!(matches!(read(freeze), Asked::Call(call) if call == expected));
         for (message, error) in [

@@ -10,7 +10,7 @@ use mcp_guard_core::{
     audit::{Record, Subject, Timing},
     effect::{Cause, Containment, Effect, End, GuardId, Input, Outcome},
     escape::escape,
-    policy::Response,
+    policy::{Mode, Response},
     refusal::refusal,
 };
 use tokio::sync::mpsc;
@@ -128,9 +128,8 @@ impl Executor {
                 None
             }
             Effect::Contain(containment) => self.contain(containment),
-            Effect::Refuse { guard, response, cause, refusal } => {
-                let detail = refusal.to_string();
-                self.refuse(guard, response, cause, detail)
+            Effect::Refuse { guard, response, mode, cause, refusal } => {
+                self.refuse(guard, response, mode, cause, refusal.to_string())
             }
             Effect::Renew { guard, lease } => self.renew(guard, lease),
             Effect::Loosen { guard, by, aborts, denials } => {
@@ -212,7 +211,7 @@ impl Executor {
             }
         };
         if let Some(refusal) = refusal(&facts) {
-            return Step::Settled(Outcome::Refused, format!("refused: {refusal}"));
+            return Step::Settled(Outcome::Refused, refusal.to_string());
         }
         let mark = self.holder.mark(incident, &wanted.cause, clock::now().after(wanted.lease));
         match wanted.response {
@@ -326,6 +325,7 @@ impl Executor {
         &mut self,
         guard: GuardId,
         response: Response,
+        mode: Mode,
         cause: Cause,
         detail: String,
     ) -> Option<Input> {
@@ -335,13 +335,12 @@ impl Executor {
             incident: incident.clone(),
             guard: subject,
             response,
-            mode: mcp_guard_core::policy::Mode::Observe,
+            mode,
             cause,
             lease_ms: None,
             pids_max: None,
             processes: None,
         });
-        let detail = format!("refused: {detail}");
         self.outcome(guard, incident, response, Outcome::Refused, detail, None);
         let lease = Duration::ZERO;
         Some(Input::Settled { guard, response, outcome: Outcome::Refused, lease })

@@ -150,8 +150,7 @@ pub fn clamp(cgroup: &Cgroup, headroom: u64, mode: Mode, mut mark: Mark) -> Step
         let own: BTreeSet<u32> = cgroup.processes()?.into_iter().collect();
         let bystander = |pid: &u32| !own.contains(pid) && process::observe(*pid).is_some();
         if let Some(other) = limited.into_iter().find(bystander) {
-            let detail =
-                format!("refused: process {other} shares its pids cgroup and is not guarded");
+            let detail = format!("process {other} shares its pids cgroup and is not of the guard");
             return Ok(Step::Settled(Outcome::Refused, detail));
         }
         let (found, wanted) = clamp_values(cgroup, headroom)?;

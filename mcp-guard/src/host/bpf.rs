@@ -187,6 +187,12 @@ impl Kernel {
         Ok(self.guards.insert(cgroup, guard, 0)?)
     }
 
+    /// The guard a cgroup is counted to.
+    #[must_use]
+    pub fn guard_of(&self, cgroup: u64) -> Option<u32> {
+        self.guards.get(&cgroup, 0).ok()
+    }
+
     /// Forgets every cgroup of the guard.
     pub fn remove_guard(&mut self, guard: u32) {
         let cgroups: Vec<u64> = self
