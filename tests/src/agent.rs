@@ -13,6 +13,7 @@ use anyhow::{Context as _, bail, ensure};
 use mcp_guard::control::wire::{Status, WatchedStatus};
 use mcp_guard_core::audit::{Line, Record};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
 
 use crate::workload;
 
@@ -161,12 +162,20 @@ impl Agent {
     }
 
     /// Sends bytes as they are, and reads replies until `count` came or the agent hangs up.
-    pub fn converse(&self, bytes: &[u8], count: usize) -> anyhow::Result<Vec<serde_json::Value>> {
+    pub fn converse(&self, bytes: &[u8], count: usize) -> anyhow::Result<Vec<Value>> {
         let mut stream = UnixStream::connect(self.socket())?;
         stream.set_read_timeout(Some(DEADLINE))?;
         stream.write_all(bytes)?;
         let replies = BufReader::new(stream).split(0).take(count);
         replies.map(|reply| Ok(serde_json::from_slice(&reply?)?)).collect()
+    }
+
+    /// One call and its reply.
+    pub fn call(&self, method: &str, parameters: &Value) -> anyhow::Result<Value> {
+        let mut message =
+            serde_json::to_vec(&json!({ "method": method, "parameters": parameters }))?;
+        message.push(0);
+        self.converse(&message, 1)?.pop().context("the agent hung up")
     }
 
     pub fn log(&self) -> String {

@@ -19,12 +19,13 @@ impl Leak {
     /// Starts `count` servers of [`PACKAGE`] and waits until all of them show their last argv: the
     /// leaf of each is a `node`.
     pub fn start(cgroup: &FixtureCgroup, count: usize) -> Result<Self> {
+        let before = leaves(cgroup)?;
         let mut command = Command::new(workload("launcher-lookalike")?);
         command.args(["leak", "--package", PACKAGE, "--count", &count.to_string()]);
         command.stdin(Stdio::piped()).stdout(Stdio::null());
         let leak = Self { gateway: cgroup.spawn(command)? };
         cgroup.wait_until("the servers are up", crate::agent::DEADLINE, || {
-            leaves(cgroup).is_ok_and(|leaves| leaves == count)
+            leaves(cgroup).is_ok_and(|leaves| leaves == before + count)
         })?;
         Ok(leak)
     }

@@ -1,1 +1,187 @@
-//! Being written.
+//! `docker exec` into a guarded container, counted by the agent, by the program that was started,
+//! and by the kernel through bpftrace, all in the same run.
+
+#![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead, BufReader, Lines},
+    process::{Child, ChildStdout, Command, Stdio},
+};
+
+use mcp_guard_core::status::TotalsStatus;
+use mcp_guard_tests::{
+    agent::Agent,
+    docker::{Container, node_image, output, socket, wait_until},
+    workload,
+};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+const WORKLOAD: &str = "spawn-workload";
+/// What the workload does: every way to be born at once, bounded.
+const LINE: [&str; 8] = ["--case", "mix", "--seconds", "2", "--workers", "2", "--max", "20000"];
+/// The comm of a program that shows that bpftrace counts.
+const MARKER: &str = "mcpg-marker";
+/// How often the workload runs.
+const RUNS: u64 = 2;
+
+/// The kernel's own tracepoints, none of which the agent uses in this form. A process is born in
+/// the cgroup of its parent here: the workload's `mix` leaves CLONE_INTO_CGROUP out.
+fn script(cgroup: u64) -> String {
+    format!(
+        "tracepoint:sched:sched_process_exec /comm == \"{MARKER}\"/ {{ printf(\"first\\n\"); }}
+         tracepoint:task:task_newtask /cgroup == {cgroup}/ {{
+             if (args->clone_flags & 0x10000) {{ @threads[comm] = count(); }}
+             else {{ @births[comm] = count(); }}
+         }}
+         tracepoint:cgroup:cgroup_attach_task /args->dst_root == 0 && args->dst_id == {cgroup}/ {{
+             @arrivals[comm] = count();
+         }}
+         tracepoint:sched:sched_process_exec /cgroup == {cgroup}/ {{ @execs[comm] = count(); }}
+         tracepoint:sched:sched_process_exec /comm == \"{MARKER}\"/ {{ printf(\"last\\n\"); }}"
+    )
+}
+
+/// A bpftrace that counts. Ended when dropped.
+struct Bpftrace {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+/// Counts by map and by comm.
+type Counts = BTreeMap<String, BTreeMap<String, u64>>;
+
+impl Bpftrace {
+    /// Starts one with a tracefs that only it sees, and waits until all its probes fire.
+    fn start(cgroup: u64) -> Self {
+        let mount = "mount -t tracefs tracefs /sys/kernel/tracing && exec bpftrace \"$@\"";
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "sh", "-c", mount, "bpftrace", "-f", "json", "-B", "line", "-e"])
+            .arg(script(cgroup))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
+        let installed = Command::new("bpftrace").arg("--version").output();
+        installed.expect("bpftrace counts here: apt-get install --no-install-recommends bpftrace");
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut bpftrace = Self { child, lines };
+        bpftrace.await_markers();
+        bpftrace
+    }
+
+    /// The probes are attached one after the other: the first and the last have seen the same
+    /// program when all of them count.
+    fn await_markers(&mut self) {
+        let folder = tempfile::tempdir().unwrap();
+        let marker = folder.path().join(MARKER);
+        fs::copy(fs::canonicalize("/bin/true").unwrap(), &marker).unwrap();
+        let (told, seen) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                while seen.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+                    assert!(Command::new(&marker).status().unwrap().success());
+                    std::thread::sleep(std::time::Duration::from_millis(50));
+                }
+            });
+            let mut missing = vec!["first\n", "last\n"];
+            while !missing.is_empty() {
+                let line = self.lines.next().expect("bpftrace ended early").unwrap();
+                let line: Value = serde_json::from_str(&line).unwrap_or_default();
+                missing.retain(|word| line["data"] != *word);
+            }
+            told.send(()).unwrap();
+        });
+    }
+
+    fn finish(mut self) -> Counts {
+        kill_process(Pid::from_child(&self.child), Signal::INT).unwrap();
+        let mut counts = Counts::new();
+        for line in self.lines.by_ref() {
+            let line: Value = serde_json::from_str(&line.unwrap()).unwrap_or_default();
+            assert_ne!(line["type"], "lost_events", "{line}");
+            if line["type"] == "map" {
+                counts.extend(serde_json::from_value::<Counts>(line["data"].clone()).unwrap());
+            }
+        }
+        assert!(self.child.wait().unwrap().success());
+        counts
+    }
+}
+
+impl Drop for Bpftrace {
+    fn drop(&mut self) {
+        // It has ended already, unless a test failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn sum(counts: &Counts, map: &str) -> u64 {
+    counts.get(map).map_or(0, |by_comm| by_comm.values().sum())
+}
+
+fn of_workload(counts: &Counts, map: &str) -> u64 {
+    counts.get(map).and_then(|by_comm| by_comm.get(WORKLOAD)).copied().unwrap_or(0)
+}
+
+fn totals(agent: &Agent, id: u64) -> TotalsStatus {
+    agent.guard(id).unwrap().guard.totals
+}
+
+/// The node image has the libraries of the host, so a program of this host runs in it.
+fn container() -> Container {
+    let programs = workload(WORKLOAD).unwrap();
+    let mount = format!("{}:/t:ro", programs.parent().unwrap().display());
+    let image = node_image().unwrap();
+    let sleep = ["sleep", "600"];
+    let container = Container::run("exec", &image, &["--volume", &mount], &sleep).unwrap();
+    let comm = format!("/proc/{}/comm", container.init().unwrap());
+    wait_until("its program runs", || Ok(fs::read_to_string(&comm)? == "sleep\n")).unwrap();
+    container
+}
+
+#[test]
+fn docker_exec_is_counted_as_the_kernel_counts_it() {
+    let container = container();
+    let id = container.cgroup().unwrap().id;
+    let policy = format!("[[guard]]\nname = \"{}\"\n", container.name);
+    let mut agent = Agent::start_with(&policy, &socket().unwrap(), &[]).unwrap();
+    agent.wait_until("it is guarded", |agent| Ok(agent.guard(id).is_ok())).unwrap();
+    let bpftrace = Bpftrace::start(id);
+    let before = totals(&agent, id);
+    let mut ledger: BTreeMap<String, u64> = BTreeMap::new();
+    for _ in 0..RUNS {
+        let program = format!("/t/{WORKLOAD}");
+        let words = [&["exec", &container.name, &program], &LINE[..]].concat();
+        let report: Value = serde_json::from_str(&output(&words).unwrap()).unwrap();
+        for key in ["processes", "threads", "execs"] {
+            *ledger.entry(key.to_owned()).or_default() += report[key].as_u64().unwrap();
+        }
+    }
+    // The exec'd program is gone; its exit may be told of a moment later.
+    agent
+        .wait_until("only sleep is left", |agent| Ok(agent.guard(id)?.guard.processes == 1))
+        .unwrap();
+    let after = totals(&agent, id);
+    let counts = bpftrace.finish();
+
+    let told = format!("before {before:?}\nafter {after:?}\nkernel {counts:?}\nledger {ledger:?}");
+    let agents = |field: fn(&TotalsStatus) -> u64| field(&after) - field(&before);
+    let births = agents(|totals| totals.process_forks);
+    assert_eq!(births, sum(&counts, "@births"), "{told}");
+    assert_eq!(agents(|totals| totals.thread_forks), sum(&counts, "@threads"), "{told}");
+    assert_eq!(agents(|totals| totals.execs), sum(&counts, "@execs"), "{told}");
+    let arrivals = agents(|totals| totals.arrivals);
+    assert_eq!((arrivals, sum(&counts, "@arrivals")), (RUNS, RUNS), "{told}");
+    let exits = agents(|totals| totals.process_exits) + agents(|totals| totals.departures);
+    assert_eq!(exits, births + arrivals, "what came has gone: {told}");
+
+    // The rest is the container runtime's, so what the workload made is exact.
+    assert!(ledger["processes"] > 100 && ledger["threads"] > 100 && ledger["execs"] > 10, "{told}");
+    assert_eq!(of_workload(&counts, "@births"), ledger["processes"], "{told}");
+    assert_eq!(of_workload(&counts, "@threads"), ledger["threads"], "{told}");
+    assert_eq!(of_workload(&counts, "@execs"), ledger["execs"] + RUNS, "{told}");
+}

@@ -56,15 +56,15 @@ impl Rates {
         self.latest.map_or_else(Totals::default, |(_, totals)| totals)
     }
 
-    /// Per second over the last `window`, or over what is known where that is less.
+    /// Growth within the last `window`, divided by its length. Samples are a second apart, so the
+    /// window reaches back to the first sample inside it.
     #[must_use]
     pub fn per_second(&self, window: Duration, field: impl Fn(&Totals) -> u64) -> f64 {
         let Some((now, latest)) = self.latest else { return 0.0 };
         let from = now.before(window);
         let at = self.samples.partition_point(|(at, _)| *at < from);
-        let Some((at, then)) = self.samples.get(at) else { return 0.0 };
-        let seconds = now.since(*at).max(SAMPLE_EVERY).as_secs_f64();
-        field(&latest).saturating_sub(field(then)) as f64 / seconds
+        let Some((_, then)) = self.samples.get(at) else { return 0.0 };
+        field(&latest).saturating_sub(field(then)) as f64 / window.as_secs_f64()
     }
 
     /// For how many of the newest seconds in a row `field` grew by at least `rate` each.
@@ -103,7 +103,7 @@ mod tests {
         let rate = |seconds| rates.per_second(Duration::from_secs(seconds), |t| t.process_forks);
         assert_eq!(rate(1), 100.0);
         assert_eq!(rate(10), 14.5);
-        assert!((rate(60) - 250.0 / 31.0).abs() < 1e-9, "over what is known");
+        assert!((rate(60) - 250.0 / 60.0).abs() < 1e-9);
     }
 
     #[test]
