@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bollard::{
@@ -143,23 +143,19 @@ impl Engine {
     }
 
     async fn follow(&self, changes: &mpsc::Sender<Change>, away: &mut bool) -> Result<(), Error> {
-        // Closed enums in bollard: an event of another type would end the stream.
+        // Closed enums in bollard: an event of another type would end the stream. Beginning before
+        // the list is read, so that a container which starts in between is in one of the two.
         let filters = HashMap::from([("type", vec!["container"])]);
-        let options = EventsOptionsBuilder::default().filters(&filters).build();
+        let since = seconds_since_1970().saturating_sub(1).to_string();
+        let options = EventsOptionsBuilder::default().filters(&filters).since(&since).build();
         let docker = self.connect()?;
-        let mut events = docker.events(Some(options));
-        // The stream sends its request with the first poll, so it is polled before the list is
-        // read: a container that starts in between is then in one of the two.
-        let first = futures_util::poll!(events.next());
         for candidate in self.candidates().await? {
             self.tell(&candidate.id, changes).await;
         }
         if std::mem::take(away) {
             let _ = changes.send(Change::Back).await;
         }
-        if let std::task::Poll::Ready(Some(event)) = first {
-            self.heed(event?, changes).await;
-        }
+        let mut events = docker.events(Some(options));
         while let Some(event) = events.next().await {
             self.heed(event?, changes).await;
         }
@@ -206,6 +202,11 @@ fn running(id: &str, found: ContainerInspectResponse) -> Option<Container> {
         init,
         paused: state.paused.unwrap_or(false),
     })
+}
+
+/// The engine's clock is the host's.
+fn seconds_since_1970() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Docker puts a slash before names.

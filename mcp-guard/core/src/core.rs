@@ -5,6 +5,7 @@ use crate::{
     guard::Guard,
     launcher::Launchers,
     policy::Policy,
+    registry::Observed,
     status::GuardStatus,
 };
 use std::collections::BTreeMap;
@@ -66,7 +67,9 @@ impl Core {
             Input::Released { guard } => {
                 self.guards.remove(&guard);
             }
-            Input::Attach { guard, born, pid } => self.attach(now, guard, born, pid, out),
+            Input::Attach { guard, born, pid, seen } => {
+                self.attach(now, guard, (born, pid, seen), out);
+            }
             Input::Fork { guard, .. }
             | Input::Exec { guard, .. }
             | Input::Exit { guard, .. }
@@ -89,8 +92,7 @@ impl Core {
         &mut self,
         now: Time,
         to: Option<GuardId>,
-        born: Time,
-        pid: u32,
+        (born, pid, seen): (Time, u32, Option<Observed>),
         out: &mut Vec<Effect>,
     ) {
         for guard in self.guards.values_mut().filter(|guard| Some(guard.id) != to) {
@@ -102,7 +104,8 @@ impl Core {
         let Some(guard) = to.and_then(|to| self.guards.get_mut(&to)) else { return };
         if !guard.registry.holds(pid) {
             guard.arrivals += 1;
-            guard.registry.arrive(born, pid);
+            guard.registry.arrive(born, pid, seen.as_ref(), &self.launchers);
+            guard.evaluate(now, &self.policy, out);
         }
     }
 }

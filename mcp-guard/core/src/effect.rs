@@ -63,10 +63,12 @@ pub enum Input {
         code: u32,
     },
     /// A process entered a cgroup of `guard`, None where that is outside every guard.
+    /// `seen` is what `/proc` said of it soon after.
     Attach {
         guard: Option<GuardId>,
         born: Time,
         pid: u32,
+        seen: Option<Observed>,
     },
     /// All live processes of the guard as `/proc` shows them.
     Baseline {

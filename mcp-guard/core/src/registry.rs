@@ -183,10 +183,14 @@ impl Registry {
         self.run(now, pid, launchers.classify(argv));
     }
 
-    /// A process moved in from outside: `docker exec`, a container's first process.
-    pub fn arrive(&mut self, born: Time, pid: u32) {
+    /// A process moved in from outside: `docker exec`, a container's first process. It may be a
+    /// launcher that will never exec again, so what `/proc` says of it counts.
+    pub fn arrive(&mut self, born: Time, pid: u32, seen: Option<&Observed>, launchers: &Launchers) {
         if !self.holds(pid) {
             self.add(pid, Process { born, parent: 0, tree: None, program: Program::Other });
+        }
+        if let Some(seen) = seen.filter(|seen| seen.start_ticks == ticks(born)) {
+            self.observe(seen, launchers);
         }
     }
 

@@ -8,6 +8,7 @@ use mcp_guard_core::{
     effect::{Detector, Effect, End, Input, Outcome, Request},
     policy::{Mode, Policy, Response, Terms},
     refusal::Refusal,
+    registry::Observed,
 };
 
 const GUARD: u32 = 3;
@@ -281,12 +282,25 @@ fn lost_records_ask_for_a_rescan_of_that_guard() {
 fn arrivals_and_departures_are_told_from_moves_inside() {
     let mut story = Story::new("");
     let born = story.now;
-    story.step(Input::Attach { guard: Some(GUARD), born, pid: 7 });
-    story.step(Input::Attach { guard: Some(GUARD), born, pid: 7 });
-    story.step(Input::Attach { guard: None, born, pid: 8 });
+    story.step(Input::Attach { guard: Some(GUARD), born, pid: 7, seen: None });
+    story.step(Input::Attach { guard: Some(GUARD), born, pid: 7, seen: None });
+    story.step(Input::Attach { guard: None, born, pid: 8, seen: None });
     let totals = story.core.status(story.now)[0].totals;
     assert_eq!((totals.arrivals, totals.departures), (1, 0));
-    story.step(Input::Attach { guard: None, born, pid: 7 });
+    story.step(Input::Attach { guard: None, born, pid: 7, seen: None });
     let status = &story.core.status(story.now)[0];
     assert_eq!((status.totals.departures, status.processes), (1, 0));
+}
+
+#[test]
+fn a_server_that_is_moved_in_counts() {
+    let mut story = Story::new("");
+    let seen = Observed { pid: 7, start_ticks: 0, parent: 1, argv: b"npm exec figma-mcp".to_vec() };
+    story.step(Input::Attach { guard: Some(GUARD), born: Time(5), pid: 7, seen: Some(seen) });
+    assert_eq!(story.core.status(story.now)[0].identities["figma-mcp"].live, 1);
+    let reused =
+        Observed { pid: 8, start_ticks: 3, parent: 1, argv: b"npm exec figma-mcp".to_vec() };
+    story.step(Input::Attach { guard: Some(GUARD), born: Time(5), pid: 8, seen: Some(reused) });
+    let live = story.core.status(story.now)[0].identities["figma-mcp"].live;
+    assert_eq!(live, 1, "what /proc said was of another process with that number");
 }

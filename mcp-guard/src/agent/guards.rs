@@ -4,6 +4,7 @@
 use anyhow::anyhow;
 use mcp_guard_core::{
     audit::Record,
+    container::container_in,
     effect::{GuardId, Input},
     policy::{Mode, Response, Subject, Terms},
     refusal::refusal,
@@ -74,7 +75,8 @@ impl Agent {
             }
             let subject = Subject { cgroup: &path, ..Subject::default() };
             if let Some(terms) = self.core.policy().terms(&subject) {
-                self.guard(Held::new(cgroup, &path, None, false), terms);
+                let container = container_in(cgroup.path()).map(|found| found.id.to_owned());
+                self.guard(Held::new(cgroup, &path, container, false), terms);
             }
         }
     }
@@ -152,6 +154,8 @@ impl Agent {
     /// Its cgroup is gone, and its freeze, its limit and our marks with it.
     pub(super) fn unguard(&mut self, guard: GuardId) {
         let Some(held) = self.executor.forget(guard) else { return };
+        // Whoever waits for an answer about it is told by the closed channel.
+        self.askers.retain(|asker| asker.guard != guard);
         if !self.by_hand.remove(&guard) {
             tracing::info!(name = held.subject.name, "the cgroup is gone, guarding ends");
             self.executor.audit.write(Record::GuardStop { guard: held.subject });

@@ -142,7 +142,8 @@ fn input(record: bpf::Record) -> Input {
         Kind::Exit => Input::Exit { guard, pid, code: event.exit_code },
         Kind::Attach => {
             let guard = (guard != NO_GUARD).then_some(guard);
-            Input::Attach { guard, born, pid }
+            let seen = guard.and_then(|_| process::observe(pid));
+            Input::Attach { guard, born, pid, seen }
         }
     }
 }

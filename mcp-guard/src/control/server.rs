@@ -94,5 +94,6 @@ async fn answer(message: &[u8], calls: &mpsc::Sender<Waiting>) -> Reply {
     if calls.send(Waiting { call, reply }).await.is_err() {
         return super::wire::failed("the agent is stopping");
     }
-    answer.await.unwrap_or_else(|_| super::wire::failed("the agent is stopping"))
+    let gone = "the target went away before an answer came, or the agent is stopping";
+    answer.await.unwrap_or_else(|_| super::wire::failed(gone))
 }

@@ -1,4 +1,4 @@
-//! The only place that reads a clock.
+//! The clocks. Decisions see no other time than this, as an argument.
 
 use std::time::{Duration, SystemTime};
 

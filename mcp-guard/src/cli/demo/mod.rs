@@ -65,6 +65,10 @@ async fn tell(scratch: &mut Scratch) -> Result<Exit, Failure> {
         "leaking    one `npm exec demo-mcp-server` each {EVERY:?}, none ever ends"
     ));
     scratch.start_leak(SERVERS, EVERY)?;
+    while scratch.launchers() < 2 {
+        tokio::time::sleep(EVERY / 10).await;
+    }
+    out::answer("duplicates a second copy of the same package is live");
 
     let mut warned = false;
     let contained = story

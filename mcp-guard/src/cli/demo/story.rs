@@ -2,7 +2,10 @@
 
 use std::{fs, path::PathBuf, process::Child, time::Duration};
 
-use mcp_guard_core::audit::{Line, Record};
+use mcp_guard_core::{
+    audit::{Line, Record},
+    effect::Cause,
+};
 
 use crate::cli::{Exit, Failure, out};
 
@@ -72,10 +75,10 @@ pub fn shorten(line: &str) -> String {
     let Ok(Line { seq, record, .. }) = serde_json::from_str(line) else { return line.to_owned() };
     match record {
         Record::Warning { cause, .. } => {
-            format!("{seq} warning {:?} {:?}", cause.detector, cause.numbers)
+            format!("{seq} warning {}", because(&cause))
         }
         Record::Intent { response, cause, .. } => {
-            format!("{seq} intent {response} because {:?}", cause.numbers)
+            format!("{seq} intent {response}: {}", because(&cause))
         }
         Record::Outcome { response, outcome, detail, .. } => {
             format!("{seq} outcome {response} {outcome:?}: {detail}")
@@ -94,6 +97,13 @@ pub fn shorten(line: &str) -> String {
         Record::GuardStop { guard } => format!("{seq} no longer guarding {}", guard.cgroup),
         Record::Loss { cause, count } => format!("{seq} lost {cause} {count}"),
     }
+}
+
+fn because(cause: &Cause) -> String {
+    let detector = cause.detector.map_or_else(|| "operator".to_owned(), |one| format!("{one:?}"));
+    let numbers: Vec<String> =
+        cause.numbers.iter().map(|(name, number)| format!("{name} {number}")).collect();
+    format!("{detector} of {}, {}", cause.identity.as_deref().unwrap_or("all"), numbers.join(", "))
 }
 
 pub fn failed(message: &str) -> Exit {

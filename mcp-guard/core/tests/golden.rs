@@ -1,0 +1,117 @@
+//! One start of a launcher, in the form its caller gave and in the form the kernel makes of it
+//! through `#!`: one tree of the right package either way. A test in a real container checks that
+//! the recording still is what the kernel side shows.
+
+use std::{fs, path::PathBuf};
+
+use mcp_guard_core::{
+    Time,
+    launcher::{Launchers, Program},
+    registry::Registry,
+};
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Golden {
+    starts: Vec<Start>,
+}
+
+#[derive(Deserialize)]
+struct Start {
+    identity: String,
+    typed: Vec<String>,
+    corpus: Vec<Exec>,
+    live: Vec<Exec>,
+}
+
+#[derive(Deserialize)]
+struct Exec {
+    process: u32,
+    parent: Option<u32>,
+    argv: Vec<String>,
+}
+
+/// The pid of the process that is numbered 0.
+const FIRST: u32 = 100;
+
+fn golden() -> Vec<Start> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/live-argv.json");
+    let text = fs::read_to_string(path).expect("the recording");
+    let golden: Golden = serde_json::from_str(&text).expect("well-formed");
+    assert!(!golden.starts.is_empty());
+    golden.starts
+}
+
+/// Words as the kernel keeps them.
+fn joined(argv: &[String]) -> Vec<u8> {
+    argv.iter().flat_map(|word| word.bytes().chain([0])).collect()
+}
+
+/// The registry after these execs, and the last process of them.
+fn registry(execs: &[Exec]) -> (Registry, u32) {
+    let launchers = Launchers::default();
+    let mut registry = Registry::default();
+    let mut last = FIRST;
+    for (at, exec) in (1..).zip(execs) {
+        let (now, pid) = (Time(at * 1_000_000_000), FIRST + exec.process);
+        match exec.parent {
+            None => registry.arrive(now, pid),
+            Some(parent) if !registry.holds(pid) => registry.fork(now, pid, FIRST + parent),
+            Some(_) => {}
+        }
+        registry.exec(now, now, pid, &joined(&exec.argv), &launchers);
+        last = pid;
+    }
+    (registry, last)
+}
+
+#[test]
+fn each_start_is_one_tree_of_its_package_in_both_forms() {
+    for start in golden() {
+        for (form, execs) in [("corpus", &start.corpus), ("live", &start.live)] {
+            let what = format!("{:?}, {form}", start.typed);
+            assert!(execs.len() >= 5, "{what}: from the launcher to the server");
+            let (registry, _) = registry(execs);
+            let found: Vec<_> = registry
+                .identities()
+                .map(|(name, one)| (name.to_owned(), one.starts, one.live()))
+                .collect();
+            assert_eq!(found, [(start.identity.clone(), 1, 1)], "{what}");
+        }
+    }
+}
+
+#[test]
+fn the_tree_lives_as_long_as_its_server() {
+    for start in golden() {
+        for execs in [&start.corpus, &start.live] {
+            let (mut registry, server) = registry(execs);
+            let live = |registry: &Registry| {
+                registry.identity(&start.identity).map(|identity| identity.live())
+            };
+            assert_ne!(server, FIRST, "the server is a process of its own");
+            for above in FIRST..server {
+                registry.exit(above);
+                assert_eq!(live(&registry), Some(1), "{:?}: it outlives {above}", start.typed);
+            }
+            registry.exit(server);
+            assert_eq!(live(&registry), Some(0), "{:?}", start.typed);
+        }
+    }
+}
+
+#[test]
+fn only_the_launcher_itself_is_read_as_one() {
+    let launchers = Launchers::default();
+    for start in golden() {
+        for exec in start.corpus.iter().chain(&start.live) {
+            let program = launchers.classify(&joined(&exec.argv));
+            let expected = match exec.process {
+                0 => Program::Launcher(start.identity.clone()),
+                _ if exec.argv[0] == "sh" => Program::Shell,
+                _ => Program::Other,
+            };
+            assert_eq!(program, expected, "{:?}", exec.argv);
+        }
+    }
+}
