@@ -70,53 +70,56 @@ async fn tell(scratch: &mut Scratch) -> Result<Exit, Failure> {
     }
     out::answer("duplicates a second copy of the same package is live");
 
-    let mut warned = false;
-    let contained = story
-        .until(&mut agent.0, |record| {
-            if let Record::Warning { cause, .. } = record {
-                warned = true;
-                let live = cause.numbers.get("live").copied().unwrap_or(0);
-                let identity = cause.identity.as_deref().unwrap_or("?");
-                out::answer(&format!(
-                    "warning    {live} live copies of {identity}, none has ended"
-                ));
-            }
-            matches!(record, Record::Outcome { response: Response::Freeze, .. })
-        })
-        .await?;
-    let Record::Outcome { outcome, detail, timing, .. } = contained else {
-        return Err(Failure::could_not("the audit log has no outcome"));
-    };
-    if outcome != Outcome::Done || !warned || !scratch.is_frozen() {
-        let message = format!("not contained: {outcome:?}, {detail}");
-        return Ok(story::failed(&message));
+    if !contained(scratch, &mut agent, &mut story).await? {
+        return Ok(Exit::Wrong);
     }
-    let servers = scratch.launchers();
-    let millis = |us: Option<u64>| us.unwrap_or(0) as f64 / 1000.0;
-    let written = millis(timing.map(|timing| timing.written_us));
-    let confirmed = millis(timing.and_then(|timing| timing.confirmed_us));
-    out::answer(&format!(
-        "contained  after {servers} servers: frozen {confirmed:.1} ms after the last one came of age \
-         (cgroup.freeze written after {written:.1} ms)"
-    ));
     let before = scratch.processes();
     tokio::time::sleep(EVERY * 3).await;
     let after = scratch.processes();
     out::answer(&format!("holding    {before} processes, {after} after three more start times"));
 
     agent.stop()?;
-    let released = |record: &Record| matches!(record, Record::Release { outcome: Some(_), .. });
-    story.finish(released)?;
+    story.finish(|record| matches!(record, Record::Release { outcome: Some(_), .. }))?;
     let thawed = !scratch.is_frozen();
-    out::answer(&format!(
-        "stopped    the agent thawed what it held: {}",
-        if thawed { "yes" } else { "NO" }
-    ));
+    let answer = if thawed { "yes" } else { "NO" };
+    out::answer(&format!("stopped    the agent thawed what it held: {answer}"));
     out::answer(&format!("audit      {} lines read back:", story.lines().len()));
     for line in story.lines() {
         out::answer(&format!("  {}", story::shorten(line)));
     }
     Ok(if before == after && thawed { Exit::Done } else { Exit::Wrong })
+}
+
+/// Follows the audit log to the freeze; true where it warned before, and the kernel says frozen.
+async fn contained(
+    scratch: &Scratch,
+    agent: &mut Agent,
+    story: &mut Story,
+) -> Result<bool, Failure> {
+    let mut warned = false;
+    let end = story
+        .until(&mut agent.0, |record| {
+            if let Record::Warning { cause, .. } = record {
+                warned = true;
+                out::answer(&format!("warning    {}", story::because(cause)));
+            }
+            matches!(record, Record::Outcome { response: Response::Freeze, .. })
+        })
+        .await?;
+    let Record::Outcome { outcome, detail, timing, .. } = end else { return Ok(false) };
+    if outcome != Outcome::Done || !warned || !scratch.is_frozen() {
+        out::error(&format!("not contained: {outcome:?}, {detail}"));
+        return Ok(false);
+    }
+    let millis = |us: Option<u64>| us.unwrap_or(0) as f64 / 1000.0;
+    let written = millis(timing.map(|timing| timing.written_us));
+    let confirmed = millis(timing.and_then(|timing| timing.confirmed_us));
+    out::answer(&format!(
+        "contained  after {} servers: frozen {confirmed:.1} ms after the last one came of age \
+         (cgroup.freeze written after {written:.1} ms)",
+        scratch.launchers()
+    ));
+    Ok(true)
 }
 
 /// The agent of the demo; stopped in order where it can be, so that it gives back what it holds.

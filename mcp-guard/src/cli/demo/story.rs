@@ -7,7 +7,7 @@ use mcp_guard_core::{
     effect::Cause,
 };
 
-use crate::cli::{Exit, Failure, out};
+use crate::cli::Failure;
 
 /// How often the log is looked at; it grows by a few lines in all.
 const LOOK: Duration = Duration::from_millis(20);
@@ -99,14 +99,9 @@ pub fn shorten(line: &str) -> String {
     }
 }
 
-fn because(cause: &Cause) -> String {
+pub fn because(cause: &Cause) -> String {
     let detector = cause.detector.map_or_else(|| "operator".to_owned(), |one| format!("{one:?}"));
     let numbers: Vec<String> =
         cause.numbers.iter().map(|(name, number)| format!("{name} {number}")).collect();
-    format!("{detector} of {}, {}", cause.identity.as_deref().unwrap_or("all"), numbers.join(", "))
-}
-
-pub fn failed(message: &str) -> Exit {
-    out::error(message);
-    Exit::Wrong
+    format!("{detector} of {}: {}", cause.identity.as_deref().unwrap_or("all"), numbers.join(", "))
 }
