@@ -1,1 +1,186 @@
-//! To come.
+//! The agent as its operator meets it: one of it, what it shows, what it does when asked.
+
+#![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
+
+use std::process::{Child, Command};
+
+use mcp_guard_core::{audit::Record, effect::Outcome};
+use mcp_guard_tests::{
+    agent::Agent,
+    cgroup::FixtureCgroup,
+    holds::Holds,
+    leak::{Leak, LeakPolicy, PACKAGE, observing},
+};
+
+const FOUND: u64 = 200;
+
+fn cgroup(what: &str) -> FixtureCgroup {
+    let cgroup = FixtureCgroup::new(what).unwrap();
+    cgroup.set_pids_max(FOUND).unwrap();
+    cgroup
+}
+
+struct Sleeper(Child);
+
+impl Sleeper {
+    fn start(cgroup: &FixtureCgroup) -> Self {
+        let mut command = Command::new("sleep");
+        command.arg("600");
+        Self(cgroup.spawn(command).unwrap())
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_second_agent_names_the_first_and_leaves() {
+    let cgroup = cgroup("second");
+    let agent = Agent::start(&observing(&cgroup)).unwrap();
+    let second = agent.cli(&["run"]).unwrap();
+    let said = String::from_utf8(second.stderr).unwrap();
+    assert_eq!(second.status.code(), Some(2), "{said}");
+    assert!(said.contains(&format!("process {} holds", agent.pid())), "{said}");
+    assert_eq!(agent.status().unwrap().pid, agent.pid(), "the first still answers");
+}
+
+#[test]
+fn observing_changes_nothing_and_records_what_it_would_do() {
+    for (response, would) in [
+        ("clamp", "would write"),
+        ("freeze", "would write 1 to cgroup.freeze"),
+        ("kill", "would write 1 to cgroup.kill"),
+    ] {
+        let cgroup = cgroup("observe");
+        let leak = Leak::start(&cgroup, 4).unwrap();
+        let policy =
+            LeakPolicy { mode: "observe", ..LeakPolicy::enforcing(&cgroup, response) }.toml();
+        let mut agent = Agent::start(&policy).unwrap();
+        let outcome = |record: &Record| match record {
+            Record::Outcome { outcome, detail, response, .. } => {
+                Some((*outcome, detail.clone(), response.to_string()))
+            }
+            _ => None,
+        };
+        let (outcome, said, done) = agent.await_record("a decision", outcome).unwrap();
+        assert_eq!((outcome, done.as_str()), (Outcome::WouldDo, response), "{said}");
+        assert!(said.starts_with(would), "{said}");
+        assert_eq!(Holds::of(&cgroup).unwrap(), Holds::nothing(FOUND));
+        assert_eq!(agent.guard(cgroup.id()).unwrap().guard.state, "free");
+        agent.signal(rustix::process::Signal::TERM).unwrap();
+        assert!(agent.ended().unwrap().success());
+        let released = |record: &Record| matches!(record, Record::Release { .. });
+        assert!(!agent.audit().unwrap().iter().any(released), "nothing was held");
+        assert!(leak.end().unwrap().success(), "nobody was killed");
+    }
+}
+
+#[test]
+fn status_shows_servers_totals_and_rates() {
+    let cgroup = cgroup("status");
+    let agent = Agent::start(&observing(&cgroup)).unwrap();
+    let leak = Leak::start(&cgroup, 4).unwrap();
+    let watched = agent.guard(cgroup.id()).unwrap();
+    let status = &watched.guard;
+    let mut procs: Vec<u32> = cgroup.procs().unwrap().into_iter().map(i32::cast_unsigned).collect();
+    procs.sort_unstable();
+    assert_eq!(status.pids, procs);
+    assert_eq!(status.processes, 9, "a gateway, and two processes for each of four servers");
+    let servers = &status.identities[PACKAGE];
+    assert_eq!((servers.live, servers.starts, servers.live_peak), (4, 4, 4));
+    assert_eq!(servers.starts_per_second.ten, 0.4);
+    assert_eq!(status.starts_per_second.ten, 0.4);
+    assert!(status.forks_per_second.sixty > 0.0 && status.execs_per_second.sixty > 0.0);
+    let totals = status.totals;
+    assert_eq!((totals.process_forks, totals.execs, totals.arrivals), (8, 9, 1));
+    assert_eq!(watched.pids_current, Some(cgroup.pids_current().unwrap()));
+    assert_eq!(watched.pids_max, Some(FOUND.to_string()));
+
+    let text = String::from_utf8(agent.cli(&["status"]).unwrap().stdout).unwrap();
+    for expected in [
+        "nothing lost",
+        cgroup.path(),
+        "9 processes",
+        "8 forks",
+        "9 execs",
+        "launcher starts",
+        PACKAGE,
+        "mode observe",
+    ] {
+        assert!(text.contains(expected), "{expected} is not in {text}");
+    }
+    assert!(leak.end().unwrap().success());
+    let servers = agent.guard(cgroup.id()).unwrap().guard.identities[PACKAGE].clone();
+    assert_eq!((servers.live, servers.starts, servers.live_peak), (0, 4, 4));
+}
+
+#[test]
+fn a_cgroup_that_comes_later_is_guarded_and_so_is_what_is_made_in_it() {
+    let above = cgroup("later");
+    let path = format!("{}/late", above.path());
+    let policy = format!("[[guard]]\ncgroup = \"{path}\"\n");
+    let mut agent = Agent::start(&policy).unwrap();
+    assert!(agent.status().unwrap().guards.is_empty());
+    let late = above.child("late").unwrap();
+    agent.wait_until("it is guarded", |agent| Ok(agent.guard(late.id()).is_ok())).unwrap();
+    let nested = late.child("nested").unwrap();
+    let deeper = nested.child("deeper").unwrap();
+    let sleepers = [&late, &nested, &deeper].map(Sleeper::start);
+    let status = agent.guard(late.id()).unwrap().guard;
+    let mut expected = sleepers.each_ref().map(|sleeper| sleeper.0.id());
+    expected.sort_unstable();
+    assert_eq!(status.pids, expected);
+    assert_eq!((status.totals.arrivals, status.totals.execs), (3, 3));
+    let _outside = Sleeper::start(&above);
+    assert_eq!(agent.guard(late.id()).unwrap().guard.pids, expected, "not those above it");
+}
+
+#[test]
+fn freeze_thaw_and_kill_by_hand_go_through_the_agent() {
+    let cgroup = cgroup("by-hand");
+    let mut sleeper = Sleeper::start(&cgroup);
+    // Its policy names another cgroup: a hand may act upon any.
+    let mut agent = Agent::start("[[guard]]\ncgroup = \"/mcp-guard-test-none\"\n").unwrap();
+    let target = format!("pid:{}", sleeper.0.id());
+    let cli = |agent: &Agent, arguments: &[&str]| {
+        let output = agent.cli(&[arguments, &[target.as_str()]].concat()).unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {said}");
+        said
+    };
+    assert!(cli(&agent, &["freeze", "--dry-run"]).contains("would write 1 to cgroup.freeze"));
+    assert_eq!(Holds::of(&cgroup).unwrap(), Holds::nothing(FOUND));
+    cli(&agent, &["freeze", "--for", "1h"]);
+    let holds = Holds::of(&cgroup).unwrap();
+    assert!(holds.frozen, "{holds:?}");
+    assert_eq!(
+        holds.freeze_mark.unwrap().holder,
+        agent.pid(),
+        "the agent's, which outlives the CLI"
+    );
+    assert_eq!(agent.guard(cgroup.id()).unwrap().guard.state, "frozen");
+    cli(&agent, &["thaw"]);
+    assert_eq!(Holds::of(&cgroup).unwrap(), Holds::nothing(FOUND));
+    assert!(cli(&agent, &["kill", "--dry-run"]).contains("would write 1 to cgroup.kill"));
+    assert!(sleeper.0.try_wait().unwrap().is_none());
+    assert!(cli(&agent, &["kill"]).contains("populated 0 read back"));
+    assert!(cgroup.procs().unwrap().is_empty());
+    let outcomes = |record: &Record| match record {
+        Record::Outcome { response, outcome, .. } => Some((response.to_string(), *outcome)),
+        _ => None,
+    };
+    let told: Vec<_> = agent.audit().unwrap().iter().filter_map(outcomes).collect();
+    let expected = [
+        ("freeze", Outcome::WouldDo),
+        ("freeze", Outcome::Done),
+        ("kill", Outcome::WouldDo),
+        ("kill", Outcome::Done),
+    ];
+    assert_eq!(told, expected.map(|(response, outcome)| (response.to_owned(), outcome)));
+    agent.signal(rustix::process::Signal::TERM).unwrap();
+    assert!(agent.ended().unwrap().success());
+}

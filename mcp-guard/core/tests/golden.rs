@@ -55,7 +55,7 @@ fn registry(execs: &[Exec]) -> (Registry, u32) {
     for (at, exec) in (1..).zip(execs) {
         let (now, pid) = (Time(at * 1_000_000_000), FIRST + exec.process);
         match exec.parent {
-            None => registry.arrive(now, pid),
+            None => registry.arrive(now, pid, None, &launchers),
             Some(parent) if !registry.holds(pid) => registry.fork(now, pid, FIRST + parent),
             Some(_) => {}
         }
