@@ -48,6 +48,7 @@ fn script(cgroup: u64) -> String {
 struct Bpftrace {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
+    complaints: tempfile::NamedTempFile,
 }
 
 /// Counts by map and by comm.
@@ -57,17 +58,19 @@ impl Bpftrace {
     /// Starts one with a tracefs that only it sees, and waits until all its probes fire.
     fn start(cgroup: u64) -> Self {
         let mount = "mount -t tracefs tracefs /sys/kernel/tracing && exec bpftrace \"$@\"";
+        let complaints = tempfile::NamedTempFile::new().unwrap();
         let mut command = Command::new("unshare");
         command
             .args(["--mount", "sh", "-c", mount, "bpftrace", "-f", "json", "-B", "line", "-e"])
             .arg(script(cgroup))
             .stdin(Stdio::null())
-            .stdout(Stdio::piped());
+            .stdout(Stdio::piped())
+            .stderr(complaints.reopen().unwrap());
         let installed = Command::new("bpftrace").arg("--version").output();
         installed.expect("bpftrace counts here: apt-get install --no-install-recommends bpftrace");
         let mut child = command.spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut bpftrace = Self { child, lines };
+        let mut bpftrace = Self { child, lines, complaints };
         bpftrace.await_markers();
         bpftrace
     }
@@ -88,7 +91,9 @@ impl Bpftrace {
             });
             let mut missing = vec!["first\n", "last\n"];
             while !missing.is_empty() {
-                let line = self.lines.next().expect("bpftrace ended early").unwrap();
+                let complaints = || fs::read_to_string(self.complaints.path()).unwrap();
+                let line = self.lines.next();
+                let line = line.unwrap_or_else(|| panic!("no bpftrace: {}", complaints())).unwrap();
                 let line: Value = serde_json::from_str(&line).unwrap_or_default();
                 missing.retain(|word| line["data"] != *word);
             }

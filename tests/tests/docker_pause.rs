@@ -101,6 +101,18 @@ fn paused_is_left_alone_by_an_agent_that_did_not_guard_it() {
 }
 
 #[test]
+fn paused_before_the_agent_began_is_left_alone() {
+    let (container, place) = ticker("pause-before");
+    pause(&container);
+    let agent = agent(&guards(&container), &place, true);
+    assert!(agent.guard(place.id).unwrap().paused);
+    let freeze = agent.cli(&["freeze", &container.name]).unwrap();
+    assert_left_alone(&freeze, "the engine says Paused");
+    assert!(!place.is_marked_frozen().unwrap());
+    unpause(&container);
+}
+
+#[test]
 fn paused_is_left_alone_by_a_detector() {
     let programs = workload("launcher-lookalike").unwrap();
     let mount = format!("{}:/t:ro", programs.parent().unwrap().display());

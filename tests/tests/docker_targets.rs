@@ -144,6 +144,20 @@ fn rules_by_name_image_and_label_guard_what_they_name() {
 }
 
 #[test]
+fn an_engine_that_comes_after_the_agent_is_found() {
+    let container = sleeper("late", &[]);
+    let place = container.cgroup().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let late = folder.path().join("docker.sock");
+    let policy = format!("[[guard]]\nname = \"{}\"\n", container.name);
+    let mut agent = Agent::start_with(&policy, &late.display().to_string(), &[]).unwrap();
+    assert_eq!(agent.status().unwrap().guards.len(), 0);
+    std::os::unix::fs::symlink(socket().unwrap(), &late).unwrap();
+    agent.wait_until("it is guarded", |agent| Ok(agent.guard(place.id).is_ok())).unwrap();
+    assert_eq!(agent.status().unwrap().engine, "connected");
+}
+
+#[test]
 fn a_restarted_container_is_a_new_guard() {
     let container = sleeper("restart", &[]);
     let policy = format!("[[guard]]\nname = \"{}\"\n", container.name);

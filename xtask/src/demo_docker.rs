@@ -2,6 +2,7 @@
 //! agent contains it: once by a freeze, once by a kill.
 
 mod agent;
+mod audit;
 mod container;
 
 use std::thread::sleep;
@@ -21,52 +22,80 @@ const SERVERS: u32 = 14;
 const DEADLINE: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(250);
 
+/// Why an act did not come to its end.
+enum Failed {
+    CouldNot(anyhow::Error),
+    NotContained(anyhow::Error),
+}
+
 /// The exit code: 0 contained both times, 1 not contained, 2 could not.
 pub fn run(setup: bool) -> Result<u8> {
-    let rig = match Rig::prepare(Permission::from_flag(setup)) {
+    let permission = Permission::from_flag(setup);
+    let rig = match workspace::build_agent().and_then(|()| Rig::prepare(permission)) {
         Ok(rig) => rig,
-        Err(reason) => {
-            complain(&format!("could not: {reason:#}"));
-            return Ok(2);
-        }
+        Err(reason) => return Ok(could_not(&reason)),
     };
-    workspace::build_agent()?;
     for response in ["freeze", "kill"] {
         say(&format!("\n== the leak, answered with {response} =="));
-        if let Err(error) = act(&rig, response) {
-            complain(&format!("NOT CONTAINED: {error:#}"));
-            return Ok(1);
+        match act(&rig, response) {
+            Ok(()) => {}
+            Err(Failed::CouldNot(reason)) => return Ok(could_not(&reason)),
+            Err(Failed::NotContained(reason)) => {
+                complain(&format!("NOT CONTAINED: {reason:#}"));
+                return Ok(1);
+            }
         }
     }
     say("\ncontained both times; the containers are removed");
     Ok(0)
 }
 
+fn could_not(reason: &anyhow::Error) -> u8 {
+    complain(&format!("could not: {reason:#}"));
+    2
+}
+
 /// One leak from its start to its end. Whatever happens, all that it made goes away with it.
-fn act(rig: &Rig, response: &str) -> Result<()> {
+fn act(rig: &Rig, response: &str) -> Result<(), Failed> {
+    let (container, agent) = stage(rig, response).map_err(Failed::CouldNot)?;
+    contain(rig, &container, agent, response).map_err(Failed::NotContained)
+}
+
+/// A gateway that nobody asks anything yet, and the agent that watches it.
+fn stage<'a>(rig: &'a Rig, response: &str) -> Result<(Container<'a>, Agent)> {
     let container = Container::start(rig)?;
     say(&format!("a gateway listens in container {}", container::NAME));
     let mut agent = Agent::start(rig.socket(), response)?;
     agent.wait_until_it_guards(container::NAME)?;
     say(&format!("mcp-guard watches it; its policy answers duplicates with {response}"));
+    Ok((container, agent))
+}
+
+fn contain(rig: &Rig, container: &Container, mut agent: Agent, response: &str) -> Result<()> {
     let story = Story::new();
     let leak = Leak::start(rig, SERVERS)?;
     story.tell(&format!("a client begins: {SERVERS} requests, each leaves a server behind"));
     watch(&story, &mut agent, response)?;
     match response {
-        "freeze" => compare_while_frozen(&container, &agent)?,
-        _ => wait_until_dead(&story, &container)?,
+        "freeze" => compare_while_frozen(&story, container, &agent)?,
+        _ => wait_until_dead(&story, container)?,
     }
     drop(leak);
-    say(&format!("audit read back: {} lines, intent before outcome", agent.check_audit()?));
-    agent.stop()
+    let audit = agent.stop()?;
+    story.tell("mcp-guard has ended and gave back what it held; its audit, read back:");
+    audit.lines.iter().for_each(|line| say(&format!("  {line}")));
+    audit.check(response)?;
+    story.tell(&format!("{} lines: each outcome follows its intent", audit.lines.len()));
+    Ok(())
 }
 
 /// Tells what the agent sees until its audit says that it acted.
 fn watch(story: &Story, agent: &mut Agent, response: &str) -> Result<()> {
     let mut shown = None;
     while story.start.elapsed() < DEADLINE {
+        // A kill leaves none to show; how many there were is what counts.
         if let Some(view) = agent.view(container::NAME, container::IDENTITY)
+            && view.live > 0
             && shown.as_ref() != Some(&(view.live, view.state.clone()))
         {
             let identity = container::IDENTITY;
@@ -74,9 +103,12 @@ fn watch(story: &Story, agent: &mut Agent, response: &str) -> Result<()> {
             shown = Some((view.live, view.state));
         }
         for line in agent.new_audit_lines()? {
-            story.tell(&format!("audit: {line}"));
-            if agent::says_done(&line, response) {
-                story.tell(&format!("contained by {response}"));
+            if let Some(told) = audit::told(&line) {
+                story.tell(&told);
+            }
+            if audit::says_done(&line, response) {
+                let servers = shown.map_or(0, |(live, _)| live);
+                story.tell(&format!("CONTAINED by {response}, after {servers} servers"));
                 return Ok(());
             }
         }
@@ -87,7 +119,7 @@ fn watch(story: &Story, agent: &mut Agent, response: &str) -> Result<()> {
 }
 
 /// Nothing in the container moves: what the agent knows must be what Docker shows.
-fn compare_while_frozen(container: &Container, agent: &Agent) -> Result<()> {
+fn compare_while_frozen(story: &Story, container: &Container, agent: &Agent) -> Result<()> {
     let processes = container.top()?;
     let Some(view) = agent.view(container::NAME, container::IDENTITY) else {
         bail!("the agent's status does not show the container")
@@ -95,15 +127,15 @@ fn compare_while_frozen(container: &Container, agent: &Agent) -> Result<()> {
     let mut pids: Vec<u32> = processes.iter().map(|process| process.pid).collect();
     pids.sort_unstable();
     let servers = processes.iter().filter(|process| is_server(process)).count() as u64;
-    say(&format!("agent:      {} processes, {} live servers", view.pids.len(), view.live));
-    say(&format!("docker top: {} processes, {servers} live servers", pids.len()));
+    story.tell(&format!("mcp-guard:  {} processes, {} live servers", view.pids.len(), view.live));
+    story.tell(&format!("docker top: {} processes, {servers} live servers", pids.len()));
     if !view.state.contains("frozen") {
         bail!("the agent calls the container `{}`, not frozen", view.state);
     }
     if view.pids != pids || view.live != servers {
         bail!("they differ: agent {:?}, docker top {pids:?}", view.pids);
     }
-    say("the same, process by process");
+    story.tell("the same, process by process");
     Ok(())
 }
 

@@ -103,7 +103,8 @@ fn adapters_do_not_see_each_other() {
 fn one_place_changes_the_host() {
     let steps = Path::new("executor/steps.rs");
     for (path, text) in sources(&root().join("../src")) {
-        if path.ends_with(steps) || path.ends_with("host/cgroup.rs") {
+        let handle = path.to_string_lossy().contains("host/cgroup");
+        if path.ends_with(steps) || handle {
             continue;
         }
         for word in ["request_freeze(", "set_pids_max(", ".kill()", "mark::write("] {

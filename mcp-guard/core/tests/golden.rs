@@ -54,10 +54,9 @@ fn registry(execs: &[Exec]) -> (Registry, u32) {
     let mut last = FIRST;
     for (at, exec) in (1..).zip(execs) {
         let (now, pid) = (Time(at * 1_000_000_000), FIRST + exec.process);
-        match exec.parent {
-            None => registry.arrive(now, pid, None, &launchers),
-            Some(parent) if !registry.holds(pid) => registry.fork(now, pid, FIRST + parent),
-            Some(_) => {}
+        // The first one is told of by its exec alone, as a process that came from outside.
+        if let Some(parent) = exec.parent.filter(|_| !registry.holds(pid)) {
+            registry.fork(now, pid, FIRST + parent);
         }
         registry.exec(now, now, pid, &joined(&exec.argv), &launchers);
         last = pid;

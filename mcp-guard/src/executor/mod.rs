@@ -1,5 +1,7 @@
 //! The one place that changes the host. Each change writes one audit line before and one after.
 
+mod confirm;
+mod hold;
 pub mod reconcile;
 mod steps;
 
@@ -8,27 +10,25 @@ use std::{collections::BTreeMap, time::Duration};
 use mcp_guard_core::{
     Time,
     audit::{Record, Subject, Timing},
-    effect::{Cause, Containment, Effect, End, GuardId, Input, Outcome},
+    effect::{Cause, Containment, Effect, GuardId, Input, Outcome},
     escape::escape,
     policy::{Mode, Response},
     refusal::refusal,
 };
 use tokio::sync::mpsc;
 
+pub use confirm::Confirmed;
 pub use steps::Holder;
 use steps::Step;
 
 use crate::{
     audit::Audit,
     host::{
-        cgroup::{Cgroup, wait_events},
+        cgroup::Cgroup,
         clock, facts,
         layout::{self, Layout},
     },
 };
-
-/// A freeze or a kill that the kernel does not confirm within this time has failed.
-const CONFIRM: Duration = Duration::from_secs(2);
 
 /// A guarded cgroup, held.
 pub struct Held {
@@ -50,18 +50,6 @@ impl Held {
         };
         Self { cgroup, subject, container, paused }
     }
-}
-
-/// The kernel's answer to a freeze or kill, sent by the task that waited for it.
-pub struct Confirmed {
-    incident: String,
-    guard: GuardId,
-    response: Response,
-    lease: Duration,
-    decided: Time,
-    written: Time,
-    reached: std::io::Result<bool>,
-    at: Time,
 }
 
 pub struct Executor {
@@ -264,63 +252,6 @@ impl Executor {
         }
     }
 
-    fn await_confirmation(&self, wanted: &Containment, incident: String, written: Time) {
-        let dir = self.held.get(&wanted.guard).map(|held| held.cgroup.dir().try_clone_to_owned());
-        let (guard, response, lease) = (wanted.guard, wanted.response, wanted.lease);
-        let decided = wanted.decided;
-        let confirmations = self.confirmations.clone();
-        tokio::spawn(async move {
-            let reached = match dir {
-                Some(Ok(dir)) if response == Response::Kill => {
-                    gone_is_dead(wait_events(dir, CONFIRM, |events| !events.populated).await)
-                }
-                Some(Ok(dir)) => wait_events(dir, CONFIRM, |events| events.frozen).await,
-                Some(Err(error)) => Err(error),
-                None => Ok(false),
-            };
-            let at = clock::now();
-            // The receiver is gone only when the program ends.
-            let _ = confirmations.send(Confirmed {
-                incident,
-                guard,
-                response,
-                lease,
-                decided,
-                written,
-                reached,
-                at,
-            });
-        });
-    }
-
-    /// Takes the kernel's answer; what was not reached is undone.
-    pub fn confirm(&mut self, confirmed: Confirmed) -> Option<Input> {
-        let Confirmed { incident, guard, response, lease, decided, written, reached, at } =
-            confirmed;
-        let held = self.held.get(&guard)?;
-        let (outcome, detail) = match reached {
-            Ok(true) if response == Response::Kill => {
-                (Outcome::Done, "cgroup.kill written, populated 0 read back".to_owned())
-            }
-            Ok(true) => (Outcome::Done, "cgroup.freeze 1, frozen 1 read back".to_owned()),
-            Ok(false) if response == Response::Kill => {
-                (Outcome::Failed, format!("processes are still there after {CONFIRM:?}"))
-            }
-            Ok(false) => {
-                let (_, undone) = steps::thaw(&held.cgroup, self.engine_freezes(held));
-                (Outcome::Failed, format!("frozen 1 not seen within {CONFIRM:?}; {undone}"))
-            }
-            Err(error) => (Outcome::Failed, format!("the cgroup went away: {error}")),
-        };
-        let timing = Timing {
-            decided_boot_ns: decided.0,
-            written_us: micros(decided, written),
-            confirmed_us: Some(micros(decided, at)),
-        };
-        self.outcome(guard, incident, response, outcome, detail, Some(timing));
-        Some(Input::Settled { guard, response, outcome, lease })
-    }
-
     fn refuse(
         &mut self,
         guard: GuardId,
@@ -344,78 +275,6 @@ impl Executor {
         self.outcome(guard, incident, response, Outcome::Refused, detail, None);
         let lease = Duration::ZERO;
         Some(Input::Settled { guard, response, outcome: Outcome::Refused, lease })
-    }
-
-    fn renew(&mut self, guard: GuardId, lease: Duration) -> Option<Input> {
-        let held = self.held.get(&guard)?;
-        let deadline = clock::now().after(lease);
-        let (outcome, detail) = steps::renew_clamp(&held.cgroup, deadline);
-        let incident = self.incident();
-        self.outcome(guard, incident, Response::Clamp, outcome, detail, None);
-        None
-    }
-
-    fn loosen(&mut self, guard: GuardId, by: u64, aborts: u64, denials: u64) -> Option<Input> {
-        let held = self.held.get(&guard)?;
-        let (outcome, detail) = steps::loosen(&held.cgroup, by);
-        let detail =
-            format!("{detail}, after {aborts} exits by SIGABRT and {denials} refused forks");
-        let incident = self.incident();
-        self.outcome(guard, incident, Response::Clamp, outcome, detail, None);
-        None
-    }
-
-    /// Gives a state back, where it is still ours. None where the guard is gone.
-    pub fn release(
-        &mut self,
-        guard: GuardId,
-        response: Response,
-        end: End,
-    ) -> Option<(Outcome, String)> {
-        let incident = self.incident();
-        let held = self.held.get(&guard)?;
-        let subject = held.subject.clone();
-        self.audit.write(release_record(&incident, &subject, response, end, None, String::new()));
-        let (outcome, detail) = match response {
-            Response::Freeze => steps::thaw(&held.cgroup, self.engine_freezes(held)),
-            Response::Clamp => steps::unclamp(&held.cgroup),
-            Response::Record | Response::Kill => (Outcome::NotOurs, "nothing to undo".to_owned()),
-        };
-        tracing::info!(name = subject.name, %response, ?end, ?outcome, detail, "released");
-        let said = Some(outcome);
-        self.audit.write(release_record(&incident, &subject, response, end, said, detail.clone()));
-        Some((outcome, detail))
-    }
-
-    fn disown(&mut self, guard: GuardId, response: Response, end: End) -> Option<Input> {
-        let incident = self.incident();
-        let held = self.held.get(&guard)?;
-        let subject = held.subject.clone();
-        let detail = steps::disown(&held.cgroup, response);
-        tracing::info!(name = subject.name, %response, ?end, detail, "no longer ours");
-        let outcome = Some(Outcome::NotOurs);
-        self.audit.write(release_record(&incident, &subject, response, end, outcome, detail));
-        None
-    }
-}
-
-fn release_record(
-    incident: &str,
-    guard: &Subject,
-    response: Response,
-    end: End,
-    outcome: Option<Outcome>,
-    detail: String,
-) -> Record {
-    let (incident, guard) = (incident.to_owned(), guard.clone());
-    Record::Release { incident, guard, response, end, outcome, detail }
-}
-
-/// A cgroup whose last process is killed may be removed by its engine before it is read again.
-fn gone_is_dead(reached: std::io::Result<bool>) -> std::io::Result<bool> {
-    match reached {
-        Err(error) if is_gone(&error) => Ok(true),
-        other => other,
     }
 }
 

@@ -9,7 +9,7 @@ use mcp_guard_core::{
     policy::Response,
 };
 
-use super::{Executor, Held, release_record, steps};
+use super::{Executor, Held, hold::release_record, steps};
 use crate::host::{
     cgroup::Cgroup,
     clock,

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use super::audit::Audit;
 use super::container;
 use crate::say::complain;
 use crate::{program, workspace};
@@ -81,13 +82,6 @@ impl Agent {
         Ok(new)
     }
 
-    /// Each outcome must follow an intent of the same incident. Returns the number of lines.
-    pub fn check_audit(&self) -> Result<usize> {
-        let lines = self.audit_lines()?;
-        check_order(&lines)?;
-        Ok(lines.len())
-    }
-
     pub fn check_alive(&mut self) -> Result<()> {
         if let Some(status) = self.child.try_wait().context("cannot look at the agent")? {
             self.show_log();
@@ -96,8 +90,9 @@ impl Agent {
         Ok(())
     }
 
-    /// Asks the agent to end. An agent that does not, or that ends badly, is an error.
-    pub fn stop(mut self) -> Result<()> {
+    /// Asks the agent to end, and reads its whole audit. An agent that does not end, or that ends
+    /// badly, is an error.
+    pub fn stop(mut self) -> Result<Audit> {
         self.check_alive()?;
         kill_process(Pid::from_child(&self.child), Signal::TERM).context("cannot ask the agent")?;
         let start = Instant::now();
@@ -107,7 +102,7 @@ impl Agent {
                     self.show_log();
                     bail!("the agent ended with {status}");
                 }
-                return Ok(());
+                return Ok(Audit { lines: self.audit_lines()? });
             }
             sleep(Duration::from_millis(50));
         }
@@ -164,10 +159,10 @@ fn policy(response: &str) -> String {
         r#"mode = "enforce"
 
 [detect.duplicates]
-warn = 4
-warn_age = "3s"
-act = 8
-act_age = "6s"
+warn = 3
+warn_age = "1s"
+act = 6
+act_age = "3s"
 response = "{response}"
 
 [detect.burst]
@@ -192,30 +187,6 @@ fn view(status: &Value, name: &str, identity: &str) -> Option<View> {
     Some(View { state: guard["state"].as_str()?.to_owned(), live, pids })
 }
 
-/// Whether an audit line says that the response was carried out.
-pub fn says_done(line: &str, response: &str) -> bool {
-    serde_json::from_str::<Value>(line).is_ok_and(|line| {
-        line["event"] == "outcome" && line["response"] == response && line["outcome"] == "done"
-    })
-}
-
-fn check_order(lines: &[String]) -> Result<()> {
-    let mut intents = Vec::new();
-    for line in lines {
-        let record: Value =
-            serde_json::from_str(line).with_context(|| format!("not JSON in the audit: {line}"))?;
-        if record["event"] == "intent" {
-            intents.push(record["incident"].clone());
-        } else if record["event"] == "outcome" && !intents.contains(&record["incident"]) {
-            bail!("an outcome without an intent before it: {line}");
-        }
-    }
-    if intents.is_empty() {
-        bail!("the audit has no intent");
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -226,13 +197,5 @@ mod tests {
             "pids": [9, 7], "identities": {"magic": {"live": 2}}}]});
         let view = view(&status, "demo", "magic").unwrap();
         assert_eq!((view.state.as_str(), view.live, view.pids), ("frozen", 2, vec![7, 9]));
-    }
-
-    #[test]
-    fn an_outcome_needs_its_intent_first() {
-        let intent = r#"{"event":"intent","incident":"1"}"#.to_owned();
-        let outcome = r#"{"event":"outcome","incident":"1"}"#.to_owned();
-        assert!(check_order(&[intent.clone(), outcome.clone()]).is_ok());
-        assert!(check_order(&[outcome, intent]).is_err());
     }
 }

@@ -98,10 +98,12 @@ fn process(line: &str) -> Result<Process> {
 }
 
 /// Whether a command line is the launcher of one server of the demo: each server has exactly one,
-/// first as `node /usr/bin/npx -y PACKAGE`, then under the title that npm gives itself.
+/// first through `#!`, then as npx, then under the titles that npm gives itself.
 pub fn is_launcher(command: &str) -> bool {
-    command.starts_with("npm exec @21st-dev/magic")
-        || command.starts_with("node /usr/bin/npx -y @21st-dev/magic")
+    let called = command.strip_prefix("/usr/bin/env ").unwrap_or(command);
+    command == "npm"
+        || command.starts_with("npm exec @21st-dev/magic")
+        || called.starts_with("node /usr/bin/npx -y @21st-dev/magic")
 }
 
 /// The client. Ends when dropped, also while its other half in the container is frozen.
@@ -141,6 +143,7 @@ mod tests {
     #[test]
     fn the_server_below_its_launcher_is_not_counted_again() {
         assert!(is_launcher("node /usr/bin/npx -y @21st-dev/magic@0.1.0"));
+        assert!(is_launcher("/usr/bin/env node /usr/bin/npx -y @21st-dev/magic@0.1.0"));
         assert!(!is_launcher("sh -c npx -y @21st-dev/magic@0.1.0"));
         assert!(!is_launcher("node /opt/npm-cache/_npx/9d186efb9a09194e/node_modules/.bin/magic"));
     }

@@ -1,0 +1,178 @@
+//! From a path, a process or a mark to a cgroup that is held.
+
+use std::{
+    ffi::OsStr,
+    io,
+    os::{
+        fd::{BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::{Path, PathBuf},
+};
+
+use mcp_guard_core::{container::container_in, escape::escape};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
+
+use super::{Cgroup, SHOWN_PATH, pids::Pids};
+use crate::host::{
+    layout::Layout,
+    mark::Slot,
+    process::{Process, pidfd, still_runs},
+};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("no cgroup2 tree is mounted on this host; see `mcp-guard doctor`")]
+    NoUnified,
+    #[error("cgroup {path}: {source}")]
+    Open { path: String, source: io::Error },
+    #[error("process {pid}: {source}")]
+    Process { pid: u32, source: io::Error },
+    #[error("process {pid} ended or moved while its cgroup was looked up; try again")]
+    Moved { pid: u32 },
+    #[error("process {pid} is in cgroup {path}, which is not the cgroup of container {container}")]
+    NotTheContainer { pid: u32, path: String, container: String },
+}
+
+impl Cgroup {
+    /// By path in the unified tree. On a hybrid host the pids directory is taken from a process
+    /// in the cgroup, None while it is empty.
+    ///
+    /// # Errors
+    /// It does not exist, or the host has no unified tree.
+    pub fn open(layout: &Layout, path: &str) -> Result<Self, Error> {
+        let dir = open_unified(layout, Path::new(path))?;
+        let mut cgroup = Self::hold(dir, path.to_owned())?;
+        cgroup.find_pids(layout);
+        Ok(cgroup)
+    }
+
+    /// The cgroup a process is in. Both directories come from one read of `/proc/PID/cgroup`, with
+    /// the process alive before and after. With `container`, the container's own cgroup: the
+    /// process may sit below it.
+    ///
+    /// # Errors
+    /// The process is gone, moved, or is not in that container.
+    pub fn of_process(layout: &Layout, pid: u32, container: Option<&str>) -> Result<Self, Error> {
+        let alive = pidfd(pid).map_err(|source| Error::Process { pid, source })?;
+        let places = Process::open(pid)
+            .and_then(|process| process.cgroup())
+            .map_err(|source| Error::Process { pid, source })?;
+        let line = |wanted: &dyn Fn(&[u8], &[u8]) -> bool| {
+            places.split(|byte| *byte == b'\n').find_map(|line| {
+                let mut fields = line.splitn(3, |byte| *byte == b':');
+                let (number, controllers) = (fields.next()?, fields.next()?);
+                wanted(number, controllers).then(|| fields.next()).flatten()
+            })
+        };
+        let unified = line(&|number, _| number == b"0").ok_or(Error::NoUnified)?;
+        let unified = trim(pid, unified, container)?;
+        let dir = open_unified(layout, &unified)?;
+        let mut cgroup = Self::hold(dir, show(&unified))?;
+        match &layout.pids {
+            Some(tree) if tree.v1 => {
+                let has_pids =
+                    |list: &[u8]| list.split(|byte| *byte == b',').any(|one| one == b"pids");
+                if let Some(path) = line(&|_, controllers| has_pids(controllers)) {
+                    let dir = open_below(&tree.mount, &trim(pid, path, container)?)?;
+                    cgroup.pids = Some(Pids { dir, v1: true });
+                }
+            }
+            Some(_) => cgroup.find_pids(layout),
+            None => {}
+        }
+        if still_runs(&alive) { Ok(cgroup) } else { Err(Error::Moved { pid }) }
+    }
+
+    fn hold(dir: OwnedFd, path: String) -> Result<Self, Error> {
+        let stat = fstat(&dir)
+            .map_err(|source| Error::Open { path: path.clone(), source: source.into() })?;
+        Ok(Self { dir, id: stat.st_ino, path, pids: None })
+    }
+
+    /// The roots of the trees in which marks of each slot lie.
+    ///
+    /// # Errors
+    /// A tree that is mounted cannot be opened.
+    pub fn roots(layout: &Layout) -> io::Result<Vec<(Slot, Self)>> {
+        let mut roots = Vec::new();
+        let freeze = layout.unified.as_ref().map(|mount| (Slot::Freeze, mount));
+        let clamp = layout.pids.as_ref().map(|tree| (Slot::Clamp, &tree.mount));
+        for (slot, mount) in freeze.into_iter().chain(clamp) {
+            let dir = open_below(mount, Path::new("/")).map_err(io::Error::other)?;
+            roots.push((slot, Self::hold(dir, "/".to_owned()).map_err(io::Error::other)?));
+        }
+        Ok(roots)
+    }
+
+    /// The cgroup of a directory found by a walk in the tree of `slot`.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn at(dir: BorrowedFd<'_>, path: &str, slot: Slot, layout: &Layout) -> io::Result<Self> {
+        let own = dir.try_clone_to_owned()?;
+        let mut cgroup = Self::hold(own, path.to_owned()).map_err(io::Error::other)?;
+        if slot == Slot::Clamp {
+            let v1 = layout.pids.as_ref().is_some_and(|tree| tree.v1);
+            cgroup.pids = Some(Pids { dir: dir.try_clone_to_owned()?, v1 });
+        }
+        Ok(cgroup)
+    }
+
+    /// Finds the pids directory where it is not known yet: a hybrid guard may have been empty.
+    pub fn find_pids(&mut self, layout: &Layout) {
+        let Some(tree) = layout.pids.as_ref().filter(|_| self.pids.is_none()) else { return };
+        if !tree.v1 {
+            self.pids = self.dir.try_clone().ok().map(|dir| Pids { dir, v1: false });
+            return;
+        }
+        for pid in self.processes().unwrap_or_default() {
+            if let Ok(Self { id, pids: Some(pids), .. }) = Self::of_process(layout, pid, None)
+                && id == self.id
+            {
+                self.pids = Some(pids);
+                return;
+            }
+        }
+    }
+}
+
+fn open_unified(layout: &Layout, path: &Path) -> Result<OwnedFd, Error> {
+    open_below(layout.unified.as_ref().ok_or(Error::NoUnified)?, path)
+}
+
+/// Opens a directory below a mount point without following links or leaving the mount.
+fn open_below(mount: &Path, path: &Path) -> Result<OwnedFd, Error> {
+    let open = || -> rustix::io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = openat(CWD, mount, flags, Mode::empty())?;
+        let inside = path.strip_prefix("/").unwrap_or(path);
+        if inside.as_os_str().is_empty() {
+            return Ok(root);
+        }
+        let resolve = ResolveFlags::BENEATH
+            | ResolveFlags::NO_SYMLINKS
+            | ResolveFlags::NO_MAGICLINKS
+            | ResolveFlags::NO_XDEV;
+        openat2(&root, inside, flags, Mode::empty(), resolve)
+    };
+    open().map_err(|source| Error::Open { path: show(path), source: source.into() })
+}
+
+/// The container's own part of a process's cgroup path, or the whole path.
+fn trim(pid: u32, path: &[u8], container: Option<&str>) -> Result<PathBuf, Error> {
+    let Some(id) = container else { return Ok(OsStr::from_bytes(path).into()) };
+    let text = String::from_utf8_lossy(path);
+    match container_in(&text) {
+        Some(found) if found.id == id => Ok(found.path.into()),
+        _ => Err(Error::NotTheContainer {
+            pid,
+            path: escape(path, SHOWN_PATH),
+            container: id.to_owned(),
+        }),
+    }
+}
+
+fn show(path: &Path) -> String {
+    escape(path.as_os_str().as_bytes(), SHOWN_PATH)
+}

@@ -1,0 +1,119 @@
+//! The pids controller of a cgroup, through cgroups-rs over the descriptor that we hold: its paths then
+//! cannot be replaced under us.
+
+use std::{
+    io,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    path::PathBuf,
+};
+
+use cgroups_rs::fs::{MaxValue, pid::PidController};
+
+use super::{Cgroup, read_file};
+
+/// A limit as the kernel writes it: a number or "max".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Limit {
+    Tasks(u64),
+    Max,
+}
+
+impl std::fmt::Display for Limit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tasks(tasks) => write!(f, "{tasks}"),
+            Self::Max => f.write_str("max"),
+        }
+    }
+}
+
+impl Limit {
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "max" => Some(Self::Max),
+            number => number.parse().ok().map(Self::Tasks),
+        }
+    }
+}
+
+/// Where `pids.max` of the same processes lies: the same directory, or one of the v1 tree.
+pub(super) struct Pids {
+    pub(super) dir: OwnedFd,
+    pub(super) v1: bool,
+}
+
+impl Cgroup {
+    /// The directory that has `pids.max`.
+    #[must_use]
+    pub fn pids_dir(&self) -> Option<BorrowedFd<'_>> {
+        self.pids.as_ref().map(|pids| pids.dir.as_fd())
+    }
+
+    /// # Errors
+    /// There is no pids controller, or the cgroup is gone.
+    pub fn pids_max(&self) -> io::Result<Limit> {
+        match self.pids_controller()?.get_pid_max().map_err(cause)? {
+            MaxValue::Max => Ok(Limit::Max),
+            MaxValue::Value(tasks) => Ok(Limit::Tasks(u64::try_from(tasks).unwrap_or(0))),
+        }
+    }
+
+    /// # Errors
+    /// There is no pids controller, or the cgroup is gone.
+    pub fn set_pids_max(&self, limit: Limit) -> io::Result<()> {
+        let value = match limit {
+            Limit::Max => MaxValue::Max,
+            Limit::Tasks(tasks) => MaxValue::Value(i64::try_from(tasks).unwrap_or(i64::MAX)),
+        };
+        self.pids_controller()?.set_pid_max(value).map_err(cause)
+    }
+
+    /// Tasks charged, threads and zombies included.
+    ///
+    /// # Errors
+    /// There is no pids controller, or the cgroup is gone.
+    pub fn pids_current(&self) -> io::Result<u64> {
+        self.pids_controller()?.get_pid_current().map_err(cause)
+    }
+
+    /// Forks refused, ever.
+    ///
+    /// # Errors
+    /// There is no pids controller, or the cgroup is gone.
+    pub fn pids_denials(&self) -> io::Result<u64> {
+        self.pids_controller()?.get_pid_events().map_err(cause)
+    }
+
+    /// Processes that share the pids directory; more than the guard's own means that a clamp would
+    /// hit bystanders.
+    ///
+    /// # Errors
+    /// There is no pids controller, or the cgroup is gone.
+    pub fn pids_processes(&self) -> io::Result<Vec<u32>> {
+        let pids = self.pids.as_ref().ok_or_else(no_pids)?;
+        let dir = pids.dir.try_clone()?;
+        let same = Self { dir, id: 0, path: String::new(), pids: None };
+        same.processes()
+    }
+
+    fn pids_controller(&self) -> io::Result<PidController> {
+        let pids = self.pids.as_ref().ok_or_else(no_pids)?;
+        // It creates files that are missing, so the directory must be a live cgroup's.
+        read_file(pids.dir.as_fd(), "pids.current")?;
+        let held = PathBuf::from(format!("/proc/self/fd/{}", pids.dir.as_raw_fd()));
+        Ok(PidController::new(held, PathBuf::new(), !pids.v1))
+    }
+}
+
+fn no_pids() -> io::Error {
+    io::Error::other("no pids controller is known for it")
+}
+
+/// cgroups-rs keeps the errno in its source.
+fn cause(error: cgroups_rs::fs::error::Error) -> io::Error {
+    let errno = std::error::Error::source(&error)
+        .and_then(|source| source.downcast_ref::<io::Error>())
+        .and_then(io::Error::raw_os_error);
+    errno.map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error)
+}

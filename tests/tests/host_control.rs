@@ -1,0 +1,74 @@
+//! The control socket, byte by byte: Varlink's framing, and nonsense.
+
+#![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
+
+use std::{fs, os::unix::fs::PermissionsExt as _};
+
+use mcp_guard_tests::agent::Agent;
+use serde_json::{Value, json};
+
+/// Guards nothing.
+const POLICY: &str = "[[guard]]\ncgroup = \"/mcp-guard-test-none\"\n";
+
+#[test]
+fn it_describes_itself() {
+    let agent = Agent::start(POLICY).unwrap();
+    let info = agent.call("org.varlink.service.GetInfo", &json!({})).unwrap();
+    assert_eq!(info["parameters"]["product"], "mcp-guard");
+    let interfaces = json!(["org.varlink.service", "io.mcpguard"]);
+    assert_eq!(info["parameters"]["interfaces"], interfaces);
+    let describe = "org.varlink.service.GetInterfaceDescription";
+    let ours = agent.call(describe, &json!({ "interface": "io.mcpguard" })).unwrap();
+    let text = ours["parameters"]["description"].as_str().unwrap();
+    for line in ["interface io.mcpguard", "method Status()", "method Freeze(", "error Failed"] {
+        assert!(text.lines().any(|one| one.starts_with(line)), "{line} is not in {text}");
+    }
+    let other = agent.call(describe, &json!({ "interface": "a.b" })).unwrap();
+    assert_eq!(other["error"], "org.varlink.service.InterfaceNotFound");
+}
+
+#[test]
+fn two_messages_in_one_write_get_two_replies_in_order() {
+    let agent = Agent::start(POLICY).unwrap();
+    let both =
+        b"{\"method\":\"io.mcpguard.Status\"}\0{\"method\":\"org.varlink.service.GetInfo\"}\0";
+    let replies = agent.converse(both, 2).unwrap();
+    assert_eq!(replies[0]["parameters"]["pid"], agent.pid());
+    assert_eq!(replies[1]["parameters"]["vendor"], "mcp-guard");
+    assert_eq!(replies.len(), 2);
+}
+
+#[test]
+fn nonsense_gets_an_error_and_harms_nobody() {
+    let agent = Agent::start(POLICY).unwrap();
+    let table: [(&[u8], &str); 6] = [
+        (b"garbage\0", "InvalidParameter"),
+        (b"\xff\xfe\x00", "InvalidParameter"),
+        (b"\0", "InvalidParameter"),
+        (b"{\"method\":\"io.mcpguard.Nope\"}\0", "MethodNotFound"),
+        (b"{\"method\":\"io.mcpguard.Freeze\"}\0", "InvalidParameter"),
+        (
+            b"{\"method\":\"io.mcpguard.Thaw\",\"parameters\":{\"cgroup\":\"/../..\",\
+              \"cgroup_id\":1,\"name\":\"x\"}}\0",
+            "Failed",
+        ),
+    ];
+    for (bytes, error) in table {
+        let shown = String::from_utf8_lossy(bytes);
+        let replies = agent.converse(bytes, 1).unwrap();
+        let said = replies[0]["error"].as_str().unwrap_or("no error");
+        assert!(said.ends_with(error), "{shown}: {replies:?}");
+        assert_eq!(agent.status().unwrap().pid, agent.pid(), "after {shown}");
+    }
+    // A message that never ends is not kept: the connection ends, the agent does not.
+    let endless = vec![b'x'; 5 << 20];
+    assert!(agent.converse(&endless, 1).map_or(true, |replies: Vec<Value>| replies.is_empty()));
+    assert_eq!(agent.status().unwrap().pid, agent.pid());
+}
+
+#[test]
+fn the_socket_is_roots_alone() {
+    let agent = Agent::start(POLICY).unwrap();
+    let mode = fs::metadata(agent.socket()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}

@@ -1,0 +1,116 @@
+//! A ring that overflows costs detail for a moment, and never a count.
+
+#![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
+
+use std::{
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use mcp_guard_core::audit::Record;
+use mcp_guard_tests::{
+    agent::Agent,
+    cgroup::FixtureCgroup,
+    leak::{Leak, PACKAGE, observing},
+    workload,
+};
+use rustix::process::Signal;
+use serde_json::Value;
+
+/// Storms in a row: a registry that comes right only mostly shows in one of them.
+const ROUNDS: usize = 5;
+const TREES: usize = 6;
+const AGAIN_RIGHT: Duration = Duration::from_secs(1);
+
+/// A guarded cgroup and what must have been counted in it.
+struct Scene {
+    agent: Agent,
+    leaks: Vec<Leak>,
+    cgroup: FixtureCgroup,
+    processes: u64,
+    execs: u64,
+}
+
+impl Scene {
+    fn new(arguments: &[&str]) -> Self {
+        let cgroup = FixtureCgroup::new("overflow").unwrap();
+        let agent = Agent::start_with(&observing(&cgroup), "/nonexistent", arguments).unwrap();
+        Self { agent, leaks: Vec::new(), cgroup, processes: 0, execs: 0 }
+    }
+
+    /// A storm during which some servers start that stay. The agent sleeps at first, so that the
+    /// ring overflows for sure; `asleep` is how long.
+    fn storm(&mut self, asleep: impl FnOnce(&mut Child)) {
+        let mut storm = Command::new(workload("spawn-workload").unwrap());
+        storm.args("--case bomb --seconds 1 --workers 3 --alive 50".split(' '));
+        storm.stdout(Stdio::piped());
+        self.agent.signal(Signal::STOP).unwrap();
+        let mut storm = self.cgroup.spawn(storm).unwrap();
+        self.leaks.push(Leak::start(&self.cgroup, TREES).unwrap());
+        asleep(&mut storm);
+        self.agent.signal(Signal::CONT).unwrap();
+        let ledger = storm.wait_with_output().unwrap();
+        let ended = Instant::now();
+        assert!(ledger.status.success());
+        let ledger: Value = serde_json::from_slice(&ledger.stdout).unwrap();
+        self.processes += ledger["processes"].as_u64().unwrap() + 2 * TREES as u64;
+        // The storm's own program, the gateway, and both programs of each tree.
+        self.execs += ledger["execs"].as_u64().unwrap() + 2 + 2 * TREES as u64;
+        self.comes_right(ended);
+        self.counts_are_exact();
+    }
+
+    /// The registry equals cgroup.procs.
+    fn comes_right(&mut self, ended: Instant) {
+        let procs = self.cgroup.procs().unwrap();
+        let mut expected: Vec<u32> = procs.into_iter().map(i32::cast_unsigned).collect();
+        expected.sort_unstable();
+        let id = self.cgroup.id();
+        let mut pids = Vec::new();
+        let right = |agent: &mut Agent| {
+            pids = agent.guard(id)?.guard.pids;
+            Ok(pids == expected || ended.elapsed() > AGAIN_RIGHT)
+        };
+        self.agent.wait_until("the registry is right", right).unwrap();
+        assert_eq!(pids, expected, "{AGAIN_RIGHT:?} after the storm");
+    }
+
+    fn counts_are_exact(&self) {
+        let status = self.agent.guard(self.cgroup.id()).unwrap().guard;
+        let totals = status.totals;
+        assert_eq!((totals.process_forks, totals.execs), (self.processes, self.execs));
+        let live = self.leaks.len() * TREES;
+        assert_eq!(status.identities[PACKAGE].live, live, "found again by a look at /proc");
+        assert!(totals.dropped > 0, "the ring did not overflow");
+    }
+}
+
+#[test]
+fn totals_stay_exact_and_the_registry_comes_right_within_a_second() {
+    let mut scene = Scene::new(&["--ring-bytes", "4096"]);
+    for _ in 0..ROUNDS {
+        scene.storm(|_| {});
+    }
+    let losses = scene.agent.status().unwrap().losses;
+    let last = losses["ring-full"];
+    assert!(last > 0 && losses["recursion"] == 0, "{losses:?}");
+    let told = |record: &Record| match record {
+        Record::Loss { cause, count } if cause == "ring-full" && *count == last => Some(()),
+        _ => None,
+    };
+    scene.agent.await_record("the audit log has the last count", told).unwrap();
+    let text = String::from_utf8(scene.agent.cli(&["status"]).unwrap().stdout).unwrap();
+    assert!(text.contains("LOST: ring-full"), "{text}");
+}
+
+/// More records wait than the agent reads in one turn: it looks at /proc before it has read them
+/// all, and births come after that look whose deaths were lost.
+#[test]
+fn a_long_queue_behind_a_loss_leaves_no_ghosts() {
+    let mut scene = Scene::new(&["--ring-bytes", "262144"]);
+    for _ in 0..ROUNDS {
+        scene.storm(|storm| {
+            storm.wait().unwrap();
+        });
+    }
+}
