@@ -134,63 +134,83 @@ impl Launchers {
     }
 }
 
+/// A word of the command line, as a launcher reads it.
+enum Token<'a> {
+    /// The value of a package option.
+    Package(&'a str),
+    /// Help or version is asked for.
+    Information,
+    /// `--`: what follows is no option.
+    End,
+    Plain(&'a str),
+}
+
 impl Launcher {
     /// The package that `arguments` name, where they are this launcher's.
     fn package<'a>(&self, arguments: &[&'a str]) -> Option<&'a str> {
-        let mut expected = self.subcommand.iter();
-        let mut missing = expected.next();
-        let mut command = None;
-        let mut words = arguments.iter();
-        while let Some(&word) = words.next() {
+        let mut words = arguments.iter().copied();
+        let mut package = None;
+        for subcommand in &self.subcommand {
+            loop {
+                match self.next_token(&mut words)? {
+                    Token::Package(named) => package = package.or(Some(named)),
+                    Token::Plain(word) if word == subcommand => break,
+                    Token::Plain(_) | Token::Information | Token::End => return None,
+                }
+            }
+        }
+        let command = match self.next_token(&mut words) {
+            Some(Token::Package(named)) => return package.or(Some(named)),
+            Some(Token::Information) => return None,
+            Some(Token::End) => words.next(),
+            Some(Token::Plain(command)) => self.package_behind(words).or(Some(command)),
+            None => None,
+        };
+        package.or(command).filter(|package| !package.is_empty())
+    }
+
+    /// npm reads its own options on both sides of the command; all others, and npx, leave what
+    /// follows the command to the server. Only the long form: `-p 3000` is more often meant for
+    /// the server.
+    fn package_behind<'a>(&self, words: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+        let mut words = words.take_while(|word| *word != "--");
+        while self.program == "npm" {
+            let word = words.next()?;
+            if word == "--package" {
+                return words.next();
+            }
+            if let Some(package) = word.strip_prefix("--package=") {
+                return Some(package);
+            }
+        }
+        None
+    }
+
+    /// Steps over options that do not matter, with their values.
+    fn next_token<'a>(&self, words: &mut impl Iterator<Item = &'a str>) -> Option<Token<'a>> {
+        loop {
+            let word = words.next()?;
             if word == "--" {
-                command = command.or(if missing.is_none() { words.next().copied() } else { None });
-                break;
+                return Some(Token::End);
             }
             if !word.starts_with('-') || word == "-" {
-                match missing {
-                    Some(subcommand) if subcommand == word => missing = expected.next(),
-                    Some(_) => return None,
-                    None if command.is_none() => command = Some(word),
-                    None => {}
-                }
-                // npm reads its own options on both sides of the command; all others, and npx,
-                // leave what follows the command to the server.
-                if command.is_some() && self.program != "npm" {
-                    break;
-                }
-                continue;
+                return Some(Token::Plain(word));
             }
             let (option, attached) = match word.split_once('=') {
                 Some((option, value)) => (option, Some(value)),
                 None => (word, None),
             };
-            // Right of the command only the long form is npm's beyond doubt: `-p 3000` is more
-            // often meant for the server.
-            let known = |list: &[String]| list.iter().any(|known| known == option);
-            if known(&self.package_options) && (command.is_none() || option.starts_with("--")) {
-                return if missing.is_none() || self.subcommand_follows(missing, words.clone()) {
-                    attached.or_else(|| words.next().copied())
-                } else {
-                    None
-                };
+            let is_one_of = |list: &[String]| list.iter().any(|known| known == option);
+            if is_one_of(&self.package_options) {
+                return attached.or_else(|| words.next()).map(Token::Package);
             }
-            if command.is_none() && known(&self.information_options) {
-                return None;
+            if is_one_of(&self.information_options) {
+                return Some(Token::Information);
             }
-            if attached.is_none() && command.is_none() && known(&self.value_options) {
+            if attached.is_none() && is_one_of(&self.value_options) {
                 words.next();
             }
         }
-        if missing.is_some() { None } else { command.filter(|command| !command.is_empty()) }
-    }
-
-    /// `npm --package=P exec C`: the option came before the subcommand.
-    fn subcommand_follows<'a>(
-        &self,
-        missing: Option<&String>,
-        words: impl Iterator<Item = &'a &'a str>,
-    ) -> bool {
-        missing.is_some_and(|subcommand| words.into_iter().any(|word| *word == subcommand))
     }
 }
 
