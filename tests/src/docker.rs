@@ -181,8 +181,8 @@ impl Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
-        // Errors: it is gone already, or not paused. `docker rm` of one that we froze hangs where
-        // the engine's pause stands above the freeze, so both are taken away first.
+        // A failed test may leave it stopped in two ways; each is taken away first, and an error
+        // says that there was nothing to take away.
         if let Ok(place) = self.cgroup() {
             let _ = fs::write(place.unified.join("cgroup.freeze"), "0");
         }

@@ -7,6 +7,8 @@ pub mod docker;
 pub mod flags;
 pub mod holds;
 pub mod leak;
+pub mod node;
+pub mod sleeper;
 
 use anyhow::{Context, Result, bail};
 use std::path::PathBuf;

@@ -1,1 +1,287 @@
-//! To come.
+//! The command line: every bad input gets one clear sentence and its exit code.
+//!
+//! 0 done and nothing wrong; 1 answered, and something is wrong; 2 could not; 64 bad command line;
+//! 65 bad policy or input file. These tests need no rights, and hold for root too.
+
+#![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
+
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use mcp_guard_core::replay::Report;
+use mcp_guard_tests::{agent::command, workload};
+use serde_json::Value;
+
+/// `nobody` on every distribution.
+const NOBODY: u32 = 65_534;
+
+struct Scene(tempfile::TempDir);
+
+impl Scene {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.0.path().join(name);
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// The binary under test, with files, socket and engine of its own.
+    fn cli(&self, arguments: &[&str]) -> Output {
+        command(self.0.path(), "/nonexistent").unwrap().args(arguments).output().unwrap()
+    }
+
+    /// The same without root, whoever runs the test.
+    fn cli_as_nobody(&self, arguments: &[&str]) -> Output {
+        let open = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(self.0.path(), open).unwrap();
+        let program = self.0.path().join("mcp-guard");
+        if !program.exists() {
+            fs::copy(workload("mcp-guard").unwrap(), &program).unwrap();
+        }
+        let mut command = Command::new(&program);
+        command.args(["--docker", "/nonexistent", "--run-dir"]).arg(self.0.path());
+        if rustix::process::geteuid().is_root() {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        command.args(arguments).current_dir("/").output().unwrap()
+    }
+}
+
+/// The command failed with this code and said why, on stderr alone.
+fn assert_fails(output: &Output, code: i32, why: &str) {
+    let said = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    assert!(said.contains(why), "{said}\nnot: {why}");
+    assert!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// `count` servers of one package, one each five seconds; the odd ones end after half a second.
+fn trace(count: u64) -> String {
+    let mut lines = vec![r#"{"format":"spawn-trace/1","name":"made here"}"#.to_owned()];
+    for n in 0..count {
+        let (t, child) = (n * 5_000_000_000, 100 + n);
+        lines.push(format!(r#"{{"t":{t},"e":"fork","p":1,"c":{child}}}"#));
+        let argv = r#"["npx","-y","demo-mcp@1.2"]"#;
+        lines.push(format!(
+            r#"{{"t":{},"e":"exec","p":{child},"file":"npx","argv":{argv}}}"#,
+            t + 1
+        ));
+        if n % 2 == 1 {
+            lines.push(format!(r#"{{"t":{},"e":"exit","p":{child}}}"#, t + 500_000_000));
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+/// The one table of exit codes.
+#[test]
+fn every_exit_code() {
+    let scene = Scene::new();
+    let good = scene.file("good.jsonl", &trace(1));
+    let bad = scene.file("bad.jsonl", "nonsense\n");
+    let policy = scene.file("bad.toml", "nonsense = 1\n");
+    let table: [(&[&str], i32); 18] = [
+        (&["--help"], 0),
+        (&["freeze", "--help"], 0),
+        (&["--version"], 0),
+        (&["replay", path(&good)], 0),
+        (&["status"], 2),
+        (&["freeze", "no-such-container"], 2),
+        (&["kill", "docker:no-such-container"], 2),
+        (&["thaw", "cgroup:/mcp-guard-test-none"], 2),
+        (&["freeze", "--dry-run", "pid:4194304"], 2),
+        (&[], 64),
+        (&["no-such-verb"], 64),
+        (&["status", "--no-such-option"], 64),
+        (&["freeze"], 64),
+        (&["freeze", "../../etc"], 64),
+        (&["replay", path(&bad)], 65),
+        (&["replay", "/nonexistent"], 65),
+        (&["replay", path(&good), "--policy", path(&policy)], 65),
+        (&["run", "--policy", path(&policy)], 65),
+    ];
+    for (arguments, code) in table {
+        let output = scene.cli(arguments);
+        let (stdout, stderr) = (&output.stdout, String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");
+        assert_eq!(stdout.is_empty(), code != 0, "{arguments:?}: stdout is for the answer");
+        assert_eq!(stderr.is_empty(), code == 0, "{arguments:?}: {stderr}");
+    }
+    // 1 is an answer with something wrong in it: without root a host is not fit for an agent.
+    assert_eq!(scene.cli_as_nobody(&["doctor"]).status.code(), Some(1));
+}
+
+#[test]
+fn a_bad_command_line_says_what_is_right() {
+    let scene = Scene::new();
+    let table: [(&[&str], &str); 8] = [
+        (&["frezee", "x"], "freeze"),
+        (&["freeze", "a/b"], "give a container name, id or id prefix, docker:NAME, cgroup:/path"),
+        (&["freeze", "pid:0"], "a process id greater than 0"),
+        (&["kill", "cgroup:relative"], "an absolute path"),
+        (&["kill", "cgroup:/a/../b"], "without \"..\""),
+        (&["freeze", "x", "--for", "soon"], "--for"),
+        (&["freeze", "x", "--for", "0s"], "--for must lie between 1s and 1day"),
+        (&["thaw", "x", "--owned"], "cannot be used with"),
+    ];
+    for (arguments, why) in table {
+        assert_fails(&scene.cli(arguments), 64, why);
+    }
+}
+
+#[test]
+fn an_unknown_policy_key_is_shown_with_its_line() {
+    let scene = Scene::new();
+    let text = "mode = \"enforce\"\n[detect.duplicates]\nwran = 3\n";
+    let policy = scene.file("policy.toml", text);
+    let good = scene.file("good.jsonl", &trace(1));
+    for verb in [&["run"][..], &["replay", path(&good)]] {
+        let output = scene.cli(&[verb, &["--policy", path(&policy)]].concat());
+        assert_fails(&output, 65, "unknown field `wran`");
+        let said = String::from_utf8(output.stderr).unwrap();
+        for expected in [path(&policy), "line 3", "wran = 3", "^^^^", "warn_age"] {
+            assert!(said.contains(expected), "{expected} is not in {said}");
+        }
+    }
+}
+
+#[test]
+fn a_policy_that_contradicts_itself_is_refused() {
+    let scene = Scene::new();
+    let table = [
+        ("[detect.duplicates]\nwarn = 0", "detect.duplicates.warn = 0"),
+        ("[detect.duplicates]\nwarn = 9\nact = 3", "act is below warn"),
+        ("[detect.burst]\nact_for = \"0s\"", "detect.burst.act_for must lie between"),
+        ("[respond]\nclamp_headroom = 7", "clamp_headroom is below 8"),
+        ("[respond]\nfreeze_lease = \"0s\"", "respond.freeze_lease must lie between"),
+        ("[[guard]]\nmode = \"enforce\"", "guard 1 names no container"),
+        ("[[guard]]\ncgroup = \"relative\"", "must be an absolute path"),
+        ("mode = \"kill-everything\"", "kill-everything"),
+        ("mode = ", "line 1"),
+    ];
+    for (text, why) in table {
+        let policy = scene.file("policy.toml", text);
+        assert_fails(&scene.cli(&["run", "--policy", path(&policy)]), 65, why);
+    }
+    let missing = scene.cli(&["run", "--policy", "/nonexistent/policy.toml"]);
+    assert_fails(&missing, 65, "policy /nonexistent/policy.toml: No such file");
+}
+
+#[test]
+fn what_is_not_there_is_named() {
+    let scene = Scene::new();
+    let table: [(&[&str], &str); 4] = [
+        (&["freeze", "some-container"], "Docker at /nonexistent does not answer"),
+        (&["kill", "docker:some-container"], "Docker at /nonexistent does not answer"),
+        (&["freeze", "cgroup:/mcp-guard-test-none"], "cgroup /mcp-guard-test-none: No such file"),
+        (&["status"], "start it with `mcp-guard run`"),
+    ];
+    for (arguments, why) in table {
+        let output = scene.cli(arguments);
+        assert_fails(&output, 2, why);
+        assert_eq!(String::from_utf8(output.stderr).unwrap().lines().count(), 1, "one sentence");
+    }
+}
+
+#[test]
+fn without_root_it_says_so() {
+    let scene = Scene::new();
+    let audit = scene.0.path().join("audit.jsonl");
+    let audit = path(&audit);
+    let table: [&[&str]; 6] = [
+        &["run"],
+        &["demo"],
+        &["freeze", "cgroup:/", "--audit", audit],
+        &["freeze", "--dry-run", "cgroup:/", "--audit", audit],
+        &["kill", "--dry-run", "cgroup:/", "--audit", audit],
+        &["thaw", "--owned", "--audit", audit],
+    ];
+    for arguments in table {
+        let output = scene.cli_as_nobody(arguments);
+        assert_fails(&output, 2, "root");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.starts_with("mcp-guard: ") && said.contains("sudo"), "{arguments:?}: {said}");
+        assert_eq!(said.lines().count(), 1, "one sentence: {said}");
+    }
+}
+
+#[test]
+fn a_truncated_trace_is_an_error_with_its_line() {
+    let scene = Scene::new();
+    let whole = trace(3);
+    let lines = whole.lines().count();
+    let cut = scene.file("cut.jsonl", &whole[..whole.len() - 10]);
+    for json in [&[][..], &["--json"]] {
+        let output = scene.cli(&[&["replay", path(&cut)], json].concat());
+        assert_fails(&output, 65, &format!("{}: line {lines}: ", path(&cut)));
+    }
+    let empty = scene.file("empty.jsonl", "");
+    assert_fails(&scene.cli(&["replay", path(&empty)]), 65, "line 1: the file is empty");
+    let other = scene.file("other.jsonl", "{\"format\":\"spawn-trace/9\"}\n");
+    assert_fails(&scene.cli(&["replay", path(&other)]), 65, "spawn-trace/9");
+    assert_fails(&scene.cli(&["replay", "/nonexistent"]), 65, "trace /nonexistent: No such file");
+}
+
+#[test]
+fn replay_answers_with_one_object() {
+    let scene = Scene::new();
+    let file = scene.file("leak.jsonl", &trace(24));
+    let replay = |more: &[&str]| {
+        let output = scene.cli(&[&["replay", path(&file)], more].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let answer = replay(&["--json"]);
+    assert_eq!(answer.trim_end().lines().count(), 1);
+    let object: Value = serde_json::from_str(&answer).unwrap();
+    let keys: Vec<&str> = object.as_object().unwrap().keys().map(String::as_str).collect();
+    let mut expected =
+        ["events", "processes", "execs", "live_at_end", "identities", "warnings", "actions"];
+    expected.sort_unstable();
+    assert_eq!(keys, expected);
+    let report: Report = serde_json::from_value(object.clone()).unwrap();
+    let counts = (report.events, report.processes, report.execs, report.live_at_end);
+    assert_eq!(counts, (60, 24, 24, 12));
+    let demo = &report.identities["demo-mcp"];
+    assert_eq!((demo.starts, demo.live_at_end, demo.live_peak), (24, 12, 13));
+    // The tenth that stays starts at 90 s and is 60 s old at 150 s.
+    let action = &object["actions"][0];
+    assert_eq!((&action["detector"], &action["response"]), (&"D".into(), &"clamp".into()));
+    assert_eq!(action["t_ns"], 150_000_000_001_u64);
+    assert!(report.warnings.iter().any(|one| one.identity.as_deref() == Some("demo-mcp")));
+
+    let text = replay(&[]);
+    assert!(text.contains("demo-mcp: 24 starts"), "{text}");
+    let action = |line: &str| line.contains("150.000 s") && line.contains("clamp");
+    assert!(text.lines().any(action), "{text}");
+    let lenient = scene.file("lenient.toml", "[detect.duplicates]\nact = 100\n");
+    let answer: Report =
+        serde_json::from_str(&replay(&["--json", "--policy", path(&lenient)])).unwrap();
+    assert!(answer.actions.is_empty(), "the policy's thresholds count");
+}
+
+#[test]
+fn doctor_answers_in_json() {
+    let scene = Scene::new();
+    for output in [scene.cli(&["doctor", "--json"]), scene.cli_as_nobody(&["doctor", "--json"])] {
+        let checks: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+        let missing = checks.iter().any(|check| check["state"] == "missing");
+        assert_eq!(output.status.code(), Some(i32::from(missing)));
+        for name in ["rights", "kernel", "BTF", "BPF", "cgroups", "Docker", "agent"] {
+            let check = checks.iter().find(|check| check["name"] == name);
+            let detail = check.unwrap_or_else(|| panic!("no {name}"))["detail"].as_str();
+            assert!(detail.is_some_and(|detail| !detail.is_empty()), "{name}");
+        }
+    }
+}

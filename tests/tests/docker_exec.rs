@@ -149,6 +149,20 @@ fn container() -> Container {
     container
 }
 
+/// Runs it through `docker exec`, and returns the sums of its ledgers.
+fn run_workload(container: &Container) -> BTreeMap<String, u64> {
+    let mut ledger = BTreeMap::new();
+    for _ in 0..RUNS {
+        let program = format!("/t/{WORKLOAD}");
+        let words = [&["exec", &container.name, &program], &LINE[..]].concat();
+        let report: Value = serde_json::from_str(&output(&words).unwrap()).unwrap();
+        for key in ["processes", "threads", "execs"] {
+            *ledger.entry(key.to_owned()).or_default() += report[key].as_u64().unwrap();
+        }
+    }
+    ledger
+}
+
 #[test]
 fn docker_exec_is_counted_as_the_kernel_counts_it() {
     let container = container();
@@ -158,15 +172,7 @@ fn docker_exec_is_counted_as_the_kernel_counts_it() {
     agent.wait_until("it is guarded", |agent| Ok(agent.guard(id).is_ok())).unwrap();
     let bpftrace = Bpftrace::start(id);
     let before = totals(&agent, id);
-    let mut ledger: BTreeMap<String, u64> = BTreeMap::new();
-    for _ in 0..RUNS {
-        let program = format!("/t/{WORKLOAD}");
-        let words = [&["exec", &container.name, &program], &LINE[..]].concat();
-        let report: Value = serde_json::from_str(&output(&words).unwrap()).unwrap();
-        for key in ["processes", "threads", "execs"] {
-            *ledger.entry(key.to_owned()).or_default() += report[key].as_u64().unwrap();
-        }
-    }
+    let ledger = run_workload(&container);
     // The exec'd program is gone; its exit may be told of a moment later.
     agent
         .wait_until("only sleep is left", |agent| Ok(agent.guard(id)?.guard.processes == 1))

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
-use std::{collections::BTreeSet, path::Path};
+use std::collections::BTreeSet;
 
 use mcp_guard_core::{
     audit::{Change, Record},
@@ -156,10 +156,13 @@ fn killed_nothing_of_it_is_left() {
     leak.agent.wait_until("its guard ends", |agent| Ok(agent.guard(place.id).is_err())).unwrap();
 }
 
-/// Whether a process still runs in the container's cgroup. Its number may be another's by now.
+/// Whether a process still runs in the container's cgroup. Its number may be another's by now, and
+/// a dead one keeps it, and its cgroup, until somebody has waited for it.
 fn is_in(pid: u32, place: &Place) -> bool {
-    let places = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("cgroup"));
-    places.is_ok_and(|places| places.lines().any(|line| line.ends_with(&place.path)))
+    let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}"));
+    let (Ok(places), Ok(stat)) = (read("cgroup"), read("stat")) else { return false };
+    let dead = stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']));
+    !dead && places.lines().any(|line| line.ends_with(&place.path))
 }
 
 #[test]

@@ -178,16 +178,12 @@ fn a_restarted_container_is_a_new_guard() {
     assert_eq!((guard.guard.name, guard.guard.processes), (container.name.clone(), 1));
 
     let records = agent.audit().unwrap();
-    let of = |record: &Record| match record {
-        Record::GuardStart { guard, .. } => Some(("start", guard.cgroup_id)),
-        Record::GuardStop { guard } => Some(("stop", guard.cgroup_id)),
-        Record::AgentStart { .. }
-        | Record::AgentStop { .. }
-        | Record::Warning { .. }
-        | Record::Intent { .. }
-        | Record::Outcome { .. }
-        | Record::Release { .. }
-        | Record::Loss { .. } => None,
+    let of = |record: &Record| {
+        if let Record::GuardStart { guard, .. } = record {
+            return Some(("start", guard.cgroup_id));
+        }
+        let Record::GuardStop { guard } = record else { return None };
+        Some(("stop", guard.cgroup_id))
     };
     let told: BTreeSet<_> = records.iter().filter_map(of).collect();
     let expected = [("start", old.id), ("stop", old.id), ("start", new.id)];

@@ -2,14 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
-use std::process::{Child, Command};
-
 use mcp_guard_core::{audit::Record, effect::Outcome};
 use mcp_guard_tests::{
     agent::Agent,
     cgroup::FixtureCgroup,
     holds::Holds,
     leak::{Leak, LeakPolicy, PACKAGE, observing},
+    sleeper::Sleeper,
 };
 
 const FOUND: u64 = 200;
@@ -18,23 +17,6 @@ fn cgroup(what: &str) -> FixtureCgroup {
     let cgroup = FixtureCgroup::new(what).unwrap();
     cgroup.set_pids_max(FOUND).unwrap();
     cgroup
-}
-
-struct Sleeper(Child);
-
-impl Sleeper {
-    fn start(cgroup: &FixtureCgroup) -> Self {
-        let mut command = Command::new("sleep");
-        command.arg("600");
-        Self(cgroup.spawn(command).unwrap())
-    }
-}
-
-impl Drop for Sleeper {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[test]
@@ -129,23 +111,23 @@ fn a_cgroup_that_comes_later_is_guarded_and_so_is_what_is_made_in_it() {
     agent.wait_until("it is guarded", |agent| Ok(agent.guard(late.id()).is_ok())).unwrap();
     let nested = late.child("nested").unwrap();
     let deeper = nested.child("deeper").unwrap();
-    let sleepers = [&late, &nested, &deeper].map(Sleeper::start);
+    let sleepers = [&late, &nested, &deeper].map(|cgroup| Sleeper::start(cgroup).unwrap());
     let status = agent.guard(late.id()).unwrap().guard;
-    let mut expected = sleepers.each_ref().map(|sleeper| sleeper.0.id());
+    let mut expected = sleepers.each_ref().map(Sleeper::pid);
     expected.sort_unstable();
     assert_eq!(status.pids, expected);
     assert_eq!((status.totals.arrivals, status.totals.execs), (3, 3));
-    let _outside = Sleeper::start(&above);
+    let _outside = Sleeper::start(&above).unwrap();
     assert_eq!(agent.guard(late.id()).unwrap().guard.pids, expected, "not those above it");
 }
 
 #[test]
 fn freeze_thaw_and_kill_by_hand_go_through_the_agent() {
     let cgroup = cgroup("by-hand");
-    let mut sleeper = Sleeper::start(&cgroup);
+    let mut sleeper = Sleeper::start(&cgroup).unwrap();
     // Its policy names another cgroup: a hand may act upon any.
     let mut agent = Agent::start("[[guard]]\ncgroup = \"/mcp-guard-test-none\"\n").unwrap();
-    let target = format!("pid:{}", sleeper.0.id());
+    let target = format!("pid:{}", sleeper.pid());
     let cli = |agent: &Agent, arguments: &[&str]| {
         let output = agent.cli(&[arguments, &[target.as_str()]].concat()).unwrap();
         let said = String::from_utf8(output.stdout).unwrap();
@@ -166,7 +148,7 @@ fn freeze_thaw_and_kill_by_hand_go_through_the_agent() {
     cli(&agent, &["thaw"]);
     assert_eq!(Holds::of(&cgroup).unwrap(), Holds::nothing(FOUND));
     assert!(cli(&agent, &["kill", "--dry-run"]).contains("would write 1 to cgroup.kill"));
-    assert!(sleeper.0.try_wait().unwrap().is_none());
+    assert!(sleeper.lives().unwrap());
     assert!(cli(&agent, &["kill"]).contains("populated 0 read back"));
     assert!(cgroup.procs().unwrap().is_empty());
     let outcomes = |record: &Record| match record {

@@ -3,10 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
-use std::{
-    fs,
-    process::{Child, Command},
-};
+use std::fs;
 
 use mcp_guard_core::{audit::Record, effect::Outcome};
 use mcp_guard_tests::{
@@ -14,6 +11,7 @@ use mcp_guard_tests::{
     cgroup::FixtureCgroup,
     holds::Holds,
     leak::{Leak, LeakPolicy, observing},
+    sleeper::Sleeper,
 };
 use serde_json::{Value, json};
 
@@ -23,23 +21,6 @@ fn cgroup(what: &str) -> FixtureCgroup {
     let cgroup = FixtureCgroup::new(what).unwrap();
     cgroup.set_pids_max(FOUND).unwrap();
     cgroup
-}
-
-struct Sleeper(Child);
-
-impl Sleeper {
-    fn start(cgroup: &FixtureCgroup, program: &str) -> Self {
-        let mut command = Command::new(program);
-        command.arg("600");
-        Self(cgroup.spawn(command).unwrap())
-    }
-}
-
-impl Drop for Sleeper {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// How the first action in the log ended, and what was said.
@@ -61,6 +42,11 @@ fn a_detector_is_refused_in_the_core() {
         let (outcome, said) = first_outcome(&mut agent);
         assert_eq!(outcome, Outcome::Refused, "{said}");
         assert!(said.contains("session-1.scope"), "{said}");
+        let looked = agent.audit().unwrap().into_iter().find_map(|record| match record {
+            Record::Intent { processes, .. } => Some(processes.is_some()),
+            _ => None,
+        });
+        assert_eq!(looked, Some(false), "the executor was not asked to look at the cgroup");
         let status = agent.guard(guarded.id()).unwrap().guard;
         assert!(status.refused.unwrap().contains("session-1.scope"));
         let shown = String::from_utf8(agent.cli(&["status"]).unwrap().stdout).unwrap();
@@ -85,11 +71,11 @@ fn facts_that_change_are_refused_in_the_executor() {
         let guarded = cgroup("executor");
         let two = Leak::start(&guarded, 2).unwrap();
         let mut agent = Agent::start(&LeakPolicy::enforcing(&guarded, response).toml()).unwrap();
-        let engine = Sleeper::start(&guarded, program.to_str().unwrap());
+        let engine = Sleeper::start_as(&guarded, &program).unwrap();
         let four = Leak::start(&guarded, 4).unwrap();
         let (outcome, said) = first_outcome(&mut agent);
         assert_eq!(outcome, Outcome::Refused, "{said}");
-        let expected = format!("process {} (dockerd)", engine.0.id());
+        let expected = format!("process {} (dockerd)", engine.pid());
         assert!(said.contains(&expected), "{said}");
         assert_eq!(agent.guard(guarded.id()).unwrap().guard.refused, None, "not the core's");
         assert_eq!(Holds::of(&guarded).unwrap(), Holds::nothing(FOUND));
@@ -105,7 +91,7 @@ fn place(old: &FixtureCgroup) -> Value {
 fn a_path_that_was_made_again_is_another_cgroup() {
     let above = cgroup("again");
     let old = above.child("place").unwrap();
-    let first = Sleeper::start(&old, "sleep");
+    let first = Sleeper::start(&old).unwrap();
     let mut agent = Agent::start(&observing(&old)).unwrap();
     let (old_id, request) = (old.id(), place(&old));
     agent.guard(old_id).unwrap();
@@ -113,7 +99,7 @@ fn a_path_that_was_made_again_is_another_cgroup() {
     drop(first);
     let new = above.child("place").unwrap();
     assert_ne!(new.id(), old_id);
-    let mut second = Sleeper::start(&new, "sleep");
+    let mut second = Sleeper::start(&new).unwrap();
 
     let assert_missed = |agent: &Agent| {
         for method in ["Freeze", "Kill"] {
@@ -130,7 +116,7 @@ fn a_path_that_was_made_again_is_another_cgroup() {
     agent.wait_until("the new one is guarded", |agent| Ok(agent.guard(new_id).is_ok())).unwrap();
     assert!(agent.guard(old_id).is_err(), "the old one is forgotten");
     assert_missed(&agent);
-    assert!(second.0.try_wait().unwrap().is_none(), "nobody was killed");
+    assert!(second.lives().unwrap(), "nobody was killed");
 
     let guards = |record: &Record| match record {
         Record::GuardStart { guard, .. } => Some((true, guard.cgroup_id)),
@@ -141,5 +127,5 @@ fn a_path_that_was_made_again_is_another_cgroup() {
     assert_eq!(told, [(true, old_id), (false, old_id), (true, new_id)]);
     // Its counts begin at zero: the old one's are not its own.
     let status = agent.guard(new_id).unwrap().guard;
-    assert_eq!((status.pids, status.totals.arrivals), (vec![second.0.id()], 0));
+    assert_eq!((status.pids, status.totals.arrivals), (vec![second.pid()], 0));
 }

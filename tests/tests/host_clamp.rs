@@ -1,1 +1,150 @@
-//! To come.
+//! A clamp is not harmless: node aborts when it cannot make the threads of its pool at first use.
+
+#![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
+
+use std::{
+    os::unix::process::ExitStatusExt as _,
+    process::{Command, Stdio},
+};
+
+use mcp_guard_core::{
+    audit::Record,
+    effect::{End, Outcome},
+    policy::Response,
+};
+use mcp_guard_tests::{
+    agent::Agent,
+    cgroup::FixtureCgroup,
+    holds::Holds,
+    leak::LeakPolicy,
+    node::{POOL, Script, Server},
+    workload,
+};
+
+/// The limit that an owner has set before.
+const FOUND: u64 = 400;
+/// The default of the policy.
+const HEADROOM: u64 = 20;
+
+const SIGABRT: i32 = 6;
+const SIGKILL: i32 = 9;
+
+/// Servers whose thread pools are unused, clamped by D. Dropped in this order.
+struct Scene {
+    agent: Agent,
+    servers: Vec<Server>,
+    cgroup: FixtureCgroup,
+    /// Tasks that the clamp leaves free.
+    room: u64,
+}
+
+fn clamped(servers: u64, lease: &str) -> Scene {
+    let cgroup = FixtureCgroup::new("clamp").unwrap();
+    cgroup.set_pids_max(FOUND).unwrap();
+    let script = Script::new().unwrap();
+    let servers: Vec<_> = (0..servers).map(|_| Server::start(&cgroup, &script).unwrap()).collect();
+    let policy = LeakPolicy { lease, ..LeakPolicy::enforcing(&cgroup, "clamp") }.toml();
+    let mut agent = Agent::start(&policy).unwrap();
+    let clamp = |record: &Record| match record {
+        Record::Outcome { response: Response::Clamp, outcome, .. } => Some(*outcome),
+        _ => None,
+    };
+    assert_eq!(agent.await_record("clamped", clamp).unwrap(), Outcome::Done);
+    let limit: u64 = Holds::of(&cgroup).unwrap().pids_max.parse().unwrap();
+    let room = limit - cgroup.pids_current().unwrap();
+    assert!(room >= HEADROOM && limit < FOUND, "room for {room}");
+    Scene { agent, servers, cgroup, room }
+}
+
+impl Scene {
+    /// All at once, the worst case. Returns how many did; the others have ended.
+    fn use_pools(&mut self) -> u64 {
+        self.servers.iter().for_each(|server| server.use_pool().unwrap());
+        self.servers.iter_mut().map(|server| u64::from(server.has_used_pool().unwrap())).sum()
+    }
+
+    /// Waits until the clamp was loosened; what the record says.
+    fn loosened(&mut self) -> String {
+        let said = |record: &Record| match record {
+            Record::Outcome { detail, .. } if detail.contains("loosened") => Some(detail.clone()),
+            _ => None,
+        };
+        self.agent.await_record("loosened", said).unwrap()
+    }
+
+    /// Ends the servers, and with them the reason of the clamp. Returns how many had aborted.
+    fn end_servers(&mut self) -> usize {
+        let ends: Vec<_> = self.servers.drain(..).map(|server| server.end().unwrap()).collect();
+        let by = |signal| ends.iter().filter(|end| end.signal() == Some(signal)).count();
+        assert_eq!(by(SIGABRT) + by(SIGKILL), ends.len(), "{ends:?}");
+        by(SIGABRT)
+    }
+
+    /// After the lease the limit is as it was found, and nothing is left inside.
+    fn assert_given_back(&mut self) {
+        let released = |record: &Record| match record {
+            Record::Release { end: End::LeaseOver, outcome: Some(outcome), .. } => Some(*outcome),
+            _ => None,
+        };
+        assert_eq!(self.agent.await_record("released", released).unwrap(), Outcome::Done);
+        assert_eq!(Holds::of(&self.cgroup).unwrap(), Holds::nothing(FOUND));
+        assert!(self.cgroup.procs().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn servers_that_fit_into_the_headroom_make_their_pools() {
+    let count = HEADROOM / POOL;
+    let mut scene = clamped(count, "1s");
+    let before: Vec<_> = scene.servers.iter().map(|server| server.threads().unwrap()).collect();
+    assert_eq!(scene.use_pools(), count);
+    for (server, before) in scene.servers.iter().zip(before) {
+        assert_eq!(server.threads().unwrap(), before + POOL, "its pool was unused before");
+    }
+    assert_eq!(scene.end_servers(), 0, "none aborted");
+    scene.assert_given_back();
+}
+
+/// Whoever is denied first need not be a node: a shell that cannot fork is harmed, and lives.
+#[test]
+fn a_denial_loosens_the_clamp_once_and_the_pools_of_twice_as_many_fit() {
+    let count = 2 * HEADROOM / POOL;
+    let mut scene = clamped(count, "60s");
+    let mut bomb = Command::new(workload("spawn-workload").unwrap());
+    bomb.args("--case bomb --seconds 30 --workers 1 --alive 60 --max 100".split(' '));
+    let status = scene
+        .cgroup
+        .spawn({
+            bomb.stdout(Stdio::null());
+            bomb
+        })
+        .unwrap()
+        .wait()
+        .unwrap();
+    assert!(status.success());
+    let said = scene.loosened();
+    assert!(said.contains("after 0 exits by SIGABRT"), "{said}");
+    assert_eq!(scene.use_pools(), count);
+    assert_eq!(scene.end_servers(), 0, "none aborted");
+    let loosened = |record: &Record| matches!(record, Record::Outcome { detail, .. } if detail.contains("loosened"));
+    let audit = scene.agent.audit().unwrap();
+    assert_eq!(audit.iter().filter(|record| loosened(record)).count(), 1);
+}
+
+/// As many as D waits for by default. libuv aborts at the first thread it is denied, so whatever
+/// does not fit at that moment is lost, and loosening then comes too late for it.
+#[test]
+fn servers_that_fit_into_the_room_of_the_clamp_make_their_pools_and_aborts_are_told() {
+    let count = 10;
+    let mut scene = clamped(count, "1s");
+    let fit = count.min(scene.room / POOL);
+    let used = scene.use_pools();
+    assert!(used >= fit, "{used} of {fit}");
+    let lost = count - used;
+    if lost > 0 {
+        let said = scene.loosened();
+        assert!(!said.contains("after 0 exits by SIGABRT and 0 refused"), "{said}");
+    }
+    assert_eq!(scene.end_servers() as u64, lost);
+    scene.assert_given_back();
+}

@@ -5,7 +5,7 @@
 use std::{
     io::{BufRead as _, BufReader, Read as _},
     os::unix::process::ExitStatusExt as _,
-    process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio},
+    process::{Child, ChildStdout, ExitStatus, Output, Stdio},
 };
 
 use mcp_guard_core::{
@@ -18,6 +18,7 @@ use mcp_guard_tests::{
     cgroup::FixtureCgroup,
     holds::{Holds, write_freeze},
     leak::{Leak, LeakPolicy, observing},
+    sleeper::Sleeper,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -25,7 +26,7 @@ const FOUND: u64 = 200;
 
 /// A cgroup with a process in it, and the folder that the CLI gets for its files.
 struct Scene {
-    sleeper: Child,
+    _sleeper: Sleeper,
     cgroup: FixtureCgroup,
     folder: tempfile::TempDir,
 }
@@ -34,14 +35,8 @@ impl Scene {
     fn new() -> Self {
         let cgroup = FixtureCgroup::new("hand").unwrap();
         cgroup.set_pids_max(FOUND).unwrap();
-        let mut sleep = Command::new("sleep");
-        let sleeper = cgroup
-            .spawn({
-                sleep.arg("600");
-                sleep
-            })
-            .unwrap();
-        Self { sleeper, cgroup, folder: tempfile::tempdir().unwrap() }
+        let sleeper = Sleeper::start(&cgroup).unwrap();
+        Self { _sleeper: sleeper, cgroup, folder: tempfile::tempdir().unwrap() }
     }
 
     fn target(&self) -> String {
@@ -55,14 +50,6 @@ impl Scene {
 
     fn holds(&self) -> Holds {
         Holds::of(&self.cgroup).unwrap()
-    }
-}
-
-impl Drop for Scene {
-    fn drop(&mut self) {
-        // By its handle; the cgroup is emptied by its own end.
-        let _ = self.sleeper.kill();
-        let _ = self.sleeper.wait();
     }
 }
 
@@ -191,12 +178,12 @@ fn a_freeze_of_somebody_else_is_neither_taken_nor_ended() {
     let theirs = scene.holds();
     let agent = Agent::start(&observing(&scene.cgroup)).unwrap();
     let target = scene.target();
-    for verb in ["freeze", "thaw"] {
-        for output in [scene.cli(&[verb]), agent.cli(&[verb, &target]).unwrap()] {
+    for verb in [&["freeze", "--for", "1s"][..], &["thaw"]] {
+        for output in [scene.cli(verb), agent.cli(&[verb, &[&target]].concat()).unwrap()] {
             let said = String::from_utf8(output.stdout).unwrap();
-            assert_eq!(output.status.code(), Some(1), "{verb}: {said}");
-            assert!(said.contains("left alone"), "{verb}: {said}");
-            assert_eq!(scene.holds(), theirs, "{verb}");
+            assert_eq!(output.status.code(), Some(1), "{verb:?}: {said}");
+            assert!(said.contains("left alone"), "{verb:?}: {said}");
+            assert_eq!(scene.holds(), theirs, "{verb:?}");
         }
     }
 }

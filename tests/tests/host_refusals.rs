@@ -6,7 +6,7 @@
 
 use std::{
     fs,
-    process::{Child, Command, Output, Stdio},
+    process::{Output, Stdio},
 };
 
 use mcp_guard_core::refusal::ENGINES;
@@ -15,6 +15,7 @@ use mcp_guard_tests::{
     cgroup::FixtureCgroup,
     holds::Holds,
     leak::observing,
+    sleeper::Sleeper,
 };
 
 const FOUND: u64 = 200;
@@ -31,28 +32,6 @@ fn cgroup(what: &str) -> FixtureCgroup {
 
 fn target(cgroup: &FixtureCgroup) -> String {
     format!("cgroup:{}", cgroup.path())
-}
-
-/// A process that ends with its fixture.
-struct Sleeper(Child);
-
-impl Sleeper {
-    fn start(cgroup: &FixtureCgroup, program: &str) -> Self {
-        let mut command = Command::new(program);
-        command.arg("600");
-        Self(cgroup.spawn(command).unwrap())
-    }
-
-    fn lives(&mut self) -> bool {
-        self.0.try_wait().unwrap().is_none()
-    }
-}
-
-impl Drop for Sleeper {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// The CLI without an agent.
@@ -102,14 +81,14 @@ fn logins_user_managers_and_init() {
     for unit in ["session-1.scope", "user@1000.service", "init.scope"] {
         let above = cgroup("login");
         let inside = above.child(unit).unwrap();
-        let mut sleeper = Sleeper::start(&inside, "sleep");
+        let mut sleeper = Sleeper::start(&inside).unwrap();
         for verb in REAL {
             for place in [&inside, &above] {
                 assert_refused(&cli(verb, &target(place)), unit);
             }
         }
         assert_untouched(&above);
-        assert!(sleeper.lives());
+        assert!(sleeper.lives().unwrap());
     }
 }
 
@@ -122,7 +101,7 @@ fn whatever_runs_containers() {
         fs::copy("/bin/sleep", &program).unwrap();
         let above = cgroup("engine");
         let inside = above.child("inside").unwrap();
-        let mut sleeper = Sleeper::start(&inside, program.to_str().unwrap());
+        let mut sleeper = Sleeper::start_as(&inside, &program).unwrap();
         let shown = &name[..name.len().min(15)];
         for verb in REAL {
             for place in [&inside, &above] {
@@ -130,7 +109,7 @@ fn whatever_runs_containers() {
             }
         }
         assert_untouched(&above);
-        assert!(sleeper.lives());
+        assert!(sleeper.lives().unwrap());
     }
 }
 
@@ -140,7 +119,7 @@ fn containers_side_by_side_but_not_one_inside_the_other() {
     let (id_a, id_b) = ("a".repeat(64), "b".repeat(64));
     let first = above.child(&id_a).unwrap();
     let nested = first.child(&id_b).unwrap();
-    let mut sleeper = Sleeper::start(&nested, "sleep");
+    let mut sleeper = Sleeper::start(&nested).unwrap();
     for verb in DRY {
         for place in [&nested, &first, &above] {
             let output = cli(verb, &target(place));
@@ -154,21 +133,21 @@ fn containers_side_by_side_but_not_one_inside_the_other() {
         assert_refused(&cli(verb, &target(&above)), "2 containers side by side");
     }
     assert_untouched(&above);
-    assert!(sleeper.lives());
+    assert!(sleeper.lives().unwrap());
 }
 
 /// A request that is refused must not cost the guards anything: the root's tree holds all of them.
 #[test]
 fn a_refused_request_leaves_the_other_guards_counting() {
     let guarded = cgroup("bystander");
-    let mut sleeper = Sleeper::start(&guarded, "sleep");
+    let mut sleeper = Sleeper::start(&guarded).unwrap();
     let agent = Agent::start(&observing(&guarded)).unwrap();
     let before = agent.guard(guarded.id()).unwrap().guard.totals.execs;
     for verb in DRY {
         assert_refused(&agent.cli(&[verb, &["cgroup:/"]].concat()).unwrap(), "root cgroup");
     }
-    let mut second = Sleeper::start(&guarded, "sleep");
+    let mut second = Sleeper::start(&guarded).unwrap();
     let after = agent.guard(guarded.id()).unwrap().guard.totals;
     assert_eq!((before, after.execs), (0, 1), "the exec of the second process");
-    assert!(sleeper.lives() && second.lives());
+    assert!(sleeper.lives().unwrap() && second.lives().unwrap());
 }

@@ -75,7 +75,7 @@ fn contain(rig: &Rig, container: &Container, mut agent: Agent, response: &str) -
     let story = Story::new();
     let leak = Leak::start(rig, SERVERS)?;
     story.tell(&format!("a client begins: {SERVERS} requests, each leaves a server behind"));
-    watch(&story, &mut agent, response)?;
+    watch(&story, container, &mut agent, response)?;
     match response {
         "freeze" => compare_while_frozen(&story, container, &agent)?,
         _ => wait_until_dead(&story, container)?,
@@ -90,11 +90,13 @@ fn contain(rig: &Rig, container: &Container, mut agent: Agent, response: &str) -
 }
 
 /// Tells what the agent sees until its audit says that it acted.
-fn watch(story: &Story, agent: &mut Agent, response: &str) -> Result<()> {
+fn watch(story: &Story, container: &Container, agent: &mut Agent, response: &str) -> Result<()> {
     let mut shown = None;
     while story.start.elapsed() < DEADLINE {
         // A kill leaves none to show; how many there were is what counts.
-        if let Some(view) = agent.view(container::NAME, container::IDENTITY)
+        let view = agent.view(container::NAME, container::IDENTITY);
+        let gone = view.is_none() && !container.is_running()?;
+        if let Some(view) = view
             && view.live > 0
             && shown.as_ref() != Some(&(view.live, view.state.clone()))
         {
@@ -113,6 +115,9 @@ fn watch(story: &Story, agent: &mut Agent, response: &str) -> Result<()> {
             }
         }
         agent.check_alive()?;
+        if gone {
+            bail!("the container has ended, and not by a {response}");
+        }
         sleep(POLL);
     }
     bail!("no {response} within {} s", DEADLINE.as_secs())

@@ -30,13 +30,18 @@ pub struct Need {
     pub package: &'static str,
 }
 
-const NEEDS: [Need; 5] = [
+/// What the host tier runs: real node processes under a clamp.
+pub const HOST: [Need; 1] = [Need { program: "node", package: "nodejs" }];
+
+const NEEDS: [Need; 6] = [
     Need { program: "busybox", package: "busybox-static" },
     Need { program: "node", package: "nodejs" },
     Need { program: "npm", package: "npm" },
     Need { program: "iptables", package: "iptables" },
     // `docker top` runs it on the host.
     Need { program: "ps", package: "procps" },
+    // The independent kernel count that ours is compared with.
+    Need { program: "bpftrace", package: "bpftrace" },
 ];
 
 /// Makes sure that everything the Docker tier needs is installed.

@@ -9,7 +9,7 @@ use anyhow::Result;
 
 use crate::docker::Rig;
 use crate::ebpf;
-use crate::packages::Permission;
+use crate::packages::{self, Permission};
 use crate::say::say;
 use crate::workspace;
 use tier::{Outcome, Tier};
@@ -20,7 +20,7 @@ pub fn run(setup: bool) -> Result<u8> {
     let before = left::Picture::take();
     let mut tiers = vec![
         Tier::run("pure", pure),
-        Tier::run("host", host),
+        Tier::run("host", || host(permission)),
         Tier::run("docker", || docker(permission)),
     ];
     if let Err(left) = before.compare_with_now() {
@@ -46,8 +46,9 @@ fn pure() -> Result<Outcome> {
 }
 
 /// Needs root, BPF and a cgroup2 tree that can be written.
-fn host() -> Result<Outcome> {
-    if let Err(reason) = host::ready() {
+fn host(permission: Permission) -> Result<Outcome> {
+    let provided = || packages::provide_all(permission, &packages::HOST);
+    if let Err(reason) = host::ready().and_then(|()| provided()) {
         return Ok(Outcome::CouldNotRun(format!("{reason:#}")));
     }
     workspace::build_agent()?;

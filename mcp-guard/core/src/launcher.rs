@@ -173,17 +173,15 @@ impl Launcher {
     /// follows the command to the server. Only the long form: `-p 3000` is more often meant for
     /// the server.
     fn package_behind<'a>(&self, words: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-        let mut words = words.take_while(|word| *word != "--");
-        while self.program == "npm" {
-            let word = words.next()?;
-            if word == "--package" {
-                return words.next();
-            }
-            if let Some(package) = word.strip_prefix("--package=") {
-                return Some(package);
-            }
+        if self.program != "npm" {
+            return None;
         }
-        None
+        let mut words = words.take_while(|word| *word != "--");
+        let option = words.find(|word| word.split('=').next() == Some("--package"))?;
+        match option.split_once('=') {
+            Some((_, package)) => Some(package),
+            None => words.next(),
+        }
     }
 
     /// Steps over options that do not matter, with their values.

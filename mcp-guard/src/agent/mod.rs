@@ -42,6 +42,8 @@ use crate::{
 
 /// How often totals are read and silent records are fetched at the least.
 const TICK: Duration = Duration::from_millis(250);
+/// How long the engine may take to say what is paused when the agent stops.
+const LAST_WORD: Duration = Duration::from_secs(2);
 /// Calls and engine changes that wait for the loop.
 const QUEUE: usize = 256;
 
@@ -258,8 +260,22 @@ impl Agent {
         }
     }
 
+    /// An event may still be on its way; whoever is paused now must not be thawed.
+    async fn hear_of_pauses(&mut self) {
+        let Some(engine) = self.engine.clone() else { return };
+        for held in self.executor.held_mut().values_mut() {
+            if let Some(id) = &held.container
+                && let Ok(Some(container)) = engine.inspect(id).await
+            {
+                held.paused = container.paused;
+            }
+        }
+    }
+
     async fn stop(&mut self, reason: String) {
         tracing::info!(reason, "stopping");
+        // An engine that hangs must not keep a container frozen.
+        let _ = tokio::time::timeout(LAST_WORD, self.hear_of_pauses()).await;
         let mut effects = Vec::new();
         self.core.release_all(End::Shutdown, &mut effects);
         for effect in effects {

@@ -1,0 +1,108 @@
+//! Real node processes that look like launched MCP servers and have not used their thread pool yet.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdout, Command, ExitStatus, Stdio},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{cgroup::FixtureCgroup, leak::PACKAGE};
+
+/// The pool of libuv, made as a whole when it is first used.
+pub const POOL: u64 = 4;
+
+/// Uses the pool when it gets SIGUSR2, and says so. What it says is written synchronously, without
+/// the pool.
+const SERVER: &str = "
+const { pbkdf2 } = require('crypto');
+const { writeSync } = require('fs');
+process.on('SIGUSR2', () => {
+  let left = 4;
+  for (let n = 0; n < 4; n += 1) {
+    pbkdf2('a', 'b', 1000, 16, 'sha256', () => { if (--left === 0) writeSync(1, 'used\\n'); });
+  }
+});
+setInterval(() => {}, 1 << 30);
+writeSync(1, 'ready\\n');
+";
+
+/// The script that the servers run. Its name makes `node .../npx -y PACKAGE` of their argv.
+pub struct Script {
+    _folder: tempfile::TempDir,
+    path: PathBuf,
+}
+
+impl Script {
+    pub fn new() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("npx");
+        fs::write(&path, SERVER)?;
+        Ok(Self { _folder: folder, path })
+    }
+}
+
+/// One server. Killed and reaped on drop.
+pub struct Server {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Server {
+    /// Starts one and waits until it idles.
+    pub fn start(cgroup: &FixtureCgroup, script: &Script) -> Result<Self> {
+        let mut node = Command::new(node()?);
+        node.arg0("node").arg(&script.path).args(["-y", PACKAGE]);
+        node.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = cgroup.spawn(node)?;
+        let stdout = child.stdout.take().context("stdout of node")?;
+        let mut server = Self { child, stdout: BufReader::new(stdout) };
+        ensure!(server.says("ready")?, "node ended early: {:?}", server.child.wait());
+        Ok(server)
+    }
+
+    /// Tells it to use its thread pool for the first time.
+    pub fn use_pool(&self) -> Result<()> {
+        Ok(kill_process(Pid::from_child(&self.child), Signal::USR2)?)
+    }
+
+    /// Whether it did; false where it ended instead.
+    pub fn has_used_pool(&mut self) -> Result<bool> {
+        self.says("used")
+    }
+
+    fn says(&mut self, word: &str) -> Result<bool> {
+        let mut line = String::new();
+        let read = self.stdout.read_line(&mut line)?;
+        ensure!(read == 0 || line.trim_end() == word, "node said {line:?}, not {word}");
+        Ok(read > 0)
+    }
+
+    pub fn threads(&self) -> Result<u64> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id()))?;
+        Ok(tasks.count() as u64)
+    }
+
+    /// Ends it, or tells how it had ended before.
+    pub fn end(mut self) -> Result<ExitStatus> {
+        self.child.kill()?;
+        Ok(self.child.wait()?)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn node() -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").context("PATH")?;
+    let found = std::env::split_paths(&path).map(|dir| dir.join("node"));
+    found.into_iter().find(|file: &PathBuf| Path::is_file(file)).context("node is not installed")
+}
