@@ -18,11 +18,15 @@ use mcp_guard_tests::{cgroup::FixtureCgroup, workload};
 use serde::Deserialize;
 
 const GUARD: u32 = 9;
-/// Each case runs so long, with a worker for each of two CPUs and two more to keep them busy.
-const SECONDS: &str = "3";
 const LONG_SECONDS: &str = "30";
 const WORKERS: &str = "4";
 const PIDS_MAX: u64 = 200;
+
+/// Each case runs so long, with a worker for each of two CPUs and two more to keep them busy.
+/// MCP_GUARD_TEST_SECONDS makes it longer.
+fn seconds() -> String {
+    std::env::var("MCP_GUARD_TEST_SECONDS").unwrap_or_else(|_| "3".to_owned())
+}
 
 /// What the workload itself counted.
 #[derive(Debug, PartialEq, Deserialize)]
@@ -82,11 +86,9 @@ fn assert_exact(case: &str, ledger: &Ledger, totals: &Totals) {
 fn exact(case: &str, more: &[&str]) -> Ledger {
     let fixture = FixtureCgroup::new("exact").expect("a cgroup");
     fixture.set_pids_max(PIDS_MAX).expect("pids.max");
-    let arguments = [&["--case", case], more].concat();
-    let arguments = match more.contains(&"--seconds") {
-        true => arguments,
-        false => [&arguments[..], &["--seconds", SECONDS]].concat(),
-    };
+    let seconds = seconds();
+    // The workload takes the last word where an option is given twice.
+    let arguments = [&["--case", case, "--seconds", &seconds], more].concat();
     let counted = count(Options::default(), &fixture, &fixture, &arguments);
     assert_exact(case, &counted.ledger, &counted.totals);
     assert_eq!(counted.kernel.losses().get("recursion"), Some(&0));
@@ -153,7 +155,8 @@ fn a_nested_cgroup_made_after_the_guard() {
     kernel.add_cgroup(fixture.id(), GUARD).expect("membership");
     let nested = fixture.child("late").expect("nested");
     let deeper = nested.child("deeper").expect("nested");
-    let arguments = ["--case", "mix", "--seconds", SECONDS, "--into", text(deeper.unified_dir())];
+    let arguments =
+        ["--case", "mix", "--seconds", &seconds(), "--into", text(deeper.unified_dir())];
     let ledger = run(&nested, &arguments);
     let totals = kernel.totals(GUARD).expect("totals");
     assert_exact("nested", &ledger, &totals);
@@ -166,7 +169,7 @@ fn children_born_into_another_cgroup() {
     outside.set_pids_max(PIDS_MAX).expect("pids.max");
     let guarded = FixtureCgroup::new("exact").expect("a cgroup");
     let into = text(guarded.unified_dir()).to_owned();
-    let arguments = ["--case", "into-cgroup", "--seconds", SECONDS, "--into", &into];
+    let arguments = ["--case", "into-cgroup", "--seconds", &seconds(), "--into", &into];
     let Counted { ledger, totals, .. } = count(Options::default(), &guarded, &outside, &arguments);
     let workers: u64 = WORKERS.parse().expect("number");
     assert_eq!(totals.process_forks, ledger.processes - workers, "all but the workers");
@@ -181,7 +184,7 @@ fn ends_of_processes_where_the_tracepoint_does_not_tell() {
     let fixture = FixtureCgroup::new("exact").expect("a cgroup");
     fixture.set_pids_max(PIDS_MAX).expect("pids.max");
     let options = Options { use_group_dead: false, ..Options::default() };
-    let arguments = ["--case", "mix", "--seconds", SECONDS];
+    let arguments = ["--case", "mix", "--seconds", &seconds()];
     let counted = count(options, &fixture, &fixture, &arguments);
     assert_exact("mix", &counted.ledger, &counted.totals);
 }
@@ -192,7 +195,7 @@ fn a_full_ring_costs_no_count() {
     let fixture = FixtureCgroup::new("exact").expect("a cgroup");
     fixture.set_pids_max(PIDS_MAX).expect("pids.max");
     let options = Options { ring_bytes: 4096, ..Options::default() };
-    let arguments = ["--case", "mix", "--seconds", SECONDS];
+    let arguments = ["--case", "mix", "--seconds", &seconds()];
     let mut counted = count(options, &fixture, &fixture, &arguments);
     assert_exact("mix", &counted.ledger, &counted.totals);
     let mut received = 0;

@@ -1,6 +1,10 @@
 //! Freezes by hand without an agent, and freezes that are somebody else's.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
+#![allow(
+    clippy::wildcard_enum_match_arm,
+    reason = "a test looks for one record and steps over the rest"
+)]
 
 use std::{
     io::{BufRead as _, BufReader, Read as _},
@@ -118,7 +122,7 @@ fn a_freeze_in_the_foreground_ends_with_any_signal() {
     ];
     for (signal, name) in signals {
         let scene = Scene::new();
-        let foreground = Foreground::start(&scene, "10min");
+        let foreground = Foreground::start(&scene, "30s");
         foreground.signal(signal);
         let (status, said) = foreground.end();
         assert_eq!(status.code(), Some(0), "{said}");
@@ -130,7 +134,7 @@ fn a_freeze_in_the_foreground_ends_with_any_signal() {
 #[test]
 fn the_agent_leaves_a_living_foreground_freeze_and_gives_back_a_dead_one() {
     let scene = Scene::new();
-    let foreground = Foreground::start(&scene, "10min");
+    let foreground = Foreground::start(&scene, "30s");
     let mut agent = Agent::start(&observing(&scene.cgroup)).unwrap();
     foreground.assert_holds(&scene);
 
@@ -158,7 +162,7 @@ fn the_agent_leaves_a_living_foreground_freeze_and_gives_back_a_dead_one() {
 #[test]
 fn a_second_hand_thaws_a_foreground_freeze_and_the_first_says_so() {
     let scene = Scene::new();
-    let foreground = Foreground::start(&scene, "10min");
+    let foreground = Foreground::start(&scene, "30s");
     let thaw = scene.cli(&["thaw"]);
     assert_eq!(thaw.status.code(), Some(0), "{}", String::from_utf8_lossy(&thaw.stdout));
     assert_eq!(scene.holds(), Holds::nothing(FOUND));

@@ -76,14 +76,11 @@ pub fn await_guarded(agent: &mut Agent, storms: &[Storm]) -> Result<()> {
 
 /// What the agent's audit says of the freeze of a cgroup.
 pub fn freeze_of(agent: &mut Agent, cgroup: u64) -> Result<Timing> {
-    agent
-        .await_record("the outcome of the freeze", |record| match record {
-            Record::Outcome { guard, response: Response::Freeze, timing, .. }
-                if guard.cgroup_id == cgroup =>
-            {
-                Some(*timing)
-            }
-            _ => None,
-        })?
-        .context("the outcome has no timing: nothing was written")
+    let timing = agent.await_record("the outcome of the freeze", |record| {
+        let Record::Outcome { guard, response: Response::Freeze, timing, .. } = record else {
+            return None;
+        };
+        (guard.cgroup_id == cgroup).then_some(*timing)
+    })?;
+    timing.context("the outcome has no timing: nothing was written")
 }
