@@ -76,6 +76,7 @@ impl Core {
             | Input::Baseline { guard, .. }
             | Input::Totals { guard, .. }
             | Input::Denials { guard, .. }
+            | Input::Standing { guard, .. }
             | Input::Settled { guard, .. }
             | Input::ThawedByOther { guard }
             | Input::Operator { guard, .. } => {
@@ -128,6 +129,7 @@ fn feed(
         Input::Baseline { processes, .. } => guard.registry.reconcile(processes, launchers),
         Input::Totals { totals, .. } => guard.totals(now, totals, policy, out),
         Input::Denials { count, .. } => guard.denials(count),
+        Input::Standing { refusal, .. } => guard.standing(refusal),
         Input::Settled { response, outcome, lease, .. } => {
             guard.settled(now, response, outcome, lease, &policy.respond);
         }

@@ -85,6 +85,11 @@ pub enum Input {
         guard: GuardId,
         count: u64,
     },
+    /// The bystander rules were asked again.
+    Standing {
+        guard: GuardId,
+        refusal: Option<Refusal>,
+    },
     /// What became of an effect.
     Settled {
         guard: GuardId,

@@ -20,6 +20,8 @@ const EPISODE_QUIET: Duration = Duration::from_secs(30);
 /// For so long after a clamp its effect on the processes inside is watched.
 const CLAMP_WATCH: Duration = Duration::from_secs(30);
 const SIGABRT: u32 = 6;
+/// Threads of libuv's pool.
+const POOL: u64 = 4;
 
 #[derive(Clone, Debug)]
 struct Episode {
@@ -148,6 +150,17 @@ impl Guard {
         }
     }
 
+    /// What was refused is decided anew once nothing stands against it.
+    pub fn standing(&mut self, refusal: Option<Refusal>) {
+        if self.refusal.is_some() && refusal.is_none() {
+            for episode in self.episodes.values_mut() {
+                episode.acted = false;
+            }
+            self.seen_changes = u64::MAX;
+        }
+        self.refusal = refusal;
+    }
+
     pub fn thawed_by_other(&mut self, now: Time, respond: &Respond, out: &mut Vec<Effect>) {
         if self.freeze.take().is_some() {
             self.not_before = now.after(respond.cool_down);
@@ -269,10 +282,17 @@ impl Guard {
             response,
             mode,
             lease,
-            headroom: respond.clamp_headroom,
+            headroom: respond.clamp_headroom + self.pools(),
             cause,
             decided: now,
         })
+    }
+
+    /// The threads that servers may still want to make: node aborts where it cannot make its pool at
+    /// first use, so that a clamp leaves room for the pool of each live server.
+    fn pools(&self) -> u64 {
+        let servers: usize = self.registry.identities().map(|(_, identity)| identity.live()).sum();
+        u64::try_from(servers).unwrap_or(u64::MAX).saturating_mul(POOL)
     }
 
     /// Ends holds whose lease is over. A clamp is held on while its detector still asks for it.

@@ -269,6 +269,32 @@ fn a_bystander_is_refused_in_the_core() {
 }
 
 #[test]
+fn what_was_refused_is_decided_anew_once_nothing_stands_against_it() {
+    let mut story = Story::refused(QUICK, Some(Refusal::HoldsPid1));
+    for _ in 0..3 {
+        story.server("a");
+    }
+    story.wait(3);
+    assert_eq!(story.contained(), []);
+    story.step(Input::Standing { guard: GUARD, refusal: None });
+    assert_eq!(story.contained(), [(Detector::Duplicates, Response::Clamp)]);
+}
+
+#[test]
+fn a_clamp_leaves_room_for_the_pool_of_each_server() {
+    let mut story = Story::new(QUICK);
+    for _ in 0..3 {
+        story.server("a");
+    }
+    story.wait(3);
+    let headroom = story.take().into_iter().find_map(|effect| {
+        let Effect::Contain(done) = effect else { return None };
+        Some(done.headroom)
+    });
+    assert_eq!(headroom, Some(20 + 3 * 4));
+}
+
+#[test]
 fn lost_records_ask_for_a_rescan_of_that_guard() {
     let mut story = Story::new("");
     let totals = Totals { dropped: 4, ..Totals::default() };

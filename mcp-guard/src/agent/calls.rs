@@ -48,6 +48,7 @@ impl Agent {
     ) {
         match self.guard_by_hand(target) {
             Ok(guard) => {
+                self.refresh_refusal(guard);
                 self.askers.push(Asker { guard, response, reply });
                 self.step(Input::Operator { guard, request });
             }
@@ -60,25 +61,19 @@ impl Agent {
             Ok(guard) => guard,
             Err(reason) => return send_reply(reply, failed(&reason)),
         };
-        let held = self.core.guard(guard).map(|state| (state.freeze, state.clamp));
-        let Some((freeze, clamp)) = held.filter(|held| held.0.is_some() || held.1.is_some()) else {
+        self.executor.take_released();
+        self.step(Input::Operator { guard, request: Request::Thaw });
+        let released = self.executor.take_released();
+        if released.is_empty() {
             let detail = "mcp-guard holds nothing here; a freeze that is not its own is left alone";
             let answer = Answer { outcome: Outcome::NotOurs, detail: detail.to_owned() };
             return send(reply, answer);
-        };
-        self.step(Input::Operator { guard, request: Request::Thaw });
-        let cgroup = self.executor.held().get(&guard).map(|held| &held.cgroup);
-        let frozen = cgroup.and_then(|cgroup| cgroup.freeze_requested().ok());
-        let limit = cgroup.and_then(|cgroup| cgroup.pids_max().ok());
-        let outcome = if frozen == Some(true) { Outcome::NotOurs } else { Outcome::Done };
-        let mut detail = Vec::new();
-        if freeze.is_some() {
-            detail.push(format!("cgroup.freeze {}", u8::from(frozen.unwrap_or(false))));
         }
-        if let (Some(_), Some(limit)) = (clamp, limit) {
-            detail.push(format!("pids.max {limit}"));
-        }
-        send(reply, Answer { outcome, detail: format!("{} read back", detail.join(", ")) });
+        // The worst of them is the answer: "done" is said only of what was read back.
+        let worst = released.iter().map(|(outcome, _)| *outcome).find(|one| *one != Outcome::Done);
+        let outcome = worst.unwrap_or(Outcome::Done);
+        let details: Vec<String> = released.into_iter().map(|(_, detail)| detail).collect();
+        send(reply, Answer { outcome, detail: details.join("; ") });
     }
 
     /// The guard of a place; one that is not guarded is held for this request.
@@ -112,6 +107,10 @@ impl Agent {
 
     fn status(&mut self) -> Status {
         let now = clock::now();
+        for held in self.executor.held_mut().values_mut() {
+            // A guard that began empty: on a hybrid host the place is found through a process.
+            held.cgroup.find_pids(&self.layout);
+        }
         for guard in self.counted() {
             self.read_totals(guard, now);
         }

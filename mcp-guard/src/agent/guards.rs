@@ -129,6 +129,14 @@ impl Agent {
         Some(guard)
     }
 
+    /// An engine's process may have come or gone since the guard began.
+    pub(super) fn refresh_refusal(&mut self, guard: GuardId) {
+        let Some(held) = self.executor.held().get(&guard) else { return };
+        if let Ok(facts) = facts::gather(&held.cgroup) {
+            self.step(Input::Standing { guard, refusal: refusal(&facts) });
+        }
+    }
+
     fn count_from_now(&mut self, guard: GuardId, cgroup: &Cgroup) -> anyhow::Result<()> {
         self.kernel.clear_totals(guard)?;
         let kernel = &mut self.kernel;
@@ -154,8 +162,6 @@ impl Agent {
     /// Its cgroup is gone, and its freeze, its limit and our marks with it.
     pub(super) fn unguard(&mut self, guard: GuardId) {
         let Some(held) = self.executor.forget(guard) else { return };
-        // Whoever waits for an answer about it is told by the closed channel.
-        self.askers.retain(|asker| asker.guard != guard);
         if !self.by_hand.remove(&guard) {
             tracing::info!(name = held.subject.name, "the cgroup is gone, guarding ends");
             self.executor.audit.write(Record::GuardStop { guard: held.subject });

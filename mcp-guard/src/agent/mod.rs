@@ -18,7 +18,7 @@ use futures_util::FutureExt as _;
 use mcp_guard_core::{
     Core, Time,
     audit::Record,
-    effect::{Effect, End, GuardId, Input},
+    effect::{Effect, End, GuardId, Input, Outcome},
     policy::{Policy, Response},
 };
 use tokio::{
@@ -85,6 +85,8 @@ pub struct Agent {
     by_hand: BTreeSet<GuardId>,
     askers: Vec<Asker>,
     losses: BTreeMap<String, u64>,
+    /// Records were lost, and the ring was not empty since.
+    behind_a_loss: bool,
     started: Time,
     next_tick: Time,
     next_look: Time,
@@ -149,6 +151,7 @@ impl Agent {
             by_hand: BTreeSet::new(),
             askers: Vec::new(),
             losses: BTreeMap::new(),
+            behind_a_loss: false,
             started: now,
             next_tick: now,
             next_look: now,
@@ -250,7 +253,10 @@ impl Agent {
             if let Input::Settled { guard, response, .. } = &input {
                 self.tell_askers(*guard, *response, &input);
             }
+            let clamped = clamped(&input);
             self.core.step(now, input, &mut effects);
+            // What is refused from here on is the clamp's doing.
+            inputs.extend(clamped.and_then(|guard| self.denials(guard)));
             for effect in effects.drain(..) {
                 if let Effect::Rescan { guard } = effect {
                     inputs.extend(self.baseline(guard));
@@ -294,6 +300,15 @@ impl Agent {
         }
         self.executor.audit.write(Record::AgentStop { reason });
     }
+}
+
+/// The guard of a clamp that has just been done.
+fn clamped(input: &Input) -> Option<GuardId> {
+    let Input::Settled { guard, response: Response::Clamp, outcome: Outcome::Done, .. } = input
+    else {
+        return None;
+    };
+    Some(*guard)
 }
 
 /// What the engine says now; false where there is nobody to ask.

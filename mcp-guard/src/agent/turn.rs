@@ -22,7 +22,14 @@ impl Agent {
     /// once.
     pub(super) fn drain(&mut self) {
         for _ in 0..BATCH {
-            let Some(record) = self.kernel.next_record() else { return };
+            let Some(record) = self.kernel.next_record() else {
+                // All that waited when the loss was seen has been read: births whose deaths were
+                // lost among it.
+                if std::mem::take(&mut self.behind_a_loss) {
+                    self.counted().into_iter().for_each(|guard| self.rescan(guard));
+                }
+                return;
+            };
             let decided = Time(record.event.time_ns);
             self.step_at(decided, input(record));
         }
@@ -87,6 +94,7 @@ impl Agent {
             }
         }
         self.losses = losses;
+        self.behind_a_loss |= ring_full;
         ring_full
     }
 
@@ -114,14 +122,26 @@ impl Agent {
         if self.by_hand.contains(&guard) && holds_nothing && !self.is_awaited(guard) {
             return self.unguard(guard);
         }
+        if state.refusal.is_some() {
+            self.refresh_refusal(guard);
+        }
+        let Some(state) = self.core.guard(guard) else { return };
+        if holds_nothing {
+            self.executor.release_overdue(guard);
+        }
         if state.freeze.is_some() && !requested {
             return self.step(Input::ThawedByOther { guard });
         }
         if state.clamp_is_young(now)
-            && let Ok(count) = held.cgroup.pids_denials()
+            && let Some(denials) = self.denials(guard)
         {
-            self.step(Input::Denials { guard, count });
+            self.step(denials);
         }
+    }
+
+    pub(super) fn denials(&self, guard: GuardId) -> Option<Input> {
+        let count = self.executor.held().get(&guard)?.cgroup.pids_denials().ok()?;
+        Some(Input::Denials { guard, count })
     }
 }
 

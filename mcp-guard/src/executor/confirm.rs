@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mcp_guard_core::{
     Time,
-    audit::Timing,
+    audit::{Subject, Timing},
     effect::{Containment, GuardId, Input, Outcome},
     policy::Response,
 };
@@ -19,6 +19,8 @@ const CONFIRM: Duration = Duration::from_secs(2);
 pub struct Confirmed {
     incident: String,
     guard: GuardId,
+    /// Kept here: the guard may be gone by then, and its record must not be.
+    subject: Subject,
     response: Response,
     lease: Duration,
     decided: Time,
@@ -29,24 +31,25 @@ pub struct Confirmed {
 
 impl Executor {
     pub(super) fn await_confirmation(&self, wanted: &Containment, incident: String, written: Time) {
-        let dir = self.held.get(&wanted.guard).map(|held| held.cgroup.dir().try_clone_to_owned());
+        let Some(held) = self.held.get(&wanted.guard) else { return };
+        let (dir, subject) = (held.cgroup.dir().try_clone_to_owned(), held.subject.clone());
         let (guard, response, lease) = (wanted.guard, wanted.response, wanted.lease);
         let decided = wanted.decided;
         let confirmations = self.confirmations.clone();
         tokio::spawn(async move {
             let reached = match dir {
-                Some(Ok(dir)) if response == Response::Kill => {
+                Ok(dir) if response == Response::Kill => {
                     gone_is_dead(wait_events(dir, CONFIRM, |events| !events.populated).await)
                 }
-                Some(Ok(dir)) => wait_events(dir, CONFIRM, |events| events.frozen).await,
-                Some(Err(error)) => Err(error),
-                None => Ok(false),
+                Ok(dir) => wait_events(dir, CONFIRM, |events| events.frozen).await,
+                Err(error) => Err(error),
             };
             let at = clock::now();
             // The receiver is gone only when the program ends.
             let _ = confirmations.send(Confirmed {
                 incident,
                 guard,
+                subject,
                 response,
                 lease,
                 decided,
@@ -59,9 +62,8 @@ impl Executor {
 
     /// Takes the kernel's answer; what was not reached is undone.
     pub fn confirm(&mut self, confirmed: Confirmed) -> Option<Input> {
-        let Confirmed { incident, guard, response, lease, decided, written, reached, at } =
+        let Confirmed { incident, guard, subject, response, lease, decided, written, reached, at } =
             confirmed;
-        let held = self.held.get(&guard)?;
         let (outcome, detail) = match reached {
             Ok(true) if response == Response::Kill => {
                 (Outcome::Done, "cgroup.kill written, populated 0 read back".to_owned())
@@ -71,7 +73,10 @@ impl Executor {
                 (Outcome::Failed, format!("processes are still there after {CONFIRM:?}"))
             }
             Ok(false) => {
-                let (_, undone) = steps::thaw(&held.cgroup, self.engine_freezes(held));
+                let undone = self.held.get(&guard).map_or_else(
+                    || "the cgroup is gone".to_owned(),
+                    |held| steps::thaw(&held.cgroup, self.engine_freezes(held)).1,
+                );
                 (Outcome::Failed, format!("frozen 1 not seen within {CONFIRM:?}; {undone}"))
             }
             Err(error) => (Outcome::Failed, format!("the cgroup went away: {error}")),
@@ -81,7 +86,7 @@ impl Executor {
             written_us: micros(decided, written),
             confirmed_us: Some(micros(decided, at)),
         };
-        self.outcome(guard, incident, response, outcome, detail, Some(timing));
+        self.outcome(subject, incident, response, outcome, detail, Some(timing));
         Some(Input::Settled { guard, response, outcome, lease })
     }
 }

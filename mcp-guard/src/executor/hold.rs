@@ -4,20 +4,24 @@ use std::time::Duration;
 
 use mcp_guard_core::{
     audit::{Record, Subject},
-    effect::{End, GuardId, Input, Outcome},
-    policy::Response,
+    effect::{Cause, End, GuardId, Input, Outcome},
+    policy::{Mode, Response},
 };
 
 use super::{Executor, steps};
-use crate::host::clock;
+use crate::host::{
+    clock,
+    mark::{self, Slot},
+};
 
 impl Executor {
     pub(super) fn renew(&mut self, guard: GuardId, lease: Duration) -> Option<Input> {
+        let incident = self.incident();
         let held = self.held.get(&guard)?;
         let deadline = clock::now().after(lease);
         let (outcome, detail) = steps::renew_clamp(&held.cgroup, deadline);
-        let incident = self.incident();
-        self.outcome(guard, incident, Response::Clamp, outcome, detail, None);
+        let subject = held.subject.clone();
+        self.outcome(subject, incident, Response::Clamp, outcome, detail, None);
         None
     }
 
@@ -28,13 +32,40 @@ impl Executor {
         aborts: u64,
         denials: u64,
     ) -> Option<Input> {
+        let incident = self.incident();
+        let subject = self.held.get(&guard)?.subject.clone();
+        let numbers = [("by", by), ("sigabrt_exits", aborts), ("refused_forks", denials)];
+        let numbers = numbers.map(|(name, number)| (name.to_owned(), number)).into();
+        self.audit.write(Record::Intent {
+            incident: incident.clone(),
+            guard: subject.clone(),
+            response: Response::Clamp,
+            mode: Mode::Enforce,
+            cause: Cause { detector: None, identity: None, numbers },
+            lease_ms: None,
+            pids_max: None,
+            processes: None,
+        });
         let held = self.held.get(&guard)?;
         let (outcome, detail) = steps::loosen(&held.cgroup, by);
-        let detail =
-            format!("{detail}, after {aborts} exits by SIGABRT and {denials} refused forks");
-        let incident = self.incident();
-        self.outcome(guard, incident, Response::Clamp, outcome, detail, None);
+        self.outcome(subject, incident, Response::Clamp, outcome, detail, None);
         None
+    }
+
+    /// Tries again what could not be given back when its lease ended.
+    pub fn release_overdue(&mut self, guard: GuardId) {
+        let Some(held) = self.held.get(&guard) else { return };
+        let now = clock::now();
+        let overdue = |dir, slot| {
+            mark::read(dir, slot).is_ok_and(|mark| mark.is_some_and(|mark| mark.deadline <= now))
+        };
+        let freeze = overdue(held.cgroup.dir(), Slot::Freeze);
+        let clamp = held.cgroup.pids_dir().is_some_and(|dir| overdue(dir, Slot::Clamp));
+        for (response, is_overdue) in [(Response::Freeze, freeze), (Response::Clamp, clamp)] {
+            if is_overdue {
+                self.release(guard, response, End::LeaseOver);
+            }
+        }
     }
 
     /// Gives a state back, where it is still ours. None where the guard is gone.
@@ -56,6 +87,7 @@ impl Executor {
         tracing::info!(name = subject.name, %response, ?end, ?outcome, detail, "released");
         let said = Some(outcome);
         self.audit.write(release_record(&incident, &subject, response, end, said, detail.clone()));
+        self.released.push((outcome, detail.clone()));
         Some((outcome, detail))
     }
 

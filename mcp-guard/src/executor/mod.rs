@@ -59,6 +59,7 @@ pub struct Executor {
     holder: Holder,
     incidents: u64,
     last_detail: String,
+    released: Vec<(Outcome, String)>,
     confirmations: mpsc::UnboundedSender<Confirmed>,
 }
 
@@ -77,6 +78,7 @@ impl Executor {
                 holder,
                 incidents: 0,
                 last_detail: String::new(),
+                released: Vec::new(),
                 confirmations,
             },
             receiver,
@@ -87,6 +89,11 @@ impl Executor {
     #[must_use]
     pub fn last_detail(&self) -> &str {
         &self.last_detail
+    }
+
+    /// How the releases since the last call ended.
+    pub fn take_released(&mut self) -> Vec<(Outcome, String)> {
+        std::mem::take(&mut self.released)
     }
 
     pub fn hold(&mut self, guard: GuardId, held: Held) {
@@ -224,32 +231,24 @@ impl Executor {
             written_us: micros(wanted.decided, at),
             confirmed_us: None,
         });
-        self.outcome(guard, incident, wanted.response, outcome, detail, timing);
+        let subject = self.subject(guard)?;
+        self.outcome(subject, incident, wanted.response, outcome, detail, timing);
         let (response, lease) = (wanted.response, wanted.lease);
         Some(Input::Settled { guard, response, outcome, lease })
     }
 
     fn outcome(
         &mut self,
-        guard: GuardId,
+        guard: Subject,
         incident: String,
         response: Response,
         outcome: Outcome,
         detail: String,
         timing: Option<Timing>,
     ) {
-        if let Some(guard) = self.subject(guard) {
-            tracing::info!(name = guard.name, %response, ?outcome, detail);
-            self.last_detail.clone_from(&detail);
-            self.audit.write(Record::Outcome {
-                incident,
-                guard,
-                response,
-                outcome,
-                detail,
-                timing,
-            });
-        }
+        tracing::info!(name = guard.name, %response, ?outcome, detail);
+        self.last_detail.clone_from(&detail);
+        self.audit.write(Record::Outcome { incident, guard, response, outcome, detail, timing });
     }
 
     fn refuse(
@@ -264,7 +263,7 @@ impl Executor {
         let subject = self.subject(guard)?;
         self.audit.write(Record::Intent {
             incident: incident.clone(),
-            guard: subject,
+            guard: subject.clone(),
             response,
             mode,
             cause,
@@ -272,7 +271,7 @@ impl Executor {
             pids_max: None,
             processes: None,
         });
-        self.outcome(guard, incident, response, Outcome::Refused, detail, None);
+        self.outcome(subject, incident, response, Outcome::Refused, detail, None);
         let lease = Duration::ZERO;
         Some(Input::Settled { guard, response, outcome: Outcome::Refused, lease })
     }
