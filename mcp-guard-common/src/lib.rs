@@ -28,6 +28,11 @@ pub const ARGV_TRUNCATED: u16 = 1;
 /// [`Event::flags`]: argv could not be read; the record carries none.
 pub const ARGV_UNREAD: u16 = 2;
 
+/// Programs whose start wakes the agent at once: the launchers it knows, by base name without suffix.
+pub const LAUNCHERS: [&str; 12] = [
+    "npm", "npm-cli", "npx", "npx-cli", "bunx", "bun", "pnpm", "pnpx", "yarn", "uvx", "uv", "pipx",
+];
+
 /// What a record says. Values are the wire's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -58,7 +63,7 @@ impl Kind {
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct Event {
-    /// When the kernel wrote the record.
+    /// When the kernel wrote the record; of a fork, when the child was born.
     pub time_ns: u64,
     /// The task's own cgroup, at whatever depth below the guard's.
     pub cgroup: u64,
@@ -95,7 +100,9 @@ pub struct Totals {
     pub process_forks: u64,
     pub thread_forks: u64,
     pub execs: u64,
+    /// Last threads of processes.
     pub process_exits: u64,
+    /// All other threads.
     pub thread_exits: u64,
     /// Moves of a process into a cgroup of the guard, moves inside the guard included.
     pub attaches: u64,

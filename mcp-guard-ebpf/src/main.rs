@@ -8,6 +8,7 @@
 #![expect(internal_features, reason = "the BPF target has fetch-and-add only as an intrinsic")]
 
 mod kernel;
+mod launchers;
 mod maps;
 
 use aya_ebpf::{
@@ -33,6 +34,9 @@ static HAS_GROUP_DEAD: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 static WAKE_AT: Global<u64> = Global::new(0);
 
+/// How many small records are sent between two looks at how full the ring is.
+const LOOK_EVERY: u64 = 16;
+
 #[btf_tracepoint(function = "sched_process_fork")]
 pub fn fork(ctx: BtfTracePointContext) -> i32 {
     let child = Task(ctx.arg(1));
@@ -48,21 +52,26 @@ pub fn fork(ctx: BtfTracePointContext) -> i32 {
     totals.process_forks += 1;
     #[cfg(feature = "bpf-log")]
     aya_log_ebpf::debug!(&ctx, "fork of {} in guard {}", tgid, guard);
-    let mut event = event(Kind::Fork, guard, cgroup, child);
+    if SEND_EVENTS.load() == 0 {
+        return 0;
+    }
+    // The kernel has just read the clock for the birth; a second reading would be a good part of
+    // what the record costs.
+    let mut event = event(Kind::Fork, guard, cgroup, child, child.start_boottime());
     event.parent = child.real_parent().tgid();
-    send(&event);
+    send(&event, totals.process_forks);
     0
 }
 
 #[btf_tracepoint(function = "sched_process_exec")]
 pub fn exec(ctx: BtfTracePointContext) -> i32 {
     let task = Task(ctx.arg(0));
-    let cgroup = task.cgroup().id();
+    let cgroup = kernel::current_cgroup();
     let Some(guard) = maps::guard_of(cgroup) else { return 0 };
     let Some(totals) = maps::totals(guard) else { return 0 };
     totals.execs += 1;
     let (start, end) = task.arguments();
-    let event = event(Kind::Exec, guard, cgroup, task);
+    let event = event(Kind::Exec, guard, cgroup, task, now());
     if end.wrapping_sub(start) <= SHORT_ARGV as u64 {
         send_exec::<SHORT_ARGV>(event, start, end);
     } else {
@@ -74,12 +83,9 @@ pub fn exec(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn exit(ctx: BtfTracePointContext) -> i32 {
     let task = Task(ctx.arg(0));
-    let cgroup = task.cgroup().id();
+    let cgroup = kernel::current_cgroup();
     let Some(guard) = maps::guard_of(cgroup) else { return 0 };
     let Some(totals) = maps::totals(guard) else { return 0 };
-    if task.pid() != task.tgid() {
-        totals.thread_exits += 1;
-    }
     let last = if HAS_GROUP_DEAD.load() == 1 {
         ctx.arg::<u64>(1) & 1 == 1
     } else {
@@ -88,9 +94,16 @@ pub fn exit(ctx: BtfTracePointContext) -> i32 {
     };
     if last {
         totals.process_exits += 1;
-        let mut event = event(Kind::Exit, guard, cgroup, task);
+        if SEND_EVENTS.load() == 0 {
+            return 0;
+        }
+        let mut event = event(Kind::Exit, guard, cgroup, task, now());
         event.exit_code = task.exit_code();
-        send(&event);
+        send(&event, totals.process_exits);
+    } else {
+        // Every other thread, whichever it is: a leader may go before the last, and is gone after
+        // an exec by another thread.
+        totals.thread_exits += 1;
     }
     0
 }
@@ -110,7 +123,9 @@ pub fn attach_task(ctx: BtfTracePointContext) -> i32 {
     if let Some(totals) = maps::totals(guard) {
         totals.attaches += 1;
     }
-    send(&event(Kind::Attach, guard, id, task));
+    if SEND_EVENTS.load() != 0 {
+        send(&event(Kind::Attach, guard, id, task, now()), LOOK_EVERY);
+    }
     0
 }
 
@@ -142,10 +157,15 @@ pub fn empty(_: BtfTracePointContext) -> i32 {
 }
 
 #[inline(always)]
-fn event(kind: Kind, guard: u32, cgroup: u64, task: Task) -> Event {
+fn now() -> u64 {
+    // SAFETY: the helper only reads a clock.
+    unsafe { bpf_ktime_get_boot_ns() }
+}
+
+#[inline(always)]
+fn event(kind: Kind, guard: u32, cgroup: u64, task: Task, time_ns: u64) -> Event {
     Event {
-        // SAFETY: the helper only reads a clock.
-        time_ns: unsafe { bpf_ktime_get_boot_ns() },
+        time_ns,
         cgroup,
         start_ns: task.start_boottime(),
         kind: kind as u32,
@@ -158,42 +178,49 @@ fn event(kind: Kind, guard: u32, cgroup: u64, task: Task) -> Event {
     }
 }
 
-/// Sends a record that no decision waits for: the agent reads it on its next turn.
+/// Sends a record that no decision waits for: the agent reads it on its next turn. `number` counts
+/// the records of this kind, guard and CPU.
 #[inline(always)]
-fn send(event: &Event) {
-    if SEND_EVENTS.load() == 0 {
-        return;
-    }
+fn send(event: &Event, number: u64) {
     let Some(mut entry) = EVENTS.reserve::<Event>(0) else { return maps::dropped(event.guard) };
     entry.write(*event);
-    let wake =
-        if maps::unread_bytes() > WAKE_AT.load() { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
-    entry.submit(wake.into());
+    let fills = number.is_multiple_of(LOOK_EVERY) && maps::unread_bytes() > WAKE_AT.load();
+    entry.submit(wake(fills));
 }
 
-/// Sends an exec with its argv and wakes the agent: launcher starts are what it decides on.
+/// Sends an exec with its argv. A launcher start is what the agent decides on, so it wakes; to wake
+/// costs ten times as much as all else here, so other programs do not.
 #[inline(always)]
-fn send_exec<const N: usize>(event: Event, start: u64, end: u64) {
+fn send_exec<const N: usize>(mut event: Event, start: u64, end: u64) {
     let Some(mut entry) = EVENTS.reserve::<ExecRecord<N>>(0) else {
         return maps::dropped(event.guard);
     };
     let record = entry.as_mut_ptr();
     let wanted = end.wrapping_sub(start);
     let len = if wanted > N as u64 { N as u64 } else { wanted };
-    // SAFETY: the reservation holds a whole ExecRecord<N> and `len` is at most N; each field is
-    // written before the record is submitted, the argv bytes as far as `argv_len` says.
-    unsafe {
-        (*record).event = event;
-        let argv = (&raw mut (*record).argv).cast();
-        if bpf_probe_read_user(argv, len as u32, start as *const _) == 0 {
-            (*record).event.argv_len = len as u16;
-            (*record).event.flags = if wanted > len { ARGV_TRUNCATED } else { 0 };
+    // SAFETY: the reservation holds a whole ExecRecord<N>, N is at least SHORT_ARGV and `len` is at
+    // most N; the fixed part is written last, the argv bytes as far as `argv_len` says.
+    let matters = unsafe {
+        let argv = &raw mut (*record).argv;
+        let read = bpf_probe_read_user(argv.cast(), len as u32, start as *const _) == 0;
+        if read {
+            event.argv_len = len as u16;
+            event.flags = if wanted > len { ARGV_TRUNCATED } else { 0 };
         } else {
             maps::count_loss(Loss::ArgvUnread);
-            (*record).event.flags = ARGV_UNREAD;
+            event.flags = ARGV_UNREAD;
         }
-    }
-    entry.submit(BPF_RB_FORCE_WAKEUP.into());
+        let scratch = &raw mut (*record).event.time_ns;
+        let matters = !read || launchers::may_start(argv.cast(), len, scratch);
+        (*record).event = event;
+        matters
+    };
+    entry.submit(wake(matters || maps::unread_bytes() > WAKE_AT.load()));
+}
+
+#[inline(always)]
+fn wake(wanted: bool) -> u64 {
+    if wanted { BPF_RB_FORCE_WAKEUP.into() } else { BPF_RB_NO_WAKEUP.into() }
 }
 
 #[cfg(not(test))]

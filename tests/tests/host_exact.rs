@@ -80,6 +80,7 @@ fn assert_exact(case: &str, ledger: &Ledger, totals: &Totals) {
     assert_eq!(totals.execs, ledger.execs + 1, "{case}: execs");
     assert_eq!(totals.attaches, 1, "{case}: arrivals");
     assert_eq!(totals.process_exits, ledger.processes + 1, "{case}: all are reaped");
+    assert_eq!(totals.thread_exits, ledger.threads, "{case}: all threads ended");
     assert!(ledger.processes > 100 || case == "threads", "{case} did its work: {ledger:?}");
 }
 

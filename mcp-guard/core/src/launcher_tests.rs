@@ -118,6 +118,15 @@ fn shells_are_told_from_servers() {
     assert_eq!(launchers.classify(b"node\0server.js\0"), Program::Other);
 }
 
+/// A launcher the kernel side does not know would be decided on a tick later.
+#[test]
+fn the_kernel_side_knows_each_built_in_launcher() {
+    for launcher in Launchers::default().0 {
+        let program = launcher.program.as_str();
+        assert!(mcp_guard_common::LAUNCHERS.contains(&program), "{program}");
+    }
+}
+
 #[test]
 fn a_policy_can_add_a_launcher() {
     let deno = Launcher {

@@ -69,6 +69,10 @@ impl Agent {
         let rules: Vec<_> =
             self.core.policy().guard.iter().filter_map(|rule| rule.cgroup.clone()).collect();
         for path in rules {
+            // One that was removed and made again was let go before, by its descriptor.
+            if self.executor.held().values().any(|held| held.subject.cgroup == path) {
+                continue;
+            }
             let Ok(cgroup) = Cgroup::open(&self.layout, &path) else { continue };
             if self.guard_of(cgroup.id()).is_some() {
                 continue;

@@ -36,7 +36,7 @@ use crate::{
         bpf::{Kernel, Options as BpfOptions},
         clock,
         layout::Layout,
-        poll,
+        poll::{self, Alarm},
     },
 };
 
@@ -85,6 +85,8 @@ pub struct Agent {
     by_hand: BTreeSet<GuardId>,
     askers: Vec<Asker>,
     losses: BTreeMap<String, u64>,
+    /// Records lost to a full ring, as of the last tick.
+    dropped: u64,
     /// Records were lost, and the ring was not empty since.
     behind_a_loss: bool,
     started: Time,
@@ -100,6 +102,7 @@ struct Sources {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    alarm: Alarm,
 }
 
 /// Runs until a signal. Every end that is not a kill gives back what is held.
@@ -151,6 +154,7 @@ impl Agent {
             by_hand: BTreeSet::new(),
             askers: Vec::new(),
             losses: BTreeMap::new(),
+            dropped: 0,
             behind_a_loss: false,
             started: now,
             next_tick: now,
@@ -175,6 +179,7 @@ impl Agent {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            alarm: Alarm::new()?,
         };
         tracing::info!(%mode, "mcp-guard {} is watching", env!("CARGO_PKG_VERSION"));
         Ok((agent, sources))
@@ -217,7 +222,8 @@ impl Agent {
     async fn wait(&self, sources: &mut Sources) -> anyhow::Result<Wake> {
         let deadline =
             self.core.next_deadline().map_or(self.next_tick, |at| at.min(self.next_tick));
-        let Sources { ring, confirmed, calls, changes, terminate, interrupt, hangup } = sources;
+        let Sources { ring, confirmed, calls, changes, terminate, interrupt, hangup, alarm } =
+            sources;
         if let Ok(confirmed) = confirmed.try_recv() {
             return Ok(Wake::Confirmed(confirmed));
         }
@@ -237,7 +243,7 @@ impl Agent {
             Some(confirmed) = confirmed.recv() => Ok(Wake::Confirmed(confirmed)),
             Some(call) = calls.recv() => Ok(Wake::Call(call)),
             Some(change) = changes.recv() => Ok(Wake::Change(change)),
-            () = tokio::time::sleep(clock::until(deadline)) => Ok(Wake::Time),
+            passed = alarm.at(deadline) => passed.map(|()| Wake::Time).map_err(Into::into),
         }
     }
 

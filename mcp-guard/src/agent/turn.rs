@@ -47,10 +47,10 @@ impl Agent {
         self.next_tick = now.after(TICK);
         #[cfg(feature = "bpf-log")]
         self.kernel.flush_log();
-        let rescanned = self.note_losses();
+        let overflowed = self.ring_overflowed();
         for guard in self.counted() {
             self.read_totals(guard, now);
-            if rescanned {
+            if overflowed {
                 self.rescan(guard);
             }
         }
@@ -59,6 +59,7 @@ impl Agent {
             let held: Vec<GuardId> = self.executor.held().keys().copied().collect();
             held.into_iter().for_each(|guard| self.look(guard));
             self.guard_named_cgroups();
+            self.note_losses();
             self.executor.audit.flush();
         }
     }
@@ -82,20 +83,24 @@ impl Agent {
 
     /// True where records were lost: every registry may then be wrong, because a process that left a
     /// guard is told of by a record of no guard.
-    fn note_losses(&mut self) -> bool {
+    fn ring_overflowed(&mut self) -> bool {
+        let dropped = self.kernel.dropped();
+        let overflowed = dropped > self.dropped;
+        self.dropped = dropped;
+        self.behind_a_loss |= overflowed;
+        overflowed
+    }
+
+    fn note_losses(&mut self) {
         let losses = self.kernel.losses();
-        let mut ring_full = false;
         for (cause, count) in &losses {
             let before = self.losses.get(cause).copied().unwrap_or(0);
             if *count > before {
                 tracing::warn!(cause, lost = count - before, "the kernel side lost something");
                 self.executor.audit.write(Record::Loss { cause: cause.clone(), count: *count });
-                ring_full |= cause == "ring-full";
             }
         }
         self.losses = losses;
-        self.behind_a_loss |= ring_full;
-        ring_full
     }
 
     /// The registry from `/proc`. Records that still wait in the ring are older or newer than what

@@ -237,19 +237,25 @@ impl Kernel {
     /// What was lost since the start, by cause. Zero everywhere is the normal state.
     #[must_use]
     pub fn losses(&self) -> BTreeMap<String, u64> {
-        let lost = |loss: Loss| {
-            self.losses.get(&(loss as u32), 0).map_or(0, |cpus| cpus.iter().sum::<u64>())
-        };
-        let mut losses: BTreeMap<_, _> = [
-            ("ring-full", lost(Loss::RingFull)),
-            ("cgroups-full", lost(Loss::CgroupsFull)),
-            ("argv-unread", lost(Loss::ArgvUnread)),
+        [
+            ("ring-full", self.lost(Loss::RingFull)),
+            ("cgroups-full", self.lost(Loss::CgroupsFull)),
+            ("argv-unread", self.lost(Loss::ArgvUnread)),
             ("malformed-record", self.malformed),
+            ("recursion", self.recursion_misses()),
         ]
         .map(|(name, count)| (name.to_owned(), count))
-        .into();
-        losses.insert("recursion".to_owned(), self.recursion_misses());
-        losses
+        .into()
+    }
+
+    /// Records that found the ring full, of all guards and of none.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.lost(Loss::RingFull)
+    }
+
+    fn lost(&self, loss: Loss) -> u64 {
+        self.losses.get(&(loss as u32), 0).map_or(0, |cpus| cpus.iter().sum())
     }
 
     /// Runs the kernel left out because the program already ran on that CPU. Would be missing in the

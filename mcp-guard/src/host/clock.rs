@@ -1,6 +1,6 @@
 //! The clocks. Decisions see no other time than this, as an argument.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use mcp_guard_core::Time;
 use rustix::time::{ClockId, clock_gettime};
@@ -18,12 +18,6 @@ pub fn now() -> Time {
 #[must_use]
 pub fn wall() -> String {
     humantime::format_rfc3339_millis(SystemTime::now()).to_string()
-}
-
-/// Until `deadline`; zero where it has passed.
-#[must_use]
-pub fn until(deadline: Time) -> Duration {
-    deadline.since(now())
 }
 
 /// Changes with each boot, so that a time on `CLOCK_BOOTTIME` is never taken for one of another boot.

@@ -90,9 +90,13 @@ impl Process {
 
 /// Reads up to `limit` bytes from the start.
 pub(super) fn read_at_most(fd: &OwnedFd, limit: usize) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; limit];
+    let mut bytes = Vec::new();
     let mut filled = 0;
     while filled < limit {
+        // Most files are small; to clear the whole limit for each would show in every latency.
+        if filled == bytes.len() {
+            bytes.resize(limit.min((2 * filled).max(4096)), 0);
+        }
         match rustix::io::pread(fd, &mut bytes[filled..], filled as u64)? {
             0 => break,
             read => filled += read,

@@ -1,0 +1,66 @@
+//! Which execs the agent is woken for at once.
+//!
+//! The agent alone decides what starts a launcher; this only guesses, from the names in argv. A
+//! wrong yes costs a needless wake-up, a wrong no delays the record until the agent's next tick.
+
+use aya_ebpf::Global;
+use mcp_guard_common::{LAUNCHERS, SHORT_ARGV};
+
+/// Each name packed by [`word`]. A launcher that only the policy knows waits for the tick.
+#[unsafe(no_mangle)]
+static NAMES: Global<[u64; LAUNCHERS.len()]> = Global::new(words());
+
+const fn words() -> [u64; LAUNCHERS.len()] {
+    let mut words = [0; LAUNCHERS.len()];
+    let mut at = 0;
+    while at < words.len() {
+        words[at] = word(LAUNCHERS[at].as_bytes());
+        at += 1;
+    }
+    words
+}
+
+/// The last eight bytes of a name, the last one lowest.
+const fn word(name: &[u8]) -> u64 {
+    let mut word = 0;
+    let mut at = 0;
+    while at < name.len() {
+        word = word << 8 | name[at] as u64;
+        at += 1;
+    }
+    word
+}
+
+/// Whether a component of a path, a file suffix aside, among the first words is a launcher's name:
+/// `npm exec`, `env node /usr/bin/npm exec`, `node /usr/lib/node_modules/npm/bin/npm-cli.js exec`.
+///
+/// The name being read is kept in `scratch` and not in a register: the verifier follows each value
+/// a register may have, and there are too many names.
+///
+/// # Safety
+/// `argv` must point to at least [`SHORT_ARGV`] bytes, of which `len` have been written, and
+/// `scratch` to memory of our own that is no part of them.
+#[inline(always)]
+pub unsafe fn may_start(argv: *const u8, len: u64, scratch: *mut u64) -> bool {
+    let names = NAMES.load();
+    // SAFETY: the caller's promise; `at` is below SHORT_ARGV and below `len`.
+    unsafe {
+        scratch.write_volatile(0);
+        for at in 0..SHORT_ARGV {
+            if at as u64 >= len {
+                break;
+            }
+            let byte = argv.add(at).read_volatile();
+            let seen = scratch.read_volatile();
+            if byte == 0 || byte == b'/' || byte == b'.' {
+                if seen != 0 && names.contains(&seen) {
+                    return true;
+                }
+                scratch.write_volatile(0);
+            } else {
+                scratch.write_volatile(seen << 8 | u64::from(byte));
+            }
+        }
+    }
+    false
+}
