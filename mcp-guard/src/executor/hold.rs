@@ -48,6 +48,8 @@ impl Executor {
         });
         let held = self.held.get(&guard)?;
         let (outcome, detail) = steps::loosen(&held.cgroup, by);
+        let detail =
+            format!("{detail}, after {aborts} exits by SIGABRT and {denials} refused forks");
         self.outcome(subject, incident, Response::Clamp, outcome, detail, None);
         None
     }
