@@ -13,6 +13,7 @@ use mcp_guard_tests::{
     holds::Holds,
     leak::{Leak, LeakPolicy, PACKAGE, observing},
     sleeper::Sleeper,
+    workload,
 };
 
 const FOUND: u64 = 200;
@@ -169,4 +170,29 @@ fn freeze_thaw_and_kill_by_hand_go_through_the_agent() {
     assert_eq!(told, expected.map(|(response, outcome)| (response.to_owned(), outcome)));
     agent.signal(rustix::process::Signal::TERM).unwrap();
     assert!(agent.ended().unwrap().success());
+}
+
+/// Root without the capabilities that BPF takes, as in a container.
+#[test]
+fn no_bpf_is_one_clear_sentence() {
+    let folder = tempfile::tempdir().unwrap();
+    let without_bpf = |arguments: &[&str]| {
+        let program = workload("mcp-guard").unwrap();
+        let mut command = std::process::Command::new("setpriv");
+        command.args(["--bounding-set", "-sys_admin,-bpf,-perfmon"]).arg(program);
+        command.arg("--run-dir").arg(folder.path()).arg("--audit").arg(folder.path().join("audit"));
+        command.args(["--docker", "/nonexistent"]).args(arguments).output().unwrap()
+    };
+    for verb in ["demo", "run"] {
+        let output = without_bpf(&[verb]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{verb}: {said}");
+        assert!(output.stdout.is_empty(), "{verb}");
+        let sentence = said.lines().last().unwrap();
+        assert!(sentence.contains("BPF") && sentence.contains("CAP_BPF"), "{verb}: {said}");
+    }
+    let doctor = without_bpf(&["doctor"]);
+    assert_eq!(doctor.status.code(), Some(1), "something is missing");
+    let said = String::from_utf8(doctor.stdout).unwrap();
+    assert!(said.lines().any(|line| line.starts_with("MISSING   BPF ")), "{said}");
 }

@@ -25,7 +25,7 @@ const PIDS_MAX: u64 = 200;
 /// Each case runs so long, with a worker for each of two CPUs and two more to keep them busy.
 /// MCP_GUARD_TEST_SECONDS makes it longer.
 fn seconds() -> String {
-    std::env::var("MCP_GUARD_TEST_SECONDS").unwrap_or_else(|_| "3".to_owned())
+    std::env::var("MCP_GUARD_TEST_SECONDS").unwrap_or_else(|_| "10".to_owned())
 }
 
 /// What the workload itself counted.

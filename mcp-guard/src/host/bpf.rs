@@ -10,7 +10,7 @@ use std::{
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{HashMap, MapData, PerCpuArray, RingBuf},
-    programs::{BtfTracePoint, Program},
+    programs::{BtfTracePoint, Program, ProgramError},
 };
 use mcp_guard_common::{Event, Kind, Loss, RING_BYTES, Totals, decode};
 use zerocopy::{FromBytes as _, IntoBytes as _};
@@ -57,10 +57,12 @@ const OFFSETS: [(&str, &str, &str, u64); 18] = [
 pub enum Error {
     #[error(transparent)]
     Btf(#[from] btf::Error),
-    #[error("loading the BPF object: {0}")]
-    Load(#[from] aya::EbpfError),
-    #[error("the kernel refused BPF program {name}: {source}")]
-    Program { name: &'static str, source: aya::programs::ProgramError },
+    #[error(
+        "the kernel refuses our BPF maps: {0}; it takes root with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN"
+    )]
+    Load(String),
+    #[error("the kernel refuses BPF program {name}: {reason}; it takes Linux 5.15 and CAP_PERFMON")]
+    Program { name: &'static str, reason: String },
     #[error("the BPF object has no {0}; it was not built from these sources")]
     Missing(&'static str),
     #[error("BPF map: {0}")]
@@ -140,7 +142,7 @@ impl Kernel {
         for (symbol, value) in &layout {
             loader.override_global(symbol, value, true);
         }
-        let mut ebpf = loader.load(&object()?)?;
+        let mut ebpf = loader.load(&object()?).map_err(|error| Error::Load(root_cause(&error)))?;
         let mut take = |name| ebpf.take_map(name).ok_or(Error::Missing(name));
         Ok(Self {
             guards: HashMap::try_from(take("GUARDS")?)?,
@@ -158,12 +160,9 @@ impl Kernel {
     /// The kernel refuses the program.
     pub fn attach(&mut self, name: &'static str, tracepoint: &str, btf: &Btf) -> Result<(), Error> {
         let program = self.ebpf.program_mut(name).ok_or(Error::Missing(name))?;
-        let program: &mut BtfTracePoint =
-            program.try_into().map_err(|source| Error::Program { name, source })?;
-        program
-            .load(tracepoint, btf)
-            .and_then(|()| program.attach())
-            .map_err(|source| Error::Program { name, source })?;
+        let refused = |error: ProgramError| Error::Program { name, reason: root_cause(&error) };
+        let program: &mut BtfTracePoint = program.try_into().map_err(refused)?;
+        program.load(tracepoint, btf).and_then(|()| program.attach()).map_err(refused)?;
         Ok(())
     }
 
@@ -313,6 +312,15 @@ impl Kernel {
             log.flush();
         }
     }
+}
+
+/// The innermost error: the outer ones only say which function it passed through.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
 }
 
 /// What the programs must know of this kernel.
