@@ -41,7 +41,7 @@ fn two_messages_in_one_write_get_two_replies_in_order() {
 #[test]
 fn nonsense_gets_an_error_and_harms_nobody() {
     let agent = Agent::start(POLICY).unwrap();
-    let table: [(&[u8], &str); 6] = [
+    let table: [(&[u8], &str); 7] = [
         (b"garbage\0", "InvalidParameter"),
         (b"\xff\xfe\x00", "InvalidParameter"),
         (b"\0", "InvalidParameter"),
@@ -50,6 +50,11 @@ fn nonsense_gets_an_error_and_harms_nobody() {
         (
             b"{\"method\":\"io.mcpguard.Thaw\",\"parameters\":{\"cgroup\":\"/../..\",\
               \"cgroup_id\":1,\"name\":\"x\"}}\0",
+            "Failed",
+        ),
+        (
+            b"{\"method\":\"io.mcpguard.Freeze\",\"parameters\":{\"cgroup\":\"/\",\"cgroup_id\":1,\
+              \"name\":\"x\",\"lease_ms\":18446744073709551615,\"dry_run\":true}}\0",
             "Failed",
         ),
     ];

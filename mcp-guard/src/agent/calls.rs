@@ -18,6 +18,9 @@ use crate::{
     host::{cgroup::Cgroup, clock},
 };
 
+/// A second to a day.
+const LEASES_MS: std::ops::RangeInclusive<u64> = 1_000..=86_400_000;
+
 impl Agent {
     pub(super) fn answer(&mut self, waiting: Waiting) {
         let Waiting { call, reply } = waiting;
@@ -25,6 +28,10 @@ impl Agent {
         self.drain();
         match call {
             Call::Status => send(reply, self.status()),
+            // The CLI checks it too; others may call.
+            Call::Freeze { lease_ms, .. } if !LEASES_MS.contains(&lease_ms) => {
+                send_reply(reply, failed("lease_ms must lie between 1000 and 86400000"));
+            }
             Call::Freeze { target, lease_ms, dry_run } => {
                 let lease = Duration::from_millis(lease_ms);
                 let request = Request::Freeze { lease, dry_run };
