@@ -8,11 +8,10 @@ use crate::{
     Time,
     detect::{Finding, burst, duplicates, emergency::Aged, raw, sooner},
     effect::{Cause, Containment, Detector, Effect, End, GuardId, Outcome, Request},
-    launcher::Launchers,
     policy::{Mode, Policy, Respond, Response, Terms},
     rates::Rates,
     refusal::Refusal,
-    registry::{Observed, Registry},
+    registry::Registry,
 };
 
 /// An episode is over when its detector has been silent for so long; then it may warn again.
@@ -88,10 +87,6 @@ impl Guard {
             seen_changes: u64::MAX,
             next: None,
         }
-    }
-
-    pub fn baseline(&mut self, processes: Vec<Observed>, launchers: &Launchers) {
-        self.registry.reconcile(processes, launchers);
     }
 
     /// Takes the kernel's totals; a grown `dropped` means that records are missing.

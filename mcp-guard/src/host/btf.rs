@@ -126,13 +126,6 @@ impl Btf {
         (prototype.kind == kind::FUNC_PROTO).then(|| prototype.members.saturating_sub(1))
     }
 
-    /// Whether the kernel has a BPF LSM hook of this name.
-    #[must_use]
-    pub fn has_function(&self, name: &str) -> bool {
-        const FUNC: u32 = 12;
-        self.named(name, FUNC).next().is_some()
-    }
-
     fn named<'a>(&'a self, name: &'a str, kind: u32) -> impl Iterator<Item = Type> + 'a {
         self.types
             .iter()

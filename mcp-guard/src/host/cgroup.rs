@@ -61,12 +61,6 @@ impl Cgroup {
         self.dir.as_fd()
     }
 
-    /// False once it was removed, also where its path exists again.
-    #[must_use]
-    pub fn exists(&self) -> bool {
-        self.events().is_ok()
-    }
-
     /// # Errors
     /// The cgroup is gone.
     pub fn events(&self) -> io::Result<Events> {
@@ -95,18 +89,6 @@ impl Cgroup {
     /// The cgroup is gone.
     pub fn kill(&self) -> io::Result<()> {
         self.write("cgroup.kill", "1")
-    }
-
-    /// Waits until the kernel reports a state; false where `limit` passes first.
-    ///
-    /// # Errors
-    /// The cgroup is gone.
-    pub async fn wait(
-        &self,
-        limit: Duration,
-        reached: impl Fn(Events) -> bool,
-    ) -> io::Result<bool> {
-        wait_events(self.dir.try_clone()?, limit, reached).await
     }
 
     /// Processes in it and below. 0, a process of another pid namespace, is left out.
@@ -183,7 +165,7 @@ impl Cgroup {
     }
 }
 
-/// Waits on `cgroup.events` of a directory; see [`Cgroup::wait`].
+/// Waits until `cgroup.events` of a directory reports a state; false where `limit` passes first.
 ///
 /// # Errors
 /// The cgroup is gone.
