@@ -135,3 +135,14 @@ fn a_policy_moves_ages_and_thresholds() {
         assert_eq!(action.t_ns, report.warnings.first().map_or(0, |one| one.t_ns), "in one breath");
     }
 }
+
+#[test]
+fn times_out_of_order_and_absurd_ones_do_no_harm() {
+    let header = "{\"format\":\"spawn-trace/1\"}\n";
+    let fork = |t: u64, c: u32| format!("{{\"t\":{t},\"e\":\"fork\",\"p\":0,\"c\":{c}}}\n");
+    let swapped = format!("{header}{}{}", fork(2_000, 1), fork(1_000, 2));
+    let report = replay(&swapped, Policy::default()).expect("a little out of order");
+    assert_eq!((report.processes, report.live_at_end), (2, 2));
+    let absurd = format!("{header}{}{}", fork(0, 1), fork(u64::MAX, 2));
+    assert_eq!(replay(&absurd, Policy::default()).expect_err("endless").line, 3);
+}
