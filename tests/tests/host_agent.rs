@@ -196,3 +196,20 @@ fn no_bpf_is_one_clear_sentence() {
     let said = String::from_utf8(doctor.stdout).unwrap();
     assert!(said.lines().any(|line| line.starts_with("MISSING   BPF ")), "{said}");
 }
+
+/// A task has one guard: counting it for two would be wrong for both.
+#[test]
+fn a_guard_inside_another_is_refused_and_said_once() {
+    let outer = cgroup("outer");
+    let inner = outer.child("inner").unwrap();
+    let rules = format!("{}{}", observing(&outer), observing(&inner));
+    let mut agent = Agent::start(&rules).unwrap();
+    agent
+        .wait_until("a look after the first", |agent| Ok(agent.status()?.uptime_ms > 2500))
+        .unwrap();
+    let guards = agent.status().unwrap().guards;
+    assert_eq!(guards.len(), 1);
+    assert_eq!(guards[0].cgroup_id, outer.id());
+    let log = agent.log();
+    assert_eq!(log.matches("it overlaps guard").count(), 1, "{log}");
+}

@@ -74,7 +74,7 @@ impl Agent {
                 continue;
             }
             let Ok(cgroup) = Cgroup::open(&self.layout, &path) else { continue };
-            if self.guard_of(cgroup.id()).is_some() {
+            if self.guard_of(cgroup.id()).is_some() || self.unguardable.contains(&cgroup.id()) {
                 continue;
             }
             let subject = Subject { cgroup: &path, ..Subject::default() };
@@ -113,6 +113,7 @@ impl Agent {
         held.cgroup.find_pids(&self.layout);
         if let Err(error) = self.count_from_now(guard, &held.cgroup) {
             tracing::warn!(name = held.subject.name, %error, "not guarded");
+            self.unguardable.insert(held.cgroup.id());
             self.kernel.remove_guard(guard);
             self.free.push_back(guard);
             return None;
@@ -170,6 +171,7 @@ impl Agent {
             tracing::info!(name = held.subject.name, "the cgroup is gone, guarding ends");
             self.executor.audit.write(Record::GuardStop { guard: held.subject });
         }
+        self.unguardable.clear();
         self.kernel.remove_guard(guard);
         self.free.push_back(guard);
         self.step(Input::Released { guard });

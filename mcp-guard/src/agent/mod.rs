@@ -83,6 +83,8 @@ pub struct Agent {
     free: VecDeque<GuardId>,
     /// Guards that only hold something for an operator.
     by_hand: BTreeSet<GuardId>,
+    /// Ids of cgroups that could not be guarded; tried again when a guard ends.
+    unguardable: BTreeSet<u64>,
     askers: Vec<Asker>,
     losses: BTreeMap<String, u64>,
     /// Records lost to a full ring, as of the last tick.
@@ -152,6 +154,7 @@ impl Agent {
             engine,
             free: (0..mcp_guard_common::MAX_GUARDS).collect(),
             by_hand: BTreeSet::new(),
+            unguardable: BTreeSet::new(),
             askers: Vec::new(),
             losses: BTreeMap::new(),
             dropped: 0,
