@@ -42,7 +42,7 @@ use crate::{
 
 /// How often totals are read and silent records are fetched at the least.
 const TICK: Duration = Duration::from_millis(250);
-/// How long the engine may take to say what is paused when the agent stops.
+/// How long the engine may take to say what is paused before something is given back.
 const LAST_WORD: Duration = Duration::from_secs(2);
 /// Calls and engine changes that wait for the loop.
 const QUEUE: usize = 256;
@@ -233,6 +233,9 @@ impl Agent {
         if let Ok(call) = calls.try_recv() {
             return Ok(Wake::Call(call));
         }
+        if let Ok(change) = changes.try_recv() {
+            return Ok(Wake::Change(change));
+        }
         tokio::select! {
             biased;
             _ = terminate.recv() => Ok(Wake::Stop("SIGTERM")),
@@ -320,8 +323,10 @@ fn clamped(input: &Input) -> Option<GuardId> {
     Some(*guard)
 }
 
-/// What the engine says now; false where there is nobody to ask.
+/// What the engine says now; false where there is nobody to ask, or no answer in time: an engine that
+/// hangs must not keep a container frozen.
 pub async fn is_paused(engine: Option<&Engine>, container: Option<&str>) -> bool {
     let (Some(engine), Some(id)) = (engine, container) else { return false };
-    engine.inspect(id).await.is_ok_and(|found| found.is_some_and(|one| one.paused))
+    let answer = tokio::time::timeout(LAST_WORD, engine.inspect(id)).await;
+    matches!(answer, Ok(Ok(Some(container))) if container.paused)
 }
