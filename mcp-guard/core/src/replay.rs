@@ -132,13 +132,22 @@ fn parse(trace: &str) -> Result<Vec<Event>, Malformed> {
             continue;
         }
         let event: Event =
-            serde_json::from_str(line).map_err(|error| malformed(number, error.to_string()))?;
+            serde_json::from_str(line).map_err(|error| malformed(number, in_line(&error)))?;
         if event.time() > LONGEST_NS {
             return Err(malformed(number, "its time is more than a year after the start".into()));
         }
         events.push(event);
     }
     Ok(events)
+}
+
+/// The parser sees one line at a time and calls each of them the first.
+fn in_line(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.split_once(" at line ") {
+        Some((what, _)) => format!("column {}: {what}", error.column()),
+        None => text,
+    }
 }
 
 struct Run {
