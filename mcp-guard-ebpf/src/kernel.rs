@@ -30,6 +30,7 @@ offsets! {
     OFF_SIGNAL_LIVE
     OFF_TASK_CGROUPS
     OFF_TASK_EXIT_CODE
+    OFF_TASK_GROUP_LEADER
     OFF_TASK_MM
     OFF_TASK_PID
     OFF_TASK_REAL_PARENT
@@ -89,6 +90,13 @@ impl Task {
     pub fn exit_code(self) -> u32 {
         // SAFETY: `int exit_code` of a task.
         unsafe { load(self.0, &OFF_TASK_EXIT_CODE) }
+    }
+
+    /// The thread that stands for the whole process; with its start it names the process for good.
+    #[inline(always)]
+    pub fn leader(self) -> Self {
+        // SAFETY: `task_struct *group_leader` of a task.
+        Self(unsafe { load(self.0, &OFF_TASK_GROUP_LEADER) })
     }
 
     /// The parent the child was born to; `CLONE_PARENT` makes it another than the caller.

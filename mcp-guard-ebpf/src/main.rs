@@ -89,8 +89,9 @@ pub fn exit(ctx: BtfTracePointContext) -> i32 {
     let last = if HAS_GROUP_DEAD.load() == 1 {
         ctx.arg::<u64>(1) & 1 == 1
     } else {
-        // Two threads that end at once may both see 0 here; only the first of them counts.
-        task.live_threads() == 0 && maps::first_exit(task.tgid(), task.start_boottime())
+        // Threads that end at once may all see 0 here; only the first of them counts. Each has a
+        // start of its own, so the process goes by its leader's.
+        task.live_threads() == 0 && maps::first_exit(task.tgid(), task.leader().start_boottime())
     };
     if last {
         totals.process_exits += 1;

@@ -32,7 +32,7 @@ const PROGRAMS: [(&str, &str); 6] = [
 ];
 
 /// Symbol, structure, field, size.
-const OFFSETS: [(&str, &str, &str, u64); 18] = [
+const OFFSETS: [(&str, &str, &str, u64); 19] = [
     ("OFF_CGROUP_KN", "cgroup", "kn", 8),
     ("OFF_CGROUP_ROOT", "cgroup", "root", 8),
     ("OFF_CGROUP_ROOT_HIERARCHY_ID", "cgroup_root", "hierarchy_id", 4),
@@ -45,6 +45,7 @@ const OFFSETS: [(&str, &str, &str, u64); 18] = [
     ("OFF_SIGNAL_LIVE", "signal_struct", "live", 4),
     ("OFF_TASK_CGROUPS", "task_struct", "cgroups", 8),
     ("OFF_TASK_EXIT_CODE", "task_struct", "exit_code", 4),
+    ("OFF_TASK_GROUP_LEADER", "task_struct", "group_leader", 8),
     ("OFF_TASK_MM", "task_struct", "mm", 8),
     ("OFF_TASK_PID", "task_struct", "pid", 4),
     ("OFF_TASK_REAL_PARENT", "task_struct", "real_parent", 8),
@@ -247,18 +248,19 @@ impl Kernel {
         .into()
     }
 
-    /// Records that found the ring full, of all guards and of none.
+    /// Records that never came, of all guards and of none: the ring was full, or the kernel left the
+    /// program out.
     #[must_use]
     pub fn dropped(&self) -> u64 {
-        self.lost(Loss::RingFull)
+        self.lost(Loss::RingFull) + self.recursion_misses()
     }
 
     fn lost(&self, loss: Loss) -> u64 {
         self.losses.get(&(loss as u32), 0).map_or(0, |cpus| cpus.iter().sum())
     }
 
-    /// Runs the kernel left out because the program already ran on that CPU. Would be missing in the
-    /// totals.
+    /// Runs the kernel left out because the program already ran on that CPU; they are missing in the
+    /// totals. From Linux 7 on a task may be preempted inside a program, so that others miss it.
     fn recursion_misses(&self) -> u64 {
         let misses = |program: &Program| {
             let fd = program.fd().ok()?;
