@@ -216,9 +216,37 @@ impl Registry {
         for pid in gone {
             self.exit(pid);
         }
+        // Those whose tree only shows now: the record that would have told of it was lost.
+        let mut found = BTreeSet::new();
         for process in seen {
+            let had_none = self.tree_of(process.pid).is_none();
+            self.join_found_parent(process.pid, &found);
             self.observe(&process, launchers);
+            if had_none && self.tree_of(process.pid).is_some() {
+                found.insert(process.pid);
+            }
         }
+    }
+
+    /// A child whose birth was told belongs to the tree that its parent turns out to be. Whether it was
+    /// born before the parent became a launcher is not known then; hardly any is.
+    fn join_found_parent(&mut self, pid: u32, found: &BTreeSet<u32>) {
+        let Some(known) = self.processes.get(&pid).filter(|known| known.tree.is_none()) else {
+            return;
+        };
+        if !found.contains(&known.parent) {
+            return;
+        }
+        let Some(id) = self.tree_of(known.parent) else { return };
+        if let (Some(process), Some(tree)) = (self.processes.get_mut(&pid), self.trees.get_mut(&id))
+        {
+            process.tree = Some(id);
+            tree.members += 1;
+        }
+    }
+
+    fn tree_of(&self, pid: u32) -> Option<TreeId> {
+        self.processes.get(&pid)?.tree
     }
 
     fn observe(&mut self, seen: &Observed, launchers: &Launchers) {
@@ -256,9 +284,7 @@ impl Registry {
     /// belongs to: a re-exec through `#!`, or a wrapper script and its shells. A server that
     /// starts its own package again is a new start; so recursion shows.
     fn continues_its_tree(&self, pid: u32, identity: &str) -> bool {
-        let Some(tree) = self.processes.get(&pid).and_then(|process| process.tree) else {
-            return false;
-        };
+        let Some(tree) = self.tree_of(pid) else { return false };
         if self.trees.get(&tree).is_none_or(|tree| tree.identity != identity) {
             return false;
         }

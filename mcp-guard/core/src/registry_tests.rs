@@ -148,6 +148,34 @@ fn reconcile_finds_trees_orphans_and_the_dead() {
     assert_eq!(fixture.live("@s/p"), (1, 1), "a second look changes nothing");
 }
 
+/// A ring that is nearly full has no room for the launcher's exec, and still some for small records:
+/// the births of its shell and its server are told, but not what they were born to.
+#[test]
+fn a_server_belongs_to_a_launcher_that_is_only_found_by_a_look() {
+    let mut fixture = Fixture::new();
+    for (parent, child) in [(1, 10), (10, 11), (11, 12), (1, 13)] {
+        fixture.fork(parent, child);
+    }
+    fixture.exec(12, "node|/c/_npx/0/node_modules/.bin/p");
+    let server = "node|/c/_npx/0/node_modules/.bin/p";
+    let seen = vec![
+        observed(10, 1, 100, "npm exec @s/p@1||||"),
+        observed(11, 10, 200, "sh|-c|'p'"),
+        observed(12, 11, 300, server),
+        observed(13, 1, 400, server),
+    ];
+    for _ in 0..2 {
+        fixture.registry.reconcile(seen.clone(), &Launchers::default());
+        assert_eq!(fixture.live("@s/p"), (1, 1));
+        assert_eq!(fixture.live("p"), (1, 1), "the one that no launcher stands above");
+    }
+    fixture.registry.exit(10);
+    fixture.registry.exit(11);
+    assert_eq!(fixture.live("@s/p"), (1, 1), "the server still runs");
+    fixture.registry.exit(12);
+    assert_eq!(fixture.live("@s/p"), (1, 0));
+}
+
 #[test]
 fn a_record_read_after_the_rescan_that_saw_its_process_changes_nothing() {
     let mut registry = Registry::default();
