@@ -1,4 +1,4 @@
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use serde::Serialize;
 
@@ -8,7 +8,8 @@ use crate::{
     engine::Engine,
     host::{
         bpf::{Kernel, Options, VMLINUX},
-        layout::{Kind, Layout},
+        kernel::{self, Files, SUPPORTED},
+        layout::{Kind, Layout, PidsTree},
     },
 };
 
@@ -29,15 +30,21 @@ struct Check {
     detail: String,
 }
 
-/// The oldest kernel that has all that is used: cgroup.kill is 5.14, and 5.15 is the long-term line
-/// that followed.
-const OLDEST: (u32, u32) = (5, 15);
+/// An engine that hangs must not keep the rest of the answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Where the kernel lists its active security modules.
+const LSM_LIST: &str = "/sys/kernel/security/lsm";
 
 pub fn doctor(host: &Host, json: bool) -> Result<Exit, Failure> {
-    let mut checks = vec![rights(), kernel(), btf()];
-    checks.push(bpf());
-    checks.extend(cgroups());
-    checks.extend([lsm(), systemd(), docker(host)?, agent(host)]);
+    let mut checks = vec![rights()];
+    match Layout::read() {
+        Ok(layout) => {
+            checks.extend([kernel(&layout), files(Files::of(&layout))]);
+            checks.extend([cgroups(&layout), pids(&layout)]);
+        }
+        Err(error) => checks.push(check("cgroups", State::Missing, error.to_string())),
+    }
+    checks.extend([btf(), bpf(), lsm(), systemd(), docker(host), agent(host)]);
     let missing = checks.iter().any(|check| check.state == State::Missing);
     let text = if json {
         serde_json::to_string(&checks).map_err(Failure::could_not)?
@@ -68,19 +75,41 @@ fn rights() -> Check {
     check("rights", State::Missing, "not root: no BPF, no cgroup can be changed; use sudo")
 }
 
-fn kernel() -> Check {
-    let uname = rustix::system::uname();
-    let release = uname.release().to_string_lossy();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
-    let version = match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) => (major, minor),
-        _ => return check("kernel", State::Degraded, format!("{release}: of unknown version")),
-    };
-    if version < OLDEST {
-        let why = format!("{release} is too old: cgroup.kill and BPF atomics need 5.15");
-        return check("kernel", State::Missing, why);
+fn kernel(layout: &Layout) -> Check {
+    let release = kernel::release();
+    match kernel::check(layout) {
+        Ok(()) => check("kernel", State::Ok, format!("{release}; supported are {SUPPORTED}")),
+        Err(error) => check("kernel", State::Missing, error.to_string()),
     }
-    check("kernel", State::Ok, release)
+}
+
+/// What some kernels lack, and what follows from that.
+fn files(files: Files) -> Check {
+    let Files { kill, own_refusals, peak } = files;
+    let kill = if kill {
+        "cgroup.kill is there"
+    } else {
+        "cgroup.kill missing (Linux 5.14): nothing can be killed at once"
+    };
+    let own = match own_refusals {
+        Some(true) => "pids.events.local is there",
+        Some(false) => {
+            "pids.events.local missing (Linux 6.11): a fork refused by a limit above counts as \
+             harm of a clamp"
+        }
+        None => "pids.events.local not known: there is no cgroup to look at",
+    };
+    let peak = match peak {
+        Some(true) => "pids.peak is there",
+        Some(false) => "pids.peak missing (Linux 6.1): nothing depends on it",
+        None => "pids.peak not known",
+    };
+    let state = match (files.kill, own_refusals) {
+        (false, _) => State::Missing,
+        (true, Some(true)) => State::Ok,
+        (true, Some(false) | None) => State::Degraded,
+    };
+    check("cgroup files", state, format!("{kill}; {own}; {peak}"))
 }
 
 fn btf() -> Check {
@@ -102,14 +131,10 @@ fn bpf() -> Check {
     }
 }
 
-fn cgroups() -> Vec<Check> {
-    let layout = match Layout::read() {
-        Ok(layout) => layout,
-        Err(error) => return vec![check("cgroups", State::Missing, error.to_string())],
-    };
-    let shown = |path: &Path| path.display().to_string();
-    let unified = layout.unified.as_deref().map(shown).unwrap_or_default();
-    let tree = match layout.kind {
+fn cgroups(layout: &Layout) -> Check {
+    let unified = layout.unified.as_deref().map(|path| path.display().to_string());
+    let unified = unified.unwrap_or_default();
+    match layout.kind {
         Kind::Unified => check("cgroups", State::Ok, format!("version 2 at {unified}")),
         Kind::Hybrid => check(
             "cgroups",
@@ -122,27 +147,43 @@ fn cgroups() -> Vec<Check> {
             check("cgroups", State::Missing, "version 1 alone: nothing can be counted or frozen")
         }
         Kind::None => check("cgroups", State::Missing, "no cgroup tree is mounted"),
+    }
+}
+
+fn pids(layout: &Layout) -> Check {
+    const NAME: &str = "pids controller";
+    let Some(tree) = &layout.pids else {
+        return check(NAME, State::Degraded, "none: nothing can be clamped");
     };
-    let pids = match &layout.pids {
-        Some(pids) => {
-            let version = if pids.v1 { "version 1" } else { "version 2" };
-            check("pids controller", State::Ok, format!("{version} at {}", pids.mount.display()))
-        }
-        None => check("pids controller", State::Degraded, "none: nothing can be clamped"),
-    };
-    vec![tree, pids]
+    let PidsTree { mount, v1 } = tree;
+    let mount = mount.display();
+    if *v1 {
+        return check(NAME, State::Ok, format!("version 1 at {mount}"));
+    }
+    if tree.is_handed_down() {
+        return check(NAME, State::Ok, format!("version 2 at {mount}"));
+    }
+    let detail = format!(
+        "version 2 at {mount}, but the root does not hand it down, so nothing can be clamped: \
+         write +pids to {mount}/cgroup.subtree_control"
+    );
+    check(NAME, State::Degraded, detail)
 }
 
 fn lsm() -> Check {
-    let list = fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
-    if list.split(',').any(|name| name.trim() == "bpf") {
-        return check("BPF LSM", State::Ok, "in the list of active security modules");
+    const NAME: &str = "BPF LSM";
+    let without = "forks cannot be braked in the kernel, only frozen";
+    match fs::read_to_string(LSM_LIST) {
+        Ok(list) if list.split(',').any(|name| name.trim() == "bpf") => {
+            check(NAME, State::Ok, "in the list of active security modules")
+        }
+        Ok(list) => check(NAME, State::Degraded, format!("not among {}: {without}", list.trim())),
+        Err(error) => {
+            let why =
+                format!("unknown, {LSM_LIST}: {error} (securityfs must be mounted): {without}");
+            check(NAME, State::Degraded, why)
+        }
     }
-    check(
-        "BPF LSM",
-        State::Degraded,
-        "not active: forks cannot be braked in the kernel, only frozen",
-    )
 }
 
 fn systemd() -> Check {
@@ -152,12 +193,22 @@ fn systemd() -> Check {
     check("systemd", State::Degraded, "does not run this host: start the agent by other means")
 }
 
-fn docker(host: &Host) -> Result<Check, Failure> {
-    let version = runtime()?.block_on(Engine::new(&host.docker).version());
-    Ok(match version {
+fn docker(host: &Host) -> Check {
+    let asked = runtime().map_err(|failure| failure.message).and_then(|runtime| {
+        let answer = async {
+            let engine = Engine::new(&host.docker);
+            let version = engine.version();
+            tokio::time::timeout(PATIENCE, version).await
+        };
+        match runtime.block_on(answer) {
+            Ok(version) => version.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("{}: no answer within {PATIENCE:?}", host.docker)),
+        }
+    });
+    match asked {
         Ok(version) => check("Docker", State::Ok, format!("{version} at {}", host.docker)),
-        Err(error) => check("Docker", State::Degraded, error.to_string()),
-    })
+        Err(error) => check("Docker", State::Degraded, error),
+    }
 }
 
 fn agent(host: &Host) -> Check {

@@ -7,7 +7,10 @@ use clap::Args;
 use mcp_guard_core::policy::Policy;
 
 use super::{Exit, Failure, Host, runtime};
-use crate::{agent, host::bpf};
+use crate::{
+    agent,
+    host::{bpf, kernel, layout::Layout},
+};
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -30,6 +33,12 @@ pub fn run(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
     if !arguments.ring_bytes.is_power_of_two() || arguments.ring_bytes < 4096 {
         return Err(Failure::usage("--ring-bytes must be a power of two of at least 4096"));
     }
+    // Before the lock, the log and the programs: a host that cannot be helped is left as it was.
+    let layout = Layout::read()
+        .map_err(|error| Failure::could_not(format!("reading the cgroup layout: {error}")))?;
+    kernel::check(&layout).map_err(|error| {
+        Failure::could_not(format!("kernel {error}; `mcp-guard doctor` says more"))
+    })?;
     let options = agent::Options {
         policy,
         run_dir: host.run_dir.clone(),

@@ -36,15 +36,24 @@ pub struct PidsTree {
     pub v1: bool,
 }
 
+impl PidsTree {
+    /// Whether cgroups below the root have the controller's files. In version 1 all have.
+    #[must_use]
+    pub fn is_handed_down(&self) -> bool {
+        self.v1 || lists_pids(&self.mount.join("cgroup.subtree_control"))
+    }
+}
+
+fn lists_pids(file: &Path) -> bool {
+    fs::read_to_string(file).is_ok_and(|list| list.split_whitespace().any(|name| name == "pids"))
+}
+
 impl Layout {
     /// # Errors
     /// `/proc/self/mountinfo` cannot be read.
     pub fn read() -> io::Result<Self> {
         let mounts = fs::read("/proc/self/mountinfo")?;
-        Ok(Self::parse(&mounts, |unified| {
-            fs::read_to_string(unified.join("cgroup.controllers"))
-                .is_ok_and(|list| list.split_whitespace().any(|name| name == "pids"))
-        }))
+        Ok(Self::parse(&mounts, |unified| lists_pids(&unified.join("cgroup.controllers"))))
     }
 
     /// `unified_has_pids` tells whether the version 2 root lists the pids controller.
@@ -145,6 +154,17 @@ mod tests {
         let legacy = parse(HYBRID.rsplit_once('\n').map_or("", |(rest, _)| rest), false);
         assert_eq!((legacy.kind, legacy.unified), (Kind::Legacy, None));
         assert_eq!(parse("", false).kind, Kind::None);
+    }
+
+    #[test]
+    fn a_version_2_root_may_keep_the_controller_to_itself() {
+        let root = tempfile::tempdir().expect("a directory");
+        let tree = |v1| PidsTree { mount: root.path().to_owned(), v1 };
+        assert!(tree(true).is_handed_down());
+        for (list, expected) in [("", false), ("cpu memory\n", false), ("cpu pids\n", true)] {
+            fs::write(root.path().join("cgroup.subtree_control"), list).expect("a file");
+            assert_eq!(tree(false).is_handed_down(), expected, "{list:?}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use mcp_guard_core::{audit::Record, effect::Outcome, policy::Response};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Exit, Failure, out, runtime};
-use crate::host::{bpf, layout::Layout};
+use crate::host::{bpf, kernel, layout::Layout};
 pub use leak::as_demo_process;
 use scratch::Scratch;
 use story::Story;
@@ -35,6 +35,7 @@ pub fn demo() -> Result<Exit, Failure> {
     // Found out here, so that the answer is one sentence and not an agent's log.
     drop(bpf::Kernel::start(bpf::Options::default()).map_err(Failure::could_not)?);
     let layout = Layout::read().map_err(Failure::could_not)?;
+    kernel::check(&layout).map_err(Failure::could_not)?;
     runtime()?.block_on(async {
         let mut scratch = Scratch::new(&layout)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::could_not)?;

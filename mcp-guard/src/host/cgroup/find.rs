@@ -11,7 +11,9 @@ use std::{
 };
 
 use mcp_guard_core::{container::container_in, escape::escape};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
+use rustix::fs::{
+    Access, AtFlags, CWD, Mode, OFlags, ResolveFlags, accessat, fstat, openat, openat2,
+};
 
 use super::{Cgroup, SHOWN_PATH, pids::Pids};
 use crate::host::{
@@ -119,11 +121,15 @@ impl Cgroup {
         Ok(cgroup)
     }
 
-    /// Finds the pids directory where it is not known yet: a hybrid guard may have been empty.
+    /// Finds the pids directory where it is not known yet: a hybrid guard may have been empty, or the
+    /// controller handed down since.
     pub fn find_pids(&mut self, layout: &Layout) {
         let Some(tree) = layout.pids.as_ref().filter(|_| self.pids.is_none()) else { return };
         if !tree.v1 {
-            self.pids = self.dir.try_clone().ok().map(|dir| Pids { dir, v1: false });
+            // A cgroup has the file only where the one above hands the controller down.
+            if accessat(&self.dir, "pids.max", Access::EXISTS, AtFlags::empty()).is_ok() {
+                self.pids = self.dir.try_clone().ok().map(|dir| Pids { dir, v1: false });
+            }
             return;
         }
         for pid in self.processes().unwrap_or_default() {

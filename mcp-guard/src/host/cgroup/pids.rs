@@ -77,12 +77,26 @@ impl Cgroup {
         self.pids_controller()?.get_pid_current().map_err(cause)
     }
 
-    /// Forks refused, ever.
+    /// Forks refused by the limit of this cgroup, ever. Version 1, and version 2 before Linux 6.11,
+    /// count a refusal in the cgroup that forked, whosever limit it was: then those of the cgroups
+    /// below are added up, and refusals by a limit above are among them.
     ///
     /// # Errors
     /// There is no pids controller, or the cgroup is gone.
     pub fn pids_denials(&self) -> io::Result<u64> {
-        self.pids_controller()?.get_pid_events().map_err(cause)
+        let pids = self.pids.as_ref().ok_or_else(no_pids)?;
+        match read_file(pids.dir.as_fd(), "pids.events.local") {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            local => return refused(&local?),
+        }
+        let tree = Self { dir: pids.dir.try_clone()?, id: 0, path: String::new(), pids: None };
+        let mut sum = 0;
+        // One below without the file is charged, and counted, above it.
+        tree.walk(&mut |dir, _| {
+            sum += refused(&read_file(dir, "pids.events")?)?;
+            Ok(())
+        })?;
+        Ok(sum)
     }
 
     /// Processes that share the pids directory; more than the guard's own means that a clamp would
@@ -104,6 +118,12 @@ impl Cgroup {
         let held = PathBuf::from(format!("/proc/self/fd/{}", pids.dir.as_raw_fd()));
         Ok(PidController::new(held, PathBuf::new(), !pids.v1))
     }
+}
+
+/// `pids.events`: "max" and how often.
+fn refused(events: &str) -> io::Result<u64> {
+    let count = events.lines().find_map(|line| line.strip_prefix("max ")?.parse().ok());
+    count.ok_or_else(|| io::Error::other("unreadable pids.events"))
 }
 
 fn no_pids() -> io::Error {

@@ -1,0 +1,146 @@
+//! What this kernel must have, found out by looking and not by its number: distributions backport.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use super::{bpf::VMLINUX, layout::Layout};
+
+/// `cgroup.kill` is 5.14; 5.15 is the long-term line that followed, and has all that is used.
+pub const SUPPORTED: &str = "Linux 5.15 and newer (tested from 6.1 on)";
+/// Where there is no cgroup to look at, the number must do.
+const KILL_SINCE: (u32, u32) = (5, 14);
+
+/// Every reason why mcp-guard cannot work on this kernel.
+#[derive(Debug, thiserror::Error)]
+#[error("{release} cannot run mcp-guard: {}; supported are {SUPPORTED}", .lacks.join(", "))]
+pub struct Unsupported {
+    pub release: String,
+    pub lacks: Vec<String>,
+}
+
+/// What to know before anything on the host is changed. What the kernel thinks of our programs is
+/// found out by loading them.
+///
+/// # Errors
+/// Something is missing without which nothing can be counted, frozen or killed.
+pub fn check(layout: &Layout) -> Result<(), Unsupported> {
+    let mut lacks = Vec::new();
+    if !Files::of(layout).kill {
+        lacks.push("cgroup.kill missing (it came with Linux 5.14)".to_owned());
+    }
+    if layout.unified.is_none() {
+        lacks.push("no cgroup version 2 tree is mounted".to_owned());
+    }
+    if !Path::new(VMLINUX).exists() {
+        lacks.push(format!("{VMLINUX} missing (it takes CONFIG_DEBUG_INFO_BTF)"));
+    }
+    if lacks.is_empty() { Ok(()) } else { Err(Unsupported { release: release(), lacks }) }
+}
+
+/// Files of a cgroup that came late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Files {
+    /// Ends all processes of a cgroup at once.
+    pub kill: bool,
+    /// `pids.events.local`, Linux 6.11: tells refusals by a cgroup's own limit from those by another.
+    /// None where no cgroup has the pids controller.
+    pub own_refusals: Option<bool>,
+    /// `pids.peak`, Linux 6.1: the most tasks ever.
+    pub peak: Option<bool>,
+}
+
+impl Files {
+    /// The root has none of them, so any cgroup below it answers.
+    #[must_use]
+    pub fn of(layout: &Layout) -> Self {
+        let kill = layout.unified.as_deref().and_then(a_cgroup_below);
+        let pids = layout.pids.as_ref().and_then(|tree| a_cgroup_below(&tree.mount));
+        let pids = pids.filter(|dir| dir.join("pids.max").exists());
+        let has = |file| pids.as_ref().map(|dir| dir.join(file).exists());
+        Self {
+            kill: kill.map_or_else(old_enough, |dir| dir.join("cgroup.kill").exists()),
+            own_refusals: has("pids.events.local"),
+            peak: has("pids.peak"),
+        }
+    }
+}
+
+fn a_cgroup_below(root: &Path) -> Option<PathBuf> {
+    let entries = fs::read_dir(root).ok()?.flatten();
+    entries
+        .into_iter()
+        .find(|one| one.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|one| one.path())
+}
+
+fn old_enough() -> bool {
+    // An unknown number is not held against it: the programs still have to load.
+    version(&release()).is_none_or(|version| version >= KILL_SINCE)
+}
+
+/// As `uname -r` shows it.
+#[must_use]
+pub fn release() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+/// The two numbers that a release begins with.
+#[must_use]
+pub fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Some((major, minor)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::layout::{Kind, PidsTree};
+
+    fn layout(root: &Path) -> Layout {
+        let pids = Some(PidsTree { mount: root.to_owned(), v1: false });
+        Layout { kind: Kind::Unified, unified: Some(root.to_owned()), pids }
+    }
+
+    #[test]
+    fn a_release_begins_with_two_numbers() {
+        for (release, expected) in [
+            ("6.12.117+deb13-cloud-amd64", Some((6, 12))),
+            ("5.10.0-46-cloud-amd64", Some((5, 10))),
+            ("7.2-rc1", Some((7, 2))),
+            ("6", None),
+            ("next-20261101", None),
+            ("", None),
+        ] {
+            assert_eq!(version(release), expected, "{release}");
+        }
+    }
+
+    #[test]
+    fn files_are_looked_for_in_a_cgroup_and_not_in_the_root() {
+        let root = tempfile::tempdir().expect("a directory");
+        fs::write(root.path().join("cgroup.kill"), "").expect("in the root, where it says nothing");
+        let below = root.path().join("system.slice");
+        fs::create_dir(&below).expect("a cgroup");
+        let expected = Files { kill: false, own_refusals: None, peak: None };
+        assert_eq!(Files::of(&layout(root.path())), expected);
+        let error = check(&layout(root.path())).expect_err("no cgroup.kill");
+        assert!(error.to_string().contains("cgroup.kill missing"), "{error}");
+        for file in ["cgroup.kill", "pids.max", "pids.peak"] {
+            fs::write(below.join(file), "").expect("a file");
+        }
+        let expected = Files { kill: true, own_refusals: Some(false), peak: Some(true) };
+        assert_eq!(Files::of(&layout(root.path())), expected);
+    }
+
+    #[test]
+    fn version_1_alone_is_not_enough() {
+        let legacy = Layout { kind: Kind::Legacy, unified: None, pids: None };
+        let error = check(&legacy).expect_err("nothing can be counted");
+        assert!(error.to_string().contains("no cgroup version 2 tree"), "{error}");
+    }
+}
