@@ -6,7 +6,7 @@
     reason = "a test looks for one record and steps over the rest"
 )]
 
-use std::os::unix::process::ExitStatusExt as _;
+use std::{os::unix::process::ExitStatusExt as _, process::Command};
 
 use mcp_guard::host::clock;
 use mcp_guard_core::{
@@ -19,6 +19,7 @@ use mcp_guard_tests::{
     cgroup::FixtureCgroup,
     holds::{Holds, write_freeze},
     leak::{Leak, LeakPolicy, PACKAGE, observing},
+    workload,
 };
 use rustix::process::Signal;
 
@@ -173,6 +174,20 @@ fn what_a_killed_agent_left_is_given_back_by_hand() {
         scene.assert_given_back();
         assert_eq!(scene.releases(), [(response, End::Reconcile, Outcome::Done)]);
     }
+}
+
+/// The unit's `ExecStopPost=` on a host whose log cannot be opened: a freeze that nobody ends is worse than
+/// a record on stderr alone.
+#[test]
+fn a_log_that_cannot_be_opened_keeps_nothing_frozen() {
+    let scene = orphaned(Freeze);
+    let mut thaw = Command::new(workload("mcp-guard").unwrap());
+    thaw.arg("--run-dir").arg(scene.agent.folder()).args(["--audit", "/proc/nowhere/log"]);
+    let output = thaw.args(["thaw", "--owned", "--docker", "/nonexistent"]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("without a record"), "{said}");
+    scene.assert_given_back();
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! freeze, thaw, kill by hand: through the agent where one runs, else by the same executor.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use mcp_guard_core::{
     effect::{Cause, Containment, Effect, End, Input, Outcome},
@@ -90,7 +90,7 @@ pub fn thaw_owned(host: &Host) -> Result<Exit, Failure> {
     // Others do not see the marks, and would find nothing to give back.
     need_root()?;
     runtime()?.block_on(async {
-        let (mut executor, _confirmed) = Executor::new(open_audit(host)?, read_layout()?);
+        let (mut executor, _confirmed) = Executor::new(audit_or_none(host)?, read_layout()?);
         let layout = read_layout()?;
         let engine = Engine::new(&host.docker);
         let mut exit = Exit::Done;
@@ -213,6 +213,15 @@ fn need_root() -> Result<(), Failure> {
 fn read_layout() -> Result<Layout, Failure> {
     Layout::read()
         .map_err(|error| Failure::could_not(format!("reading the cgroup layout: {error}")))
+}
+
+/// What somebody is waiting for is not kept from them by a log: without one, stderr has the record.
+fn audit_or_none(host: &Host) -> Result<Audit, Failure> {
+    Audit::open(&host.audit).or_else(|error| {
+        let path = host.audit.display();
+        tracing::error!(%error, "audit log {path}: giving back without a record in it");
+        Audit::open(Path::new("/dev/null")).map_err(Failure::could_not)
+    })
 }
 
 fn open_audit(host: &Host) -> Result<Audit, Failure> {

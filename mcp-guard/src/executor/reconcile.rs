@@ -25,6 +25,18 @@ pub struct Orphan {
     pub mark: Mark,
 }
 
+impl Orphan {
+    fn is_still_marked(&self) -> bool {
+        let dir = match self.slot {
+            Slot::Freeze => Some(self.held.cgroup.dir()),
+            Slot::Clamp => self.held.cgroup.pids_dir(),
+        };
+        dir.is_some_and(|dir| {
+            mark::read(dir, self.slot).ok().flatten().as_ref() == Some(&self.mark)
+        })
+    }
+}
+
 /// Every mark on this host whose holder no longer runs, or is this process.
 ///
 /// # Errors
@@ -67,6 +79,10 @@ impl Executor {
         let begin = format!("marked by process {}: {}", mark.holder, mark.reason);
         self.audit.write(release_record(&mark.incident, subject, response, end, None, begin));
         let (outcome, detail) = match slot {
+            // The engine was asked since it was found, which takes time.
+            _ if !orphan.is_still_marked() => {
+                (Outcome::NotOurs, "another has it now; left to its new holder".to_owned())
+            }
             Slot::Freeze => steps::thaw(&held.cgroup, self.engine_freezes(held)),
             Slot::Clamp => steps::unclamp(&held.cgroup),
         };
