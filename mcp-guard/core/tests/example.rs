@@ -1,6 +1,6 @@
 //! The documented policy is a true one: it parses, and its values are the defaults.
 
-use mcp_guard_core::policy::{Policy, Response};
+use mcp_guard_core::policy::{Mode, Policy, Response};
 
 #[test]
 fn the_example_shows_the_defaults() {
@@ -13,4 +13,16 @@ fn the_example_shows_the_defaults() {
     assert_eq!(example.guard.len(), 3);
     assert_eq!(example.guard[1].highest, Response::Freeze, "the default rung");
     assert_eq!(example.launcher.len(), 1);
+}
+
+/// The policy of the package: it changes nothing on a host, and its comment shows a true one too.
+#[test]
+fn the_shipped_policy_observes() {
+    let text = include_str!("../../../package/etc/mcp-guard/policy.toml");
+    let shipped = Policy::parse(text).expect("valid");
+    assert_eq!((shipped.mode, shipped.guard.len()), (Mode::Observe, 0));
+    let (above, shown) = text.split_once("# [[guard]]").expect("an example in a comment");
+    let shown = format!("{above}[[guard]]{}", shown.replace("\n# ", "\n"));
+    let shown = Policy::parse(&shown).expect("valid without the comment signs");
+    assert_eq!((shown.guard.len(), shown.guard[0].mode), (1, Some(Mode::Enforce)));
 }

@@ -4,6 +4,7 @@
 mod calls;
 mod guards;
 pub mod lock;
+mod notify;
 mod turn;
 
 use std::{
@@ -27,6 +28,7 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
+use self::notify::Notify;
 use crate::{
     audit::Audit,
     control::{server, wire::Reply},
@@ -87,6 +89,7 @@ pub struct Agent {
     unguardable: BTreeSet<u64>,
     askers: Vec<Asker>,
     losses: BTreeMap<String, u64>,
+    notify: Notify,
     /// Records lost to a full ring, as of the last tick.
     dropped: u64,
     /// Records were lost, and the ring was not empty since.
@@ -157,6 +160,7 @@ impl Agent {
             unguardable: BTreeSet::new(),
             askers: Vec::new(),
             losses: BTreeMap::new(),
+            notify: Notify::from_environment(),
             dropped: 0,
             behind_a_loss: false,
             started: now,
@@ -292,6 +296,7 @@ impl Agent {
 
     async fn stop(&mut self, reason: String) {
         tracing::info!(reason, "stopping");
+        self.notify.stopping(&reason);
         // An engine that hangs must not keep a container frozen.
         let _ = tokio::time::timeout(LAST_WORD, self.hear_of_pauses()).await;
         let mut effects = Vec::new();

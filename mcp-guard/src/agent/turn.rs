@@ -9,7 +9,7 @@ use mcp_guard_core::{
     effect::{GuardId, Input},
 };
 
-use super::{Agent, TICK};
+use super::{Agent, TICK, notify::Shown};
 use crate::host::{bpf, clock, process};
 
 /// Records handled in one turn; then other sources are looked at.
@@ -62,6 +62,9 @@ impl Agent {
             self.note_losses();
             self.executor.audit.flush();
         }
+        // Last, so that the first turn is done when we say that we are ready.
+        let guards = self.executor.held().len().saturating_sub(self.by_hand.len());
+        self.notify.turn(now, Shown { mode: self.core.policy().mode, guards });
     }
 
     /// Guards whose tasks are counted: all but those held by hand.

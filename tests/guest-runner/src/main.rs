@@ -1,0 +1,167 @@
+//! Runs a plan inside a guest: as a service of systemd, or as the first process of a guest that
+//! has nothing but a kernel.
+
+mod first;
+mod step;
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::Write as _,
+    path::Path,
+    process::{Command, ExitCode},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use guest_runner::{BEAT_SECONDS, FACTS, Line, PAYLOAD, PLAN, PORT, Plan, Test};
+
+use step::Verdict;
+
+/// Where the tests of this guest leave what they found out.
+const FACTS_FILE: &str = "/run/mcp-guard-test-facts";
+
+fn main() -> ExitCode {
+    if rustix::process::getpid().is_init() {
+        first::run();
+    }
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The console; the host shows its end when no verdict comes.
+            let _ = writeln!(std::io::stderr(), "guest-runner: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let plan = Path::new(PAYLOAD).join(PLAN);
+    let text = fs::read(&plan).with_context(|| plan.display().to_string())?;
+    let plan: Plan = serde_json::from_slice(&text).with_context(|| plan.display().to_string())?;
+    let port = Port::open()?;
+    port.say(&Line::Up)?;
+    let beat = port.clone();
+    // Lives as long as the process; a write that fails has nobody to tell.
+    std::thread::spawn(move || {
+        while beat.say(&Line::Beat).is_ok() {
+            std::thread::sleep(Duration::from_secs(BEAT_SECONDS));
+        }
+    });
+    let (passed, failed) = work(&plan, &port)?;
+    facts(&port)?;
+    port.say(&Line::Over { passed, failed })?;
+    if !plan.stay {
+        turn_off();
+    }
+    Ok(())
+}
+
+/// At once: an orderly end of a system under emulation takes longer than most tests.
+fn turn_off() {
+    rustix::fs::sync();
+    let _ = rustix::system::reboot(rustix::system::RebootCommand::PowerOff);
+}
+
+/// What passed and what failed. A guest that could not be made ready runs no test.
+fn work(plan: &Plan, port: &Port) -> Result<(u64, u64)> {
+    for words in &plan.before {
+        if !port.tell(words.join(" "), ready, || command(plan, words)?.judge(limit(plan)))? {
+            return Ok((0, 1));
+        }
+    }
+    let mut counts = (0, 0);
+    for test in &plan.tests {
+        if port.tell(test.to_string(), passed, || program(plan, test).judge(limit(plan)))? {
+            counts.0 += 1;
+        } else {
+            counts.1 += 1;
+        }
+    }
+    Ok(counts)
+}
+
+fn ready(what: String, millis: u64) -> Line {
+    Line::Ready { what, millis }
+}
+
+fn passed(what: String, millis: u64) -> Line {
+    Line::Passed { what, millis }
+}
+
+fn limit(plan: &Plan) -> Duration {
+    Duration::from_secs(plan.limit)
+}
+
+fn command(plan: &Plan, words: &[String]) -> Result<step::Step> {
+    let (name, arguments) = words.split_first().context("an empty command")?;
+    let mut command = Command::new(name);
+    command.args(arguments);
+    Ok(step::Step::command(with_environment(command, &plan.environment)))
+}
+
+fn program(plan: &Plan, test: &Test) -> step::Step {
+    let mut command = Command::new(Path::new(PAYLOAD).join("bin").join(&test.program));
+    command.args(["--exact", &test.name, "--test-threads=1", "--include-ignored"]);
+    step::Step::test(with_environment(command, &plan.environment))
+}
+
+fn with_environment(mut command: Command, environment: &BTreeMap<String, String>) -> Command {
+    command.envs(environment).env(FACTS, FACTS_FILE);
+    command
+}
+
+fn facts(port: &Port) -> Result<()> {
+    let text = fs::read_to_string(FACTS_FILE).unwrap_or_default();
+    for (name, value) in text.lines().filter_map(|line| line.split_once('=')) {
+        port.say(&Line::Fact { name: name.to_owned(), value: value.to_owned() })?;
+    }
+    Ok(())
+}
+
+/// The way to the host. Shared with the thread that beats: each line is written whole.
+#[derive(Clone)]
+struct Port(Arc<Mutex<File>>);
+
+impl Port {
+    fn open() -> Result<Self> {
+        let port = File::options().write(true).open(PORT).context(PORT)?;
+        // A terminal would turn each line end into two bytes.
+        let mut mode = rustix::termios::tcgetattr(&port).context(PORT)?;
+        mode.make_raw();
+        rustix::termios::tcsetattr(&port, rustix::termios::OptionalActions::Now, &mode)
+            .context(PORT)?;
+        Ok(Self(Arc::new(Mutex::new(port))))
+    }
+
+    fn say(&self, line: &Line) -> Result<()> {
+        let mut text = serde_json::to_vec(line)?;
+        text.push(b'\n');
+        let mut port = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        port.write_all(&text).context(PORT)
+    }
+
+    /// Runs one step and says how it began and ended.
+    fn tell(
+        &self,
+        what: String,
+        good: fn(String, u64) -> Line,
+        work: impl FnOnce() -> Result<Verdict>,
+    ) -> Result<bool> {
+        self.say(&Line::Begin { what: what.clone() })?;
+        let began = Instant::now();
+        let verdict = work();
+        let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let (why, output) = match verdict {
+            Ok(Verdict::Passed) => {
+                self.say(&good(what, millis))?;
+                return Ok(true);
+            }
+            Ok(Verdict::Failed { why, output }) => (why, output),
+            Err(error) => (format!("{error:#}"), String::new()),
+        };
+        self.say(&Line::Failed { what, millis, why, output })?;
+        Ok(false)
+    }
+}
