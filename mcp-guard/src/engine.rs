@@ -1,4 +1,4 @@
-//! Container engines. Docker, through bollard.
+//! Container engines: Docker, and Podman's service of Docker's API, through bollard.
 //!
 //! What an engine says is a hint: a container's cgroup is found from its first process and compared
 //! with the id. Only ids of 64 hex digits are ever sent to it, because bollard does not escape names.
@@ -86,22 +86,36 @@ impl Engine {
         Error::Away { socket: self.socket.clone(), source }
     }
 
-    /// Every container, running or not.
+    /// Every container, running or not; those that run, while another is in a state that only Podman
+    /// has ("stopped": ended and not cleaned up), which bollard's closed enums do not know.
     ///
     /// # Errors
     /// The engine does not answer.
     pub async fn candidates(&self) -> Result<Vec<Candidate>, Error> {
-        let options = ListContainersOptionsBuilder::default().all(true).build();
-        let all = self
-            .connect()?
-            .list_containers(Some(options))
-            .await
-            .map_err(|source| self.away(source))?;
+        match self.list(ListContainersOptionsBuilder::default().all(true)).await {
+            Err(bollard::errors::Error::JsonDataError { .. }) => self.running().await,
+            other => other.map_err(|source| self.away(source)),
+        }
+    }
+
+    /// Every container that runs or is paused.
+    async fn running(&self) -> Result<Vec<Candidate>, Error> {
+        let filters = HashMap::from([("status", vec!["running", "paused"])]);
+        let listed = self.list(ListContainersOptionsBuilder::default().filters(&filters)).await;
+        listed.map_err(|source| self.away(source))
+    }
+
+    async fn list(
+        &self,
+        options: ListContainersOptionsBuilder,
+    ) -> Result<Vec<Candidate>, bollard::errors::Error> {
+        let docker = Docker::connect_with_unix(&self.socket, ANSWER, API_DEFAULT_VERSION)?;
+        let found = docker.list_containers(Some(options.build())).await?;
         let candidate = |one: bollard::models::ContainerSummary| {
             let name = one.names.unwrap_or_default().into_iter().next().unwrap_or_default();
             Some(Candidate { id: one.id?, name: plain_name(&name) })
         };
-        Ok(all.into_iter().filter_map(candidate).collect())
+        Ok(found.into_iter().filter_map(candidate).collect())
     }
 
     /// None where it does not run.
@@ -149,7 +163,7 @@ impl Engine {
         let since = seconds_since_1970().saturating_sub(1).to_string();
         let options = EventsOptionsBuilder::default().filters(&filters).since(&since).build();
         let docker = self.connect()?;
-        for candidate in self.candidates().await? {
+        for candidate in self.running().await? {
             self.tell(&candidate.id, changes).await;
         }
         if std::mem::take(away) {
@@ -183,8 +197,12 @@ impl Engine {
                 let _ = changes.send(Change::Up(container)).await;
             }
             Ok(None) => {}
-            // Gone between the list and the question, most likely.
-            Err(error) => tracing::debug!(id, %error, "container not inspected"),
+            // Gone between the list and the question.
+            Err(Error::Refused(bollard::errors::Error::DockerResponseServerError {
+                status_code: 404,
+                ..
+            })) => {}
+            Err(error) => tracing::warn!(id, %error, "container not inspected, so not guarded"),
         }
     }
 }
@@ -213,3 +231,7 @@ fn seconds_since_1970() -> u64 {
 fn plain_name(name: &str) -> String {
     name.trim_start_matches('/').chars().take(MAX_NAME).collect()
 }
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod tests;

@@ -9,21 +9,44 @@ pub struct InPath<'a> {
     pub path: &'a str,
 }
 
-/// Unit name prefixes of the systemd cgroup driver: `docker-ID.scope`.
-const PREFIXES: [&str; 5] = ["docker-", "libpod-", "cri-containerd-", "crio-", "nerdctl-"];
+/// Name prefixes of the systemd cgroup driver: `docker-ID.scope`; the longer of two comes first.
+const PREFIXES: [&str; 6] =
+    ["docker-", "libpod-payload-", "libpod-", "cri-containerd-", "crio-", "nerdctl-"];
+/// crun puts the payload into a cgroup of this name inside the scope, and pauses and limits that one:
+/// the scope itself belongs to systemd. Only below the units of the engines that come with crun,
+/// because a container that may make cgroups can make one of this name.
+const PAYLOAD: &str = "container";
+const WITH_PAYLOAD: [&str; 2] = ["libpod-", "crio-"];
 /// Length of a container id in hex.
 const ID: usize = 64;
 
-/// The outermost container in `path`: `/docker/ID`, `.../docker-ID.scope`, `.../libpod-ID.scope`,
-/// `/kubepods/.../ID`, `...slice:cri-containerd:ID`.
+/// The outermost container in `path`: `/docker/ID`, `.../docker-ID.scope`,
+/// `.../libpod-ID.scope/container`, `.../x.service/libpod-payload-ID`, `/kubepods/.../ID`,
+/// `...slice:cri-containerd:ID`.
 #[must_use]
 pub fn container_in(path: &str) -> Option<InPath<'_>> {
     let mut end = 0;
     path.split_inclusive('/').find_map(|part| {
         end += part.len();
-        let id = container_id(part.trim_end_matches('/'))?;
-        Some(InPath { id, path: path[..end].trim_end_matches('/') })
+        let name = part.trim_end_matches('/');
+        let id = container_id(name)?;
+        let unit = path[..end].trim_end_matches('/');
+        let own = if has_payload(name) { payload_of(path, unit) } else { unit };
+        Some(InPath { id, path: own })
     })
+}
+
+fn has_payload(unit: &str) -> bool {
+    unit.ends_with(".scope") && WITH_PAYLOAD.iter().any(|prefix| unit.starts_with(prefix))
+}
+
+/// The payload's cgroup below `unit` where `path` leads through it, else the unit's own.
+fn payload_of<'a>(path: &'a str, unit: &'a str) -> &'a str {
+    let below = path[unit.len()..].strip_prefix('/').unwrap_or_default();
+    if below.split('/').next() == Some(PAYLOAD) {
+        return &path[..=unit.len() + PAYLOAD.len()];
+    }
+    unit
 }
 
 fn container_id(part: &str) -> Option<&str> {
@@ -54,9 +77,14 @@ mod tests {
                 Some(format!("/system.slice/docker-{id}.scope")),
             ),
             (
-                format!("/machine.slice/libpod-{id}.scope/container"),
+                format!("/machine.slice/libpod-{id}.scope"),
                 Some(format!("/machine.slice/libpod-{id}.scope")),
             ),
+            (
+                format!("/system.slice/mcp.service/libpod-payload-{id}"),
+                Some(format!("/system.slice/mcp.service/libpod-payload-{id}")),
+            ),
+            ("/system.slice/mcp.service/runtime".to_owned(), None),
             (
                 format!("/a.slice:cri-containerd:{id}"),
                 Some(format!("/a.slice:cri-containerd:{id}")),
@@ -75,5 +103,25 @@ mod tests {
         for (path, own) in cases {
             assert_eq!(container_in(&path).map(|found| found.path.to_owned()), own, "{path}");
         }
+    }
+
+    #[test]
+    fn the_payload_of_crun_is_the_container() {
+        let id = "0123456789abcdef".repeat(4);
+        let own = |path: &str| container_in(path).map(|found| found.path.to_owned());
+        for unit in [format!("/machine.slice/libpod-{id}.scope"), format!("/a/crio-{id}.scope")] {
+            let payload = format!("{unit}/container");
+            assert_eq!(own(&payload), Some(payload.clone()));
+            assert_eq!(own(&format!("{payload}/init.scope")), Some(payload.clone()), "systemd");
+            assert_eq!(own(&format!("{payload}/")), Some(payload));
+            for other in ["containers", "contain", "container2/container", "x/container"] {
+                assert_eq!(own(&format!("{unit}/{other}")), Some(unit.clone()), "{other}");
+            }
+        }
+        // Docker's runtime pauses the scope; what is called container there, the container made.
+        let docker = format!("/system.slice/docker-{id}.scope");
+        assert_eq!(own(&format!("{docker}/container")), Some(docker));
+        let bare = format!("/libpod_parent/libpod-{id}");
+        assert_eq!(own(&format!("{bare}/container")), Some(bare), "no systemd, no payload");
     }
 }

@@ -1,0 +1,77 @@
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixListener,
+};
+
+use super::*;
+
+/// As Podman 5.4 answers it, shortened: `stopped` is a state that Docker does not have.
+const ALL: &str = r#"[
+    {"Id":"ID0","Names":["/runs"],"Image":"localhost/a:latest","State":"running","Status":"Up"},
+    {"Id":"ID1","Names":["/ended"],"Image":"localhost/a:latest","State":"stopped","Status":"Exited"}
+]"#;
+const RUNNING: &str = r#"[{"Id":"ID0","Names":["/runs"],"State":"running"}]"#;
+/// `State` and `Config` of Podman 4.3, shortened.
+const INSPECTED: &str = r#"{"Id":"ID0","Name":"/runs","State":{"Status":"paused","Running":true,
+    "Paused":true,"Pid":451,"ExitCode":0,"Health":{"Status":"","FailingStreak":0,"Log":null}},
+    "HostConfig":{"CgroupnsMode":"","Isolation":"","RestartPolicy":{"Name":"no"},"PidsLimit":300},
+    "Config":{"Image":"localhost/a:latest","Labels":null}}"#;
+
+/// An engine that gives each request to `answer`, which returns status and body.
+fn engine(answer: fn(&str) -> (u16, String)) -> (tempfile::TempDir, Engine) {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("engine.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = vec![0; 4096];
+            let length = stream.read(&mut request).await.unwrap();
+            let (status, body) = answer(&String::from_utf8_lossy(&request[..length]));
+            let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {}", body.len());
+            let whole = format!("{head}\r\nConnection: close\r\n\r\n{body}");
+            stream.write_all(whole.as_bytes()).await.unwrap();
+        }
+    });
+    let engine = Engine::new(socket.to_str().unwrap());
+    (folder, engine)
+}
+
+fn with_ids(body: &str) -> String {
+    body.replace("ID0", &"0".repeat(64)).replace("ID1", &"1".repeat(64))
+}
+
+fn podman(request: &str) -> (u16, String) {
+    // The filter, percent-encoded.
+    let of_those_that_run = request.contains("running") && request.contains("paused");
+    match request {
+        _ if request.contains("/json?") && of_those_that_run => (200, with_ids(RUNNING)),
+        _ if request.contains("/containers/json") => (200, with_ids(ALL)),
+        _ if request.contains(&"0".repeat(64)) => (200, with_ids(INSPECTED)),
+        _ => (404, r#"{"message":"no such container"}"#.to_owned()),
+    }
+}
+
+#[tokio::test]
+async fn a_state_that_only_podman_has_hides_no_container_that_runs() {
+    let (_folder, engine) = engine(podman);
+    let runs = Candidate { id: "0".repeat(64), name: "runs".to_owned() };
+    assert_eq!(engine.candidates().await.unwrap(), [runs]);
+}
+
+#[tokio::test]
+async fn what_podman_says_of_a_container_is_understood() {
+    let (_folder, engine) = engine(podman);
+    let found = engine.inspect(&"0".repeat(64)).await.unwrap().unwrap();
+    assert_eq!((found.name.as_str(), found.init, found.paused), ("runs", 451, true));
+    assert!(matches!(engine.inspect("../x").await, Err(Error::BadId(_))));
+}
+
+#[tokio::test]
+async fn watching_begins_with_what_runs() {
+    let (_folder, engine) = engine(podman);
+    let (changes, mut told) = mpsc::channel(8);
+    let watch = tokio::spawn(engine.watch(changes));
+    let Some(Change::Up(container)) = told.recv().await else { panic!("not the container") };
+    assert_eq!(container.name, "runs");
+    watch.abort();
+}
