@@ -15,11 +15,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-pub use image::NODE_IMAGE;
+pub use image::{BUSYBOX_IMAGE, NODE_IMAGE, SETTINGS};
 pub use keeper::keep_engine;
 pub use leftovers::cgroup_mounts;
-
-use image::BUSYBOX_IMAGE;
+pub use rootfs::{Rootfs, busybox as busybox_files, node as node_files};
 
 use crate::packages::{self, Permission};
 use crate::program;

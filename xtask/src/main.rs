@@ -10,6 +10,7 @@ mod packages;
 mod program;
 mod say;
 mod test;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -77,6 +78,11 @@ enum Verb {
         #[arg(last = true)]
         more: Vec<String>,
     },
+    /// Virtual machines with other kernels, systemd, Docker and Podman
+    Vm {
+        #[command(subcommand)]
+        verb: vm::Verb,
+    },
     /// Hold a private Docker engine until stdin ends (started by the verbs that need one)
     #[command(hide = true)]
     EngineKeeper,
@@ -103,6 +109,7 @@ fn run(verb: Verb) -> Result<u8> {
         Verb::Demo { docker: true, setup } => demo_docker::run(setup),
         Verb::Demo { docker: false, .. } => demo::run(),
         Verb::Bench { setup, more } => bench::run(setup, &more),
+        Verb::Vm { verb } => vm::run(verb),
         Verb::EngineKeeper => docker::keep_engine().map(|()| 0),
     }
 }

@@ -68,6 +68,60 @@ pub fn provide_all(permission: Permission, needs: &[Need]) -> Result<()> {
     if missing.is_empty() { Ok(()) } else { install(permission, &missing).map(drop) }
 }
 
+/// Installs a program whose version in this release is too old: from the release's backports.
+///
+/// The system's own list of sources is not changed; apt gets a longer one for this call.
+pub fn provide_newer(permission: Permission, need: &Need, oldest: u32) -> Result<()> {
+    apt_update(permission, need.package)?;
+    if candidate(need.package)?.is_some_and(|version| version >= oldest) {
+        return install(permission, &[need.package]).map(drop);
+    }
+    let (mirror, release) = mirror()?;
+    let backports = format!("{release}-backports");
+    let own = std::fs::read_to_string("/etc/apt/sources.list").unwrap_or_default();
+    let list = tempfile::Builder::new().suffix(".list").tempfile().context("a list for apt")?;
+    std::fs::write(list.path(), format!("{own}\ndeb {mirror} {backports} main\n"))
+        .context("a list for apt")?;
+    let sources = format!("Dir::Etc::SourceList={}", list.path().display());
+    apt(&["-o", &sources, "update"])?;
+    let install = ["-o", &sources, "install", "--yes", "--no-install-recommends"];
+    apt(&[&install[..], &["--target-release", &backports, need.package]].concat())
+}
+
+fn apt_update(permission: Permission, package: &str) -> Result<()> {
+    ask(permission, &format!("missing: {package}"), &install_line(&[package]))?;
+    apt(&["update"])
+}
+
+/// The major version that this release offers.
+fn candidate(package: &str) -> Result<Option<u32>> {
+    let text = program::output(Command::new("apt-cache").args(["policy", package]))?;
+    Ok(major(&text))
+}
+
+/// `  Candidate: 1:7.2+dfsg-7`: what stands between the epoch and the first dot.
+fn major(policy: &str) -> Option<u32> {
+    let version = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "))?;
+    let version = version.split_once(':').map_or(version, |(_, version)| version);
+    version.split('.').next()?.parse().ok()
+}
+
+/// Where apt gets this release from, and the release's name.
+fn mirror() -> Result<(String, String)> {
+    let os = std::fs::read_to_string("/etc/os-release").context("/etc/os-release")?;
+    let name = os.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    let release = name.context("this system has no release name")?.to_owned();
+    let format = "$(RELEASE) $(REPO_URI)";
+    let targets = program::output(Command::new("apt-get").args([
+        "indextargets",
+        "--format",
+        format,
+        "Created-By: Packages",
+    ]))?;
+    let uri = targets.lines().find_map(|line| line.strip_prefix(&format!("{release} ")));
+    Ok((uri.with_context(|| format!("apt knows no mirror of {release}"))?.to_owned(), release))
+}
+
 fn install(permission: Permission, missing: &[&str]) -> Result<Permission> {
     let line = install_line(missing);
     let permission = ask(permission, &format!("missing: {}", missing.join(", ")), &line)?;
@@ -142,6 +196,12 @@ mod tests {
     fn the_hint_names_the_command() {
         let hint = hint("missing: npm", "apt-get install npm");
         assert_eq!(hint, "missing: npm; `apt-get install npm` or the flag --setup brings it");
+    }
+
+    #[test]
+    fn reads_what_apt_would_install() {
+        assert_eq!(major("x:\n  Installed: (none)\n  Candidate: 1:7.2+dfsg-7\n"), Some(7));
+        assert_eq!(major("x:\n  Candidate: (none)\n"), None);
     }
 
     #[test]

@@ -26,6 +26,11 @@ pub struct Counts {
 }
 
 impl Counts {
+    /// Nothing went wrong.
+    pub fn passed(passed: u64) -> Self {
+        Self { passed, ..Self::default() }
+    }
+
     /// Both runs together.
     pub fn and(mut self, other: Self) -> Self {
         self.passed += other.passed;

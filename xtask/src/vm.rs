@@ -1,0 +1,179 @@
+//! `cargo xtask vm`: guests with real kernels, systemd, Docker and Podman.
+
+mod cache;
+mod follow;
+mod image;
+mod kernel;
+mod machine;
+mod payload;
+mod plan;
+mod programs;
+mod qemu;
+mod run;
+mod self_test;
+mod shell;
+mod system;
+mod table;
+mod tools;
+
+use anyhow::{Result, anyhow};
+use clap::Subcommand;
+
+use crate::packages::Permission;
+use crate::say::{complain, say, step};
+use crate::test::Counts;
+use follow::Report;
+use image::{IMAGES, Image, Kind};
+use payload::Payload;
+use plan::Extent;
+
+#[derive(Subcommand)]
+pub enum Verb {
+    /// Make an image, or all of them, unless they are there
+    Build {
+        image: Option<String>,
+        /// Install what it needs, without asking
+        #[arg(long)]
+        setup: bool,
+    },
+    /// Run the tests in an image, or in all of them
+    Test {
+        image: Option<String>,
+        /// Every test in every image where it means something
+        #[arg(long)]
+        full: bool,
+        /// Write what was found out into the README's table of kernels
+        #[arg(long)]
+        bless: bool,
+        /// Install what it needs, without asking
+        #[arg(long)]
+        setup: bool,
+        /// Only tests whose `program::name` contains this
+        #[arg(last = true)]
+        filter: Option<String>,
+    },
+    /// A prompt in an image, with the agent and a leaking container
+    Shell { image: String },
+    /// Break an agent and a kernel, and see that the runner says so
+    SelfTest,
+}
+
+/// The exit code: 0 done, 1 something is wrong, 2 could not.
+pub fn run(verb: Verb) -> Result<u8> {
+    let setup = matches!(&verb, Verb::Build { setup: true, .. } | Verb::Test { setup: true, .. });
+    if let Err(reason) = ready(Permission::from_flag(setup)) {
+        complain(&format!("could not: {reason:#}"));
+        return Ok(2);
+    }
+    match verb {
+        Verb::Build { image, .. } => build(image.as_deref()),
+        Verb::Test { image, full, bless, filter, .. } => {
+            let extent = if full { Extent::Full } else { Extent::Usual };
+            let filter = filter.unwrap_or_default();
+            let programs = test_programs()?;
+            Guests { programs, extent, filter, bless }.test_all(&named(image.as_deref())?)
+        }
+        Verb::Shell { image } => shell::run(one(&image)?).map(|()| 0),
+        Verb::SelfTest => Guests::usual()?.self_test().map(|_| 0),
+    }
+}
+
+/// Makes sure that this machine can make and run guests.
+pub fn ready(permission: Permission) -> Result<()> {
+    tools::provide(permission)
+}
+
+/// Every image that there is, in the order in which they are tested.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    IMAGES.iter().map(|image| image.name)
+}
+
+fn build(image: Option<&str>) -> Result<u8> {
+    for image in named(image)? {
+        let built = cache::provide(image)?;
+        say(&format!("{}: {}", image.name, built.folder().display()));
+    }
+    Ok(0)
+}
+
+/// The programs, and how much of the tests to run.
+pub struct Guests {
+    programs: programs::Built,
+    extent: Extent,
+    filter: String,
+    bless: bool,
+}
+
+impl Guests {
+    /// What `cargo xtask test` runs in its guests.
+    pub fn usual() -> Result<Self> {
+        let (extent, filter) = (Extent::Usual, String::new());
+        Ok(Self { programs: test_programs()?, extent, filter, bless: false })
+    }
+
+    /// Sees that the runner notices what it must; the number of cases.
+    pub fn self_test(&self) -> Result<u64> {
+        self_test::run(&self.programs)
+    }
+
+    /// Runs the tests of one image, by its name.
+    pub fn test_named(&self, name: &str) -> Result<Counts> {
+        self.test(one(name)?)
+    }
+
+    fn test_all(&self, images: &[&'static Image]) -> Result<u8> {
+        let mut lines = Vec::new();
+        let mut code = 0;
+        for image in images {
+            let counts = self.test(image)?;
+            lines.push(format!(
+                "{}: {} passed, {} failed",
+                image.name, counts.passed, counts.failed
+            ));
+            code |= u8::from(counts.failed > 0 || counts.passed == 0);
+        }
+        lines.iter().for_each(|line| say(line));
+        Ok(code)
+    }
+
+    fn test(&self, image: &'static Image) -> Result<Counts> {
+        let set = plan::choose(image, self.extent, &self.filter, &self.programs.tests);
+        for (program, count, reason) in &set.left_out {
+            say(&format!("{}: not in this set: {program} ({count} tests): {reason}", image.name));
+        }
+        let payload = Payload::new()?;
+        let plan = set.plan(image);
+        payload.with_programs(&self.programs, &plan)?;
+        let mut report = follow(image, &payload, &plan)?;
+        if self.filter.is_empty() {
+            report.failures.extend(table::check(image, &report.facts, self.bless)?);
+        }
+        report.explain().iter().for_each(|line| say(&format!("{}: {line}", image.name)));
+        let failed = report.failures.len() as u64;
+        Ok(Counts { failed, ..Counts::passed(report.passed) })
+    }
+}
+
+fn test_programs() -> Result<programs::Built> {
+    step("vm: test programs", programs::build)
+}
+
+/// Starts an image with a plan, and says what it does.
+fn follow(image: &Image, payload: &Payload, plan: &guest_runner::Plan) -> Result<Report> {
+    let built = cache::provide(image)?;
+    let accel = machine::accel(&built)?;
+    let machine = match image.kind {
+        Kind::System { .. } => machine::system(image, &built, accel, payload.disk(plan)?),
+        Kind::Kernel => machine::kernel(&built, accel, payload.initrd(plan)?),
+    };
+    let show = |line| say(&format!("{}: {line}", image.name));
+    run::run(&machine, &payload.console(), plan::RUN, show)
+}
+
+fn one(name: &str) -> Result<&'static Image> {
+    image::find(name).map_err(|error| anyhow!(error))
+}
+
+fn named(name: Option<&str>) -> Result<Vec<&'static Image>> {
+    name.map_or_else(|| Ok(IMAGES.iter().collect()), |name| one(name).map(|image| vec![image]))
+}

@@ -1,0 +1,160 @@
+//! Images made once and kept under `target/vm`, each under the hash of what defines it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use guest_runner::Plan;
+use sha2::{Digest, Sha256};
+
+use super::image::{Image, Kind};
+use super::kernel::{INITRD, KERNEL};
+use super::payload::Payload;
+use super::qemu::Machine;
+use super::{kernel, machine, run, system};
+use crate::docker::{self, Rootfs};
+use crate::say::{say, step};
+use crate::workspace;
+
+/// Changes whenever this file makes images in another way.
+const LAYOUT: &str = "1";
+/// Seconds for one command of the preparation: an import of a quarter of a gigabyte under emulation.
+const PATIENCE: u64 = 900;
+
+/// Both engines at once: an import is bound to one CPU.
+const IMPORT: &str = r#"
+set -eu
+import() {
+  "$1" import --change "$FIRST" --change "$SECOND" "/payload/$2.tar" "mcp-guard-test-$2:latest"
+}
+(set -e; import docker busybox; import docker node) & docker=$!
+(set -e; import podman busybox; import podman node) & podman=$!
+wait $docker
+wait $podman
+systemctl stop docker.socket docker.service containerd.service
+"#;
+
+/// A finished image.
+pub struct Built {
+    folder: PathBuf,
+}
+
+impl Built {
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub fn kernel(&self) -> PathBuf {
+        self.folder.join(KERNEL)
+    }
+
+    pub fn initrd(&self) -> PathBuf {
+        self.folder.join(INITRD)
+    }
+
+    pub fn disk(&self) -> PathBuf {
+        self.folder.join(system::DISK)
+    }
+}
+
+/// Where everything of the guests is kept.
+pub fn store() -> PathBuf {
+    workspace::target().join("vm")
+}
+
+/// Makes an image unless it is there.
+pub fn provide(image: &Image) -> Result<Built> {
+    match image.kind {
+        Kind::Kernel => keep(image, &kernel::recipe(image), |folder| kernel::build(image, folder)),
+        Kind::System { more, .. } => {
+            let node = step("vm: files of the node image", docker::node_files)?;
+            let busybox = docker::busybox_files()?;
+            let keys = [&node.key, &busybox.key, IMPORT, docker::SETTINGS[0], docker::SETTINGS[1]];
+            let mut recipe = system::recipe(image, more);
+            recipe.extend(keys.map(str::to_owned));
+            keep(image, &recipe, |folder| {
+                system::build(image, more, folder)?;
+                fill(image, folder, &busybox, &node)
+            })
+        }
+    }
+}
+
+/// Renamed only when whole: a run that was cut off leaves no half image.
+fn keep(
+    image: &Image,
+    recipe: &[String],
+    build: impl FnOnce(&Path) -> Result<()>,
+) -> Result<Built> {
+    let folder = store().join(format!("{}-{}", image.name, key(recipe)));
+    if !folder.is_dir() {
+        remove_older(image)?;
+        let work = tempfile::Builder::new()
+            .prefix("making-")
+            .tempdir_in(store())
+            .context("cannot make a folder in target/vm")?;
+        build(work.path())?;
+        // From here on it is not ours to remove.
+        fs::rename(work.keep(), &folder)
+            .with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    Ok(Built { folder })
+}
+
+fn key(recipe: &[String]) -> String {
+    let mut hasher = Sha256::new();
+    for part in [LAYOUT].into_iter().chain(recipe.iter().map(String::as_str)) {
+        hasher.update((part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    hasher.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Removes images of that name made by other recipes, and what a run left that was cut off.
+fn remove_older(image: &Image) -> Result<()> {
+    fs::create_dir_all(store()).context("cannot make target/vm")?;
+    for entry in fs::read_dir(store()).context("cannot list target/vm")?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let key = name.strip_prefix(image.name).and_then(|rest| rest.strip_prefix('-'));
+        let is_key = |key: &str| key.len() == 16 && key.bytes().all(|b| b.is_ascii_hexdigit());
+        if key.is_some_and(is_key) {
+            fs::remove_dir_all(entry.path())
+                .with_context(|| format!("cannot remove {}", entry.path().display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Boots the new disk once and lets its engines take the container images.
+fn fill(image: &Image, folder: &Path, busybox: &Rootfs, node: &Rootfs) -> Result<()> {
+    let mut plan = Plan { limit: PATIENCE, ..Plan::default() };
+    plan.before.push(vec!["sh".into(), "-c".into(), IMPORT.into()]);
+    for (name, setting) in ["FIRST", "SECOND"].into_iter().zip(docker::SETTINGS) {
+        plan.environment.insert(name.into(), setting.into());
+    }
+    let payload = Payload::new()?;
+    payload.link(&busybox.tar, "busybox.tar")?;
+    payload.link(&node.tar, "node.tar")?;
+    let built = Built { folder: folder.to_path_buf() };
+    let accel = machine::accel(&built)?;
+    let system = machine::system(image, &built, accel, payload.disk(&plan)?);
+    let machine = Machine { keep: true, ..system };
+    step(&format!("vm: container images of {}", image.name), || {
+        let limit = Duration::from_secs(PATIENCE);
+        let report = run::run(&machine, &payload.console(), limit, |line| say(&line))?;
+        ensure!(report.failures.is_empty(), "{}", report.explain().join("\n"));
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::key;
+
+    #[test]
+    fn the_key_tells_recipes_apart() {
+        let parts = |words: [&str; 2]| words.map(str::to_owned);
+        assert_ne!(key(&parts(["ab", "c"])), key(&parts(["a", "bc"])));
+    }
+}

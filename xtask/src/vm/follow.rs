@@ -1,0 +1,251 @@
+//! What a guest tells, judged: pure, with the time as an argument.
+
+use std::time::Duration;
+
+use guest_runner::Line;
+
+/// A guest beats every five seconds; a loaded host may take a while to pass that on.
+const SILENCE: Duration = Duration::from_secs(60);
+/// From power on to the first line.
+const BOOT: Duration = Duration::from_secs(240);
+
+/// What the kernel says when it is in trouble, wherever it stands in a line.
+const TROUBLE: [&str; 9] = [
+    "Kernel panic",
+    "Oops:",
+    "BUG: ",
+    "kernel BUG at",
+    "soft lockup",
+    "hard LOCKUP",
+    "rcu_sched detected stalls",
+    "rcu_preempt detected stalls",
+    "general protection fault",
+];
+
+/// A run so far.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// The console's last lines.
+    pub console: String,
+    pub passed: u64,
+    pub failures: Vec<Failure>,
+    pub facts: Vec<(String, String)>,
+    /// The guest said its last line.
+    pub over: bool,
+    /// What runs in the guest now.
+    now: Option<String>,
+    up: bool,
+    heard: Duration,
+    /// When a run that still speaks is given up.
+    limit: Duration,
+}
+
+/// One thing that went wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub what: String,
+    pub why: String,
+    pub output: String,
+}
+
+impl Report {
+    pub fn new(limit: Duration) -> Self {
+        Self { limit, ..Self::default() }
+    }
+
+    /// Takes one line of the guest, which came `at` so long after power on; what is worth showing
+    /// comes back.
+    pub fn line(&mut self, at: Duration, text: &str) -> Option<String> {
+        self.heard = at;
+        let Ok(line) = serde_json::from_str(text) else {
+            let text = text.trim_end();
+            return (!text.is_empty()).then(|| format!("not understood: {text}"));
+        };
+        match line {
+            Line::Up => {
+                self.up = true;
+                Some(format!("up after {:.0} s", at.as_secs_f64()))
+            }
+            Line::Begin { what } => {
+                self.now = Some(what);
+                None
+            }
+            Line::Beat => None,
+            Line::Ready { what, millis } => {
+                self.now = None;
+                Some(format!("ready   {:>6.1} s  {what}", seconds(millis)))
+            }
+            Line::Passed { what, millis } => {
+                self.now = None;
+                self.passed += 1;
+                Some(format!("ok      {:>6.1} s  {what}", seconds(millis)))
+            }
+            Line::Failed { what, millis, why, output } => {
+                self.now = None;
+                let shown = format!("FAILED  {:>6.1} s  {what}: {why}", seconds(millis));
+                self.failures.push(Failure { what, why, output });
+                Some(shown)
+            }
+            Line::Fact { name, value } => {
+                self.facts.push((name, value));
+                None
+            }
+            Line::Over { passed, failed } => {
+                self.over = true;
+                let heard = (self.passed, self.failures.len() as u64);
+                if heard != (passed, failed) {
+                    self.fail(format!("counted {passed} passed, {failed} failed; heard {heard:?}"));
+                }
+                None
+            }
+        }
+    }
+
+    /// Whether the run must be given up `at` this time: the reason, once.
+    pub fn overdue(&mut self, at: Duration, console: &str) -> bool {
+        let limit = if self.up { SILENCE } else { BOOT };
+        let trouble = trouble(console).map(|line| format!("the kernel is in trouble: {line}"));
+        let silent = (at.saturating_sub(self.heard) > limit)
+            .then(|| format!("the guest says nothing for {} s", limit.as_secs()));
+        let late = (at > self.limit)
+            .then(|| format!("the run is not over after {} s", self.limit.as_secs()));
+        let Some(why) = trouble.or(silent).or(late) else { return false };
+        self.fail(why);
+        true
+    }
+
+    /// QEMU has ended; before the last line that is a failure.
+    pub fn ended(&mut self, console: &str, complaint: &str) {
+        if self.over {
+            return;
+        }
+        let why = trouble(console).map_or_else(
+            || format!("the guest ended before its verdict {complaint}").trim_end().to_owned(),
+            |line| format!("the kernel is in trouble: {line}"),
+        );
+        self.fail(why);
+    }
+
+    /// Everything that a person needs to see of what went wrong; nothing where all is well.
+    pub fn explain(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for Failure { what, why, output } in &self.failures {
+            lines.push(format!("---- {what}: {why}"));
+            lines.extend(output.lines().map(str::to_owned));
+        }
+        if !lines.is_empty() {
+            lines.push("---- the guest's last lines on its console:".to_owned());
+            lines.extend(self.console.lines().map(str::to_owned));
+        }
+        lines
+    }
+
+    /// Something that no single test reported; what ran at that time is named.
+    fn fail(&mut self, why: String) {
+        let what = match self.now.take() {
+            Some(what) => what,
+            None if self.up => "between two tests".to_owned(),
+            None => "boot".to_owned(),
+        };
+        self.failures.push(Failure { what, why, output: String::new() });
+    }
+}
+
+/// The first line in which the kernel says that it is in trouble.
+fn trouble(console: &str) -> Option<&str> {
+    console.lines().find(|line| TROUBLE.iter().any(|words| line.contains(words))).map(str::trim)
+}
+
+/// The last lines of a text.
+pub fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+fn seconds(millis: u64) -> f64 {
+    Duration::from_millis(millis).as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: fn(u64) -> Duration = Duration::from_secs;
+
+    fn report(lines: &[Line]) -> Report {
+        let mut report = Report::new(S(1000));
+        for line in lines {
+            report.line(S(10), &serde_json::to_string(line).unwrap());
+        }
+        report
+    }
+
+    fn begin(what: &str) -> Line {
+        Line::Begin { what: what.into() }
+    }
+
+    fn why(report: &Report) -> Vec<(&str, &str)> {
+        report.failures.iter().map(|one| (one.what.as_str(), one.why.as_str())).collect()
+    }
+
+    #[test]
+    fn a_whole_run() {
+        let passed = Line::Passed { what: "a::b".into(), millis: 10 };
+        let report =
+            report(&[Line::Up, begin("a::b"), passed, Line::Over { passed: 1, failed: 0 }]);
+        assert!(report.over && report.failures.is_empty() && report.passed == 1);
+    }
+
+    #[test]
+    fn silence_names_what_ran() {
+        let mut report = report(&[Line::Up, begin("a::b")]);
+        assert!(!report.overdue(S(70), "all is well"));
+        assert!(report.overdue(S(71), "all is well"));
+        assert_eq!(why(&report), [("a::b", "the guest says nothing for 60 s")]);
+    }
+
+    #[test]
+    fn a_guest_that_speaks_for_ever_is_given_up() {
+        let mut report = report(&[Line::Up, begin("a::b")]);
+        report.line(S(1000), "\"beat\"");
+        assert!(!report.overdue(S(1000), ""));
+        assert!(report.overdue(S(1001), ""));
+        assert_eq!(why(&report), [("a::b", "the run is not over after 1000 s")]);
+    }
+
+    #[test]
+    fn a_boot_may_take_longer() {
+        let mut report = Report::new(S(1000));
+        assert!(!report.overdue(S(240), ""));
+        assert!(report.overdue(S(241), ""));
+        assert_eq!(why(&report), [("boot", "the guest says nothing for 240 s")]);
+    }
+
+    #[test]
+    fn trouble_of_the_kernel_ends_the_run_at_once() {
+        let mut report = report(&[Line::Up, begin("a::b")]);
+        let console = "[ 1.0] fine\n[ 2.0] watchdog: BUG: soft lockup - CPU#0 stuck\n";
+        assert!(report.overdue(S(11), console));
+        let line = "the kernel is in trouble: [ 2.0] watchdog: BUG: soft lockup - CPU#0 stuck";
+        assert_eq!(why(&report), [("a::b", line)]);
+    }
+
+    #[test]
+    fn an_end_without_verdict_is_a_failure() {
+        let mut report = report(&[Line::Up]);
+        report.ended("", "qemu: no disk");
+        let expected = "the guest ended before its verdict qemu: no disk";
+        assert_eq!(why(&report), [("between two tests", expected)]);
+    }
+
+    #[test]
+    fn a_line_that_was_lost_is_noticed() {
+        let report = report(&[Line::Up, Line::Over { passed: 3, failed: 0 }]);
+        assert_eq!(report.failures.len(), 1);
+    }
+
+    #[test]
+    fn the_tail_leaves_out_empty_lines() {
+        assert_eq!(tail("a\n\nb\n \nc\n", 2), "b\nc");
+    }
+}

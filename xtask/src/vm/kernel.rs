@@ -1,0 +1,74 @@
+//! A kernel alone: taken out of its package, with an initial file system of our own.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use super::image::Image;
+use crate::program;
+use crate::say::step;
+
+/// The kernel inside of an image's folder.
+pub const KERNEL: &str = "vmlinuz";
+/// Its initial file system.
+pub const INITRD: &str = "initrd.img";
+
+/// Fetches the package of the newest kernel of a release, with apt's check of its signature, and
+/// nothing that the package depends on. `$1` is a scratch root with apt's lists, `$OUT` the result.
+const FETCH: &str = "\
+export APT_CONFIG=\"$MMDEBSTRAP_APT_CONFIG\"; cd \"$1\"; \
+package=$(apt-cache depends linux-image-cloud-amd64 \
+| sed -n 's/.*Depends: \\(linux-image-[0-9].*\\)/\\1/p' | head -n 1); \
+apt-get -q -o APT::Sandbox::User=root download \"$package\"; \
+cp linux-image-*.deb \"$OUT/kernel.deb\"";
+
+/// Everything that this file does, for the key of the cache.
+pub fn recipe(image: &Image) -> Vec<String> {
+    vec![image.suite.to_owned(), FETCH.to_owned()]
+}
+
+pub fn build(image: &Image, folder: &Path) -> Result<()> {
+    step(&format!("vm: {}", image.name), || {
+        let mut command = Command::new("mmdebstrap");
+        command.args(["--quiet", "--variant=custom", "--format=null", super::system::STALE]);
+        command.arg(format!("--customize-hook=set -eu; {FETCH}")).env("OUT", folder);
+        program::quietly(command.args([image.suite, "-"]))?;
+        let (package, root) = (folder.join("kernel.deb"), folder.join("root"));
+        program::quietly(Command::new("dpkg-deb").arg("--extract").arg(&package).arg(&root))?;
+        take(&root.join("boot"), &folder.join(KERNEL))?;
+        fs::remove_dir_all(&root).with_context(|| root.display().to_string())?;
+        fs::remove_file(&package).with_context(|| package.display().to_string())
+    })
+}
+
+fn take(boot: &Path, kernel: &Path) -> Result<()> {
+    let entries = fs::read_dir(boot).with_context(|| boot.display().to_string())?;
+    let mut files = entries.flatten().map(|entry| entry.path());
+    let is_kernel = |file: &Path| file.to_string_lossy().contains("/vmlinuz-");
+    let found = files.find(|file| is_kernel(file)).context("the package has no kernel")?;
+    fs::rename(&found, kernel).with_context(|| found.display().to_string())
+}
+
+/// Packs a folder the way a kernel unpacks it.
+pub fn initrd(root: &Path, file: &Path) -> Result<()> {
+    let names = program::output(Command::new("find").arg(".").current_dir(root))?;
+    let out = fs::File::create(file).with_context(|| file.display().to_string())?;
+    let mut cpio = Command::new("busybox")
+        .args(["cpio", "-o", "-H", "newc"])
+        .current_dir(root)
+        .stdin(Stdio::piped())
+        .stdout(out)
+        .stderr(Stdio::null())
+        .spawn()
+        .context("cannot start busybox cpio")?;
+    let mut stdin = cpio.stdin.take().context("cpio has no stdin")?;
+    std::io::Write::write_all(&mut stdin, names.as_bytes()).context("cpio")?;
+    drop(stdin);
+    let status = cpio.wait().context("cpio")?;
+    if !status.success() {
+        bail!("busybox cpio ended with {status}");
+    }
+    Ok(())
+}

@@ -1,0 +1,154 @@
+//! A running QEMU: its console in a file, the lines of its guest as a stream.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+/// How the guest's instructions are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accel {
+    Kvm,
+    /// In software, about ten times slower.
+    Tcg,
+}
+
+impl Accel {
+    fn words(self) -> [&'static str; 4] {
+        match self {
+            Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
+            Self::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "max"],
+        }
+    }
+}
+
+/// What a guest is started from.
+pub struct Machine {
+    pub accel: Accel,
+    pub kernel: PathBuf,
+    pub initrd: PathBuf,
+    /// The first is the root disk. None of them is ever changed, except a disk that is being made.
+    pub disks: Vec<PathBuf>,
+    /// Keep what the guest writes to its first disk.
+    pub keep: bool,
+    /// Words for the kernel's command line.
+    pub append: Vec<String>,
+}
+
+const PROGRAM: &str = "qemu-system-x86_64";
+const MEMORY: &str = "3G";
+
+impl Machine {
+    fn command(&self) -> Command {
+        // A guest must not outlive its runner, however that ends.
+        let mut qemu = Command::new("setpriv");
+        qemu.args(["--pdeathsig", "KILL", PROGRAM]).args(self.accel.words());
+        qemu.args([
+            "-m",
+            MEMORY,
+            "-smp",
+            "2",
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+        ]);
+        // A panic or a power-off ends QEMU; there is no network card.
+        qemu.args(["-no-reboot", "-nic", "none"]);
+        qemu.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initrd);
+        for (number, disk) in self.disks.iter().enumerate() {
+            let snapshot = if self.keep && number == 0 { "off" } else { "on" };
+            let file = disk.display();
+            qemu.arg("-drive")
+                .arg(format!("file={file},format=raw,if=virtio,cache=unsafe,snapshot={snapshot}"));
+        }
+        let fixed = ["console=ttyS0", "quiet", "panic=-1", "oops=panic"].map(str::to_owned);
+        qemu.arg("-append").arg([&fixed[..], &self.append].concat().join(" "));
+        qemu
+    }
+
+    /// Starts it with its console in a file.
+    pub fn start(&self, console: &Path) -> Result<Guest> {
+        let mut qemu = self.command();
+        // The first serial port is the console, the second speaks to us.
+        qemu.arg("-serial").arg(format!("file:{}", console.display()));
+        let mut child = qemu
+            .args(["-serial", "stdio"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {PROGRAM}"))?;
+        let stdout = child.stdout.take().context("QEMU has no stdout")?;
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
+                if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Guest { child, lines, console: console.to_path_buf() })
+    }
+
+    /// Starts it with its console on our terminal, and waits until the person is done.
+    pub fn attend(&self) -> Result<()> {
+        let mut qemu = self.command();
+        qemu.args(["-serial", "mon:stdio", "-serial", "null"]);
+        let status = qemu.status().with_context(|| format!("cannot start {PROGRAM}"))?;
+        anyhow::ensure!(status.success(), "{PROGRAM} ended with {status}");
+        Ok(())
+    }
+}
+
+/// A guest that runs. Killed when dropped.
+pub struct Guest {
+    child: Child,
+    lines: Receiver<String>,
+    console: PathBuf,
+}
+
+/// What came of waiting for a line.
+pub enum Heard {
+    Line(String),
+    Nothing,
+    /// QEMU ended.
+    End,
+}
+
+impl Guest {
+    pub fn hear(&self, longest: Duration) -> Heard {
+        match self.lines.recv_timeout(longest) {
+            Ok(line) => Heard::Line(line),
+            Err(RecvTimeoutError::Timeout) => Heard::Nothing,
+            Err(RecvTimeoutError::Disconnected) => Heard::End,
+        }
+    }
+
+    /// Everything that the kernel and the first programs said so far.
+    pub fn console(&self) -> String {
+        let bytes = fs::read(&self.console).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// What QEMU itself complained about, once it has ended.
+    pub fn complaint(mut self) -> String {
+        let mut text = String::new();
+        let _ = self.child.kill();
+        if let Some(mut stderr) = self.child.stderr.take() {
+            let _ = std::io::Read::read_to_string(&mut stderr, &mut text);
+        }
+        text
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,48 @@
+//! One guest from power on to its verdict.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use super::follow::{Report, tail};
+use super::qemu::{Heard, Machine};
+
+/// How often the console is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// Lines of the console that explain a failure.
+const TAIL: usize = 30;
+
+/// Starts a machine and follows it until its verdict, its end, or `limit`; `show` gets what is worth a
+/// line.
+pub fn run(
+    machine: &Machine,
+    console: &Path,
+    limit: Duration,
+    mut show: impl FnMut(String),
+) -> Result<Report> {
+    let began = Instant::now();
+    let guest = machine.start(console)?;
+    let mut report = Report::new(limit);
+    loop {
+        match guest.hear(LOOK) {
+            Heard::Line(line) => {
+                if let Some(line) = report.line(began.elapsed(), &line) {
+                    show(line);
+                }
+            }
+            Heard::Nothing => {}
+            Heard::End => {
+                let console = guest.console();
+                report.ended(&console, guest.complaint().trim());
+                report.console = tail(&console, TAIL);
+                return Ok(report);
+            }
+        }
+        // After its verdict a guest turns itself off; a second is enough for that.
+        if report.over || report.overdue(began.elapsed(), &guest.console()) {
+            report.console = tail(&guest.console(), TAIL);
+            return Ok(report);
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! `cargo xtask vm shell`: a guest for a person.
+
+use anyhow::{Result, ensure};
+use guest_runner::Plan;
+
+use super::image::{Image, Kind};
+use super::payload::Payload;
+use super::{cache, machine, plan, programs};
+use crate::docker::NODE_IMAGE;
+use crate::say::{say, step};
+
+/// Contains early: a start of npm takes seconds under emulation, and a person waits.
+const POLICY: &str = include_str!("shell/policy.toml");
+/// Starts the agent and a gateway that leaks one server every 20 seconds.
+const SCENE: &str = include_str!("shell/scene.sh");
+
+pub fn run(image: &'static Image) -> Result<()> {
+    let payload = Payload::new()?;
+    let built = step("vm: test programs", programs::build)?;
+    payload.replace("policy.toml", POLICY)?;
+    payload.replace("scene.sh", SCENE)?;
+    let image_files = cache::provide(image)?;
+    let accel = machine::accel(&image_files)?;
+    ensure!(
+        matches!(image.kind, Kind::System { .. }),
+        "{} has no shell to log in to; try trixie or bookworm",
+        image.name
+    );
+    let mut before = plan::install();
+    before.push(["sh", "/payload/scene.sh", NODE_IMAGE].map(str::to_owned).to_vec());
+    let plan = Plan { before, limit: 300, stay: true, ..Plan::default() };
+    payload.with_programs(&built, &plan)?;
+    let machine = machine::system(image, &image_files, accel, payload.disk(&plan)?);
+    say("the prompt comes when everything is ready, in about a minute; leave with `poweroff`,");
+    say("or with Ctrl-A X at once");
+    machine.attend()
+}

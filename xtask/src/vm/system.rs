@@ -1,0 +1,142 @@
+//! A disk with systemd, Docker and Podman, made without mounting anything.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::image::{Image, PACKAGES};
+use super::kernel::{INITRD, KERNEL};
+use crate::program;
+use crate::say::step;
+
+/// The disk inside of an image's folder.
+pub const DISK: &str = "disk.img";
+/// Sparse: what is not used takes no room on the host.
+const SIZE: &str = "6G";
+
+/// A mirror that is some weeks behind serves a test as well; signatures are checked as always.
+pub const STALE: &str = "--aptopt=Acquire::Check-Valid-Until \"false\"";
+
+/// Runs what the second disk brings, once the engine is up. The login prompt on the console waits for
+/// it: a person finds everything ready.
+pub const RUNNER_UNIT: &str = "\
+[Unit]
+Description=runs the plan on the second disk
+Wants=docker.service
+After=docker.service
+Before=serial-getty@ttyS0.service
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStartPre=mount -o ro /dev/vdb /payload
+ExecStart=/payload/guest-runner
+StandardOutput=tty
+StandardError=tty
+TTYPath=/dev/ttyS0
+# Tests fork in storms; the limit of a service is not what they test.
+TasksMax=infinity
+TimeoutStartSec=infinity
+";
+
+const AUTOLOGIN: &str = "\
+[Service]
+ExecStart=
+ExecStart=-/sbin/agetty --autologin root --noclear --keep-baud 115200,38400,9600 %I linux
+";
+
+/// Without a bridge and packet filter rules: containers have no network.
+const DOCKER: &str = "{\"bridge\": \"none\", \"iptables\": false, \"ip6tables\": false}\n";
+
+/// Nothing that begins by itself while tests measure.
+const MASKED: [&str; 9] = [
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "fstrim.timer",
+    "podman-auto-update.timer",
+    "podman-restart.service",
+    "systemd-timesyncd.service",
+];
+
+/// Everything that this file puts into a disk, for the key of the cache.
+pub fn recipe(image: &Image, more: &[&str]) -> Vec<String> {
+    let fixed = [image.suite, RUNNER_UNIT, AUTOLOGIN, DOCKER, SIZE];
+    let parts = fixed.iter().chain(&PACKAGES).chain(more).chain(&MASKED);
+    parts.map(|part| (*part).to_owned()).collect()
+}
+
+/// Fills `folder` with a disk, a kernel and its initial file system.
+pub fn build(image: &Image, more: &[&str], folder: &Path) -> Result<()> {
+    let root = folder.join("root");
+    let packages = [&PACKAGES[..], more].concat().join(",");
+    step(&format!("vm: packages of {}", image.name), || {
+        let mut command = Command::new("mmdebstrap");
+        command.args(["--quiet", "--variant=minbase", STALE, &format!("--include={packages}")]);
+        program::quietly(command.arg(image.suite).arg(&root))
+    })?;
+    settings(&root)?;
+    take_kernel(&root.join("boot"), folder)?;
+    step(&format!("vm: disk of {}", image.name), || {
+        disk(&root, &folder.join(DISK), SIZE)?;
+        fs::remove_dir_all(&root).with_context(|| format!("cannot remove {}", root.display()))
+    })
+}
+
+/// A file system with the content of a folder, made without a mount.
+pub fn disk(root: &Path, disk: &Path, size: &str) -> Result<()> {
+    let mut command = Command::new(mke2fs());
+    command.args(["-q", "-t", "ext4", "-d"]).arg(root).arg(disk).arg(size);
+    program::quietly(&mut command)
+}
+
+fn mke2fs() -> std::path::PathBuf {
+    program::find("mke2fs").unwrap_or_else(|| "mke2fs".into())
+}
+
+fn settings(root: &Path) -> Result<()> {
+    let units = root.join("etc/systemd/system");
+    write(&root.join("etc/docker/daemon.json"), DOCKER)?;
+    write(&root.join("etc/hostname"), "mcp-guard-vm\n")?;
+    write(&units.join("guest-runner.service"), RUNNER_UNIT)?;
+    write(&units.join("serial-getty@ttyS0.service.d/autologin.conf"), AUTOLOGIN)?;
+    let wants = units.join("multi-user.target.wants");
+    make(&wants)?;
+    make(&root.join("payload"))?;
+    link("../guest-runner.service", &wants.join("guest-runner.service"))?;
+    MASKED.iter().try_for_each(|unit| link("/dev/null", &units.join(unit)))
+}
+
+/// The package makes the initial file system by itself.
+fn take_kernel(boot: &Path, folder: &Path) -> Result<()> {
+    for (prefix, name) in [("vmlinuz-", KERNEL), ("initrd.img-", INITRD)] {
+        let entries = fs::read_dir(boot).with_context(|| boot.display().to_string())?;
+        let mut files = entries.flatten().map(|entry| entry.path());
+        let found = files.find(|file| {
+            file.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix))
+        });
+        let found = found.with_context(|| format!("no {prefix}* in {}", boot.display()))?;
+        fs::copy(&found, folder.join(name)).with_context(|| found.display().to_string())?;
+    }
+    Ok(())
+}
+
+pub fn write(file: &Path, text: &str) -> Result<()> {
+    make(file.parent().unwrap_or(file))?;
+    fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+}
+
+pub fn make(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))
+}
+
+fn link(target: &str, name: &Path) -> Result<()> {
+    // A package may have made one of the same name.
+    let _ = fs::remove_file(name);
+    symlink(target, name).with_context(|| format!("cannot make the link {}", name.display()))
+}
