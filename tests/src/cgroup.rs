@@ -46,6 +46,13 @@ impl FixtureCgroup {
         Self::make(path, self.unified.join(&name), self.pids.join(&name))
     }
 
+    /// On pure v2: nested cgroups have pids files of their own from now on. Only while it has no
+    /// process of its own.
+    pub fn hand_pids_down(&self) -> Result<()> {
+        let control = self.unified.join("cgroup.subtree_control");
+        fs::write(&control, "+pids").with_context(|| control.display().to_string())
+    }
+
     fn make(path: String, unified: PathBuf, pids: PathBuf) -> Result<Self> {
         fs::create_dir(&unified).with_context(|| unified.display().to_string())?;
         if pids != unified
@@ -79,6 +86,18 @@ impl FixtureCgroup {
 
     pub fn set_pids_max(&self, limit: u64) -> Result<()> {
         fs::write(self.pids.join("pids.max"), limit.to_string()).context("pids.max")
+    }
+
+    /// Forks refused here, ever, by a file of `pids.events` or `pids.events.local`; None without it.
+    pub fn refusals(&self, file: &str) -> Result<Option<u64>> {
+        let path = self.pids.join(file);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let count = text.lines().find_map(|line| line.strip_prefix("max "));
+        let count = count.with_context(|| format!("{}: {text}", path.display()))?;
+        Ok(Some(count.parse()?))
     }
 
     pub fn pids_current(&self) -> Result<u64> {

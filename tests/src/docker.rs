@@ -1,18 +1,24 @@
-//! Containers under test, in the engine that `cargo xtask docker` or `cargo xtask test` names.
+//! Containers under test, in the engine that `cargo xtask docker` or `cargo xtask test` names, or in
+//! the Podman of a guest.
+
+mod engine;
+pub mod podman;
 
 use std::{
     fs,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use mcp_guard::host::layout::Layout;
 use rustix::{fs::getxattr, io::Errno};
 
-use crate::agent::{DEADLINE, command};
+pub use engine::Engine;
+
+use crate::agent::command;
 
 /// Writes a growing number to `/tmp/tick`, so that a test can see whether the container runs.
 pub const TICKER: [&str; 3] =
@@ -22,7 +28,31 @@ const PORT: &str = "8871";
 /// What the gateway starts for each request, and never ends.
 const SERVER: &str = "npx -y @21st-dev/magic@0.1.0";
 /// The container ends by itself, also where a test was killed and the engine is not ours.
-const LIFE: &str = "900";
+const LIFE: &str = "1800";
+/// What the image says for Docker; an import by Podman takes one variable of each line.
+const ENVIRONMENT: [&str; 6] = [
+    "PATH=/usr/bin:/bin",
+    "HOME=/home/u",
+    "npm_config_cache=/opt/npm-cache",
+    "npm_config_offline=true",
+    "npm_config_update_notifier=false",
+    "npm_config_yes=true",
+];
+/// Sends requests one after the other. One that gives up would end the gateway, which throws when it
+/// has nobody to answer: so it waits as long as node does, 300 s.
+const CLIENT: &str = r#"
+const [url, count] = process.argv.slice(1);
+const client = { name: 'test', version: '1' };
+const params = { protocolVersion: '2025-06-18', capabilities: {}, clientInfo: client };
+const headers = { 'content-type': 'application/json', accept: 'application/json, text/event-stream' };
+for (let id = 1; id <= Number(count); id++) {
+  const body = JSON.stringify({ jsonrpc: '2.0', id, method: 'initialize', params });
+  const text = await (await fetch(url, { method: 'POST', headers, body })).text();
+  if (!text.includes('serverInfo')) throw new Error(text);
+}
+"#;
+/// An engine and node start slowly in a guest without hardware virtualisation.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The path of the engine's socket.
 pub fn socket() -> Result<String> {
@@ -46,17 +76,12 @@ fn from_rig(name: &str) -> Result<String> {
 
 /// A `docker` command that talks to the engine under test.
 pub fn docker(words: &[&str]) -> Result<Command> {
-    let mut docker = Command::new("docker");
-    docker.arg("--host").arg(format!("unix://{}", socket()?)).args(words).stdin(Stdio::null());
-    Ok(docker)
+    Engine::Docker.command(words)
 }
 
 /// Runs one to its end and returns its stdout, trimmed.
 pub fn output(words: &[&str]) -> Result<String> {
-    let done = docker(words)?.output().context("cannot start docker")?;
-    let stderr = String::from_utf8_lossy(&done.stderr);
-    ensure!(done.status.success(), "docker {words:?}: {}: {}", done.status, stderr.trim());
-    Ok(String::from_utf8_lossy(&done.stdout).trim().to_owned())
+    Engine::Docker.output(words)
 }
 
 /// Runs the command line of mcp-guard where no agent runs, with its files in `folder`.
@@ -73,6 +98,7 @@ pub fn fresh_name(what: &str) -> String {
 
 /// A container of ours, removed when dropped, also while a failed assertion unwinds.
 pub struct Container {
+    pub engine: Engine,
     pub name: String,
     pub id: String,
 }
@@ -80,15 +106,27 @@ pub struct Container {
 impl Container {
     /// Makes and starts one without network.
     pub fn run(what: &str, image: &str, options: &[&str], program: &[&str]) -> Result<Self> {
-        Self::begin(&["run", "--detach"], what, image, options, program)
+        Self::run_in(Engine::Docker, what, image, options, program)
     }
 
     /// Makes one and does not start it.
     pub fn create(what: &str, image: &str) -> Result<Self> {
-        Self::begin(&["create"], what, image, &[], &["true"])
+        Self::begin(Engine::Docker, &["create"], what, image, &[], &["true"])
+    }
+
+    /// [`Container::run`] in an engine.
+    pub fn run_in(
+        engine: Engine,
+        what: &str,
+        image: &str,
+        options: &[&str],
+        program: &[&str],
+    ) -> Result<Self> {
+        Self::begin(engine, &["run", "--detach"], what, image, options, program)
     }
 
     fn begin(
+        engine: Engine,
         verb: &[&str],
         what: &str,
         image: &str,
@@ -97,35 +135,54 @@ impl Container {
     ) -> Result<Self> {
         let name = fresh_name(what);
         // The name alone is enough to remove what a failure leaves.
-        let mut made = Self { id: String::new(), name: name.clone() };
+        let mut made = Self { engine, id: String::new(), name: name.clone() };
         let fixed = ["--network", "none", "--init=false", "--name", &name];
-        made.id = output(&[verb, &fixed, options, &[image], program].concat())?;
-        ensure!(made.id.len() == 64, "docker {verb:?} printed {:?}", made.id);
+        made.id = engine.output(&[verb, &fixed, options, &[image], program].concat())?;
+        ensure!(made.id.len() == 64, "{engine:?} {verb:?} printed {:?}", made.id);
         Ok(made)
     }
 
     /// The gateway, listening: each request leaves one more server behind.
     pub fn gateway(what: &str) -> Result<Self> {
+        Self::gateway_in(Engine::Docker, what)
+    }
+
+    /// [`Container::gateway`] in an engine.
+    pub fn gateway_in(engine: Engine, what: &str) -> Result<Self> {
         let gateway = "/opt/gw/node_modules/supergateway/dist/index.js";
         let program = ["timeout", LIFE, "node", gateway, "--stdio", SERVER, "--outputTransport"];
         let program = [&program[..], &["streamableHttp", "--port", PORT]].concat();
-        let made = Self::run(what, &node_image()?, &[], &program)?;
-        let listens = || Ok(output(&["logs", &made.name])?.contains("Listening on port"));
+        let environment = ENVIRONMENT.map(|variable| ["--env", variable]).concat();
+        let made = Self::run_in(engine, what, &engine.node_image()?, &environment, &program)?;
+        let listens = || Ok(engine.output(&["logs", &made.name])?.contains("Listening on port"));
         wait_until("the gateway listens", listens)?;
         Ok(made)
     }
 
     /// Sends requests to the gateway. 0 from the client: all were answered.
     pub fn ask_gateway(&self, requests: u32) -> Result<Child> {
-        let url = format!("http://127.0.0.1:{PORT}/mcp");
-        let requests = requests.to_string();
-        let words = ["exec", &self.name, "node", "/opt/gw/leak.mjs", &url, &requests, "100"];
-        Ok(docker(&words)?.stdout(Stdio::null()).spawn()?)
+        Ok(self.client(requests)?.stdout(Stdio::null()).spawn()?)
     }
 
-    /// One field of `docker inspect`.
+    /// Sends one more request to the gateway, and waits for its answer.
+    pub fn await_answer(&self) -> Result<()> {
+        let done = self.client(1)?.output()?;
+        if !done.status.success() {
+            let log = self.engine.command(&["logs", "--tail", "20", &self.name])?.output()?;
+            bail!("{done:?}, and the gateway: {log:?}");
+        }
+        Ok(())
+    }
+
+    fn client(&self, requests: u32) -> Result<Command> {
+        let (url, requests) = (format!("http://127.0.0.1:{PORT}/mcp"), requests.to_string());
+        let node = ["node", "--input-type=module", "--eval", CLIENT, &url, &requests];
+        self.engine.command(&[&["exec", &self.name], &node[..]].concat())
+    }
+
+    /// One field of the engine's `inspect`.
     pub fn inspect(&self, field: &str) -> Result<String> {
-        output(&["inspect", "--format", &format!("{{{{{field}}}}}"), &self.name])
+        self.engine.output(&["inspect", "--format", &format!("{{{{{field}}}}}"), &self.name])
     }
 
     /// The first process, by the host's number.
@@ -186,8 +243,13 @@ impl Drop for Container {
         if let Ok(place) = self.cgroup() {
             let _ = fs::write(place.unified.join("cgroup.freeze"), "0");
         }
-        let _ = output(&["unpause", &self.name]);
-        if let Err(error) = output(&["rm", "--force", "--volumes", &self.name])
+        let _ = self.engine.output(&["unpause", &self.name]);
+        let force: &[&str] = match self.engine {
+            Engine::Docker => &["--force"],
+            // Else it would first wait whether the container ends by itself.
+            Engine::Podman => &["--force", "--time", "0"],
+        };
+        if let Err(error) = self.engine.output(&[&["rm", "--volumes", &self.name], force].concat())
             && !std::thread::panicking()
         {
             panic!("container {} is left behind: {error:#}", self.name);
@@ -254,10 +316,10 @@ fn below(mount: &Path, path: &str) -> PathBuf {
 pub fn wait_until(what: &str, reached: impl Fn() -> Result<bool>) -> Result<()> {
     let began = Instant::now();
     while !reached()? {
-        if began.elapsed() > DEADLINE {
-            bail!("not within {DEADLINE:?}: {what}");
+        if began.elapsed() > PATIENCE {
+            bail!("not within {PATIENCE:?}: {what}");
         }
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
 }

@@ -4,11 +4,13 @@
 pub mod agent;
 pub mod cgroup;
 pub mod docker;
+pub mod fact;
 pub mod flags;
 pub mod holds;
 pub mod leak;
 pub mod node;
 pub mod sleeper;
+pub mod unit;
 
 use anyhow::{Context, Result, bail};
 use std::path::PathBuf;

@@ -20,8 +20,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 const WORKLOAD: &str = "spawn-workload";
-/// What the workload does: every way to be born at once, bounded.
-const LINE: [&str; 8] = ["--case", "mix", "--seconds", "2", "--workers", "2", "--max", "20000"];
+/// What the workload does: every way to be born at once, bounded; long enough for a slow guest.
+const LINE: [&str; 8] = ["--case", "mix", "--seconds", "6", "--workers", "2", "--max", "20000"];
 /// The comm of a program that shows that bpftrace counts.
 const MARKER: &str = "mcpg-marker";
 /// How often the workload runs.

@@ -8,21 +8,26 @@ use std::{
     fs,
     path::PathBuf,
     process::{Child, Stdio},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use mcp_guard::host::bpf::{Kernel, Options, Record};
 use mcp_guard_common::Kind;
 use mcp_guard_tests::{
-    agent::DEADLINE,
     docker::{Container, docker, node_image},
+    workload,
 };
 use serde::{Deserialize, Serialize};
 
 /// The guard's slot; no other one exists here.
 const GUARD: u32 = 0;
 
-/// The recording: mcp-guard/core/tests/golden/live-argv.json.
+/// A start of npm takes a second, and ten in a guest without hardware virtualisation.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The recording. Compiled in: a guest has the program of this test alone.
+const RECORDING: &str = include_str!("../../mcp-guard/core/tests/golden/live-argv.json");
+
 #[derive(Debug, Deserialize)]
 struct Golden {
     starts: Vec<Start>,
@@ -44,9 +49,7 @@ struct Exec {
 }
 
 fn golden() -> Golden {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("../mcp-guard/core/tests/golden/live-argv.json");
-    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+    serde_json::from_str(RECORDING).unwrap()
 }
 
 /// A client that holds the server's stdin open. Ended when dropped.
@@ -66,7 +69,9 @@ fn record(start: &Start) -> Vec<Exec> {
     let mut options = vec!["--env".to_owned(), "PATH=/opt/shell:/usr/bin:/bin".to_owned()];
     if start.shell == "dash" {
         // npm takes the first `sh` of the PATH; dash forks for its command, busybox does not.
-        fs::copy(fs::canonicalize("/bin/dash").unwrap(), shells.path().join("sh")).unwrap();
+        // One beside this program is of the host that made the image, with whose libraries it runs.
+        let dash = workload("dash").unwrap_or_else(|_| PathBuf::from("/bin/dash"));
+        fs::copy(fs::canonicalize(dash).unwrap(), shells.path().join("sh")).unwrap();
         options.extend(["--volume".into(), format!("{}:/opt/shell:ro", shells.path().display())]);
     }
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
@@ -96,10 +101,10 @@ impl Recorder {
     fn until_server(mut self, kernel: &mut Kernel) -> Vec<Exec> {
         let began = Instant::now();
         while !self.seen.last().is_some_and(is_server) {
-            assert!(began.elapsed() < DEADLINE, "no server after {:?}", self.seen);
+            assert!(began.elapsed() < PATIENCE, "no server after {:?}", self.seen);
             match kernel.next_record() {
                 Some(record) => self.take(&record),
-                None => std::thread::sleep(std::time::Duration::from_millis(5)),
+                None => std::thread::sleep(Duration::from_millis(5)),
             }
         }
         self.seen

@@ -40,12 +40,14 @@ impl Leak {
         Self { agent, client, place, container }
     }
 
-    /// In steps, because each server takes about a second and a wait ends early.
+    /// In steps, because each server takes a second, in a slow guest ten, and a wait ends early.
     fn grow_to(&mut self, servers: usize) {
         let id = self.place.id;
-        let what = format!("{servers} servers of {IDENTITY}");
-        let grown = |agent: &mut Agent| Ok(live(agent, id) >= servers);
-        self.agent.wait_until(&what, grown).unwrap();
+        for count in 1..=servers {
+            let what = format!("{count} servers of {IDENTITY}");
+            let grown = |agent: &mut Agent| Ok(live(agent, id) >= count);
+            self.agent.wait_until(&what, grown).unwrap();
+        }
     }
 
     /// Waits for the outcome of the only action, and returns the records up to then.
@@ -136,19 +138,27 @@ fn frozen_it_is_what_docker_shows_and_thawed_it_answers_again() {
     let thawed = leak.agent.cli(&["thaw", &leak.container.name]).unwrap();
     assert!(thawed.status.success(), "{}", String::from_utf8_lossy(&thawed.stdout));
     assert!(!leak.place.is_frozen().unwrap() && !leak.place.is_marked_frozen().unwrap());
-    let answered = leak.container.ask_gateway(1).unwrap().wait().unwrap();
-    assert!(answered.success(), "the gateway does not answer after the thaw");
+    leak.container.await_answer().unwrap();
 }
 
 #[test]
 fn killed_nothing_of_it_is_left() {
     let mut leak = Leak::begin("kill", "response = \"kill\"");
-    leak.grow_to(5);
+    // One less than it is killed at: a slow engine would show what is no longer there.
+    leak.grow_to(4);
     let before = leak.container.top().unwrap();
-    assert!(before.iter().filter(|(_, command)| is_launcher(command)).count() >= 5, "{before:?}");
+    assert!(before.iter().filter(|(_, command)| is_launcher(command)).count() >= 4, "{before:?}");
+    leak.grow_to(5);
     leak.contained_by(Response::Kill);
     let left: Vec<_> = before.iter().filter(|(pid, _)| is_in(*pid, &leak.place)).collect();
     assert!(left.is_empty(), "{left:?}");
+    let listed = std::fs::read_to_string(leak.place.unified.join("cgroup.procs"));
+    let live = listed
+        .unwrap_or_default()
+        .lines()
+        .filter(|pid| is_in(pid.parse().unwrap(), &leak.place))
+        .count();
+    assert_eq!(live, 0, "no process that came later either");
     let container = &leak.container;
     wait_until("docker sees its end", || Ok(container.inspect(".State.Running")? == "false"))
         .unwrap();
@@ -168,7 +178,9 @@ fn is_in(pid: u32, place: &Place) -> bool {
 #[test]
 fn clamped_by_default_and_given_its_limit_back() {
     let mut leak = Leak::begin("clamp", "");
-    assert_eq!(leak.place.pids_max().unwrap(), "max", "an unlimited container");
+    // Where systemd makes the cgroup, its default for every unit stands in for no limit.
+    let unlimited = leak.place.pids_max().unwrap();
+    assert!(unlimited.parse::<u64>().map_or(unlimited == "max", |n| n > 1000), "{unlimited}");
     leak.grow_to(5);
     let records = leak.contained_by(Response::Clamp);
     let planned = |record: &Record| {
@@ -176,7 +188,7 @@ fn clamped_by_default_and_given_its_limit_back() {
         pids_max.clone()
     };
     let Change { found, wanted } = records.iter().find_map(planned).unwrap();
-    assert_eq!(found, "max");
+    assert_eq!(found, unlimited);
     assert_eq!(leak.place.pids_max().unwrap(), wanted);
     assert!(wanted.parse::<u64>().unwrap() < 1000, "a limit near what runs: {wanted}");
     assert!(leak.place.is_marked_clamped().unwrap());
@@ -184,7 +196,7 @@ fn clamped_by_default_and_given_its_limit_back() {
 
     leak.agent.signal(Signal::TERM).unwrap();
     assert!(leak.agent.ended().unwrap().success());
-    assert_eq!(leak.place.pids_max().unwrap(), "max");
+    assert_eq!(leak.place.pids_max().unwrap(), unlimited);
     assert!(!leak.place.is_marked_clamped().unwrap());
     let given_back = |record: &Record| {
         matches!(

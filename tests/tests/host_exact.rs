@@ -11,6 +11,7 @@ use std::{
 use mcp_guard::host::{
     bpf::{Kernel, Options},
     cgroup::Cgroup,
+    kernel::{release, version},
     layout::Layout,
 };
 use mcp_guard_common::{Kind, Totals};
@@ -74,14 +75,39 @@ fn run(place: &FixtureCgroup, arguments: &[&str]) -> Ledger {
 }
 
 /// The main program itself arrives in the cgroup and is exec'd there: one exec more than its own.
-fn assert_exact(case: &str, ledger: &Ledger, totals: &Totals) {
-    assert_eq!(totals.process_forks, ledger.processes, "{case}: processes");
-    assert_eq!(totals.thread_forks, ledger.threads, "{case}: threads");
-    assert_eq!(totals.execs, ledger.execs + 1, "{case}: execs");
-    assert_eq!(totals.attaches, 1, "{case}: arrivals");
-    assert_eq!(totals.process_exits, ledger.processes + 1, "{case}: all are reaped");
-    assert_eq!(totals.thread_exits, ledger.threads, "{case}: all threads ended");
+fn assert_exact(case: &str, Counted { ledger, totals, kernel }: &Counted) {
+    let missing = missing(
+        case,
+        [
+            ("processes", ledger.processes, totals.process_forks),
+            ("threads", ledger.threads, totals.thread_forks),
+            ("execs", ledger.execs + 1, totals.execs),
+            ("arrivals", 1, totals.attaches),
+            ("all are reaped", ledger.processes + 1, totals.process_exits),
+            ("all threads ended", ledger.threads, totals.thread_exits),
+        ],
+    );
+    let left_out = left_out(kernel);
+    assert!(missing <= left_out, "{case}: {missing} missing, {left_out} told: {totals:?}");
     assert!(ledger.processes > 100 || case == "threads", "{case} did its work: {ledger:?}");
+}
+
+/// What the kernel did not count; nothing is ever counted twice.
+fn missing<const N: usize>(case: &str, rows: [(&str, u64, u64); N]) -> u64 {
+    let missing = rows.map(|(what, expected, counted)| {
+        let less = expected.checked_sub(counted);
+        less.unwrap_or_else(|| panic!("{case}: {what}: {counted} counted of {expected}"))
+    });
+    missing.iter().sum()
+}
+
+/// Runs of a program that the kernel left out and says so: none, so that totals are exact. From Linux
+/// 7 on a task may be preempted inside a program, which others on that CPU then miss.
+fn left_out(kernel: &Kernel) -> u64 {
+    let left_out = kernel.losses()["recursion"];
+    let may_preempt = version(&release()).is_some_and(|version| version >= (7, 0));
+    assert!(left_out == 0 || may_preempt, "{left_out} left out");
+    left_out
 }
 
 fn exact(case: &str, more: &[&str]) -> Ledger {
@@ -91,8 +117,7 @@ fn exact(case: &str, more: &[&str]) -> Ledger {
     // The workload takes the last word where an option is given twice.
     let arguments = [&["--case", case, "--seconds", &seconds], more].concat();
     let counted = count(Options::default(), &fixture, &fixture, &arguments);
-    assert_exact(case, &counted.ledger, &counted.totals);
-    assert_eq!(counted.kernel.losses().get("recursion"), Some(&0));
+    assert_exact(case, &counted);
     counted.ledger
 }
 
@@ -160,7 +185,7 @@ fn a_nested_cgroup_made_after_the_guard() {
         ["--case", "mix", "--seconds", &seconds(), "--into", text(deeper.unified_dir())];
     let ledger = run(&nested, &arguments);
     let totals = kernel.totals(GUARD).expect("totals");
-    assert_exact("nested", &ledger, &totals);
+    assert_exact("nested", &Counted { ledger, totals, kernel });
 }
 
 /// CLONE_INTO_CGROUP: the parent is outside every guard, its children are born inside one.
@@ -171,23 +196,31 @@ fn children_born_into_another_cgroup() {
     let guarded = FixtureCgroup::new("exact").expect("a cgroup");
     let into = text(guarded.unified_dir()).to_owned();
     let arguments = ["--case", "into-cgroup", "--seconds", &seconds(), "--into", &into];
-    let Counted { ledger, totals, .. } = count(Options::default(), &guarded, &outside, &arguments);
+    let counted = count(Options::default(), &guarded, &outside, &arguments);
+    let Counted { ledger, totals, kernel } = counted;
     let workers: u64 = WORKERS.parse().expect("number");
-    assert_eq!(totals.process_forks, ledger.processes - workers, "all but the workers");
-    assert_eq!(totals.process_exits, totals.process_forks);
+    let expected = ledger.processes - workers;
+    let rows = [
+        ("all but the workers", expected, totals.process_forks),
+        ("their ends", expected, totals.process_exits),
+    ];
+    assert!(missing("into-cgroup", rows) <= left_out(&kernel), "{totals:?}");
     assert_eq!((totals.execs, totals.attaches), (0, 0));
     assert!(totals.process_forks > 1000);
 }
 
-/// Kernels before 6.18 do not say which thread was the last; then the programs find out.
+/// Kernels before 6.18 do not say which thread was the last; then the programs find out. Threads that
+/// end together with their process are the hard case.
 #[test]
 fn ends_of_processes_where_the_tracepoint_does_not_tell() {
-    let fixture = FixtureCgroup::new("exact").expect("a cgroup");
-    fixture.set_pids_max(PIDS_MAX).expect("pids.max");
-    let options = Options { use_group_dead: false, ..Options::default() };
-    let arguments = ["--case", "mix", "--seconds", &seconds()];
-    let counted = count(options, &fixture, &fixture, &arguments);
-    assert_exact("mix", &counted.ledger, &counted.totals);
+    for case in ["mix", "threads"] {
+        let fixture = FixtureCgroup::new("exact").expect("a cgroup");
+        fixture.set_pids_max(PIDS_MAX).expect("pids.max");
+        let options = Options { use_group_dead: false, ..Options::default() };
+        let arguments = ["--case", case, "--seconds", &seconds()];
+        let counted = count(options, &fixture, &fixture, &arguments);
+        assert_exact(case, &counted);
+    }
 }
 
 /// A ring of one page overflows at once: detail is lost and counted, totals are not.
@@ -198,7 +231,7 @@ fn a_full_ring_costs_no_count() {
     let options = Options { ring_bytes: 4096, ..Options::default() };
     let arguments = ["--case", "mix", "--seconds", &seconds()];
     let mut counted = count(options, &fixture, &fixture, &arguments);
-    assert_exact("mix", &counted.ledger, &counted.totals);
+    assert_exact("mix", &counted);
     let mut received = 0;
     while let Some(record) = counted.kernel.next_record() {
         assert!(matches!(record.kind, Kind::Fork | Kind::Exec | Kind::Exit | Kind::Attach));

@@ -51,6 +51,8 @@ fn run() -> Result<()> {
     });
     let (passed, failed) = work(&plan, &port)?;
     facts(&port)?;
+    // Before the last line: the host may end a guest that has said it.
+    rustix::fs::sync();
     port.say(&Line::Over { passed, failed })?;
     if !plan.stay {
         turn_off();

@@ -1,0 +1,359 @@
+//! What Docker with the systemd driver does, and Podman, which the pure tests take for granted.
+
+#![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
+
+use std::{
+    fs,
+    io::Write as _,
+    process::{Child, Command, Stdio},
+};
+
+use mcp_guard_core::{
+    audit::Record,
+    effect::{End, Outcome},
+};
+use mcp_guard_tests::{
+    agent::Agent,
+    docker::{
+        Container, Engine, Place, TICKER, busybox_image, docker, output,
+        podman::{PodmanService, Quadlet},
+        wait_until,
+    },
+    workload,
+};
+use rustix::process::Signal;
+
+const SLEEP: [&str; 2] = ["sleep", "600"];
+
+fn sleeper(what: &str, options: &[&str]) -> (Container, Place) {
+    let container = Container::run(what, &busybox_image().unwrap(), options, &SLEEP).unwrap();
+    let place = container.cgroup().unwrap();
+    (container, place)
+}
+
+/// A command of systemd that must succeed; what it printed, trimmed.
+fn systemctl(words: &[&str]) -> String {
+    let done = Command::new("systemctl").args(words).output().unwrap();
+    assert!(done.status.success(), "{words:?}: {}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8(done.stdout).unwrap().trim().to_owned()
+}
+
+fn scope(container: &Container) -> String {
+    format!("docker-{}.scope", container.id)
+}
+
+fn tasks_max(container: &Container) -> String {
+    systemctl(&["show", &scope(container), "--property", "TasksMax", "--value"])
+}
+
+/// What makes each systemd apply its TasksMax again: the older at once, the newer when another unit
+/// starts in the slice.
+fn reload_and_start_another() {
+    systemctl(&["daemon-reload"]);
+    let _another = sleeper("another", &[]);
+    // Answered when systemd has nothing else queued.
+    systemctl(&["show", "--property", "Version"]);
+}
+
+fn read_number(place: &Place, file: &str) -> u64 {
+    fs::read_to_string(place.pids.join(file)).unwrap().trim().parse().unwrap()
+}
+
+/// Forks that were refused for the limit of this very cgroup.
+fn refused(place: &Place) -> u64 {
+    let local = place.pids.join("pids.events.local");
+    // Before Linux 6.11 pids.events is local itself.
+    let file = if local.exists() { local } else { place.pids.join("pids.events") };
+    let text = fs::read_to_string(file).unwrap();
+    text.trim().strip_prefix("max ").unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_container_is_a_scope_and_its_limit_is_tasks_max() {
+    let (limited, place) = sleeper("limited", &["--pids-limit", "60"]);
+    assert_eq!(place.path, format!("/system.slice/{}", scope(&limited)));
+    assert_eq!(limited.inspect(".HostConfig.PidsLimit").unwrap(), "60");
+    assert_eq!((place.pids_max().unwrap(), tasks_max(&limited)), ("60".into(), "60".into()));
+
+    let (unlimited, place) = sleeper("unlimited", &[]);
+    let default = systemctl(&["show", "--property", "DefaultTasksMax", "--value"]);
+    assert!(default.parse::<u64>().unwrap() > 100, "{default}");
+    assert_eq!((place.pids_max().unwrap(), tasks_max(&unlimited)), (default.clone(), default));
+}
+
+/// A program of this host that was moved into a container's cgroup. Ended when dropped.
+struct Intruder(Child);
+
+impl Intruder {
+    fn enter(place: &Place, program: &[&str]) -> Self {
+        let mut command = Command::new(program[0]);
+        command.args(&program[1..]).stdin(Stdio::piped()).stderr(Stdio::null());
+        let intruder = Self(command.spawn().unwrap());
+        let pid = intruder.0.id().to_string();
+        fs::write(place.unified.join("cgroup.procs"), pid).unwrap();
+        intruder
+    }
+}
+
+impl Drop for Intruder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn attach_goes_beyond_the_limit_and_a_fork_does_not() {
+    let (_container, place) = sleeper("attach", &["--pids-limit", "4"]);
+    let sleepers: Vec<Intruder> = (0..6).map(|_| Intruder::enter(&place, &SLEEP)).collect();
+    assert_eq!(read_number(&place, "pids.current"), 1 + sleepers.len() as u64);
+    assert_eq!((place.pids_max().unwrap().as_str(), refused(&place)), ("4", 0));
+
+    // The shell forks for what is in parentheses, once it is inside.
+    let mut shell = Intruder::enter(&place, &["sh", "-c", "read go && (exit 0) && exit 0"]);
+    let mut stdin = shell.0.stdin.take().unwrap();
+    stdin.write_all(b"go\n").unwrap();
+    assert!(!shell.0.wait().unwrap().success(), "a fork beyond the limit");
+    assert!(refused(&place) > 0);
+    assert_eq!(read_number(&place, "pids.current"), 1 + sleepers.len() as u64);
+}
+
+#[test]
+fn docker_exec_enters_a_container_that_is_full() {
+    let full = "for n in 1 2 3 4 5 6 7 8 9; do sleep 600 & done; wait";
+    let options = ["--pids-limit", "10"];
+    let image = busybox_image().unwrap();
+    let container = Container::run("full", &image, &options, &["sh", "-c", full]).unwrap();
+    let place = container.cgroup().unwrap();
+    wait_until("it is full", || Ok(read_number(&place, "pids.current") == 10)).unwrap();
+    assert_eq!(read_number(&place, "pids.peak"), 10);
+    // How far it comes is a race of its own threads with its move: nothing is asserted of its end.
+    let _ = docker(&["exec", "--detach", &container.name, "true"]).unwrap().output().unwrap();
+    assert!(read_number(&place, "pids.peak") > 10, "it entered by attach");
+}
+
+/// An agent that guards this container alone.
+fn guarding(container: &Container, place: &Place) -> Agent {
+    guarding_by(&format!("[[guard]]\nname = \"{}\"\n", container.name), container, place)
+}
+
+fn guarding_by(policy: &str, container: &Container, place: &Place) -> Agent {
+    let socket = container.engine.socket().unwrap();
+    let mut agent = Agent::start_with(policy, &socket, &[]).unwrap();
+    agent.wait_until("it is guarded", |agent| Ok(agent.guard(place.id).is_ok())).unwrap();
+    agent
+}
+
+#[test]
+fn an_update_is_kept_and_a_raw_limit_is_not() {
+    let (container, place) = sleeper("update", &["--pids-limit", "60"]);
+    let mut agent = guarding(&container, &place);
+    let limits = |place: &Place| (place.pids_max().unwrap(), tasks_max(&container));
+    let both = |limit: &str| (limit.to_owned(), limit.to_owned());
+    output(&["update", "--pids-limit", "80", &container.name]).unwrap();
+    assert_eq!(limits(&place), both("80"));
+    reload_and_start_another();
+    assert_eq!(limits(&place), both("80"));
+
+    fs::write(place.pids.join("pids.max"), "33").unwrap();
+    assert_eq!(limits(&place), ("33".into(), "80".into()));
+    reload_and_start_another();
+    assert_eq!(limits(&place), both("80"), "systemd has applied its own again");
+
+    fs::write(place.pids.join("pids.max"), "33").unwrap();
+    output(&["restart", "--time", "0", &container.name]).unwrap();
+    let new = container.cgroup().unwrap();
+    assert_eq!((&new.path, limits(&new)), (&place.path, both("80")), "as docker update said");
+    assert_ne!(new.id, place.id, "another cgroup under the same path");
+    let followed = |agent: &mut Agent| {
+        let ids: Vec<u64> = agent.status()?.guards.iter().map(|guard| guard.cgroup_id).collect();
+        Ok(ids == [new.id])
+    };
+    agent.wait_until("the guard is of the new cgroup alone", followed).unwrap();
+    assert_eq!(agent.guard(new.id).unwrap().pids_max.as_deref(), Some("80"));
+}
+
+/// The limit of a container is written past systemd, and so is our clamp.
+#[test]
+fn systemd_undoes_a_clamp_and_its_limit_is_left_alone() {
+    let programs = workload("launcher-lookalike").unwrap();
+    let mount = format!("{}:/t:ro", programs.parent().unwrap().display());
+    let program = ["/t/launcher-lookalike", "leak", "--package", "figma-mcp", "--count", "3"];
+    // With its stdin open, or the look-alike ends at once.
+    let options = ["--interactive", "--volume", &mount, "--pids-limit", "300"];
+    let image = busybox_image().unwrap();
+    let container = Container::run("clamp", &image, &options, &program).unwrap();
+    let place = container.cgroup().unwrap();
+    let policy = format!(
+        "mode = \"enforce\"\n[detect.duplicates]\nwarn = 2\nact = 3\nwarn_age = \"1s\"\n\
+         act_age = \"2s\"\n[[guard]]\nname = \"{}\"\n",
+        container.name
+    );
+    let mut agent = guarding_by(&policy, &container, &place);
+    let clamped = |_: &mut Agent| Ok(place.pids_max()? != "300");
+    agent.wait_until("it is clamped", clamped).unwrap();
+    assert_eq!(tasks_max(&container), "300", "systemd knows nothing of it");
+    reload_and_start_another();
+    let undone = |record: &Record| {
+        let Record::Release { outcome: Some(outcome), detail, .. } = record else { return None };
+        Some((*outcome, detail.clone()))
+    };
+    agent.signal(Signal::TERM).unwrap();
+    assert!(agent.ended().unwrap().success());
+    let (_, detail) = agent.await_record("its release", undone).unwrap();
+    assert!(detail.contains("somebody else"), "{detail}");
+    assert_eq!(place.pids_max().unwrap(), "300");
+    assert!(!place.is_marked_clamped().unwrap());
+}
+
+fn ticker(what: &str) -> (Container, Place) {
+    ticker_in(Engine::Docker, &busybox_image().unwrap(), what)
+}
+
+fn ticker_in(engine: Engine, image: &str, what: &str) -> (Container, Place) {
+    let container = Container::run_in(engine, what, image, &[], &TICKER).unwrap();
+    container.await_ticking().unwrap();
+    let place = container.cgroup().unwrap();
+    (container, place)
+}
+
+fn freeze(agent: &Agent, container: &Container) {
+    let frozen = agent.cli(&["freeze", &container.name, "--for", "600s"]).unwrap();
+    assert!(frozen.status.success(), "{}", String::from_utf8_lossy(&frozen.stdout));
+}
+
+/// What an engine's command says when it fails.
+fn fails(words: &[&str]) -> String {
+    let done = docker(words).unwrap().output().unwrap();
+    assert!(!done.status.success(), "docker {words:?} succeeded");
+    String::from_utf8(done.stderr).unwrap() + &String::from_utf8(done.stdout).unwrap()
+}
+
+#[test]
+fn a_pause_is_the_file_that_we_freeze_with() {
+    let (container, place) = ticker("pause-file");
+    output(&["pause", &container.name]).unwrap();
+    assert!(place.freeze_requested().unwrap() && place.is_frozen().unwrap());
+    let agent = guarding(&container, &place);
+    assert!(agent.guard(place.id).unwrap().paused, "reported");
+    let left = agent.cli(&["freeze", &container.name]).unwrap();
+    let said = String::from_utf8_lossy(&left.stdout);
+    assert_eq!(left.status.code(), Some(1), "{said}");
+    assert!(said.contains("the engine says Paused"), "{said}");
+    assert!(!place.is_marked_frozen().unwrap());
+    output(&["unpause", &container.name]).unwrap();
+    assert!(!place.freeze_requested().unwrap());
+    container.await_ticking().unwrap();
+}
+
+#[test]
+fn docker_takes_our_freeze_for_a_pause_that_it_did_not_make() {
+    let (container, place) = ticker("freeze-file");
+    let agent = guarding(&container, &place);
+    freeze(&agent, &container);
+    let name = container.name.as_str();
+    assert_eq!(container.inspect(".State.Status").unwrap(), "running");
+    assert!(fails(&["pause", name]).contains("container not running"));
+    assert!(fails(&["unpause", name]).contains("is not paused"));
+    assert!(fails(&["exec", name, "true"]).contains("paused"), "at once, and does not hang");
+    output(&["update", "--pids-limit", "70", name]).unwrap();
+    reload_and_start_another();
+    assert!(place.is_frozen().unwrap() && place.is_marked_frozen().unwrap(), "still ours");
+
+    let thawed = agent.cli(&["thaw", name]).unwrap();
+    assert!(thawed.status.success(), "{}", String::from_utf8_lossy(&thawed.stdout));
+    container.await_ticking().unwrap();
+}
+
+#[test]
+fn docker_can_stop_what_we_have_frozen() {
+    let (container, place) = ticker("stop-frozen");
+    let mut agent = guarding(&container, &place);
+    freeze(&agent, &container);
+    output(&["stop", "--time", "1", &container.name]).unwrap();
+    assert_eq!(container.inspect(".State.ExitCode").unwrap(), "137", "by SIGKILL");
+    agent.wait_until("its guard ends", |agent| Ok(agent.guard(place.id).is_err())).unwrap();
+    assert!(!place.exists(), "and our freeze and mark with it");
+}
+
+#[test]
+fn an_unpause_ends_our_lease_too() {
+    let (container, place) = ticker("unpause");
+    let mut agent = guarding(&container, &place);
+    freeze(&agent, &container);
+    // The only way to a pause over our freeze: somebody thaws by hand, and we have not seen it yet.
+    agent.signal(Signal::STOP).unwrap();
+    fs::write(place.unified.join("cgroup.freeze"), "0").unwrap();
+    output(&["pause", &container.name]).unwrap();
+    agent.signal(Signal::CONT).unwrap();
+    agent.wait_until("it hears of it", |agent| Ok(agent.guard(place.id)?.paused)).unwrap();
+    assert!(place.is_frozen().unwrap(), "the engine's word wins");
+
+    output(&["unpause", &container.name]).unwrap();
+    container.await_ticking().unwrap();
+    let dropped = |record: &Record| {
+        let Record::Release { end, outcome, .. } = record else { return None };
+        outcome.map(|outcome| (*end, outcome))
+    };
+    let dropped = agent.await_record("the lease is dropped", dropped).unwrap();
+    assert_eq!(dropped, (End::ThawedByOther, Outcome::NotOurs));
+    assert!(!place.is_marked_frozen().unwrap());
+    let free = |agent: &mut Agent| Ok(agent.guard(place.id)?.guard.state == "free");
+    agent.wait_until("it holds nothing", free).unwrap();
+}
+
+/// crun, unlike runc, pauses what is frozen already.
+#[test]
+fn podmans_pause_is_the_file_that_we_freeze_with() {
+    let _service = PodmanService::start().unwrap();
+    let image = Engine::Podman.node_image().unwrap();
+    let (container, place) = ticker_in(Engine::Podman, &image, "podman-pause");
+    let scope = format!("/machine.slice/libpod-{}.scope", container.id);
+    assert_eq!(place.path, format!("{scope}/container"), "the payload of crun");
+    let mut agent = guarding(&container, &place);
+    freeze(&agent, &container);
+    assert_eq!(container.inspect(".State.Status").unwrap(), "running", "not Podman's doing");
+    Engine::Podman.output(&["pause", &container.name]).unwrap();
+    agent.wait_until("it hears of it", |agent| Ok(agent.guard(place.id)?.paused)).unwrap();
+
+    let thaw = agent.cli(&["thaw", &container.name]).unwrap();
+    let said = String::from_utf8_lossy(&thaw.stdout);
+    assert!(said.contains("the engine says Paused: it owns the freeze now"), "{said}");
+    assert!(place.is_frozen().unwrap() && !place.is_marked_frozen().unwrap());
+    Engine::Podman.output(&["unpause", &container.name]).unwrap();
+    container.await_ticking().unwrap();
+    let above = fs::read_to_string(format!("/sys/fs/cgroup{scope}/cgroup.freeze")).unwrap();
+    assert_eq!(above.trim(), "0", "nothing is left where Podman does not look");
+
+    // A restarted one is another cgroup under the same path.
+    Engine::Podman.output(&["restart", "--time", "0", &container.name]).unwrap();
+    let new = container.cgroup().unwrap();
+    assert_eq!((&new.path, new.id == place.id), (&place.path, false));
+    agent.wait_until("it is followed", |agent| Ok(agent.guard(new.id).is_ok())).unwrap();
+}
+
+#[test]
+fn a_container_of_a_quadlet_is_guarded_without_its_monitor() {
+    let _service = PodmanService::start().unwrap();
+    let quadlet = Quadlet::run("quadlet", &SLEEP).unwrap();
+    let container = &quadlet.container;
+    let place = container.cgroup().unwrap();
+    let service = format!("/system.slice/{}", quadlet.unit());
+    assert_eq!(place.path, format!("{service}/libpod-payload-{}", container.id));
+    let agent = guarding(container, &place);
+    freeze(&agent, container);
+    assert!(place.is_frozen().unwrap() && place.is_marked_frozen().unwrap());
+    let monitor = format!("/sys/fs/cgroup{service}/runtime/cgroup.events");
+    assert!(fs::read_to_string(monitor).unwrap().contains("frozen 0"), "conmon runs on");
+    let thawed = agent.cli(&["thaw", &container.name]).unwrap();
+    assert!(thawed.status.success(), "{}", String::from_utf8_lossy(&thawed.stdout));
+    assert!(!place.is_frozen().unwrap());
+}
+
+#[test]
+fn the_version_is_known() {
+    let version = Engine::Docker.output(&["version", "--format", "{{.Server.Version}}"]).unwrap();
+    let number = version.split('.').take(2).collect::<Vec<_>>().join(".");
+    mcp_guard_tests::fact::record("Docker", &number).unwrap();
+    assert!(number.split('.').all(|part| part.parse::<u32>().is_ok()), "{version}");
+}

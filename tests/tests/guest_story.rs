@@ -1,0 +1,306 @@
+//! The whole story: a real gateway leaks real servers in a real container, and the agent, as the
+//! unit of the package, notices them by their package and contains them; then it is given back.
+
+#![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Output},
+};
+
+use mcp_guard_core::{
+    audit::{Change, Record},
+    effect::{Detector, End, Outcome},
+    policy::Response,
+};
+use mcp_guard_tests::{
+    docker::{Container, Engine, Place, podman::PodmanService, wait_until},
+    fact,
+    unit::Unit,
+};
+
+/// The package, not `node`, and without its version.
+const IDENTITY: &str = "@21st-dev/magic";
+/// D acts at so many servers.
+const ACTS: u64 = 4;
+
+/// Ages that a start of npm in a slow guest is older than, and no second action by itself.
+fn policy(name: &str, response: &str) -> String {
+    format!(
+        "mode = \"enforce\"\n\
+         [detect.duplicates]\nwarn = 2\nwarn_age = \"1s\"\nact = {ACTS}\nact_age = \"2s\"\n\
+         response = \"{response}\"\n\
+         [detect.burst]\nwarn_10s = 100\nwarn_60s = 100\n\
+         [respond]\ncool_down = \"600s\"\n\
+         [[guard]]\nname = \"{name}\"\nhighest = \"freeze\"\n"
+    )
+}
+
+/// What runs the container on the host: containerd-shim or conmon, in a cgroup of its own.
+struct Keeper {
+    name: String,
+    cgroup: PathBuf,
+    limit: String,
+}
+
+impl Keeper {
+    /// The parent of the container's first process.
+    fn of(container: &Container) -> Self {
+        let init = container.init().unwrap();
+        let status = fs::read_to_string(format!("/proc/{init}/status")).unwrap();
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim();
+        let name = fs::read_to_string(format!("/proc/{parent}/comm")).unwrap().trim().to_owned();
+        let places = fs::read_to_string(format!("/proc/{parent}/cgroup")).unwrap();
+        let path = places.trim().strip_prefix("0::").unwrap();
+        let cgroup = PathBuf::from(format!("/sys/fs/cgroup{path}"));
+        let limit = fs::read_to_string(cgroup.join("pids.max")).unwrap();
+        Self { name, cgroup, limit }
+    }
+
+    fn assert_untouched(&self) {
+        let read = |file: &str| fs::read_to_string(self.cgroup.join(file)).unwrap();
+        assert_eq!(read("cgroup.freeze").trim(), "0", "{}", self.name);
+        assert!(read("cgroup.events").contains("frozen 0"), "{}", self.name);
+        assert_eq!(read("pids.max"), self.limit, "{}", self.name);
+        let mut names = [0; 4096];
+        let length = rustix::fs::listxattr(&self.cgroup, &mut names[..]).unwrap();
+        let names = String::from_utf8_lossy(&names[..length]).into_owned();
+        assert!(!names.contains("mcp-guard"), "{}: {names}", self.name);
+    }
+}
+
+/// A gateway under the agent's unit. What was made is ended in the order of the fields.
+struct Story {
+    clients: Vec<Child>,
+    unit: Unit,
+    keeper: Keeper,
+    place: Place,
+    container: Container,
+}
+
+impl Story {
+    fn begin(engine: Engine, response: &str) -> Self {
+        let container = Container::gateway_in(engine, "story").unwrap();
+        let place = container.cgroup().unwrap();
+        let keeper = Keeper::of(&container);
+        let socket = engine.socket().unwrap();
+        let policy = policy(&container.name, response);
+        let unit = Unit::start(&policy, &["--docker", &socket]).unwrap();
+        unit.wait_until("it is guarded", |unit| Ok(unit.guard(place.id).is_ok())).unwrap();
+        Self { clients: Vec::new(), unit, keeper, place, container }
+    }
+
+    /// The command line, for the engine of the story.
+    fn cli(&self, words: &[&str]) -> Output {
+        let socket = self.container.engine.socket().unwrap();
+        self.unit.cli(&[&["--docker", &socket], words].concat()).unwrap()
+    }
+
+    /// One that must say that it did what it was asked for.
+    fn done(&self, words: &[&str]) -> String {
+        let done = self.cli(words);
+        let said = String::from_utf8_lossy(&done.stdout).into_owned();
+        let stderr = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.code(), Some(0), "{words:?}: {said}{stderr}");
+        said
+    }
+
+    /// Every way to name it means the same cgroup, and a dry run changes nothing.
+    fn answers_to_its_names(&self) {
+        let Container { name, id, .. } = &self.container;
+        let targets = [
+            name.clone(),
+            id[..12].to_owned(),
+            format!("docker:{name}"),
+            format!("cgroup:{}", self.place.path),
+            format!("pid:{}", self.container.init().unwrap()),
+        ];
+        for target in &targets {
+            let said = self.done(&["freeze", "--dry-run", target]);
+            assert!(said.contains("would write 1 to cgroup.freeze"), "{target}: {said}");
+        }
+        let intents = self.unit.audit().unwrap().into_iter().filter_map(|record| {
+            let Record::Intent { guard, .. } = record else { return None };
+            Some(guard.cgroup_id)
+        });
+        assert_eq!(intents.collect::<Vec<_>>(), vec![self.place.id; targets.len()]);
+        assert!(!self.place.freeze_requested().unwrap() && !self.place.is_marked_frozen().unwrap());
+    }
+
+    /// Each request leaves a server behind; as many of them as D acts at.
+    fn leak(&mut self) {
+        let requests = u32::try_from(ACTS).unwrap();
+        self.clients.push(self.container.ask_gateway(requests).unwrap());
+    }
+
+    fn live(&self) -> usize {
+        let guard = self.unit.guard(self.place.id).ok();
+        guard.and_then(|one| one.guard.identities.get(IDENTITY).map(|it| it.live)).unwrap_or(0)
+    }
+
+    /// Waits until the agent has acted, and returns what it planned for pids.max.
+    fn contained_by(&self, response: Response) -> Option<Change> {
+        // In steps: a start takes a second, in a slow guest ten, and a wait ends early.
+        for count in 1..=usize::try_from(ACTS).unwrap() {
+            let what = format!("{count} servers of {IDENTITY}");
+            self.unit.wait_until(&what, |_| Ok(self.live() >= count)).unwrap();
+        }
+        let outcome = |record: &Record| {
+            let Record::Outcome { response: done, outcome, timing, .. } = record else {
+                return None;
+            };
+            // A dry run has no timing: nothing was written.
+            timing.map(|_| (*done, *outcome))
+        };
+        let outcome = self.unit.await_record("the outcome", outcome).unwrap();
+        let records = self.unit.audit().unwrap();
+        assert_eq!(outcome, (response, Outcome::Done), "{records:?}");
+        check_order(&records, response)
+    }
+
+    /// What the agent says lives in the container, and what the kernel has there.
+    fn agrees_with_the_kernel(&self) {
+        let guard = self.unit.guard(self.place.id).unwrap();
+        let listed = fs::read_to_string(self.place.unified.join("cgroup.procs")).unwrap();
+        let listed: BTreeSet<u32> = listed.lines().map(|line| line.parse().unwrap()).collect();
+        assert_eq!(guard.guard.pids.iter().copied().collect::<BTreeSet<_>>(), listed);
+        let launchers = listed.iter().filter(|pid| is_launcher(**pid)).count();
+        assert_eq!(guard.guard.identities[IDENTITY].live, launchers);
+        assert_eq!(guard.guard.identities.len(), 1, "{:?}", guard.guard.identities);
+        assert_eq!(guard.container.as_deref(), Some(self.container.id.as_str()));
+        assert!(!guard.paused, "the engine did not do it");
+    }
+
+    /// The gateway answers one more request, once those before it are through.
+    fn runs_on(&mut self) {
+        for client in &mut self.clients {
+            client.wait().unwrap();
+        }
+        self.container.await_answer().unwrap();
+    }
+
+    /// The unit is stopped, and nothing says that it was ever there.
+    fn ends_with_nothing_left(self, limit: &str) {
+        self.unit.stop().unwrap();
+        let stopped = |record: &Record| matches!(record, Record::AgentStop { .. });
+        assert!(self.unit.audit().unwrap().iter().any(stopped));
+        let Self { place, keeper, container, .. } = &self;
+        assert!(!place.freeze_requested().unwrap() && !place.is_marked_frozen().unwrap());
+        assert_eq!(place.pids_max().unwrap(), limit);
+        assert!(!place.is_marked_clamped().unwrap());
+        keeper.assert_untouched();
+        assert_eq!(container.inspect(".State.Status").unwrap(), "running");
+    }
+}
+
+impl Drop for Story {
+    fn drop(&mut self) {
+        // The other halves are in the container, which is removed after this.
+        for client in &mut self.clients {
+            let _ = client.kill();
+            let _ = client.wait();
+        }
+    }
+}
+
+/// A warning, then the intent with what decided it, then the outcome of the same incident.
+fn check_order(records: &[Record], wanted: Response) -> Option<Change> {
+    let place = |found: &dyn Fn(&Record) -> bool| records.iter().position(found).unwrap();
+    let warning = place(&|record| matches!(record, Record::Warning { .. }));
+    let decided = |record: &Record| matches!(record, Record::Intent { cause, .. } if cause.detector.is_some());
+    let intent = place(&decided);
+    let Record::Intent { incident, response, cause, pids_max, .. } = &records[intent] else {
+        unreachable!()
+    };
+    let outcome =
+        place(&|record| matches!(record, Record::Outcome { incident: of, .. } if of == incident));
+    assert!(warning < intent && intent < outcome, "{records:?}");
+    assert_eq!((*response, cause.detector), (wanted, Some(Detector::Duplicates)));
+    assert_eq!(cause.identity.as_deref(), Some(IDENTITY));
+    assert!(cause.numbers["aged"] >= ACTS && cause.numbers["threshold"] == ACTS, "{cause:?}");
+    pids_max.clone()
+}
+
+/// One for each server, whichever name it has at this moment of its start.
+fn is_launcher(pid: u32) -> bool {
+    let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let words = String::from_utf8_lossy(&words).replace('\0', " ");
+    let words = words.trim();
+    let called = words.strip_prefix("/usr/bin/env ").unwrap_or(words);
+    words == "npm"
+        || words.starts_with("npm exec @21st-dev/magic")
+        || called.starts_with("node /usr/bin/npx -y @21st-dev/magic")
+}
+
+/// How a hold of ours ended, once it has.
+fn release(of: Response) -> impl Fn(&Record) -> Option<(End, Outcome)> {
+    move |record| {
+        let Record::Release { response, end, outcome, .. } = record else { return None };
+        outcome.filter(|_| *response == of).map(|outcome| (*end, outcome))
+    }
+}
+
+#[test]
+fn docker_leaks_are_frozen_and_thawed_by_hand() {
+    let mut story = Story::begin(Engine::Docker, "freeze");
+    let limit = story.place.pids_max().unwrap();
+    assert_eq!(story.keeper.name, "containerd-shim");
+    story.answers_to_its_names();
+    story.leak();
+    story.contained_by(Response::Freeze);
+    assert!(story.place.is_frozen().unwrap() && story.place.is_marked_frozen().unwrap());
+    assert_eq!(story.unit.guard(story.place.id).unwrap().guard.state, "frozen");
+    story.agrees_with_the_kernel();
+    story.keeper.assert_untouched();
+
+    let said = story.done(&["thaw", &story.container.name]);
+    assert!(said.contains("cgroup.freeze 0 read back"), "{said}");
+    let thawed = story.unit.await_record("its release", release(Response::Freeze)).unwrap();
+    assert_eq!(thawed, (End::Operator, Outcome::Done));
+    assert!(!story.place.is_frozen().unwrap() && !story.place.is_marked_frozen().unwrap());
+    story.runs_on();
+    story.ends_with_nothing_left(&limit);
+}
+
+#[test]
+fn podman_leaks_are_clamped_and_a_lease_ends() {
+    let version = Engine::Podman.output(&["version", "--format", "{{.Client.Version}}"]).unwrap();
+    let number = version.split('.').take(2).collect::<Vec<_>>().join(".");
+    fact::record("Podman", number).unwrap();
+    let _service = PodmanService::start().unwrap();
+    let mut story = Story::begin(Engine::Podman, "clamp");
+    assert_eq!(story.keeper.name, "conmon");
+    let monitor = format!("libpod-conmon-{}.scope", story.container.id);
+    assert_eq!(story.keeper.cgroup.file_name(), Some(Path::new(&monitor).as_os_str()));
+    // crun keeps the payload in a cgroup of its own below the scope, and pauses and limits that one.
+    let payload = format!("/machine.slice/libpod-{}.scope/container", story.container.id);
+    assert_eq!(story.place.path, payload);
+    let limit = story.place.pids_max().unwrap();
+    assert_eq!(limit, "2048", "what Podman gives to every container");
+    story.answers_to_its_names();
+
+    story.leak();
+    let Change { found, wanted } = story.contained_by(Response::Clamp).unwrap();
+    assert_eq!(found, limit);
+    assert!(wanted.parse::<u64>().unwrap() < 1000, "a limit near what runs: {wanted}");
+    assert_eq!(story.unit.guard(story.place.id).unwrap().guard.state, "clamped");
+    assert!(story.place.is_marked_clamped().unwrap());
+    assert_ne!(story.place.pids_max().unwrap(), limit);
+    assert!(!story.place.is_frozen().unwrap(), "a clamp stops nobody");
+    story.keeper.assert_untouched();
+    story.done(&["thaw", &story.container.name]);
+    assert_eq!(story.place.pids_max().unwrap(), limit);
+    assert!(!story.place.is_marked_clamped().unwrap());
+
+    story.done(&["freeze", &story.container.name, "--for", "15s"]);
+    assert!(story.place.is_frozen().unwrap() && story.place.is_marked_frozen().unwrap());
+    story.agrees_with_the_kernel();
+    story.keeper.assert_untouched();
+    let ended = story.unit.await_record("the lease ends", release(Response::Freeze)).unwrap();
+    assert_eq!(ended, (End::LeaseOver, Outcome::Done));
+    wait_until("it is free", || Ok(!story.place.is_frozen()?)).unwrap();
+    story.runs_on();
+    story.ends_with_nothing_left(&limit);
+}

@@ -1,0 +1,174 @@
+//! What systemd does to a pids.max, which the pure tests take for granted.
+
+#![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use mcp_guard_tests::fact;
+use rustix::fs::{XattrFlags, getxattr, setxattr};
+
+const TASKS_MAX: &str = "60";
+/// What somebody writes past systemd.
+const RAW: &str = "33";
+/// As our mark, which must outlive whatever systemd does to the unit.
+const MARK: &str = "trusted.mcp-guard.test";
+
+/// A command of systemd that must succeed; what it printed, trimmed.
+fn run(program: &str, words: &[&str]) -> String {
+    let done = Command::new(program).args(words).output().unwrap();
+    let stderr = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{program} {words:?}: {}: {stderr}", done.status);
+    String::from_utf8(done.stdout).unwrap().trim().to_owned()
+}
+
+fn systemctl(words: &[&str]) -> String {
+    run("systemctl", words)
+}
+
+/// The answer comes when systemd has nothing else queued: what it had to write, it has written.
+fn daemon_reload() {
+    systemctl(&["daemon-reload"]);
+    systemctl(&["show", "--property", "Version"]);
+}
+
+/// The number that all of systemd's own documents use.
+fn systemd_version() -> u32 {
+    let said = run("systemctl", &["--version"]);
+    said.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// A transient service that sleeps, in a slice of its own: what starts in another one moves nothing
+/// there. Stopped when dropped.
+struct Unit {
+    name: String,
+    slice: String,
+    cgroup: PathBuf,
+}
+
+impl Unit {
+    fn start() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("mcp-guard-test-{}-{next}.service", std::process::id());
+        // A dash in the name of a slice would put it into other slices.
+        let slice = format!("mcpguardtest{next}.slice");
+        // Dropped, and so stopped, also where what follows fails.
+        let mut unit = Self { name: name.clone(), slice: slice.clone(), cgroup: PathBuf::new() };
+        let (of_unit, of_slice) = (format!("--unit={name}"), format!("--slice={slice}"));
+        let tasks_max = format!("--property=TasksMax={TASKS_MAX}");
+        // exec: started means that its program runs.
+        let words = [&of_unit, &of_slice, &tasks_max, "--property=Type=exec", "sleep", "600"];
+        run("systemd-run", &words);
+        let path = unit.property("ControlGroup");
+        assert_eq!(path, format!("/{slice}/{name}"));
+        unit.cgroup = PathBuf::from(format!("/sys/fs/cgroup{path}"));
+        assert_eq!((unit.pids_max().as_str(), unit.property("TasksMax").as_str()), ("60", "60"));
+        unit
+    }
+
+    fn property(&self, name: &str) -> String {
+        systemctl(&["show", &self.name, "--property", name, "--value"])
+    }
+
+    fn set(&self, property: &str) {
+        systemctl(&["set-property", "--runtime", &self.name, property]);
+    }
+
+    fn read(&self, file: &str) -> String {
+        fs::read_to_string(self.cgroup.join(file)).unwrap().trim().to_owned()
+    }
+
+    fn pids_max(&self) -> String {
+        self.read("pids.max")
+    }
+
+    /// What the agent's clamp does.
+    fn write(&self, file: &str, value: &str) {
+        fs::write(self.cgroup.join(file), value).unwrap();
+        assert_eq!(self.read(file), value);
+    }
+}
+
+impl Drop for Unit {
+    fn drop(&mut self) {
+        // A frozen process does not act on SIGTERM.
+        let _ = fs::write(self.cgroup.join("cgroup.freeze"), "0");
+        // A slice is left behind by its last unit.
+        for name in [&self.name, &self.slice] {
+            let stopped = Command::new("systemctl").args(["stop", name]).status();
+            if !std::thread::panicking() {
+                assert!(stopped.unwrap().success(), "{name} is left behind");
+            }
+        }
+    }
+}
+
+/// Starts another unit in this slice, and waits for its end.
+fn start_in(slice: &str) {
+    let words = [&format!("--slice={slice}"), "--wait", "--quiet", "--collect", "true"];
+    run("systemd-run", &words);
+    systemctl(&["show", "--property", "Version"]);
+}
+
+#[test]
+fn a_raw_limit_is_lost_after_a_daemon_reload() {
+    let version = systemd_version();
+    fact::record("systemd", version).unwrap();
+    let unit = Unit::start();
+    unit.write("pids.max", RAW);
+    start_in(&unit.slice);
+    assert_eq!(unit.pids_max(), RAW, "without a reload a start beside it changes nothing");
+    assert_eq!(unit.property("TasksMax"), TASKS_MAX, "systemd does not look at the file");
+
+    daemon_reload();
+    let at_once = unit.pids_max() == TASKS_MAX;
+    if !at_once {
+        assert_eq!(unit.pids_max(), RAW);
+        start_in("system.slice");
+        assert_eq!(unit.pids_max(), RAW, "a start in another slice changes nothing");
+        start_in(&unit.slice);
+        assert_eq!(unit.pids_max(), TASKS_MAX, "a start beside it applies TasksMax again");
+    }
+    fact::record("daemon-reload", if at_once { "at once" } else { "at the next start" }).unwrap();
+    match version {
+        ..=255 => assert!(at_once, "systemd {version}"),
+        256 | 257 => assert!(!at_once, "systemd {version}"),
+        // One of the two, as seen above.
+        _ => {}
+    }
+}
+
+#[test]
+fn tasks_max_holds_and_any_property_applies_it_again() {
+    let unit = Unit::start();
+    unit.set("TasksMax=40");
+    assert_eq!((unit.pids_max().as_str(), unit.property("TasksMax").as_str()), ("40", "40"));
+    daemon_reload();
+    start_in(&unit.slice);
+    assert_eq!((unit.pids_max().as_str(), unit.property("TasksMax").as_str()), ("40", "40"));
+
+    unit.write("pids.max", RAW);
+    unit.set("CPUWeight=50");
+    assert_eq!(unit.pids_max(), "40", "a property that has nothing to do with it");
+}
+
+#[test]
+fn a_freeze_and_a_mark_outlive_what_a_raw_limit_does_not() {
+    let unit = Unit::start();
+    setxattr(&unit.cgroup, MARK, b"ours", XattrFlags::CREATE).unwrap();
+    unit.write("cgroup.freeze", "1");
+    unit.write("pids.max", RAW);
+    daemon_reload();
+    start_in(&unit.slice);
+    unit.set("CPUWeight=50");
+    assert_eq!(unit.pids_max(), TASKS_MAX, "systemd has been at this cgroup");
+    assert_eq!(unit.read("cgroup.freeze"), "1");
+    let mut value = [0; 16];
+    let length = getxattr(&unit.cgroup, MARK, &mut value[..]).unwrap();
+    assert_eq!(&value[..length], b"ours");
+}

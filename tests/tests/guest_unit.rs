@@ -1,0 +1,352 @@
+//! The agent as the systemd unit of the package: however it ends, systemd knows, and nothing stays
+//! held.
+
+#![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
+#![allow(
+    clippy::wildcard_enum_match_arm,
+    reason = "a test looks for one record and steps over the rest"
+)]
+
+use std::{
+    fs::{self, OpenOptions},
+    io::Write as _,
+    os::unix::{fs::OpenOptionsExt as _, net::UnixStream},
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use mcp_guard_core::{audit::Record, policy::Mode};
+use mcp_guard_tests::{
+    cgroup::FixtureCgroup,
+    holds::Holds,
+    leak::{Leak, LeakPolicy, observing},
+    sleeper::Sleeper,
+    unit::{
+        PATIENCE, PROGRAM, State, THAW, UNIT, Unit,
+        scenes::{ByHand, Journal, NoRoom},
+    },
+    workload,
+};
+use rustix::{
+    fs::{CWD, FileType, Mode as FileMode, mknodat},
+    process::{Pid, Signal, kill_process},
+};
+
+const FOUND: u64 = 200;
+
+/// A cgroup with a process in it.
+struct Victim {
+    _sleeper: Sleeper,
+    cgroup: FixtureCgroup,
+}
+
+impl Victim {
+    fn new(what: &str) -> Self {
+        let cgroup = FixtureCgroup::new(what).unwrap();
+        cgroup.set_pids_max(FOUND).unwrap();
+        Self { _sleeper: Sleeper::start(&cgroup).unwrap(), cgroup }
+    }
+
+    fn target(&self) -> String {
+        format!("cgroup:{}", self.cgroup.path())
+    }
+
+    fn holds(&self) -> Holds {
+        Holds::of(&self.cgroup).unwrap()
+    }
+
+    /// Frozen, and marked by this process.
+    fn assert_held_by(&self, holder: u32) {
+        let holds = self.holds();
+        assert!(holds.freeze && holds.frozen, "{holds:?}");
+        assert_eq!(holds.freeze_mark.unwrap().holder, holder);
+    }
+
+    fn assert_free(&self) {
+        assert_eq!(self.holds(), Holds::nothing(FOUND));
+    }
+
+    /// The agent of the unit holds it.
+    fn frozen_by(&self, unit: &Unit) {
+        let output = unit.cli(&["freeze", &self.target(), "--for", "1h"]).unwrap();
+        assert!(output.status.success(), "{output:?}");
+        self.assert_held_by(unit.main_pid().unwrap());
+    }
+
+    /// Nobody holds it any more: a `freeze` without an agent that was killed.
+    fn orphaned(&self) {
+        let mut command = Command::new(PROGRAM);
+        command.args(["freeze", &self.target(), "--for", "1h"]).stdout(Stdio::null());
+        let mut freezer = command.spawn().unwrap();
+        let frozen = || self.cgroup.is_frozen().unwrap();
+        let reached = self.cgroup.wait_until("frozen", PATIENCE, frozen);
+        freezer.kill().unwrap();
+        freezer.wait().unwrap();
+        reached.unwrap();
+        self.assert_held_by(freezer.id());
+    }
+}
+
+fn pipe(unit: &Unit, name: &str) -> PathBuf {
+    let path = unit.folder().join(name);
+    mknodat(CWD, &path, FileType::Fifo, FileMode::from_raw_mode(0o600), 0).unwrap();
+    path
+}
+
+/// What is told of starts, stops and releases, in order.
+fn story(unit: &Unit) -> Vec<String> {
+    let told = |record| match record {
+        Record::AgentStart { .. } => Some("start".to_owned()),
+        Record::AgentStop { reason } => Some(format!("stop: {reason}")),
+        Record::Release { end, outcome: Some(outcome), .. } => Some(format!("{end:?} {outcome:?}")),
+        _ => None,
+    };
+    unit.audit().unwrap().into_iter().filter_map(told).collect()
+}
+
+/// So often the unit itself gave something back, and not the one that stands behind it.
+fn await_stop_post(unit: &Unit, times: usize) {
+    let told = |unit: &Unit| Ok(unit.journal().matches(": thaw done: ").count() == times);
+    unit.wait_until("ExecStopPost= said what it did", told).unwrap();
+}
+
+fn waits_for_restart(state: &State) -> bool {
+    state.sub == "auto-restart"
+}
+
+#[test]
+fn the_package_as_it_is_starts_and_observes() {
+    let unit = Unit::installed().unwrap();
+    unit.started().unwrap();
+    let status = unit.status().unwrap();
+    assert_eq!(status.mode, Mode::Observe);
+    let state = unit.state().unwrap();
+    assert_eq!(state.main_pid, status.pid);
+    assert!(state.status.starts_with("observe, "), "{state:?}");
+}
+
+#[test]
+fn systemd_understands_every_line() {
+    let mut command = Command::new("systemd-analyze");
+    let output = command.args(["verify", "--man=no", UNIT, THAW]).output().unwrap();
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    let ours: Vec<&str> = said.lines().filter(|line| line.contains("mcp-guard")).collect();
+    assert!(ours.is_empty(), "{ours:#?}");
+    assert!(output.status.success(), "{said}");
+}
+
+#[test]
+fn it_is_active_only_when_it_is_ready() {
+    let victim = Victim::new("ready");
+    victim.orphaned();
+    let mut unit = Unit::prepare(&observing(&victim.cgroup), &[], "").unwrap();
+    // The agent opens its audit log before it does anything else, and waits there for a reader.
+    let audit = pipe(&unit, "audit");
+    let more = ["--audit", audit.to_str().unwrap()];
+    unit.drop_in(&unit.exec_start(&unit.policy(), &more)).unwrap();
+    unit.begin().unwrap();
+    unit.wait_until("the agent has its lock", |unit| {
+        let lock = fs::read_to_string("/run/mcp-guard/agent.lock").unwrap_or_default();
+        let pid = unit.state()?.main_pid;
+        Ok(pid != 0 && lock.trim() == pid.to_string())
+    })
+    .unwrap();
+    assert_eq!(unit.state().unwrap().active, "activating");
+    assert!(unit.status().is_err());
+
+    let _reader =
+        OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&audit).unwrap();
+    unit.await_state("active", |state| state.active == "active").unwrap();
+    // Right then: it answers, what was left behind is given back, and what is named is guarded.
+    let guard = unit.guard(victim.cgroup.id()).unwrap();
+    assert_eq!(guard.guard.processes, 1);
+    victim.assert_free();
+    assert_eq!(unit.state().unwrap().status, "observe, 1 guard");
+}
+
+#[test]
+fn a_stop_is_orderly_and_gives_back() {
+    let victim = Victim::new("stop");
+    let unit = Unit::start(&observing(&victim.cgroup), &[]).unwrap();
+    victim.frozen_by(&unit);
+    unit.stop().unwrap();
+    victim.assert_free();
+    let state = unit.state().unwrap();
+    assert_eq!((state.active.as_str(), state.result.as_str()), ("inactive", "success"));
+    assert_eq!(story(&unit), ["start", "Shutdown Done", "stop: SIGTERM"]);
+}
+
+#[test]
+fn a_killed_agent_leaves_nothing_held_and_is_restarted() {
+    let victim = Victim::new("killed");
+    let unit = Unit::start(&observing(&victim.cgroup), &[]).unwrap();
+    victim.frozen_by(&unit);
+    let first = unit.main_pid().unwrap();
+    unit.signal(Signal::KILL).unwrap();
+    let state = unit.await_state("it will be restarted", waits_for_restart).unwrap();
+    assert_eq!(state.result, "signal");
+    victim.assert_free();
+    let state = unit.await_state("restarted", |state| state.active == "active").unwrap();
+    assert_ne!(state.main_pid, first);
+    assert_eq!(unit.status().unwrap().pid, state.main_pid);
+    assert_eq!(story(&unit), ["start", "Reconcile Done", "start"]);
+    await_stop_post(&unit, 1);
+}
+
+/// What ends the agent's loop by a panic; debug builds only.
+const PANIC: &[u8] = b"{\"method\":\"io.mcpguard.Panic\",\"parameters\":{}}\0";
+
+#[test]
+fn a_panic_gives_back_and_is_restarted() {
+    let victim = Victim::new("panic");
+    let mut unit = Unit::prepare(&observing(&victim.cgroup), &[], "").unwrap();
+    // The package's program is a release build, which cannot be made to panic.
+    let lines = unit.exec_start(&unit.policy(), &[]);
+    let program = workload("mcp-guard").unwrap().display().to_string();
+    unit.drop_in(&lines.replace(PROGRAM, &program)).unwrap();
+    unit.started().unwrap();
+    victim.frozen_by(&unit);
+    let mut socket = UnixStream::connect("/run/mcp-guard/control.sock").unwrap();
+    socket.write_all(PANIC).unwrap();
+    let state = unit.await_state("it will be restarted", waits_for_restart).unwrap();
+    assert_eq!((state.result.as_str(), state.main_status), ("exit-code", 101));
+    assert_eq!(state.status, "stopping: panic");
+    victim.assert_free();
+    unit.await_state("restarted", |state| state.active == "active").unwrap();
+    assert_eq!(story(&unit), ["start", "Shutdown Done", "stop: panic", "start"]);
+}
+
+const WATCHDOG: &str = "WatchdogSec=3s\n";
+
+#[test]
+fn the_watchdog_hears_a_loop_that_turns() {
+    let victim = Victim::new("alive");
+    let unit = Unit::prepare(&observing(&victim.cgroup), &[], WATCHDOG).unwrap();
+    unit.started().unwrap();
+    unit.wait_until("three intervals", |unit| Ok(unit.status()?.uptime_ms > 9500)).unwrap();
+    let state = unit.state().unwrap();
+    assert_eq!((state.active.as_str(), state.restarts), ("active", 0), "{}", unit.journal());
+}
+
+#[test]
+fn a_hung_agent_is_ended_leaves_nothing_held_and_is_restarted() {
+    let victim = Victim::new("hung");
+    let unit = Unit::prepare(&observing(&victim.cgroup), &[], WATCHDOG).unwrap();
+    unit.started().unwrap();
+    victim.frozen_by(&unit);
+    let first = unit.main_pid().unwrap();
+    unit.signal(Signal::STOP).unwrap();
+    let state = unit.await_state("it will be restarted", waits_for_restart).unwrap();
+    assert_eq!(state.result, "watchdog");
+    victim.assert_free();
+    let state = unit.await_state("restarted", |state| state.active == "active").unwrap();
+    assert_ne!(state.main_pid, first);
+    assert_eq!(unit.status().unwrap().pid, state.main_pid);
+    assert_eq!(story(&unit), ["start", "Reconcile Done", "start"]);
+    await_stop_post(&unit, 1);
+}
+
+/// What systemd says when the start limit is used up.
+const GIVEN_UP: &str = "Start request repeated too quickly";
+
+/// An agent that dies each time it acts: the next one finds the same leak and acts again.
+#[test]
+fn the_start_limit_leaves_nothing_held() {
+    let cgroup = FixtureCgroup::new("limit").unwrap();
+    cgroup.set_pids_max(FOUND).unwrap();
+    let leak = Leak::start(&cgroup, 4).unwrap();
+    let policy = LeakPolicy::enforcing(&cgroup, "freeze").toml();
+    let lines = "RestartSec=1s\n[Unit]\nStartLimitBurst=3\nStartLimitIntervalSec=1h\n";
+    let unit = Unit::prepare(&policy, &[], lines).unwrap();
+    unit.started().unwrap();
+    let mut last = 0;
+    for _ in 0..3 {
+        let mark = || Holds::of(&cgroup).map(|holds| holds.freeze_mark);
+        let other = |_: &Unit| Ok(mark()?.is_some_and(|mark| mark.holder != last));
+        unit.wait_until("the next agent holds it", other).unwrap();
+        cgroup.wait_until("frozen", PATIENCE, || cgroup.is_frozen().unwrap()).unwrap();
+        last = unit.main_pid().unwrap();
+        assert_eq!(mark().unwrap().unwrap().holder, last);
+        unit.signal(Signal::KILL).unwrap();
+    }
+    let state = unit.await_state("given up", |state| state.sub == "failed").unwrap();
+    assert_eq!((state.main_pid, state.restarts), (0, 3), "{state:?}");
+    let journal = unit.journal();
+    assert!(journal.contains(GIVEN_UP), "{journal}");
+    assert_eq!(Holds::of(&cgroup).unwrap(), Holds::nothing(FOUND));
+    let cycle = ["start", "Reconcile Done"];
+    assert_eq!(story(&unit), [cycle; 3].concat());
+    await_stop_post(&unit, 3);
+    assert!(leak.end().unwrap().success());
+}
+
+#[test]
+fn what_is_the_same_the_next_time_is_not_restarted() {
+    for (policy, more, code) in [("mode = \"enforced\"\n", "", 65), ("", "--nonsense", 64)] {
+        let unit = Unit::prepare(policy, &[more], "").unwrap();
+        assert!(unit.started().is_err());
+        let state = unit.await_state("failed", |state| state.sub == "failed").unwrap();
+        assert_eq!((state.main_status, state.restarts), (code, 0), "{state:?}");
+        assert_eq!(state.result, "exit-code");
+    }
+}
+
+#[test]
+fn an_agent_that_never_becomes_ready_fails_and_leaves_nothing_held() {
+    let victim = Victim::new("never");
+    victim.orphaned();
+    let mut unit = Unit::with("").unwrap();
+    let policy = pipe(&unit, "never");
+    let lines = format!("{}TimeoutStartSec=3s\n", unit.exec_start(&policy, &[]));
+    unit.drop_in(&lines).unwrap();
+    let error = unit.started().unwrap_err().to_string();
+    assert!(error.contains("timeout"), "{error}");
+    let state = unit.await_state("it will be restarted", waits_for_restart).unwrap();
+    assert_eq!(state.result, "timeout");
+    victim.assert_free();
+    assert_eq!(story(&unit), ["Reconcile Done"], "no agent came so far");
+    await_stop_post(&unit, 1);
+}
+
+#[test]
+fn what_could_not_be_given_back_for_want_of_a_process_is_given_back_once_there_is_room() {
+    let victim = Victim::new("no-room");
+    let lines = "RestartSec=1s\n[Unit]\nStartLimitBurst=3\nStartLimitIntervalSec=1h\n";
+    let unit = Unit::prepare(&observing(&victim.cgroup), &[], lines).unwrap();
+    unit.started().unwrap();
+    victim.frozen_by(&unit);
+    let agent = unit.main_pid().unwrap();
+    let mut journal = Journal::follow().unwrap();
+    let no_room = NoRoom::begin().unwrap();
+    kill_process(Pid::from_raw(agent.cast_signed()).unwrap(), Signal::KILL).unwrap();
+    journal.await_some(GIVEN_UP).unwrap();
+    victim.assert_held_by(agent);
+    drop(no_room);
+    let cgroup = &victim.cgroup;
+    cgroup.wait_until("thawed", PATIENCE, || !cgroup.is_frozen().unwrap()).unwrap();
+    let done = |unit: &Unit| Ok(story(unit) == ["start", "Reconcile Done"]);
+    unit.wait_until("given back", done).unwrap();
+    victim.assert_free();
+}
+
+#[test]
+fn an_agent_that_was_started_by_hand_keeps_its_lock_and_its_holds() {
+    let victim = Victim::new("by-hand");
+    let unit = Unit::prepare(&observing(&victim.cgroup), &[], "").unwrap();
+    let by_hand = ByHand::start(&unit.policy()).unwrap();
+    unit.wait_until("it answers", |unit| Ok(unit.status().is_ok())).unwrap();
+    let output = unit.cli(&["freeze", &victim.target(), "--for", "1h"]).unwrap();
+    assert!(output.status.success(), "{output:?}");
+
+    assert!(unit.started().is_err());
+    assert_eq!(unit.state().unwrap().main_status, 2);
+    unit.stop().unwrap();
+    victim.assert_held_by(by_hand.pid());
+    assert_eq!(unit.status().unwrap().pid, by_hand.pid());
+    let second = unit.cli(&["run"]).unwrap();
+    assert_eq!(second.status.code(), Some(2), "the lock is still the first one's");
+    drop(by_hand);
+    let output = unit.cli(&["thaw", "--owned"]).unwrap();
+    assert!(output.status.success(), "{output:?}");
+    victim.assert_free();
+}
