@@ -13,7 +13,6 @@ use crate::docker::Rig;
 use crate::ebpf;
 use crate::packages::{self, Permission};
 use crate::say::say;
-use crate::vm::{self, Guests};
 use crate::workspace;
 use tier::{Outcome, Tier};
 
@@ -26,7 +25,6 @@ pub fn run(setup: bool) -> Result<u8> {
         Tier::run("host", || host(permission)),
         Tier::run("docker", || docker(permission)),
     ];
-    tiers.extend(guests(permission));
     if let Err(left) = before.compare_with_now() {
         tiers.push(Tier::run("cleanliness", || Err(left)));
     }
@@ -101,23 +99,4 @@ fn docker_tests(rig: &Rig) -> Result<Outcome> {
     ]);
     rig.tell(&mut cargo);
     count::cargo_test(&mut cargo).map(Outcome::Ran)
-}
-
-/// Needs QEMU, and root to make its disks. One tier per guest, and one for the runner itself.
-fn guests(permission: Permission) -> Vec<Tier> {
-    let mut guests = None;
-    let runner = Tier::run("vm runner", || {
-        if let Err(reason) = vm::ready(permission) {
-            return Ok(Outcome::CouldNotRun(format!("{reason:#}")));
-        }
-        let made = guests.insert(Guests::usual()?);
-        made.self_test().map(|passed| Outcome::Ran(count::Counts::passed(passed)))
-    });
-    let mut tiers = vec![runner];
-    if let Some(guests) = guests {
-        tiers.extend(vm::names().map(|name| {
-            Tier::run(format!("vm {name}"), || guests.test_named(name).map(Outcome::Ran))
-        }));
-    }
-    tiers
 }

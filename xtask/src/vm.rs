@@ -79,13 +79,8 @@ pub fn run(verb: Verb) -> Result<u8> {
 }
 
 /// Makes sure that this machine can make and run guests.
-pub fn ready(permission: Permission) -> Result<()> {
+fn ready(permission: Permission) -> Result<()> {
     tools::provide(permission)
-}
-
-/// Every image that there is, in the order in which they are tested.
-pub fn names() -> impl Iterator<Item = &'static str> {
-    IMAGES.iter().map(|image| image.name)
 }
 
 fn build(image: Option<&str>) -> Result<u8> {
@@ -97,7 +92,7 @@ fn build(image: Option<&str>) -> Result<u8> {
 }
 
 /// The programs, and how much of the tests to run.
-pub struct Guests {
+struct Guests {
     programs: programs::Built,
     extent: Extent,
     filter: String,
@@ -105,20 +100,15 @@ pub struct Guests {
 }
 
 impl Guests {
-    /// What `cargo xtask test` runs in its guests.
-    pub fn usual() -> Result<Self> {
+    /// Each claim once.
+    fn usual() -> Result<Self> {
         let (extent, filter) = (Extent::Usual, String::new());
         Ok(Self { programs: test_programs()?, extent, filter, bless: false })
     }
 
     /// Sees that the runner notices what it must; the number of cases.
-    pub fn self_test(&self) -> Result<u64> {
+    fn self_test(&self) -> Result<u64> {
         self_test::run(&self.programs)
-    }
-
-    /// Runs the tests of one image, by its name.
-    pub fn test_named(&self, name: &str) -> Result<Counts> {
-        self.test(one(name)?)
     }
 
     fn test_all(&self, images: &[&'static Image]) -> Result<u8> {

@@ -82,7 +82,7 @@ impl Report {
             }
             Line::Failed { what, millis, why, output } => {
                 self.now = None;
-                let shown = format!("FAILED  {:>6.1} s  {what}: {why}", seconds(millis));
+                let shown = format!("FAILED  {:>6.1} s  {what}: {why}\n{output}", seconds(millis));
                 self.failures.push(Failure { what, why, output });
                 Some(shown)
             }
@@ -138,6 +138,11 @@ impl Report {
             lines.extend(self.console.lines().map(str::to_owned));
         }
         lines
+    }
+
+    /// One more thing that went wrong.
+    pub fn failed(&mut self, what: &str, why: String) {
+        self.failures.push(Failure { what: what.to_owned(), why, output: String::new() });
     }
 
     /// Something that no single test reported; what ran at that time is named.

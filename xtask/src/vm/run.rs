@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::follow::{Report, tail};
-use super::qemu::{Heard, Machine};
+use super::qemu::{Guest, Heard, Machine};
 
 /// How often the console is looked at.
 const LOOK: Duration = Duration::from_secs(1);
+/// For the last writes of a disk that is kept.
+const TURN_OFF: Duration = Duration::from_secs(120);
 /// Lines of the console that explain a failure.
 const TAIL: usize = 30;
 
@@ -39,10 +41,24 @@ pub fn run(
                 return Ok(report);
             }
         }
-        // After its verdict a guest turns itself off; a second is enough for that.
+        if report.over && machine.keep {
+            // What it wrote last is on the disk only once it has turned itself off.
+            turned_off(&guest, &mut report);
+        }
         if report.over || report.overdue(began.elapsed(), &guest.console()) {
             report.console = tail(&guest.console(), TAIL);
             return Ok(report);
         }
     }
+}
+
+/// Waits until QEMU has ended by itself.
+fn turned_off(guest: &Guest, report: &mut Report) {
+    let began = Instant::now();
+    while began.elapsed() < TURN_OFF {
+        if matches!(guest.hear(LOOK), Heard::End) {
+            return;
+        }
+    }
+    report.failed("turning off", format!("not off within {} s", TURN_OFF.as_secs()));
 }
