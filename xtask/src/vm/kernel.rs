@@ -16,13 +16,16 @@ pub const KERNEL: &str = "vmlinuz";
 pub const INITRD: &str = "initrd.img";
 
 /// Fetches the package of the newest kernel of a release, with apt's check of its signature, and
-/// nothing that the package depends on. `$1` is a scratch root with apt's lists, `$OUT` the result.
+/// nothing that the package depends on, but the one that newer releases keep the kernel in. `$1` is
+/// a scratch root with apt's lists, `$OUT` the result.
 const FETCH: &str = "\
 export APT_CONFIG=\"$MMDEBSTRAP_APT_CONFIG\"; cd \"$1\"; \
 package=$(apt-cache depends linux-image-cloud-amd64 \
 | sed -n 's/.*Depends: \\(linux-image-[0-9].*\\)/\\1/p' | head -n 1); \
+binary=$(apt-cache depends \"$package\" | sed -n 's/.*Depends: \\(linux-binary-.*\\)/\\1/p'); \
+package=${binary:-$package}; \
 apt-get -q -o APT::Sandbox::User=root download \"$package\"; \
-cp linux-image-*.deb \"$OUT/kernel.deb\"";
+cp linux-*.deb \"$OUT/kernel.deb\"";
 
 /// Everything that this file does, for the key of the cache.
 pub fn recipe(image: &Image) -> Vec<String> {
@@ -37,18 +40,17 @@ pub fn build(image: &Image, folder: &Path) -> Result<()> {
         program::quietly(command.args([image.suite, "-"]))?;
         let (package, root) = (folder.join("kernel.deb"), folder.join("root"));
         program::quietly(Command::new("dpkg-deb").arg("--extract").arg(&package).arg(&root))?;
-        take(&root.join("boot"), &folder.join(KERNEL))?;
+        take(&root, &folder.join(KERNEL))?;
         fs::remove_dir_all(&root).with_context(|| root.display().to_string())?;
         fs::remove_file(&package).with_context(|| package.display().to_string())
     })
 }
 
-fn take(boot: &Path, kernel: &Path) -> Result<()> {
-    let entries = fs::read_dir(boot).with_context(|| boot.display().to_string())?;
-    let mut files = entries.flatten().map(|entry| entry.path());
-    let is_kernel = |file: &Path| file.to_string_lossy().contains("/vmlinuz-");
-    let found = files.find(|file| is_kernel(file)).context("the package has no kernel")?;
-    fs::rename(&found, kernel).with_context(|| found.display().to_string())
+/// In /boot, or, in newer packages, beside the modules.
+fn take(root: &Path, kernel: &Path) -> Result<()> {
+    let found = program::output(Command::new("find").arg(root).args(["-name", "vmlinuz*"]))?;
+    let found = found.lines().next().context("the package has no kernel")?;
+    fs::rename(found, kernel).with_context(|| found.to_owned())
 }
 
 /// Packs a folder the way a kernel unpacks it.
