@@ -176,21 +176,26 @@ fn a_stop_is_orderly_and_gives_back() {
     assert_eq!(story(&unit), ["start", "Shutdown Done", "stop: SIGTERM"]);
 }
 
-#[test]
-fn a_killed_agent_leaves_nothing_held_and_is_restarted() {
-    let victim = Victim::new("killed");
-    let unit = Unit::start(&observing(&victim.cgroup), &[]).unwrap();
-    victim.frozen_by(&unit);
+/// The agent of a started unit is sent a signal, and systemd says how it ended.
+fn ends_leaves_nothing_held_and_is_restarted(victim: &Victim, unit: &Unit, by: Signal, how: &str) {
+    victim.frozen_by(unit);
     let first = unit.main_pid().unwrap();
-    unit.signal(Signal::KILL).unwrap();
+    unit.signal(by).unwrap();
     let state = unit.await_state("it will be restarted", waits_for_restart).unwrap();
-    assert_eq!(state.result, "signal");
+    assert_eq!(state.result, how);
     victim.assert_free();
     let state = unit.await_state("restarted", |state| state.active == "active").unwrap();
     assert_ne!(state.main_pid, first);
     assert_eq!(unit.status().unwrap().pid, state.main_pid);
-    assert_eq!(story(&unit), ["start", "Reconcile Done", "start"]);
-    await_stop_post(&unit, 1);
+    assert_eq!(story(unit), ["start", "Reconcile Done", "start"]);
+    await_stop_post(unit, 1);
+}
+
+#[test]
+fn a_killed_agent_leaves_nothing_held_and_is_restarted() {
+    let victim = Victim::new("killed");
+    let unit = Unit::start(&observing(&victim.cgroup), &[]).unwrap();
+    ends_leaves_nothing_held_and_is_restarted(&victim, &unit, Signal::KILL, "signal");
 }
 
 /// What ends the agent's loop by a panic; debug builds only.
@@ -233,17 +238,7 @@ fn a_hung_agent_is_ended_leaves_nothing_held_and_is_restarted() {
     let victim = Victim::new("hung");
     let unit = Unit::prepare(&observing(&victim.cgroup), &[], WATCHDOG).unwrap();
     unit.started().unwrap();
-    victim.frozen_by(&unit);
-    let first = unit.main_pid().unwrap();
-    unit.signal(Signal::STOP).unwrap();
-    let state = unit.await_state("it will be restarted", waits_for_restart).unwrap();
-    assert_eq!(state.result, "watchdog");
-    victim.assert_free();
-    let state = unit.await_state("restarted", |state| state.active == "active").unwrap();
-    assert_ne!(state.main_pid, first);
-    assert_eq!(unit.status().unwrap().pid, state.main_pid);
-    assert_eq!(story(&unit), ["start", "Reconcile Done", "start"]);
-    await_stop_post(&unit, 1);
+    ends_leaves_nothing_held_and_is_restarted(&victim, &unit, Signal::STOP, "watchdog");
 }
 
 /// What systemd says when the start limit is used up.

@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail};
 pub use image::{BUSYBOX_IMAGE, NODE_IMAGE, SETTINGS};
 pub use keeper::keep_engine;
 pub use leftovers::cgroup_mounts;
-pub use rootfs::{Rootfs, busybox as busybox_files, node as node_files};
+pub use rootfs::{Rootfs, add_busybox, busybox as busybox_files, node as node_files};
 
 use crate::packages::{self, Permission};
 use crate::program;

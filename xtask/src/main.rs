@@ -8,6 +8,7 @@ mod docker;
 mod ebpf;
 mod packages;
 mod program;
+mod recipe;
 mod say;
 mod test;
 mod vm;

@@ -26,14 +26,14 @@ pub struct Orphan {
 }
 
 impl Orphan {
-    fn is_still_marked(&self) -> bool {
+    /// Whether somebody released it and another holds it since.
+    fn is_held_anew(&self) -> bool {
         let dir = match self.slot {
             Slot::Freeze => Some(self.held.cgroup.dir()),
             Slot::Clamp => self.held.cgroup.pids_dir(),
         };
-        dir.is_some_and(|dir| {
-            mark::read(dir, self.slot).ok().flatten().as_ref() == Some(&self.mark)
-        })
+        let now = dir.and_then(|dir| mark::read(dir, self.slot).ok()).flatten();
+        now.is_some_and(|now| now != self.mark)
     }
 }
 
@@ -80,7 +80,7 @@ impl Executor {
         self.audit.write(release_record(&mark.incident, subject, response, end, None, begin));
         let (outcome, detail) = match slot {
             // The engine was asked since it was found, which takes time.
-            _ if !orphan.is_still_marked() => {
+            _ if orphan.is_held_anew() => {
                 (Outcome::NotOurs, "another has it now; left to its new holder".to_owned())
             }
             Slot::Freeze => steps::thaw(&held.cgroup, self.engine_freezes(held)),

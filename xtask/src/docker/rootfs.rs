@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use sha2::{Digest, Sha256};
 
 use super::npm;
-use crate::{program, workspace};
+use crate::{program, recipe, workspace};
 
 /// Drives the leak: `node /opt/gw/leak.mjs URL COUNT DELAY_MS`.
 const LEAK: &str = include_str!("leak.mjs");
@@ -49,7 +48,7 @@ pub fn node() -> Result<Rootfs> {
 /// Makes the tar file unless a run before this one did, and removes those of older recipes.
 fn provide(name: &str, parts: &[String], fill: impl Fn(&Path) -> Result<()>) -> Result<Rootfs> {
     let rig = workspace::target().join("docker-rig");
-    let key = key(parts);
+    let key = recipe::key(LAYOUT, parts);
     let tar = rig.join(format!("{name}-{key}.tar"));
     if !tar.is_file() {
         fs::create_dir_all(&rig).with_context(|| format!("cannot make {}", rig.display()))?;
@@ -66,15 +65,6 @@ fn provide(name: &str, parts: &[String], fill: impl Fn(&Path) -> Result<()>) -> 
             .with_context(|| format!("cannot make {}", tar.display()))?;
     }
     Ok(Rootfs { tar, key })
-}
-
-fn key(parts: &[String]) -> String {
-    let mut hasher = Sha256::new();
-    for part in [LAYOUT].into_iter().chain(parts.iter().map(String::as_str)) {
-        hasher.update((part.len() as u64).to_le_bytes());
-        hasher.update(part);
-    }
-    hasher.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn remove_older(rig: &Path, name: &str) -> Result<()> {
@@ -106,8 +96,8 @@ fn host_program(name: &str) -> Result<PathBuf> {
     file.canonicalize().with_context(|| format!("cannot follow {}", file.display()))
 }
 
-/// The folders every image has, and busybox under the name of each of its tools.
-fn add_busybox(root: &Path) -> Result<()> {
+/// The folders every root folder of ours has, and busybox under the name of each of its tools.
+pub fn add_busybox(root: &Path) -> Result<()> {
     for folder in ["usr/bin", "etc", "home/u", "opt", "proc", "root", "srv", "sys", "tmp"] {
         let folder = root.join(folder);
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -185,11 +175,5 @@ mod tests {
             library("\t/lib64/ld-linux-x86-64.so.2 (0x7f)"),
             Some("/lib64/ld-linux-x86-64.so.2")
         );
-    }
-
-    #[test]
-    fn the_key_tells_recipes_apart() {
-        let parts = |words: [&str; 2]| words.map(str::to_owned);
-        assert_ne!(key(&parts(["ab", "c"])), key(&parts(["a", "bc"])));
     }
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use guest_runner::Plan;
-use sha2::{Digest, Sha256};
 
 use super::image::{Image, Kind};
 use super::kernel::{INITRD, KERNEL};
@@ -15,7 +14,7 @@ use super::qemu::Machine;
 use super::{kernel, machine, run, system};
 use crate::docker::{self, Rootfs};
 use crate::say::{say, step};
-use crate::workspace;
+use crate::{recipe, workspace};
 
 /// Changes whenever this file makes images in another way.
 const LAYOUT: &str = "2";
@@ -87,7 +86,7 @@ fn keep(
     recipe: &[String],
     build: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<Built> {
-    let folder = store().join(format!("{}-{}", image.name, key(recipe)));
+    let folder = store().join(format!("{}-{}", image.name, recipe::key(LAYOUT, recipe)));
     if !folder.is_dir() {
         remove_older(image)?;
         let work = tempfile::Builder::new()
@@ -100,15 +99,6 @@ fn keep(
             .with_context(|| format!("cannot make {}", folder.display()))?;
     }
     Ok(Built { folder })
-}
-
-fn key(recipe: &[String]) -> String {
-    let mut hasher = Sha256::new();
-    for part in [LAYOUT].into_iter().chain(recipe.iter().map(String::as_str)) {
-        hasher.update((part.len() as u64).to_le_bytes());
-        hasher.update(part);
-    }
-    hasher.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Removes images of that name made by other recipes, and what a run left that was cut off.
@@ -146,15 +136,4 @@ fn fill(image: &Image, folder: &Path, busybox: &Rootfs, node: &Rootfs) -> Result
         ensure!(report.failures.is_empty(), "{}", report.explain().join("\n"));
         Ok(())
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::key;
-
-    #[test]
-    fn the_key_tells_recipes_apart() {
-        let parts = |words: [&str; 2]| words.map(str::to_owned);
-        assert_ne!(key(&parts(["ab", "c"])), key(&parts(["a", "bc"])));
-    }
 }

@@ -152,7 +152,7 @@ impl Report {
             None if self.up => "between two tests".to_owned(),
             None => "boot".to_owned(),
         };
-        self.failures.push(Failure { what, why, output: String::new() });
+        self.failed(&what, why);
     }
 }
 

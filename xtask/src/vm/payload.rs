@@ -12,10 +12,10 @@ use tempfile::TempDir;
 
 use super::programs::TestProgram;
 use super::{cache, kernel, programs, system};
-use crate::{program, workspace};
+use crate::{docker, program, workspace};
 
-/// Folders that the first process of a kernel-only guest mounts over, or that tests expect.
-const PLACES: [&str; 8] = ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp"];
+/// What the first process of a kernel-only guest mounts over, beside the folders of every root.
+const PLACES: [&str; 2] = ["dev", "run"];
 
 /// A folder that becomes a disk, removed when dropped.
 pub struct Payload {
@@ -86,19 +86,12 @@ impl Payload {
     pub fn initrd(&self, plan: &Plan) -> Result<PathBuf> {
         self.write(plan)?;
         let root = self.folder.path().join("root");
+        docker::add_busybox(&root)?;
         for place in PLACES {
             fs::create_dir_all(root.join(place)).with_context(|| format!("cannot make {place}"))?;
         }
         fs::rename(self.folder.path().join("payload"), root.join("payload")).context("payload")?;
         symlink("payload/guest-runner", root.join("init")).context("init")?;
-        fs::write(root.join("etc/passwd"), "root:x:0:0:root:/tmp:/bin/sh\n").context("passwd")?;
-        let busybox = program::find("busybox").context("busybox is not installed")?;
-        fs::copy(&busybox, root.join("bin/busybox")).context("busybox")?;
-        for tool in program::output(Command::new(&busybox).arg("--list"))?.lines() {
-            if tool != "busybox" {
-                symlink("busybox", root.join("bin").join(tool)).context("busybox")?;
-            }
-        }
         let file = self.folder.path().join("initrd");
         kernel::initrd(&root, &file)?;
         Ok(file)

@@ -15,17 +15,17 @@ const POLICY: &str = include_str!("shell/policy.toml");
 const SCENE: &str = include_str!("shell/scene.sh");
 
 pub fn run(image: &'static Image) -> Result<()> {
+    ensure!(
+        matches!(image.kind, Kind::System { .. }),
+        "{} has no shell to log in to; try trixie or bookworm",
+        image.name
+    );
     let payload = Payload::new()?;
     let built = step("vm: test programs", programs::build)?;
     payload.replace("policy.toml", POLICY)?;
     payload.replace("scene.sh", SCENE)?;
     let image_files = cache::provide(image)?;
     let accel = machine::accel(&image_files)?;
-    ensure!(
-        matches!(image.kind, Kind::System { .. }),
-        "{} has no shell to log in to; try trixie or bookworm",
-        image.name
-    );
     let mut before = plan::install();
     before.push(["sh", "/payload/scene.sh", NODE_IMAGE].map(str::to_owned).to_vec());
     let plan = Plan { before, limit: 300, stay: true, ..Plan::default() };
