@@ -8,13 +8,14 @@
 )]
 
 use std::{
-    fs::{self, OpenOptions},
+    fs::OpenOptions,
     io::Write as _,
     os::unix::{fs::OpenOptionsExt as _, net::UnixStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
+use mcp_guard::agent::lock;
 use mcp_guard_core::{audit::Record, policy::Mode};
 use mcp_guard_tests::{
     cgroup::FixtureCgroup,
@@ -146,9 +147,8 @@ fn it_is_active_only_when_it_is_ready() {
     unit.drop_in(&unit.exec_start(&unit.policy(), &more)).unwrap();
     unit.begin().unwrap();
     unit.wait_until("the agent has its lock", |unit| {
-        let lock = fs::read_to_string("/run/mcp-guard/agent.lock").unwrap_or_default();
         let pid = unit.state()?.main_pid;
-        Ok(pid != 0 && lock.trim() == pid.to_string())
+        Ok(pid != 0 && lock::holder(Path::new(lock::DEFAULT_RUN_DIR)) == Some(pid))
     })
     .unwrap();
     assert_eq!(unit.state().unwrap().active, "activating");

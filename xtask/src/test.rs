@@ -13,6 +13,7 @@ use crate::docker::Rig;
 use crate::ebpf;
 use crate::packages::{self, Permission};
 use crate::say::say;
+use crate::vm;
 use crate::workspace;
 use tier::{Outcome, Tier};
 
@@ -25,6 +26,7 @@ pub fn run(setup: bool) -> Result<u8> {
         Tier::run("host", || host(permission)),
         Tier::run("docker", || docker(permission)),
     ];
+    tiers.extend(guests(permission));
     if let Err(left) = before.compare_with_now() {
         tiers.push(Tier::run("cleanliness", || Err(left)));
     }
@@ -99,4 +101,22 @@ fn docker_tests(rig: &Rig) -> Result<Outcome> {
     ]);
     rig.tell(&mut cargo);
     count::cargo_test(&mut cargo).map(Outcome::Ran)
+}
+
+/// Needs QEMU: one tier for the runner that drives the guests, then one per guest.
+fn guests(permission: Permission) -> Vec<Tier> {
+    let guests = match vm::Guests::ready(permission) {
+        Ok(guests) => guests,
+        Err(reason) => {
+            let reason = format!("{reason:#}");
+            return vec![Tier::run("guests", || Ok(Outcome::CouldNotRun(reason)))];
+        }
+    };
+    let self_test = || guests.self_test().map(Counts::passed).map(Outcome::Ran);
+    let mut tiers = vec![Tier::run("guest runner", self_test)];
+    for image in vm::images() {
+        let test = || guests.test(image).map(Outcome::Ran);
+        tiers.push(Tier::run(format!("guest {}", image.name), test));
+    }
+    tiers
 }

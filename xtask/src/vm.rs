@@ -61,7 +61,7 @@ pub enum Verb {
 /// The exit code: 0 done, 1 something is wrong, 2 could not.
 pub fn run(verb: Verb) -> Result<u8> {
     let setup = matches!(&verb, Verb::Build { setup: true, .. } | Verb::Test { setup: true, .. });
-    if let Err(reason) = ready(Permission::from_flag(setup)) {
+    if let Err(reason) = tools::provide(Permission::from_flag(setup)) {
         complain(&format!("could not: {reason:#}"));
         return Ok(2);
     }
@@ -78,9 +78,9 @@ pub fn run(verb: Verb) -> Result<u8> {
     }
 }
 
-/// Makes sure that this machine can make and run guests.
-fn ready(permission: Permission) -> Result<()> {
-    tools::provide(permission)
+/// All guests, in the order in which they are tested.
+pub fn images() -> &'static [Image] {
+    &IMAGES
 }
 
 fn build(image: Option<&str>) -> Result<u8> {
@@ -92,7 +92,7 @@ fn build(image: Option<&str>) -> Result<u8> {
 }
 
 /// The programs, and how much of the tests to run.
-struct Guests {
+pub struct Guests {
     programs: programs::Built,
     extent: Extent,
     filter: String,
@@ -100,14 +100,19 @@ struct Guests {
 }
 
 impl Guests {
-    /// Each claim once.
+    /// With what this machine needs to make and run them; each claim is tested once.
+    pub fn ready(permission: Permission) -> Result<Self> {
+        tools::provide(permission)?;
+        Self::usual()
+    }
+
     fn usual() -> Result<Self> {
         let (extent, filter) = (Extent::Usual, String::new());
         Ok(Self { programs: test_programs()?, extent, filter, bless: false })
     }
 
     /// Sees that the runner notices what it must; the number of cases.
-    fn self_test(&self) -> Result<u64> {
+    pub fn self_test(&self) -> Result<u64> {
         self_test::run(&self.programs)
     }
 
@@ -126,7 +131,8 @@ impl Guests {
         Ok(code)
     }
 
-    fn test(&self, image: &'static Image) -> Result<Counts> {
+    /// Runs the tests of one image.
+    pub fn test(&self, image: &'static Image) -> Result<Counts> {
         let set = plan::choose(image, self.extent, &self.filter, &self.programs.tests);
         for (program, count, reason) in &set.left_out {
             say(&format!("{}: not in this set: {program} ({count} tests): {reason}", image.name));

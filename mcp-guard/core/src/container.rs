@@ -40,6 +40,14 @@ fn has_payload(unit: &str) -> bool {
     unit.ends_with(".scope") && WITH_PAYLOAD.iter().any(|prefix| unit.starts_with(prefix))
 }
 
+/// The child in which the payload of a container may lie whose scope `path` is.
+#[must_use]
+pub fn payload_below(path: &str) -> Option<&'static str> {
+    let found = container_in(path).filter(|found| found.path == path)?;
+    let unit = found.path.rsplit('/').next()?;
+    has_payload(unit).then_some(PAYLOAD)
+}
+
 /// The payload's cgroup below `unit` where `path` leads through it, else the unit's own.
 fn payload_of<'a>(path: &'a str, unit: &'a str) -> &'a str {
     let below = path[unit.len()..].strip_prefix('/').unwrap_or_default();
@@ -118,6 +126,9 @@ mod tests {
                 assert_eq!(own(&format!("{unit}/{other}")), Some(unit.clone()), "{other}");
             }
         }
+        assert_eq!(payload_below(&format!("/a/libpod-{id}.scope")), Some("container"));
+        assert_eq!(payload_below(&format!("/a/libpod-{id}.scope/container")), None);
+        assert_eq!(payload_below(&format!("/a/docker-{id}.scope")), None);
         // Docker's runtime pauses the scope; what is called container there, the container made.
         let docker = format!("/system.slice/docker-{id}.scope");
         assert_eq!(own(&format!("{docker}/container")), Some(docker));

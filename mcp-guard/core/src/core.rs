@@ -79,6 +79,7 @@ impl Core {
             | Input::Standing { guard, .. }
             | Input::Settled { guard, .. }
             | Input::ThawedByOther { guard }
+            | Input::UnclampedByOther { guard }
             | Input::Operator { guard, .. } => {
                 if let Some(guard) = self.guards.get_mut(&guard) {
                     feed(guard, now, input, &self.policy, &self.launchers, out);
@@ -134,6 +135,7 @@ fn feed(
             guard.settled(now, response, outcome, lease, &policy.respond);
         }
         Input::ThawedByOther { .. } => guard.thawed_by_other(now, &policy.respond, out),
+        Input::UnclampedByOther { .. } => guard.unclamped_by_other(now, &policy.respond, out),
         Input::Operator { request, .. } => guard.operator(now, request, &policy.respond, out),
         Input::Guarded { .. } | Input::Released { .. } | Input::Attach { .. } | Input::Tick => {}
     }

@@ -101,6 +101,10 @@ pub enum Input {
     ThawedByOther {
         guard: GuardId,
     },
+    /// Somebody else wrote the limit that we had lowered.
+    UnclampedByOther {
+        guard: GuardId,
+    },
     Operator {
         guard: GuardId,
         request: Request,
@@ -156,6 +160,7 @@ pub enum End {
     Reconcile,
     /// Somebody else undid it.
     ThawedByOther,
+    UnclampedByOther,
 }
 
 /// What the executor is to do. Data only.

@@ -25,7 +25,8 @@ const POOL: u64 = 4;
 #[derive(Clone, Debug)]
 struct Episode {
     last_seen: Time,
-    acted: bool,
+    /// What it asked for when it acted.
+    acted: Option<Response>,
     /// It asks for action at this moment.
     acting: bool,
 }
@@ -137,9 +138,7 @@ impl Guard {
             (_, Outcome::Failed) => {
                 // Try again once it has had time to recover, not in a loop.
                 self.not_before = now.after(respond.cool_down);
-                for episode in self.episodes.values_mut() {
-                    episode.acted = false;
-                }
+                self.decide_anew(|_| true);
             }
             (_, Outcome::Done | Outcome::WouldDo | Outcome::Refused | Outcome::NotOurs) => {}
         }
@@ -148,9 +147,7 @@ impl Guard {
     /// What was refused is decided anew once nothing stands against it.
     pub fn standing(&mut self, refusal: Option<Refusal>) {
         if self.refusal.is_some() && refusal.is_none() {
-            for episode in self.episodes.values_mut() {
-                episode.acted = false;
-            }
+            self.decide_anew(|_| true);
             self.seen_changes = u64::MAX;
         }
         self.refusal = refusal;
@@ -161,6 +158,24 @@ impl Guard {
             self.not_before = now.after(respond.cool_down);
             let end = End::ThawedByOther;
             out.push(Effect::Disown { guard: self.id, response: Response::Freeze, end });
+        }
+    }
+
+    /// Unlike a thaw this is nobody's word on the leak: systemd and engines write the limit whenever
+    /// they apply their own settings. So a detector that still asks may clamp again.
+    pub fn unclamped_by_other(&mut self, now: Time, respond: &Respond, out: &mut Vec<Effect>) {
+        if self.clamp.take().is_some() {
+            self.not_before = now.after(respond.cool_down);
+            self.decide_anew(|response| response == Response::Clamp);
+            let end = End::UnclampedByOther;
+            out.push(Effect::Disown { guard: self.id, response: Response::Clamp, end });
+        }
+    }
+
+    /// Lets episodes act again that acted by a response.
+    fn decide_anew(&mut self, by: impl Fn(Response) -> bool) {
+        for episode in self.episodes.values_mut() {
+            episode.acted = episode.acted.filter(|response| !by(*response));
         }
     }
 
@@ -235,17 +250,17 @@ impl Guard {
             let key = (detector, cause.identity.clone());
             let episode = self.episodes.entry(key).or_insert_with(|| {
                 out.push(Effect::Warn { guard: self.id, cause: cause.clone() });
-                Episode { last_seen: now, acted: false, acting: false }
+                Episode { last_seen: now, acted: None, acting: false }
             });
             episode.last_seen = now;
             episode.acting = act.is_some();
-            let Some(response) = act.filter(|_| !episode.acted) else { continue };
+            let Some(response) = act.filter(|_| episode.acted.is_none()) else { continue };
             if now < self.not_before {
                 self.next = sooner(self.next, Some(self.not_before));
                 continue;
             }
-            episode.acted = true;
             let response = response.min(self.terms.highest);
+            episode.acted = Some(response);
             if response > Response::Record {
                 out.push(self.contain(now, response, self.terms.mode, None, cause, respond));
             }
@@ -298,7 +313,7 @@ impl Guard {
             out.push(Effect::Release { guard, response: Response::Freeze, end: End::LeaseOver });
         }
         let Some(clamp) = self.clamp.filter(|hold| hold.until <= now) else { return };
-        if self.episodes.values().any(|episode| episode.acting && episode.acted) {
+        if self.episodes.values().any(|episode| episode.acting && episode.acted.is_some()) {
             let lease = respond.clamp_lease;
             self.clamp = Some(Hold { since: clamp.since, until: now.after(lease) });
             out.push(Effect::Renew { guard, lease });

@@ -230,6 +230,19 @@ fn what_somebody_else_thawed_is_no_longer_ours() {
 }
 
 #[test]
+fn a_clamp_that_somebody_else_undid_is_made_again_while_its_detector_asks() {
+    let (mut story, _) = clamped("[respond]\ncool_down = \"60s\"\n");
+    story.step(Input::UnclampedByOther { guard: GUARD });
+    let end = End::UnclampedByOther;
+    assert_eq!(story.take(), [Effect::Disown { guard: GUARD, response: Response::Clamp, end }]);
+    assert_eq!(story.state(), "free");
+    story.wait(59);
+    assert_eq!(story.contained(), [], "not in a fight");
+    story.wait(2);
+    assert_eq!(story.contained(), [(Detector::Duplicates, Response::Clamp)]);
+}
+
+#[test]
 fn after_an_operators_thaw_detectors_keep_still_for_a_while() {
     let (mut story, _) = clamped("[respond]\ncool_down = \"60s\"\n");
     story.step(Input::Operator { guard: GUARD, request: Request::Thaw });

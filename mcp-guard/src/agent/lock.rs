@@ -1,26 +1,34 @@
 //! One agent per run directory, which is one per host unless a test says otherwise.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{Read as _, Seek as _, Write as _},
+    fs::{DirBuilder, File, OpenOptions},
+    io,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, fcntl_lock},
+    io::Errno,
+    process::{Flock, FlockType, Pid, fcntl_getlk},
+};
 
 /// Where the agent keeps its lock and its socket.
 pub const DEFAULT_RUN_DIR: &str = "/run/mcp-guard";
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("another agent runs: process {pid} holds {path}; `mcp-guard status` asks it")]
-    Held { pid: String, path: String },
+    #[error("another agent runs: {holder} holds {path}; `mcp-guard status` asks it")]
+    Held { holder: String, path: String },
     #[error("{path}: {source}")]
-    Io { path: String, source: std::io::Error },
+    Io { path: String, source: io::Error },
 }
 
 /// Held as long as this lives; the kernel lets go when the process ends, however it ends.
+///
+/// A record lock (fcntl(2)): unlike flock(2) it can be asked after without taking it, and the kernel
+/// names its holder. The price: a process that closes any other descriptor of the file lets go, so
+/// the agent opens it once.
 pub struct Lock {
     _file: File,
 }
@@ -29,34 +37,46 @@ impl Lock {
     /// # Errors
     /// Another agent holds it.
     pub fn take(run_dir: &Path) -> Result<Self, Error> {
-        let path = run_dir.join("agent.lock");
+        let path = file(run_dir);
         let io = |source| Error::Io { path: path.display().to_string(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(run_dir).map_err(io)?;
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(io)?;
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            let mut pid = String::new();
-            file.read_to_string(&mut pid).map_err(io)?;
-            let pid = pid.trim().to_owned();
-            return Err(Error::Held { pid, path: path.display().to_string() });
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let file = options.open(&path).map_err(io)?;
+        match fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self { _file: file }),
+            Err(Errno::AGAIN | Errno::ACCESS) => {
+                let pid = asked(&file).map_err(io)?;
+                let holder = pid.map_or("a process that has just ended".to_owned(), |pid| {
+                    format!("process {pid}")
+                });
+                Err(Error::Held { holder, path: path.display().to_string() })
+            }
+            Err(error) => Err(io(error.into())),
         }
-        file.set_len(0).and_then(|()| file.rewind()).map_err(io)?;
-        writeln!(file, "{}", std::process::id()).map_err(io)?;
-        Ok(Self { _file: file })
     }
 }
 
-/// Whether an agent holds the lock.
+/// Whether an agent in another process holds the lock.
 #[must_use]
 pub fn is_held(run_dir: &Path) -> bool {
-    fs::File::open(run_dir.join("agent.lock"))
-        .is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockShared).is_err())
+    holder(run_dir).is_some()
+}
+
+/// The process that holds the lock, as it is numbered here; 0 where it has no number here.
+#[must_use]
+pub fn holder(run_dir: &Path) -> Option<u32> {
+    let file = File::open(file(run_dir)).ok()?;
+    asked(&file).ok()?
+}
+
+fn asked(file: &File) -> io::Result<Option<u32>> {
+    let found = fcntl_getlk(file, &Flock::from(FlockType::WriteLock))?;
+    Ok(found.map(|lock| Pid::as_raw(lock.pid).unsigned_abs()))
+}
+
+fn file(run_dir: &Path) -> PathBuf {
+    run_dir.join("agent.lock")
 }
 
 #[must_use]

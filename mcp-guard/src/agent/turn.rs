@@ -140,6 +140,9 @@ impl Agent {
         if state.freeze.is_some() && !requested {
             return self.step(Input::ThawedByOther { guard });
         }
+        if state.clamp.is_some() && self.executor.is_unclamped(guard) {
+            return self.step(Input::UnclampedByOther { guard });
+        }
         if state.clamp_is_young(now)
             && let Some(denials) = self.denials(guard)
         {

@@ -106,8 +106,8 @@ fn files(files: Files) -> Check {
     };
     let state = match (files.kill, own_refusals) {
         (false, _) => State::Missing,
-        (true, Some(true)) => State::Ok,
-        (true, Some(false) | None) => State::Degraded,
+        (true, Some(true) | None) => State::Ok,
+        (true, Some(false)) => State::Degraded,
     };
     check("cgroup files", state, format!("{kill}; {own}; {peak}"))
 }

@@ -70,6 +70,12 @@ impl Executor {
         }
     }
 
+    /// Whether somebody else wrote the limit that we had lowered.
+    #[must_use]
+    pub fn is_unclamped(&self, guard: GuardId) -> bool {
+        self.held.get(&guard).is_some_and(|held| steps::is_unclamped(&held.cgroup))
+    }
+
     /// Gives a state back, where it is still ours. None where the guard is gone.
     pub fn release(
         &mut self,

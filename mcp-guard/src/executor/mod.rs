@@ -142,9 +142,11 @@ impl Executor {
 
     /// Whether the engine's pause is the same switch as our freeze. Beside a version 1 hierarchy it is
     /// not: there an engine pauses with the version 1 freezer, its unpause would never undo our
-    /// freeze, and our thaw leaves its pause alone.
+    /// freeze, and our thaw leaves its pause alone. Nor is it in a cgroup around or inside the one
+    /// that the engine pauses.
     fn engine_freezes(&self, held: &Held) -> bool {
-        held.paused && self.layout.kind == layout::Kind::Unified
+        let unified = self.layout.kind == layout::Kind::Unified;
+        held.paused && unified && held.cgroup.is_where_an_engine_pauses()
     }
 
     fn subject(&self, guard: GuardId) -> Option<Subject> {

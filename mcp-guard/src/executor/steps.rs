@@ -210,6 +210,16 @@ pub fn unclamp(cgroup: &Cgroup) -> (Outcome, String) {
     attempt().unwrap_or_else(gone)
 }
 
+/// Whether the limit is another than we wrote. False where it cannot be read: then nobody knows.
+pub fn is_unclamped(cgroup: &Cgroup) -> bool {
+    let wrote = |dir| mark::read(dir, Slot::Clamp).ok()??.wrote;
+    let Some(dir) = cgroup.pids_dir() else { return false };
+    match (wrote(dir), cgroup.pids_max()) {
+        (Some(wrote), Ok(now)) => wrote != now.to_string(),
+        _ => false,
+    }
+}
+
 pub fn loosen(cgroup: &Cgroup, by: u64) -> (Outcome, String) {
     let attempt = || -> io::Result<(Outcome, String)> {
         let dir = cgroup.pids_dir().ok_or_else(|| io::Error::other("no pids controller"))?;

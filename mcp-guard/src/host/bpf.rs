@@ -62,7 +62,9 @@ pub enum Error {
         "the kernel refuses our BPF maps: {0}; it takes root with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN"
     )]
     Load(String),
-    #[error("the kernel refuses BPF program {name}: {reason}; it takes Linux 5.15 and CAP_PERFMON")]
+    #[error(
+        "the kernel refuses BPF program {name}: {reason}; it takes root, or CAP_BPF with CAP_PERFMON"
+    )]
     Program { name: &'static str, reason: String },
     #[error("the BPF object has no {0}; it was not built from these sources")]
     Missing(&'static str),

@@ -14,10 +14,15 @@ pub const NODE_IMAGE: &str = "mcp-guard-test-node:latest";
 /// Only busybox.
 pub const BUSYBOX_IMAGE: &str = "mcp-guard-test-busybox:latest";
 
-/// Changes to an image at its import. The containers have no network: npm must answer from its cache and must not ask anybody.
-pub const SETTINGS: [&str; 2] = [
-    "ENV PATH=/usr/bin:/bin HOME=/home/u npm_config_cache=/opt/npm-cache \
-     npm_config_offline=true npm_config_update_notifier=false npm_config_yes=true",
+/// Changes to an image at its import, one variable each: Podman takes no more. The containers have
+/// no network: npm must answer from its cache and must not ask anybody.
+pub const SETTINGS: [&str; 7] = [
+    "ENV PATH=/usr/bin:/bin",
+    "ENV HOME=/home/u",
+    "ENV npm_config_cache=/opt/npm-cache",
+    "ENV npm_config_offline=true",
+    "ENV npm_config_update_notifier=false",
+    "ENV npm_config_yes=true",
     "WORKDIR /srv",
 ];
 

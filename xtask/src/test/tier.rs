@@ -17,17 +17,17 @@ pub enum Outcome {
 
 /// A tier that is over.
 pub struct Tier {
-    name: &'static str,
+    name: String,
     outcome: Outcome,
     time: Duration,
 }
 
 impl Tier {
     /// Runs a tier to its end; an error is an outcome too, the next tier still runs.
-    pub fn run(name: &'static str, work: impl FnOnce() -> Result<Outcome>) -> Self {
+    pub fn run(name: impl Into<String>, work: impl FnOnce() -> Result<Outcome>) -> Self {
         let start = Instant::now();
         let outcome = work().unwrap_or_else(|error| Outcome::Broke(format!("{error:#}")));
-        Self { name, outcome, time: start.elapsed() }
+        Self { name: name.into(), outcome, time: start.elapsed() }
     }
 
     /// The line of the report.
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     fn tier(outcome: Outcome) -> Tier {
-        Tier { name: "pure", outcome, time: Duration::from_secs(2) }
+        Tier { name: "pure".into(), outcome, time: Duration::from_secs(2) }
     }
 
     fn counts(passed: u64, failed: u64) -> Outcome {

@@ -24,11 +24,14 @@ const PATIENCE: u64 = 900;
 /// Both engines at once: an import is bound to one CPU.
 const IMPORT: &str = r#"
 set -eu
-import() {
-  "$1" import --change "$FIRST" --change "$SECOND" "/payload/$2.tar" "mcp-guard-test-$2:latest"
+both() {
+  engine=$1; shift
+  for name in busybox node; do
+    "$engine" import "$@" "/payload/$name.tar" "mcp-guard-test-$name:latest"
+  done
 }
-(set -e; import docker busybox; import docker node) & docker=$!
-(set -e; import podman busybox; import podman node) & podman=$!
+(both docker "$@") & docker=$!
+(both podman "$@") & podman=$!
 wait $docker
 wait $podman
 systemctl stop docker.socket docker.service containerd.service
@@ -69,9 +72,9 @@ pub fn provide(image: &Image) -> Result<Built> {
         Kind::System { more, .. } => {
             let node = step("vm: files of the node image", docker::node_files)?;
             let busybox = docker::busybox_files()?;
-            let keys = [&node.key, &busybox.key, IMPORT, docker::SETTINGS[0], docker::SETTINGS[1]];
             let mut recipe = system::recipe(image, more);
-            recipe.extend(keys.map(str::to_owned));
+            recipe.extend([node.key.clone(), busybox.key.clone()]);
+            recipe.extend(import());
             keep(image, &recipe, |folder| {
                 system::build(image, more, folder)?;
                 fill(image, folder, &busybox, &node)
@@ -116,13 +119,17 @@ fn remove_older(image: &Image) -> Result<()> {
     Ok(())
 }
 
+/// The words that import the container images in a guest.
+fn import() -> Vec<String> {
+    let script = ["sh", "-c", IMPORT, "import"];
+    let changes = docker::SETTINGS.iter().flat_map(|setting| ["--change", *setting]);
+    script.into_iter().chain(changes).map(str::to_owned).collect()
+}
+
 /// Boots the new disk once and lets its engines take the container images.
 fn fill(image: &Image, folder: &Path, busybox: &Rootfs, node: &Rootfs) -> Result<()> {
     let mut plan = Plan { limit: PATIENCE, ..Plan::default() };
-    plan.before.push(vec!["sh".into(), "-c".into(), IMPORT.into()]);
-    for (name, setting) in ["FIRST", "SECOND"].into_iter().zip(docker::SETTINGS) {
-        plan.environment.insert(name.into(), setting.into());
-    }
+    plan.before.push(import());
     let payload = Payload::new()?;
     payload.link(&busybox.tar, "busybox.tar")?;
     payload.link(&node.tar, "node.tar")?;

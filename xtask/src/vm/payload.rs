@@ -47,6 +47,8 @@ impl Payload {
             self.link(path, &format!("bin/{name}"))?;
         }
         self.link(&built.agent, "mcp-guard")?;
+        // For the containers, whose image has the libraries of this host.
+        self.link(Path::new("/bin/dash"), "bin/dash")?;
         let package = workspace::root().join("package");
         program::quietly(
             Command::new("cp").arg("--archive").arg(&package).arg(self.inside("package")),

@@ -10,7 +10,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use mcp_guard_core::{container::container_in, escape::escape};
+use mcp_guard_core::{
+    container::{container_in, payload_below},
+    escape::escape,
+};
 use rustix::fs::{
     Access, AtFlags, CWD, Mode, OFlags, ResolveFlags, accessat, fstat, openat, openat2,
 };
@@ -119,6 +122,15 @@ impl Cgroup {
             cgroup.pids = Some(Pids { dir: dir.try_clone_to_owned()?, v1 });
         }
         Ok(cgroup)
+    }
+
+    /// Whether the pause of a container's engine writes this cgroup's own freeze: it is the
+    /// container's own, and no payload lies in one below.
+    #[must_use]
+    pub fn is_where_an_engine_pauses(&self) -> bool {
+        let exists = |name| accessat(&self.dir, name, Access::EXISTS, AtFlags::empty()).is_ok();
+        container_in(&self.path).is_some_and(|found| found.path == self.path)
+            && !payload_below(&self.path).is_some_and(exists)
     }
 
     /// Finds the pids directory where it is not known yet: a hybrid guard may have been empty, or the
