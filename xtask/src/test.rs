@@ -105,18 +105,21 @@ fn docker_tests(rig: &Rig) -> Result<Outcome> {
 
 /// Needs QEMU: one tier for the runner that drives the guests, then one per guest.
 fn guests(permission: Permission) -> Vec<Tier> {
-    let guests = match vm::Guests::ready(permission) {
+    if let Err(reason) = vm::ready(permission) {
+        let reason = format!("{reason:#}");
+        return vec![Tier::run("guests", || Ok(Outcome::CouldNotRun(reason)))];
+    }
+    let guests = match vm::Guests::usual() {
         Ok(guests) => guests,
-        Err(reason) => {
-            let reason = format!("{reason:#}");
-            return vec![Tier::run("guests", || Ok(Outcome::CouldNotRun(reason)))];
-        }
+        Err(error) => return vec![Tier::run("guests", || Err(error))],
     };
-    let self_test = || guests.self_test().map(Counts::passed).map(Outcome::Ran);
-    let mut tiers = vec![Tier::run("guest runner", self_test)];
+    let guests = &guests;
+    let mut jobs: Vec<vm::Job<'_, Tier>> = Vec::new();
     for image in vm::images() {
         let test = || guests.test(image).map(Outcome::Ran);
-        tiers.push(Tier::run(format!("guest {}", image.name), test));
+        jobs.push(Box::new(move || Tier::run(format!("guest {}", image.name), test)));
     }
-    tiers
+    let self_test = || guests.self_test().map(Counts::passed).map(Outcome::Ran);
+    jobs.push(Box::new(move || Tier::run("guest runner", self_test)));
+    vm::side_by_side(jobs)
 }

@@ -4,6 +4,7 @@ mod cache;
 mod follow;
 mod image;
 mod kernel;
+mod lanes;
 mod machine;
 mod payload;
 mod plan;
@@ -24,6 +25,7 @@ use crate::say::{complain, say, step};
 use crate::test::Counts;
 use follow::Report;
 use image::{IMAGES, Image, Kind};
+pub use lanes::Job;
 use payload::Payload;
 use plan::Extent;
 
@@ -61,7 +63,7 @@ pub enum Verb {
 /// The exit code: 0 done, 1 something is wrong, 2 could not.
 pub fn run(verb: Verb) -> Result<u8> {
     let setup = matches!(&verb, Verb::Build { setup: true, .. } | Verb::Test { setup: true, .. });
-    if let Err(reason) = tools::provide(Permission::from_flag(setup)) {
+    if let Err(reason) = ready(Permission::from_flag(setup)) {
         complain(&format!("could not: {reason:#}"));
         return Ok(2);
     }
@@ -78,9 +80,19 @@ pub fn run(verb: Verb) -> Result<u8> {
     }
 }
 
+/// Makes sure that this machine can make and run guests.
+pub fn ready(permission: Permission) -> Result<()> {
+    tools::provide(permission)
+}
+
 /// All guests, in the order in which they are tested.
 pub fn images() -> &'static [Image] {
     &IMAGES
+}
+
+/// Runs jobs that start a guest, as many at a time as this machine bears.
+pub fn side_by_side<T: Send>(jobs: Vec<Job<'_, T>>) -> Vec<T> {
+    lanes::side_by_side(jobs, lanes::width())
 }
 
 fn build(image: Option<&str>) -> Result<u8> {
@@ -100,13 +112,7 @@ pub struct Guests {
 }
 
 impl Guests {
-    /// With what this machine needs to make and run them; each claim is tested once.
-    pub fn ready(permission: Permission) -> Result<Self> {
-        tools::provide(permission)?;
-        Self::usual()
-    }
-
-    fn usual() -> Result<Self> {
+    pub fn usual() -> Result<Self> {
         let (extent, filter) = (Extent::Usual, String::new());
         Ok(Self { programs: test_programs()?, extent, filter, bless: false })
     }
@@ -117,17 +123,16 @@ impl Guests {
     }
 
     fn test_all(&self, images: &[&'static Image]) -> Result<u8> {
-        let mut lines = Vec::new();
+        let job = |image: &&'static Image| -> Job<'_, _> {
+            let image = *image;
+            Box::new(move || (image.name, self.test(image)))
+        };
         let mut code = 0;
-        for image in images {
-            let counts = self.test(image)?;
-            lines.push(format!(
-                "{}: {} passed, {} failed",
-                image.name, counts.passed, counts.failed
-            ));
+        for (name, counts) in side_by_side(images.iter().map(job).collect()) {
+            let counts = counts?;
+            say(&format!("{name}: {} passed, {} failed", counts.passed, counts.failed));
             code |= u8::from(counts.failed > 0 || counts.passed == 0);
         }
-        lines.iter().for_each(|line| say(line));
         Ok(code)
     }
 

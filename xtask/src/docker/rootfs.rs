@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 
@@ -47,6 +48,9 @@ pub fn node() -> Result<Rootfs> {
 
 /// Makes the tar file unless a run before this one did, and removes those of older recipes.
 fn provide(name: &str, parts: &[String], fill: impl Fn(&Path) -> Result<()>) -> Result<Rootfs> {
+    // Two guests may need the same at the same time.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let rig = workspace::target().join("docker-rig");
     let key = recipe::key(LAYOUT, parts);
     let tar = rig.join(format!("{name}-{key}.tar"));

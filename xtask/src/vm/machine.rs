@@ -1,7 +1,7 @@
 //! How each kind of image is started, and whether this host can do it in hardware.
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -19,9 +19,11 @@ const PROBE: Duration = Duration::from_secs(20);
 
 /// Hardware where it works. A device that is there proves nothing: a kernel is booted for a moment.
 pub fn accel(built: &Built) -> Result<Accel> {
-    static FOUND: OnceLock<Accel> = OnceLock::new();
-    if let Some(found) = FOUND.get() {
-        return Ok(*found);
+    // Held while a kernel boots: one probe is enough for all guests.
+    static FOUND: Mutex<Option<Accel>> = Mutex::new(None);
+    let mut known = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(found) = *known {
+        return Ok(found);
     }
     let found = if Path::new("/dev/kvm").exists() && boots_with_kvm(built)? {
         Accel::Kvm
@@ -32,7 +34,8 @@ pub fn accel(built: &Built) -> Result<Accel> {
         Accel::Kvm => "vm: with KVM",
         Accel::Tcg => "vm: in software; KVM does not work here",
     });
-    Ok(*FOUND.get_or_init(|| found))
+    *known = Some(found);
+    Ok(found)
 }
 
 fn boots_with_kvm(built: &Built) -> Result<bool> {

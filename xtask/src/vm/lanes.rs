@@ -1,0 +1,53 @@
+//! Guests side by side.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+/// Something to do, on whichever thread is free.
+pub type Job<'a, T> = Box<dyn FnOnce() -> T + Send + 'a>;
+
+/// As many guests as CPUs: under emulation one guest keeps little more than one busy, and with KVM less.
+pub fn width() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Runs every job; `width` at a time, begun in their order. The results are in that order too.
+pub fn side_by_side<T: Send>(jobs: Vec<Job<'_, T>>, width: usize) -> Vec<T> {
+    let waiting = Mutex::new(jobs.into_iter().enumerate().collect::<VecDeque<_>>());
+    let done = Mutex::new(Vec::new());
+    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    thread::scope(|scope| {
+        for _ in 0..width {
+            scope.spawn(|| {
+                while let Some((number, job)) = next() {
+                    let result = (number, job());
+                    done.lock().unwrap_or_else(PoisonError::into_inner).push(result);
+                }
+            });
+        }
+    });
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_by_key(|(number, _)| *number);
+    done.into_iter().map(|(_, result)| result).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Barrier;
+
+    #[test]
+    fn two_at_a_time_and_results_in_order() {
+        let together = Barrier::new(2);
+        let job = |number| -> Job<'_, i32> {
+            let together = &together;
+            Box::new(move || {
+                // Nobody passes alone.
+                together.wait();
+                number
+            })
+        };
+        assert_eq!(side_by_side((0..4).map(job).collect(), 2), [0, 1, 2, 3]);
+    }
+}
