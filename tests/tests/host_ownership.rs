@@ -258,17 +258,20 @@ fn a_hand_thaw_ends_the_lease_and_what_comes_then_is_not_ours() {
 
 #[test]
 fn a_limit_that_somebody_else_changed_is_left() {
-    for by_lease in [false, true] {
-        let mut scene = contained(Clamp, if by_lease { "1s" } else { "300s" });
-        scene.cgroup.set_pids_max(123).unwrap();
-        let end = if by_lease { End::LeaseOver } else { End::Shutdown };
-        if by_lease {
-            // Without its duplicates the clamp is not held on.
-            assert!(scene.leak.end().unwrap().success());
+    for running in [true, false] {
+        let mut scene = contained(Clamp, "300s");
+        let end = if running {
+            scene.cgroup.set_pids_max(123).unwrap();
+            End::UnclampedByOther
         } else {
+            // Asleep meanwhile, it hears of its end first.
+            scene.agent.signal(Signal::STOP).unwrap();
+            scene.cgroup.set_pids_max(123).unwrap();
             scene.agent.signal(Signal::TERM).unwrap();
+            scene.agent.signal(Signal::CONT).unwrap();
             assert!(scene.agent.ended().unwrap().success());
-        }
+            End::Shutdown
+        };
         let (outcome, said) = scene.agent.await_record("released", released(end)).unwrap();
         assert_eq!(outcome, Outcome::NotOurs, "{said}");
         assert!(said.contains("123") && said.contains("somebody else"), "{said}");

@@ -257,15 +257,23 @@ pub fn renew_clamp(cgroup: &Cgroup, deadline: Time) -> (Outcome, String) {
 
 /// Removes the mark and leaves the state.
 pub fn disown(cgroup: &Cgroup, response: Response) -> String {
-    let removed = match response {
-        Response::Freeze => mark::remove(cgroup.dir(), Slot::Freeze),
-        Response::Clamp => cgroup.pids_dir().map_or(Ok(()), |dir| mark::remove(dir, Slot::Clamp)),
-        Response::Record | Response::Kill => Ok(()),
+    let (state, removed) = match response {
+        Response::Freeze => {
+            ("cgroup.freeze is 0".to_owned(), mark::remove(cgroup.dir(), Slot::Freeze))
+        }
+        Response::Clamp => {
+            let now =
+                cgroup.pids_max().map_or_else(|error| error.to_string(), |now| now.to_string());
+            let removed = cgroup.pids_dir().map_or(Ok(()), |dir| mark::remove(dir, Slot::Clamp));
+            (format!("pids.max is {now}"), removed)
+        }
+        Response::Record | Response::Kill => ("nothing is held".to_owned(), Ok(())),
     };
-    match removed {
-        Ok(()) => "somebody else changed it; the mark is removed".to_owned(),
-        Err(error) => format!("somebody else changed it; the mark could not be removed: {error}"),
-    }
+    let mark = match removed {
+        Ok(()) => "the mark is removed".to_owned(),
+        Err(error) => format!("the mark could not be removed: {error}"),
+    };
+    format!("{state} by somebody else's hand, {mark}")
 }
 
 fn not_ours(detail: &str) -> Step {

@@ -16,6 +16,8 @@ const STATIC: &str =
     "target.x86_64-unknown-linux-gnu.rustflags=[\"-C\",\"target-feature=+crt-static\"]";
 /// A guest unpacks or reads them all under emulation; names in a backtrace are enough.
 const STRIP: &str = "profile.dev.strip=\"debuginfo\"";
+/// An agent starts a hundred times there, in 1.1 s instead of 2.8 s.
+const OPTIMISED: &str = "profile.dev.opt-level=1";
 /// What the tests start beside the agent.
 ///
 /// Beside the tests lies the agent they run on any host, a dev build that can be told to panic.
@@ -60,7 +62,10 @@ fn built(profile: &str, name: &str) -> PathBuf {
 
 fn cargo(verb: &str) -> Command {
     let mut cargo = workspace::cargo();
-    cargo.args([verb, "--target", TARGET, "--config", STATIC, "--config", STRIP]);
+    cargo.args([verb, "--target", TARGET]);
+    for setting in [STATIC, STRIP, OPTIMISED] {
+        cargo.args(["--config", setting]);
+    }
     cargo
 }
 
