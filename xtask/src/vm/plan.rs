@@ -83,7 +83,9 @@ fn reason_against(image: &Image, extent: Extent, test: &Test) -> Option<&'static
         ("bookworm", _) if usual && program == "guest_story" && !of_podman => {
             Some("trixie has it; --full runs it here")
         }
-        ("bookworm", _) if usual && matches!(group, "host" | "docker") => {
+        ("bookworm", _)
+            if usual && (matches!(group, "host" | "docker") || program == "guest_unit") =>
+        {
             Some("the same on trixie; --full runs it here")
         }
         (_, Kind::System { .. }) => None,
