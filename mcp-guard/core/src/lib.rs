@@ -11,6 +11,7 @@
 //! refusal    what may never be acted upon      container cgroup path -> container
 //! replay     a recorded trace through the core status    what the operator is shown
 //! target     what an operator may name         audit     the lines of the audit log
+//! limit      a number of tasks, or none        diagnose  why a limit does not hold
 //! ```
 #![forbid(unsafe_code)]
 
@@ -18,10 +19,12 @@ pub mod audit;
 pub mod container;
 mod core;
 pub mod detect;
+pub mod diagnose;
 pub mod effect;
 pub mod escape;
 pub mod guard;
 pub mod launcher;
+pub mod limit;
 pub mod policy;
 pub mod rates;
 pub mod refusal;

@@ -157,6 +157,19 @@ impl Registry {
         self.identities.get(name)
     }
 
+    /// Each live tree: its identity, and its processes.
+    #[must_use]
+    pub fn trees(&self) -> Vec<(String, Vec<u32>)> {
+        let mut members: BTreeMap<TreeId, Vec<u32>> = BTreeMap::new();
+        for (pid, process) in &self.processes {
+            if let Some(tree) = process.tree {
+                members.entry(tree).or_default().push(*pid);
+            }
+        }
+        let tree = |(id, pids)| Some((self.trees.get(&id)?.identity.clone(), pids));
+        members.into_iter().filter_map(tree).collect()
+    }
+
     /// Live processes that are at least `age` old.
     #[must_use]
     pub fn processes_aged(&self, now: Time, age: Duration) -> usize {

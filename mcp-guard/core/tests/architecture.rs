@@ -59,6 +59,7 @@ fn the_core_depends_on_pure_crates_only() {
     let pure = [
         "humantime-serde",
         "mcp-guard-common",
+        "saphyr-parser",
         "serde",
         "serde_json",
         "thiserror",

@@ -7,11 +7,12 @@ use mcp_guard_core::{
     Time,
     audit::Change,
     effect::{Cause, Outcome},
+    limit::Limit,
     policy::{Mode, Response},
 };
 
 use crate::host::{
-    cgroup::{Cgroup, Limit},
+    cgroup::Cgroup,
     clock,
     mark::{self, Mark, Slot},
     process,

@@ -17,7 +17,6 @@ use rustix::fs::{Dir, FileType, Mode, OFlags, fstat, openat};
 use tokio::io::Interest;
 
 pub use find::Error;
-pub use pids::Limit;
 use pids::Pids;
 
 use super::{poll, process::read_at_most};

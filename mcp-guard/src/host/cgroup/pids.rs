@@ -8,34 +8,9 @@ use std::{
 };
 
 use cgroups_rs::fs::{MaxValue, pid::PidController};
+use mcp_guard_core::limit::Limit;
 
 use super::{Cgroup, read_file};
-
-/// A limit as the kernel writes it: a number or "max".
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Limit {
-    Tasks(u64),
-    Max,
-}
-
-impl std::fmt::Display for Limit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Tasks(tasks) => write!(f, "{tasks}"),
-            Self::Max => f.write_str("max"),
-        }
-    }
-}
-
-impl Limit {
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        match text {
-            "max" => Some(Self::Max),
-            number => number.parse().ok().map(Self::Tasks),
-        }
-    }
-}
 
 /// Where `pids.max` of the same processes lies: the same directory, or one of the v1 tree.
 pub(super) struct Pids {

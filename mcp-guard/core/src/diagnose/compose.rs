@@ -1,0 +1,199 @@
+//! What compose files say of one service's PID limit. Nothing is run: where only compose itself could
+//! tell, the answer is that it is not known.
+
+use std::collections::BTreeMap;
+
+use super::{
+    facts::Says,
+    yaml::{At, Document},
+};
+
+/// One file, in the order in which compose reads them: later ones win.
+pub struct File<'a> {
+    pub path: &'a str,
+    pub text: &'a str,
+}
+
+/// The two spellings.
+const SHORT: &str = "pids_limit";
+const LONG: &str = "deploy.resources.limits.pids";
+/// From this version on the two spellings must agree (compose-go c37fc59).
+const MUST_AGREE: (u32, u32) = (2, 26);
+/// Keys of a service that change what another place says of it.
+const ONLY_COMPOSE: [&str; 2] = ["extends", "profiles"];
+const MAX_ELSEWHERE: usize = 8;
+
+/// A limit where it stands.
+#[derive(Clone, Debug)]
+struct Found {
+    value: i64,
+    file: String,
+    line: u64,
+}
+
+/// Reads the files as compose would. `variables` are those of the project's `.env`; `version` is the
+/// one of the tool.
+#[must_use]
+pub fn read(
+    files: &[File<'_>],
+    variables: &BTreeMap<String, String>,
+    service: &str,
+    version: Option<(u32, u32)>,
+) -> Says {
+    let mut reader = Reader { variables, service, short: None, long: None, limits: false };
+    let mut elsewhere = Vec::new();
+    for file in files {
+        let document = match Document::parse(file.text) {
+            Ok(document) => document,
+            Err(error) => return Says::Invalid { why: format!("{}: {error}", file.path) },
+        };
+        if let Err(why) = reader.read(file.path, &document) {
+            return why;
+        }
+        elsewhere.extend(elsewhere_in(file.path, &document, service));
+    }
+    elsewhere.truncate(MAX_ELSEWHERE);
+    reader.verdict(version, elsewhere)
+}
+
+struct Reader<'a> {
+    variables: &'a BTreeMap<String, String>,
+    service: &'a str,
+    short: Option<Found>,
+    long: Option<Found>,
+    /// There is a `deploy.resources.limits`.
+    limits: bool,
+}
+
+impl Reader<'_> {
+    fn read(&mut self, path: &str, document: &Document) -> Result<(), Says> {
+        let Some(root) = document.root() else { return Ok(()) };
+        let unknown = |why: String| Says::Unknown { why: format!("{path}: {why}") };
+        if document.get(root, "include").is_some() {
+            return Err(unknown("it uses include".to_owned()));
+        }
+        let service = document
+            .get(root, "services")
+            .and_then(|services| document.get(services, self.service));
+        let Some(service) = service else { return Ok(()) };
+        if let Some(key) = ONLY_COMPOSE.into_iter().find(|key| document.get(service, key).is_some())
+        {
+            return Err(unknown(format!("the service uses {key}")));
+        }
+        if let Some(at) = document.get(service, SHORT) {
+            self.short = Some(self.found(path, document, at)?);
+        }
+        let keys = ["deploy", "resources", "limits"];
+        let limits = keys.into_iter().try_fold(service, |at, key| document.get(at, key));
+        self.limits |= limits.is_some();
+        if let Some(at) = limits.and_then(|limits| document.get(limits, "pids")) {
+            self.long = Some(self.found(path, document, at)?);
+        }
+        Ok(())
+    }
+
+    fn found(&self, path: &str, document: &Document, at: At) -> Result<Found, Says> {
+        let line = document.line(at);
+        let place = || format!("{path}:{line}");
+        if let Some(tag) = document.tag(at) {
+            return Err(Says::Unknown { why: format!("{}: it uses !{tag}", place()) });
+        }
+        let text = document
+            .scalar(at)
+            .ok_or_else(|| Says::Invalid { why: format!("{}: the limit is no number", place()) })?;
+        let text = interpolate(text, self.variables)
+            .map_err(|why| Says::Unknown { why: format!("{}: {why}", place()) })?;
+        let value = text
+            .trim()
+            .parse()
+            .map_err(|_| Says::Invalid { why: format!("{}: the limit is no number", place()) })?;
+        Ok(Found { value, file: path.to_owned(), line })
+    }
+
+    fn verdict(self, version: Option<(u32, u32)>, elsewhere: Vec<String>) -> Says {
+        let (short, long) = (self.short.filter(|found| found.value != 0), self.long);
+        if version.is_none_or(|version| version >= MUST_AGREE)
+            && let Some(short) = &short
+            && self.limits
+            && long.as_ref().is_none_or(|long| long.value != short.value)
+        {
+            let why = format!(
+                "{}:{}: {SHORT} stands beside {} without the same pids in it",
+                short.file, short.line, "deploy.resources.limits"
+            );
+            return Says::Invalid { why };
+        }
+        let short = short.map(|found| (found, SHORT));
+        match short.or(long.map(|found| (found, LONG))) {
+            Some((Found { value, file, line }, key)) => {
+                Says::Limit { value, key: key.to_owned(), file, line }
+            }
+            None => Says::Nothing { elsewhere },
+        }
+    }
+}
+
+/// Limits in the file that are not this service's: `FILE:LINE (service NAME)`.
+fn elsewhere_in(path: &str, document: &Document, service: &str) -> Vec<String> {
+    let Some(root) = document.root() else { return Vec::new() };
+    let services = document.get(root, "services");
+    let others = services.into_iter().flat_map(|services| document.pairs(services));
+    let others =
+        others.filter(|(name, _)| *name != service).map(|(name, at)| ("service", name, at));
+    let anchors = document.pairs(root).filter(|(name, _)| name.starts_with("x-"));
+    let anchors = anchors.map(|(name, at)| ("extension", name, at));
+    let place = |(kind, name, at): (&str, &str, At)| {
+        let line = document.line(document.get(at, SHORT)?);
+        Some(format!("{path}:{line} ({kind} {name})"))
+    };
+    others.chain(anchors).filter_map(place).collect()
+}
+
+/// `$V`, `${V}`, `${V:-default}`, `${V-default}` and `$$`, as compose fills them in.
+fn interpolate(text: &str, variables: &BTreeMap<String, String>) -> Result<String, String> {
+    let mut result = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('$') {
+        result.push_str(before);
+        if let Some(after) = after.strip_prefix('$') {
+            result.push('$');
+            rest = after;
+            continue;
+        }
+        let (expression, after) = match after.strip_prefix('{') {
+            Some(after) => after.split_once('}').ok_or("a ${ without an end")?,
+            None => {
+                let end = after.find(|c: char| !is_name(c)).unwrap_or(after.len());
+                after.split_at(end)
+            }
+        };
+        result.push_str(&value_of(expression, variables)?);
+        rest = after;
+    }
+    result.push_str(rest);
+    Ok(result)
+}
+
+fn value_of(expression: &str, variables: &BTreeMap<String, String>) -> Result<String, String> {
+    let end = expression.find(|c: char| !is_name(c)).unwrap_or(expression.len());
+    let (name, operator) = expression.split_at(end);
+    let known = variables.get(name);
+    let filled = known.filter(|value| !value.is_empty());
+    match (operator.strip_prefix(":-"), operator.strip_prefix('-')) {
+        (Some(default), _) => Ok(filled.map_or(default, String::as_str).to_owned()),
+        (None, Some(default)) => Ok(known.map_or(default, String::as_str).to_owned()),
+        (None, None) if operator.is_empty() && known.is_some() => {
+            Ok(known.cloned().unwrap_or_default())
+        }
+        // It may have been set in the shell that ran compose.
+        (None, None) => Err(format!("what ${{{expression}}} was is not known")),
+    }
+}
+
+fn is_name(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_'
+}
+
+#[cfg(test)]
+#[path = "compose_tests.rs"]
+mod tests;

@@ -1,0 +1,142 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn says(files: &[&str], version: Option<(u32, u32)>) -> Says {
+    let names = ["a.yml", "b.yml", "c.yml"];
+    let files: Vec<File<'_>> =
+        files.iter().zip(names).map(|(text, path)| File { path, text }).collect();
+    let variables = BTreeMap::from([("LIMIT".to_owned(), "30".to_owned())]);
+    read(&files, &variables, "web", version)
+}
+
+/// `VALUE FILE:LINE` of a limit.
+#[track_caller]
+fn limit(files: &[&str]) -> String {
+    let found = says(files, Some((2, 20)));
+    let Says::Limit { value, file, line, .. } = found else { panic!("{found:?}") };
+    format!("{value} {file}:{line}")
+}
+
+#[test]
+fn both_spellings_and_the_line() {
+    assert_eq!(limit(&["services:\n  web:\n    pids_limit: 25\n"]), "25 a.yml:3");
+    assert_eq!(limit(&["services: {web: {pids_limit: \"25\"}}"]), "25 a.yml:1");
+    let deploy =
+        "services:\n  web:\n    deploy:\n      resources:\n        limits:\n          pids: 9\n";
+    assert_eq!(limit(&[deploy]), "9 a.yml:6");
+    assert_eq!(limit(&["services: {web: {pids_limit: -1}}"]), "-1 a.yml:1");
+}
+
+#[test]
+fn the_later_file_wins() {
+    let one = "services:\n  web:\n    pids_limit: 25\n";
+    assert_eq!(limit(&[one, "services: {web: {pids_limit: 40}}"]), "40 b.yml:1");
+    assert_eq!(limit(&[one, "services: {web: {image: x}}", ""]), "25 a.yml:3");
+    // compose takes 0 for not set.
+    let off = says(&[one, "services: {web: {pids_limit: 0}}"], None);
+    assert!(matches!(off, Says::Nothing { .. }), "{off:?}");
+}
+
+#[test]
+fn anchors_are_followed_where_they_are_merged() {
+    let merged = "x-base: &base\n  pids_limit: 25\nservices:\n  web:\n    <<: *base\n";
+    assert_eq!(limit(&[merged]), "25 a.yml:2");
+    let list = "x-a: &a {image: x}\nx-b: &b {pids_limit: 7}\nservices: {web: {<<: [*a, *b]}}";
+    assert_eq!(limit(&[list]), "7 a.yml:2");
+    let own = "x-b: &b {pids_limit: 7}\nservices: {web: {<<: *b, pids_limit: 8}}";
+    assert_eq!(limit(&[own]), "8 a.yml:2");
+    let whole = "services:\n  base: &base\n    pids_limit: 5\n  web: *base\n";
+    assert_eq!(limit(&[whole]), "5 a.yml:3");
+}
+
+#[test]
+fn a_limit_beside_the_service_is_not_its_own() {
+    let text =
+        "x-base:\n  pids_limit: 25\nservices:\n  db:\n    pids_limit: 9\n  web:\n    image: x\n";
+    let Says::Nothing { elsewhere } = says(&[text], None) else { panic!("a limit") };
+    assert_eq!(elsewhere, ["a.yml:5 (service db)", "a.yml:2 (extension x-base)"]);
+}
+
+#[test]
+fn variables_as_compose_fills_them_in() {
+    let with =
+        |word: &str| says(&[&format!("services: {{web: {{pids_limit: \"{word}\"}}}}")], None);
+    for (word, value) in
+        [("${LIMIT}", 30), ("$LIMIT", 30), ("${LIMIT:-5}", 30), ("${NO:-5}", 5), ("${NO-6}", 6)]
+    {
+        let found = with(word);
+        assert!(
+            matches!(found, Says::Limit { value: got, .. } if got == value),
+            "{word} {found:?}"
+        );
+    }
+    for word in ["${NO}", "$NO", "${NO:?must}", "${LIMIT:+1}", "${LIMIT"] {
+        assert!(matches!(with(word), Says::Unknown { .. }), "{word}");
+    }
+    assert!(matches!(with("$$5"), Says::Invalid { .. }));
+}
+
+#[test]
+fn what_only_compose_resolves_is_not_known() {
+    for text in [
+        "include: [other.yml]\nservices: {web: {pids_limit: 25}}",
+        "services: {web: {extends: {service: base}, pids_limit: 25}}",
+        "services: {web: {profiles: [a], pids_limit: 25}}",
+        "services: {web: {pids_limit: !reset null}}",
+    ] {
+        let found = says(&[text], None);
+        assert!(matches!(found, Says::Unknown { .. }), "{text}: {found:?}");
+    }
+}
+
+#[test]
+fn two_spellings_that_disagree_do_not_load() {
+    let both = "services: {web: {pids_limit: 25, deploy: {resources: {limits: {pids: 25}}}}}";
+    let memory = "services: {web: {pids_limit: 25, deploy: {resources: {limits: {memory: 1g}}}}}";
+    for version in [None, Some((2, 26)), Some((5, 0))] {
+        assert!(matches!(says(&[both], version), Says::Limit { value: 25, .. }));
+        assert!(matches!(says(&[memory], version), Says::Invalid { .. }));
+    }
+    assert!(matches!(says(&[memory], Some((2, 25))), Says::Limit { value: 25, .. }));
+}
+
+#[test]
+fn hostile_files_are_bounded() {
+    let bomb: String = (1..60)
+        .map(|n| format!("x-{n}: &a{n} [*a{0}, *a{0}, *a{0}]\n", n - 1))
+        .fold("x-0: &a0 {pids_limit: 1}\n".to_owned(), |all, line| all + &line);
+    let bomb = bomb + "services: {web: {<<: *a59, pids_limit: 25}}";
+    assert!(matches!(says(&[&bomb], None), Says::Limit { value: 25, .. }));
+    let merges: String = (1..60)
+        .map(|n| format!("x-{n}: &a{n} {{<<: [*a{0}, *a{0}, *a{0}]}}\n", n - 1))
+        .fold("x-0: &a0 {image: x}\n".to_owned(), |all, line| all + &line);
+    let merges = merges + "services: {web: {<<: *a59}}";
+    assert!(matches!(says(&[&merges], None), Says::Nothing { .. }));
+    let own = "services: {web: &a {<<: *a, image: x}}";
+    assert!(matches!(says(&[own], None), Says::Nothing { .. }));
+    let deep = "[".repeat(100_000);
+    assert!(matches!(says(&[&deep], None), Says::Invalid { .. }));
+    let wide = "- a\n".repeat(200_000);
+    assert!(matches!(says(&[&wide], None), Says::Invalid { .. }));
+}
+
+proptest! {
+    #[test]
+    fn nothing_that_is_read_panics(text in ".{0,200}") {
+        says(&[&text], None);
+    }
+
+    #[test]
+    fn nothing_that_looks_like_a_file_panics(
+        words in prop::collection::vec(
+            prop::sample::select(vec![
+                "services:", "web:", "pids_limit:", "<<:", "*a", "&a", "{", "}", "[", "]", "${X", "\n",
+                "\n  ", "\n    ", "25", ",", "!reset", "-", "deploy:", "\"", "'", "|",
+            ]),
+            0..40,
+        ),
+    ) {
+        says(&[&words.join(" ")], None);
+    }
+}

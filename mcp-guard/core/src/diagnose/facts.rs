@@ -1,0 +1,304 @@
+//! One look at everything a diagnosis needs. Data only: it can be saved, sent and judged elsewhere.
+//!
+//! Text in it comes from engines and containers and is escaped where it was read.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::limit::Limit;
+
+/// Changes whenever older programs could not judge the facts of newer ones.
+pub const SCHEMA: u32 = 1;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Facts {
+    pub schema: u32,
+    /// Seconds since 1970, by this host's clock.
+    pub taken: u64,
+    pub took_ms: u64,
+    pub target: Subject,
+    pub host: Host,
+    pub engine: Option<Engine>,
+    pub container: Option<Container>,
+    pub compose: Option<Compose>,
+    pub unit: Option<Unit>,
+    /// The target's own cgroup first, the root last; in the hierarchy that has the pids controller.
+    pub chain: Vec<Level>,
+    /// Processes in the cgroup and below it, zombies left out.
+    pub members: Vec<Process>,
+    /// Dead and not reaped, so still charged.
+    pub zombies: Vec<Process>,
+    /// In the pid namespace of the container, and not in its cgroup.
+    pub aliens: Vec<Process>,
+    /// Other running containers of the same image or project.
+    pub others: Vec<Other>,
+    /// What could not be known.
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// What was asked about.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Subject {
+    /// "container", "unit", "cgroup" or "process".
+    pub kind: String,
+    pub name: String,
+    /// Of a container.
+    pub id: Option<String>,
+    /// Path in the hierarchy that has the pids controller.
+    pub cgroup: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Host {
+    /// `uname -r`.
+    pub kernel: String,
+    /// "unified", "hybrid", "legacy" or "none".
+    pub cgroups: String,
+    /// The row of `/proc/cgroups`; None where there is no row.
+    pub pids_enabled: Option<bool>,
+    /// Words of the kernel's command line that are about cgroups.
+    pub boot_words: Vec<String>,
+    /// Mount option of the unified tree.
+    pub nsdelegate: Option<bool>,
+    pub threads_max: Option<u64>,
+    /// Of the host's pid namespace.
+    pub pid_max: Option<u64>,
+    /// Tasks on the whole host.
+    pub tasks: Option<u64>,
+    /// `pid_max` and tasks of the target's pid namespace, where that is another than the host's.
+    pub pid_namespace: Option<PidNamespace>,
+    /// `DOCKER_API_VERSION` as the operator has it set.
+    pub docker_api_version: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PidNamespace {
+    /// Per namespace since Linux 6.14; the host's before.
+    pub pid_max: u64,
+    pub tasks: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Engine {
+    /// "docker" or "podman".
+    pub kind: String,
+    pub version: String,
+    pub api_version: String,
+    /// "systemd", "cgroupfs" or "none".
+    pub cgroup_driver: String,
+    /// Whether it says that it can limit pids.
+    pub pids_limit: Option<bool>,
+    pub rootless: bool,
+    /// The kernel it says it runs on.
+    pub kernel: String,
+    pub operating_system: String,
+    /// Where it listens.
+    pub socket: String,
+    /// `TasksMax` of the engine's own unit, where its unit files set one.
+    pub own_tasks_max: Option<Limit>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Container {
+    pub id: String,
+    pub name: String,
+    pub image: String,
+    /// Seconds since 1970.
+    pub created: Option<u64>,
+    /// Its first process, as the host numbers it.
+    pub init: u32,
+    /// `HostConfig.PidsLimit` as it stands: null, 0, -1 and a number are four things.
+    pub pids_limit: Option<i64>,
+    /// `linux.resources.pids.limit` of the OCI config.
+    pub oci_limit: Option<OciLimit>,
+    /// Of the runtime's state file. No witness: runc sets it to 0 at any unrelated update.
+    pub state_limit: Option<i64>,
+    pub cgroup_parent: String,
+    pub cgroupns_mode: String,
+    /// `HostConfig.Cgroups` of Podman.
+    pub cgroups: String,
+    pub pid_mode: String,
+    pub privileged: bool,
+    pub cap_add: Vec<String>,
+    pub runtime: String,
+    /// `--init`, or `init: true`.
+    pub init_process: bool,
+    pub binds_docker_socket: bool,
+    pub binds_cgroupfs: bool,
+    pub nproc_ulimit: Option<i64>,
+    /// "healthy", "unhealthy", "starting"; None without a health check.
+    pub health: Option<String>,
+    /// Host pids of the `docker exec` calls that the engine says are running.
+    pub execs: Vec<u32>,
+    pub swarm_service: Option<String>,
+    pub memory: Memory,
+}
+
+/// What the OCI config says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OciLimit {
+    /// The file has no `pids` at all.
+    Absent,
+    Limit(i64),
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Memory {
+    /// Bytes; None is no limit, or unknown.
+    pub max: Option<u64>,
+    pub current: Option<u64>,
+    /// `memory.events`: times the limit was hit, and processes killed for it.
+    pub hits: Option<u64>,
+    pub kills: Option<u64>,
+}
+
+/// The labels compose leaves, and what its files say now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Compose {
+    pub project: String,
+    pub service: String,
+    /// Version of the tool that made the container.
+    pub version: Option<String>,
+    /// Full paths, the first is the base.
+    pub files: Vec<String>,
+    /// Seconds since 1970 of the newest of them.
+    pub modified: Option<u64>,
+    pub says: Says,
+}
+
+/// What the compose files say of the service's limit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "outcome")]
+pub enum Says {
+    Limit {
+        value: i64,
+        /// `pids_limit` or `deploy.resources.limits.pids`.
+        key: String,
+        file: String,
+        /// From 1.
+        line: u64,
+    },
+    /// The service is there and has no limit.
+    Nothing { elsewhere: Vec<String> },
+    /// The file does not load.
+    Invalid { why: String },
+    /// Not read, or it uses what only compose itself resolves.
+    Unknown { why: String },
+    #[default]
+    NotAsked,
+}
+
+/// The systemd unit that owns the cgroup.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Unit {
+    pub name: String,
+    pub tasks_max: Option<Limit>,
+    /// `DefaultTasksMax` of the manager.
+    pub default_tasks_max: Option<Limit>,
+    /// Of systemd; 0 where unknown.
+    pub systemd: u32,
+    pub transient: bool,
+    pub slice: String,
+}
+
+/// One cgroup on the way to the root.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Level {
+    pub path: String,
+    /// None where there is no such file.
+    pub max: Option<Limit>,
+    pub current: Option<u64>,
+    pub peak: Option<u64>,
+    /// `max` of `pids.events`.
+    pub denials: Option<u64>,
+    /// The same of `pids.events.local` (Linux 6.11).
+    pub own_denials: Option<u64>,
+    /// Version 2: pids in `cgroup.controllers`, and in `cgroup.subtree_control`.
+    pub has_pids: Option<bool>,
+    pub hands_pids_down: Option<bool>,
+    pub threaded: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Process {
+    pub pid: u32,
+    pub parent: u32,
+    /// Clock ticks since boot.
+    pub start: u64,
+    pub threads: u64,
+    pub comm: String,
+    /// Words, escaped and cut.
+    pub argv: Vec<String>,
+    /// Path in the hierarchy that has the pids controller.
+    pub cgroup: String,
+}
+
+/// Another container that holds processes one may look for here.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Other {
+    pub id: String,
+    pub name: String,
+    pub same_image: bool,
+    pub same_project: bool,
+    pub limit: Option<Limit>,
+    pub tasks: Option<u64>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unreadable {
+    pub what: String,
+    pub why: String,
+}
+
+impl Facts {
+    /// The cgroup itself.
+    #[must_use]
+    pub fn own(&self) -> Option<&Level> {
+        self.chain.first()
+    }
+
+    /// The least limit on the way to the root, and where it stands.
+    #[must_use]
+    pub fn effective(&self) -> Option<(&Level, Limit)> {
+        let limits = self.chain.iter().filter_map(|level| Some((level, level.max?)));
+        // Of two equal ones the nearer: it is the one to change.
+        limits.min_by_key(|(_, limit)| *limit)
+    }
+
+    /// Threads of all members.
+    #[must_use]
+    pub fn threads(&self) -> u64 {
+        self.members.iter().map(|process| process.threads).sum()
+    }
+
+    /// Members whose parent is not a member: the container's first process and whatever came in.
+    #[must_use]
+    pub fn roots(&self) -> Vec<&Process> {
+        let inside: BTreeSet<u32> = self.members.iter().map(|process| process.pid).collect();
+        self.members.iter().filter(|process| !inside.contains(&process.parent)).collect()
+    }
+
+    /// Members that are in a cgroup below the target's own, by that cgroup.
+    #[must_use]
+    pub fn nested(&self) -> BTreeMap<&str, usize> {
+        let mut found = BTreeMap::new();
+        let own = self.own().map_or("", |level| level.path.as_str());
+        for process in self.members.iter().filter(|process| process.cgroup != own) {
+            *found.entry(process.cgroup.as_str()).or_default() += 1;
+        }
+        found
+    }
+}

@@ -1,0 +1,154 @@
+//! Why a limit does not hold: facts in, a report out.
+//!
+//! ```text
+//! facts    everything that was read, once        code     the stable codes of findings
+//! view     the numbers that rules ask for        rules    one file per family, each pure
+//! sizing   what a container needs                report   what is said
+//! compose  what compose files say                yaml     as much of YAML as that takes
+//! explain  the long form of each finding
+//! ```
+
+pub mod code;
+pub mod compose;
+pub mod explain;
+pub mod facts;
+pub mod report;
+mod rules;
+pub mod sizing;
+mod view;
+mod yaml;
+
+use self::{
+    code::Code,
+    facts::{Facts, OciLimit, Says},
+    report::{Charged, Finding, Fine, Place, Report, Verdict},
+    sizing::Sizing,
+    view::{Stored, View},
+};
+use crate::limit::Limit;
+
+/// Judges one snapshot.
+#[must_use]
+pub fn judge(facts: &Facts) -> Report {
+    let view = View::of(facts);
+    let mut findings = rules::findings(&view);
+    // Stable: within one severity the families keep their order, which is that of the repair.
+    findings.sort_by_key(|finding| finding.severity);
+    let verdict = verdict(&view, &findings);
+    let ok = rules::fine(&view, verdict);
+    let declared = view.declared();
+    let sizing = Sizing::measure(facts, declared.map_or(Limit::Max, Limit::Tasks));
+    Report {
+        target: facts.target.clone(),
+        verdict,
+        declared,
+        effective_limit: view.effective.and_then(Limit::tasks),
+        findings,
+        ok,
+        unreadable: facts.unreadable.clone(),
+        places: places(&view),
+        charged: charged(&view),
+        notes: rules::notes(&view, sizing.as_ref()),
+        sizing,
+    }
+}
+
+fn verdict(view: &View<'_>, findings: &[Finding]) -> Verdict {
+    let Some(effective) = view.effective else {
+        let known = findings.iter().any(|finding| finding.severity == code::Severity::Critical);
+        return if known { Verdict::NotEnforced } else { Verdict::Unknown };
+    };
+    match (effective, view.current) {
+        (Limit::Max, _) => Verdict::NotEnforced,
+        (Limit::Tasks(limit), _) if view.declared().is_some_and(|declared| declared < limit) => {
+            Verdict::NotEnforced
+        }
+        (Limit::Tasks(limit), Some(current)) if current > limit => Verdict::Exceeded,
+        (Limit::Tasks(_), _) => Verdict::Enforced,
+    }
+}
+
+fn charged(view: &View<'_>) -> Charged {
+    let count = |length: usize| u64::try_from(length).unwrap_or(u64::MAX);
+    Charged {
+        tasks: view.current,
+        processes: count(view.facts.members.len()),
+        zombies: count(view.facts.zombies.len()),
+        moved_in: count(view.moved_in.len()),
+        aliens: count(view.facts.aliens.len()),
+    }
+}
+
+/// The six places, each with what it says, and whether the number came through to it.
+fn places(view: &View<'_>) -> Vec<Place> {
+    let mut places = Vec::new();
+    // The number as it came through so far; none yet.
+    let mut expected: Option<Limit> = None;
+    let mut add = |place: &str, r#where: String, value: String, limit: Option<Limit>| {
+        let breaks = expected.is_some() && limit.is_some() && expected != limit;
+        expected = limit.or(expected);
+        places.push(Place { place: place.to_owned(), r#where, value, breaks });
+    };
+    if let Some(compose) = &view.facts.compose {
+        let (r#where, value) = match &compose.says {
+            Says::Limit { value, key, file, line } => {
+                (format!("{file}:{line}"), format!("{key}: {value}"))
+            }
+            Says::Nothing { .. } => (compose.files.join(", "), "no limit".to_owned()),
+            Says::Invalid { why } | Says::Unknown { why } => {
+                (compose.files.join(", "), why.clone())
+            }
+            Says::NotAsked => (compose.files.join(", "), "not read".to_owned()),
+        };
+        let known = matches!(compose.says, Says::Limit { .. } | Says::Nothing { .. });
+        let limit = known.then(|| view.file.map_or(Limit::Max, Limit::Tasks));
+        add("compose file", r#where, value, limit);
+    }
+    if let (Some(container), Some(stored)) = (view.container(), view.stored) {
+        let (value, limit) = match stored {
+            Stored::Null => ("null".to_owned(), Limit::Max),
+            Stored::Unlimited(value) => (value.to_string(), Limit::Max),
+            Stored::Limit(limit) => (limit.to_string(), Limit::Tasks(limit)),
+        };
+        add("engine", "HostConfig.PidsLimit".to_owned(), value, Some(limit));
+        // Both are written once, when the container starts: neither must equal what came later.
+        if let Some(oci) = container.oci_limit {
+            let value = match oci {
+                OciLimit::Absent => "absent".to_owned(),
+                OciLimit::Limit(limit) => limit.to_string(),
+            };
+            add("OCI config", "linux.resources.pids.limit".to_owned(), value, None);
+        }
+        if let Some(state) = container.state_limit {
+            add("runtime state", "cgroups.pids_limit".to_owned(), state.to_string(), None);
+        }
+    }
+    if let Some(unit) = view.unit()
+        && let Some(tasks_max) = unit.tasks_max
+    {
+        add(
+            "systemd",
+            format!("TasksMax of {}", unit.name),
+            tasks_max.to_string(),
+            Some(tasks_max),
+        );
+    }
+    let kernel = view.kernel.map_or_else(|| "no such file".to_owned(), |limit| limit.to_string());
+    add("kernel", view.file_of("pids.max"), kernel, Some(view.kernel.unwrap_or(Limit::Max)));
+    places
+}
+
+/// Whether a code names something wrong, or something that is fine.
+#[must_use]
+pub fn needs_no_action(code: Code) -> bool {
+    matches!(code, Code::Enforced | Code::Threads | Code::NestedInside)
+}
+
+impl Fine {
+    fn new(code: Code, title: impl Into<String>) -> Self {
+        Self { code, title: title.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests;

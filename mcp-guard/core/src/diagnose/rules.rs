@@ -1,0 +1,103 @@
+//! The rules, one file per family. Within a family the first that matches names the cause; families
+//! stand beside each other, because several causes may be at work at once.
+
+mod above;
+mod declared;
+mod elsewhere;
+mod exceeded;
+mod host;
+mod kernel;
+
+use super::{
+    code::Code,
+    report::{Finding, Fine, Verdict},
+    sizing::Sizing,
+    view::View,
+};
+
+/// Everything that is wrong, in the order of the families.
+pub fn findings(view: &View<'_>) -> Vec<Finding> {
+    // Where the container is not where we look, nothing below would be about it.
+    if let Some(finding) = host::elsewhere(view) {
+        return vec![finding];
+    }
+    let mut found = Vec::new();
+    found.extend(host::no_controller(view));
+    if found.is_empty() {
+        // A number in the kernel that nobody else knows of comes first: somebody meant it.
+        found.extend(kernel::raw_value_that_will_go(view));
+        found.extend(declared::cause(view));
+        found.extend(kernel::cause(view));
+    }
+    found.extend(host::api_too_old(view));
+    found.extend(above::cause(view));
+    found.extend(exceeded::cause(view));
+    found.extend(elsewhere::causes(view));
+    found.extend(host::exhausted(view));
+    found
+}
+
+/// What looks wrong and is not.
+pub fn fine(view: &View<'_>, verdict: Verdict) -> Vec<Fine> {
+    let mut fine = Vec::new();
+    let facts = view.facts;
+    let (threads, processes) = (facts.threads(), facts.members.len() as u64);
+    if threads > processes && verdict == Verdict::Enforced {
+        let title = format!(
+            "{processes} processes have {threads} threads, and the kernel counts threads: \
+             pids.current is {}",
+            view.current.map_or_else(|| "unknown".to_owned(), |current| current.to_string())
+        );
+        fine.push(Fine::new(Code::Threads, title));
+    }
+    let nested = facts.nested();
+    if !nested.is_empty() {
+        let inside: usize = nested.values().sum();
+        let title = format!(
+            "{inside} of {processes} processes are in {} cgroups below, and count here too",
+            nested.len()
+        );
+        fine.push(Fine::new(Code::NestedInside, title));
+    }
+    if verdict == Verdict::Enforced
+        && let Some(effective) = view.effective
+    {
+        let refused = facts.own().and_then(|own| own.own_denials.or(own.denials)).unwrap_or(0);
+        let current = view.current.unwrap_or(0);
+        let title = match refused {
+            0 => format!("the kernel enforces {effective}; {current} tasks are there"),
+            _ => format!(
+                "the kernel enforces {effective}; {current} tasks are there, and {refused} forks \
+                 were refused so far"
+            ),
+        };
+        fine.push(Fine::new(Code::Enforced, title));
+    }
+    fine
+}
+
+/// What stands beside the pids.
+pub fn notes(view: &View<'_>, sizing: Option<&Sizing>) -> Vec<String> {
+    let mut notes = Vec::new();
+    let processes = view.facts.members.len();
+    let Some(container) = view.container() else { return notes };
+    if let Some(health) = &container.health
+        && sizing.is_some_and(|sizing| sizing.servers > 1)
+    {
+        notes.push(format!(
+            "the health check says {health:?} of a container with {processes} processes: it does \
+             not look at them"
+        ));
+    }
+    let memory = container.memory;
+    if memory.max.is_none() && processes > 1 {
+        notes.push("memory has no limit either: memory.max is max".to_owned());
+    }
+    if let Some(kills) = memory.kills.filter(|kills| *kills > 0) {
+        notes.push(format!("the kernel killed {kills} of its processes for want of memory"));
+    }
+    if !container.init_process && !view.facts.zombies.is_empty() {
+        notes.push("it runs without an init that reaps: `init: true` in compose".to_owned());
+    }
+    notes
+}

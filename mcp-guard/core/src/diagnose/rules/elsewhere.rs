@@ -1,0 +1,159 @@
+//! Seen by people, and not charged here: other cgroups, other containers, the dead.
+
+use super::super::{
+    code::Code,
+    facts::Process,
+    report::{
+        Certainty::{Possible, Proved},
+        Finding,
+    },
+    view::View,
+};
+use crate::{container::container_in, limit::Limit};
+use std::collections::BTreeSet;
+
+/// Processes or containers named in the evidence.
+const SHOWN: usize = 5;
+
+pub fn causes(view: &View<'_>) -> Vec<Finding> {
+    let found = [aliens(view), others(view), siblings(view), zombies(view)];
+    found.into_iter().flatten().collect()
+}
+
+/// Same pid namespace, another cgroup.
+fn aliens(view: &View<'_>) -> Option<Finding> {
+    let facts = view.facts;
+    if facts.container.as_ref().is_some_and(|container| container.pid_mode == "host") {
+        return Some(
+            Finding::new(
+                Code::PidNamespace,
+                Proved,
+                "the container shares the host's pid namespace: its process list shows the whole \
+                 host, and its limit counts its own",
+            )
+            .seen("pid namespace", "HostConfig.PidMode", "host")
+            .by_hand("container's configuration", "make it anew without --pid=host"),
+        );
+    }
+    let first = facts.aliens.first()?;
+    // One that was forked inside and left has its parent inside, or a parent that left likewise.
+    let family: BTreeSet<u32> =
+        facts.members.iter().chain(&facts.aliens).map(|process| process.pid).collect();
+    let inside: BTreeSet<u32> = facts.members.iter().map(|process| process.pid).collect();
+    let left = facts.aliens.iter().any(|alien| inside.contains(&alien.parent))
+        && facts.aliens.iter().all(|alien| family.contains(&alien.parent));
+    let count = facts.aliens.len();
+    let finding = match container_in(&first.cgroup) {
+        _ if left => Finding::new(
+            Code::EscapedCgroup,
+            Proved,
+            format!("{count} processes of the container left its cgroup: no limit reaches them"),
+        )
+        .not("MG-P050 entered from outside: their parents are inside the container")
+        .by_hand(
+            "container's configuration",
+            "make it anew without --privileged and with a private cgroup namespace",
+        ),
+        Some(other) => Finding::new(
+            Code::PidNamespace,
+            Proved,
+            format!(
+                "{count} processes in the same pid namespace belong to container {}: its limit \
+                 counts them",
+                other.id.get(..12).unwrap_or(other.id)
+            ),
+        )
+        .by_hand("that container", "limit that container too"),
+        None => Finding::new(
+            Code::PidNamespace,
+            Proved,
+            format!(
+                "{count} processes entered the pid namespace from outside (nsenter, a debugger, an \
+                 agent) and stay in the cgroup they came from"
+            ),
+        )
+        .not("MG-P051 left the cgroup: their parents are outside the container")
+        .by_hand("whoever started them", "end them where they were started"),
+    };
+    Some(named(finding, &facts.aliens))
+}
+
+fn named(mut finding: Finding, processes: &[Process]) -> Finding {
+    for process in processes.iter().take(SHOWN) {
+        finding = finding.seen(
+            format!("process {}, parent {}", process.pid, process.parent),
+            &process.cgroup,
+            process.argv.join(" "),
+        );
+    }
+    finding
+}
+
+/// Containers of the same image that nobody limited.
+fn others(view: &View<'_>) -> Option<Finding> {
+    let unlimited: Vec<_> = view
+        .facts
+        .others
+        .iter()
+        .filter(|other| other.same_image && other.limit == Some(Limit::Max))
+        .collect();
+    if unlimited.is_empty() || view.effective.is_none_or(|limit| limit == Limit::Max) {
+        return None;
+    }
+    let tasks: u64 = unlimited.iter().filter_map(|other| other.tasks).sum();
+    let mut finding = Finding::new(
+        Code::OtherContainers,
+        Proved,
+        format!(
+            "{} other containers of this image run without a limit and hold {tasks} tasks",
+            unlimited.len()
+        ),
+    );
+    for other in unlimited.iter().take(SHOWN) {
+        let id = other.id.get(..12).unwrap_or(&other.id);
+        let tasks = other.tasks.map_or_else(|| "?".to_owned(), |tasks| tasks.to_string());
+        finding =
+            finding.seen("container", format!("{id} {}", other.name), format!("{tasks} tasks"));
+    }
+    Some(finding.by_hand("whoever starts them", "give each its own --pids-limit"))
+}
+
+/// Its children are containers beside it.
+fn siblings(view: &View<'_>) -> Option<Finding> {
+    let container = view.container().filter(|container| container.binds_docker_socket)?;
+    (!view.facts.others.is_empty()).then(|| {
+        Finding::new(
+            Code::Siblings,
+            Possible,
+            "it holds the engine's socket: containers it starts run beside it, and its limit does \
+             not count them",
+        )
+        .seen("bind", "HostConfig.Binds", "docker.sock")
+        .seen("id", "container", &container.id)
+        .by_hand("container's configuration", "limit what it starts where it starts it")
+    })
+}
+
+/// Dead, not reaped, still charged.
+fn zombies(view: &View<'_>) -> Option<Finding> {
+    let count = view.facts.zombies.len() as u64;
+    let unseen = view.current?.saturating_sub(view.facts.threads());
+    if count == 0 || unseen == 0 {
+        return None;
+    }
+    let finding = Finding::new(
+        Code::Zombies,
+        Proved,
+        format!(
+            "{count} dead processes wait for a parent that does not reap them, and still count"
+        ),
+    )
+    .seen("charged and not running", view.file_of("pids.current"), unseen);
+    let parents: BTreeSet<u32> = view.facts.zombies.iter().map(|process| process.parent).collect();
+    let parents: Vec<String> = parents.iter().take(SHOWN).map(ToString::to_string).collect();
+    let finding = finding.seen("parents that do not reap", "/proc/PID/stat", parents.join(", "));
+    Some(finding.by_hand(
+        "image or compose file",
+        "init: true in compose, or --init; until then restart it",
+    ))
+}

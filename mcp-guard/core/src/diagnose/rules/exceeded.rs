@@ -1,0 +1,91 @@
+//! More tasks than the limit in force: the kernel checks it at fork, and only there.
+
+use super::super::{
+    code::Code,
+    facts::Process,
+    report::{
+        Certainty::{Possible, Proved},
+        Finding,
+    },
+    view::View,
+};
+use crate::limit::Limit;
+
+/// Processes named in the evidence.
+const SHOWN: usize = 5;
+
+pub fn cause(view: &View<'_>) -> Option<Finding> {
+    let (current, limit) = match (view.current, view.kernel) {
+        (Some(current), Some(Limit::Tasks(limit))) if current > limit => (current, limit),
+        _ => return None,
+    };
+    let finding = if view.born_inside() > limit {
+        lowered(view, current, limit)
+    } else {
+        moved_in(view, current, limit)
+    };
+    Some(finding.seen("tasks", view.file_of("pids.current"), current).seen(
+        "limit in force",
+        view.file_of("pids.max"),
+        limit,
+    ))
+}
+
+fn lowered(view: &View<'_>, current: u64, limit: u64) -> Finding {
+    let born = view.born_inside();
+    let finding = Finding::new(
+        Code::LoweredBelow,
+        Proved,
+        format!(
+            "{current} tasks were there before the limit {limit} was: it stops new ones and ends \
+             none"
+        ),
+    )
+    .seen("tasks born inside", "threads less processes with a parent outside", born)
+    .not(format!(
+        "MG-P040, MG-P041 moved in: only {} processes have a parent outside",
+        view.facts.roots().len()
+    ));
+    let command =
+        "end what is too much; until then every fork fails, docker exec and health checks too";
+    finding.by_hand("whoever lowered it", command)
+}
+
+fn moved_in(view: &View<'_>, current: u64, limit: u64) -> Finding {
+    let execs = view.container().map(|container| container.execs.as_slice()).unwrap_or_default();
+    let (by_exec, by_hand): (Vec<&Process>, Vec<&Process>) =
+        view.moved_in.iter().partition(|process| execs.contains(&process.pid));
+    let excess = current - limit;
+    let exec = by_exec.len() >= by_hand.len() && !by_exec.is_empty();
+    let (code, who, whose) = if exec {
+        (Code::ExecMigration, &by_exec, "docker exec")
+    } else {
+        (Code::ExternalMigration, &by_hand, "a write to cgroup.procs")
+    };
+    let enough = u64::try_from(who.len()).unwrap_or(u64::MAX) >= excess;
+    let certainty = if enough { Proved } else { Possible };
+    let mut finding = Finding::new(
+        code,
+        certainty,
+        format!(
+            "{} processes came in by {whose}, which is not checked against the limit {limit}",
+            who.len()
+        ),
+    );
+    for process in who.iter().take(SHOWN) {
+        finding = finding.seen(
+            "came in",
+            format!("process {}, parent {}", process.pid, process.parent),
+            process.argv.join(" "),
+        );
+    }
+    let finding = finding.not(format!(
+        "MG-P042 a limit younger than its tasks: only {} tasks were born inside",
+        view.born_inside()
+    ));
+    if exec {
+        finding.by_hand("whoever runs docker exec", "end them; killing the client does not")
+    } else {
+        finding.by_hand("whoever moved them", "end them, or move them back")
+    }
+}

@@ -1,0 +1,209 @@
+//! The host, the engine and the place: is there a controller, and do we look at the right one?
+
+use super::super::{
+    code::Code,
+    facts::{Engine, Level, OciLimit},
+    report::{
+        Certainty::{Possible, Proved},
+        Finding,
+    },
+    view::View,
+};
+use crate::container::container_in;
+
+/// The first version of the engine's API that takes a limit in an update; older ones say 200 and do
+/// nothing (moby `if version < 1.40 { PidsLimit = nil }`).
+const UPDATE_SINCE: (u32, u32) = (1, 40);
+/// Of a hundred: from here on a fork may fail at any moment.
+const NEARLY_FULL: u64 = 95;
+
+/// The container is not on this kernel, or not in the cgroup we can see.
+pub fn elsewhere(view: &View<'_>) -> Option<Finding> {
+    let engine = view.facts.engine.as_ref()?;
+    let container = view.container()?;
+    let kernel = &view.facts.host.kernel;
+    if !engine.kernel.is_empty() && engine.kernel != *kernel {
+        let code = if engine.operating_system.contains("Desktop") {
+            Code::DesktopVm
+        } else {
+            Code::OtherDaemon
+        };
+        return Some(
+            Finding::new(
+                code,
+                Proved,
+                format!(
+                    "the engine runs on another kernel ({}) than this ({kernel})",
+                    engine.kernel
+                ),
+            )
+            .seen("engine", "info.KernelVersion", &engine.kernel)
+            .seen("this host", "uname -r", kernel)
+            .by_hand("context", "run mcp-guard where the engine's kernel is"),
+        );
+    }
+    if ["runsc", "kata"].iter().any(|sandbox| container.runtime.starts_with(sandbox)) {
+        return Some(
+            Finding::new(
+                Code::Sandbox,
+                Proved,
+                format!("the runtime {} runs it on a kernel of its own", container.runtime),
+            )
+            .seen("runtime", "HostConfig.Runtime", &container.runtime)
+            .by_hand("runtime", "limit the processes inside of the guest"),
+        );
+    }
+    if container.cgroups == "disabled" {
+        return Some(
+            Finding::new(
+                Code::CgroupsDisabled,
+                Proved,
+                "it was made with --cgroups=disabled: the limit that inspect shows is nowhere",
+            )
+            .seen("cgroups", "HostConfig.Cgroups", "disabled")
+            .seen("its processes are in", "/proc/PID/cgroup", &view.facts.target.cgroup)
+            .by_hand("container's configuration", "make it anew without --cgroups=disabled"),
+        );
+    }
+    let path = &view.facts.target.cgroup;
+    let names_it = container_in(path).is_some_and(|found| found.id == container.id);
+    (!path.is_empty() && !names_it).then(|| {
+        Finding::new(
+            Code::OtherDaemon,
+            Possible,
+            "the first process that the engine names is not in a cgroup of this container",
+        )
+        .seen("first process", "State.Pid", container.init)
+        .seen("its cgroup", "/proc/PID/cgroup", path)
+        .by_hand("context", "see which engine answers: docker context show, DOCKER_HOST")
+    })
+}
+
+/// There is nothing that could hold a limit.
+pub fn no_controller(view: &View<'_>) -> Option<Finding> {
+    let host = &view.facts.host;
+    let disabled = host.boot_words.iter().any(|word| word.contains("pids"));
+    if host.pids_enabled == Some(false) || (host.pids_enabled.is_none() && disabled) {
+        return Some(
+            Finding::new(
+                Code::ControllerDisabled,
+                Proved,
+                "this kernel runs without the pids controller",
+            )
+            .seen("controller", "/proc/cgroups", "pids, enabled 0")
+            .seen("boot", "/proc/cmdline", host.boot_words.join(" "))
+            .by_hand(
+                "host",
+                "remove cgroup_disable=pids from the boot line, reboot, and make containers anew: \
+                     the engine dropped their limits",
+            ),
+        );
+    }
+    rootless(view).or_else(|| not_handed_down(view))
+}
+
+fn rootless(view: &View<'_>) -> Option<Finding> {
+    let engine = view.facts.engine.as_ref().filter(|engine| engine.rootless)?;
+    let container = view.container()?;
+    let stripped = container.oci_limit == Some(OciLimit::Absent) && view.stored_limit().is_some();
+    (engine.cgroup_driver == "none" || stripped).then(|| {
+        Finding::new(
+            Code::Rootless,
+            Proved,
+            "the rootless engine cannot use the pids controller and drops the limit",
+        )
+        .seen("engine", "info.CgroupDriver", &engine.cgroup_driver)
+        .by_hand(
+            "host",
+            "delegate pids to user@.service (Delegate=cpu cpuset io memory pids), log in anew, \
+             restart engine and container",
+        )
+    })
+}
+
+/// Version 2: the files are there only where each level above hands the controller down.
+fn not_handed_down(view: &View<'_>) -> Option<Finding> {
+    let own = view.own()?;
+    if own.max.is_some() || view.facts.chain.len() < 2 {
+        return None;
+    }
+    let breaks =
+        |level: &&Level| level.has_pids == Some(true) && level.hands_pids_down == Some(false);
+    let breaker = view.facts.chain.iter().skip(1).find(breaks)?;
+    let unit = breaker.path.rsplit('/').next().unwrap_or_default();
+    Some(
+        Finding::new(
+            Code::NotDelegated,
+            Proved,
+            format!(
+                "{} does not hand the pids controller down: there is no limit below it",
+                breaker.path
+            ),
+        )
+        .seen("controllers", format!("{}/cgroup.controllers", breaker.path), "pids is there")
+        .seen("handed down", format!("{}/cgroup.subtree_control", breaker.path), "pids is not")
+        .by_hand(
+            "systemd",
+            format!(
+                "look for DisableControllers= in systemctl cat {unit}, remove it, daemon-reload"
+            ),
+        ),
+    )
+}
+
+pub fn api_too_old(view: &View<'_>) -> Option<Finding> {
+    let asked = view.facts.host.docker_api_version.as_deref();
+    let spoken = view.facts.engine.as_ref().map(|Engine { api_version, .. }| api_version.as_str());
+    let old = |text: &&str| version(text).is_some_and(|version| version < UPDATE_SINCE);
+    let (r#where, value) = match (asked.filter(old), spoken.filter(old)) {
+        (Some(asked), _) => ("DOCKER_API_VERSION", asked),
+        (None, Some(spoken)) => ("engine, ApiVersion", spoken),
+        (None, None) => return None,
+    };
+    Some(
+        Finding::new(
+            Code::ApiTooOld,
+            Proved,
+            format!(
+                "docker update speaks API {value} here, where a PID limit is ignored without a word"
+            ),
+        )
+        .seen("API", r#where, value)
+        .by_hand("operator", "unset DOCKER_API_VERSION, or upgrade the client"),
+    )
+}
+
+/// Forks fail, and no limit of a cgroup is the reason.
+pub fn exhausted(view: &View<'_>) -> Option<Finding> {
+    let host = &view.facts.host;
+    let full =
+        |tasks: u64, limit: u64| tasks.saturating_mul(100) >= limit.saturating_mul(NEARLY_FULL);
+    let found = |what: &str, tasks: u64, limit: u64, command: &str| {
+        Finding::new(
+            Code::HostExhausted,
+            Proved,
+            format!(
+                "{what} has {tasks} of {limit} numbers in use: forks fail, whatever pids.max says"
+            ),
+        )
+        .seen("in use", what, tasks)
+        .seen("limit", what, limit)
+        .by_hand("host", command)
+    };
+    if let Some(inner) = host.pid_namespace.filter(|inner| full(inner.tasks, inner.pid_max)) {
+        let command = "raise kernel.pid_max inside of the pid namespace";
+        return Some(found("the pid namespace", inner.tasks, inner.pid_max, command));
+    }
+    let tasks = host.tasks?;
+    let limits = [("threads-max", host.threads_max), ("pid_max", host.pid_max)];
+    let (name, limit) = limits.into_iter().find_map(|(name, limit)| {
+        limit.filter(|limit| full(tasks, *limit)).map(|limit| (name, limit))
+    })?;
+    Some(found("the host", tasks, limit, &format!("sysctl kernel.{name}=N")))
+}
+
+fn version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit());
+    let mut next = || numbers.next()?.parse().ok();
+    Some((next()?, next()?))
+}

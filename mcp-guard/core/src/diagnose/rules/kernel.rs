@@ -1,0 +1,196 @@
+//! The engine has a limit; does the kernel have the same, and does systemd know of it?
+
+use super::super::{
+    code::Code,
+    facts::{Container, Unit},
+    report::{
+        Certainty::{Possible, Proved},
+        Finding,
+    },
+    view::View,
+};
+use crate::limit::Limit;
+
+const ENGINE: &[&str] = &["container restart", "daemon-reload", "reboot"];
+const UNTIL_RESTART: &[&str] = &["daemon-reload"];
+
+pub fn cause(view: &View<'_>) -> Option<Finding> {
+    let (kernel, stored) = (view.kernel?, view.stored_limit()?);
+    let wanted = Limit::Tasks(stored);
+    if kernel == wanted {
+        return never_told_systemd(view, stored);
+    }
+    let container = view.container()?;
+    let finding = toggled(view, kernel)
+        .or_else(|| podman_lost_it(view, kernel, stored))
+        .or_else(|| raised_from_inside(view, container, kernel, stored))
+        .or_else(|| reset_by_systemd(view, kernel, stored))
+        .unwrap_or_else(|| raw(view, kernel, stored));
+    Some(witnesses(finding, view).repaired("engine", view.update_command(Some(stored)), ENGINE))
+}
+
+/// What the engine, systemd and the kernel each say.
+fn witnesses(finding: Finding, view: &View<'_>) -> Finding {
+    let stored = view.stored_limit().map_or_else(|| "null".to_owned(), |limit| limit.to_string());
+    let mut finding = finding.seen("engine", "HostConfig.PidsLimit", stored);
+    if let Some(Unit { name, tasks_max: Some(tasks_max), .. }) = view.unit() {
+        finding = finding.seen("systemd", format!("TasksMax of {name}"), tasks_max);
+    }
+    match view.kernel {
+        Some(kernel) => finding.seen("kernel", view.file_of("pids.max"), kernel),
+        None => finding,
+    }
+}
+
+/// A controller that was switched off and on begins anew: no limit, no peak, no events.
+fn toggled(view: &View<'_>, kernel: Limit) -> Option<Finding> {
+    let own = view.own()?;
+    let fresh = own.peak? == own.current? && own.denials? == 0;
+    let version_2 = own.has_pids.is_some();
+    (version_2 && kernel == Limit::Max && fresh).then(|| {
+        Finding::new(
+            Code::ControllerToggled,
+            Possible,
+            "the limit is gone and the counters are fresh: the pids controller was switched off \
+             and on above this cgroup",
+        )
+        .seen("peak", view.file_of("pids.peak"), own.peak.unwrap_or(0))
+        .seen("refused forks", view.file_of("pids.events"), 0)
+    })
+}
+
+fn podman_lost_it(view: &View<'_>, kernel: Limit, stored: u64) -> Option<Finding> {
+    let engine = view.facts.engine.as_ref().filter(|engine| engine.kind == "podman")?;
+    let version = version(&engine.version)?;
+    (version < (5, 4)).then(|| {
+        Finding::new(
+            Code::PodmanUpdateLost,
+            Possible,
+            format!(
+                "Podman {} says {stored} and the kernel {kernel}: before 5.4 an update is lost or \
+                 resets other values",
+                engine.version
+            ),
+        )
+        .seen("Podman", "version", &engine.version)
+    })
+}
+
+/// Who can write `pids.max` from inside: v1 with the tree writable, v2 without a namespace that
+/// forbids it.
+fn raised_from_inside(
+    view: &View<'_>,
+    container: &Container,
+    kernel: Limit,
+    stored: u64,
+) -> Option<Finding> {
+    let can = container.privileged || container.binds_cgroupfs;
+    let open = container.cgroupns_mode == "host"
+        || view.facts.host.nsdelegate == Some(false)
+        || view.facts.host.cgroups != "unified";
+    let raised = kernel > Limit::Tasks(stored);
+    (can && open && raised).then(|| {
+        Finding::new(
+            Code::SelfRaised,
+            Possible,
+            format!(
+                "the kernel says {kernel} instead of {stored}, and the container itself can write \
+                 it: privileged, with the host's cgroup tree"
+            ),
+        )
+        .seen("privileged", "HostConfig.Privileged", container.privileged)
+        .seen("cgroup namespace", "HostConfig.CgroupnsMode", &container.cgroupns_mode)
+        .not("MG-P031 written from outside: cannot be told apart afterwards; both are mended alike")
+    })
+}
+
+/// systemd owns the value and has another one than the engine.
+fn reset_by_systemd(view: &View<'_>, kernel: Limit, stored: u64) -> Option<Finding> {
+    let tasks_max = view.unit()?.tasks_max?;
+    (tasks_max == kernel).then(|| {
+        Finding::new(
+            Code::SystemdReset,
+            Proved,
+            format!(
+                "systemd keeps {tasks_max} for {} and has put it in force over the engine's {stored}",
+                view.unit().map_or("the unit", |unit| unit.name.as_str())
+            ),
+        )
+    })
+}
+
+fn raw(view: &View<'_>, kernel: Limit, stored: u64) -> Finding {
+    let finding = Finding::new(
+        Code::RawWrite,
+        Proved,
+        format!("the engine has {stored}, the kernel {kernel}: somebody wrote pids.max by hand"),
+    );
+    match view.unit().and_then(|unit| unit.tasks_max) {
+        Some(tasks_max) => {
+            finding.not(format!("MG-P030 reset by systemd: it still keeps {tasks_max}"))
+        }
+        None => finding,
+    }
+}
+
+/// The limit holds now, and the next time systemd applies its own value it will not.
+fn never_told_systemd(view: &View<'_>, stored: u64) -> Option<Finding> {
+    let unit = view.unit()?;
+    let tasks_max = unit.tasks_max?;
+    // Only the scope's own value is systemd's; a cgroup below it is left alone.
+    let own_unit = view.own()?.path.rsplit('/').next() == Some(unit.name.as_str());
+    (own_unit && tasks_max != Limit::Tasks(stored)).then(|| {
+        let finding = Finding::new(
+            Code::NoTasksMax,
+            Proved,
+            format!(
+                "{stored} is in force, but systemd keeps {tasks_max} for {}: {}",
+                unit.name,
+                when_reset(unit)
+            ),
+        );
+        witnesses(finding, view).repaired("systemd", view.update_command(Some(stored)), ENGINE)
+    })
+}
+
+/// No limit in the engine, one in the kernel, and systemd has another.
+pub fn raw_value_that_will_go(view: &View<'_>) -> Option<Finding> {
+    if view.stored_limit().is_some() {
+        return None;
+    }
+    let (kernel, unit) = (view.kernel?, view.unit()?);
+    let tasks_max = unit.tasks_max?;
+    let own_unit = view.own()?.path.rsplit('/').next() == Some(unit.name.as_str());
+    (own_unit && kernel != tasks_max).then(|| {
+        let finding = Finding::new(
+            Code::SystemdReset,
+            Proved,
+            format!(
+                "pids.max is {kernel} by hand, but systemd keeps {tasks_max} for {}: {}",
+                unit.name,
+                when_reset(unit)
+            ),
+        );
+        witnesses(finding, view).repaired(
+            "systemd",
+            view.update_command(kernel.tasks()),
+            UNTIL_RESTART,
+        )
+    })
+}
+
+/// Measured on systemd 252 and 257.
+fn when_reset(unit: &Unit) -> &'static str {
+    match unit.systemd {
+        0 => "it comes back when systemd applies its settings",
+        1..=255 => "it comes back at the next daemon-reload",
+        256 | 257 => "it comes back when a unit of the same slice starts after a daemon-reload",
+        _ => "it comes back at the next daemon-reload at the latest",
+    }
+}
+
+fn version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit());
+    let mut next = || numbers.next()?.parse().ok();
+    Some((next()?, next()?))
+}

@@ -1,0 +1,114 @@
+//! The numbers that rules ask for, worked out once from the facts.
+
+use super::facts::{Container, Facts, Level, Process, Says, Unit};
+use crate::limit::Limit;
+
+/// What the engine keeps of a container's limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// `null`: made without one, or with 0 or -1.
+    Null,
+    /// 0 or less: none, said in so many words.
+    Unlimited(i64),
+    Limit(u64),
+}
+
+pub struct View<'a> {
+    pub facts: &'a Facts,
+    /// `pids.max` of the target's own cgroup.
+    pub kernel: Option<Limit>,
+    pub current: Option<u64>,
+    /// The least limit up to the root.
+    pub effective: Option<Limit>,
+    /// None where the target is no container of an engine that answers.
+    pub stored: Option<Stored>,
+    /// What the compose file says; 0 and less are no limit (compose itself drops them).
+    pub file: Option<u64>,
+    /// Members whose parent is outside, the container's first process left out.
+    pub moved_in: Vec<&'a Process>,
+}
+
+impl<'a> View<'a> {
+    pub fn of(facts: &'a Facts) -> Self {
+        let own = facts.own();
+        let init = facts.container.as_ref().map(|container| container.init);
+        let mut moved_in = facts.roots();
+        moved_in.retain(|process| Some(process.pid) != init);
+        let file = match &facts.compose {
+            Some(compose) => match compose.says {
+                Says::Limit { value, .. } => u64::try_from(value).ok().filter(|limit| *limit > 0),
+                Says::Nothing { .. }
+                | Says::Invalid { .. }
+                | Says::Unknown { .. }
+                | Says::NotAsked => None,
+            },
+            None => None,
+        };
+        Self {
+            facts,
+            kernel: own.and_then(|own| own.max),
+            current: own.and_then(|own| own.current),
+            effective: facts.effective().map(|(_, limit)| limit),
+            stored: facts.container.as_ref().map(stored),
+            file,
+            moved_in,
+        }
+    }
+
+    /// What somebody wanted: the file first, for it is what the next container is made from.
+    pub fn declared(&self) -> Option<u64> {
+        self.file.or(self.stored_limit())
+    }
+
+    pub fn stored_limit(&self) -> Option<u64> {
+        match self.stored? {
+            Stored::Limit(limit) => Some(limit),
+            Stored::Null | Stored::Unlimited(_) => None,
+        }
+    }
+
+    pub fn own(&self) -> Option<&'a Level> {
+        self.facts.own()
+    }
+
+    pub fn container(&self) -> Option<&'a Container> {
+        self.facts.container.as_ref()
+    }
+
+    pub fn unit(&self) -> Option<&'a Unit> {
+        self.facts.unit.as_ref()
+    }
+
+    /// The file of the target's own cgroup, as the operator would read it.
+    pub fn file_of(&self, name: &str) -> String {
+        let path = self.own().map_or("", |own| own.path.as_str());
+        format!("{}/{name}", path.trim_end_matches('/'))
+    }
+
+    /// Tasks that can only have been born inside: a fork is checked against the limit, a move is not,
+    /// and only one task comes in by a move. More of them than the limit mean that it was not in force
+    /// when they were born (`pids_can_fork` in the kernel's `kernel/cgroup/pids.c`).
+    pub fn born_inside(&self) -> u64 {
+        let roots = u64::try_from(self.facts.roots().len()).unwrap_or(u64::MAX);
+        self.facts.threads().saturating_sub(roots)
+    }
+
+    /// The command by which the engine takes a limit at once, tells systemd where that is in charge,
+    /// and keeps it.
+    pub fn update_command(&self, limit: Option<u64>) -> String {
+        let name = &self.facts.target.name;
+        let engine = self.facts.engine.as_ref().map_or("docker", |engine| engine.kind.as_str());
+        let limit = limit.map_or_else(|| "N".to_owned(), |limit| limit.to_string());
+        format!("{engine} update --pids-limit {limit} {name}")
+    }
+}
+
+fn stored(container: &Container) -> Stored {
+    match container.pids_limit {
+        None => Stored::Null,
+        Some(limit) => match u64::try_from(limit) {
+            Ok(limit) if limit > 0 => Stored::Limit(limit),
+            _ => Stored::Unlimited(limit),
+        },
+    }
+}

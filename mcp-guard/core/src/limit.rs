@@ -1,0 +1,86 @@
+//! A number of tasks, or none: as `pids.max` has it.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+/// A limit as the kernel writes it: a number or "max". Serialised alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Limit {
+    Tasks(u64),
+    Max,
+}
+
+impl Limit {
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "max" => Some(Self::Max),
+            number => number.parse().ok().map(Self::Tasks),
+        }
+    }
+
+    /// None where there is no limit.
+    #[must_use]
+    pub fn tasks(self) -> Option<u64> {
+        match self {
+            Self::Tasks(tasks) => Some(tasks),
+            Self::Max => None,
+        }
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tasks(tasks) => write!(f, "{tasks}"),
+            Self::Max => f.write_str("max"),
+        }
+    }
+}
+
+impl Serialize for Limit {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Tasks(tasks) => serializer.serialize_u64(*tasks),
+            Self::Max => serializer.serialize_str("max"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Limit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Form {
+            Number(u64),
+            Word(String),
+        }
+        match Form::deserialize(deserializer)? {
+            Form::Number(tasks) => Ok(Self::Tasks(tasks)),
+            Form::Word(word) => Self::parse(&word)
+                .ok_or_else(|| D::Error::custom(format!("{word:?} is neither a number nor max"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_is_less_than_none() {
+        assert!(Limit::Tasks(u64::MAX) < Limit::Max);
+        assert_eq!(Limit::Tasks(25).min(Limit::Max).tasks(), Some(25));
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        for limit in [Limit::Tasks(25), Limit::Max] {
+            let text = serde_json::to_string(&limit).unwrap();
+            assert_eq!(serde_json::from_str::<Limit>(&text).unwrap(), limit);
+            assert_eq!(Limit::parse(&limit.to_string()), Some(limit));
+        }
+        assert!(serde_json::from_str::<Limit>("\"many\"").is_err());
+    }
+}
