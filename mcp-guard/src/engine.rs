@@ -3,6 +3,9 @@
 //! What an engine says is a hint: a container's cgroup is found from its first process and compared
 //! with the id. Only ids of 64 hex digits are ever sent to it, because bollard does not escape names.
 
+mod details;
+mod raw;
+
 use std::{
     collections::{BTreeMap, HashMap},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -18,6 +21,8 @@ use bollard::{
 use futures_util::StreamExt as _;
 use mcp_guard_core::{container::is_container_id, target::Candidate};
 use tokio::sync::mpsc;
+
+pub use details::{Details, Listed};
 
 /// Where Docker listens unless the operator says otherwise.
 pub const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
@@ -38,6 +43,8 @@ pub enum Error {
     Refused(#[from] bollard::errors::Error),
     #[error("Docker gives no container id for {0:?}")]
     BadId(String),
+    #[error("the engine at {socket}: {why}")]
+    Raw { socket: String, why: String },
 }
 
 /// A running container.

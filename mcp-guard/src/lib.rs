@@ -6,6 +6,7 @@
 //! executor  the one place that changes the host    audit     one line before, one after
 //! host      kernel, cgroups, processes, clock      engine    Docker
 //! control   the local socket (Varlink framing)     render    every human view
+//! snapshot  everything a diagnosis reads
 //! ```
 //!
 //! `host`, `engine`, `audit` and `control` never see each other.
@@ -18,3 +19,4 @@ pub mod engine;
 pub mod executor;
 pub mod host;
 pub mod render;
+pub mod snapshot;

@@ -1,8 +1,10 @@
 //! The command line: one small file per verb. stdout carries the answer alone, logs go to stderr.
 
 mod demo;
+mod diagnose;
 mod doctor;
 mod exit;
+mod explain;
 mod hands;
 mod out;
 mod replay;
@@ -89,6 +91,13 @@ enum Verb {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Why a PID limit does not hold, with evidence, and how to mend it.
+    Diagnose(diagnose::Arguments),
+    /// The long form of a finding: what it means, how it is proved, how to mend it by hand.
+    Explain {
+        /// MG-P001, P001 or 1; without one, the list of all.
+        code: Option<String>,
+    },
     /// What this host can do, and what is missing.
     Doctor {
         /// JSON instead of text.
@@ -134,6 +143,8 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Verb::Thaw { owned: true, .. } => hands::thaw_owned(&host),
         Verb::Thaw { target, .. } => hands::thaw(&host, &target.unwrap_or_default()),
         Verb::Kill { target, dry_run } => hands::kill(&host, &target, dry_run),
+        Verb::Diagnose(arguments) => diagnose::diagnose(&host, &arguments),
+        Verb::Explain { code } => explain::explain(code.as_deref()),
         Verb::Doctor { json } => doctor::doctor(&host, json),
         Verb::Demo => demo::demo(),
         Verb::Replay(arguments) => replay::replay(&arguments),

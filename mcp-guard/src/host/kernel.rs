@@ -103,7 +103,7 @@ mod tests {
 
     fn layout(root: &Path) -> Layout {
         let pids = Some(PidsTree { mount: root.to_owned(), v1: false });
-        Layout { kind: Kind::Unified, unified: Some(root.to_owned()), pids }
+        Layout { kind: Kind::Unified, unified: Some(root.to_owned()), pids, nsdelegate: None }
     }
 
     #[test]
@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn version_1_alone_is_not_enough() {
-        let legacy = Layout { kind: Kind::Legacy, unified: None, pids: None };
+        let legacy = Layout { kind: Kind::Legacy, unified: None, pids: None, nsdelegate: None };
         let error = check(&legacy).expect_err("nothing can be counted");
         assert!(error.to_string().contains("no cgroup version 2 tree"), "{error}");
     }

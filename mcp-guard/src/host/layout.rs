@@ -26,6 +26,8 @@ pub struct Layout {
     /// Mount point of the version 2 tree.
     pub unified: Option<PathBuf>,
     pub pids: Option<PidsTree>,
+    /// Whether the version 2 tree is mounted so that a cgroup namespace is a border of rights.
+    pub nsdelegate: Option<bool>,
 }
 
 /// The tree whose cgroups have `pids.max`.
@@ -61,11 +63,17 @@ impl Layout {
         let mut unified = None;
         let mut v1_pids = None;
         let mut any_v1 = false;
+        let mut nsdelegate = None;
         for line in mountinfo.split(|byte| *byte == b'\n') {
             let Some(mount) = Mount::parse(line) else { continue };
             match mount.kind {
                 // Of several mounts of one hierarchy the first is the host's usual place.
-                b"cgroup2" => unified = unified.or(Some(mount.point)),
+                b"cgroup2" if unified.is_none() => {
+                    nsdelegate = Some(
+                        mount.options.split(|byte| *byte == b',').any(|one| one == b"nsdelegate"),
+                    );
+                    unified = Some(mount.point);
+                }
                 b"cgroup" => {
                     any_v1 = true;
                     if mount.options.split(|byte| *byte == b',').any(|option| option == b"pids") {
@@ -88,7 +96,7 @@ impl Layout {
             }
             (None, _) => None,
         };
-        Self { kind, unified, pids }
+        Self { kind, unified, pids, nsdelegate }
     }
 }
 

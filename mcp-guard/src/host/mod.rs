@@ -2,7 +2,9 @@
 
 pub mod bpf;
 pub mod btf;
+pub mod census;
 pub mod cgroup;
+pub mod chain;
 pub mod clock;
 pub mod facts;
 pub mod kernel;

@@ -20,12 +20,14 @@ pub struct Process {
     dir: OwnedFd,
 }
 
-/// What stat says.
+/// What `/proc/PID/stat` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stat {
-    parent: u32,
+pub struct Stat {
+    pub parent: u32,
     /// Clock ticks since boot.
-    start: u64,
+    pub start: u64,
+    pub threads: u64,
+    pub zombie: bool,
     /// A zombie, or on its way out.
     ending: bool,
 }
@@ -69,6 +71,14 @@ impl Process {
         }
     }
 
+    /// The command line, NUL-separated, cut after so many bytes.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn argv(&self, limit: usize) -> io::Result<Vec<u8>> {
+        self.read("cmdline", limit)
+    }
+
     /// Start time in clock ticks; with the pid it names the process for good.
     ///
     /// # Errors
@@ -77,7 +87,9 @@ impl Process {
         Ok(self.stat()?.start)
     }
 
-    fn stat(&self) -> io::Result<Stat> {
+    /// # Errors
+    /// The process is gone.
+    pub fn stat(&self) -> io::Result<Stat> {
         let stat = self.read("stat", 4096)?;
         parse_stat(&stat).ok_or_else(|| io::Error::other("unreadable /proc stat line"))
     }
@@ -149,11 +161,14 @@ fn parse_stat(stat: &[u8]) -> Option<Stat> {
     let text = std::str::from_utf8(stat.get(after_name..)?).ok()?;
     let fields: Vec<&str> = text.split_whitespace().collect();
     let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
-    // Numbers of proc_pid_stat(5), less the two fields before: state 3, ppid 4, flags 9, start 22.
+    // Numbers of proc_pid_stat(5), less the two fields before: state 3, ppid 4, flags 9, threads 20,
+    // start 22.
     let zombie = matches!(*fields.first()?, "Z" | "X" | "x");
     Some(Stat {
         parent: u32::try_from(number(1)?).ok()?,
         start: number(19)?,
+        threads: number(17)?,
+        zombie,
         ending: zombie || number(6)? & PF_EXITING != 0,
     })
 }
@@ -165,7 +180,8 @@ mod tests {
     #[test]
     fn a_name_cannot_forge_the_fields_behind_it() {
         let stat = b"42 (a) R 1 2) S 7 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 9912 0 0\n";
-        assert_eq!(parse_stat(stat), Some(Stat { parent: 7, start: 9912, ending: false }));
+        let expected = Stat { parent: 7, start: 9912, threads: 1, zombie: false, ending: false };
+        assert_eq!(parse_stat(stat), Some(expected));
         let zombie = b"42 (x) Z 7 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 9912 0 0\n";
         assert!(parse_stat(zombie).is_some_and(|stat| stat.ending));
         let exiting = b"42 (x) R 7 1 1 0 -1 4194564 1 2 3 4 5 6 7 8 20 0 1 0 9912 0 0\n";

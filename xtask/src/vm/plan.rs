@@ -58,6 +58,9 @@ fn reason_against(image: &Image, extent: Extent, test: &Test) -> Option<&'static
         _ if program == "host_clamp" => {
             Some("needs node, which guests have in their containers alone; the host tier has it")
         }
+        _ if program == "docker_diagnose" => {
+            Some("causes of a host without systemd: the docker tier has them")
+        }
         _ if program == "docker_exec" => {
             Some("it compares with bpftrace, which loses an event now and then under emulation")
         }

@@ -1,9 +1,12 @@
 //! Every human view. JSON is each type's own serde.
 
+mod report;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use mcp_guard_core::{rates::PerSecond, status::IdentityStatus};
 
+pub use self::report::{report, table};
 use crate::control::wire::{Status, WatchedStatus};
 
 #[must_use]

@@ -1,0 +1,216 @@
+//! All processes of the host, read once: who is in which cgroup, in which pid namespace, whose child.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+};
+
+use mcp_guard_core::{container::container_in, diagnose::facts, escape::escape};
+
+use super::process::Process;
+
+/// Bytes and words of a command line that are kept.
+const MAX_ARGV: usize = 1024;
+const MAX_WORDS: usize = 32;
+/// Bytes of a word, a name, a path.
+const MAX_WORD: usize = 256;
+
+/// One process.
+#[derive(Clone, Debug)]
+struct Row {
+    parent: u32,
+    start: u64,
+    threads: u64,
+    zombie: bool,
+    /// Inode of `ns/pid`; None where it may not be read, and of a zombie.
+    pid_ns: Option<u64>,
+    /// In the hierarchy with the pids controller.
+    cgroup: String,
+}
+
+pub struct Census {
+    rows: BTreeMap<u32, Row>,
+    /// Processes whose namespace could not be read.
+    pub hidden: usize,
+}
+
+impl Census {
+    /// `v1`: the pids controller is in a hierarchy of its own.
+    ///
+    /// # Errors
+    /// `/proc` cannot be listed.
+    pub fn take(v1: bool) -> io::Result<Self> {
+        let mut rows = BTreeMap::new();
+        let mut hidden = 0;
+        for entry in fs::read_dir("/proc")?.flatten() {
+            let name = entry.file_name();
+            let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+            // Gone meanwhile is no error.
+            let Some(row) = row(pid, v1) else { continue };
+            hidden += usize::from(row.pid_ns.is_none() && !row.zombie);
+            rows.insert(pid, row);
+        }
+        Ok(Self { rows, hidden })
+    }
+
+    /// Processes in a cgroup and below it, without zombies.
+    #[must_use]
+    pub fn members(&self, cgroup: &str) -> Vec<facts::Process> {
+        let inside = |row: &Row| !row.zombie && is_in(&row.cgroup, cgroup);
+        self.rows.iter().filter(|(_, row)| inside(row)).map(|(pid, row)| shown(*pid, row)).collect()
+    }
+
+    /// Zombies whose parent is one of these, wherever they say they are: a version 1 hierarchy puts
+    /// every zombie at its root (`proc_cgroup_show` in the kernel).
+    #[must_use]
+    pub fn zombies_of(&self, parents: &[facts::Process]) -> Vec<facts::Process> {
+        let parents: BTreeSet<u32> = parents.iter().map(|process| process.pid).collect();
+        let dead = |row: &Row| row.zombie && parents.contains(&row.parent);
+        self.rows.iter().filter(|(_, row)| dead(row)).map(|(pid, row)| shown(*pid, row)).collect()
+    }
+
+    /// Processes in the pid namespace of `init` that are outside of a cgroup, without zombies. None where that
+    /// namespace is the host's own, or not known.
+    #[must_use]
+    pub fn aliens(&self, init: u32, cgroup: &str) -> Option<Vec<facts::Process>> {
+        let namespace = self.pid_ns(init)?;
+        if Some(namespace) == self.pid_ns(std::process::id()) {
+            return None;
+        }
+        let outside =
+            |row: &Row| row.pid_ns == Some(namespace) && !row.zombie && !is_in(&row.cgroup, cgroup);
+        let found = self.rows.iter().filter(|(_, row)| outside(row));
+        Some(found.map(|(pid, row)| shown(*pid, row)).collect())
+    }
+
+    /// Tasks in the pid namespace of a process, where that is another than the host's.
+    #[must_use]
+    pub fn tasks_in_namespace_of(&self, pid: u32) -> Option<u64> {
+        let namespace = self.pid_ns(pid)?;
+        if Some(namespace) == self.pid_ns(std::process::id()) {
+            return None;
+        }
+        let inside = self.rows.values().filter(|row| row.pid_ns == Some(namespace));
+        Some(inside.map(|row| row.threads).sum())
+    }
+
+    /// Where a process is.
+    #[must_use]
+    pub fn cgroup_of(&self, pid: u32) -> Option<&str> {
+        self.rows.get(&pid).map(|row| row.cgroup.as_str())
+    }
+
+    /// The own cgroups of all containers that have a process, by id.
+    #[must_use]
+    pub fn containers(&self) -> BTreeMap<&str, &str> {
+        let found = self.rows.values().filter_map(|row| container_in(&row.cgroup));
+        found.map(|found| (found.id, found.path)).collect()
+    }
+
+    fn pid_ns(&self, pid: u32) -> Option<u64> {
+        self.rows.get(&pid)?.pid_ns
+    }
+}
+
+fn is_in(path: &str, cgroup: &str) -> bool {
+    let cgroup = cgroup.trim_end_matches('/');
+    path.strip_prefix(cgroup).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+fn row(pid: u32, v1: bool) -> Option<Row> {
+    let process = Process::open(pid).ok()?;
+    let stat = process.stat().ok()?;
+    let places = process.cgroup().ok()?;
+    let namespace = fs::metadata(format!("/proc/{pid}/ns/pid")).map(|meta| meta.ino());
+    Some(Row {
+        parent: stat.parent,
+        start: stat.start,
+        threads: stat.threads,
+        zombie: stat.zombie,
+        pid_ns: namespace.ok(),
+        cgroup: escape(pids_path(&places, v1)?, MAX_WORD * 4),
+    })
+}
+
+/// The line of the hierarchy that has the pids controller.
+fn pids_path(places: &[u8], v1: bool) -> Option<&[u8]> {
+    places.split(|byte| *byte == b'\n').find_map(|line| {
+        let mut fields = line.splitn(3, |byte| *byte == b':');
+        let (number, controllers) = (fields.next()?, fields.next()?);
+        let wanted = if v1 {
+            controllers.split(|byte| *byte == b',').any(|name| name == b"pids")
+        } else {
+            number == b"0"
+        };
+        wanted.then(|| fields.next()).flatten()
+    })
+}
+
+fn shown(pid: u32, row: &Row) -> facts::Process {
+    let process = Process::open(pid);
+    let comm = process.as_ref().ok().and_then(|process| process.comm().ok()).unwrap_or_default();
+    let argv = process.as_ref().ok().and_then(|process| process.argv(MAX_ARGV).ok());
+    let argv = argv.unwrap_or_default();
+    let words = argv.split(|byte| *byte == 0).filter(|word| !word.is_empty());
+    facts::Process {
+        pid,
+        parent: row.parent,
+        start: row.start,
+        threads: row.threads,
+        comm: escape(&comm, MAX_WORD),
+        argv: words.take(MAX_WORDS).map(|word| escape(word, MAX_WORD)).collect(),
+        cgroup: row.cgroup.clone(),
+    }
+}
+
+/// Tasks on the whole host, the fourth field of `/proc/loadavg`: `running/all`.
+#[must_use]
+pub fn host_tasks() -> Option<u64> {
+    let text = fs::read_to_string("/proc/loadavg").ok()?;
+    text.split(' ').nth(3)?.split('/').nth(1)?.parse().ok()
+}
+
+/// `pid_max` as a process sees it: since Linux 6.14 each pid namespace has its own, and the sysctl
+/// answers for the namespace of whoever asks.
+#[must_use]
+pub fn pid_max_in_namespace_of(pid: u32) -> Option<u64> {
+    let mut nsenter = std::process::Command::new("nsenter");
+    nsenter.args(["--target", &pid.to_string(), "--pid", "--"]);
+    let output = nsenter.args(["cat", "/proc/sys/kernel/pid_max"]).output().ok()?;
+    std::str::from_utf8(&output.stdout).ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_inside_by_whole_parts() {
+        assert!(is_in("/docker/a", "/docker/a") && is_in("/docker/a/b", "/docker/a"));
+        assert!(!is_in("/docker/ab", "/docker/a") && !is_in("/docker", "/docker/a"));
+        assert!(is_in("/docker", "/"));
+    }
+
+    #[test]
+    fn the_line_of_the_pids_controller_is_found() {
+        let places = b"3:pids,misc:/a\n2:name=pids:/b\n0::/c\n";
+        assert_eq!(pids_path(places, true), Some(&b"/a"[..]));
+        assert_eq!(pids_path(places, false), Some(&b"/c"[..]));
+        assert_eq!(pids_path(b"0::/c", true), None);
+    }
+
+    #[test]
+    fn we_are_in_the_census() {
+        let layout = crate::host::layout::Layout::read().unwrap();
+        let v1 = layout.pids.is_some_and(|tree| tree.v1);
+        let census = Census::take(v1).unwrap();
+        let me = std::process::id();
+        let own = census.cgroup_of(me).unwrap().to_owned();
+        let members = census.members(&own);
+        let found = members.iter().find(|process| process.pid == me).unwrap();
+        assert!(found.threads >= 1 && !found.argv.is_empty());
+        assert_eq!(census.aliens(me, &own).map(|all| all.len()), None, "our own namespace");
+        assert!(host_tasks().unwrap() > 0);
+    }
+}

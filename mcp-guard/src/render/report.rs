@@ -1,0 +1,196 @@
+//! A diagnosis as text of 80 columns.
+
+use mcp_guard_core::diagnose::{
+    code::Severity,
+    report::{Certainty, Finding, Report, Verdict},
+};
+
+const COLUMNS: usize = 80;
+
+/// Code, verdict, evidence, help: the worst first.
+#[must_use]
+pub fn report(report: &Report, colour: bool) -> String {
+    let paint = Paint(colour);
+    let mut text = format!("{} {}\n", report.target.kind, paint.bold(&report.target.name));
+    text += &wrapped("  ", &verdict(report));
+    for finding in &report.findings {
+        text += &one(finding, paint);
+    }
+    for fine in &report.ok {
+        text += &format!("\n{} {}\n", paint.of("ok", "32"), fine.code);
+        text += &wrapped("  ", &fine.title);
+    }
+    text += "\nwhere the limit is kept\n";
+    for place in &report.places {
+        let mark = if place.breaks { "  <- breaks here" } else { "" };
+        text += &format!("  {:<14} {:<10} {}{mark}\n", place.place, place.value, place.r#where);
+    }
+    text += &charged(report);
+    for note in &report.notes {
+        text += &wrapped("note: ", note);
+    }
+    for unread in &report.unreadable {
+        text += &wrapped("not read: ", &format!("{}: {}", unread.what, unread.why));
+    }
+    text
+}
+
+/// One line per target.
+#[must_use]
+pub fn table(reports: &[Report]) -> String {
+    if reports.is_empty() {
+        return "no container runs\n".to_owned();
+    }
+    let mut text = format!(
+        "{:<32} {:<13} {:>7} {:>7}  {}\n",
+        "TARGET", "VERDICT", "LIMIT", "TASKS", "FIRST FINDING"
+    );
+    for report in reports {
+        let first = report.findings.first();
+        let first = first
+            .map_or_else(|| "-".to_owned(), |one| format!("{} {}", one.code, one.code.title()));
+        let number =
+            |limit: Option<u64>| limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
+        let tasks = report.charged.tasks.map_or_else(|| "?".to_owned(), |tasks| tasks.to_string());
+        text += &format!(
+            "{:<32} {:<13} {:>7} {:>7}  {}\n",
+            cut(&report.target.name, 32),
+            word(report.verdict),
+            number(report.effective_limit),
+            tasks,
+            first
+        );
+    }
+    text
+}
+
+fn verdict(report: &Report) -> String {
+    let limit =
+        |limit: Option<u64>| limit.map_or_else(|| "no limit".to_owned(), |limit| limit.to_string());
+    format!(
+        "{}: declared {}, in force {}",
+        word(report.verdict),
+        limit(report.declared),
+        limit(report.effective_limit)
+    )
+}
+
+fn word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Enforced => "enforced",
+        Verdict::NotEnforced => "not enforced",
+        Verdict::Exceeded => "exceeded",
+        Verdict::Unknown => "unknown",
+    }
+}
+
+fn one(finding: &Finding, paint: Paint) -> String {
+    let colour = match finding.severity {
+        Severity::Critical => "1;31",
+        Severity::High => "31",
+        Severity::Medium => "33",
+        Severity::Info => "36",
+    };
+    let certainty = match finding.certainty {
+        Certainty::Proved => "",
+        Certainty::Possible => ", possible",
+    };
+    let head = paint.of(&format!("{}[{}{certainty}]", finding.severity, finding.code), colour);
+    let mut text = format!("\n{head}\n");
+    text += &wrapped("  ", &finding.title);
+    for evidence in &finding.evidence {
+        text += &wrapped(
+            "  | ",
+            &format!("{}: {} ({})", evidence.what, evidence.value, evidence.r#where),
+        );
+    }
+    for not in &finding.ruled_out {
+        text += &wrapped("  = not ", not);
+    }
+    let repair = &finding.repair;
+    text += &wrapped("  = help: ", &format!("{} (owner: {})", repair.command, repair.owner));
+    if !repair.survives.is_empty() {
+        text += &wrapped("  = lasts over: ", &repair.survives.join(", "));
+    }
+    text
+}
+
+fn charged(report: &Report) -> String {
+    let charged = &report.charged;
+    let tasks = charged.tasks.map_or_else(|| "?".to_owned(), |tasks| tasks.to_string());
+    let mut text = format!(
+        "\nwhat counts: {tasks} tasks; {} processes, {} zombies, {} moved in, {} seen elsewhere\n",
+        charged.processes, charged.zombies, charged.moved_in, charged.aliens
+    );
+    if let Some(sizing) = &report.sizing {
+        let packages: Vec<String> =
+            sizing.by_package.iter().map(|(name, count)| format!("{count} {name}")).collect();
+        let fit = match sizing.servers_that_fit {
+            Some(fit) => format!("; the declared limit holds {fit}"),
+            None => String::new(),
+        };
+        let line = format!(
+            "servers: {} ({}), up to {} tasks each{fit}; these need a limit of {}, and {} of them {}",
+            sizing.servers,
+            packages.join(", "),
+            sizing.tasks_per_server,
+            sizing.limit_now,
+            sizing.servers * 2,
+            sizing.limit_for(sizing.servers * 2)
+        );
+        text += &wrapped("", &line);
+    }
+    text
+}
+
+/// Lines of at most 80 columns; the second and later ones are indented as the first.
+fn wrapped(indent: &str, text: &str) -> String {
+    let mut lines = String::new();
+    let mut line = indent.to_owned();
+    let blank = " ".repeat(indent.chars().count());
+    let mut empty = true;
+    for word in text.split_whitespace() {
+        if !empty && line.chars().count() + 1 + word.chars().count() > COLUMNS {
+            lines += &format!("{line}\n");
+            line.clone_from(&blank);
+            empty = true;
+        }
+        if !empty {
+            line.push(' ');
+        }
+        line += word;
+        empty = false;
+    }
+    lines + &format!("{line}\n")
+}
+
+fn cut(text: &str, limit: usize) -> String {
+    text.chars().take(limit).collect()
+}
+
+/// Colour where a person looks.
+#[derive(Clone, Copy)]
+struct Paint(bool);
+
+impl Paint {
+    fn of(self, text: &str, code: &str) -> String {
+        if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    fn bold(self, text: &str) -> String {
+        self.of(text, "1")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_text_is_broken_at_words() {
+        let text = wrapped("  | ", &"word ".repeat(40));
+        assert!(text.lines().all(|line| line.len() <= COLUMNS), "{text}");
+        assert!(text.lines().skip(1).all(|line| line.starts_with("    word")));
+        assert_eq!(wrapped("a: ", &"x".repeat(100)).lines().count(), 1, "a word is never cut");
+    }
+}

@@ -1,0 +1,431 @@
+//! Causes made for real in Docker, each named first, beside its look-alike.
+
+#![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
+
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use mcp_guard_core::diagnose::{
+    code::Code,
+    report::{Certainty, Report, Verdict},
+};
+use mcp_guard_tests::{
+    cgroup::FixtureCgroup,
+    docker::{Container, busybox_image, output, socket, wait_until, without_agent},
+};
+
+const SLEEP: [&str; 2] = ["sleep", "600"];
+
+fn sleeper(what: &str, options: &[&str]) -> Container {
+    Container::run(what, &busybox_image().unwrap(), options, &SLEEP).unwrap()
+}
+
+/// What `diagnose --json` says, with the exit code that goes with it.
+#[track_caller]
+fn diagnose(container: &Container) -> Report {
+    let folder = tempfile::tempdir().unwrap();
+    let done = without_agent(folder.path(), &["diagnose", "--json", &container.name]).unwrap();
+    let said = String::from_utf8_lossy(&done.stderr);
+    let report: Report = serde_json::from_slice(&done.stdout).unwrap_or_else(|_| panic!("{said}"));
+    let expected = i32::from(!report.findings.is_empty());
+    assert_eq!(done.status.code(), Some(expected), "{said}");
+    report
+}
+
+#[track_caller]
+fn first(container: &Container, code: Code) -> Report {
+    let report = diagnose(container);
+    let found = report.findings.first().map(|finding| finding.code);
+    assert_eq!(found, Some(code), "{:#?}", report.findings);
+    report
+}
+
+#[track_caller]
+fn fine(container: &Container, code: Code) -> Report {
+    let report = diagnose(container);
+    assert!(report.findings.is_empty(), "{:#?}", report.findings);
+    assert_eq!(report.ok.first().map(|fine| fine.code), Some(code), "{:#?}", report.ok);
+    report
+}
+
+fn update(container: &Container, limit: i64) {
+    // The command line never sends 0, so the API is asked as it is.
+    let body = format!("{{\"PidsLimit\":{limit}}}");
+    post(&format!("/v1.41/containers/{}/update", container.id), &body);
+}
+
+/// One request to the engine; its answer.
+fn post(path: &str, body: &str) -> String {
+    use std::{io::Read as _, io::Write as _, os::unix::net::UnixStream};
+    let mut stream = UnixStream::connect(socket().unwrap()).unwrap();
+    let head = format!(
+        "POST {path} HTTP/1.0\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.0 200"), "{answer}");
+    answer
+}
+
+/// A container with the labels that compose leaves, and a project folder for its file.
+struct Project {
+    folder: tempfile::TempDir,
+}
+
+impl Project {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn write(&self, limit: u64) {
+        let text = format!("services:\n  web:\n    image: x\n    pids_limit: {limit}\n");
+        fs::write(self.file(), text).unwrap();
+    }
+
+    fn file(&self) -> std::path::PathBuf {
+        self.folder.path().join("compose.yml")
+    }
+
+    fn run(&self, what: &str, options: &[&str]) -> Container {
+        let label = |name: &str, value: &str| format!("com.docker.compose.{name}={value}");
+        let labels = [
+            label("project", "shop"),
+            label("service", "web"),
+            label("version", "2.26.1"),
+            label("project.working_dir", &self.folder.path().display().to_string()),
+            label("project.config_files", &self.file().display().to_string()),
+        ];
+        let labels: Vec<&str> = labels.iter().flat_map(|label| ["--label", label]).collect();
+        sleeper(what, &[&labels, options].concat())
+    }
+}
+
+/// The clock of a file system and of an engine have a granularity: waits until a second has passed.
+fn a_second_later(container: &Container) {
+    let created = output(&["inspect", "--format", "{{.Created}}", &container.name]).unwrap();
+    let second = created.get(..19).unwrap().to_owned();
+    wait_until("a second has passed", || {
+        let now = Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%S"]).output()?;
+        Ok(String::from_utf8(now.stdout)?.trim() > second.as_str())
+    })
+    .unwrap();
+}
+
+#[test]
+fn p001_the_limit_came_into_the_file_after_the_container() {
+    let project = Project::new();
+    let container = project.run("p001", &[]);
+    a_second_later(&container);
+    project.write(25);
+    let report = first(&container, Code::NotRecreated);
+    assert_eq!((report.declared, report.effective_limit), (Some(25), None));
+    assert_eq!(report.findings[0].certainty, Certainty::Proved);
+    assert_eq!(report.verdict, Verdict::NotEnforced);
+    let place = &report.findings[0].evidence[0];
+    assert!(
+        place.r#where.ends_with("compose.yml:4") && place.value == "pids_limit: 25",
+        "{place:?}"
+    );
+    assert_eq!(report.places.iter().filter(|place| place.breaks).count(), 1);
+}
+
+#[test]
+fn p007_somebody_updated_it_behind_the_file() {
+    let project = Project::new();
+    project.write(25);
+    let container = project.run("p007", &["--pids-limit", "25"]);
+    fine(&container, Code::Enforced);
+    update(&container, 500);
+    let report = first(&container, Code::Drift);
+    assert_eq!((report.declared, report.effective_limit), (Some(25), Some(500)));
+    // A file that changed afterwards is another cause.
+    a_second_later(&container);
+    project.write(25);
+    first(&container, Code::NotRecreated);
+}
+
+#[test]
+fn p005_null_and_zero_are_told_apart() {
+    let container = sleeper("p005", &["--pids-limit", "-1"]);
+    let made = first(&container, Code::ExplicitUnlimited).findings[0].title.clone();
+    update(&container, 25);
+    fine(&container, Code::Enforced);
+    update(&container, 0);
+    let updated = first(&container, Code::ExplicitUnlimited).findings[0].title.clone();
+    assert!(made.contains("null") && updated.contains("update"), "{made} / {updated}");
+}
+
+#[test]
+fn p008_an_older_api_takes_the_update_and_does_nothing() {
+    let container = sleeper("p008", &["--pids-limit", "25"]);
+    post(&format!("/v1.39/containers/{}/update", container.id), "{\"PidsLimit\":40}");
+    fine(&container, Code::Enforced);
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = mcp_guard_tests::agent::command(folder.path(), &socket().unwrap()).unwrap();
+    command.env("DOCKER_API_VERSION", "1.39").args(["diagnose", "--json", &container.name]);
+    let report: Report = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
+    assert_eq!(report.findings[0].code, Code::ApiTooOld);
+}
+
+#[test]
+fn p009_another_container_of_the_image_has_no_limit() {
+    let limited = sleeper("p009", &["--pids-limit", "25"]);
+    let others = limited.inspect(".Config.Image").unwrap();
+    let twin = Container::run("p009-other", &others, &["--pids-limit", "30"], &SLEEP).unwrap();
+    fine(&limited, Code::Enforced);
+    drop(twin);
+    let twin = Container::run("p009-other", &others, &[], &SLEEP).unwrap();
+    let report = first(&limited, Code::OtherContainers);
+    let named = report.findings[0].evidence.iter().any(|one| one.r#where.contains(&twin.name));
+    assert!(named, "{:#?}", report.findings[0].evidence);
+}
+
+#[test]
+fn p031_somebody_wrote_pids_max() {
+    let container = sleeper("p031", &["--pids-limit", "25"]);
+    let place = container.cgroup().unwrap();
+    fs::write(place.pids.join("pids.max"), "max").unwrap();
+    let report = first(&container, Code::RawWrite);
+    assert_eq!((report.declared, report.effective_limit), (Some(25), None));
+    update(&container, 25);
+    fine(&container, Code::Enforced);
+}
+
+#[test]
+fn p040_docker_exec_and_p041_a_move_and_p042_a_lower_limit() {
+    let container = sleeper("p040", &["--pids-limit", "5"]);
+    for _ in 0..12 {
+        output(&["exec", "--detach", &container.name, "sleep", "600"]).unwrap();
+    }
+    let all_in =
+        || Ok(fs::read_to_string(container.cgroup()?.pids.join("pids.current"))?.trim() == "13");
+    wait_until("all have come in", all_in).unwrap();
+    let report = first(&container, Code::ExecMigration);
+    assert_eq!((report.verdict, report.charged.moved_in), (Verdict::Exceeded, 12));
+
+    let container = sleeper("p041", &["--pids-limit", "5"]);
+    let place = container.cgroup().unwrap();
+    let moved: Vec<Ended> = (0..8).map(|_| Ended::moved_into(&place.pids)).collect();
+    assert_eq!(first(&container, Code::ExternalMigration).charged.moved_in, 8);
+    drop(moved);
+
+    let program = ["sh", "-c", "for i in 1 2 3 4 5 6 7 8; do sleep 600 & done; wait"];
+    let options = ["--pids-limit", "50"];
+    let container = Container::run("p042", &busybox_image().unwrap(), &options, &program).unwrap();
+    wait_until("all run", || Ok(container.top()?.len() == 9)).unwrap();
+    update(&container, 5);
+    let report = first(&container, Code::LoweredBelow);
+    assert_eq!((report.charged.moved_in, report.charged.tasks), (0, Some(9)));
+}
+
+/// A process of this host. Ended when dropped.
+struct Ended(Child);
+
+impl Ended {
+    /// A sleep, moved into a cgroup of the pids hierarchy.
+    fn moved_into(dir: &Path) -> Self {
+        let child = Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap();
+        fs::write(dir.join("cgroup.procs"), child.id().to_string()).unwrap();
+        Self(child)
+    }
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn p050_entered_by_nsenter_or_a_shared_namespace() {
+    let container = sleeper("p050", &["--pids-limit", "25"]);
+    let init = container.init().unwrap().to_string();
+    let mut nsenter = Command::new("nsenter");
+    // What has entered ends with the nsenter that started it.
+    nsenter.args(["--target", &init, "--pid", "--"]);
+    nsenter.args(["setpriv", "--pdeathsig", "KILL", "sleep", "600"]);
+    let entered = Ended(nsenter.stdin(Stdio::null()).spawn().unwrap());
+    wait_until("it has entered", || Ok(diagnose(&container).charged.aliens > 0)).unwrap();
+    let report = first(&container, Code::PidNamespace);
+    assert!(report.findings[0].title.contains("entered"), "{}", report.findings[0].title);
+    drop(entered);
+    wait_until("it is gone", || Ok(diagnose(&container).charged.aliens == 0)).unwrap();
+    let shared = format!("container:{}", container.name);
+    let other = sleeper("p050-shared", &["--pids-limit", "25", "--pid", &shared]);
+    let report = first(&container, Code::PidNamespace);
+    assert!(report.findings[0].title.contains(&other.id[..12]), "{}", report.findings[0].title);
+}
+
+#[test]
+fn p060_threads_and_p090_nothing_wrong() {
+    fine(&sleeper("p090", &["--pids-limit", "25"]), Code::Enforced);
+    let node = mcp_guard_tests::docker::node_image().unwrap();
+    let options = ["--pids-limit", "40"];
+    let program = ["node", "-e", "setInterval(() => {}, 1e9)"];
+    let container = Container::run("p060", &node, &options, &program).unwrap();
+    wait_until("node has its threads", || Ok(diagnose(&container).charged.tasks > Some(5)))
+        .unwrap();
+    let report = fine(&container, Code::Threads);
+    assert_eq!(report.ok.last().map(|fine| fine.code), Some(Code::Enforced));
+}
+
+#[test]
+fn p061_the_dead_that_nobody_reaps() {
+    // A shell that became sleep does not wait for what the shell started.
+    let program = ["sh", "-c", "for i in 1 2 3 4 5 6; do (exit 0) & done; exec sleep 600"];
+    let options = ["--pids-limit", "25"];
+    let container = Container::run("p061", &busybox_image().unwrap(), &options, &program).unwrap();
+    wait_until("they are dead", || Ok(diagnose(&container).charged.zombies == 6)).unwrap();
+    let report = first(&container, Code::Zombies);
+    assert_eq!((report.charged.processes, report.charged.tasks), (1, Some(7)));
+}
+
+#[test]
+fn p070_a_limit_above() {
+    let parent = FixtureCgroup::new("parent").unwrap();
+    let _everywhere = Everywhere(parent.path().to_owned());
+    parent.set_pids_max(15).unwrap();
+    let above = ["--cgroup-parent", parent.path(), "--pids-limit", "25"];
+    let container = sleeper("p070", &above);
+    let report = first(&container, Code::AncestorLimit);
+    assert_eq!((report.declared, report.effective_limit), (Some(25), Some(15)));
+    parent.set_pids_max(25).unwrap();
+    fine(&container, Code::Enforced);
+}
+
+/// The engine makes a parent of that path in each hierarchy of a hybrid host, and leaves it there.
+/// Removed when dropped, after the container.
+struct Everywhere(String);
+
+impl Drop for Everywhere {
+    fn drop(&mut self) {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        for mount in mounts.lines().filter(|line| line.contains(" - cgroup")) {
+            if let Some(point) = mount.split(' ').nth(4) {
+                // Not every hierarchy has one.
+                let _ = fs::remove_dir(format!("{point}{}", self.0));
+            }
+        }
+    }
+}
+
+#[test]
+fn p071_a_limit_of_another_kind() {
+    let container = sleeper("p071", &["--ulimit", "nproc=25"]);
+    let report = first(&container, Code::WrongLayer);
+    assert!(report.findings[0].title.contains("nproc=25"));
+}
+
+#[test]
+fn two_causes_at_once_stand_in_their_order() {
+    let project = Project::new();
+    let container = project.run("pair", &[]);
+    a_second_later(&container);
+    project.write(25);
+    let program = "for i in 1 2 3; do (exit 0) & done; exec sleep 600";
+    output(&["exec", "--detach", &container.name, "sh", "-c", program]).unwrap();
+    wait_until("they are dead", || Ok(diagnose(&container).charged.zombies == 3)).unwrap();
+    let report = first(&container, Code::NotRecreated);
+    let codes: Vec<Code> = report.findings.iter().map(|finding| finding.code).collect();
+    assert_eq!(codes, [Code::NotRecreated, Code::Zombies]);
+}
+
+#[test]
+fn files_that_labels_name_are_read_only_where_that_is_safe() {
+    let project = Project::new();
+    let says = |container: &Container| {
+        let report = diagnose(container);
+        let text = serde_json::to_string(&report).unwrap();
+        assert!(!text.contains("root:"), "{text}");
+        report.findings[0].title.clone()
+    };
+    // A link to a file with secrets.
+    symlink("/etc/shadow", project.file()).unwrap();
+    let container = project.run("hostile", &[]);
+    assert!(says(&container).contains("not read"), "a link");
+    fs::remove_file(project.file()).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        project.file(),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR,
+        0,
+    )
+    .unwrap();
+    assert!(says(&container).contains("no regular file"), "a pipe that nobody writes");
+    fs::remove_file(project.file()).unwrap();
+    fs::write(project.file(), " ".repeat(10 << 20)).unwrap();
+    assert!(says(&container).contains("larger than"), "ten megabytes");
+    fs::remove_file(project.file()).unwrap();
+    project.write(25);
+    let inside = format!("{}:/p", project.folder.path().display());
+    let writer = sleeper("writer", &["--volume", &inside]);
+    assert!(says(&container).contains("containers can write to"), "a volume");
+    drop(writer);
+    let label = "com.docker.compose.project.config_files=/etc/shadow";
+    let shadow = sleeper(
+        "shadow",
+        &[
+            "--label",
+            "com.docker.compose.project=p",
+            "--label",
+            "com.docker.compose.service=web",
+            "--label",
+            label,
+        ],
+    );
+    assert!(says(&shadow).contains("not read"), "a file that is no compose file");
+}
+
+#[test]
+fn a_saved_snapshot_says_the_same_elsewhere() {
+    let container = sleeper("saved", &["--pids-limit", "25"]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("facts.json");
+    let file = file.to_str().unwrap();
+    let words = ["diagnose", "--json", &container.name, "--save", file];
+    let here = without_agent(folder.path(), &words).unwrap();
+    assert!(here.status.success());
+    drop(container);
+    let there = without_agent(folder.path(), &["diagnose", "--json", "--facts", file]).unwrap();
+    assert_eq!(here.stdout, there.stdout);
+    let bad = folder.path().join("bad.json");
+    fs::write(&bad, "{\"schema\": 99}").unwrap();
+    let words = ["diagnose", "--facts", bad.to_str().unwrap()];
+    assert_eq!(without_agent(folder.path(), &words).unwrap().status.code(), Some(65));
+}
+
+#[test]
+fn hostile_command_lines_are_escaped() {
+    let container = sleeper("escape", &["--pids-limit", "1"]);
+    // Comes in by exec, so it is shown; and stays without a fork of its own.
+    let stop = ["sh", "-c", "kill -STOP $$", "\x1b[31m\n$(reboot)"];
+    output(&[&["exec", "--detach", &container.name], &stop[..]].concat()).unwrap();
+    wait_until("it is there", || Ok(diagnose(&container).charged.moved_in == 1)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let done = without_agent(folder.path(), &["diagnose", &container.name]).unwrap();
+    let text = String::from_utf8(done.stdout).unwrap();
+    assert!(text.contains("[31m") && !text.contains('\x1b'), "{text}");
+    assert!(text.contains("MG-P040"), "{text}");
+}
+
+#[test]
+fn all_of_them_as_a_table_and_a_missing_one() {
+    let limited = sleeper("table", &["--pids-limit", "25"]);
+    let unlimited = sleeper("table", &[]);
+    let folder = tempfile::tempdir().unwrap();
+    let done = without_agent(folder.path(), &["diagnose", "--all"]).unwrap();
+    let text = String::from_utf8(done.stdout).unwrap();
+    assert_eq!(done.status.code(), Some(1), "{text}");
+    let row = |name: &str| text.lines().position(|line| line.starts_with(name)).unwrap();
+    assert!(row(&unlimited.name) < row(&limited.name), "the worst first: {text}");
+    let done = without_agent(folder.path(), &["diagnose", "nobody"]).unwrap();
+    assert_eq!(done.status.code(), Some(2));
+}
