@@ -82,10 +82,14 @@ impl Scene {
         assert_eq!(known, expected, "{AGAIN_RIGHT:?} after the storm");
     }
 
+    /// Less only by runs that the kernel left out and says so: none before Linux 7.
     fn counts_are_exact(&self) {
-        let status = self.agent.guard(self.cgroup.id()).unwrap().guard;
-        let totals = status.totals;
-        assert_eq!((totals.process_forks, totals.execs), (self.processes, self.execs));
+        let totals = self.agent.guard(self.cgroup.id()).unwrap().guard.totals;
+        let left_out = self.agent.status().unwrap().losses["recursion"];
+        let missing = |made: u64, counted: u64| made.checked_sub(counted).expect("counted twice");
+        let missing =
+            missing(self.processes, totals.process_forks) + missing(self.execs, totals.execs);
+        assert!(missing <= left_out, "{missing} missing, {left_out} told: {totals:?}");
         assert!(totals.dropped > 0, "the ring did not overflow");
     }
 }
@@ -98,7 +102,7 @@ fn totals_stay_exact_and_the_registry_comes_right_within_a_second() {
     }
     let losses = scene.agent.status().unwrap().losses;
     let last = losses["ring-full"];
-    assert!(last > 0 && losses["recursion"] == 0, "{losses:?}");
+    assert!(last > 0, "{losses:?}");
     let told = |record: &Record| match record {
         Record::Loss { cause, count } if cause == "ring-full" && *count == last => Some(()),
         _ => None,
