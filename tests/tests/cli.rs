@@ -7,7 +7,8 @@
 
 use std::{
     fs,
-    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    io::{Read as _, Write as _},
+    os::unix::{fs::PermissionsExt as _, net::UnixListener, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -284,4 +285,55 @@ fn doctor_answers_in_json() {
             assert!(detail.is_some_and(|detail| !detail.is_empty()), "{name}");
         }
     }
+}
+
+/// An engine that answers each question with the same bytes, or keeps silent.
+fn engine(scene: &Scene, answer: Option<&'static str>) -> PathBuf {
+    let socket = scene.0.path().join("engine.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    // Ends with the test's process; one that keeps silent holds its callers.
+    std::thread::spawn(move || {
+        let mut silent = Vec::new();
+        for mut stream in listener.incoming().flatten() {
+            match answer {
+                Some(answer) => {
+                    let _ = stream.read(&mut [0; 1024]);
+                    let _ = stream.write_all(answer.as_bytes());
+                }
+                None => silent.push(stream),
+            }
+        }
+    });
+    socket
+}
+
+#[test]
+fn an_engine_that_is_absent_silent_or_answers_nonsense_could_not() {
+    let cases = [
+        (Some("SSH-2.0-OpenSSH\r\n"), "no HTTP"),
+        (Some("HTTP/1.0 200 OK\r\n\r\n{\"a\":"), "no JSON"),
+        (Some("HTTP/1.0 500 Oh\r\n\r\n{}"), "status 500"),
+        (Some("HTTP/1.0 200 OK\r\n\r\n[1, {\"Id\": 7}]"), "no running container"),
+        (None, "no answer within 5s"),
+    ];
+    for (answer, why) in cases {
+        let scene = Scene::new();
+        let socket = engine(&scene, answer);
+        let mut diagnose = command(scene.0.path(), path(&socket)).unwrap();
+        assert_fails(&diagnose.args(["diagnose", "web"]).output().unwrap(), 2, why);
+    }
+    assert_fails(&Scene::new().cli(&["diagnose", "web"]), 2, "engine");
+}
+
+#[test]
+fn a_finding_is_explained_without_a_host() {
+    let scene = Scene::new();
+    for code in ["MG-P001", "p001", "1"] {
+        let done = scene.cli(&["explain", code]);
+        let text = String::from_utf8(done.stdout).unwrap();
+        assert!(text.starts_with("## MG-P001 ") && text.contains("docker compose up -d"), "{text}");
+    }
+    let list = String::from_utf8(scene.cli(&["explain"]).stdout).unwrap();
+    assert!(list.lines().count() > 40 && list.contains("MG-P042"), "{list}");
+    assert_fails(&scene.cli(&["explain", "P999"]), 64, "P999");
 }

@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    os::unix::fs::symlink,
+    os::unix::fs::{MetadataExt as _, symlink},
     path::Path,
     process::{Child, Command, Stdio},
 };
@@ -88,6 +88,17 @@ impl Project {
         fs::write(self.file(), text).unwrap();
     }
 
+    /// The same, in a later second than the container was made. File systems look at a coarser clock
+    /// than engines.
+    fn write_after(&self, container: &Container, limit: u64) {
+        let created = created(container);
+        wait_until("the file is younger", || {
+            self.write(limit);
+            Ok(fs::metadata(self.file())?.mtime() > created)
+        })
+        .unwrap();
+    }
+
     fn file(&self) -> std::path::PathBuf {
         self.folder.path().join("compose.yml")
     }
@@ -106,23 +117,18 @@ impl Project {
     }
 }
 
-/// The clock of a file system and of an engine have a granularity: waits until a second has passed.
-fn a_second_later(container: &Container) {
-    let created = output(&["inspect", "--format", "{{.Created}}", &container.name]).unwrap();
-    let second = created.get(..19).unwrap().to_owned();
-    wait_until("a second has passed", || {
-        let now = Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%S"]).output()?;
-        Ok(String::from_utf8(now.stdout)?.trim() > second.as_str())
-    })
-    .unwrap();
+/// Seconds since 1970 at which the engine says that it made a container.
+fn created(container: &Container) -> i64 {
+    let text = container.inspect(".Created").unwrap();
+    let date = Command::new("date").args(["-d", &text, "+%s"]).output().unwrap();
+    String::from_utf8(date.stdout).unwrap().trim().parse().unwrap()
 }
 
 #[test]
 fn p001_the_limit_came_into_the_file_after_the_container() {
     let project = Project::new();
     let container = project.run("p001", &[]);
-    a_second_later(&container);
-    project.write(25);
+    project.write_after(&container, 25);
     let report = first(&container, Code::NotRecreated);
     assert_eq!((report.declared, report.effective_limit), (Some(25), None));
     assert_eq!(report.findings[0].certainty, Certainty::Proved);
@@ -145,8 +151,7 @@ fn p007_somebody_updated_it_behind_the_file() {
     let report = first(&container, Code::Drift);
     assert_eq!((report.declared, report.effective_limit), (Some(25), Some(500)));
     // A file that changed afterwards is another cause.
-    a_second_later(&container);
-    project.write(25);
+    project.write_after(&container, 25);
     first(&container, Code::NotRecreated);
 }
 
@@ -327,8 +332,7 @@ fn p071_a_limit_of_another_kind() {
 fn two_causes_at_once_stand_in_their_order() {
     let project = Project::new();
     let container = project.run("pair", &[]);
-    a_second_later(&container);
-    project.write(25);
+    project.write_after(&container, 25);
     let program = "for i in 1 2 3; do (exit 0) & done; exec sleep 600";
     output(&["exec", "--detach", &container.name, "sh", "-c", program]).unwrap();
     wait_until("they are dead", || Ok(diagnose(&container).charged.zombies == 3)).unwrap();

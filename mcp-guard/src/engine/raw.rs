@@ -15,7 +15,7 @@ use super::Error;
 
 /// Of the API: 1.40 is the first in which an update of a limit works.
 const VERSION: &str = "v1.40";
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of an answer; an inspect of a container with a thousand labels is a tenth of it.
 const MAX_ANSWER: u64 = 4 << 20;
 

@@ -86,16 +86,21 @@ impl Snapshot {
     pub async fn container(&self, id: &str) -> Option<Facts> {
         let (engine, _) = self.engine.as_ref()?;
         let mut facts = self.shared();
+        let listed = self.running.iter().find(|one| one.id == id);
+        facts.target = Subject {
+            kind: "container".to_owned(),
+            name: listed.map_or(id, |one| one.name.as_str()).to_owned(),
+            id: Some(id.to_owned()),
+            cgroup: String::new(),
+        };
         let details = match engine.details(id).await {
             Ok(details) => details?,
             Err(error) => {
+                // Nothing is judged that the engine did not say.
                 facts.unreadable.push(unread("inspect", &error));
-                Details::default()
+                return Some(self.over(facts));
             }
         };
-        let name = details.container.name.clone();
-        facts.target =
-            Subject { kind: "container".into(), name, id: Some(id.into()), cgroup: String::new() };
         let init = details.container.init;
         self.place(&mut facts, init, id);
         facts.aliens = self.census.aliens(init, &facts.target.cgroup).unwrap_or_default();
