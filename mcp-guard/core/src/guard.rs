@@ -7,6 +7,7 @@ use mcp_guard_common::Totals;
 use crate::{
     Time,
     detect::{Finding, burst, duplicates, emergency::Aged, raw, sooner},
+    diagnose::sizing::room_for,
     effect::{Cause, Containment, Detector, Effect, End, GuardId, Outcome, Request},
     policy::{Mode, Policy, Respond, Response, Terms},
     rates::Rates,
@@ -19,8 +20,6 @@ const EPISODE_QUIET: Duration = Duration::from_secs(30);
 /// For so long after a clamp its effect on the processes inside is watched.
 const CLAMP_WATCH: Duration = Duration::from_secs(30);
 const SIGABRT: u32 = 6;
-/// Threads of libuv's pool.
-const POOL: u64 = 4;
 
 #[derive(Clone, Debug)]
 struct Episode {
@@ -292,17 +291,17 @@ impl Guard {
             response,
             mode,
             lease,
-            headroom: respond.clamp_headroom + self.pools(),
+            // Beside the tasks that the executor finds there.
+            headroom: room_for(0, self.servers(), respond.clamp_headroom),
             cause,
             decided: now,
         })
     }
 
-    /// The threads that servers may still want to make: node aborts where it cannot make its pool at
-    /// first use, so that a clamp leaves room for the pool of each live server.
-    fn pools(&self) -> u64 {
+    /// Live servers, all packages together.
+    fn servers(&self) -> u64 {
         let servers: usize = self.registry.identities().map(|(_, identity)| identity.live()).sum();
-        u64::try_from(servers).unwrap_or(u64::MAX).saturating_mul(POOL)
+        u64::try_from(servers).unwrap_or(u64::MAX)
     }
 
     /// Ends holds whose lease is over. A clamp is held on while its detector still asks for it.

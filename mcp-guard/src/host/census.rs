@@ -70,8 +70,8 @@ impl Census {
         self.rows.iter().filter(|(_, row)| dead(row)).map(|(pid, row)| shown(*pid, row)).collect()
     }
 
-    /// Processes in the pid namespace of `init` that are outside of a cgroup, without zombies. None where that
-    /// namespace is the host's own, or not known.
+    /// Processes in the pid namespace of `init` that are outside of a cgroup, without zombies. None
+    /// where that namespace is the host's own, or not known.
     #[must_use]
     pub fn aliens(&self, init: u32, cgroup: &str) -> Option<Vec<facts::Process>> {
         let namespace = self.pid_ns(init)?;

@@ -14,6 +14,7 @@ use std::{
 use mcp_guard_core::diagnose::{
     compose,
     facts::{Compose, Says},
+    version::version,
 };
 
 /// Bytes read of one file.
@@ -63,15 +64,9 @@ pub fn read(
     let variables = variables(&folder.join(environment.unwrap_or(".env")), volumes);
     let files: Vec<compose::File<'_>> =
         texts.iter().map(|(path, text)| compose::File { path, text }).collect();
-    found.says = compose::read(&files, &variables, &found.service, version(&found));
+    let version = found.version.as_deref().and_then(version);
+    found.says = compose::read(&files, &variables, &found.service, version);
     found
-}
-
-fn version(found: &Compose) -> Option<(u32, u32)> {
-    let text = found.version.as_deref()?.trim_start_matches('v');
-    let mut numbers = text.split(|c: char| !c.is_ascii_digit());
-    let mut next = || numbers.next()?.parse().ok();
-    Some((next()?, next()?))
 }
 
 /// `NAME=value` lines. What is not there is no error: a project needs no such file.
@@ -131,7 +126,8 @@ fn of_a_container(real: &Path, volumes: &[String]) -> Option<String> {
     // A bind of the whole host would make every file suspect, and its owner can do worse.
     let places = STORES.into_iter().chain(volumes).filter(|place| *place != "/");
     places
-        .map(PathBuf::from)
+        // A bind may name its folder through a link.
+        .map(|place| std::fs::canonicalize(place).unwrap_or_else(|_| PathBuf::from(place)))
         .find(|place| real.starts_with(place))
         .map(|at| at.display().to_string())
 }

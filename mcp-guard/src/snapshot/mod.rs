@@ -11,7 +11,7 @@ use std::{
 
 use mcp_guard_core::{
     container::container_in,
-    diagnose::facts::{self, Facts, Host, Memory, Other, PidNamespace, Subject, Unreadable},
+    diagnose::facts::{self, Facts, Host, Other, PidNamespace, Subject, Unreadable},
 };
 
 use crate::{
@@ -110,7 +110,7 @@ impl Snapshot {
         let mut container = details.container;
         container.oci_limit = runtime::oci_limit(id);
         container.state_limit = runtime::state_limit(id);
-        container.memory = self.memory(container.memory, init);
+        container.memory = chain::memory(&self.layout, init).unwrap_or(container.memory);
         facts.container = Some(container);
         Some(self.over(facts))
     }
@@ -201,10 +201,6 @@ impl Snapshot {
             })
         };
         self.running.iter().filter_map(other).take(MAX_OTHERS).collect()
-    }
-
-    fn memory(&self, memory: Memory, init: u32) -> Memory {
-        chain::memory(&self.layout, init).unwrap_or(memory)
     }
 }
 

@@ -18,7 +18,7 @@ pub struct File<'a> {
 const SHORT: &str = "pids_limit";
 const LONG: &str = "deploy.resources.limits.pids";
 /// From this version on the two spellings must agree (compose-go c37fc59).
-const MUST_AGREE: (u32, u32) = (2, 26);
+const MUST_AGREE: (u32, u32, u32) = (2, 26, 0);
 /// Keys of a service that change what another place says of it.
 const ONLY_COMPOSE: [&str; 2] = ["extends", "profiles"];
 const MAX_ELSEWHERE: usize = 8;
@@ -38,7 +38,7 @@ pub fn read(
     files: &[File<'_>],
     variables: &BTreeMap<String, String>,
     service: &str,
-    version: Option<(u32, u32)>,
+    version: Option<(u32, u32, u32)>,
 ) -> Says {
     let mut reader = Reader { variables, service, short: None, long: None, limits: false };
     let mut elsewhere = Vec::new();
@@ -110,7 +110,7 @@ impl Reader<'_> {
         Ok(Found { value, file: path.to_owned(), line })
     }
 
-    fn verdict(self, version: Option<(u32, u32)>, elsewhere: Vec<String>) -> Says {
+    fn verdict(self, version: Option<(u32, u32, u32)>, elsewhere: Vec<String>) -> Says {
         let (short, long) = (self.short.filter(|found| found.value != 0), self.long);
         if version.is_none_or(|version| version >= MUST_AGREE)
             && let Some(short) = &short

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn says(files: &[&str], version: Option<(u32, u32)>) -> Says {
+fn says(files: &[&str], version: Option<(u32, u32, u32)>) -> Says {
     let names = ["a.yml", "b.yml", "c.yml"];
     let files: Vec<File<'_>> =
         files.iter().zip(names).map(|(text, path)| File { path, text }).collect();
@@ -13,7 +13,7 @@ fn says(files: &[&str], version: Option<(u32, u32)>) -> Says {
 /// `VALUE FILE:LINE` of a limit.
 #[track_caller]
 fn limit(files: &[&str]) -> String {
-    let found = says(files, Some((2, 20)));
+    let found = says(files, Some((2, 20, 0)));
     let Says::Limit { value, file, line, .. } = found else { panic!("{found:?}") };
     format!("{value} {file}:{line}")
 }
@@ -94,11 +94,11 @@ fn what_only_compose_resolves_is_not_known() {
 fn two_spellings_that_disagree_do_not_load() {
     let both = "services: {web: {pids_limit: 25, deploy: {resources: {limits: {pids: 25}}}}}";
     let memory = "services: {web: {pids_limit: 25, deploy: {resources: {limits: {memory: 1g}}}}}";
-    for version in [None, Some((2, 26)), Some((5, 0))] {
+    for version in [None, Some((2, 26, 0)), Some((5, 0, 0))] {
         assert!(matches!(says(&[both], version), Says::Limit { value: 25, .. }));
         assert!(matches!(says(&[memory], version), Says::Invalid { .. }));
     }
-    assert!(matches!(says(&[memory], Some((2, 25))), Says::Limit { value: 25, .. }));
+    assert!(matches!(says(&[memory], Some((2, 25, 9))), Says::Limit { value: 25, .. }));
 }
 
 #[test]

@@ -15,6 +15,7 @@ pub mod facts;
 pub mod report;
 mod rules;
 pub mod sizing;
+pub mod version;
 mod view;
 mod yaml;
 
@@ -136,12 +137,6 @@ fn places(view: &View<'_>) -> Vec<Place> {
     let kernel = view.kernel.map_or_else(|| "no such file".to_owned(), |limit| limit.to_string());
     add("kernel", view.file_of("pids.max"), kernel, Some(view.kernel.unwrap_or(Limit::Max)));
     places
-}
-
-/// Whether a code names something wrong, or something that is fine.
-#[must_use]
-pub fn needs_no_action(code: Code) -> bool {
-    matches!(code, Code::Enforced | Code::Threads | Code::NestedInside)
 }
 
 impl Fine {

@@ -15,6 +15,9 @@ use super::{
     view::View,
 };
 
+/// Processes or containers named in the evidence of one finding.
+const SHOWN: usize = 5;
+
 /// Everything that is wrong, in the order of the families.
 pub fn findings(view: &View<'_>) -> Vec<Finding> {
     // Where the container is not where we look, nothing below would be about it.

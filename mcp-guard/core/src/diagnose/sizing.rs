@@ -8,16 +8,14 @@ use super::facts::{Facts, Process};
 use crate::{
     launcher::Launchers,
     limit::Limit,
+    policy::Respond,
     registry::{Observed, Registry},
 };
 
 /// Threads of libuv's pool. Node makes all of them at its first use, and aborts where it cannot.
 pub const POOL: u64 = 4;
-/// An exec'd health check and one thread pool beside it.
-pub const HEADROOM: u64 = 20;
-
 /// The limit that lets `tasks` live on, with room for the pools of `servers` that may not have made
-/// theirs. The one formula for a clamp, a ratchet and a proposal.
+/// theirs. The one formula for a clamp and for what is proposed.
 #[must_use]
 pub fn room_for(tasks: u64, servers: u64, headroom: u64) -> u64 {
     tasks.saturating_add(servers.saturating_mul(POOL)).saturating_add(headroom)
@@ -70,7 +68,7 @@ impl Sizing {
     #[must_use]
     pub fn limit_for(&self, servers: u64) -> u64 {
         let tasks = self.other_tasks.saturating_add(servers.saturating_mul(self.tasks_per_server));
-        room_for(tasks, servers, HEADROOM)
+        room_for(tasks, servers, Respond::default().clamp_headroom)
     }
 
     /// How many servers a limit holds, without any headroom.

@@ -7,6 +7,7 @@ use super::super::{
         Certainty::{self, Possible, Proved},
         Finding,
     },
+    version::version,
     view::{Stored, View},
 };
 use crate::limit::Limit;
@@ -330,11 +331,4 @@ fn dropped_by(compose: &Compose) -> Option<&'static str> {
         }
         _ => None,
     }
-}
-
-/// `v2.1.0`, `2.1.0-rc1`.
-fn version(text: &str) -> Option<(u32, u32, u32)> {
-    let mut numbers = text.trim_start_matches('v').split(|c: char| !c.is_ascii_digit());
-    let mut next = || numbers.next()?.parse().ok();
-    Some((next()?, next()?, next().unwrap_or(0)))
 }

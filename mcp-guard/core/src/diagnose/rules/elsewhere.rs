@@ -9,11 +9,9 @@ use super::super::{
     },
     view::View,
 };
+use super::SHOWN;
 use crate::{container::container_in, limit::Limit};
 use std::collections::BTreeSet;
-
-/// Processes or containers named in the evidence.
-const SHOWN: usize = 5;
 
 pub fn causes(view: &View<'_>) -> Vec<Finding> {
     let found = [aliens(view), others(view), siblings(view), zombies(view)];

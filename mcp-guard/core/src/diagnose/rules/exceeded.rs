@@ -9,10 +9,8 @@ use super::super::{
     },
     view::View,
 };
+use super::SHOWN;
 use crate::limit::Limit;
-
-/// Processes named in the evidence.
-const SHOWN: usize = 5;
 
 pub fn cause(view: &View<'_>) -> Option<Finding> {
     let (current, limit) = match (view.current, view.kernel) {

@@ -7,13 +7,14 @@ use super::super::{
         Certainty::{Possible, Proved},
         Finding,
     },
+    version::version,
     view::View,
 };
 use crate::container::container_in;
 
 /// The first version of the engine's API that takes a limit in an update; older ones say 200 and do
 /// nothing (moby `if version < 1.40 { PidsLimit = nil }`).
-const UPDATE_SINCE: (u32, u32) = (1, 40);
+const UPDATE_SINCE: (u32, u32, u32) = (1, 40, 0);
 /// Of a hundred: from here on a fork may fail at any moment.
 const NEARLY_FULL: u64 = 95;
 
@@ -200,10 +201,4 @@ pub fn exhausted(view: &View<'_>) -> Option<Finding> {
         limit.filter(|limit| full(tasks, *limit)).map(|limit| (name, limit))
     })?;
     Some(found("the host", tasks, limit, &format!("sysctl kernel.{name}=N")))
-}
-
-fn version(text: &str) -> Option<(u32, u32)> {
-    let mut numbers = text.split(|c: char| !c.is_ascii_digit());
-    let mut next = || numbers.next()?.parse().ok();
-    Some((next()?, next()?))
 }

@@ -7,6 +7,7 @@ use super::super::{
         Certainty::{Possible, Proved},
         Finding,
     },
+    version::version,
     view::View,
 };
 use crate::limit::Limit;
@@ -62,7 +63,7 @@ fn toggled(view: &View<'_>, kernel: Limit) -> Option<Finding> {
 fn podman_lost_it(view: &View<'_>, kernel: Limit, stored: u64) -> Option<Finding> {
     let engine = view.facts.engine.as_ref().filter(|engine| engine.kind == "podman")?;
     let version = version(&engine.version)?;
-    (version < (5, 4)).then(|| {
+    (version < (5, 4, 0)).then(|| {
         Finding::new(
             Code::PodmanUpdateLost,
             Possible,
@@ -187,10 +188,4 @@ fn when_reset(unit: &Unit) -> &'static str {
         256 | 257 => "it comes back when a unit of the same slice starts after a daemon-reload",
         _ => "it comes back at the next daemon-reload at the latest",
     }
-}
-
-fn version(text: &str) -> Option<(u32, u32)> {
-    let mut numbers = text.split(|c: char| !c.is_ascii_digit());
-    let mut next = || numbers.next()?.parse().ok();
-    Some((next()?, next()?))
 }
