@@ -20,6 +20,7 @@ use bollard::{
 };
 use futures_util::StreamExt as _;
 use mcp_guard_core::{container::is_container_id, target::Candidate};
+use serde_json::json;
 use tokio::sync::mpsc;
 
 pub use details::{Details, Listed};
@@ -57,6 +58,8 @@ pub struct Container {
     /// Its first process, as the host numbers it.
     pub init: u32,
     pub paused: bool,
+    /// `HostConfig.PidsLimit` where it is a limit.
+    pub limit: Option<u64>,
 }
 
 /// A change the agent must know of.
@@ -82,6 +85,12 @@ impl Engine {
     #[must_use]
     pub fn new(socket: &str) -> Self {
         Self { socket: socket.to_owned() }
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn socket(&self) -> String {
+        self.socket.clone()
     }
 
     fn connect(&self) -> Result<Docker, Error> {
@@ -137,6 +146,23 @@ impl Engine {
         Ok(running(id, found))
     }
 
+    /// Writes a limit: Docker stores it, tells systemd, and writes pids.max.
+    ///
+    /// # Errors
+    /// It does not answer, or refuses.
+    pub async fn update_limit(&self, id: &str, limit: u64) -> Result<(), Error> {
+        raw::post(&self.socket, &update_path(id)?, &json!({ "PidsLimit": limit })).await
+    }
+
+    /// The same in Podman, whose service of Docker's API would reset the restart policy.
+    ///
+    /// # Errors
+    /// As for [`Engine::update_limit`].
+    pub async fn update_limit_of_podman(&self, id: &str, limit: u64) -> Result<(), Error> {
+        let body = json!({ "pids": { "limit": limit } });
+        raw::post_to_podman(&self.socket, &update_path(id)?, &body).await
+    }
+
     /// Version, for `doctor`.
     ///
     /// # Errors
@@ -189,7 +215,7 @@ impl Engine {
             return;
         };
         match event.action.as_deref() {
-            Some("start") => self.tell(&id, changes).await,
+            Some("start" | "update") => self.tell(&id, changes).await,
             Some(action @ ("pause" | "unpause")) => {
                 let paused = action == "pause";
                 let _ = changes.send(Change::Paused { id, paused }).await;
@@ -214,11 +240,19 @@ impl Engine {
     }
 }
 
+fn update_path(id: &str) -> Result<String, Error> {
+    if !is_container_id(id) {
+        return Err(Error::BadId(id.to_owned()));
+    }
+    Ok(format!("/containers/{id}/update"))
+}
+
 fn running(id: &str, found: ContainerInspectResponse) -> Option<Container> {
     let state = found.state?;
     let init = u32::try_from(state.pid?).ok().filter(|pid| *pid > 0)?;
     let config = found.config.unwrap_or_default();
     let labels = config.labels.unwrap_or_default();
+    let limit = found.host_config.and_then(|host| host.pids_limit);
     Some(Container {
         id: id.to_owned(),
         name: plain_name(&found.name.unwrap_or_default()),
@@ -226,6 +260,7 @@ fn running(id: &str, found: ContainerInspectResponse) -> Option<Container> {
         labels: labels.into_iter().take(MAX_LABELS).collect(),
         init,
         paused: state.paused.unwrap_or(false),
+        limit: limit.and_then(|limit| u64::try_from(limit).ok()).filter(|limit| *limit > 0),
     })
 }
 

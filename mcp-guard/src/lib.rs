@@ -6,7 +6,8 @@
 //! executor  the one place that changes the host    audit     one line before, one after
 //! host      kernel, cgroups, processes, clock      engine    Docker
 //! control   the local socket (Varlink framing)     render    every human view
-//! snapshot  everything a diagnosis reads
+//! snapshot  everything a diagnosis reads          owner     who is asked to keep a limit
+//! wanted    limits that no owner keeps yet
 //! ```
 //!
 //! `host`, `engine`, `audit` and `control` never see each other.
@@ -18,5 +19,7 @@ pub mod control;
 pub mod engine;
 pub mod executor;
 pub mod host;
+pub mod owner;
 pub mod render;
 pub mod snapshot;
+pub mod wanted;

@@ -203,6 +203,8 @@ pub fn command(folder: &Path, docker: &str) -> anyhow::Result<Command> {
         .arg(folder)
         .arg("--audit")
         .arg(folder.join("audit.jsonl"))
+        .arg("--state-dir")
+        .arg(folder.join("state"))
         .args(["--docker", docker]);
     Ok(command)
 }

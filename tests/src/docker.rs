@@ -149,11 +149,17 @@ impl Container {
 
     /// [`Container::gateway`] in an engine.
     pub fn gateway_in(engine: Engine, what: &str) -> Result<Self> {
+        Self::gateway_with(engine, what, &[])
+    }
+
+    /// The same with more options of `docker run`.
+    pub fn gateway_with(engine: Engine, what: &str, more: &[&str]) -> Result<Self> {
         let gateway = "/opt/gw/node_modules/supergateway/dist/index.js";
         let program = ["timeout", LIFE, "node", gateway, "--stdio", SERVER, "--outputTransport"];
         let program = [&program[..], &["streamableHttp", "--port", PORT]].concat();
         let environment = ENVIRONMENT.map(|variable| ["--env", variable]).concat();
-        let made = Self::run_in(engine, what, &engine.node_image()?, &environment, &program)?;
+        let options = [&environment[..], more].concat();
+        let made = Self::run_in(engine, what, &engine.node_image()?, &options, &program)?;
         let listens = || Ok(engine.output(&["logs", &made.name])?.contains("Listening on port"));
         wait_until("the gateway listens", listens)?;
         Ok(made)

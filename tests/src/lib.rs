@@ -3,6 +3,7 @@
 
 pub mod agent;
 pub mod cgroup;
+pub mod diagnose;
 pub mod docker;
 pub mod fact;
 pub mod flags;
@@ -10,6 +11,7 @@ pub mod holds;
 pub mod leak;
 pub mod node;
 pub mod sleeper;
+pub mod systemd;
 pub mod unit;
 
 use anyhow::{Context, Result, bail};

@@ -128,7 +128,10 @@ fn a_bad_command_line_says_what_is_right() {
     let scene = Scene::new();
     let table: [(&[&str], &str); 8] = [
         (&["frezee", "x"], "freeze"),
-        (&["freeze", "a/b"], "give a container name, id or id prefix, docker:NAME, cgroup:/path"),
+        (
+            &["freeze", "a/b"],
+            "give a container name, id or id prefix, docker:NAME, unit:NAME.service, cgroup:/path",
+        ),
         (&["freeze", "pid:0"], "a process id greater than 0"),
         (&["kill", "cgroup:relative"], "an absolute path"),
         (&["kill", "cgroup:/a/../b"], "without \"..\""),
@@ -323,6 +326,39 @@ fn an_engine_that_is_absent_silent_or_answers_nonsense_could_not() {
         assert_fails(&diagnose.args(["diagnose", "web"]).output().unwrap(), 2, why);
     }
     assert_fails(&Scene::new().cli(&["diagnose", "web"]), 2, "engine");
+}
+
+/// An engine whose one container is gone when it is asked for.
+fn engine_of_the_vanished(scene: &Scene) -> PathBuf {
+    let socket = scene.0.path().join("engine.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    std::thread::spawn(move || {
+        let list = format!("[{{\"Id\":\"{}\",\"Names\":[\"/web\"]}}]", "a".repeat(64));
+        for mut stream in listener.incoming().flatten() {
+            let mut asked = [0; 1024];
+            let length = stream.read(&mut asked).unwrap_or(0);
+            let asked = String::from_utf8_lossy(&asked[..length]).into_owned();
+            let (status, body) = match asked.split(' ').nth(1).unwrap_or_default() {
+                "/v1.40/containers/json" => ("200 OK", list.as_str()),
+                path if path.contains("/containers/") => ("404 Not Found", "{}"),
+                _ => ("200 OK", "{}"),
+            };
+            let _ = stream.write_all(format!("HTTP/1.0 {status}\r\n\r\n{body}").as_bytes());
+        }
+    });
+    socket
+}
+
+#[test]
+fn a_container_that_vanishes_meanwhile_is_an_answer_and_no_error_of_all() {
+    let scene = Scene::new();
+    let socket = engine_of_the_vanished(&scene);
+    let diagnose = |words: &[&str]| {
+        command(scene.0.path(), path(&socket)).unwrap().args(words).output().unwrap()
+    };
+    assert_fails(&diagnose(&["diagnose", "web"]), 2, "it ended while it was looked at");
+    let all = diagnose(&["diagnose", "--all", "--json"]);
+    assert_eq!((all.status.code(), &all.stdout[..]), (Some(0), &b"{\"targets\":[]}\n"[..]));
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    os::unix::fs::{MetadataExt as _, symlink},
+    os::unix::fs::{PermissionsExt as _, symlink},
     path::Path,
     process::{Child, Command, Stdio},
 };
@@ -12,44 +12,18 @@ use std::{
 use mcp_guard_core::diagnose::{
     code::Code,
     report::{Certainty, Report, Verdict},
+    version::version,
 };
 use mcp_guard_tests::{
     cgroup::FixtureCgroup,
-    docker::{Container, busybox_image, output, socket, wait_until, without_agent},
+    diagnose::{Project, diagnose, fine, first},
+    docker::{Container, busybox_image, docker, output, socket, wait_until, without_agent},
 };
 
 const SLEEP: [&str; 2] = ["sleep", "600"];
 
 fn sleeper(what: &str, options: &[&str]) -> Container {
     Container::run(what, &busybox_image().unwrap(), options, &SLEEP).unwrap()
-}
-
-/// What `diagnose --json` says, with the exit code that goes with it.
-#[track_caller]
-fn diagnose(container: &Container) -> Report {
-    let folder = tempfile::tempdir().unwrap();
-    let done = without_agent(folder.path(), &["diagnose", "--json", &container.name]).unwrap();
-    let said = String::from_utf8_lossy(&done.stderr);
-    let report: Report = serde_json::from_slice(&done.stdout).unwrap_or_else(|_| panic!("{said}"));
-    let expected = i32::from(!report.findings.is_empty());
-    assert_eq!(done.status.code(), Some(expected), "{said}");
-    report
-}
-
-#[track_caller]
-fn first(container: &Container, code: Code) -> Report {
-    let report = diagnose(container);
-    let found = report.findings.first().map(|finding| finding.code);
-    assert_eq!(found, Some(code), "{:#?}", report.findings);
-    report
-}
-
-#[track_caller]
-fn fine(container: &Container, code: Code) -> Report {
-    let report = diagnose(container);
-    assert!(report.findings.is_empty(), "{:#?}", report.findings);
-    assert_eq!(report.ok.first().map(|fine| fine.code), Some(code), "{:#?}", report.ok);
-    report
 }
 
 fn update(container: &Container, limit: i64) {
@@ -73,61 +47,16 @@ fn post(path: &str, body: &str) -> String {
     answer
 }
 
-/// A container with the labels that compose leaves, and a project folder for its file.
-struct Project {
-    folder: tempfile::TempDir,
-}
-
-impl Project {
-    fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
-    }
-
-    fn write(&self, limit: u64) {
-        let text = format!("services:\n  web:\n    image: x\n    pids_limit: {limit}\n");
-        fs::write(self.file(), text).unwrap();
-    }
-
-    /// The same, in a later second than the container was made. File systems look at a coarser clock
-    /// than engines.
-    fn write_after(&self, container: &Container, limit: u64) {
-        let created = created(container);
-        wait_until("the file is younger", || {
-            self.write(limit);
-            Ok(fs::metadata(self.file())?.mtime() > created)
-        })
-        .unwrap();
-    }
-
-    fn file(&self) -> std::path::PathBuf {
-        self.folder.path().join("compose.yml")
-    }
-
-    fn run(&self, what: &str, options: &[&str]) -> Container {
-        let label = |name: &str, value: &str| format!("com.docker.compose.{name}={value}");
-        let labels = [
-            label("project", "shop"),
-            label("service", "web"),
-            label("version", "2.26.1"),
-            label("project.working_dir", &self.folder.path().display().to_string()),
-            label("project.config_files", &self.file().display().to_string()),
-        ];
-        let labels: Vec<&str> = labels.iter().flat_map(|label| ["--label", label]).collect();
-        sleeper(what, &[&labels, options].concat())
-    }
-}
-
-/// Seconds since 1970 at which the engine says that it made a container.
-fn created(container: &Container) -> i64 {
-    let text = container.inspect(".Created").unwrap();
-    let date = Command::new("date").args(["-d", &text, "+%s"]).output().unwrap();
-    String::from_utf8(date.stdout).unwrap().trim().parse().unwrap()
+fn run(project: &Project, what: &str, options: &[&str]) -> Container {
+    let labels = project.labels();
+    let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+    sleeper(what, &[&labels, options].concat())
 }
 
 #[test]
 fn p001_the_limit_came_into_the_file_after_the_container() {
     let project = Project::new();
-    let container = project.run("p001", &[]);
+    let container = run(&project, "p001", &[]);
     project.write_after(&container, 25);
     let report = first(&container, Code::NotRecreated);
     assert_eq!((report.declared, report.effective_limit), (Some(25), None));
@@ -145,7 +74,7 @@ fn p001_the_limit_came_into_the_file_after_the_container() {
 fn p007_somebody_updated_it_behind_the_file() {
     let project = Project::new();
     project.write(25);
-    let container = project.run("p007", &["--pids-limit", "25"]);
+    let container = run(&project, "p007", &["--pids-limit", "25"]);
     fine(&container, Code::Enforced);
     update(&container, 500);
     let report = first(&container, Code::Drift);
@@ -206,7 +135,7 @@ fn p031_somebody_wrote_pids_max() {
 fn p040_docker_exec_and_p041_a_move_and_p042_a_lower_limit() {
     let container = sleeper("p040", &["--pids-limit", "5"]);
     for _ in 0..12 {
-        output(&["exec", "--detach", &container.name, "sleep", "600"]).unwrap();
+        exec_beyond_the_limit(&container, &SLEEP);
     }
     let all_in =
         || Ok(fs::read_to_string(container.cgroup()?.pids.join("pids.current"))?.trim() == "13");
@@ -227,6 +156,12 @@ fn p040_docker_exec_and_p041_a_move_and_p042_a_lower_limit() {
     update(&container, 5);
     let report = first(&container, Code::LoweredBelow);
     assert_eq!((report.charged.moved_in, report.charged.tasks), (0, Some(9)));
+}
+
+/// The threads of runc count too while it enters: it may be refused, and leaves nothing behind then.
+fn exec_beyond_the_limit(container: &Container, program: &[&str]) {
+    let words = [&["exec", "--detach", &container.name], program].concat();
+    wait_until("it enters", || Ok(docker(&words)?.output()?.status.success())).unwrap();
 }
 
 /// A process of this host. Ended when dropped.
@@ -329,9 +264,73 @@ fn p071_a_limit_of_another_kind() {
 }
 
 #[test]
+fn p070_and_p040_stand_together() {
+    let parent = FixtureCgroup::new("parent").unwrap();
+    let _everywhere = Everywhere(parent.path().to_owned());
+    let above = ["--cgroup-parent", parent.path(), "--pids-limit", "5"];
+    let container = sleeper("p070-p040", &above);
+    for _ in 0..6 {
+        exec_beyond_the_limit(&container, &SLEEP);
+    }
+    parent.set_pids_max(4).unwrap();
+    let report = first(&container, Code::AncestorLimit);
+    let codes: Vec<Code> = report.findings.iter().map(|finding| finding.code).collect();
+    assert_eq!(codes, [Code::AncestorLimit, Code::ExecMigration]);
+}
+
+/// Numbers of processes are handed out per pid namespace since Linux 6.14, each with a maximum of its
+/// own; before, the write below would change the host's.
+#[test]
+fn p072_the_pid_namespace_has_no_numbers_left() {
+    const HOST: &str = "/proc/sys/kernel/pid_max";
+    let release = rustix::system::uname();
+    let release = version(&release.release().to_string_lossy()).unwrap();
+    assert!(release >= (6, 14, 0), "not in this set: needs Linux 6.14, this is {release:?}");
+    let program = "for i in $(seq 290); do sleep 600 & done; wait";
+    let options = ["--pids-limit", "400"];
+    let image = busybox_image().unwrap();
+    let container = Container::run("p072", &image, &options, &["sh", "-c", program]).unwrap();
+    wait_until("all run", || Ok(diagnose(&container).charged.tasks == Some(291))).unwrap();
+    fine(&container, Code::Enforced);
+    let before = fs::read_to_string(HOST).unwrap();
+    let init = container.init().unwrap().to_string();
+    let inside =
+        ["--target", &init, "--pid", "--", "unshare", "--mount", "--mount-proc", "sh", "-c"];
+    let mut nsenter = Command::new("nsenter");
+    let lower = nsenter.args(inside).arg("echo 301 > /proc/sys/kernel/pid_max");
+    assert!(lower.status().unwrap().success());
+    assert_eq!(fs::read_to_string(HOST).unwrap(), before, "the host keeps its own");
+    let report = first(&container, Code::HostExhausted);
+    assert!(report.findings[0].title.contains("291 of 301"), "{}", report.findings[0].title);
+}
+
+#[test]
+fn an_ordinary_user_learns_what_can_be_known() {
+    let container = sleeper("user", &["--pids-limit", "25"]);
+    let path = container.cgroup().unwrap().path;
+    let folder = tempfile::tempdir().unwrap();
+    let target = format!("cgroup:{path}");
+    let as_root = mcp_guard_tests::agent::command(folder.path(), &socket().unwrap()).unwrap();
+    // Where that user may read it.
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let program = folder.path().join("mcp-guard");
+    fs::copy(as_root.get_program(), &program).unwrap();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"]);
+    command.arg(program).args(as_root.get_args());
+    let done = command.args(["diagnose", "--json", &target]).output().unwrap();
+    let said = String::from_utf8_lossy(&done.stderr);
+    let report: Report = serde_json::from_slice(&done.stdout).unwrap_or_else(|_| panic!("{said}"));
+    assert_eq!((report.effective_limit, report.charged.tasks), (Some(25), Some(1)));
+    let why = |what: &str| report.unreadable.iter().find(|one| one.what.contains(what));
+    assert!(why("engine").is_some_and(|one| one.why.contains("ermission")), "{report:#?}");
+    assert!(why("pid namespaces").is_some(), "{report:#?}");
+}
+
+#[test]
 fn two_causes_at_once_stand_in_their_order() {
     let project = Project::new();
-    let container = project.run("pair", &[]);
+    let container = run(&project, "pair", &[]);
     project.write_after(&container, 25);
     let program = "for i in 1 2 3; do (exit 0) & done; exec sleep 600";
     output(&["exec", "--detach", &container.name, "sh", "-c", program]).unwrap();
@@ -352,7 +351,7 @@ fn files_that_labels_name_are_read_only_where_that_is_safe() {
     };
     // A link to a file with secrets.
     symlink("/etc/shadow", project.file()).unwrap();
-    let container = project.run("hostile", &[]);
+    let container = run(&project, "hostile", &[]);
     assert!(says(&container).contains("not read"), "a link");
     fs::remove_file(project.file()).unwrap();
     rustix::fs::mknodat(
@@ -369,7 +368,7 @@ fn files_that_labels_name_are_read_only_where_that_is_safe() {
     assert!(says(&container).contains("larger than"), "ten megabytes");
     fs::remove_file(project.file()).unwrap();
     project.write(25);
-    let inside = format!("{}:/p", project.folder.path().display());
+    let inside = format!("{}:/p", project.folder().display());
     let writer = sleeper("writer", &["--volume", &inside]);
     assert!(says(&container).contains("containers can write to"), "a volume");
     drop(writer);
@@ -411,7 +410,7 @@ fn hostile_command_lines_are_escaped() {
     let container = sleeper("escape", &["--pids-limit", "1"]);
     // Comes in by exec, so it is shown; and stays without a fork of its own.
     let stop = ["sh", "-c", "kill -STOP $$", "\x1b[31m\n$(reboot)"];
-    output(&[&["exec", "--detach", &container.name], &stop[..]].concat()).unwrap();
+    exec_beyond_the_limit(&container, &stop);
     wait_until("it is there", || Ok(diagnose(&container).charged.moved_in == 1)).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let done = without_agent(folder.path(), &["diagnose", &container.name]).unwrap();

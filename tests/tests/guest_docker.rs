@@ -19,6 +19,7 @@ use mcp_guard_tests::{
         podman::{PodmanService, Quadlet},
         wait_until,
     },
+    systemd::{default_tasks_max, property, reload_and_start_in},
     workload,
 };
 use rustix::process::Signal;
@@ -31,28 +32,12 @@ fn sleeper(what: &str, options: &[&str]) -> (Container, Place) {
     (container, place)
 }
 
-/// A command of systemd that must succeed; what it printed, trimmed.
-fn systemctl(words: &[&str]) -> String {
-    let done = Command::new("systemctl").args(words).output().unwrap();
-    assert!(done.status.success(), "{words:?}: {}", String::from_utf8_lossy(&done.stderr));
-    String::from_utf8(done.stdout).unwrap().trim().to_owned()
-}
-
 fn scope(container: &Container) -> String {
     format!("docker-{}.scope", container.id)
 }
 
 fn tasks_max(container: &Container) -> String {
-    systemctl(&["show", &scope(container), "--property", "TasksMax", "--value"])
-}
-
-/// What makes each systemd apply its TasksMax again: the older at once, the newer when another unit
-/// starts in the slice.
-fn reload_and_start_another() {
-    systemctl(&["daemon-reload"]);
-    let _another = sleeper("another", &[]);
-    // Answered when systemd has nothing else queued.
-    systemctl(&["show", "--property", "Version"]);
+    property(&scope(container), "TasksMax")
 }
 
 fn read_number(place: &Place, file: &str) -> u64 {
@@ -76,7 +61,7 @@ fn a_container_is_a_scope_and_its_limit_is_tasks_max() {
     assert_eq!((place.pids_max().unwrap(), tasks_max(&limited)), ("60".into(), "60".into()));
 
     let (unlimited, place) = sleeper("unlimited", &[]);
-    let default = systemctl(&["show", "--property", "DefaultTasksMax", "--value"]);
+    let default = default_tasks_max();
     assert!(default.parse::<u64>().unwrap() > 100, "{default}");
     assert_eq!((place.pids_max().unwrap(), tasks_max(&unlimited)), (default.clone(), default));
 }
@@ -152,12 +137,12 @@ fn an_update_is_kept_and_a_raw_limit_is_not() {
     let both = |limit: &str| (limit.to_owned(), limit.to_owned());
     output(&["update", "--pids-limit", "80", &container.name]).unwrap();
     assert_eq!(limits(&place), both("80"));
-    reload_and_start_another();
+    reload_and_start_in("system.slice");
     assert_eq!(limits(&place), both("80"));
 
     fs::write(place.pids.join("pids.max"), "33").unwrap();
     assert_eq!(limits(&place), ("33".into(), "80".into()));
-    reload_and_start_another();
+    reload_and_start_in("system.slice");
     assert_eq!(limits(&place), both("80"), "systemd has applied its own again");
 
     fs::write(place.pids.join("pids.max"), "33").unwrap();
@@ -193,7 +178,7 @@ fn systemd_undoes_a_clamp_and_its_limit_is_left_alone() {
     let clamped = |_: &mut Agent| Ok(place.pids_max()? != "300");
     agent.wait_until("it is clamped", clamped).unwrap();
     assert_eq!(tasks_max(&container), "300", "systemd knows nothing of it");
-    reload_and_start_another();
+    reload_and_start_in("system.slice");
     let undone = |record: &Record| {
         let Record::Release { end, outcome: Some(outcome), .. } = record else { return None };
         Some((*end, *outcome))
@@ -255,7 +240,7 @@ fn docker_takes_our_freeze_for_a_pause_that_it_did_not_make() {
     assert!(fails(&["unpause", name]).contains("is not paused"));
     assert!(fails(&["exec", name, "true"]).contains("paused"), "at once, and does not hang");
     output(&["update", "--pids-limit", "70", name]).unwrap();
-    reload_and_start_another();
+    reload_and_start_in("system.slice");
     assert!(place.is_frozen().unwrap() && place.is_marked_frozen().unwrap(), "still ours");
 
     let thawed = agent.cli(&["thaw", name]).unwrap();

@@ -9,7 +9,10 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use mcp_guard_tests::fact;
+use mcp_guard_tests::{
+    fact,
+    systemd::{daemon_reload, property, run, start_in, systemctl, version},
+};
 use rustix::fs::{XattrFlags, getxattr, setxattr};
 
 const TASKS_MAX: &str = "60";
@@ -17,30 +20,6 @@ const TASKS_MAX: &str = "60";
 const RAW: &str = "33";
 /// As our mark, which must outlive whatever systemd does to the unit.
 const MARK: &str = "trusted.mcp-guard.test";
-
-/// A command of systemd that must succeed; what it printed, trimmed.
-fn run(program: &str, words: &[&str]) -> String {
-    let done = Command::new(program).args(words).output().unwrap();
-    let stderr = String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.success(), "{program} {words:?}: {}: {stderr}", done.status);
-    String::from_utf8(done.stdout).unwrap().trim().to_owned()
-}
-
-fn systemctl(words: &[&str]) -> String {
-    run("systemctl", words)
-}
-
-/// The answer comes when systemd has nothing else queued: what it had to write, it has written.
-fn daemon_reload() {
-    systemctl(&["daemon-reload"]);
-    systemctl(&["show", "--property", "Version"]);
-}
-
-/// The number that all of systemd's own documents use.
-fn systemd_version() -> u32 {
-    let said = run("systemctl", &["--version"]);
-    said.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
 
 /// A transient service that sleeps, in a slice of its own: what starts in another one moves nothing
 /// there. Stopped when dropped.
@@ -72,7 +51,7 @@ impl Unit {
     }
 
     fn property(&self, name: &str) -> String {
-        systemctl(&["show", &self.name, "--property", name, "--value"])
+        property(&self.name, name)
     }
 
     fn set(&self, property: &str) {
@@ -108,16 +87,9 @@ impl Drop for Unit {
     }
 }
 
-/// Starts another unit in this slice, and waits for its end.
-fn start_in(slice: &str) {
-    let words = [&format!("--slice={slice}"), "--wait", "--quiet", "--collect", "true"];
-    run("systemd-run", &words);
-    systemctl(&["show", "--property", "Version"]);
-}
-
 #[test]
 fn a_raw_limit_is_lost_after_a_daemon_reload() {
-    let version = systemd_version();
+    let version = version();
     fact::record("systemd", version).unwrap();
     let unit = Unit::start();
     unit.write("pids.max", RAW);

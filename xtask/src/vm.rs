@@ -38,7 +38,7 @@ pub enum Verb {
         #[arg(long)]
         setup: bool,
     },
-    /// Run the tests in an image, or in all of them
+    /// Run what a kernel, systemd or an engine may decide, in an image or in all of them
     Test {
         image: Option<String>,
         /// Every test in every image where it means something
@@ -70,7 +70,7 @@ pub fn run(verb: Verb) -> Result<u8> {
     match verb {
         Verb::Build { image, .. } => build(image.as_deref()),
         Verb::Test { image, full, bless, filter, .. } => {
-            let extent = if full { Extent::Full } else { Extent::Usual };
+            let extent = if full { Extent::Full } else { Extent::Quick };
             let filter = filter.unwrap_or_default();
             let programs = test_programs()?;
             Guests { programs, extent, filter, bless }.test_all(&named(image.as_deref())?)

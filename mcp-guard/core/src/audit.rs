@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     effect::{Cause, End, Outcome},
     policy::{Mode, Response},
+    repair::Write,
 };
 
 /// One line.
@@ -80,6 +81,19 @@ pub enum Record {
         guard: Subject,
         response: Response,
         end: End,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        outcome: Option<Outcome>,
+        detail: String,
+    },
+    /// A limit is about to be written at its owner, and then was.
+    Limit {
+        incident: String,
+        guard: Subject,
+        #[serde(flatten)]
+        write: Write,
+        reason: String,
+        /// pids.max before it.
+        found: String,
         #[serde(skip_serializing_if = "Option::is_none")]
         outcome: Option<Outcome>,
         detail: String,

@@ -12,6 +12,7 @@
 //! replay     a recorded trace through the core status    what the operator is shown
 //! target     what an operator may name         audit     the lines of the audit log
 //! limit      a number of tasks, or none        diagnose  why a limit does not hold
+//! repair     where a limit must be written     keep      when, and when no more
 //! ```
 #![forbid(unsafe_code)]
 
@@ -23,12 +24,14 @@ pub mod diagnose;
 pub mod effect;
 pub mod escape;
 pub mod guard;
+pub mod keep;
 pub mod launcher;
 pub mod limit;
 pub mod policy;
 pub mod rates;
 pub mod refusal;
 pub mod registry;
+pub mod repair;
 pub mod replay;
 pub mod status;
 pub mod target;

@@ -6,7 +6,10 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 use serde::{Deserialize, Serialize};
 use wildmatch::WildMatch;
 
-use crate::launcher::Launcher;
+use crate::{
+    launcher::Launcher,
+    repair::{LEAST, MOST},
+};
 
 /// Whether decisions change the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -217,6 +220,9 @@ pub struct Rule {
     /// The highest rung of the ladder that detectors may use here.
     #[serde(default = "default_highest")]
     pub highest: Response,
+    /// The limit to hold, whatever the engine keeps; without it, what the engine keeps.
+    #[serde(default)]
+    pub pids_limit: Option<u64>,
 }
 
 /// kill must be named.
@@ -249,6 +255,8 @@ pub struct Subject<'a> {
 pub struct Terms {
     pub mode: Mode,
     pub highest: Response,
+    /// The limit to hold, where the policy names one.
+    pub pids_limit: Option<u64>,
 }
 
 /// Why a policy is refused. The text shows line and place where the file is at fault.
@@ -273,10 +281,11 @@ impl Policy {
     #[must_use]
     pub fn terms(&self, subject: &Subject<'_>) -> Option<Terms> {
         if self.guard.is_empty() {
-            return Some(Terms { mode: self.mode, highest: default_highest() });
+            return Some(Terms { mode: self.mode, highest: default_highest(), pids_limit: None });
         }
         let rule = self.guard.iter().find(|rule| rule.matches(subject))?;
-        Some(Terms { mode: rule.mode.unwrap_or(self.mode), highest: rule.highest })
+        let mode = rule.mode.unwrap_or(self.mode);
+        Some(Terms { mode, highest: rule.highest, pids_limit: rule.pids_limit })
     }
 
     fn validate(&self) -> Result<(), String> {
@@ -340,6 +349,9 @@ impl Rule {
     }
 
     fn validate(&self) -> Result<(), String> {
+        if let Some(limit) = self.pids_limit.filter(|limit| !(LEAST..=MOST).contains(limit)) {
+            return Err(format!("guard pids_limit = {limit} must lie between {LEAST} and {MOST}"));
+        }
         match &self.cgroup {
             Some(path) if !path.starts_with('/') || path.split('/').any(|part| part == "..") => {
                 Err(format!("guard cgroup {path:?} must be an absolute path without \"..\""))

@@ -5,7 +5,10 @@ fn the_defaults_observe_and_guard_every_container() {
     let policy = Policy::parse("").expect("an empty policy");
     assert_eq!(policy, Policy::default());
     let terms = policy.terms(&Subject { name: "anything", ..Subject::default() });
-    assert_eq!(terms, Some(Terms { mode: Mode::Observe, highest: Response::Freeze }));
+    assert_eq!(
+        terms,
+        Some(Terms { mode: Mode::Observe, highest: Response::Freeze, pids_limit: None })
+    );
 }
 
 #[test]

@@ -161,7 +161,7 @@ struct Run {
 
 impl Run {
     fn new(policy: Policy) -> Self {
-        let terms = Terms { mode: Mode::Enforce, highest: highest(&policy) };
+        let terms = Terms { mode: Mode::Enforce, highest: highest(&policy), pids_limit: None };
         let mut core = Core::new(policy);
         let guarded = Input::Guarded { guard: GUARD, name: "trace".into(), terms, refusal: None };
         core.step(Time(0), guarded, &mut Vec::new());

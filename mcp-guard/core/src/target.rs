@@ -9,6 +9,8 @@ pub enum Target {
     Container(String),
     /// The same, in Docker only.
     Docker(String),
+    /// A service, scope or slice of systemd.
+    Unit(String),
     /// Path in the unified hierarchy.
     Cgroup(String),
     /// The cgroup this process is in.
@@ -35,6 +37,14 @@ impl Target {
                 _ => Err(format!("{text:?}: pid: wants a process id greater than 0")),
             };
         }
+        if let Some(unit) = text.strip_prefix("unit:") {
+            return match is_unit(unit) {
+                true => Ok(Self::Unit(unit.to_owned())),
+                false => {
+                    Err(format!("{text:?}: unit: wants NAME.service, NAME.scope or NAME.slice"))
+                }
+            };
+        }
         let (name, docker) = match text.strip_prefix("docker:") {
             Some(name) => (name, true),
             None => (text, false),
@@ -42,7 +52,7 @@ impl Target {
         if !is_name(name) {
             return Err(format!(
                 "{text:?} is no target; give a container name, id or id prefix, docker:NAME, \
-                 cgroup:/path or pid:N"
+                 unit:NAME.service, cgroup:/path or pid:N"
             ));
         }
         let name = name.to_owned();
@@ -55,6 +65,15 @@ fn is_name(text: &str) -> bool {
     let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
     let rest = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
     first && text.len() <= MAX_NAME && text.bytes().all(rest)
+}
+
+/// What has processes and a cgroup; the characters are those of systemd.unit(5).
+fn is_unit(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b":-_.\\@".contains(&byte);
+    let kinds = [".service", ".scope", ".slice"];
+    let named =
+        kinds.iter().filter_map(|kind| text.strip_suffix(kind)).any(|name| !name.is_empty());
+    named && text.len() <= MAX_NAME && text.bytes().all(allowed)
 }
 
 /// A container that a name may mean.
@@ -102,6 +121,11 @@ mod tests {
         assert_eq!(parse("docker:metamcp"), Some(Target::Docker("metamcp".into())));
         assert_eq!(parse("cgroup:/a/b"), Some(Target::Cgroup("/a/b".into())));
         assert_eq!(parse("pid:12"), Some(Target::Pid(12)));
+        let unit = "docker.service";
+        assert_eq!(parse("unit:docker.service"), Some(Target::Unit(unit.into())));
+        for bad in ["unit:x", "unit:.service", "unit:a/b.service"] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
         for bad in ["", "../../x", "a/b", "a b", "-x", "pid:0", "pid:x", "cgroup:a", "cgroup:/../a"]
         {
             assert_eq!(parse(bad), None, "{bad}");

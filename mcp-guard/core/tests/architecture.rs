@@ -99,6 +99,18 @@ fn adapters_do_not_see_each_other() {
     }
 }
 
+/// Only what the executor has checked and recorded reaches whoever keeps a limit.
+#[test]
+fn one_place_asks_the_owners_of_limits() {
+    let src = root().join("../src");
+    let known = ["owner.rs", "engine.rs", "host/systemd.rs"].map(|file| src.join(file));
+    for (path, text) in sources(&src).into_iter().filter(|(path, _)| !known.contains(path)) {
+        for word in [".update_limit", "set_tasks_max("] {
+            assert!(!code(&text).contains(word), "{} uses {word}", path.display());
+        }
+    }
+}
+
 /// Only the executor's steps write to a cgroup.
 #[test]
 fn one_place_changes_the_host() {

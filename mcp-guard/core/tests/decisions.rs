@@ -28,7 +28,7 @@ impl Story {
     fn refused(policy: &str, refusal: Option<Refusal>) -> Self {
         let core = Core::new(Policy::parse(policy).expect("valid"));
         let mut story = Self { core, now: Time(0), effects: Vec::new(), next_pid: 100 };
-        let terms = Terms { mode: Mode::Enforce, highest: Response::Kill };
+        let terms = Terms { mode: Mode::Enforce, highest: Response::Kill, pids_limit: None };
         story.step(Input::Guarded { guard: GUARD, name: "story".into(), terms, refusal });
         story
     }

@@ -126,6 +126,7 @@ impl Agent {
             guarded.filter(|guard| !self.by_hand.contains(&guard.guard) || guard.state != "free");
         let guards = guarded.filter_map(|guard| {
             let held = self.executor.held().get(&guard.guard)?;
+            let held_guard = guard.guard;
             Some(WatchedStatus {
                 guard,
                 cgroup: held.subject.cgroup.clone(),
@@ -134,6 +135,8 @@ impl Agent {
                 paused: held.paused,
                 pids_max: held.cgroup.pids_max().ok().map(|limit| limit.to_string()),
                 pids_current: held.cgroup.pids_current().ok(),
+                pids_wanted: self.wanted(held_guard),
+                pids_given_up: self.has_given_up(held_guard),
             })
         });
         Status {

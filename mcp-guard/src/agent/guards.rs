@@ -58,10 +58,12 @@ impl Agent {
             if let Some(held) = self.executor.held_mut().get_mut(&known) {
                 held.paused = container.paused;
             }
-            return;
+            return self.declare(known, container.limit);
         }
-        let Container { id, name, paused, .. } = container;
-        self.guard(Held::new(cgroup, &name, Some(id), paused), terms);
+        let Container { id, name, paused, limit, .. } = container;
+        if let Some(guard) = self.guard(Held::new(cgroup, &name, Some(id), paused), terms) {
+            self.declare(guard, limit);
+        }
     }
 
     /// Cgroups that the policy names by path are guarded as soon as they exist.
@@ -97,7 +99,7 @@ impl Agent {
         let name = held.subject.name.clone();
         let refusal = facts::gather(&held.cgroup).ok().as_ref().and_then(refusal);
         self.executor.hold(guard, held);
-        let terms = Terms { mode: Mode::Observe, highest: Response::Record };
+        let terms = Terms { mode: Mode::Observe, highest: Response::Record, pids_limit: None };
         self.step(Input::Guarded { guard, name, terms, refusal });
         self.by_hand.insert(guard);
         Some(guard)
@@ -120,7 +122,7 @@ impl Agent {
         }
         let refusal = facts::gather(&held.cgroup).ok().as_ref().and_then(refusal);
         let name = held.subject.name.clone();
-        let Terms { mode, highest } = terms;
+        let Terms { mode, highest, .. } = terms;
         tracing::info!(name, cgroup = held.subject.cgroup, %mode, %highest, "guarding");
         self.executor.audit.write(Record::GuardStart {
             guard: held.subject.clone(),
@@ -167,6 +169,7 @@ impl Agent {
     /// Its cgroup is gone, and its freeze, its limit and our marks with it.
     pub(super) fn unguard(&mut self, guard: GuardId) {
         let Some(held) = self.executor.forget(guard) else { return };
+        self.keeps.remove(&guard);
         if !self.by_hand.remove(&guard) {
             tracing::info!(name = held.subject.name, "the cgroup is gone, guarding ends");
             self.executor.audit.write(Record::GuardStop { guard: held.subject });

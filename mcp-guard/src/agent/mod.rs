@@ -3,6 +3,7 @@
 
 mod calls;
 mod guards;
+mod limits;
 pub mod lock;
 mod notify;
 mod turn;
@@ -28,7 +29,10 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use self::notify::Notify;
+use self::{
+    limits::{Kept, News},
+    notify::Notify,
+};
 use crate::{
     audit::Audit,
     control::{server, wire::Reply},
@@ -40,6 +44,7 @@ use crate::{
         layout::Layout,
         poll::{self, Alarm},
     },
+    wanted::Limits,
 };
 
 /// How often totals are read and silent records are fetched at the least.
@@ -55,6 +60,8 @@ pub struct Options {
     pub audit: PathBuf,
     /// None works without an engine.
     pub docker: Option<String>,
+    /// What must outlive a reboot.
+    pub state_dir: PathBuf,
     pub bpf: BpfOptions,
 }
 
@@ -64,6 +71,7 @@ enum Wake {
     Confirmed(Confirmed),
     Call(server::Waiting),
     Change(Change),
+    Limit(News),
     Time,
     Stop(&'static str),
 }
@@ -87,6 +95,11 @@ pub struct Agent {
     by_hand: BTreeSet<GuardId>,
     /// Ids of cgroups that could not be guarded; tried again when a guard ends.
     unguardable: BTreeSet<u64>,
+    /// How the limit of each guard is held.
+    keeps: BTreeMap<GuardId, Kept>,
+    limits: Limits,
+    /// Where what was asked for a limit is answered.
+    news: mpsc::UnboundedSender<News>,
     askers: Vec<Asker>,
     losses: BTreeMap<String, u64>,
     notify: Notify,
@@ -104,6 +117,7 @@ struct Sources {
     confirmed: mpsc::UnboundedReceiver<Confirmed>,
     calls: mpsc::Receiver<server::Waiting>,
     changes: mpsc::Receiver<Change>,
+    news: mpsc::UnboundedReceiver<News>,
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
@@ -148,6 +162,8 @@ impl Agent {
         let engine = options.docker.as_deref().map(Engine::new);
         let kernel = Kernel::start(options.bpf)?;
         let now = clock::now();
+        // At most one answer for each guard is under way.
+        let (news, answered) = mpsc::unbounded_channel();
         let mut agent = Self {
             core: Core::new(options.policy),
             executor,
@@ -158,6 +174,9 @@ impl Agent {
             free: (0..mcp_guard_common::MAX_GUARDS).collect(),
             by_hand: BTreeSet::new(),
             unguardable: BTreeSet::new(),
+            keeps: BTreeMap::new(),
+            limits: Limits::new(&options.state_dir),
+            news,
             askers: Vec::new(),
             losses: BTreeMap::new(),
             notify: Notify::from_environment(),
@@ -183,6 +202,7 @@ impl Agent {
             confirmed,
             calls: from_socket,
             changes: from_engine,
+            news: answered,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
@@ -216,6 +236,7 @@ impl Agent {
                 }
                 Wake::Call(waiting) => self.answer(waiting),
                 Wake::Change(change) => self.change(change),
+                Wake::Limit(news) => self.limit_news(news),
                 Wake::Stop(reason) => return Ok(reason),
             }
             // Whatever woke it: records first, then what is due.
@@ -229,7 +250,7 @@ impl Agent {
     async fn wait(&self, sources: &mut Sources) -> anyhow::Result<Wake> {
         let deadline =
             self.core.next_deadline().map_or(self.next_tick, |at| at.min(self.next_tick));
-        let Sources { ring, confirmed, calls, changes, terminate, interrupt, hangup, alarm } =
+        let Sources { ring, confirmed, calls, changes, news, terminate, interrupt, hangup, alarm } =
             sources;
         if let Ok(confirmed) = confirmed.try_recv() {
             return Ok(Wake::Confirmed(confirmed));
@@ -239,6 +260,9 @@ impl Agent {
         }
         if let Ok(change) = changes.try_recv() {
             return Ok(Wake::Change(change));
+        }
+        if let Ok(news) = news.try_recv() {
+            return Ok(Wake::Limit(news));
         }
         tokio::select! {
             biased;
@@ -253,6 +277,7 @@ impl Agent {
             Some(confirmed) = confirmed.recv() => Ok(Wake::Confirmed(confirmed)),
             Some(call) = calls.recv() => Ok(Wake::Call(call)),
             Some(change) = changes.recv() => Ok(Wake::Change(change)),
+            Some(news) = news.recv() => Ok(Wake::Limit(news)),
             passed = alarm.at(deadline) => passed.map(|()| Wake::Time).map_err(Into::into),
         }
     }

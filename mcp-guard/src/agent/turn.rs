@@ -58,6 +58,7 @@ impl Agent {
             self.next_look = now.after(LOOK);
             let held: Vec<GuardId> = self.executor.held().keys().copied().collect();
             held.into_iter().for_each(|guard| self.look(guard));
+            self.look_at_limits();
             self.guard_named_cgroups();
             self.note_losses();
             self.executor.audit.flush();

@@ -21,7 +21,7 @@ const MAX_FACTS: u64 = 64 << 20;
 
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Container name, id or id prefix; docker:NAME, cgroup:/path, pid:N.
+    /// Container name, id or id prefix; docker:NAME, unit:NAME, cgroup:/path, pid:N.
     #[arg(required_unless_present_any = ["all", "facts"], conflicts_with_all = ["all", "facts"])]
     target: Option<String>,
     /// Every running container, the worst first.
@@ -100,16 +100,21 @@ async fn snapshot(host: &Host) -> Result<Snapshot, Failure> {
     taken.map_err(|error| Failure::could_not(format!("reading this host: {error}")))
 }
 
-async fn one(snapshot: &Snapshot, text: &str) -> Result<Facts, Failure> {
+pub async fn one(snapshot: &Snapshot, text: &str) -> Result<Facts, Failure> {
     let gone = || Failure::could_not(format!("{text}: it ended while it was looked at"));
     match Target::parse(text).map_err(Failure::usage)? {
         Target::Container(name) | Target::Docker(name) => {
             let id = chosen(snapshot, &name)?;
             snapshot.container(&id).await.ok_or_else(gone)
         }
-        Target::Cgroup(path) => Ok(snapshot.cgroup(&path)),
+        Target::Unit(name) => {
+            let facts = snapshot.unit(&name).await.map_err(Failure::could_not)?;
+            facts.ok_or_else(|| Failure::could_not(format!("no unit {name} runs here")))
+        }
+        Target::Cgroup(path) => Ok(snapshot.cgroup(&path).await),
         Target::Pid(pid) => snapshot
             .process(pid)
+            .await
             .ok_or_else(|| Failure::could_not(format!("there is no process {pid}"))),
     }
 }

@@ -49,7 +49,7 @@ pub fn freeze(host: &Host, target: &str, lease: Duration, dry_run: bool) -> Resu
             "{}: frozen ({detail}); thawed after {shown} or when this ends",
             hands.name
         ));
-        let why = ends.wait(lease).await;
+        let why = ends.within(lease).await.unwrap_or("the time is over");
         hands.hear_of_pause(host).await;
         let (outcome, detail) = hands.thaw(End::LeaseOver);
         Ok(tell(&hands.name, &format!("thaw ({why})"), outcome, &detail))
@@ -172,7 +172,7 @@ impl Hands {
 }
 
 /// What ends a freeze in the foreground.
-struct Ends {
+pub struct Ends {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
@@ -181,7 +181,7 @@ struct Ends {
 
 impl Ends {
     /// From now on these signals no longer end the program by themselves.
-    fn listen() -> Result<Self, Failure> {
+    pub fn listen() -> Result<Self, Failure> {
         let listen = |kind| signal(kind).map_err(Failure::could_not);
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
@@ -191,26 +191,26 @@ impl Ends {
         })
     }
 
-    /// Until the lease is over or somebody ends this; says which.
-    async fn wait(&mut self, lease: Duration) -> &'static str {
+    /// Until the time is over, or somebody ends this: says how.
+    pub async fn within(&mut self, time: Duration) -> Option<&'static str> {
         tokio::select! {
-            () = tokio::time::sleep(lease) => "the time is over",
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.hangup.recv() => "SIGHUP",
-            _ = self.quit.recv() => "SIGQUIT",
+            () = tokio::time::sleep(time) => None,
+            _ = self.terminate.recv() => Some("SIGTERM"),
+            _ = self.interrupt.recv() => Some("SIGINT"),
+            _ = self.hangup.recv() => Some("SIGHUP"),
+            _ = self.quit.recv() => Some("SIGQUIT"),
         }
     }
 }
 
-fn need_root() -> Result<(), Failure> {
+pub fn need_root() -> Result<(), Failure> {
     if rustix::process::geteuid().is_root() {
         return Ok(());
     }
     Err(Failure::could_not("changing a cgroup needs root; run it with sudo"))
 }
 
-fn read_layout() -> Result<Layout, Failure> {
+pub fn read_layout() -> Result<Layout, Failure> {
     Layout::read()
         .map_err(|error| Failure::could_not(format!("reading the cgroup layout: {error}")))
 }
@@ -224,7 +224,7 @@ fn audit_or_none(host: &Host) -> Result<Audit, Failure> {
     })
 }
 
-fn open_audit(host: &Host) -> Result<Audit, Failure> {
+pub fn open_audit(host: &Host) -> Result<Audit, Failure> {
     Audit::open(&host.audit).map_err(|error| {
         let path = host.audit.display();
         Failure::could_not(format!("audit log {path}: {error}; nothing was done without a record"))

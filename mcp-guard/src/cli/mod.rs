@@ -7,6 +7,7 @@ mod exit;
 mod explain;
 mod hands;
 mod out;
+mod repair;
 mod replay;
 mod resolve;
 mod run;
@@ -19,7 +20,7 @@ use tracing_subscriber::EnvFilter;
 
 pub use exit::{Exit, Failure};
 
-use crate::{agent::lock::DEFAULT_RUN_DIR, engine::DEFAULT_SOCKET};
+use crate::{agent::lock::DEFAULT_RUN_DIR, engine::DEFAULT_SOCKET, wanted::DEFAULT_STATE_DIR};
 
 /// Finds, explains and contains process leaks of MCP servers in containers.
 ///
@@ -51,6 +52,9 @@ pub struct Host {
         default_value = "/var/log/mcp-guard/audit.jsonl"
     )]
     pub audit: PathBuf,
+    /// What must outlive a reboot.
+    #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
+    pub state_dir: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]
@@ -65,7 +69,7 @@ enum Verb {
     },
     /// Stop every process of a target, for a limited time.
     Freeze {
-        /// Container name, id or id prefix; docker:NAME, cgroup:/path, pid:N.
+        /// Container name, id or id prefix; docker:NAME, unit:NAME, cgroup:/path, pid:N.
         target: String,
         /// Thaw after this time.
         #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "5min")]
@@ -93,6 +97,8 @@ enum Verb {
     },
     /// Why a PID limit does not hold, with evidence, and how to mend it.
     Diagnose(diagnose::Arguments),
+    /// Write a limit where it is kept, and prove that it holds.
+    Repair(repair::Arguments),
     /// The long form of a finding: what it means, how it is proved, how to mend it by hand.
     Explain {
         /// MG-P001, P001 or 1; without one, the list of all.
@@ -144,6 +150,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Verb::Thaw { target, .. } => hands::thaw(&host, &target.unwrap_or_default()),
         Verb::Kill { target, dry_run } => hands::kill(&host, &target, dry_run),
         Verb::Diagnose(arguments) => diagnose::diagnose(&host, &arguments),
+        Verb::Repair(arguments) => repair::repair(&host, &arguments),
         Verb::Explain { code } => explain::explain(code.as_deref()),
         Verb::Doctor { json } => doctor::doctor(&host, json),
         Verb::Demo => demo::demo(),

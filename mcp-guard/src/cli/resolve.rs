@@ -9,7 +9,7 @@ use super::{Failure, Host};
 use crate::{
     engine::Engine,
     executor::Held,
-    host::{cgroup::Cgroup, layout::Layout},
+    host::{cgroup::Cgroup, layout::Layout, systemd::Systemd},
 };
 
 pub async fn resolve(host: &Host, text: &str) -> Result<Held, Failure> {
@@ -18,6 +18,17 @@ pub async fn resolve(host: &Host, text: &str) -> Result<Held, Failure> {
         .map_err(|error| Failure::could_not(format!("reading the cgroup layout: {error}")))?;
     match target {
         Target::Container(name) | Target::Docker(name) => container(host, &layout, &name).await,
+        Target::Unit(name) => {
+            let systemd = Systemd::connect().await;
+            let systemd =
+                systemd.ok_or_else(|| Failure::could_not("systemd does not run this host"))?;
+            let path = systemd.map_err(Failure::could_not)?.cgroup_of(&name).await;
+            let path = path.map_err(Failure::could_not)?;
+            let path =
+                path.ok_or_else(|| Failure::could_not(format!("no unit {name} runs here")))?;
+            let cgroup = Cgroup::open(&layout, &path).map_err(Failure::could_not)?;
+            Ok(plain(host, cgroup).await)
+        }
         Target::Cgroup(path) => {
             let cgroup = Cgroup::open(&layout, &path).map_err(Failure::could_not)?;
             Ok(plain(host, cgroup).await)

@@ -99,6 +99,10 @@ pub struct WatchedStatus {
     pub paused: bool,
     pub pids_max: Option<String>,
     pub pids_current: Option<u64>,
+    /// The limit that is held here; None where nobody wants one.
+    pub pids_wanted: Option<u64>,
+    /// It was undone too often, and is left alone.
+    pub pids_given_up: bool,
 }
 
 /// How an operator's request ended.

@@ -74,6 +74,18 @@ impl Engine {
         Ok(Some(details))
     }
 
+    /// `HostConfig.Cgroups` ("disabled", "split", ...), which Podman says in its own API alone.
+    ///
+    /// # Errors
+    /// Podman does not answer.
+    pub async fn cgroups_of_podman(&self, id: &str) -> Result<Option<String>, Error> {
+        if !is_container_id(id) {
+            return Err(Error::BadId(id.to_owned()));
+        }
+        let found = raw::get_of_podman(&self.socket, &format!("/containers/{id}/json")).await?;
+        Ok(found.map(|found| text(&found["HostConfig"]["Cgroups"])))
+    }
+
     /// The engine itself.
     ///
     /// # Errors
@@ -163,11 +175,14 @@ fn details(id: &str, found: &Value) -> Details {
 /// The labels that compose leaves (docker/compose `pkg/api/labels.go`).
 fn compose(labels: &BTreeMap<String, String>) -> Option<Compose> {
     let label = |name: &str| labels.get(&format!("com.docker.compose.{name}")).cloned();
+    let podman = labels.get("io.podman.compose.version").cloned();
+    let tool = if podman.is_some() { facts::PODMAN_COMPOSE } else { "compose" };
     let files = label("project.config_files").unwrap_or_default();
     Some(Compose {
         project: label("project")?,
         service: label("service")?,
-        version: label("version"),
+        tool: tool.to_owned(),
+        version: podman.or_else(|| label("version")),
         files: files
             .split(',')
             .filter(|file| !file.is_empty())

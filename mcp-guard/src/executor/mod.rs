@@ -2,6 +2,7 @@
 
 mod confirm;
 mod hold;
+pub mod limit;
 pub mod reconcile;
 mod steps;
 

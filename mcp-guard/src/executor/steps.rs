@@ -211,6 +211,27 @@ pub fn unclamp(cgroup: &Cgroup) -> (Outcome, String) {
     attempt().unwrap_or_else(gone)
 }
 
+/// Writes a limit that nobody else owns, for good: it carries no mark.
+pub fn limit(cgroup: &Cgroup, limit: Limit) -> (Outcome, String) {
+    let attempt = || -> io::Result<(Outcome, String)> {
+        let found = cgroup.pids_max()?;
+        cgroup.set_pids_max(limit)?;
+        Ok(limit_is(cgroup, &found.to_string(), limit))
+    };
+    attempt().unwrap_or_else(gone)
+}
+
+/// What the kernel says after the owner of a limit was asked for it.
+pub fn limit_is(cgroup: &Cgroup, found: &str, wanted: Limit) -> (Outcome, String) {
+    match cgroup.pids_max() {
+        Ok(read) if read == wanted => {
+            (Outcome::Done, format!("pids.max {found} -> {read} read back"))
+        }
+        Ok(read) => (Outcome::Failed, format!("pids.max is {read} after writing {wanted}")),
+        Err(error) => gone(error),
+    }
+}
+
 /// Whether the limit is another than we wrote. False where it cannot be read: then nobody knows.
 pub fn is_unclamped(cgroup: &Cgroup) -> bool {
     let wrote = |dir| mark::read(dir, Slot::Clamp).ok()??.wrote;

@@ -12,3 +12,4 @@ pub mod layout;
 pub mod mark;
 pub mod poll;
 pub mod process;
+pub mod systemd;

@@ -1,5 +1,6 @@
 //! Every human view. JSON is each type's own serde.
 
+pub mod repair;
 mod report;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -59,6 +60,15 @@ fn watched(watched: &WatchedStatus) -> String {
     let tasks =
         watched.pids_current.map_or_else(|| "unknown".to_owned(), |tasks| tasks.to_string());
     text += &format!("  {} processes, {tasks} tasks, pids.max {limit}\n", guard.processes);
+    match watched.pids_wanted {
+        Some(wanted) if watched.pids_given_up => {
+            text += &format!("  LIMIT NOT HELD: {wanted} is wanted, and was undone three times\n");
+        }
+        Some(wanted) if limit != wanted.to_string() => {
+            text += &format!("  a limit of {wanted} is wanted\n");
+        }
+        Some(_) | None => {}
+    }
     let totals = &guard.totals;
     text += &format!(
         "  since guarded: {} forks, {} threads, {} execs, {} exits, {} arrivals, {} departures\n",

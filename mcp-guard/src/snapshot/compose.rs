@@ -12,8 +12,8 @@ use std::{
 };
 
 use mcp_guard_core::diagnose::{
-    compose,
-    facts::{Compose, Says},
+    compose::{self, Tool},
+    facts::{Compose, PODMAN_COMPOSE, Says},
     version::version,
 };
 
@@ -64,8 +64,11 @@ pub fn read(
     let variables = variables(&folder.join(environment.unwrap_or(".env")), volumes);
     let files: Vec<compose::File<'_>> =
         texts.iter().map(|(path, text)| compose::File { path, text }).collect();
-    let version = found.version.as_deref().and_then(version);
-    found.says = compose::read(&files, &variables, &found.service, version);
+    let tool = match found.tool.as_str() {
+        PODMAN_COMPOSE => Tool::Podman,
+        _ => Tool::Docker(found.version.as_deref().and_then(version)),
+    };
+    found.says = compose::read(&files, &variables, &found.service, tool);
     found
 }
 

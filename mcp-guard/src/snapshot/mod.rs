@@ -20,6 +20,7 @@ use crate::{
         census::{self, Census},
         chain, kernel,
         layout::{Kind, Layout},
+        systemd::Systemd,
     },
 };
 
@@ -38,6 +39,8 @@ pub struct Snapshot {
     running: Vec<Listed>,
     /// The own level of each, by id.
     levels: BTreeMap<String, facts::Level>,
+    /// None where systemd does not run, or does not answer.
+    systemd: Option<Systemd>,
     unreadable: Vec<Unreadable>,
     began: Instant,
 }
@@ -64,10 +67,21 @@ impl Snapshot {
             },
             Err(error) => unreadable.push(unread("engine", &error)),
         }
+        let mut systemd = None;
+        match Systemd::connect().await {
+            Some(Ok(manager)) => systemd = Some(manager),
+            Some(Err(error)) => unreadable.push(unread("systemd", &error)),
+            None => {}
+        }
+        if let (Some((_, engine)), Some(systemd)) = (&mut described, &systemd) {
+            let unit = format!("{}.service", engine.kind);
+            engine.own_tasks_max = systemd.own_tasks_max(&unit).await.unwrap_or(None);
+        }
         let host = host(&layout);
         let level = |(id, path): (&str, &str)| Some((id.to_owned(), chain::own(&layout, path)?));
         let levels = census.containers().into_iter().filter_map(level).collect();
-        Ok(Self { layout, census, host, engine: described, running, levels, unreadable, began })
+        let engine = described;
+        Ok(Self { layout, census, host, engine, running, levels, systemd, unreadable, began })
     }
 
     /// What could not be known of the host and its engine.
@@ -84,7 +98,7 @@ impl Snapshot {
 
     /// The facts of a container; None where it is gone.
     pub async fn container(&self, id: &str) -> Option<Facts> {
-        let (engine, _) = self.engine.as_ref()?;
+        let (engine, described) = self.engine.as_ref()?;
         let mut facts = self.shared();
         let listed = self.running.iter().find(|one| one.id == id);
         facts.target = Subject {
@@ -102,7 +116,7 @@ impl Snapshot {
             }
         };
         let init = details.container.init;
-        self.place(&mut facts, init, id);
+        self.place(&mut facts, init, id).await;
         facts.aliens = self.census.aliens(init, &facts.target.cgroup).unwrap_or_default();
         facts.host.pid_namespace = self.pid_namespace(init);
         facts.compose = details.compose.clone().map(|found| self.compose(found, &details));
@@ -110,25 +124,42 @@ impl Snapshot {
         let mut container = details.container;
         container.oci_limit = runtime::oci_limit(id);
         container.state_limit = runtime::state_limit(id);
+        if described.kind == "podman" {
+            match engine.cgroups_of_podman(id).await {
+                Ok(cgroups) => container.cgroups = cgroups.unwrap_or_default(),
+                Err(error) => facts.unreadable.push(unread("HostConfig.Cgroups", &error)),
+            }
+        }
         container.memory = chain::memory(&self.layout, init).unwrap_or(container.memory);
         facts.container = Some(container);
         Some(self.over(facts))
     }
 
     /// The facts of the cgroup that a process is in; None where there is no such process.
-    #[must_use]
-    pub fn process(&self, pid: u32) -> Option<Facts> {
-        self.census.cgroup_of(pid).map(|path| self.cgroup(path))
+    pub async fn process(&self, pid: u32) -> Option<Facts> {
+        Some(self.cgroup(self.census.cgroup_of(pid)?).await)
+    }
+
+    /// The facts of a unit of systemd; None where none of that name runs.
+    ///
+    /// # Errors
+    /// systemd does not run this host, or does not answer.
+    pub async fn unit(&self, name: &str) -> Result<Option<Facts>, String> {
+        let systemd = self.systemd.as_ref().ok_or("systemd does not answer here")?;
+        let path = systemd.cgroup_of(name).await.map_err(|error| error.to_string())?;
+        let Some(path) = path else { return Ok(None) };
+        let mut facts = self.cgroup(&path).await;
+        (facts.target.kind, facts.target.name) = ("unit".to_owned(), name.to_owned());
+        Ok(Some(facts))
     }
 
     /// The facts of a cgroup that is named by its path in the hierarchy of the pids controller.
-    #[must_use]
-    pub fn cgroup(&self, path: &str) -> Facts {
+    pub async fn cgroup(&self, path: &str) -> Facts {
         let mut facts = self.shared();
         facts.engine = None;
         facts.target =
             Subject { kind: "cgroup".into(), name: path.into(), id: None, cgroup: path.into() };
-        self.read_cgroup(&mut facts);
+        self.read_cgroup(&mut facts).await;
         self.over(facts)
     }
 
@@ -149,7 +180,7 @@ impl Snapshot {
     }
 
     /// Where the container's first process is, and what is there.
-    fn place(&self, facts: &mut Facts, init: u32, id: &str) {
+    async fn place(&self, facts: &mut Facts, init: u32, id: &str) {
         let Some(path) = self.census.cgroup_of(init) else {
             let why = "the engine names a first process that is not there".to_owned();
             facts.unreadable.push(Unreadable { what: "cgroup".to_owned(), why });
@@ -159,16 +190,21 @@ impl Snapshot {
         let own =
             container_in(path).filter(|found| found.id == id).map_or(path, |found| found.path);
         own.clone_into(&mut facts.target.cgroup);
-        self.read_cgroup(facts);
+        self.read_cgroup(facts).await;
     }
 
-    fn read_cgroup(&self, facts: &mut Facts) {
+    async fn read_cgroup(&self, facts: &mut Facts) {
         match chain::read(&self.layout, &facts.target.cgroup) {
             Ok(chain) => facts.chain = chain,
             Err(error) => facts.unreadable.push(unread(&facts.target.cgroup, &error)),
         }
         facts.members = self.census.members(&facts.target.cgroup);
         facts.zombies = self.census.zombies_of(&facts.members);
+        let Some(systemd) = &self.systemd else { return };
+        match systemd.unit_of(&facts.target.cgroup).await {
+            Ok(unit) => facts.unit = unit,
+            Err(error) => facts.unreadable.push(unread("unit of the cgroup", &error)),
+        }
     }
 
     fn pid_namespace(&self, init: u32) -> Option<PidNamespace> {

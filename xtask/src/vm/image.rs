@@ -24,7 +24,7 @@ pub enum Kind {
 }
 
 /// What every system image has. Without Debian's node: containers carry their own.
-pub const PACKAGES: [&str; 15] = [
+pub const PACKAGES: [&str; 17] = [
     "systemd",
     "systemd-sysv",
     "dbus",
@@ -41,6 +41,9 @@ pub const PACKAGES: [&str; 15] = [
     // The independent kernel count that ours is compared with.
     "bpftrace",
     "less",
+    // What leaves the labels and the mistakes that diagnose reads.
+    "docker-compose",
+    "podman-compose",
 ];
 
 pub const IMAGES: [Image; 6] = [

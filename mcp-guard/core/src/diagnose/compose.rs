@@ -18,10 +18,23 @@ pub struct File<'a> {
 const SHORT: &str = "pids_limit";
 const LONG: &str = "deploy.resources.limits.pids";
 /// From this version on the two spellings must agree (compose-go c37fc59).
-const MUST_AGREE: (u32, u32, u32) = (2, 26, 0);
+const MUST_AGREE: Version = (2, 26, 0);
+/// Before it the long spelling was refused ("value 'pids' does not match any of the regexes: '^x-'").
+const TAKES_LONG: Version = (2, 0, 0);
 /// Keys of a service that change what another place says of it.
 const ONLY_COMPOSE: [&str; 2] = ["extends", "profiles"];
 const MAX_ELSEWHERE: usize = 8;
+
+type Version = (u32, u32, u32);
+
+/// What made the container, as far as it matters to how it reads its files.
+#[derive(Clone, Copy, Debug)]
+pub enum Tool {
+    /// `docker-compose`, `docker compose`, of a version if it is known.
+    Docker(Option<Version>),
+    /// podman-compose checks no file against a schema.
+    Podman,
+}
 
 /// A limit where it stands.
 #[derive(Clone, Debug)]
@@ -31,14 +44,14 @@ struct Found {
     line: u64,
 }
 
-/// Reads the files as compose would. `variables` are those of the project's `.env`; `version` is the
-/// one of the tool.
+/// Reads the files as compose would. `variables` are those of the project's `.env`; `tool` is what
+/// made the container.
 #[must_use]
 pub fn read(
     files: &[File<'_>],
     variables: &BTreeMap<String, String>,
     service: &str,
-    version: Option<(u32, u32, u32)>,
+    tool: Tool,
 ) -> Says {
     let mut reader = Reader { variables, service, short: None, long: None, limits: false };
     let mut elsewhere = Vec::new();
@@ -53,7 +66,7 @@ pub fn read(
         elsewhere.extend(elsewhere_in(file.path, &document, service));
     }
     elsewhere.truncate(MAX_ELSEWHERE);
-    reader.verdict(version, elsewhere)
+    reader.verdict(tool, elsewhere)
 }
 
 struct Reader<'a> {
@@ -110,9 +123,19 @@ impl Reader<'_> {
         Ok(Found { value, file: path.to_owned(), line })
     }
 
-    fn verdict(self, version: Option<(u32, u32, u32)>, elsewhere: Vec<String>) -> Says {
+    fn verdict(self, tool: Tool, elsewhere: Vec<String>) -> Says {
         let (short, long) = (self.short.filter(|found| found.value != 0), self.long);
-        if version.is_none_or(|version| version >= MUST_AGREE)
+        let must_agree = match tool {
+            Tool::Docker(version) => version.is_none_or(|version| version >= MUST_AGREE),
+            Tool::Podman => false,
+        };
+        if let (Tool::Docker(Some(version)), Some(long)) = (tool, &long)
+            && version < TAKES_LONG
+        {
+            let (file, line) = (&long.file, long.line);
+            return Says::Invalid { why: format!("{file}:{line}: version 1 refuses {LONG}") };
+        }
+        if must_agree
             && let Some(short) = &short
             && self.limits
             && long.as_ref().is_none_or(|long| long.value != short.value)

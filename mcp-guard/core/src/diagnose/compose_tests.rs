@@ -7,7 +7,7 @@ fn says(files: &[&str], version: Option<(u32, u32, u32)>) -> Says {
     let files: Vec<File<'_>> =
         files.iter().zip(names).map(|(text, path)| File { path, text }).collect();
     let variables = BTreeMap::from([("LIMIT".to_owned(), "30".to_owned())]);
-    read(&files, &variables, "web", version)
+    read(&files, &variables, "web", Tool::Docker(version))
 }
 
 /// `VALUE FILE:LINE` of a limit.
@@ -99,6 +99,17 @@ fn two_spellings_that_disagree_do_not_load() {
         assert!(matches!(says(&[memory], version), Says::Invalid { .. }));
     }
     assert!(matches!(says(&[memory], Some((2, 25, 9))), Says::Limit { value: 25, .. }));
+}
+
+#[test]
+fn what_a_tool_refuses_depends_on_the_tool() {
+    let long = "services: {web: {deploy: {resources: {limits: {pids: 25}}}}}";
+    assert!(matches!(says(&[long], Some((1, 29, 2))), Says::Invalid { .. }));
+    assert!(matches!(says(&[long], Some((2, 0, 0))), Says::Limit { value: 25, .. }));
+    let short = "services: {web: {pids_limit: 25, deploy: {resources: {limits: {memory: 1g}}}}}";
+    let file = File { path: "a.yml", text: short };
+    let found = read(&[file], &BTreeMap::new(), "web", Tool::Podman);
+    assert!(matches!(found, Says::Limit { value: 25, .. }), "{found:?}");
 }
 
 #[test]

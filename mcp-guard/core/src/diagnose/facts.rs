@@ -160,13 +160,17 @@ pub struct Memory {
     pub kills: Option<u64>,
 }
 
+/// A tool of its own, with labels and versions of its own.
+pub const PODMAN_COMPOSE: &str = "podman-compose";
+
 /// The labels compose leaves, and what its files say now.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Compose {
     pub project: String,
     pub service: String,
-    /// Version of the tool that made the container.
+    /// The tool that made the container: "podman-compose", else one of Docker's.
+    pub tool: String,
     pub version: Option<String>,
     /// Full paths, the first is the base.
     pub files: Vec<String>,

@@ -3,8 +3,8 @@
 use super::{
     code::{Code, Severity},
     facts::{
-        Compose, Container, Engine, Facts, Host, Level, Other, PidNamespace, Process, Says,
-        Subject, Unit,
+        Compose, Container, Engine, Facts, Host, Level, Other, PODMAN_COMPOSE, PidNamespace,
+        Process, Says, Subject, Unit,
     },
     judge,
     report::{Certainty, Report, Verdict},
@@ -100,6 +100,7 @@ fn composed(mut facts: Facts, value: i64, newer_by: i64) -> Facts {
     facts.compose = Some(Compose {
         project: "p".into(),
         service: "web".into(),
+        tool: "compose".into(),
         version: Some("2.26.1".into()),
         files: vec!["/srv/compose.yml".into()],
         modified: CREATED.checked_add_signed(newer_by),
@@ -176,6 +177,13 @@ fn not_made_anew_or_dropped_by_the_tool() {
     only(&swarm_style, Code::ToolDropped, Proved);
     swarm_style.compose.as_mut().unwrap().version = Some("2.6.1".into());
     only(&swarm_style, Code::NotRecreated, Proved);
+    // Podman's own default stands in the engine.
+    let mut podman = composed(limited(2048), 25, 10);
+    let compose = podman.compose.as_mut().unwrap();
+    (compose.tool, compose.version) = (PODMAN_COMPOSE.into(), Some("1.3.0".into()));
+    only(&podman, Code::ToolDropped, Proved);
+    podman.compose.as_mut().unwrap().version = Some("1.4.0".into());
+    only(&podman, Code::NotRecreated, Proved);
 }
 
 #[test]

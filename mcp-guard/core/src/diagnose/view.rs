@@ -93,13 +93,11 @@ impl<'a> View<'a> {
         self.facts.threads().saturating_sub(roots)
     }
 
-    /// The command by which the engine takes a limit at once, tells systemd where that is in charge,
-    /// and keeps it.
-    pub fn update_command(&self, limit: Option<u64>) -> String {
+    /// The command that has a limit written at its owner, at once.
+    pub fn repair_command(&self, limit: Option<u64>) -> String {
         let name = &self.facts.target.name;
-        let engine = self.facts.engine.as_ref().map_or("docker", |engine| engine.kind.as_str());
         let limit = limit.map_or_else(|| "N".to_owned(), |limit| limit.to_string());
-        format!("{engine} update --pids-limit {limit} {name}")
+        format!("mcp-guard repair {name} --limit {limit}")
     }
 }
 

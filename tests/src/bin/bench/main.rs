@@ -4,6 +4,7 @@
 mod age;
 mod busy;
 mod cost;
+mod diagnose;
 mod latency;
 mod load;
 mod numbers;
@@ -21,7 +22,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-const PARTS: [&str; 4] = ["cost", "latency", "age", "weight"];
+const PARTS: [&str; 5] = ["cost", "latency", "age", "weight", "diagnose"];
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -58,6 +59,9 @@ fn run(words: Vec<String>) -> Result<()> {
     }
     if wanted("weight") {
         weight::measure(&mut report).context("memory and idle CPU")?;
+    }
+    if wanted("diagnose") {
+        diagnose::measure(&mut report).context("diagnose --all")?;
     }
     say(&report.table());
     if let Some(file) = flags.get("--out") {

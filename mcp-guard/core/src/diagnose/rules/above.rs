@@ -32,7 +32,17 @@ pub fn cause(view: &View<'_>) -> Option<Finding> {
         }
         None => finding,
     };
+    let finding = match refused(own, level) {
+        Some((file, count)) => finding.seen("forks refused", file, count),
+        None => finding,
+    };
     Some(finding.by_hand(owner, command))
+}
+
+/// Since Linux 6.11 a refusal counts where the limit stands; before, where the fork was tried.
+fn refused(own: &Level, above: &Level) -> Option<(String, u64)> {
+    let since = above.own_denials.map(|count| (format!("{}/pids.events.local", above.path), count));
+    since.or_else(|| Some((format!("{}/pids.events", own.path), own.denials?)))
 }
 
 fn owner(level: &Level) -> (Code, &'static str, String) {

@@ -2,7 +2,7 @@
 
 use super::super::{
     code::Code,
-    facts::{Compose, Container, Says},
+    facts::{Compose, Container, PODMAN_COMPOSE, Says},
     report::{
         Certainty::{self, Possible, Proved},
         Finding,
@@ -72,7 +72,7 @@ fn from_compose(view: &View<'_>, compose: &Compose, container: &Container) -> Op
                 ),
             )
             .seen("engine", "HostConfig.PidsLimit", stored_word(view))
-            .repaired("compose file", view.update_command(None), ENGINE);
+            .repaired("compose file", view.repair_command(None), ENGINE);
             for place in elsewhere {
                 finding = finding.seen("a limit that is not this service's", place, "");
             }
@@ -94,19 +94,7 @@ fn from_compose(view: &View<'_>, compose: &Compose, container: &Container) -> Op
 /// The file has a limit, the engine has none: the tool dropped it, or never saw it.
 fn never_arrived(view: &View<'_>, compose: &Compose, container: &Container, limit: u64) -> Finding {
     if let Some(why) = dropped_by(compose) {
-        let version = compose.version.clone().unwrap_or_default();
-        return file_line(
-            Finding::new(
-                Code::ToolDropped,
-                Proved,
-                format!("compose {version} ignored the limit {limit} of the file: {why}"),
-            ),
-            compose,
-        )
-        .seen("engine", "HostConfig.PidsLimit", stored_word(view))
-        .seen("made by", "label com.docker.compose.version", version)
-        .not("MG-P001 not made anew: this version never passes the key on")
-        .repaired("compose tool", view.update_command(Some(limit)), ENGINE);
+        return dropped(view, compose, limit, why);
     }
     match age(compose, container) {
         Some(Age::FileIsNewer) => times(
@@ -126,7 +114,7 @@ fn never_arrived(view: &View<'_>, compose: &Compose, container: &Container, limi
             compose,
             container,
         )
-        .repaired("compose", view.update_command(Some(limit)), ENGINE),
+        .repaired("compose", view.repair_command(Some(limit)), ENGINE),
         age => {
             let certainty = Certainty::Possible;
             let finding = times(
@@ -149,9 +137,21 @@ fn never_arrived(view: &View<'_>, compose: &Compose, container: &Container, limi
                 Some(_) => finding.not("MG-P001 not made anew: the file was there before"),
                 None => finding,
             };
-            finding.repaired("compose tool", view.update_command(Some(limit)), ENGINE)
+            finding.repaired("compose tool", view.repair_command(Some(limit)), ENGINE)
         }
     }
+}
+
+/// A version that is known to pass no limit on.
+fn dropped(view: &View<'_>, compose: &Compose, limit: u64, why: &str) -> Finding {
+    let version = compose.version.clone().unwrap_or_default();
+    let tool = &compose.tool;
+    let title = format!("{tool} {version} ignored the limit {limit} of the file: {why}");
+    file_line(Finding::new(Code::ToolDropped, Proved, title), compose)
+        .seen("engine", "HostConfig.PidsLimit", stored_word(view))
+        .seen("made by", format!("label with the version of {tool}"), version)
+        .not("MG-P001 not made anew: this version never passes the key on")
+        .repaired("compose tool", view.repair_command(Some(limit)), ENGINE)
 }
 
 /// The engine has a limit, and the file another.
@@ -165,6 +165,10 @@ fn against_the_file(
         return Some(invalid(view, compose, container, why));
     }
     let file = view.file.filter(|file| *file != stored)?;
+    // The engine's own default then stands where the file's number should.
+    if let Some(why) = dropped_by(compose) {
+        return Some(dropped(view, compose, file, why));
+    }
     let newer = age(compose, container) == Some(Age::FileIsNewer);
     let (code, title) = if newer {
         let title =
@@ -191,7 +195,7 @@ fn against_the_file(
     };
     Some(times(finding.not(look_alike), compose, container).repaired(
         "compose file",
-        view.update_command(Some(file)),
+        view.repair_command(Some(file)),
         ENGINE,
     ))
 }
@@ -236,7 +240,7 @@ fn unlimited(view: &View<'_>, container: &Container, stored: Stored) -> Finding 
     };
     Finding::new(Code::ExplicitUnlimited, Proved, title)
         .seen("engine", "HostConfig.PidsLimit", stored_word(view))
-        .repaired("whoever made it", view.update_command(None), ENGINE)
+        .repaired("whoever made it", view.repair_command(None), ENGINE)
 }
 
 /// A limit that somebody set where it does not reach this container.
@@ -253,7 +257,7 @@ fn wrong_layer(view: &View<'_>, container: &Container) -> Option<Finding> {
             )
             .seen("ulimit", "HostConfig.Ulimits", format!("nproc={nproc}"))
             .seen("engine", "HostConfig.PidsLimit", stored_word(view))
-            .repaired("whoever made it", view.update_command(None), ENGINE),
+            .repaired("whoever made it", view.repair_command(None), ENGINE),
         );
     }
     let tasks_max = view.facts.engine.as_ref()?.own_tasks_max?;
@@ -267,7 +271,7 @@ fn wrong_layer(view: &View<'_>, container: &Container) -> Option<Finding> {
         )
         .seen("unit of the engine", "TasksMax", tasks_max)
         .seen("engine", "HostConfig.PidsLimit", stored_word(view))
-        .repaired("whoever made it", view.update_command(None), ENGINE)
+        .repaired("whoever made it", view.repair_command(None), ENGINE)
     })
 }
 
@@ -322,6 +326,10 @@ fn compose_config(compose: &Compose) -> String {
 fn dropped_by(compose: &Compose) -> Option<&'static str> {
     let Says::Limit { key, .. } = &compose.says else { return None };
     let version = version(compose.version.as_deref()?)?;
+    if compose.tool == PODMAN_COMPOSE {
+        let reads = (1, 4, 0);
+        return (version < reads).then_some("podman-compose reads limits from 1.4.0 on");
+    }
     match key.as_str() {
         "pids_limit" if ((2, 0, 0)..(2, 1, 1)).contains(&version) => {
             Some("pids_limit is read from 2.1.1 on")

@@ -27,7 +27,7 @@ pub fn cause(view: &View<'_>) -> Option<Finding> {
         .or_else(|| raised_from_inside(view, container, kernel, stored))
         .or_else(|| reset_by_systemd(view, kernel, stored))
         .unwrap_or_else(|| raw(view, kernel, stored));
-    Some(witnesses(finding, view).repaired("engine", view.update_command(Some(stored)), ENGINE))
+    Some(witnesses(finding, view).repaired("engine", view.repair_command(Some(stored)), ENGINE))
 }
 
 /// What the engine, systemd and the kernel each say.
@@ -150,7 +150,7 @@ fn never_told_systemd(view: &View<'_>, stored: u64) -> Option<Finding> {
                 when_reset(unit)
             ),
         );
-        witnesses(finding, view).repaired("systemd", view.update_command(Some(stored)), ENGINE)
+        witnesses(finding, view).repaired("systemd", view.repair_command(Some(stored)), ENGINE)
     })
 }
 
@@ -174,7 +174,7 @@ pub fn raw_value_that_will_go(view: &View<'_>) -> Option<Finding> {
         );
         witnesses(finding, view).repaired(
             "systemd",
-            view.update_command(kernel.tasks()),
+            view.repair_command(kernel.tasks()),
             UNTIL_RESTART,
         )
     })

@@ -1,0 +1,162 @@
+//! Holds the limit of one guard: has it written where it is kept whenever it is not in force, and
+//! stops when somebody undoes it again and again.
+
+use std::{collections::VecDeque, time::Duration};
+
+use crate::{Time, limit::Limit, repair::STEP};
+
+/// So many reversions within [`WITHIN`] are a fight, not an accident.
+const REVERSIONS: usize = 3;
+const WITHIN: Duration = Duration::from_secs(3600);
+/// After a repair that was refused or failed.
+const AGAIN: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Debug, Default)]
+pub struct Keep {
+    /// A repair is under way, or facts for one are being read.
+    busy: bool,
+    /// It was in force since the guard began, or since the wanted limit changed.
+    held: bool,
+    wanted: Option<u64>,
+    undone: VecDeque<Time>,
+    not_before: Time,
+    /// Somebody else has won.
+    stopped: bool,
+}
+
+/// What fresh facts come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is in force, or nothing is wanted.
+    Rest,
+    Repair,
+    /// It was undone too often: say so, and leave it.
+    GiveUp,
+}
+
+impl Keep {
+    /// A cheap look at what is in force; true where facts are to be read for [`Keep::judge`]. A limit
+    /// lower than the wanted one is somebody's brake, and left alone.
+    pub fn look(&mut self, now: Time, wanted: Option<u64>, in_force: Limit) -> bool {
+        if self.wanted != wanted {
+            *self = Self { wanted, busy: self.busy, ..Self::default() };
+        }
+        let in_force = wanted.is_none_or(|limit| in_force <= Limit::Tasks(limit));
+        self.held |= in_force && wanted.is_some();
+        if in_force || self.busy || self.stopped || now < self.not_before {
+            return false;
+        }
+        self.busy = true;
+        true
+    }
+
+    /// The same with fresh facts. What follows from [`Verdict::Repair`] ends with [`Keep::ended`].
+    pub fn judge(&mut self, now: Time, wanted: Option<u64>, in_force: Limit) -> Verdict {
+        self.busy = false;
+        if !self.look(now, wanted, in_force) {
+            return Verdict::Rest;
+        }
+        if std::mem::take(&mut self.held) {
+            self.undone.push_back(now);
+            self.undone.retain(|at| now.since(*at) < WITHIN);
+        }
+        if self.undone.len() >= REVERSIONS {
+            self.stopped = true;
+            self.busy = false;
+            return Verdict::GiveUp;
+        }
+        Verdict::Repair
+    }
+
+    /// A write or a step is over, or there was nothing to write yet.
+    pub fn ended(&mut self, now: Time, went_well: bool) {
+        self.busy = false;
+        self.not_before = now.after(if went_well { STEP } else { AGAIN });
+    }
+
+    /// The limit is in force by our hand: what comes next is a reversion, and noticed at once.
+    pub fn reached(&mut self) {
+        (self.busy, self.held, self.not_before) = (false, true, Time::default());
+    }
+
+    /// Whether it was given up.
+    #[must_use]
+    pub fn has_stopped(&self) -> bool {
+        self.stopped
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WANTED: Option<u64> = Some(40);
+    const OTHER: Limit = Limit::Max;
+    const OURS: Limit = Limit::Tasks(40);
+
+    fn at(seconds: u64) -> Time {
+        Time(seconds * 1_000_000_000)
+    }
+
+    fn repaired(keep: &mut Keep, second: u64) -> Verdict {
+        assert!(keep.look(at(second), WANTED, OTHER), "noticed");
+        assert!(!keep.look(at(second), WANTED, OTHER), "once");
+        let verdict = keep.judge(at(second), WANTED, OTHER);
+        if verdict == Verdict::Repair {
+            keep.reached();
+        }
+        verdict
+    }
+
+    #[test]
+    fn what_is_in_force_or_stricter_or_not_wanted_is_left_alone() {
+        let mut keep = Keep::default();
+        for (wanted, in_force) in
+            [(WANTED, OURS), (WANTED, Limit::Tasks(10)), (None, OTHER), (None, OURS)]
+        {
+            assert!(!keep.look(at(1), wanted, in_force));
+        }
+    }
+
+    #[test]
+    fn the_third_reversion_within_an_hour_is_the_last() {
+        let mut keep = Keep::default();
+        assert_eq!(repaired(&mut keep, 1), Verdict::Repair, "never in force: no reversion");
+        assert_eq!(repaired(&mut keep, 10), Verdict::Repair);
+        assert_eq!(repaired(&mut keep, 20), Verdict::Repair);
+        assert_eq!(repaired(&mut keep, 30), Verdict::GiveUp);
+        assert!(keep.has_stopped() && !keep.look(at(4000), WANTED, OTHER));
+        // Another limit is another matter.
+        assert!(keep.look(at(4001), Some(50), OTHER));
+    }
+
+    #[test]
+    fn reversions_of_different_hours_are_no_fight() {
+        let mut keep = Keep::default();
+        for second in [1, 2000, 4000, 6000, 8000, 10_000] {
+            assert_eq!(repaired(&mut keep, second), Verdict::Repair, "{second}");
+        }
+    }
+
+    #[test]
+    fn fresh_facts_may_clear_it_up() {
+        let mut keep = Keep::default();
+        assert!(!keep.look(at(1), WANTED, OURS));
+        assert!(keep.look(at(2), WANTED, Limit::Tasks(500)));
+        // The engine was told 500 by somebody, and now says so.
+        assert_eq!(keep.judge(at(2), Some(500), Limit::Tasks(500)), Verdict::Rest);
+        assert!(!keep.look(at(3), Some(500), Limit::Tasks(500)));
+    }
+
+    #[test]
+    fn a_step_down_waits_for_the_next_and_is_no_reversion() {
+        let mut keep = Keep::default();
+        for second in [0, 10, 20, 30, 40, 50] {
+            assert!(keep.look(at(second), WANTED, Limit::Tasks(300)));
+            let verdict = keep.judge(at(second), WANTED, Limit::Tasks(300));
+            assert_eq!(verdict, Verdict::Repair);
+            keep.ended(at(second), true);
+            assert!(!keep.look(at(second + 9), WANTED, Limit::Tasks(300)));
+        }
+    }
+}

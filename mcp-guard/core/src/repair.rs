@@ -1,0 +1,294 @@
+//! Where a limit must be written so that it holds: decided from the same facts as a diagnosis.
+//!
+//! The owner of the number writes it, because whoever writes past the owner is undone. Where more
+//! tasks are there than the limit holds, it is lowered step by step as they end (a ratchet): each
+//! step leaves room above what runs, so that nothing that runs is broken, and growth stops at once.
+//! Steps are run-time writes; the owner's own store is written last, when the tasks fit, so that
+//! whoever dies half-way leaves no step behind as "declared".
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    diagnose::{
+        code::Code,
+        facts::{Facts, Says},
+        judge,
+        report::{Place, Report},
+        sizing::room_for,
+        version::version,
+    },
+    limit::Limit,
+    policy::Respond,
+};
+
+/// Less cannot hold a `docker exec`: runc takes about five tasks, and a health check one or two.
+pub const LEAST: u64 = 8;
+/// What the kernel takes (`PIDS_MAX`, which is `PID_MAX_LIMIT`).
+pub const MOST: u64 = 4_194_304;
+/// Between two steps of a ratchet.
+pub const STEP: Duration = Duration::from_secs(10);
+/// The first version of Podman whose update is kept and changes nothing else.
+const PODMAN_UPDATES: (u32, u32, u32) = (5, 4, 0);
+
+/// Who keeps the number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "owner")]
+pub enum Owner {
+    /// Docker's update writes its own store, systemd's TasksMax and the kernel.
+    Docker,
+    /// The same of Podman, from 5.4 on.
+    Podman,
+    /// systemd's TasksMax of a unit. `payload`: the engine keeps the processes in a cgroup below the
+    /// unit's, which has a limit of its own.
+    Unit { name: String, transient: bool, payload: bool },
+    /// Nobody but the kernel.
+    Kernel,
+}
+
+/// One write.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "write")]
+pub enum Write {
+    Docker { limit: u64 },
+    Podman { limit: u64 },
+    TasksMax { unit: String, limit: u64, runtime: bool },
+    PidsMax { limit: u64 },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    pub limit: u64,
+    pub owner: Owner,
+    /// The unit that would undo a step which it is not told of.
+    unit: Option<String>,
+    /// Live servers, each of which may still make a thread pool.
+    servers: u64,
+    force: bool,
+    /// What a person should know before.
+    pub notes: Vec<String>,
+}
+
+/// What to do at this moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// The tasks fit: write it where it is kept.
+    Last(Vec<Write>),
+    /// A step down.
+    Lower(Vec<Write>, u64),
+    /// As low as what runs allows.
+    Wait,
+}
+
+/// Why nothing can be repaired, and what to do instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused(pub String);
+
+/// # Errors
+/// No limit is known, it is out of bounds, or no write here would bind.
+pub fn plan(facts: &Facts, limit: Option<u64>, force: bool) -> Result<Plan, Refused> {
+    let report = judge(facts);
+    let refused = |why: String| Err(Refused(why));
+    let Some(limit) = limit.or(report.declared) else {
+        let proposal = report.sizing.as_ref().map_or_else(String::new, |sizing| {
+            format!("; what runs there now takes --limit {}", sizing.limit_now)
+        });
+        return refused(format!("nothing declares a limit: give one with --limit{proposal}"));
+    };
+    if limit == 0 || limit > MOST {
+        return refused(format!("{limit} is no limit: the kernel takes 1 to {MOST}"));
+    }
+    if limit < LEAST && !force {
+        return refused(format!(
+            "{limit} is less than the {LEAST} tasks of a docker exec, so health checks would fail; \
+             --force sets it all the same"
+        ));
+    }
+    if let Some(finding) = report.findings.iter().find(|finding| is_out_of_reach(finding.code)) {
+        return refused(format!("{}: {}", finding.code, finding.title));
+    }
+    let Some(own) = facts.own().filter(|own| own.max.is_some()) else {
+        return refused("its pids.max cannot be read, so nothing could be read back".to_owned());
+    };
+    let unit = facts.unit.as_ref();
+    let of_unit = |name: &str| own.path.rsplit('/').next() == Some(name);
+    Ok(Plan {
+        limit,
+        owner: owner(facts)?,
+        unit: unit.map(|unit| unit.name.clone()).filter(|name| of_unit(name)),
+        servers: report.sizing.as_ref().map_or(0, |sizing| sizing.servers),
+        force,
+        notes: notes(&report, limit),
+    })
+}
+
+/// Causes that no write on this host mends.
+fn is_out_of_reach(code: Code) -> bool {
+    matches!(
+        code,
+        Code::OtherDaemon
+            | Code::DesktopVm
+            | Code::Sandbox
+            | Code::CgroupsDisabled
+            | Code::ControllerDisabled
+            | Code::NotDelegated
+            | Code::Rootless
+    )
+}
+
+fn owner(facts: &Facts) -> Result<Owner, Refused> {
+    let unit = |payload| {
+        facts.unit.as_ref().map(|unit| Owner::Unit {
+            name: unit.name.clone(),
+            transient: unit.transient,
+            payload,
+        })
+    };
+    let Some(engine) = facts.engine.as_ref().filter(|_| facts.container.is_some()) else {
+        return Ok(unit(false).unwrap_or(Owner::Kernel));
+    };
+    let known = |text: &str| version(text).unwrap_or_default();
+    match engine.kind.as_str() {
+        "podman" if known(&engine.version) >= PODMAN_UPDATES => Ok(Owner::Podman),
+        // An older one loses an update, or resets what was not asked for.
+        "podman" => Ok(unit(true).unwrap_or(Owner::Kernel)),
+        _ if known(&engine.api_version) < (1, 40, 0) => Err(Refused(format!(
+            "{}: the engine speaks API {} at most, where an update of a limit is ignored",
+            Code::ApiTooOld,
+            engine.api_version
+        ))),
+        _ => Ok(Owner::Docker),
+    }
+}
+
+fn notes(report: &Report, limit: u64) -> Vec<String> {
+    let mut notes = Vec::new();
+    if let Some(sizing) = &report.sizing
+        && limit < sizing.limit_now
+    {
+        notes.push(format!(
+            "{limit} is less than what runs there needs: {} servers of {} tasks each want {}",
+            sizing.servers, sizing.tasks_per_server, sizing.limit_now
+        ));
+    }
+    let above = report.findings.iter().find(|finding| finding.code == Code::AncestorLimit);
+    notes.extend(above.map(|finding| format!("{}: {}", finding.code, finding.title)));
+    notes
+}
+
+impl Plan {
+    /// What to do with so many tasks there and this limit in force.
+    #[must_use]
+    pub fn next(&self, tasks: u64, in_force: Limit) -> Next {
+        let room = room_for(tasks, self.servers, Respond::default().clamp_headroom);
+        if self.force || room <= self.limit || in_force <= Limit::Tasks(self.limit) {
+            return Next::Last(self.last());
+        }
+        // Never below what runs, never up again.
+        if Limit::Tasks(room) < in_force {
+            return Next::Lower(self.steps(room), room);
+        }
+        Next::Wait
+    }
+
+    fn last(&self) -> Vec<Write> {
+        let limit = self.limit;
+        match &self.owner {
+            Owner::Docker => vec![Write::Docker { limit }],
+            Owner::Podman => vec![Write::Podman { limit }],
+            Owner::Kernel => vec![Write::PidsMax { limit }],
+            Owner::Unit { name, transient, payload } => {
+                let unit = name.clone();
+                let mut writes = vec![Write::TasksMax { unit, limit, runtime: *transient }];
+                writes.extend(payload.then_some(Write::PidsMax { limit }));
+                writes
+            }
+        }
+    }
+
+    /// Nothing of it outlives the cgroup.
+    fn steps(&self, limit: u64) -> Vec<Write> {
+        match &self.unit {
+            Some(unit) => vec![Write::TasksMax { unit: unit.clone(), limit, runtime: true }],
+            None => vec![Write::PidsMax { limit }],
+        }
+    }
+
+    /// Whether its owner remembers it when the container starts anew.
+    #[must_use]
+    pub fn is_kept_by_its_owner(&self) -> bool {
+        matches!(self.owner, Owner::Docker | Owner::Podman)
+    }
+
+    /// How long it lasts once it is done.
+    #[must_use]
+    pub fn survives(&self) -> &'static [&'static str] {
+        match &self.owner {
+            Owner::Docker | Owner::Podman => &["container restart", "daemon-reload", "reboot"],
+            Owner::Unit { transient: true, .. } => &["daemon-reload"],
+            Owner::Unit { transient: false, .. } => &["unit restart", "daemon-reload", "reboot"],
+            Owner::Kernel => &[],
+        }
+    }
+
+    /// What takes it away again.
+    #[must_use]
+    pub fn lost_at(&self) -> &'static str {
+        match &self.owner {
+            Owner::Docker | Owner::Podman => "the next time its file makes the container anew",
+            Owner::Unit { transient: true, .. } => "the next start of the container",
+            Owner::Unit { transient: false, .. } => "systemctl revert",
+            Owner::Kernel => "the end of the cgroup, or whoever writes pids.max",
+        }
+    }
+
+    /// The places that must say the limit now, as a fresh look found them; true where all do.
+    #[must_use]
+    pub fn proof(&self, facts: &Facts) -> (bool, Vec<Place>) {
+        let must = |place: &Place| match place.place.as_str() {
+            "kernel" => true,
+            "engine" => matches!(self.owner, Owner::Docker | Owner::Podman),
+            "systemd" => self.unit.is_some() || matches!(self.owner, Owner::Unit { .. }),
+            _ => false,
+        };
+        let mut places = judge(facts).places;
+        places.retain(must);
+        let limit = self.limit.to_string();
+        let holds = !places.is_empty() && places.iter().all(|place| place.value == limit);
+        (holds, places)
+    }
+}
+
+/// Who has another limit in force, as far as facts tell.
+#[must_use]
+pub fn undone_by(facts: &Facts, limit: u64, in_force: Limit) -> String {
+    let unit = facts.unit.as_ref().filter(|unit| unit.tasks_max == Some(in_force));
+    let who = match unit {
+        Some(unit) => format!("systemd keeps TasksMax={in_force} for {}", unit.name),
+        None => "somebody wrote pids.max, and neither the engine nor systemd has it".to_owned(),
+    };
+    format!("{limit} is wanted, {in_force} is in force: {who}")
+}
+
+/// The edit that makes the compose file agree, for a person to make.
+#[must_use]
+pub fn edit(facts: &Facts, limit: u64) -> Option<String> {
+    let compose = facts.compose.as_ref()?;
+    match &compose.says {
+        Says::Limit { value, .. } if u64::try_from(*value) == Ok(limit) => None,
+        Says::Limit { value, key, file, line } => {
+            let key = key.rsplit('.').next().unwrap_or(key);
+            Some(format!("{file}:{line}\n-   {key}: {value}\n+   {key}: {limit}"))
+        }
+        Says::Nothing { .. } => {
+            let (file, service) = (compose.files.first()?, &compose.service);
+            Some(format!("{file}, services: {service}:\n+   pids_limit: {limit}"))
+        }
+        Says::Invalid { .. } | Says::Unknown { .. } | Says::NotAsked => None,
+    }
+}
+
+#[cfg(test)]
+#[path = "repair_tests.rs"]
+mod tests;

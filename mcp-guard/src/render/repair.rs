@@ -1,0 +1,75 @@
+//! What `repair` says.
+
+use mcp_guard_core::{
+    diagnose::{facts::Facts, judge, report::Place},
+    repair::{Next, Owner, Plan, Write, edit},
+};
+
+/// What is about to be done, and why that way.
+#[must_use]
+pub fn plan(facts: &Facts, plan: &Plan) -> String {
+    let owner = match &plan.owner {
+        Owner::Docker => "Docker's update".to_owned(),
+        Owner::Podman => "Podman's update".to_owned(),
+        Owner::Unit { name, .. } => format!("TasksMax of {name}"),
+        Owner::Kernel => "pids.max itself: no engine and no unit owns it".to_owned(),
+    };
+    let mut lines = vec![format!("{}: a limit of {} by {owner}", facts.target.name, plan.limit)];
+    let report = judge(facts);
+    let now = report.charged.tasks.map_or_else(|| "?".to_owned(), |tasks| tasks.to_string());
+    lines.push(format!("  now {now} tasks, {}", said(&report.places)));
+    lines.extend(plan.notes.iter().map(|note| format!("  note: {note}")));
+    lines.join("\n")
+}
+
+#[must_use]
+pub fn dry_run(next: &Next) -> String {
+    match next {
+        Next::Last(writes) => format!("  dry run: would {}", all(writes)),
+        Next::Lower(writes, _) => {
+            format!("  dry run: would {} first, and lower it further as tasks end", all(writes))
+        }
+        Next::Wait => "  dry run: would wait until tasks end".to_owned(),
+    }
+}
+
+fn all(writes: &[Write]) -> String {
+    writes.iter().map(one).collect::<Vec<_>>().join(", then ")
+}
+
+fn one(write: &Write) -> String {
+    match write {
+        Write::Docker { limit } => format!("ask Docker for PidsLimit {limit}"),
+        Write::Podman { limit } => format!("ask Podman for a pids limit of {limit}"),
+        Write::TasksMax { unit, limit, .. } => format!("set TasksMax={limit} of {unit}"),
+        Write::PidsMax { limit } => format!("write {limit} to pids.max"),
+    }
+}
+
+/// What was read back.
+#[must_use]
+pub fn places(places: &[Place]) -> String {
+    format!("  read back: {}", said(places))
+}
+
+fn said(places: &[Place]) -> String {
+    let words: Vec<String> =
+        places.iter().map(|place| format!("{} {}", place.place, place.value)).collect();
+    words.join(", ")
+}
+
+/// How long it lasts, and what a person still has to do.
+#[must_use]
+pub fn lasts(plan: &Plan, facts: &Facts) -> String {
+    let survives = match plan.survives() {
+        [] => "nothing but time".to_owned(),
+        what => what.join(", "),
+    };
+    let mut lines =
+        vec![format!("  survives: {survives}"), format!("  lost at: {}", plan.lost_at())];
+    if let Some(edit) = edit(facts, plan.limit) {
+        lines.push("  make the compose file agree:".to_owned());
+        lines.extend(edit.lines().map(|line| format!("    {line}")));
+    }
+    lines.join("\n")
+}

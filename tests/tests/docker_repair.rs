@@ -1,0 +1,278 @@
+//! Limits, repaired at their owner, lowered while tasks end, and kept: all of it read back.
+
+#![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
+
+use std::{
+    fs,
+    path::Path,
+    process::{Child, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use mcp_guard_core::{audit::Record, effect::Outcome};
+use mcp_guard_tests::{
+    agent::{Agent, command},
+    diagnose::fine,
+    docker::{
+        Container, Place, busybox_image, node_image, output, socket, wait_until, without_agent,
+    },
+};
+use rustix::process::{Pid, Signal, kill_process};
+
+const SLEEP: [&str; 2] = ["sleep", "600"];
+const PATIENCE: Duration = Duration::from_secs(120);
+const LOOK: Duration = Duration::from_millis(50);
+
+fn sleeper(what: &str, options: &[&str]) -> (Container, Place) {
+    let container = Container::run(what, &busybox_image().unwrap(), options, &SLEEP).unwrap();
+    let place = container.cgroup().unwrap();
+    (container, place)
+}
+
+/// Runs the command line; exit code and stdout.
+fn mcp_guard(folder: &Path, words: &[&str]) -> (Option<i32>, String) {
+    let done = without_agent(folder, words).unwrap();
+    let said = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
+    (done.status.code(), said.into_owned())
+}
+
+fn stored(container: &Container) -> String {
+    container.inspect(".HostConfig.PidsLimit").unwrap()
+}
+
+fn tasks(place: &Place) -> u64 {
+    fs::read_to_string(place.pids.join("pids.current")).unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn the_engine_takes_it_and_a_restart_keeps_it() {
+    let (container, place) = sleeper("repair", &[]);
+    let folder = tempfile::tempdir().unwrap();
+    let (code, said) = mcp_guard(folder.path(), &["repair", &container.name]);
+    assert_eq!(code, Some(1), "nothing declares one: {said}");
+    assert!(said.contains("--limit"), "{said}");
+    let words = ["repair", &container.name, "--limit", "40"];
+    let (code, said) = mcp_guard(folder.path(), &[&words[..], &["--dry-run"]].concat());
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("would ask Docker for PidsLimit 40"), "{said}");
+    assert_eq!(place.pids_max().unwrap(), "max", "a dry run");
+
+    let (code, said) = mcp_guard(folder.path(), &words);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("read back: engine 40, kernel 40"), "{said}");
+    assert_eq!((place.pids_max().unwrap(), stored(&container)), ("40".into(), "40".into()));
+    let log = fs::read_to_string(folder.path().join("audit.jsonl")).unwrap();
+    let lines: Vec<&str> =
+        log.lines().filter(|line| line.contains("\"event\":\"limit\"")).collect();
+    assert!(
+        lines.len() == 2 && !lines[0].contains("outcome") && lines[1].contains("done"),
+        "{log}"
+    );
+
+    output(&["restart", "--time", "0", &container.name]).unwrap();
+    assert_eq!(container.cgroup().unwrap().pids_max().unwrap(), "40");
+    output(&["update", "--cpu-shares", "512", &container.name]).unwrap();
+    assert_eq!(container.cgroup().unwrap().pids_max().unwrap(), "40");
+    fine(&container, mcp_guard_core::diagnose::code::Code::Enforced);
+}
+
+#[test]
+fn what_would_break_it_is_refused_unless_forced() {
+    let (container, place) = sleeper("least", &["--pids-limit", "25"]);
+    let folder = tempfile::tempdir().unwrap();
+    let words = ["repair", &container.name, "--limit", "4"];
+    let (code, said) = mcp_guard(folder.path(), &words);
+    assert_eq!((code, place.pids_max().unwrap().as_str()), (Some(1), "25"), "{said}");
+    let (code, said) = mcp_guard(folder.path(), &[&words[..], &["--force"]].concat());
+    assert_eq!((code, place.pids_max().unwrap().as_str()), (Some(0), "4"), "{said}");
+    let (code, said) = mcp_guard(folder.path(), &["repair", "cgroup:/", "--limit", "40"]);
+    assert_ne!(code, Some(0), "the root: {said}");
+}
+
+/// An agent that holds what this container's engine says.
+fn keeper(container: &Container, place: &Place, more: &str) -> Agent {
+    let policy = format!("{more}\n[[guard]]\nname = \"{}\"\n", container.name);
+    let mut agent = Agent::start_with(&policy, &socket().unwrap(), &[]).unwrap();
+    agent.wait_until("it is guarded", |agent| Ok(agent.guard(place.id).is_ok())).unwrap();
+    agent
+}
+
+fn write_limit(place: &Place, limit: &str) {
+    fs::write(place.pids.join("pids.max"), limit).unwrap();
+}
+
+fn wanted(agent: &Agent, place: &Place, limit: u64) -> Result<bool> {
+    Ok(agent.guard(place.id)?.pids_wanted == Some(limit))
+}
+
+/// Of the records of limits, how each ended.
+fn outcomes(agent: &Agent) -> Vec<Outcome> {
+    let outcome = |record: Record| {
+        let Record::Limit { outcome, .. } = record else { return None };
+        outcome
+    };
+    agent.audit().unwrap().into_iter().filter_map(outcome).collect()
+}
+
+#[test]
+fn a_running_agent_restores_it_and_stops_at_the_third_reversion() {
+    let (container, place) = sleeper("kept", &["--pids-limit", "25"]);
+    let mut agent = keeper(&container, &place, "mode = \"enforce\"");
+    // The engine's own change is its owner's word, and nobody's attack.
+    for limit in [60, 25] {
+        output(&["update", "--pids-limit", &limit.to_string(), &container.name]).unwrap();
+        agent.wait_until("it is heard", |agent| wanted(agent, &place, limit)).unwrap();
+        assert_eq!(place.pids_max().unwrap(), limit.to_string());
+    }
+    let mut done = 0;
+    loop {
+        let before = outcomes(&agent).len();
+        write_limit(&place, "max");
+        let began = Instant::now();
+        agent.wait_until("an outcome", |agent| Ok(outcomes(agent).len() > before)).unwrap();
+        if outcomes(&agent).last() == Some(&Outcome::NotOurs) {
+            break;
+        }
+        assert_eq!(outcomes(&agent).last(), Some(&Outcome::Done));
+        assert_eq!(place.pids_max().unwrap(), "25");
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        done += 1;
+    }
+    // The first write is a reversion only where the agent saw the limit in force before.
+    assert!((2..=3).contains(&done), "{done} repairs before it gave up");
+    assert!(agent.guard(place.id).unwrap().pids_given_up);
+    assert_eq!(place.pids_max().unwrap(), "max", "it fights no more");
+    let named = |record: &Record| {
+        let Record::Limit { outcome: Some(Outcome::NotOurs), detail, .. } = record else {
+            return None;
+        };
+        Some(detail.clone())
+    };
+    let said = agent.await_record("who disagrees", named).unwrap();
+    assert!(said.contains("25 is wanted") && said.contains("wrote pids.max"), "{said}");
+}
+
+#[test]
+fn in_observe_mode_it_is_said_and_not_done() {
+    let (container, place) = sleeper("observed", &["--pids-limit", "25"]);
+    let mut agent = keeper(&container, &place, "");
+    write_limit(&place, "max");
+    agent.wait_until("recorded", |agent| Ok(!outcomes(agent).is_empty())).unwrap();
+    assert_eq!(
+        (outcomes(&agent), place.pids_max().unwrap()),
+        (vec![Outcome::WouldDo], "max".into())
+    );
+}
+
+/// Ends what it started, whatever becomes of the test.
+struct Running(Child);
+
+impl Running {
+    fn repair(folder: &Path, container: &Container, limit: &str) -> Self {
+        let mut command = command(folder, &socket().unwrap()).unwrap();
+        command.args(["repair", &container.name, "--limit", limit]);
+        Self(command.stdout(Stdio::null()).spawn().unwrap())
+    }
+
+    fn kill(&self) {
+        kill_process(Pid::from_child(&self.0), Signal::KILL).unwrap();
+    }
+
+    fn code(&mut self) -> Option<i32> {
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(began.elapsed() < PATIENCE, "repair does not end");
+            std::thread::sleep(LOOK);
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Node processes that end one after the other, and how each ended in /tmp/codes.
+const LOAD: &str = "for i in $(seq 38); do (node -e \"setTimeout(() => {}, $((8000 + i * 1500)))\"; \
+                    echo $? >> /tmp/codes) & done; wait; exec sleep 600";
+
+/// Every limit that was in force, in order, until it is this one.
+fn followed(place: &Place, last: &str) -> Vec<u64> {
+    let mut seen = Vec::new();
+    let began = Instant::now();
+    loop {
+        let now = place.pids_max().unwrap();
+        let number = now.parse().unwrap_or(u64::MAX);
+        if seen.last() != Some(&number) {
+            seen.push(number);
+        }
+        if now == last {
+            return seen;
+        }
+        assert!(began.elapsed() < PATIENCE, "{seen:?}");
+        std::thread::sleep(LOOK);
+    }
+}
+
+#[test]
+fn a_ratchet_falls_while_tasks_end_and_outlives_the_agent() {
+    let options = ["--env", "PATH=/usr/bin:/bin"];
+    let image = node_image().unwrap();
+    let container = Container::run("ratchet", &image, &options, &["sh", "-c", LOAD]).unwrap();
+    let place = container.cgroup().unwrap();
+    wait_until("all run", || Ok(tasks(&place) >= 300)).unwrap();
+    let mut agent = keeper(&container, &place, "mode = \"enforce\"");
+    let mut repair = Running::repair(agent.folder(), &container, "40");
+    agent.wait_until("a first step", |_| Ok(place.pids_max()? != "max")).unwrap();
+    let first: u64 = place.pids_max().unwrap().parse().unwrap();
+    assert!(first > 40 && first < 400, "{first}");
+    assert_eq!(stored(&container), "<nil>", "no step is ever declared");
+    agent.signal(Signal::KILL).unwrap();
+    agent.ended().unwrap();
+    wait_until("tasks have ended meanwhile", || Ok(tasks(&place) < first - 60)).unwrap();
+    assert_eq!(place.pids_max().unwrap(), first.to_string(), "nobody goes on");
+
+    let policy = format!("mode = \"enforce\"\n[[guard]]\nname = \"{}\"\n", container.name);
+    let agent = agent.restart(&policy).unwrap();
+    let seen = followed(&place, "40");
+    assert!(seen.is_sorted_by(|a, b| a > b) && seen.len() > 2, "monotone: {seen:?}");
+    assert_eq!(repair.code(), Some(0), "who asked for it waited, and saw it");
+    assert_eq!(stored(&container), "40");
+    let kept = fs::read_dir(agent.folder().join("state/limits")).unwrap().count();
+    assert_eq!(kept, 0, "the engine remembers it now");
+    let codes = output(&["exec", &container.name, "cat", "/tmp/codes"]).unwrap();
+    let ended: Vec<&str> = codes.lines().collect();
+    assert!(ended.len() >= 30 && ended.iter().all(|code| *code == "0"), "{ended:?}");
+}
+
+#[test]
+fn a_repair_that_was_killed_is_gone_on_with_by_the_next() {
+    let program = "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 \
+                   29 30; do sleep 600 & done; wait; exec sleep 600";
+    let image = busybox_image().unwrap();
+    let container = Container::run("resumed", &image, &[], &["sh", "-c", program]).unwrap();
+    let place = container.cgroup().unwrap();
+    wait_until("all run", || Ok(tasks(&place) == 31)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let repair = Running::repair(folder.path(), &container, "30");
+    wait_until("a first step", || Ok(place.pids_max()? == "51")).unwrap();
+    repair.kill();
+    for (pid, _) in container.top().unwrap().iter().filter(|(_, line)| line.starts_with("sleep")) {
+        kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::TERM).unwrap();
+    }
+    wait_until("they are gone", || Ok(tasks(&place) == 1)).unwrap();
+    assert_eq!((place.pids_max().unwrap(), stored(&container)), ("51".into(), "<nil>".into()));
+    let words = ["repair", &container.name, "--limit", "30"];
+    let (code, said) = mcp_guard(folder.path(), &words);
+    assert_eq!(
+        (code, place.pids_max().unwrap(), stored(&container)),
+        (Some(0), "30".into(), "30".into()),
+        "{said}"
+    );
+}

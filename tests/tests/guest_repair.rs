@@ -1,0 +1,120 @@
+//! A repaired limit against everything that systemd and the engines do to one.
+
+#![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
+
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use mcp_guard_core::diagnose::code::Code;
+use mcp_guard_tests::{
+    agent::{Agent, command},
+    diagnose::fine,
+    docker::{Container, Engine, Place, busybox_image, output, podman::PodmanService, wait_until},
+    systemd::{property, reload_and_start_in, systemctl},
+};
+
+const SLEEP: [&str; 2] = ["sleep", "600"];
+/// A running agent has it in force again within this time.
+const SOON: Duration = Duration::from_secs(5);
+
+fn sleeper(engine: Engine, what: &str, options: &[&str]) -> (Container, Place) {
+    let image = match engine {
+        Engine::Docker => busybox_image().unwrap(),
+        Engine::Podman => engine.node_image().unwrap(),
+    };
+    let container = Container::run_in(engine, what, &image, options, &SLEEP).unwrap();
+    let place = container.cgroup().unwrap();
+    (container, place)
+}
+
+/// What `repair` says, which must have done it. `folder` is an agent's, or nobody's.
+fn repair(folder: &Path, container: &Container, limit: &str) -> String {
+    let socket = container.engine.socket().unwrap();
+    let mut command = command(folder, &socket).unwrap();
+    let done = command.args(["repair", &container.name, "--limit", limit]).output().unwrap();
+    let said = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{said}");
+    said.into_owned()
+}
+
+#[test]
+fn docker_keeps_it_through_everything() {
+    let (container, place) = sleeper(Engine::Docker, "repair", &[]);
+    let scope = format!("docker-{}.scope", container.id);
+    let folder = tempfile::tempdir().unwrap();
+    let said = repair(folder.path(), &container, "40");
+    assert!(said.contains("read back: engine 40, systemd 40, kernel 40"), "{said}");
+    let holds = |after: &str| {
+        let limits =
+            (container.cgroup().unwrap().pids_max().unwrap(), property(&scope, "TasksMax"));
+        assert_eq!(limits, ("40".into(), "40".into()), "after {after}");
+        assert_eq!(container.inspect(".HostConfig.PidsLimit").unwrap(), "40", "after {after}");
+    };
+    holds("the repair");
+    assert_eq!(place.pids_max().unwrap(), "40");
+    reload_and_start_in("system.slice");
+    holds("a reload, and the start of another unit");
+    output(&["update", "--cpu-shares", "512", &container.name]).unwrap();
+    holds("an update of something else");
+    output(&["restart", "--time", "0", &container.name]).unwrap();
+    holds("a restart of the container");
+    // The engine reads its store anew, as after a reboot; without live-restore the container ends.
+    systemctl(&["restart", "docker.service"]);
+    output(&["start", &container.name]).unwrap();
+    holds("a restart of the engine");
+    fine(&container, Code::Enforced);
+}
+
+/// An agent that holds what this container's engine or an operator says.
+fn keeper(container: &Container, place: &Place) -> Agent {
+    let policy = format!("mode = \"enforce\"\n[[guard]]\nname = \"{}\"\n", container.name);
+    let socket = container.engine.socket().unwrap();
+    let mut agent = Agent::start_with(&policy, &socket, &[]).unwrap();
+    agent.wait_until("it is guarded", |agent| Ok(agent.guard(place.id).is_ok())).unwrap();
+    agent
+}
+
+fn restored(container: &Container, limit: &str) {
+    let began = Instant::now();
+    wait_until("it is in force again", || Ok(container.cgroup()?.pids_max()? == limit)).unwrap();
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_raw_write_is_repaired_where_systemd_keeps_it() {
+    let (container, place) = sleeper(Engine::Docker, "kept", &["--pids-limit", "40"]);
+    let _agent = keeper(&container, &place);
+    fs::write(place.pids.join("pids.max"), "max").unwrap();
+    restored(&container, "40");
+    let scope = format!("docker-{}.scope", container.id);
+    systemctl(&["set-property", "--runtime", &scope, "TasksMax=100"]);
+    restored(&container, "40");
+    assert_eq!(property(&scope, "TasksMax"), "40", "at its owner");
+    reload_and_start_in("system.slice");
+    assert_eq!(place.pids_max().unwrap(), "40");
+}
+
+/// From 5.4 on Podman keeps an update. What an older one forgets, a running agent restores.
+#[test]
+fn podman_keeps_it_or_the_agent_does() {
+    let _service = PodmanService::start().unwrap();
+    let (container, place) = sleeper(Engine::Podman, "podman", &[]);
+    let agent = keeper(&container, &place);
+    let said = repair(agent.folder(), &container, "40");
+    assert!(said.contains("kernel 40"), "{said}");
+    reload_and_start_in("machine.slice");
+    assert_eq!(place.pids_max().unwrap(), "40");
+    let keeps = said.contains("Podman's update");
+    let scope = format!("libpod-{}.scope", container.id);
+    if !keeps {
+        assert_eq!(property(&scope, "TasksMax"), "40", "also around the payload");
+    }
+    Engine::Podman.output(&["restart", "--time", "0", &container.name]).unwrap();
+    if keeps {
+        assert_eq!(container.cgroup().unwrap().pids_max().unwrap(), "40");
+    }
+    restored(&container, "40");
+}
