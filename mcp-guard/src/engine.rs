@@ -163,15 +163,6 @@ impl Engine {
         raw::post_to_podman(&self.socket, &update_path(id)?, &body).await
     }
 
-    /// Version, for `doctor`.
-    ///
-    /// # Errors
-    /// The engine does not answer.
-    pub async fn version(&self) -> Result<String, Error> {
-        let version = self.connect()?.version().await.map_err(|source| self.away(source))?;
-        Ok(version.version.unwrap_or_else(|| "of unknown version".to_owned()))
-    }
-
     /// Tells of every running container, then of changes, for as long as anybody listens. After an
     /// error it begins again with all of them: no event is needed to be right.
     pub async fn watch(self, changes: mpsc::Sender<Change>) {

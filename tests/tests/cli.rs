@@ -339,7 +339,7 @@ fn engine_of_the_vanished(scene: &Scene) -> PathBuf {
             let length = stream.read(&mut asked).unwrap_or(0);
             let asked = String::from_utf8_lossy(&asked[..length]).into_owned();
             let (status, body) = match asked.split(' ').nth(1).unwrap_or_default() {
-                "/v1.40/containers/json" => ("200 OK", list.as_str()),
+                "/v1.40/containers/json?all=true" => ("200 OK", list.as_str()),
                 path if path.contains("/containers/") => ("404 Not Found", "{}"),
                 _ => ("200 OK", "{}"),
             };

@@ -371,6 +371,8 @@ fn files_that_labels_name_are_read_only_where_that_is_safe() {
     let inside = format!("{}:/p", project.folder().display());
     let writer = sleeper("writer", &["--volume", &inside]);
     assert!(says(&container).contains("containers can write to"), "a volume");
+    output(&["kill", &writer.name]).unwrap();
+    assert!(says(&container).contains("containers can write to"), "of one that has ended");
     drop(writer);
     let label = "com.docker.compose.project.config_files=/etc/shadow";
     let shadow = sleeper(

@@ -137,11 +137,13 @@ impl Project {
 
     /// The container of the service as it is now.
     fn up(&self) -> Container {
-        self.must(&["up", "-d", "web"]);
+        let up = self.compose(&["up", "-d", "web"]);
+        assert!(up.status.success(), "{up:?}");
         let filter = format!("label=com.docker.compose.project={}", self.name);
         let shown = ["ps", "--no-trunc", "--filter", &filter, "--format", "{{.ID}} {{.Names}}"];
         let shown = self.engine.output(&shown).unwrap();
-        let (id, name) = shown.lines().next().unwrap().split_once(' ').unwrap();
+        let first = shown.lines().next().unwrap_or_else(|| panic!("no container: {up:?}"));
+        let (id, name) = first.split_once(' ').unwrap();
         Container { engine: self.engine, id: id.to_owned(), name: name.to_owned() }
     }
 }
@@ -222,6 +224,19 @@ fn p010_an_update_that_podman_keeps() {
     }
     let report = fine(&container, Code::Enforced);
     assert_eq!(report.effective_limit, Some(30));
+}
+
+/// In a boot of its own: `cgroup_disable=pids`.
+#[test]
+fn p020_the_kernel_has_no_pids_controller() {
+    let words = fs::read_to_string("/proc/cmdline").unwrap();
+    assert!(words.contains("cgroup_disable=pids"), "{words}");
+    // Docker takes the limit, warns, and forgets it.
+    let options = ["--pids-limit", "25"];
+    let container = Container::run("p020", &busybox_image().unwrap(), &options, &SLEEP).unwrap();
+    assert_eq!(container.inspect(".HostConfig.PidsLimit").unwrap(), "<nil>");
+    let report = first(&container, Code::ControllerDisabled);
+    assert_eq!((report.verdict, report.effective_limit), (Verdict::NotEnforced, None));
 }
 
 #[test]
@@ -319,12 +334,15 @@ fn p033_the_container_raised_its_own_limit() {
 #[test]
 fn p033_and_p042_stand_together() {
     let image = busybox_image().unwrap();
-    let program = "for i in 1 2 3 4 5 6 7 8 9; do sleep 600 & done; wait";
-    let options = [&OUTER[..], &["--pids-limit", "25"]].concat();
+    let program =
+        "until [ -e /go ]; do sleep 1; done; for i in $(seq 60); do sleep 600 & done; wait";
+    let options = [&OUTER[..], &["--pids-limit", "30"]].concat();
     let container = Container::run("pair", &image, &options, &["sh", "-c", program]).unwrap();
     let place = container.cgroup().unwrap();
-    wait_until("all run", || Ok(container.top()?.len() == 10)).unwrap();
-    write_inside(&container, &place, "pids.max", "6");
+    write_inside(&container, &place, "pids.max", "max");
+    output(&["exec", &container.name, "touch", "/go"]).unwrap();
+    wait_until("all run", || Ok(container.top()?.len() == 61)).unwrap();
+    write_inside(&container, &place, "pids.max", "40");
     let codes: Vec<Code> = diagnose(&container).findings.iter().map(|one| one.code).collect();
     assert_eq!(codes, [Code::SelfRaised, Code::LoweredBelow]);
 }

@@ -1,5 +1,6 @@
-use std::{fs, path::Path, time::Duration};
+use std::{fs, path::Path};
 
+use mcp_guard_core::diagnose::{facts, is_nearly_full};
 use serde::Serialize;
 
 use super::{Exit, Failure, Host, out, runtime};
@@ -10,7 +11,9 @@ use crate::{
         bpf::{Kernel, Options, VMLINUX},
         kernel::{self, Files, SUPPORTED},
         layout::{Kind, Layout, PidsTree},
+        systemd::Systemd,
     },
+    snapshot,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -30,8 +33,6 @@ struct Check {
     detail: String,
 }
 
-/// An engine that hangs must not keep the rest of the answer.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// Where the kernel lists its active security modules.
 const LSM_LIST: &str = "/sys/kernel/security/lsm";
 
@@ -39,12 +40,16 @@ pub fn doctor(host: &Host, json: bool) -> Result<Exit, Failure> {
     let mut checks = vec![rights()];
     match Layout::read() {
         Ok(layout) => {
+            // The same that a diagnosis judges.
+            let facts = snapshot::host(&layout);
             checks.extend([kernel(&layout), files(Files::of(&layout))]);
-            checks.extend([cgroups(&layout), pids(&layout)]);
+            checks.extend([cgroups(&layout), pids(&layout, &facts), numbers(&facts)]);
         }
         Err(error) => checks.push(check("cgroups", State::Missing, error.to_string())),
     }
-    checks.extend([btf(), bpf(), lsm(), systemd(), docker(host), agent(host)]);
+    checks.extend([btf(), bpf(), lsm()]);
+    checks.extend(runtime()?.block_on(async { [systemd().await, docker(host).await] }));
+    checks.push(agent(host));
     let missing = checks.iter().any(|check| check.state == State::Missing);
     let text = if json {
         serde_json::to_string(&checks).map_err(Failure::could_not)?
@@ -150,8 +155,12 @@ fn cgroups(layout: &Layout) -> Check {
     }
 }
 
-fn pids(layout: &Layout) -> Check {
+fn pids(layout: &Layout, facts: &facts::Host) -> Check {
     const NAME: &str = "pids controller";
+    if facts.pids_enabled == Some(false) {
+        let detail = "switched off at boot: no limit holds, see `mcp-guard explain P020`";
+        return check(NAME, State::Degraded, detail);
+    }
     let Some(tree) = &layout.pids else {
         return check(NAME, State::Degraded, "none: nothing can be clamped");
     };
@@ -186,28 +195,58 @@ fn lsm() -> Check {
     }
 }
 
-fn systemd() -> Check {
-    if Path::new("/run/systemd/system").exists() {
-        return check("systemd", State::Ok, "runs this host");
+/// Numbers that every fork takes, whatever pids.max says.
+fn numbers(facts: &facts::Host) -> Check {
+    const NAME: &str = "room for tasks";
+    let limits = [("threads-max", facts.threads_max), ("pid_max", facts.pid_max)];
+    let limits = limits.into_iter().filter_map(|(name, limit)| Some((limit?, name)));
+    let (Some(tasks), Some((limit, name))) = (facts.tasks, limits.min()) else {
+        return check(NAME, State::Degraded, "unknown: /proc does not tell");
+    };
+    let detail = format!("{tasks} tasks of {limit} (kernel.{name})");
+    if is_nearly_full(tasks, limit) {
+        let raise = format!("{detail}: forks fail, see `mcp-guard explain P072`");
+        return check(NAME, State::Degraded, raise);
     }
-    check("systemd", State::Degraded, "does not run this host: start the agent by other means")
+    check(NAME, State::Ok, detail)
 }
 
-fn docker(host: &Host) -> Check {
-    let asked = runtime().map_err(|failure| failure.message).and_then(|runtime| {
-        let answer = async {
-            let engine = Engine::new(&host.docker);
-            let version = engine.version();
-            tokio::time::timeout(PATIENCE, version).await
-        };
-        match runtime.block_on(answer) {
-            Ok(version) => version.map_err(|error| error.to_string()),
-            Err(_) => Err(format!("{}: no answer within {PATIENCE:?}", host.docker)),
+async fn systemd() -> Check {
+    const NAME: &str = "systemd";
+    match Systemd::connect().await {
+        Some(Ok(systemd)) => {
+            let default = systemd.default_tasks_max();
+            let default = default.map_or_else(|| "unknown".to_owned(), |limit| limit.to_string());
+            let version = systemd.version();
+            check(NAME, State::Ok, format!("{version}, DefaultTasksMax {default}"))
         }
-    });
-    match asked {
-        Ok(version) => check("Docker", State::Ok, format!("{version} at {}", host.docker)),
-        Err(error) => check("Docker", State::Degraded, error),
+        Some(Err(error)) => {
+            let detail = format!("runs this host, and its limits cannot be asked for: {error}");
+            check(NAME, State::Degraded, detail)
+        }
+        None => {
+            let detail = "does not run this host: start the agent by other means";
+            check(NAME, State::Degraded, detail)
+        }
+    }
+}
+
+async fn docker(host: &Host) -> Check {
+    const NAME: &str = "Docker";
+    match Engine::new(&host.docker).describe().await {
+        Ok(facts::Engine { version, socket, .. }) if version.is_empty() => {
+            check(NAME, State::Degraded, format!("at {socket} answers, and not as an engine does"))
+        }
+        Ok(facts::Engine { pids_limit: Some(false), socket, .. }) => {
+            let detail = format!("at {socket} says that it cannot limit pids");
+            check(NAME, State::Degraded, detail)
+        }
+        Ok(facts::Engine { kind, version, api_version, cgroup_driver, socket, .. }) => {
+            let detail =
+                format!("{kind} {version}, API {api_version}, {cgroup_driver} driver, at {socket}");
+            check(NAME, State::Ok, detail)
+        }
+        Err(error) => check(NAME, State::Degraded, error.to_string()),
     }
 }
 

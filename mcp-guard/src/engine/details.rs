@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use mcp_guard_core::{
     container::is_container_id,
     diagnose::facts::{self, Compose},
@@ -40,15 +41,17 @@ pub struct Listed {
     pub project: Option<String>,
     /// Folders of the host that it can write to.
     pub volumes: Vec<String>,
+    /// It has processes; a stopped one may still have left files.
+    pub runs: bool,
 }
 
 impl Engine {
-    /// Every container that runs.
+    /// Every container, also those that are stopped.
     ///
     /// # Errors
     /// The engine does not answer.
-    pub async fn running_containers(&self) -> Result<Vec<Listed>, Error> {
-        let found = raw::get(&self.socket, "/containers/json").await?.unwrap_or_default();
+    pub async fn containers(&self) -> Result<Vec<Listed>, Error> {
+        let found = raw::get(&self.socket, "/containers/json?all=true").await?.unwrap_or_default();
         Ok(found.as_array().into_iter().flatten().filter_map(listed).collect())
     }
 
@@ -109,6 +112,7 @@ fn listed(found: &Value) -> Option<Listed> {
         image: text(&found["Image"]),
         project: labels.get("com.docker.compose.project").cloned(),
         volumes: mounts(&found["Mounts"]),
+        runs: found["State"].as_str().is_none_or(|state| matches!(state, "running" | "paused")),
     })
 }
 
@@ -231,25 +235,7 @@ fn strings(value: &Value) -> Vec<String> {
 
 /// Seconds since 1970 of `2026-11-23T04:05:06.789Z`; engines write UTC or an offset.
 fn seconds(text: &str) -> Option<u64> {
-    let number = |range: std::ops::Range<usize>| text.get(range)?.parse::<i64>().ok();
-    let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
-    let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
-    // Days from the civil calendar, with March as the first month, so that leap days come last.
-    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1 - 719_468;
-    let rest =
-        text.get(19..)?.trim_start_matches(['.', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9']);
-    let offset = match rest.as_bytes().first()? {
-        b'Z' => 0,
-        sign @ (b'+' | b'-') => {
-            let (hours, minutes) =
-                (rest.get(1..3)?.parse::<i64>().ok()?, rest.get(4..6)?.parse::<i64>().ok()?);
-            let offset = (hours * 60 + minutes) * 60;
-            if *sign == b'-' { -offset } else { offset }
-        }
-        _ => return None,
-    };
-    u64::try_from(((days * 24 + hour) * 60 + minute) * 60 + second - offset).ok()
+    u64::try_from(text.parse::<Timestamp>().ok()?.as_second()).ok()
 }
 
 #[cfg(test)]

@@ -52,6 +52,17 @@ impl Systemd {
         Ok(systemd)
     }
 
+    /// 252 and the like; 0 where it says nothing that we read.
+    #[must_use]
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    #[must_use]
+    pub fn default_tasks_max(&self) -> Option<Limit> {
+        self.default_tasks_max
+    }
+
     /// The unit that a cgroup belongs to; None where that is a mere slice above it.
     ///
     /// # Errors

@@ -37,6 +37,8 @@ pub struct Snapshot {
     engine: Option<(Engine, facts::Engine)>,
     /// Every running container.
     running: Vec<Listed>,
+    /// Folders that any container can write to, or could.
+    volumes: Vec<String>,
     /// The own level of each, by id.
     levels: BTreeMap<String, facts::Level>,
     /// None where systemd does not run, or does not answer.
@@ -59,10 +61,14 @@ impl Snapshot {
             let what = format!("pid namespaces of {} processes", census.hidden);
             unreadable.push(Unreadable { what, why });
         }
-        let (mut described, mut running) = (None, Vec::new());
+        let (mut described, mut running, mut volumes) = (None, Vec::new(), Vec::new());
         match engine.describe().await {
-            Ok(facts) => match engine.running_containers().await {
-                Ok(listed) => (described, running) = (Some((engine, facts)), listed),
+            Ok(facts) => match engine.containers().await {
+                Ok(listed) => {
+                    described = Some((engine, facts));
+                    volumes = listed.iter().flat_map(|one| one.volumes.clone()).collect();
+                    running = listed.into_iter().filter(|one| one.runs).collect();
+                }
                 Err(error) => unreadable.push(unread("containers", &error)),
             },
             Err(error) => unreadable.push(unread("engine", &error)),
@@ -81,7 +87,18 @@ impl Snapshot {
         let level = |(id, path): (&str, &str)| Some((id.to_owned(), chain::own(&layout, path)?));
         let levels = census.containers().into_iter().filter_map(level).collect();
         let engine = described;
-        Ok(Self { layout, census, host, engine, running, levels, systemd, unreadable, began })
+        Ok(Self {
+            layout,
+            census,
+            host,
+            engine,
+            running,
+            volumes,
+            levels,
+            systemd,
+            unreadable,
+            began,
+        })
     }
 
     /// What could not be known of the host and its engine.
@@ -215,9 +232,8 @@ impl Snapshot {
     }
 
     fn compose(&self, found: facts::Compose, details: &Details) -> facts::Compose {
-        let volumes: Vec<String> =
-            self.running.iter().flat_map(|one| one.volumes.iter().cloned()).collect();
-        compose::read(found, &details.working_dir, details.environment_file.as_deref(), &volumes)
+        let environment = details.environment_file.as_deref();
+        compose::read(found, &details.working_dir, environment, &self.volumes)
     }
 
     /// Other running containers of the same image or project.
@@ -240,7 +256,9 @@ impl Snapshot {
     }
 }
 
-fn host(layout: &Layout) -> Host {
+/// What a diagnosis reads of the host itself.
+#[must_use]
+pub fn host(layout: &Layout) -> Host {
     let number = |file: &str| fs::read_to_string(file).ok()?.trim().parse().ok();
     let words = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let about_cgroups = |word: &&str| word.contains("cgroup");

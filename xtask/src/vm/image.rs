@@ -17,6 +17,8 @@ pub enum Kind {
         more: &'static [&'static str],
         /// Words for the kernel's command line.
         append: &'static [&'static str],
+        /// What else it boots with, once more, for the tests whose names begin like this.
+        once_more: Option<(&'static str, &'static str)>,
     },
     /// A kernel, busybox and our own first process: seconds to boot, nothing that could hide what the
     /// kernel does.
@@ -51,13 +53,17 @@ pub const IMAGES: [Image; 6] = [
         name: "trixie",
         suite: "trixie",
         // From here on the client is a package of its own.
-        kind: Kind::System { more: &["docker-cli"], append: &[] },
+        kind: Kind::System { more: &["docker-cli"], append: &[], once_more: None },
     },
     Image {
         name: "bookworm",
         suite: "bookworm",
         // Docker 20.10 refuses to start containers where AppArmor is on and its parser is missing.
-        kind: Kind::System { more: &[], append: &["apparmor=0"] },
+        kind: Kind::System {
+            more: &[],
+            append: &["apparmor=0"],
+            once_more: Some(("cgroup_disable=pids", "p020")),
+        },
     },
     Image { name: "kernel-6.1", suite: "bookworm", kind: Kind::Kernel },
     Image { name: "kernel-6.12", suite: "trixie", kind: Kind::Kernel },

@@ -19,6 +19,7 @@ pub mod version;
 mod view;
 mod yaml;
 
+pub use self::rules::is_nearly_full;
 use self::{
     code::Code,
     facts::{Facts, OciLimit, Says},

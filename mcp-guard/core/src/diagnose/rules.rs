@@ -8,6 +8,7 @@ mod exceeded;
 mod host;
 mod kernel;
 
+pub use self::host::is_nearly_full;
 use super::{
     code::Code,
     report::{Finding, Fine, Verdict},

@@ -72,7 +72,7 @@ fn serve(socket: &Path, containers: &[(String, u32)]) -> Result<()> {
         .iter()
         .map(|(id, _)| json!({ "Id": id, "Names": [format!("/c-{}", &id[56..])], "Image": id }))
         .collect();
-    answers.insert("/containers/json".to_owned(), Value::from(list));
+    answers.insert("/containers/json?all=true".to_owned(), Value::from(list));
     for (id, pid) in containers {
         let container = json!({
             "Id": id,

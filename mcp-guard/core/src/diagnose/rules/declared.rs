@@ -1,5 +1,9 @@
 //! What was asked for, and how far it came: compose file, tool, engine.
 
+use std::time::Duration;
+
+use humantime::format_duration;
+
 use super::super::{
     code::Code,
     facts::{Compose, Container, PODMAN_COMPOSE, Says},
@@ -288,12 +292,16 @@ fn age(compose: &Compose, container: &Container) -> Option<Age> {
 }
 
 fn times(finding: Finding, compose: &Compose, container: &Container) -> Finding {
-    match (compose.modified, container.created) {
-        (Some(modified), Some(created)) => finding
-            .seen("file changed", "mtime, seconds since 1970", modified)
-            .seen("container made", "Created, seconds since 1970", created),
-        _ => finding,
-    }
+    let (Some(modified), Some(created)) = (compose.modified, container.created) else {
+        return finding;
+    };
+    let order = if modified > created { "after" } else { "before" };
+    let apart = format_duration(Duration::from_secs(modified.abs_diff(created)));
+    finding.seen("file changed", "mtime", format!("{apart} {order} the container was made")).seen(
+        "container made",
+        "Created, seconds since 1970",
+        created,
+    )
 }
 
 fn file_line(finding: Finding, compose: &Compose) -> Finding {

@@ -102,10 +102,12 @@ fn others(view: &View<'_>) -> Option<Finding> {
     let mut finding = Finding::new(
         Code::OtherContainers,
         Proved,
-        format!(
-            "{} other containers of this image run without a limit and hold {tasks} tasks",
-            unlimited.len()
-        ),
+        match unlimited.len() {
+            1 => format!("another container of this image has no limit and holds {tasks} tasks"),
+            count => format!(
+                "{count} other containers of this image have no limit and hold {tasks} tasks"
+            ),
+        },
     );
     for other in unlimited.iter().take(SHOWN) {
         let id = other.id.get(..12).unwrap_or(&other.id);

@@ -174,11 +174,15 @@ pub fn api_too_old(view: &View<'_>) -> Option<Finding> {
     )
 }
 
+/// So full that a fork may fail at any moment.
+#[must_use]
+pub fn is_nearly_full(tasks: u64, limit: u64) -> bool {
+    tasks.saturating_mul(100) >= limit.saturating_mul(NEARLY_FULL)
+}
+
 /// Forks fail, and no limit of a cgroup is the reason.
 pub fn exhausted(view: &View<'_>) -> Option<Finding> {
     let host = &view.facts.host;
-    let full =
-        |tasks: u64, limit: u64| tasks.saturating_mul(100) >= limit.saturating_mul(NEARLY_FULL);
     let found = |what: &str, tasks: u64, limit: u64, command: &str| {
         Finding::new(
             Code::HostExhausted,
@@ -191,14 +195,16 @@ pub fn exhausted(view: &View<'_>) -> Option<Finding> {
         .seen("limit", what, limit)
         .by_hand("host", command)
     };
-    if let Some(inner) = host.pid_namespace.filter(|inner| full(inner.tasks, inner.pid_max)) {
+    if let Some(inner) =
+        host.pid_namespace.filter(|inner| is_nearly_full(inner.tasks, inner.pid_max))
+    {
         let command = "raise kernel.pid_max inside of the pid namespace";
         return Some(found("the pid namespace", inner.tasks, inner.pid_max, command));
     }
     let tasks = host.tasks?;
     let limits = [("threads-max", host.threads_max), ("pid_max", host.pid_max)];
     let (name, limit) = limits.into_iter().find_map(|(name, limit)| {
-        limit.filter(|limit| full(tasks, *limit)).map(|limit| (name, limit))
+        limit.filter(|limit| is_nearly_full(tasks, *limit)).map(|limit| (name, limit))
     })?;
     Some(found("the host", tasks, limit, &format!("sysctl kernel.{name}=N")))
 }
