@@ -422,6 +422,41 @@ fn hostile_command_lines_are_escaped() {
 }
 
 #[test]
+fn hostile_labels_forge_no_line() {
+    const FORGED: &str = "x\x1b[31m\nnote: forged\u{202e}";
+    let label = |name: &str| format!("--label=com.docker.compose.{name}={FORGED}");
+    let labels = ["project", "service", "version", "project.config_files", "project.working_dir"];
+    let labels = labels.map(label);
+    let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+    let container = sleeper("forged", &labels);
+    let folder = tempfile::tempdir().unwrap();
+    for words in [
+        &["diagnose", &container.name][..],
+        &["diagnose", "--all"],
+        &["repair", &container.name, "--limit", "40", "--dry-run"],
+    ] {
+        let done = without_agent(folder.path(), words).unwrap();
+        let text = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
+        assert!(text.contains(&container.name), "{text}");
+        assert!(!text.contains('\x1b') && !text.contains('\u{202e}'), "{words:?}: {text}");
+        assert!(!text.lines().any(|line| line.starts_with("note: forged")), "{words:?}: {text}");
+    }
+}
+
+#[test]
+fn p062_cgroups_below_count_too() {
+    let container = sleeper("p062", &["--pids-limit", "25"]);
+    let inner = container.cgroup().unwrap().pids.join("inner");
+    fs::create_dir(&inner).unwrap();
+    let inside = Ended::moved_into(&inner);
+    let report = diagnose(&container);
+    assert_eq!(report.ok.first().map(|fine| fine.code), Some(Code::NestedInside), "{report:#?}");
+    drop(inside);
+    wait_until("it is empty", || Ok(fs::remove_dir(&inner).is_ok())).unwrap();
+    fine(&container, Code::Enforced);
+}
+
+#[test]
 fn all_of_them_as_a_table_and_a_missing_one() {
     let limited = sleeper("table", &["--pids-limit", "25"]);
     let unlimited = sleeper("table", &[]);

@@ -103,13 +103,13 @@ impl Project {
 
     /// One service, `web`, with these lines of its own; then whatever comes after it.
     fn write(&self, lines: &[&str], after: &str) {
-        let image = match self.engine {
-            Engine::Docker => busybox_image().unwrap(),
-            Engine::Podman => Engine::Podman.node_image().unwrap(),
+        let (image, network) = match self.engine {
+            Engine::Docker => (busybox_image().unwrap(), "    network_mode: none\n"),
+            // podman-compose asks for a network of the project's all the same, and fails at both.
+            Engine::Podman => (Engine::Podman.node_image().unwrap(), ""),
         };
         let fixed = format!(
-            "version: \"3.9\"\nservices:\n  web:\n    image: {image}\n    command: sleep 600\n    \
-             network_mode: none\n"
+            "version: \"3.9\"\nservices:\n  web:\n    image: {image}\n    command: sleep 600\n{network}"
         );
         let lines: String = lines.iter().map(|line| format!("    {line}\n")).collect();
         fs::write(self.file(), format!("{fixed}{lines}{after}")).unwrap();

@@ -24,6 +24,20 @@ pub fn escape(bytes: &[u8], limit: usize) -> String {
     if out.len() > limit { cut(out, limit) } else { out }
 }
 
+/// The same for text that may have been escaped before: backslashes stay as they are, and nothing is cut.
+#[must_use]
+pub fn visible(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() || is_invisible(c) {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
 /// Direction marks and zero-width characters can make a name read as another one.
 fn is_invisible(c: char) -> bool {
     matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
@@ -38,7 +52,7 @@ fn cut(mut text: String, limit: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::escape;
+    use super::{escape, visible};
 
     #[test]
     fn hostile_bytes_come_out_as_text() {
@@ -53,6 +67,13 @@ mod tests {
         for (bytes, text) in cases {
             assert_eq!(escape(bytes, 100), text);
         }
+    }
+
+    #[test]
+    fn what_was_escaped_is_not_escaped_again() {
+        let once = escape(b"a\nb\x1b[2J", 100);
+        assert_eq!(visible(&once), once);
+        assert_eq!(visible("a\nb\x1b[2J"), once);
     }
 
     #[test]

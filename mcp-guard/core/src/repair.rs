@@ -19,6 +19,7 @@ use crate::{
         sizing::room_for,
         version::version,
     },
+    escape::visible,
     limit::Limit,
     policy::Respond,
 };
@@ -279,10 +280,11 @@ pub fn edit(facts: &Facts, limit: u64) -> Option<String> {
         Says::Limit { value, .. } if u64::try_from(*value) == Ok(limit) => None,
         Says::Limit { value, key, file, line } => {
             let key = key.rsplit('.').next().unwrap_or(key);
+            let file = visible(file);
             Some(format!("{file}:{line}\n-   {key}: {value}\n+   {key}: {limit}"))
         }
         Says::Nothing { .. } => {
-            let (file, service) = (compose.files.first()?, &compose.service);
+            let (file, service) = (visible(compose.files.first()?), visible(&compose.service));
             Some(format!("{file}, services: {service}:\n+   pids_limit: {limit}"))
         }
         Says::Invalid { .. } | Says::Unknown { .. } | Says::NotAsked => None,

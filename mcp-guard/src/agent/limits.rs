@@ -16,7 +16,9 @@ use mcp_guard_core::{
 };
 
 use super::Agent;
-use crate::{engine::Engine, executor::limit::Change, host::clock, owner, snapshot::Snapshot};
+use crate::{
+    engine::Engine, executor::limit::Change, host::clock, owner, snapshot::Snapshot, wanted::Limits,
+};
 
 /// How the limit of one guard is held.
 #[derive(Default)]
@@ -84,10 +86,10 @@ impl Agent {
         let container = held.container.clone();
         let path = held.subject.cgroup.clone();
         let socket = self.engine.as_ref().map_or_else(String::new, Engine::socket);
-        let news = self.news.clone();
+        let (news, limits) = (self.news.clone(), self.limits.clone());
         // It reads all of /proc: on a thread of its own, so that the loop goes on.
         tokio::task::spawn_blocking(move || {
-            let facts = facts(&socket, container.as_deref(), &path);
+            let facts = facts(&socket, limits, container.as_deref(), &path);
             let _ = news.send(News::Facts(guard, facts.map(Box::new)));
         });
     }
@@ -206,10 +208,10 @@ impl Agent {
 }
 
 /// As `diagnose` reads them. None where the target is gone.
-fn facts(socket: &str, container: Option<&str>, path: &str) -> Option<Facts> {
+fn facts(socket: &str, limits: Limits, container: Option<&str>, path: &str) -> Option<Facts> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
     runtime.block_on(async {
-        let snapshot = Snapshot::take(Engine::new(socket)).await.ok()?;
+        let snapshot = Snapshot::take(Engine::new(socket), limits).await.ok()?;
         match container {
             Some(id) => snapshot.container(id).await,
             None => Some(snapshot.cgroup(path).await),

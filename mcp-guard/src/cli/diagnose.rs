@@ -14,7 +14,14 @@ use mcp_guard_core::{
 use serde_json::json;
 
 use super::{Exit, Failure, Host, out, runtime};
-use crate::{engine::Engine, render, snapshot::Snapshot};
+use crate::{
+    agent::lock,
+    control::{client, wire::Status},
+    engine::Engine,
+    render,
+    snapshot::Snapshot,
+    wanted::Limits,
+};
 
 /// Bytes of a saved snapshot; 65,536 processes fit.
 const MAX_FACTS: u64 = 64 << 20;
@@ -24,7 +31,7 @@ pub struct Arguments {
     /// Container name, id or id prefix; docker:NAME, unit:NAME, cgroup:/path, pid:N.
     #[arg(required_unless_present_any = ["all", "facts"], conflicts_with_all = ["all", "facts"])]
     target: Option<String>,
-    /// Every running container, the worst first.
+    /// Every running container and every guarded cgroup, the worst first.
     #[arg(long, conflicts_with_all = ["facts", "save"])]
     all: bool,
     /// Judge a saved snapshot instead of this host.
@@ -67,6 +74,9 @@ fn all(host: &Host, as_json: bool) -> Result<Exit, Failure> {
             // One that vanished meanwhile is no error.
             reports.extend(snapshot.container(&listed.id).await.map(|facts| judge(&facts)));
         }
+        for cgroup in guarded_cgroups(host) {
+            reports.push(judge(&snapshot.cgroup(&cgroup).await));
+        }
         Ok::<_, Failure>(reports)
     })?;
     reports.sort_by_key(|report| {
@@ -87,6 +97,16 @@ fn all(host: &Host, as_json: bool) -> Result<Exit, Failure> {
     Ok(worst.unwrap_or(Exit::Done))
 }
 
+/// What an agent guards and no engine knows of; nothing where none runs or answers.
+fn guarded_cgroups(host: &Host) -> Vec<String> {
+    if !lock::is_held(&host.run_dir) {
+        return Vec::new();
+    }
+    let status: Result<Status, _> = client::call(&lock::socket(&host.run_dir), "Status", json!({}));
+    let guards = status.map(|status| status.guards).unwrap_or_default().into_iter();
+    guards.filter(|guard| guard.container.is_none()).map(|guard| guard.cgroup).collect()
+}
+
 fn exit(report: &Report) -> Exit {
     match (report.findings.is_empty(), report.verdict) {
         (true, Verdict::Unknown) => Exit::CouldNot,
@@ -95,8 +115,9 @@ fn exit(report: &Report) -> Exit {
     }
 }
 
-async fn snapshot(host: &Host) -> Result<Snapshot, Failure> {
-    let taken = Snapshot::take(Engine::new(&host.docker)).await;
+pub async fn snapshot(host: &Host) -> Result<Snapshot, Failure> {
+    let limits = Limits::new(&host.state_dir);
+    let taken = Snapshot::take(Engine::new(&host.docker), limits).await;
     taken.map_err(|error| Failure::could_not(format!("reading this host: {error}")))
 }
 

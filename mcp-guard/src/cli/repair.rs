@@ -13,7 +13,7 @@ use mcp_guard_core::{
 
 use super::{
     Exit, Failure, Host,
-    diagnose::one,
+    diagnose::{one, snapshot},
     hands::{Ends, need_root, open_audit, read_layout},
     out,
     resolve::resolve,
@@ -25,7 +25,6 @@ use crate::{
     engine::Engine,
     executor::{Executor, Held},
     owner, render,
-    snapshot::Snapshot,
     wanted::Limits,
 };
 
@@ -75,10 +74,7 @@ pub fn repair(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
 }
 
 async fn facts(host: &Host, target: &str) -> Result<Facts, Failure> {
-    let taken = Snapshot::take(Engine::new(&host.docker)).await;
-    let snapshot =
-        taken.map_err(|error| Failure::could_not(format!("reading this host: {error}")))?;
-    one(&snapshot, target).await
+    one(&snapshot(host).await?, target).await
 }
 
 fn tasks(facts: &Facts) -> u64 {

@@ -2,6 +2,7 @@
 
 use mcp_guard_core::{
     diagnose::{facts::Facts, judge, report::Place},
+    escape::visible,
     repair::{Next, Owner, Plan, Write, edit},
 };
 
@@ -14,7 +15,8 @@ pub fn plan(facts: &Facts, plan: &Plan) -> String {
         Owner::Unit { name, .. } => format!("TasksMax of {name}"),
         Owner::Kernel => "pids.max itself: no engine and no unit owns it".to_owned(),
     };
-    let mut lines = vec![format!("{}: a limit of {} by {owner}", facts.target.name, plan.limit)];
+    let mut lines =
+        vec![format!("{}: a limit of {} by {owner}", visible(&facts.target.name), plan.limit)];
     let report = judge(facts);
     let now = report.charged.tasks.map_or_else(|| "?".to_owned(), |tasks| tasks.to_string());
     lines.push(format!("  now {now} tasks, {}", said(&report.places)));
@@ -54,7 +56,7 @@ pub fn places(places: &[Place]) -> String {
 
 fn said(places: &[Place]) -> String {
     let words: Vec<String> =
-        places.iter().map(|place| format!("{} {}", place.place, place.value)).collect();
+        places.iter().map(|place| format!("{} {}", place.place, visible(&place.value))).collect();
     words.join(", ")
 }
 

@@ -1,8 +1,11 @@
 //! A diagnosis as text of 80 columns.
 
-use mcp_guard_core::diagnose::{
-    code::Severity,
-    report::{Certainty, Finding, Report, Verdict},
+use mcp_guard_core::{
+    diagnose::{
+        code::Severity,
+        report::{Certainty, Finding, Report, Verdict},
+    },
+    escape::visible,
 };
 
 const COLUMNS: usize = 80;
@@ -11,7 +14,8 @@ const COLUMNS: usize = 80;
 #[must_use]
 pub fn report(report: &Report, colour: bool) -> String {
     let paint = Paint(colour);
-    let mut text = format!("{} {}\n", report.target.kind, paint.bold(&report.target.name));
+    let name = visible(&report.target.name);
+    let mut text = format!("{} {}\n", report.target.kind, paint.bold(&name));
     text += &wrapped("  ", &verdict(report));
     for finding in &report.findings {
         text += &one(finding, paint);
@@ -23,7 +27,8 @@ pub fn report(report: &Report, colour: bool) -> String {
     text += "\nwhere the limit is kept\n";
     for place in &report.places {
         let mark = if place.breaks { "  <- breaks here" } else { "" };
-        text += &format!("  {:<14} {:<10} {}{mark}\n", place.place, place.value, place.r#where);
+        let (value, r#where) = (visible(&place.value), visible(&place.r#where));
+        text += &format!("  {:<14} {value:<10} {}{mark}\n", place.place, r#where);
     }
     text += &charged(report);
     for note in &report.notes {
@@ -54,7 +59,7 @@ pub fn table(reports: &[Report]) -> String {
         let tasks = report.charged.tasks.map_or_else(|| "?".to_owned(), |tasks| tasks.to_string());
         text += &format!(
             "{:<32} {:<13} {:>7} {:>7}  {}\n",
-            cut(&report.target.name, 32),
+            cut(&visible(&report.target.name), 32),
             word(report.verdict),
             number(report.effective_limit),
             tasks,
@@ -143,13 +148,13 @@ fn charged(report: &Report) -> String {
     text
 }
 
-/// Lines of at most 80 columns; the second and later ones are indented as the first.
+/// What images and containers said, made safe: lines of at most 80 columns; the second and later ones are indented as the first.
 fn wrapped(indent: &str, text: &str) -> String {
     let mut lines = String::new();
     let mut line = indent.to_owned();
     let blank = " ".repeat(indent.chars().count());
     let mut empty = true;
-    for word in text.split_whitespace() {
+    for word in text.split_whitespace().map(visible) {
         if !empty && line.chars().count() + 1 + word.chars().count() > COLUMNS {
             lines += &format!("{line}\n");
             line.clone_from(&blank);
@@ -158,7 +163,7 @@ fn wrapped(indent: &str, text: &str) -> String {
         if !empty {
             line.push(' ');
         }
-        line += word;
+        line += &word;
         empty = false;
     }
     lines + &format!("{line}\n")

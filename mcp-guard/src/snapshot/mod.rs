@@ -22,6 +22,7 @@ use crate::{
         layout::{Kind, Layout},
         systemd::Systemd,
     },
+    wanted::Limits,
 };
 
 /// `RESERVED_PIDS` of the kernel's `kernel/pid.c`, less the share from which on it counts as full.
@@ -43,6 +44,7 @@ pub struct Snapshot {
     levels: BTreeMap<String, facts::Level>,
     /// None where systemd does not run, or does not answer.
     systemd: Option<Systemd>,
+    limits: Limits,
     unreadable: Vec<Unreadable>,
     began: Instant,
 }
@@ -50,7 +52,7 @@ pub struct Snapshot {
 impl Snapshot {
     /// # Errors
     /// Not even `/proc` can be read.
-    pub async fn take(engine: Engine) -> std::io::Result<Self> {
+    pub async fn take(engine: Engine, limits: Limits) -> std::io::Result<Self> {
         let began = Instant::now();
         let layout = Layout::read()?;
         let v1 = layout.pids.as_ref().is_some_and(|tree| tree.v1);
@@ -58,7 +60,10 @@ impl Snapshot {
         let mut unreadable = Vec::new();
         if census.hidden > 0 {
             let why = "the kernel does not show them to this user".to_owned();
-            let what = format!("pid namespaces of {} processes", census.hidden);
+            let what = match census.hidden {
+                1 => "pid namespace of a process".to_owned(),
+                count => format!("pid namespaces of {count} processes"),
+            };
             unreadable.push(Unreadable { what, why });
         }
         let (mut described, mut running, mut volumes) = (None, Vec::new(), Vec::new());
@@ -96,6 +101,7 @@ impl Snapshot {
             volumes,
             levels,
             systemd,
+            limits,
             unreadable,
             began,
         })
@@ -136,6 +142,7 @@ impl Snapshot {
         self.place(&mut facts, init, id).await;
         facts.aliens = self.census.aliens(init, &facts.target.cgroup).unwrap_or_default();
         facts.host.pid_namespace = self.pid_namespace(init);
+        facts.wanted = self.limits.get(id);
         facts.compose = details.compose.clone().map(|found| self.compose(found, &details));
         facts.others = self.others(id, facts.compose.as_ref().map(|one| one.project.as_str()));
         let mut container = details.container;

@@ -48,6 +48,7 @@ pub const PACKAGES: [&str; 17] = [
     "podman-compose",
 ];
 
+/// In the order in which they are begun: what takes longest comes first.
 pub const IMAGES: [Image; 6] = [
     Image {
         name: "trixie",
@@ -65,8 +66,8 @@ pub const IMAGES: [Image; 6] = [
             once_more: Some(("cgroup_disable=pids", "p020")),
         },
     },
-    Image { name: "kernel-6.1", suite: "bookworm", kind: Kind::Kernel },
     Image { name: "kernel-6.12", suite: "trixie", kind: Kind::Kernel },
+    Image { name: "kernel-6.1", suite: "bookworm", kind: Kind::Kernel },
     // Debian's next release: the newest kernel there is.
     Image { name: "kernel-forky", suite: "forky", kind: Kind::Kernel },
     // Older than what is supported: shows the refusal.

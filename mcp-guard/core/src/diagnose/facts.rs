@@ -23,6 +23,8 @@ pub struct Facts {
     pub engine: Option<Engine>,
     pub container: Option<Container>,
     pub compose: Option<Compose>,
+    /// What `repair` was asked for, and what no owner keeps yet.
+    pub wanted: Option<u64>,
     pub unit: Option<Unit>,
     /// The target's own cgroup first, the root last; in the hierarchy that has the pids controller.
     pub chain: Vec<Level>,

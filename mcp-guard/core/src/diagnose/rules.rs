@@ -15,6 +15,7 @@ use super::{
     sizing::Sizing,
     view::View,
 };
+use crate::limit::Limit;
 
 /// Processes or containers named in the evidence of one finding.
 const SHOWN: usize = 5;
@@ -83,6 +84,13 @@ pub fn fine(view: &View<'_>, verdict: Verdict) -> Vec<Fine> {
 /// What stands beside the pids.
 pub fn notes(view: &View<'_>, sizing: Option<&Sizing>) -> Vec<String> {
     let mut notes = Vec::new();
+    if let (Some(wanted), Some(in_force)) = (view.facts.wanted, view.kernel)
+        && in_force != Limit::Tasks(wanted)
+    {
+        notes.push(format!(
+            "a repair to {wanted} is on its way: {in_force} is in force until tasks end"
+        ));
+    }
     let processes = view.facts.members.len();
     let Some(container) = view.container() else { return notes };
     if let Some(health) = &container.health

@@ -259,6 +259,18 @@ fn a_raw_value_with_and_without_systemd() {
 }
 
 #[test]
+fn a_stricter_value_is_no_hole_and_a_step_of_a_repair_no_finding() {
+    let mut facts = limited(90);
+    facts.chain[0].max = Some(Limit::Tasks(81));
+    let report = only(&facts, Code::RawWrite, Proved);
+    assert_eq!(report.findings[0].severity, Severity::Medium);
+    facts.wanted = Some(40);
+    let report = judge(&facts);
+    assert!(report.findings.is_empty(), "{:?}", report.findings);
+    assert!(report.notes.iter().any(|note| note.contains("a repair to 40")), "{:?}", report.notes);
+}
+
+#[test]
 fn a_raw_value_where_the_engine_has_none_will_go() {
     for (systemd, when) in [(252, "daemon-reload"), (257, "same slice")] {
         let mut facts = scoped(unlimited(), Limit::Tasks(1698), systemd);

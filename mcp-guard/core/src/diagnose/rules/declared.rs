@@ -297,11 +297,8 @@ fn times(finding: Finding, compose: &Compose, container: &Container) -> Finding 
     };
     let order = if modified > created { "after" } else { "before" };
     let apart = format_duration(Duration::from_secs(modified.abs_diff(created)));
-    finding.seen("file changed", "mtime", format!("{apart} {order} the container was made")).seen(
-        "container made",
-        "Created, seconds since 1970",
-        created,
-    )
+    let when = format!("{apart} {order} the container was made");
+    finding.seen("file changed", "mtime, Created", when)
 }
 
 fn file_line(finding: Finding, compose: &Compose) -> Finding {

@@ -1,7 +1,7 @@
 //! The engine has a limit; does the kernel have the same, and does systemd know of it?
 
 use super::super::{
-    code::Code,
+    code::{Code, Severity},
     facts::{Container, Unit},
     report::{
         Certainty::{Possible, Proved},
@@ -20,6 +20,10 @@ pub fn cause(view: &View<'_>) -> Option<Finding> {
     let wanted = Limit::Tasks(stored);
     if kernel == wanted {
         return never_told_systemd(view, stored);
+    }
+    // A step on the way down, by our own hand.
+    if kernel < wanted && view.facts.wanted.is_some() {
+        return None;
     }
     let container = view.container()?;
     let finding = toggled(view, kernel)
@@ -121,11 +125,15 @@ fn reset_by_systemd(view: &View<'_>, kernel: Limit, stored: u64) -> Option<Findi
 }
 
 fn raw(view: &View<'_>, kernel: Limit, stored: u64) -> Finding {
-    let finding = Finding::new(
+    let mut finding = Finding::new(
         Code::RawWrite,
         Proved,
         format!("the engine has {stored}, the kernel {kernel}: somebody wrote pids.max by hand"),
     );
+    if kernel < Limit::Tasks(stored) {
+        // A limit is in force, and a stricter one than was asked for.
+        finding.severity = Severity::Medium;
+    }
     match view.unit().and_then(|unit| unit.tasks_max) {
         Some(tasks_max) => {
             finding.not(format!("MG-P030 reset by systemd: it still keeps {tasks_max}"))
