@@ -4,6 +4,7 @@
 
 use std::{
     fs,
+    mem::ManuallyDrop,
     path::Path,
     time::{Duration, Instant},
 };
@@ -117,4 +118,31 @@ fn podman_keeps_it_or_the_agent_does() {
         assert_eq!(container.cgroup().unwrap().pids_max().unwrap(), "40");
     }
     restored(&container, "40");
+}
+
+/// One of these runs before a reboot of the guest, the other after it.
+const REBOOTED: &str = "mcp-guard-test-reboot";
+
+#[test]
+fn before_a_reboot_it_is_repaired() {
+    let image = busybox_image().unwrap();
+    let fixed = ["run", "--detach", "--network", "none", "--name", REBOOTED, &image];
+    let id = output(&[&fixed[..], &SLEEP].concat()).unwrap();
+    // Left behind on purpose, for the boot after this.
+    let container =
+        ManuallyDrop::new(Container { engine: Engine::Docker, id, name: REBOOTED.to_owned() });
+    let folder = tempfile::tempdir().unwrap();
+    let said = repair(folder.path(), &container, "40");
+    assert!(said.contains("survives: container restart, daemon-reload, reboot"), "{said}");
+}
+
+#[test]
+fn after_a_reboot_it_holds() {
+    let id = output(&["inspect", "--format", "{{.Id}}", REBOOTED]).unwrap();
+    let container = Container { engine: Engine::Docker, id, name: REBOOTED.to_owned() };
+    assert!(container.init().is_err(), "it ended with the boot before this");
+    output(&["start", REBOOTED]).unwrap();
+    assert_eq!(container.cgroup().unwrap().pids_max().unwrap(), "40");
+    assert_eq!(property(&format!("docker-{}.scope", container.id), "TasksMax"), "40");
+    fine(&container, Code::Enforced);
 }

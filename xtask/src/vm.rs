@@ -17,6 +17,8 @@ mod system;
 mod table;
 mod tools;
 
+use std::path::Path;
+
 use anyhow::{Result, anyhow};
 use clap::Subcommand;
 
@@ -27,7 +29,8 @@ use follow::Report;
 use image::{IMAGES, Image, Kind};
 pub use lanes::Job;
 use payload::Payload;
-use plan::Extent;
+use plan::{Disk, Extent};
+use tempfile::NamedTempFile;
 
 #[derive(Subcommand)]
 pub enum Verb {
@@ -142,11 +145,15 @@ impl Guests {
         for (program, count, reason) in &set.left_out {
             say(&format!("{}: not in this set: {program} ({count} tests): {reason}", image.name));
         }
-        let mut counts = Counts::default();
-        for (number, (word, plan)) in set.boots(image).into_iter().enumerate() {
+        let (mut counts, mut kept) = (Counts::default(), None);
+        for (number, boot) in set.boots(image).into_iter().enumerate() {
             let payload = Payload::new()?;
-            payload.with_programs(&self.programs, &plan)?;
-            let mut report = follow(image, &payload, &plan, word)?;
+            payload.with_programs(&self.programs, &boot.plan)?;
+            if boot.disk == Disk::Kept && kept.is_none() {
+                kept = Some(cache::provide(image)?.copy_of_disk()?);
+            }
+            let disk = kept.as_ref().filter(|_| boot.disk == Disk::Kept).map(NamedTempFile::path);
+            let mut report = follow(image, &payload, &boot.plan, boot.word, disk)?;
             // What is found out about an image is so in its usual boot.
             if self.filter.is_empty() && number == 0 {
                 report.failures.extend(table::check(image, &report.facts, self.bless)?);
@@ -163,12 +170,14 @@ fn test_programs() -> Result<programs::Built> {
     step("vm: test programs", programs::build)
 }
 
-/// Starts an image with a plan and one more word for its kernel, and says what it does.
+/// Starts an image with a plan and one more word for its kernel, and says what it does. `disk`: keeps what
+/// is written, instead of the image's own.
 fn follow(
     image: &Image,
     payload: &Payload,
     plan: &guest_runner::Plan,
     word: &str,
+    disk: Option<&Path>,
 ) -> Result<Report> {
     let built = cache::provide(image)?;
     let accel = machine::accel(&built)?;
@@ -177,6 +186,10 @@ fn follow(
         Kind::Kernel => machine::kernel(&built, accel, payload.initrd(plan)?),
     };
     machine.append.extend((!word.is_empty()).then(|| word.to_owned()));
+    if let Some(disk) = disk {
+        machine.disks[0] = disk.to_path_buf();
+        machine.keep = true;
+    }
     let show = |line| say(&format!("{}: {line}", image.name));
     run::run(&machine, &payload.console(), plan::RUN, show)
 }

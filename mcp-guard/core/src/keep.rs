@@ -20,7 +20,7 @@ pub struct Keep {
     wanted: Option<u64>,
     undone: VecDeque<Time>,
     not_before: Time,
-    /// Somebody else has won.
+    /// Nothing more is done until it is in force again: somebody else has won, or nothing may be done.
     stopped: bool,
 }
 
@@ -43,6 +43,7 @@ impl Keep {
         }
         let in_force = wanted.is_none_or(|limit| in_force <= Limit::Tasks(limit));
         self.held |= in_force && wanted.is_some();
+        self.stopped &= !in_force;
         if in_force || self.busy || self.stopped || now < self.not_before {
             return false;
         }
@@ -79,7 +80,12 @@ impl Keep {
         (self.busy, self.held, self.not_before) = (false, true, Time::default());
     }
 
-    /// Whether it was given up.
+    /// It was said that it is not in force, and nothing is to be done about it.
+    pub fn leave(&mut self) {
+        (self.busy, self.stopped) = (false, true);
+    }
+
+    /// Whether it is left alone.
     #[must_use]
     pub fn has_stopped(&self) -> bool {
         self.stopped
@@ -128,6 +134,17 @@ mod tests {
         assert!(keep.has_stopped() && !keep.look(at(4000), WANTED, OTHER));
         // Another limit is another matter.
         assert!(keep.look(at(4001), Some(50), OTHER));
+    }
+
+    #[test]
+    fn what_is_left_alone_is_said_again_only_after_it_was_in_force() {
+        let mut keep = Keep::default();
+        assert!(keep.look(at(1), WANTED, OTHER));
+        assert_eq!(keep.judge(at(1), WANTED, OTHER), Verdict::Repair);
+        keep.leave();
+        assert!(!keep.look(at(1000), WANTED, OTHER));
+        assert!(!keep.look(at(1001), WANTED, OURS));
+        assert!(keep.look(at(1002), WANTED, OTHER));
     }
 
     #[test]

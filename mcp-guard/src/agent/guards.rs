@@ -63,6 +63,7 @@ impl Agent {
         let Container { id, name, paused, limit, .. } = container;
         if let Some(guard) = self.guard(Held::new(cgroup, &name, Some(id), paused), terms) {
             self.declare(guard, limit);
+            self.look_at_limit(guard);
         }
     }
 

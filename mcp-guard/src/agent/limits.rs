@@ -14,6 +14,7 @@ use mcp_guard_core::{
     policy::{Mode, Terms},
     repair::{self, Next, Plan, Write},
 };
+use tokio::sync::mpsc;
 
 use super::Agent;
 use crate::{
@@ -61,12 +62,17 @@ impl Agent {
 
     pub(super) fn look_at_limits(&mut self) {
         for guard in self.counted() {
-            let Some(in_force) = self.in_force(guard) else { continue };
-            let wanted = self.wanted(guard);
-            let kept = self.keeps.entry(guard).or_default();
-            if kept.keep.look(clock::now(), wanted, in_force) {
-                self.ask_for_facts(guard);
-            }
+            self.look_at_limit(guard);
+        }
+    }
+
+    /// Also for a guard that is new: a container that was started again has whatever its engine gave it.
+    pub(super) fn look_at_limit(&mut self, guard: GuardId) {
+        let Some(in_force) = self.in_force(guard) else { return };
+        let wanted = self.wanted(guard);
+        let kept = self.keeps.entry(guard).or_default();
+        if kept.keep.look(clock::now(), wanted, in_force) {
+            self.ask_for_facts(guard);
         }
     }
 
@@ -103,6 +109,9 @@ impl Agent {
     }
 
     fn repair_limit(&mut self, guard: GuardId, facts: &Facts) {
+        if !self.are_of(guard, facts) {
+            return self.limit_ended(guard, false);
+        }
         if let Some(container) = &facts.container {
             let declared = container.pids_limit.and_then(|limit| u64::try_from(limit).ok());
             self.declare(guard, declared.filter(|limit| *limit > 0));
@@ -140,6 +149,15 @@ impl Agent {
         }
     }
 
+    /// A slot may have another guard by the time that its facts are there.
+    fn are_of(&self, guard: GuardId, facts: &Facts) -> bool {
+        let Some(held) = self.executor.held().get(&guard) else { return false };
+        match &facts.container {
+            Some(container) => held.container.as_ref() == Some(&container.id),
+            None => held.container.is_none() && held.subject.cgroup == facts.target.cgroup,
+        }
+    }
+
     /// All checks and both records, and no write.
     fn limit_not_written(&mut self, guard: GuardId, outcome: Outcome) {
         let Some(kept) = self.keeps.get_mut(&guard) else { return };
@@ -152,7 +170,20 @@ impl Agent {
         for write in std::mem::take(&mut kept.waiting) {
             self.executor.leave_limit(guard, write, &reason, outcome, &detail);
         }
-        self.limit_ended(guard, false);
+        if let Some(kept) = self.keeps.get_mut(&guard) {
+            kept.keep.leave();
+        }
+    }
+
+    /// What was asked for when the loop ended gets its record all the same.
+    pub(super) async fn last_limits(&mut self, news: &mut mpsc::UnboundedReceiver<News>) {
+        while self.asked > 0 {
+            let Some(news) = news.recv().await else { return };
+            if let News::Written(change, carried) = news {
+                self.asked -= 1;
+                self.executor.end_limit(&change, carried);
+            }
+        }
     }
 
     fn write_next(&mut self, guard: GuardId) {
@@ -164,6 +195,7 @@ impl Agent {
                 let engine =
                     Engine::new(&self.engine.as_ref().map_or_else(String::new, Engine::socket));
                 let news = self.news.clone();
+                self.asked += 1;
                 tokio::spawn(async move {
                     let carried = owner::ask(&change, &engine).await;
                     let _ = news.send(News::Written(Box::new(change), carried));
@@ -174,6 +206,7 @@ impl Agent {
     }
 
     fn limit_written(&mut self, change: &Change, carried: Result<(), String>) {
+        self.asked = self.asked.saturating_sub(1);
         let (outcome, _) = self.executor.end_limit(change, carried);
         match outcome {
             Outcome::Done => self.write_next(change.guard()),

@@ -98,6 +98,8 @@ pub struct Agent {
     /// How the limit of each guard is held.
     keeps: BTreeMap<GuardId, Kept>,
     limits: Limits,
+    /// Writes of limits that are under way.
+    asked: usize,
     /// Where what was asked for a limit is answered.
     news: mpsc::UnboundedSender<News>,
     askers: Vec<Asker>,
@@ -138,6 +140,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         Ok(Err(error)) => format!("error: {error:#}"),
         Err(_) => "panic".to_owned(),
     };
+    // An owner that hangs must not keep what is frozen.
+    let _ = tokio::time::timeout(LAST_WORD, agent.last_limits(&mut sources.news)).await;
     agent.stop(reason).await;
     match ended {
         Ok(Ok(_)) => Ok(()),
@@ -176,6 +180,7 @@ impl Agent {
             unguardable: BTreeSet::new(),
             keeps: BTreeMap::new(),
             limits: Limits::new(&options.state_dir),
+            asked: 0,
             news,
             askers: Vec::new(),
             losses: BTreeMap::new(),

@@ -94,9 +94,9 @@ impl Engine {
     /// # Errors
     /// It does not answer.
     pub async fn describe(&self) -> Result<facts::Engine, Error> {
-        let info = raw::get(&self.socket, "/info").await?.unwrap_or_default();
-        let version = raw::get(&self.socket, "/version").await?.unwrap_or_default();
-        Ok(describe(&self.socket, &info, &version))
+        let (info, version) =
+            tokio::join!(raw::get(&self.socket, "/info"), raw::get(&self.socket, "/version"));
+        Ok(describe(&self.socket, &info?.unwrap_or_default(), &version?.unwrap_or_default()))
     }
 }
 

@@ -121,7 +121,9 @@ impl Executor {
     }
 
     fn read_back(&self, change: &Change) -> (Outcome, String) {
-        let Some(held) = self.held.get(&change.guard) else {
+        let held = self.held.get(&change.guard);
+        // A slot may have another guard by now.
+        let Some(held) = held.filter(|held| held.subject == change.subject) else {
             return (Outcome::NotOurs, "the cgroup is gone meanwhile".to_owned());
         };
         match &change.write {

@@ -67,8 +67,11 @@ impl Snapshot {
             unreadable.push(Unreadable { what, why });
         }
         let (mut described, mut running, mut volumes) = (None, Vec::new(), Vec::new());
-        match engine.describe().await {
-            Ok(facts) => match engine.containers().await {
+        // Each may take its time, and none needs another.
+        let (facts, listed, manager) =
+            tokio::join!(engine.describe(), engine.containers(), Systemd::connect());
+        match facts {
+            Ok(facts) => match listed {
                 Ok(listed) => {
                     described = Some((engine, facts));
                     volumes = listed.iter().flat_map(|one| one.volumes.clone()).collect();
@@ -79,7 +82,7 @@ impl Snapshot {
             Err(error) => unreadable.push(unread("engine", &error)),
         }
         let mut systemd = None;
-        match Systemd::connect().await {
+        match manager {
             Some(Ok(manager)) => systemd = Some(manager),
             Some(Err(error)) => unreadable.push(unread("systemd", &error)),
             None => {}

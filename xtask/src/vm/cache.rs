@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use guest_runner::Plan;
+use tempfile::NamedTempFile;
 
 use super::image::{Image, Kind};
 use super::kernel::{INITRD, KERNEL};
@@ -14,7 +16,7 @@ use super::qemu::Machine;
 use super::{kernel, machine, run, system};
 use crate::docker::{self, Rootfs};
 use crate::say::{say, step};
-use crate::{recipe, workspace};
+use crate::{program, recipe, workspace};
 
 /// Changes whenever this file makes images in another way.
 const LAYOUT: &str = "2";
@@ -53,6 +55,15 @@ impl Built {
 
     pub fn initrd(&self) -> PathBuf {
         self.folder.join(INITRD)
+    }
+
+    /// A disk to write to; gone when dropped.
+    pub fn copy_of_disk(&self) -> Result<NamedTempFile> {
+        let copy = NamedTempFile::new_in(store()).context("cannot make a file in target/vm")?;
+        let mut cp = Command::new("cp");
+        cp.args(["--sparse=always", "--reflink=auto"]).arg(self.disk()).arg(copy.path());
+        program::quietly(&mut cp)?;
+        Ok(copy)
     }
 
     pub fn disk(&self) -> PathBuf {

@@ -28,15 +28,13 @@ pub enum Extent {
 /// The tests of one guest.
 pub struct Set {
     pub tests: Vec<Test>,
-    /// A word for the kernel's command line, and those that take a boot with it.
-    pub once_more: Option<(&'static str, Vec<Test>)>,
     /// A test program that is left out, how many tests it has, and the reason.
     pub left_out: Vec<(String, usize, &'static str)>,
 }
 
 /// Chooses by what is below; a filter then keeps the tests whose `program::name` contains it.
 pub fn choose(image: &Image, extent: Extent, filter: &str, programs: &[TestProgram]) -> Set {
-    let mut set = Set { tests: Vec::new(), once_more: None, left_out: Vec::new() };
+    let mut set = Set { tests: Vec::new(), left_out: Vec::new() };
     for program in programs {
         let mut against: BTreeMap<&'static str, usize> = BTreeMap::new();
         for test in &program.tests {
@@ -48,10 +46,6 @@ pub fn choose(image: &Image, extent: Extent, filter: &str, programs: &[TestProgr
         }
         let left_out = |(reason, count)| (program.name.clone(), count, reason);
         set.left_out.extend(against.into_iter().map(left_out));
-    }
-    if let Kind::System { once_more: Some((word, name)), .. } = image.kind {
-        let (others, tests) = set.tests.into_iter().partition(|test| !test.name.starts_with(name));
-        (set.tests, set.once_more) = (others, Some((word, tests)));
     }
     set
 }
@@ -102,7 +96,7 @@ struct Spared {
     reason: &'static str,
 }
 
-const SPARED: [Spared; 12] = [
+const SPARED: [Spared; 14] = [
     Spared {
         images: &["kernel-6.1", "kernel-forky", "trixie"],
         tests: &["host_exact", "host_overflow"],
@@ -122,10 +116,22 @@ const SPARED: [Spared; 12] = [
         reason: "little in it depends on the guest: cargo xtask test and --full run it",
     },
     Spared {
-        images: &["bookworm"],
-        tests: &["guest_docker", "guest_story"],
+        images: &["trixie"],
+        tests: &["guest_diagnose::p001", "guest_diagnose::p004"],
         up_to: Extent::Quick,
-        reason: "trixie has it: cargo xtask test and --full run it here",
+        reason: "needs compose, which takes its time: cargo xtask test and --full run it here",
+    },
+    Spared {
+        images: &["bookworm"],
+        tests: &["guest_docker", "guest_story", "guest_diagnose::p002", "guest_diagnose::p003"],
+        up_to: Extent::Quick,
+        reason: "trixie has it, or it takes its time: cargo xtask test and --full run it here",
+    },
+    Spared {
+        images: &["trixie", "bookworm"],
+        tests: &["guest_repair::before_a_reboot", "guest_repair::after_a_reboot"],
+        up_to: Extent::Usual,
+        reason: "takes two boots of its own; --full runs it here",
     },
     Spared {
         images: &["trixie", "bookworm"],
@@ -194,12 +200,53 @@ const SPARED: [Spared; 12] = [
 ];
 
 impl Set {
-    /// Each boot: a word for the kernel's command line, and what the guest does.
-    pub fn boots(&self, image: &Image) -> Vec<(&'static str, Plan)> {
-        let once_more = self.once_more.iter().map(|(word, tests)| (*word, tests));
-        let boots = [("", &self.tests)].into_iter().chain(once_more);
-        let boots = boots.filter(|(_, tests)| !tests.is_empty());
-        boots.map(|(word, tests)| (word, plan(image, tests.clone()))).collect()
+    /// The tests, by the boot that they take.
+    pub fn boots(&self, image: &Image) -> Vec<Boot> {
+        let mut boots = vec![Boot::new("", Disk::Fresh, "")];
+        if let Kind::System { once_more, .. } = image.kind {
+            let once_more = once_more.iter();
+            boots.extend(once_more.map(|(word, name)| Boot::new(word, Disk::Fresh, name)));
+            boots.extend(AROUND_A_REBOOT.map(|name| Boot::new("", Disk::Kept, name)));
+        }
+        for test in &self.tests {
+            // The first takes what no other asks for.
+            let of = |boot: &&mut Boot| test.name.starts_with(boot.prefix);
+            if let Some(boot) = boots.iter_mut().rev().find(of) {
+                boot.plan.tests.push(test.clone());
+            }
+        }
+        boots.retain(|boot| !boot.plan.tests.is_empty());
+        for boot in &mut boots {
+            boot.plan = plan(image, std::mem::take(&mut boot.plan.tests));
+        }
+        boots
+    }
+}
+
+/// One start of a guest.
+pub struct Boot {
+    /// For the kernel's command line.
+    pub word: &'static str,
+    pub disk: Disk,
+    /// How the names of its tests begin.
+    prefix: &'static str,
+    pub plan: Plan,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disk {
+    /// As it was made; what is written is thrown away.
+    Fresh,
+    /// As the boot before this left it, if that had one of these too.
+    Kept,
+}
+
+/// Tests of the boot before a reboot, and of the one after it.
+const AROUND_A_REBOOT: [&str; 2] = ["before_a_reboot", "after_a_reboot"];
+
+impl Boot {
+    fn new(word: &'static str, disk: Disk, prefix: &'static str) -> Self {
+        Self { word, disk, prefix, plan: Plan::default() }
     }
 }
 
@@ -258,6 +305,26 @@ mod tests {
         let counts = [Extent::Quick, Extent::Usual, Extent::Full]
             .map(|extent| chosen("trixie", extent, "").0.len());
         assert!(counts.is_sorted() && counts[0] < counts[2], "{counts:?}");
+    }
+
+    #[test]
+    fn a_test_runs_in_the_boot_that_it_takes() {
+        let test = |name: &str| Test { program: "p".into(), name: name.to_owned() };
+        let names = ["after_a_reboot_x", "p020_x", "x", "before_a_reboot_x", "y"];
+        let set = Set { tests: names.map(test).into(), left_out: Vec::new() };
+        let boots = set.boots(find("bookworm").unwrap());
+        let shown = boots.iter().map(|boot| {
+            let names: Vec<&str> = boot.plan.tests.iter().map(|test| test.name.as_str()).collect();
+            (boot.word, boot.disk, names)
+        });
+        let (fresh, kept) = (Disk::Fresh, Disk::Kept);
+        let expected = [
+            ("", fresh, vec!["x", "y"]),
+            ("cgroup_disable=pids", fresh, vec!["p020_x"]),
+            ("", kept, vec!["before_a_reboot_x"]),
+            ("", kept, vec!["after_a_reboot_x"]),
+        ];
+        assert_eq!(shown.collect::<Vec<_>>(), expected);
     }
 
     #[test]

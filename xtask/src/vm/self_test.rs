@@ -27,7 +27,7 @@ fn never_ready(built: &programs::Built) -> Result<()> {
     let payload = Payload::new()?;
     payload.with_programs(built, &plan)?;
     payload.replace("bin/mcp-guard", NEVER_READY)?;
-    let report = follow(one(IMAGE)?, &payload, &plan, "")?;
+    let report = follow(one(IMAGE)?, &payload, &plan, "", None)?;
     expect(&report, &["host_control::it_describes_itself", "not over within 10 s", "never ready"])
 }
 
@@ -36,7 +36,7 @@ fn panics() -> Result<()> {
     let crash = "echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger";
     let before = vec![["sh", "-c", crash].map(str::to_owned).to_vec()];
     let plan = Plan { before, limit: 60, ..Plan::default() };
-    let report = follow(one(IMAGE)?, &Payload::new()?, &plan, "")?;
+    let report = follow(one(IMAGE)?, &Payload::new()?, &plan, "", None)?;
     expect(&report, &[crash, "the kernel is in trouble", "sysrq triggered crash"])
 }
 
