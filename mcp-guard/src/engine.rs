@@ -19,7 +19,7 @@ use bollard::{
     },
 };
 use futures_util::StreamExt as _;
-use mcp_guard_core::{container::is_container_id, target::Candidate};
+use mcp_guard_core::{container::is_container_id, diagnose::facts, target::Candidate};
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -70,6 +70,8 @@ pub enum Change {
         id: String,
         paused: bool,
     },
+    /// The engine itself, whenever it is reached anew.
+    Described(Box<facts::Engine>),
     /// The engine cannot be reached; what is known stays in force.
     Away(String),
     Back,
@@ -192,6 +194,9 @@ impl Engine {
         }
         if std::mem::take(away) {
             let _ = changes.send(Change::Back).await;
+        }
+        if let Ok(described) = self.describe().await {
+            let _ = changes.send(Change::Described(Box::new(described))).await;
         }
         let mut events = docker.events(Some(options));
         while let Some(event) = events.next().await {

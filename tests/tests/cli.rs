@@ -92,12 +92,15 @@ fn every_exit_code() {
     let good = scene.file("good.jsonl", &trace(1));
     let bad = scene.file("bad.jsonl", "nonsense\n");
     let policy = scene.file("bad.toml", "nonsense = 1\n");
-    let table: [(&[&str], i32); 18] = [
+    let table: [(&[&str], i32); 23] = [
         (&["--help"], 0),
         (&["freeze", "--help"], 0),
         (&["--version"], 0),
         (&["replay", path(&good)], 0),
+        (&["explain", "P001"], 0),
         (&["status"], 2),
+        (&["diagnose", "no-such-container"], 2),
+        (&["repair", "no-such-container", "--limit", "40"], 2),
         (&["freeze", "no-such-container"], 2),
         (&["kill", "docker:no-such-container"], 2),
         (&["thaw", "cgroup:/mcp-guard-test-none"], 2),
@@ -106,6 +109,8 @@ fn every_exit_code() {
         (&["no-such-verb"], 64),
         (&["status", "--no-such-option"], 64),
         (&["freeze"], 64),
+        (&["repair"], 64),
+        (&["repair", "web", "--limit", "many"], 64),
         (&["freeze", "../../etc"], 64),
         (&["replay", path(&bad)], 65),
         (&["replay", "/nonexistent"], 65),
@@ -203,13 +208,14 @@ fn without_root_it_says_so() {
     let scene = Scene::new();
     let audit = scene.0.path().join("audit.jsonl");
     let audit = path(&audit);
-    let table: [&[&str]; 6] = [
+    let table: [&[&str]; 7] = [
         &["run"],
         &["demo"],
         &["freeze", "cgroup:/", "--audit", audit],
         &["freeze", "--dry-run", "cgroup:/", "--audit", audit],
         &["kill", "--dry-run", "cgroup:/", "--audit", audit],
         &["thaw", "--owned", "--audit", audit],
+        &["repair", "--dry-run", "cgroup:/", "--limit", "40", "--audit", audit],
     ];
     for arguments in table {
         let output = scene.cli_as_nobody(arguments);

@@ -13,10 +13,12 @@ use anyhow::Result;
 use mcp_guard_core::{audit::Record, effect::Outcome};
 use mcp_guard_tests::{
     agent::{Agent, command},
+    cgroup::FixtureCgroup,
     diagnose::fine,
     docker::{
         Container, Place, busybox_image, node_image, output, socket, wait_until, without_agent,
     },
+    sleeper::Sleeper,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -87,7 +89,20 @@ fn what_would_break_it_is_refused_unless_forced() {
     let (code, said) = mcp_guard(folder.path(), &[&words[..], &["--force"]].concat());
     assert_eq!((code, place.pids_max().unwrap().as_str()), (Some(0), "4"), "{said}");
     let (code, said) = mcp_guard(folder.path(), &["repair", "cgroup:/", "--limit", "40"]);
-    assert_ne!(code, Some(0), "the root: {said}");
+    assert_eq!(code, Some(1), "the root: {said}");
+    // What runs containers is a bystander, with --dry-run too.
+    let engine = FixtureCgroup::new("engine").unwrap();
+    let program = folder.path().join("dockerd");
+    fs::copy("/bin/sleep", &program).unwrap();
+    let _process = Sleeper::start_as(&engine, &program).unwrap();
+    let target = format!("cgroup:{}", engine.path());
+    for more in [&["--dry-run"][..], &[]] {
+        let words = [&["repair", &target, "--limit", "40"], more].concat();
+        let (code, said) = mcp_guard(folder.path(), &words);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("dockerd"), "{said}");
+        assert_eq!(engine.read("pids.max").unwrap().trim(), "max");
+    }
 }
 
 /// An agent that holds what this container's engine says.
@@ -199,7 +214,7 @@ impl Drop for Running {
 }
 
 /// Node processes that end one after the other, and how each ended in /tmp/codes.
-const LOAD: &str = "for i in $(seq 38); do (node -e \"setTimeout(() => {}, $((8000 + i * 1500)))\"; \
+const LOAD: &str = "for i in $(seq 38); do (node -e \"setTimeout(() => {}, $((8000 + i * 1000)))\"; \
                     echo $? >> /tmp/codes) & done; wait; exec sleep 600";
 
 /// Every limit that was in force, in order, until it is this one.

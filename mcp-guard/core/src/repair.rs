@@ -82,6 +82,16 @@ pub enum Next {
     Wait,
 }
 
+impl Next {
+    #[must_use]
+    pub fn writes(&self) -> &[Write] {
+        match self {
+            Self::Last(writes) | Self::Lower(writes, _) => writes,
+            Self::Wait => &[],
+        }
+    }
+}
+
 /// Why nothing can be repaired, and what to do instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused(pub String);

@@ -27,6 +27,7 @@ impl Agent {
                     held.paused = paused;
                 }
             }
+            Change::Described(described) => self.described = Some(*described),
             Change::Away(error) => {
                 tracing::warn!(error, "the engine is away; guards stay in force");
                 self.engine_state = format!("away: {error}");

@@ -17,9 +17,7 @@ use mcp_guard_core::{
 use tokio::sync::mpsc;
 
 use super::Agent;
-use crate::{
-    engine::Engine, executor::limit::Change, host::clock, owner, snapshot::Snapshot, wanted::Limits,
-};
+use crate::{engine::Engine, executor::limit::Change, host::clock, owner, snapshot::Snapshot};
 
 /// How the limit of one guard is held.
 #[derive(Default)]
@@ -93,9 +91,11 @@ impl Agent {
         let path = held.subject.cgroup.clone();
         let socket = self.engine.as_ref().map_or_else(String::new, Engine::socket);
         let (news, limits) = (self.news.clone(), self.limits.clone());
+        let described = self.described.clone();
         // It reads all of /proc: on a thread of its own, so that the loop goes on.
         tokio::task::spawn_blocking(move || {
-            let facts = facts(&socket, limits, container.as_deref(), &path);
+            let taken = Snapshot::of_engine(Engine::new(&socket), limits, described);
+            let facts = facts(taken, container.as_deref(), &path);
             let _ = news.send(News::Facts(guard, facts.map(Box::new)));
         });
     }
@@ -168,7 +168,8 @@ impl Agent {
             format!("undone three times within an hour: {reason}; left as it is")
         };
         for write in std::mem::take(&mut kept.waiting) {
-            self.executor.leave_limit(guard, write, &reason, outcome, &detail);
+            let left = self.executor.leave_limit(guard, write, &reason, outcome, &detail);
+            tracing::warn!(guard, ?outcome, reason, ?left, "a limit is not in force");
         }
         if let Some(kept) = self.keeps.get_mut(&guard) {
             kept.keep.leave();
@@ -241,10 +242,14 @@ impl Agent {
 }
 
 /// As `diagnose` reads them. None where the target is gone.
-fn facts(socket: &str, limits: Limits, container: Option<&str>, path: &str) -> Option<Facts> {
+fn facts(
+    taken: impl Future<Output = std::io::Result<Snapshot>>,
+    container: Option<&str>,
+    path: &str,
+) -> Option<Facts> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
     runtime.block_on(async {
-        let snapshot = Snapshot::take(Engine::new(socket), limits).await.ok()?;
+        let snapshot = taken.await.ok()?;
         match container {
             Some(id) => snapshot.container(id).await,
             None => Some(snapshot.cgroup(path).await),

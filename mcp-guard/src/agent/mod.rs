@@ -20,6 +20,7 @@ use futures_util::FutureExt as _;
 use mcp_guard_core::{
     Core, Time,
     audit::Record,
+    diagnose::facts,
     effect::{Effect, End, GuardId, Input, Outcome},
     policy::{Policy, Response},
 };
@@ -89,6 +90,8 @@ pub struct Agent {
     layout: Layout,
     engine: Option<Engine>,
     engine_state: String,
+    /// What the engine said of itself when it was last reached.
+    described: Option<facts::Engine>,
     /// Slots that are free, longest first: a late record of an old guard must not hit a new one.
     free: VecDeque<GuardId>,
     /// Guards that only hold something for an operator.
@@ -175,6 +178,7 @@ impl Agent {
             layout,
             engine_state: if engine.is_some() { "connecting" } else { "none" }.to_owned(),
             engine,
+            described: None,
             free: (0..mcp_guard_common::MAX_GUARDS).collect(),
             by_hand: BTreeSet::new(),
             unguardable: BTreeSet::new(),

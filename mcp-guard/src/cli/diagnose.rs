@@ -4,6 +4,7 @@ use std::{fs, io::IsTerminal as _, path::PathBuf};
 
 use clap::Args;
 use mcp_guard_core::{
+    container::container_in,
     diagnose::{
         facts::{Facts, SCHEMA},
         judge,
@@ -132,12 +133,30 @@ pub async fn one(snapshot: &Snapshot, text: &str) -> Result<Facts, Failure> {
             let facts = snapshot.unit(&name).await.map_err(Failure::could_not)?;
             facts.ok_or_else(|| Failure::could_not(format!("no unit {name} runs here")))
         }
-        Target::Cgroup(path) => Ok(snapshot.cgroup(&path).await),
-        Target::Pid(pid) => snapshot
-            .process(pid)
-            .await
-            .ok_or_else(|| Failure::could_not(format!("there is no process {pid}"))),
+        Target::Cgroup(path) => {
+            let own = container_in(&path).filter(|found| found.path == path);
+            let container = container_of(snapshot, own.map(|found| found.id)).await;
+            Ok(match container {
+                Some(facts) => facts,
+                None => snapshot.cgroup(&path).await,
+            })
+        }
+        Target::Pid(pid) => {
+            let none = || Failure::could_not(format!("there is no process {pid}"));
+            let path = snapshot.cgroup_of(pid).ok_or_else(none)?;
+            let container = container_in(path).map(|found| found.id);
+            Ok(match container_of(snapshot, container).await {
+                Some(facts) => facts,
+                None => snapshot.cgroup(path).await,
+            })
+        }
     }
+}
+
+/// What an engine knows of it says more than its cgroup.
+async fn container_of(snapshot: &Snapshot, id: Option<&str>) -> Option<Facts> {
+    let known = snapshot.running().iter().find(|one| Some(one.id.as_str()) == id)?;
+    snapshot.container(&known.id).await
 }
 
 fn chosen(snapshot: &Snapshot, name: &str) -> Result<String, Failure> {

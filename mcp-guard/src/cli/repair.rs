@@ -49,9 +49,7 @@ pub struct Arguments {
 }
 
 pub fn repair(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
-    if !arguments.dry_run {
-        need_root()?;
-    }
+    need_root()?;
     runtime()?.block_on(async {
         let facts = facts(host, &arguments.target).await?;
         let plan = match repair::plan(&facts, arguments.limit, arguments.force) {
@@ -62,12 +60,10 @@ pub fn repair(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
             }
         };
         out::answer(&render::repair::plan(&facts, &plan));
-        if arguments.dry_run {
-            let next = plan.next(tasks(&facts), in_force(&facts));
-            out::answer(&render::repair::dry_run(&next));
-            return Ok(Exit::Done);
-        }
         let mut repair = Repair::begin(host, arguments, facts, plan).await?;
+        if arguments.dry_run {
+            return repair.all_but_the_last_step();
+        }
         let reached = repair.run().await?;
         repair.tell(reached).await
     })
@@ -75,14 +71,6 @@ pub fn repair(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
 
 async fn facts(host: &Host, target: &str) -> Result<Facts, Failure> {
     one(&snapshot(host).await?, target).await
-}
-
-fn tasks(facts: &Facts) -> u64 {
-    facts.own().and_then(|own| own.current).unwrap_or(0)
-}
-
-fn in_force(facts: &Facts) -> Limit {
-    facts.own().and_then(|own| own.max).unwrap_or(Limit::Max)
 }
 
 /// How a repair ended.
@@ -98,6 +86,7 @@ enum Reached {
 struct Repair<'a> {
     host: &'a Host,
     target: &'a str,
+    force: bool,
     plan: Plan,
     /// Of a container: by it the wanted limit is kept.
     id: Option<String>,
@@ -116,13 +105,20 @@ impl<'a> Repair<'a> {
     ) -> Result<Self, Failure> {
         let target = arguments.target.as_str();
         let held = resolve(host, target).await?;
+        let id = facts.container.map(|container| container.id);
+        if id.is_some() && id != held.container {
+            return Err(Failure::could_not(format!(
+                "{target}: it was replaced meanwhile; try again"
+            )));
+        }
         let (mut executor, _confirmed) = Executor::new(open_audit(host)?, read_layout()?);
         executor.hold(TARGET, held);
         Ok(Self {
             host,
             target,
+            force: arguments.force,
             plan,
-            id: facts.container.map(|container| container.id),
+            id,
             limits: Limits::new(&host.state_dir),
             engine: Engine::new(&host.docker),
             executor,
@@ -132,6 +128,27 @@ impl<'a> Repair<'a> {
 
     fn held(&self) -> Option<&Held> {
         self.executor.held().get(&TARGET)
+    }
+
+    /// The same checks and records as without `--dry-run`.
+    fn all_but_the_last_step(&mut self) -> Result<Exit, Failure> {
+        let (tasks, in_force) = self.look()?;
+        let next = self.plan.next(tasks, in_force);
+        for write in next.writes() {
+            let left = self.executor.leave_limit(
+                TARGET,
+                write.clone(),
+                "operator",
+                Outcome::WouldDo,
+                "dry run",
+            );
+            if let Err(refused) = left {
+                out::answer(&format!("  would be refused: {refused}"));
+                return Ok(Exit::Wrong);
+            }
+        }
+        out::answer(&render::repair::dry_run(&next));
+        Ok(Exit::Done)
     }
 
     /// Down to the limit, however long that takes.
@@ -160,7 +177,17 @@ impl<'a> Repair<'a> {
             if let Some(signal) = self.ends.within(STEP).await {
                 return Ok(Reached::Stopped(signal));
             }
+            self.plan_anew().await?;
         }
+    }
+
+    /// Servers have ended meanwhile, and need no room any more.
+    async fn plan_anew(&mut self) -> Result<(), Failure> {
+        let facts = facts(self.host, self.target).await?;
+        if let Ok(plan) = repair::plan(&facts, Some(self.plan.limit), self.force) {
+            self.plan = plan;
+        }
+        Ok(())
     }
 
     fn look(&self) -> Result<(u64, Limit), Failure> {

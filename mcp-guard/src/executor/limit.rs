@@ -90,6 +90,9 @@ impl Executor {
     }
 
     /// Both records of a write that is not made, and why not.
+    ///
+    /// # Errors
+    /// It would have been refused: says why.
     pub fn leave_limit(
         &mut self,
         guard: GuardId,
@@ -97,10 +100,13 @@ impl Executor {
         reason: &str,
         outcome: Outcome,
         detail: &str,
-    ) {
-        let Some(Ok(change)) = self.begin_limit(guard, write, reason) else { return };
-        tracing::warn!(name = change.subject.name, ?outcome, detail, reason, "limit");
+    ) -> Result<(), String> {
+        let Some(change) = self.begin_limit(guard, write, reason).transpose()? else {
+            return Err("the target is gone".to_owned());
+        };
+        tracing::info!(name = change.subject.name, ?outcome, detail, reason, "limit");
         self.audit.write(change.record(Some(outcome), detail.to_owned()));
+        Ok(())
     }
 
     /// What became of it: nothing counts that the kernel does not say.

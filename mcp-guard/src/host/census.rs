@@ -70,18 +70,33 @@ impl Census {
         self.rows.iter().filter(|(_, row)| dead(row)).map(|(pid, row)| shown(*pid, row)).collect()
     }
 
-    /// Processes in the pid namespace of `init` that are outside of a cgroup, without zombies. None
-    /// where that namespace is the host's own, or not known.
+    /// Processes outside of a cgroup that are in the pid namespace of `init`, or were started by those
+    /// inside (an inner engine makes namespaces of its own); without zombies. None where that
+    /// namespace is the host's own, or not known.
     #[must_use]
     pub fn aliens(&self, init: u32, cgroup: &str) -> Option<Vec<facts::Process>> {
         let namespace = self.pid_ns(init)?;
         if Some(namespace) == self.pid_ns(std::process::id()) {
             return None;
         }
-        let outside =
-            |row: &Row| row.pid_ns == Some(namespace) && !row.zombie && !is_in(&row.cgroup, cgroup);
-        let found = self.rows.iter().filter(|(_, row)| outside(row));
-        Some(found.map(|(pid, row)| shown(*pid, row)).collect())
+        let living = || self.rows.iter().filter(|(_, row)| !row.zombie);
+        let (inside, outside): (Vec<_>, Vec<_>) =
+            living().partition(|(_, row)| is_in(&row.cgroup, cgroup));
+        let mut family: BTreeSet<u32> = inside.into_iter().map(|(pid, _)| *pid).collect();
+        let mut found = BTreeMap::new();
+        loop {
+            let known = found.len();
+            for (pid, row) in &outside {
+                if row.pid_ns == Some(namespace) || family.contains(&row.parent) {
+                    family.insert(**pid);
+                    found.insert(**pid, shown(**pid, row));
+                }
+            }
+            // Children may have lower numbers than their parents.
+            if found.len() == known {
+                return Some(found.into_values().collect());
+            }
+        }
     }
 
     /// Tasks in the pid namespace of a process, where that is another than the host's.

@@ -53,23 +53,33 @@ impl Snapshot {
     /// # Errors
     /// Not even `/proc` can be read.
     pub async fn take(engine: Engine, limits: Limits) -> std::io::Result<Self> {
+        Self::of_engine(engine, limits, None).await
+    }
+
+    /// The same where it is known what the engine says of itself: Podman starts programs to find out.
+    ///
+    /// # Errors
+    /// Not even `/proc` can be read.
+    pub async fn of_engine(
+        engine: Engine,
+        limits: Limits,
+        known: Option<facts::Engine>,
+    ) -> std::io::Result<Self> {
         let began = Instant::now();
         let layout = Layout::read()?;
         let v1 = layout.pids.as_ref().is_some_and(|tree| tree.v1);
         let census = Census::take(v1)?;
-        let mut unreadable = Vec::new();
-        if census.hidden > 0 {
-            let why = "the kernel does not show them to this user".to_owned();
-            let what = match census.hidden {
-                1 => "pid namespace of a process".to_owned(),
-                count => format!("pid namespaces of {count} processes"),
-            };
-            unreadable.push(Unreadable { what, why });
-        }
+        let mut unreadable: Vec<Unreadable> = hidden(census.hidden).into_iter().collect();
         let (mut described, mut running, mut volumes) = (None, Vec::new(), Vec::new());
         // Each may take its time, and none needs another.
+        let describe = async {
+            match known {
+                Some(known) => Ok(known),
+                None => engine.describe().await,
+            }
+        };
         let (facts, listed, manager) =
-            tokio::join!(engine.describe(), engine.containers(), Systemd::connect());
+            tokio::join!(describe, engine.containers(), Systemd::connect());
         match facts {
             Ok(facts) => match listed {
                 Ok(listed) => {
@@ -162,9 +172,10 @@ impl Snapshot {
         Some(self.over(facts))
     }
 
-    /// The facts of the cgroup that a process is in; None where there is no such process.
-    pub async fn process(&self, pid: u32) -> Option<Facts> {
-        Some(self.cgroup(self.census.cgroup_of(pid)?).await)
+    /// The cgroup that a process is in; None where there is no such process.
+    #[must_use]
+    pub fn cgroup_of(&self, pid: u32) -> Option<&str> {
+        self.census.cgroup_of(pid)
     }
 
     /// The facts of a unit of systemd; None where none of that name runs.
@@ -264,6 +275,17 @@ impl Snapshot {
         };
         self.running.iter().filter_map(other).take(MAX_OTHERS).collect()
     }
+}
+
+/// Processes of which the kernel does not show everything.
+fn hidden(count: usize) -> Option<Unreadable> {
+    let what = match count {
+        0 => return None,
+        1 => "pid namespace of a process".to_owned(),
+        count => format!("pid namespaces of {count} processes"),
+    };
+    let why = "the kernel does not show them to this user".to_owned();
+    Some(Unreadable { what, why })
 }
 
 /// What a diagnosis reads of the host itself.

@@ -55,6 +55,10 @@ pub fn fine(view: &View<'_>, verdict: Verdict) -> Vec<Fine> {
         );
         fine.push(Fine::new(Code::Threads, title));
     }
+    if facts.own().is_some_and(|own| own.threaded) {
+        let title = "a threaded cgroup: its limit works as any other's".to_owned();
+        fine.push(Fine::new(Code::Threaded, title));
+    }
     let nested = facts.nested();
     if !nested.is_empty() {
         let inside: usize = nested.values().sum();

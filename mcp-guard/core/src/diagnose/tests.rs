@@ -339,7 +339,11 @@ fn aliens_by_where_their_parents_are() {
     let shared = only(&facts, Code::PidNamespace, Proved);
     assert!(shared.findings[0].title.contains("bbbbbbbbbbbb"));
     facts.aliens = vec![alien(INIT, "/escaped")];
+    only(&facts, Code::Reclassified, Possible);
+    container(&mut facts).privileged = true;
     only(&facts, Code::EscapedCgroup, Proved);
+    facts.aliens = vec![alien(INIT, &format!("/docker/{other}"))];
+    only(&facts, Code::InnerOutside, Proved);
     facts.aliens.clear();
     container(&mut facts).pid_mode = "host".into();
     only(&facts, Code::PidNamespace, Proved);
@@ -370,6 +374,14 @@ fn the_dead_count_and_threads_count() {
     facts.members[0].threads = 1;
     facts.members.push(Process { cgroup: format!("{}/inner", path()), ..process(300, INIT) });
     assert_eq!(judge(&facts).ok[0].code, Code::NestedInside);
+}
+
+#[test]
+fn a_threaded_cgroup_is_nothing_to_mend() {
+    let mut facts = limited(25);
+    facts.chain[0].threaded = true;
+    let report = judge(&facts);
+    assert!(report.findings.is_empty() && report.ok[0].code == Code::Threaded, "{report:?}");
 }
 
 #[test]

@@ -95,10 +95,23 @@ impl<'a> View<'a> {
 
     /// The command that has a limit written at its owner, at once.
     pub fn repair_command(&self, limit: Option<u64>) -> String {
-        let name = &self.facts.target.name;
+        let target = &self.facts.target;
+        let target = match target.kind.as_str() {
+            "container" => target.name.clone(),
+            kind => format!("{kind}:{}", target.name),
+        };
         let limit = limit.map_or_else(|| "N".to_owned(), |limit| limit.to_string());
-        format!("mcp-guard repair {name} --limit {limit}")
+        format!("mcp-guard repair {} --limit {limit}", shell_word(&target))
     }
+}
+
+/// One word for a shell: cgroups may have any name, and a person copies the command.
+fn shell_word(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/_.:@-".contains(&byte);
+    if text.bytes().all(plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 fn stored(container: &Container) -> Stored {
@@ -108,5 +121,17 @@ fn stored(container: &Container) -> Stored {
             Ok(limit) if limit > 0 => Stored::Limit(limit),
             _ => Stored::Unlimited(limit),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shell_word;
+
+    #[test]
+    fn a_name_is_one_word_of_a_command() {
+        assert_eq!(shell_word("cgroup:/a-b/c.slice"), "cgroup:/a-b/c.slice");
+        assert_eq!(shell_word("a b;$(reboot)"), "'a b;$(reboot)'");
+        assert_eq!(shell_word("it's"), "'it'\\''s'");
     }
 }

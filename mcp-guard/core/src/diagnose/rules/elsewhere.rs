@@ -40,40 +40,74 @@ fn aliens(view: &View<'_>) -> Option<Finding> {
     let inside: BTreeSet<u32> = facts.members.iter().map(|process| process.pid).collect();
     let left = facts.aliens.iter().any(|alien| inside.contains(&alien.parent))
         && facts.aliens.iter().all(|alien| family.contains(&alien.parent));
-    let count = facts.aliens.len();
-    let finding = match container_in(&first.cgroup) {
-        _ if left => Finding::new(
-            Code::EscapedCgroup,
-            Proved,
-            format!("{count} processes of the container left its cgroup: no limit reaches them"),
-        )
+    let other = container_in(&first.cgroup).map(|found| found.id.get(..12).unwrap_or(found.id));
+    let finding = if left {
+        left_it(view, facts.aliens.len(), other)
+    } else {
+        entered(facts.aliens.len(), other)
+    };
+    Some(named(finding, &facts.aliens))
+}
+
+/// Started inside, and now in another cgroup; `inner`: one that is named like a container.
+fn left_it(view: &View<'_>, count: usize, inner: Option<&str>) -> Finding {
+    if let Some(inner) = inner {
+        let title = format!(
+            "an engine inside made container {inner} outside of this cgroup: {count} processes that \
+             no limit here reaches"
+        );
+        return Finding::new(Code::InnerOutside, Proved, title)
+            .not("MG-P050 another container's: their parents are inside the container")
+            .by_hand(
+                "container's configuration",
+                "make it anew with a private cgroup namespace: the inner engine then stays below it",
+            );
+    }
+    if is_unprivileged(view) {
+        let title = format!("{count} processes of the container were moved out of its cgroup");
+        return Finding::new(Code::Reclassified, Possible, title)
+            .not("MG-P051 left by themselves: the container has no right to")
+            .by_hand(
+                "host",
+                "look for a rule daemon: /etc/cgrules.conf, pam_cgroup, a script that writes \
+                 cgroup.procs",
+            );
+    }
+    let title =
+        format!("{count} processes of the container left its cgroup: no limit reaches them");
+    Finding::new(Code::EscapedCgroup, Proved, title)
         .not("MG-P050 entered from outside: their parents are inside the container")
         .by_hand(
             "container's configuration",
             "make it anew without --privileged and with a private cgroup namespace",
-        ),
-        Some(other) => Finding::new(
-            Code::PidNamespace,
-            Proved,
-            format!(
-                "{count} processes in the same pid namespace belong to container {}: its limit \
-                 counts them",
-                other.id.get(..12).unwrap_or(other.id)
-            ),
         )
-        .by_hand("that container", "limit that container too"),
-        None => Finding::new(
-            Code::PidNamespace,
-            Proved,
-            format!(
-                "{count} processes entered the pid namespace from outside (nsenter, a debugger, an \
-                 agent) and stay in the cgroup they came from"
-            ),
-        )
+}
+
+/// Started outside, and seen inside.
+fn entered(count: usize, other: Option<&str>) -> Finding {
+    if let Some(other) = other {
+        let title = format!(
+            "{count} processes in the same pid namespace belong to container {other}: its limit \
+             counts them"
+        );
+        return Finding::new(Code::PidNamespace, Proved, title)
+            .by_hand("that container", "limit that container too");
+    }
+    let title = format!(
+        "{count} processes entered the pid namespace from outside (nsenter, a debugger, an agent) \
+         and stay in the cgroup they came from"
+    );
+    Finding::new(Code::PidNamespace, Proved, title)
         .not("MG-P051 left the cgroup: their parents are outside the container")
-        .by_hand("whoever started them", "end them where they were started"),
-    };
-    Some(named(finding, &facts.aliens))
+        .by_hand("whoever started them", "end them where they were started")
+}
+
+/// Nothing inside could write another cgroup's files.
+fn is_unprivileged(view: &View<'_>) -> bool {
+    let can = |name: &String| name.ends_with("SYS_ADMIN") || name == "ALL";
+    view.container().is_some_and(|container| {
+        !container.privileged && !container.binds_cgroupfs && !container.cap_add.iter().any(can)
+    })
 }
 
 fn named(mut finding: Finding, processes: &[Process]) -> Finding {
