@@ -166,8 +166,10 @@ fn chosen(snapshot: &Snapshot, name: &str) -> Result<String, Failure> {
     match choose(name, &all) {
         Ok(found) => Ok(found.id.clone()),
         Err(NoMatch::None) => {
-            let why =
-                snapshot.unreadable().iter().map(|one| format!("; {}: {}", one.what, one.why));
+            // What else could not be read has nothing to do with a name.
+            let engine = |what: &str| matches!(what, "engine" | "containers");
+            let why = snapshot.unreadable().iter().filter(|one| engine(&one.what));
+            let why = why.map(|one| format!("; {}: {}", one.what, one.why));
             Err(Failure::could_not(format!(
                 "no running container is called {name:?}{}",
                 why.collect::<String>()
