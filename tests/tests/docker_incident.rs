@@ -3,17 +3,50 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
+use std::process::{Child, Output, Stdio};
+
 use mcp_guard_core::diagnose::{
     code::Code,
     report::{Certainty, Verdict},
 };
 use mcp_guard_tests::{
+    agent::command,
     diagnose::{Project, diagnose, first},
-    docker::{Container, Engine, wait_until, without_agent},
+    docker::{Container, Engine, socket, wait_until},
 };
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Two processes each in this image, so that more than a hundred are there.
 const SERVERS: u32 = 52;
+
+/// Ended when dropped.
+struct Running(Option<Child>);
+
+impl Running {
+    fn ended(mut self) -> Output {
+        self.0.take().unwrap().wait_with_output().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// The servers themselves: their npm exec reaps them, and ends too.
+fn end_servers(gateway: &Container, count: usize) {
+    let servers = gateway.top().unwrap();
+    let servers = servers.iter().filter(|(_, line)| line.contains("node_modules/.bin/"));
+    let pids: Vec<u32> = servers.map(|(pid, _)| *pid).take(count).collect();
+    assert_eq!(pids.len(), count);
+    for pid in pids {
+        kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
+    }
+}
 
 #[test]
 fn it_is_explained_and_repaired_while_the_gateway_answers() {
@@ -33,14 +66,23 @@ fn it_is_explained_and_repaired_while_the_gateway_answers() {
     let sizing = report.sizing.unwrap();
     assert_eq!(sizing.servers, u64::from(SERVERS), "{sizing:?}");
     assert!(sizing.servers_that_fit <= Some(1), "25 tasks: {sizing:?}");
-    let limit = sizing.limit_now;
-    assert!(limit > report.charged.tasks.unwrap(), "room for what runs: {sizing:?}");
+    assert!(sizing.limit_now > report.charged.tasks.unwrap(), "room for what runs: {sizing:?}");
 
+    // For half of them: too low for what runs, so it is lowered in steps while servers end.
+    let limit = sizing.limit_for(u64::from(SERVERS) / 2).to_string();
     let folder = tempfile::tempdir().unwrap();
-    let limit = limit.to_string();
-    let done = without_agent(folder.path(), &["repair", &gateway.name, "--limit", &limit]).unwrap();
+    let mut repair = command(folder.path(), &socket().unwrap()).unwrap();
+    let repair = repair.args(["repair", &gateway.name, "--limit", &limit]);
+    let repair = Running(Some(repair.stdout(Stdio::piped()).spawn().unwrap()));
+    wait_until("a first step", || Ok(place.pids_max()? != "max")).unwrap();
+    let step: u64 = place.pids_max().unwrap().parse().unwrap();
+    assert!(step > limit.parse().unwrap(), "room for what runs: {step}");
+    gateway.await_answer().unwrap();
+    end_servers(&gateway, 30);
+    let done = repair.ended();
     let said = String::from_utf8_lossy(&done.stdout);
     assert!(done.status.success(), "{said}");
+    assert!(said.contains(&format!("lowered to {step}")), "{said}");
     assert!(said.contains(&format!("read back: engine {limit}, kernel {limit}")), "{said}");
     assert!(said.contains(&format!("+   pids_limit: {limit}")), "the edit of the file: {said}");
     assert_eq!(place.pids_max().unwrap(), limit);
