@@ -34,8 +34,7 @@ pub const STEP: Duration = Duration::from_secs(10);
 const PODMAN_UPDATES: (u32, u32, u32) = (5, 4, 0);
 
 /// Who keeps the number.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "owner")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Owner {
     /// Docker's update writes its own store, systemd's TasksMax and the kernel.
     Docker,

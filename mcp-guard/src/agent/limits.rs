@@ -54,7 +54,7 @@ impl Agent {
         asked.or(terms.pids_limit).or(declared)
     }
 
-    pub(super) fn has_given_up(&self, guard: GuardId) -> bool {
+    pub(super) fn is_left(&self, guard: GuardId) -> bool {
         self.keeps.get(&guard).is_some_and(|kept| kept.keep.has_stopped())
     }
 

@@ -61,8 +61,10 @@ fn watched(watched: &WatchedStatus) -> String {
         watched.pids_current.map_or_else(|| "unknown".to_owned(), |tasks| tasks.to_string());
     text += &format!("  {} processes, {tasks} tasks, pids.max {limit}\n", guard.processes);
     match watched.pids_wanted {
-        Some(wanted) if watched.pids_given_up => {
-            text += &format!("  LIMIT NOT HELD: {wanted} is wanted, and was undone three times\n");
+        Some(wanted) if watched.pids_left => {
+            text += &format!(
+                "  LIMIT NOT HELD: {wanted} is wanted; the audit log says why it is left\n"
+            );
         }
         Some(wanted) if limit != wanted.to_string() => {
             text += &format!("  a limit of {wanted} is wanted\n");
