@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::PathBuf,
     process::{Command, Output},
@@ -104,12 +105,13 @@ impl Project {
     /// One service, `web`, with these lines of its own; then whatever comes after it.
     fn write(&self, lines: &[&str], after: &str) {
         let (image, network) = match self.engine {
-            Engine::Docker => (busybox_image().unwrap(), "    network_mode: none\n"),
-            // podman-compose asks for a network of the project's all the same, and fails at both.
-            Engine::Podman => (Engine::Podman.node_image().unwrap(), ""),
+            Engine::Docker => (busybox_image().unwrap(), "none"),
+            // podman-compose 1.0 knows no `none`, and for a network of the project's Podman wants nft.
+            Engine::Podman => (Engine::Podman.node_image().unwrap(), "host"),
         };
         let fixed = format!(
-            "version: \"3.9\"\nservices:\n  web:\n    image: {image}\n    command: sleep 600\n{network}"
+            "version: \"3.9\"\nservices:\n  web:\n    image: {image}\n    command: sleep 600\n    \
+             network_mode: {network}\n"
         );
         let lines: String = lines.iter().map(|line| format!("    {line}\n")).collect();
         fs::write(self.file(), format!("{fixed}{lines}{after}")).unwrap();
@@ -180,6 +182,9 @@ fn p002_the_limit_is_another_services() {
     let report = first(&container, Code::NeverDeclared);
     let elsewhere = report.findings[0].evidence.iter().any(|one| one.r#where.contains("other"));
     assert!(elsewhere && report.declared.is_none(), "{:#?}", report.findings[0]);
+    // Declared for this service, and not made anew.
+    younger(&project.file(), &container, || project.write(&["pids_limit: 25"], ""));
+    first(&container, Code::NotRecreated);
 }
 
 #[test]
@@ -191,6 +196,13 @@ fn p003_podman_compose_drops_it() {
     let report = first(&container, Code::ToolDropped);
     assert_eq!(report.findings[0].certainty, Certainty::Proved, "{:#?}", report.findings[0]);
     assert_eq!(report.declared, Some(25));
+    // The same file, labels and version, and a limit that did arrive.
+    let labels = container.inspect("json .Config.Labels").unwrap();
+    let labels: BTreeMap<String, String> = serde_json::from_str(&labels).unwrap();
+    let labels = labels.iter().map(|(key, value)| format!("--label={key}={value}"));
+    let options: Vec<String> = labels.chain(["--pids-limit=25".to_owned()]).collect();
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    fine(&podman("p003-look-alike", &options), Code::Enforced);
 }
 
 #[test]
@@ -226,7 +238,7 @@ fn p010_an_update_that_podman_keeps() {
     assert_eq!(report.effective_limit, Some(30));
 }
 
-/// In a boot of its own: `cgroup_disable=pids`.
+/// In a boot of its own: `cgroup_disable=pids`. Its look-alike, P021, takes a kernel that has the controller.
 #[test]
 fn p020_the_kernel_has_no_pids_controller() {
     let words = fs::read_to_string("/proc/cmdline").unwrap();
