@@ -8,18 +8,29 @@ use crate::{Time, limit::Limit, repair::STEP};
 /// So many reversions within [`WITHIN`] are a fight, not an accident.
 const REVERSIONS: usize = 3;
 const WITHIN: Duration = Duration::from_secs(3600);
-/// After a repair that was refused or failed.
-const AGAIN: Duration = Duration::from_secs(60);
+/// After a repair that was refused or failed, and after the next, and so on: an engine that is just
+/// starting is asked again soon, one that is broken is left in peace.
+const AGAIN: [Duration; 4] = [
+    Duration::from_secs(2),
+    Duration::from_secs(5),
+    Duration::from_secs(15),
+    Duration::from_secs(60),
+];
 
 #[derive(Clone, Debug, Default)]
 pub struct Keep {
     /// A repair is under way, or facts for one are being read.
     busy: bool,
-    /// It was in force since the guard began, or since the wanted limit changed.
+    /// It, or the last step towards it, was in force since the guard began, or since the wanted limit
+    /// changed.
     held: bool,
     wanted: Option<u64>,
+    /// The last step towards it.
+    step: Option<u64>,
     undone: VecDeque<Time>,
     not_before: Time,
+    /// Repairs in a row that were refused or failed.
+    failed: usize,
     /// Nothing more is done until it is in force again: somebody else has won, or nothing may be done.
     stopped: bool,
 }
@@ -41,10 +52,13 @@ impl Keep {
         if self.wanted != wanted {
             *self = Self { wanted, busy: self.busy, ..Self::default() };
         }
-        let in_force = wanted.is_none_or(|limit| in_force <= Limit::Tasks(limit));
-        self.held |= in_force && wanted.is_some();
-        self.stopped &= !in_force;
-        if in_force || self.busy || self.stopped || now < self.not_before {
+        let is_in_force = wanted.is_none_or(|limit| in_force <= Limit::Tasks(limit));
+        self.held |= is_in_force && wanted.is_some();
+        self.stopped &= !is_in_force;
+        if is_in_force {
+            (self.step, self.failed) = (None, 0);
+        }
+        if is_in_force || self.busy || self.stopped || now < self.not_before {
             return false;
         }
         self.busy = true;
@@ -57,7 +71,8 @@ impl Keep {
         if !self.look(now, wanted, in_force) {
             return Verdict::Rest;
         }
-        if std::mem::take(&mut self.held) {
+        let below_step = self.step.is_some_and(|step| in_force <= Limit::Tasks(step));
+        if !below_step && std::mem::take(&mut self.held) {
             self.undone.push_back(now);
             self.undone.retain(|at| now.since(*at) < WITHIN);
         }
@@ -69,15 +84,34 @@ impl Keep {
         Verdict::Repair
     }
 
-    /// A write or a step is over, or there was nothing to write yet.
-    pub fn ended(&mut self, now: Time, went_well: bool) {
-        self.busy = false;
-        self.not_before = now.after(if went_well { STEP } else { AGAIN });
+    /// There was nothing to write yet.
+    pub fn waits(&mut self, now: Time) {
+        (self.busy, self.failed, self.not_before) = (false, 0, now.after(STEP));
+    }
+
+    /// A repair was refused or failed.
+    pub fn failed(&mut self, now: Time) {
+        let after = AGAIN[self.failed.min(AGAIN.len() - 1)];
+        (self.busy, self.not_before) = (false, now.after(after));
+        self.failed = self.failed.saturating_add(1);
+    }
+
+    /// A step is in force by our hand. Above it is a reversion, as above the limit itself.
+    pub fn stepped(&mut self, now: Time, step: u64) {
+        self.waits(now);
+        (self.step, self.held) = (Some(step), true);
+    }
+
+    /// The last step towards the limit; the next is no higher.
+    #[must_use]
+    pub fn step(&self) -> Option<u64> {
+        self.step
     }
 
     /// The limit is in force by our hand: what comes next is a reversion, and noticed at once.
     pub fn reached(&mut self) {
         (self.busy, self.held, self.not_before) = (false, true, Time::default());
+        (self.step, self.failed) = (None, 0);
     }
 
     /// It was said that it is not in force, and nothing is to be done about it.
@@ -168,12 +202,54 @@ mod tests {
     #[test]
     fn a_step_down_waits_for_the_next_and_is_no_reversion() {
         let mut keep = Keep::default();
+        let mut step = 300;
         for second in [0, 10, 20, 30, 40, 50] {
-            assert!(keep.look(at(second), WANTED, Limit::Tasks(300)));
-            let verdict = keep.judge(at(second), WANTED, Limit::Tasks(300));
+            assert!(keep.look(at(second), WANTED, Limit::Tasks(step)));
+            let verdict = keep.judge(at(second), WANTED, Limit::Tasks(step));
             assert_eq!(verdict, Verdict::Repair);
-            keep.ended(at(second), true);
-            assert!(!keep.look(at(second + 9), WANTED, Limit::Tasks(300)));
+            step -= 20;
+            keep.stepped(at(second), step);
+            assert!(!keep.look(at(second + 9), WANTED, Limit::Tasks(step)));
         }
+    }
+
+    #[test]
+    fn a_step_that_is_undone_is_a_reversion() {
+        let mut keep = Keep::default();
+        let mut second = 0;
+        let mut undone = |keep: &mut Keep| {
+            second += 10;
+            assert!(keep.look(at(second), WANTED, OTHER));
+            let verdict = keep.judge(at(second), WANTED, OTHER);
+            if verdict == Verdict::Repair {
+                keep.stepped(at(second), 100);
+            }
+            verdict
+        };
+        assert_eq!(undone(&mut keep), Verdict::Repair, "the first is nobody's");
+        for _ in 1..REVERSIONS {
+            assert_eq!(undone(&mut keep), Verdict::Repair);
+        }
+        assert_eq!(undone(&mut keep), Verdict::GiveUp);
+        assert_eq!(keep.step(), Some(100), "no later one is higher");
+        assert!(!keep.look(at(1000), Some(41), Limit::Tasks(41)));
+        assert_eq!(keep.step(), None, "of another limit");
+    }
+
+    #[test]
+    fn what_fails_is_tried_again_soon_and_then_seldom() {
+        let mut keep = Keep::default();
+        let mut second = 0;
+        for wait in [2, 5, 15, 60, 60] {
+            assert!(keep.look(at(second), WANTED, OTHER), "{wait}");
+            keep.failed(at(second));
+            assert!(!keep.look(at(second + wait - 1), WANTED, OTHER), "{wait}");
+            second += wait;
+        }
+        assert!(keep.look(at(second), WANTED, OTHER));
+        keep.waits(at(second));
+        assert!(keep.look(at(second + 10), WANTED, OTHER));
+        keep.failed(at(second + 10));
+        assert!(keep.look(at(second + 12), WANTED, OTHER), "the first in a row");
     }
 }

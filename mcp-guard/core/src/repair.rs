@@ -11,15 +11,16 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    container::payload_below,
     diagnose::{
         code::Code,
-        facts::{Facts, Says},
+        facts::{Facts, Says, Unit},
         judge,
         report::{Place, Report},
         sizing::room_for,
         version::version,
     },
-    escape::visible,
+    escape::{escape, visible},
     limit::Limit,
     policy::Respond,
 };
@@ -32,6 +33,41 @@ pub const MOST: u64 = 4_194_304;
 pub const STEP: Duration = Duration::from_secs(10);
 /// The first version of Podman whose update is kept and changes nothing else.
 const PODMAN_UPDATES: (u32, u32, u32) = (5, 4, 0);
+
+/// Bytes of a unit's name, see systemd.unit(5).
+const UNIT_NAME: usize = 256;
+
+/// How a cgroup stands to a unit whose limit binds nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// The unit's own cgroup.
+    Own,
+    /// The one in which an engine keeps all processes of the unit, with a limit of its own.
+    Payload,
+}
+
+impl Standing {
+    /// None where the cgroup lies deeper: a limit of the unit would bind what else is in there.
+    #[must_use]
+    pub fn of(cgroup: &str, unit: &str) -> Option<Self> {
+        // A path may be escaped for messages; a unit's name has backslashes of its own.
+        let is_unit = |path: &str| {
+            let name = path.rsplit('/').next().unwrap_or_default();
+            name == unit || name == escape(unit.as_bytes(), UNIT_NAME)
+        };
+        if is_unit(cgroup) {
+            return Some(Self::Own);
+        }
+        let around = above_payload(cgroup)?;
+        is_unit(around).then_some(Self::Payload)
+    }
+}
+
+/// The scope whose payload this cgroup is.
+fn above_payload(cgroup: &str) -> Option<&str> {
+    let (around, name) = cgroup.rsplit_once('/')?;
+    (payload_below(around) == Some(name)).then_some(around)
+}
 
 /// Who keeps the number.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,8 +97,10 @@ pub enum Write {
 pub struct Plan {
     pub limit: u64,
     pub owner: Owner,
-    /// The unit that would undo a step which it is not told of.
+    /// The unit whose own cgroup it is, and which must say the same in the end.
     unit: Option<String>,
+    /// That unit ends with its cgroup, and so does a run-time property of it.
+    transient: bool,
     /// Live servers, each of which may still make a thread pool.
     servers: u64,
     force: bool,
@@ -121,12 +159,13 @@ pub fn plan(facts: &Facts, limit: Option<u64>, force: bool) -> Result<Plan, Refu
     let Some(own) = facts.own().filter(|own| own.max.is_some()) else {
         return refused("its pids.max cannot be read, so nothing could be read back".to_owned());
     };
-    let unit = facts.unit.as_ref();
-    let of_unit = |name: &str| own.path.rsplit('/').next() == Some(name);
+    let is_own = |unit: &&Unit| Standing::of(&own.path, &unit.name) == Some(Standing::Own);
+    let unit = facts.unit.as_ref().filter(is_own);
     Ok(Plan {
         limit,
-        owner: owner(facts)?,
-        unit: unit.map(|unit| unit.name.clone()).filter(|name| of_unit(name)),
+        owner: owner(facts, &own.path)?,
+        unit: unit.map(|unit| unit.name.clone()),
+        transient: unit.is_some_and(|unit| unit.transient),
         servers: report.sizing.as_ref().map_or(0, |sizing| sizing.servers),
         force,
         notes: notes(&report, limit),
@@ -147,28 +186,41 @@ fn is_out_of_reach(code: Code) -> bool {
     )
 }
 
-fn owner(facts: &Facts) -> Result<Owner, Refused> {
-    let unit = |payload| {
-        facts.unit.as_ref().map(|unit| Owner::Unit {
-            name: unit.name.clone(),
-            transient: unit.transient,
-            payload,
-        })
-    };
+fn owner(facts: &Facts, cgroup: &str) -> Result<Owner, Refused> {
     let Some(engine) = facts.engine.as_ref().filter(|_| facts.container.is_some()) else {
-        return Ok(unit(false).unwrap_or(Owner::Kernel));
+        return unit_or_kernel(facts, cgroup);
     };
     let known = |text: &str| version(text).unwrap_or_default();
     match engine.kind.as_str() {
         "podman" if known(&engine.version) >= PODMAN_UPDATES => Ok(Owner::Podman),
         // An older one loses an update, or resets what was not asked for.
-        "podman" => Ok(unit(true).unwrap_or(Owner::Kernel)),
+        "podman" => unit_or_kernel(facts, cgroup),
         _ if known(&engine.api_version) < (1, 40, 0) => Err(Refused(format!(
             "{}: the engine speaks API {} at most, where an update of a limit is ignored",
             Code::ApiTooOld,
             engine.api_version
         ))),
         _ => Ok(Owner::Docker),
+    }
+}
+
+fn unit_or_kernel(facts: &Facts, cgroup: &str) -> Result<Owner, Refused> {
+    let unit = facts.unit.as_ref();
+    if let Some((unit, standing)) =
+        unit.and_then(|unit| Some((unit, Standing::of(cgroup, &unit.name)?)))
+    {
+        let (name, transient) = (unit.name.clone(), unit.transient);
+        return Ok(Owner::Unit { name, transient, payload: standing == Standing::Payload });
+    }
+    // systemd leaves a payload's own limit alone; of any other it would undo what it is not told of.
+    let asked = |what: &str| matches!(what, "systemd" | "unit of the cgroup");
+    match facts.unreadable.iter().find(|one| asked(&one.what)) {
+        Some(one) if above_payload(cgroup).is_none() => Err(Refused(format!(
+            "whether a unit of systemd owns the limit cannot be known ({}: {}), and it would be \
+             undone there; try again",
+            one.what, one.why
+        ))),
+        _ => Ok(Owner::Kernel),
     }
 }
 
@@ -188,21 +240,26 @@ fn notes(report: &Report, limit: u64) -> Vec<String> {
 }
 
 impl Plan {
-    /// What to do with so many tasks there and this limit in force.
+    /// What to do with so many tasks there, this limit in force, and this one as the last step. The
+    /// headroom is for steps; the target itself only has to hold what runs.
     #[must_use]
-    pub fn next(&self, tasks: u64, in_force: Limit) -> Next {
-        let room = room_for(tasks, self.servers, Respond::default().clamp_headroom);
-        if self.force || room <= self.limit || in_force <= Limit::Tasks(self.limit) {
+    pub fn next(&self, tasks: u64, in_force: Limit, step: Option<u64>) -> Next {
+        let fits = tasks <= self.limit || in_force <= Limit::Tasks(self.limit);
+        if self.force || fits {
             return Next::Last(self.last());
         }
-        // Never below what runs, never up again.
-        if Limit::Tasks(room) < in_force {
-            return Next::Lower(self.steps(room), room);
+        // Never below what runs, never up again: also not where somebody undid the last step.
+        let room = room_for(tasks, self.servers, Respond::default().clamp_headroom);
+        let next = step.map_or(room, |step| step.min(room));
+        if Limit::Tasks(next) < in_force {
+            return Next::Lower(self.steps(next), next);
         }
         Next::Wait
     }
 
-    fn last(&self) -> Vec<Write> {
+    /// The writes that reach the limit.
+    #[must_use]
+    pub fn last(&self) -> Vec<Write> {
         let limit = self.limit;
         match &self.owner {
             Owner::Docker => vec![Write::Docker { limit }],
@@ -210,16 +267,18 @@ impl Plan {
             Owner::Kernel => vec![Write::PidsMax { limit }],
             Owner::Unit { name, transient, payload } => {
                 let unit = name.clone();
-                let mut writes = vec![Write::TasksMax { unit, limit, runtime: *transient }];
-                writes.extend(payload.then_some(Write::PidsMax { limit }));
+                // The payload's first: it binds, whether systemd answers or not.
+                let mut writes = Vec::from_iter(payload.then_some(Write::PidsMax { limit }));
+                writes.push(Write::TasksMax { unit, limit, runtime: *transient });
                 writes
             }
         }
     }
 
-    /// Nothing of it outlives the cgroup.
+    /// Nothing of it outlives the cgroup: a run-time property of a permanent unit stays until the next
+    /// boot.
     fn steps(&self, limit: u64) -> Vec<Write> {
-        match &self.unit {
+        match self.unit.as_ref().filter(|_| self.transient) {
             Some(unit) => vec![Write::TasksMax { unit: unit.clone(), limit, runtime: true }],
             None => vec![Write::PidsMax { limit }],
         }
@@ -273,7 +332,11 @@ impl Plan {
 /// Who has another limit in force, as far as facts tell.
 #[must_use]
 pub fn undone_by(facts: &Facts, limit: u64, in_force: Limit) -> String {
-    let unit = facts.unit.as_ref().filter(|unit| unit.tasks_max == Some(in_force));
+    let cgroup = facts.own().map_or("", |own| own.path.as_str());
+    let keeps = |unit: &&Unit| {
+        unit.tasks_max == Some(in_force) && Standing::of(cgroup, &unit.name).is_some()
+    };
+    let unit = facts.unit.as_ref().filter(keeps);
     let who = match unit {
         Some(unit) => format!("systemd keeps TasksMax={in_force} for {}", unit.name),
         None => "somebody wrote pids.max, and neither the engine nor systemd has it".to_owned(),

@@ -1,7 +1,9 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::diagnose::facts::{Compose, Container, Engine, Host, Level, Process, Subject, Unit};
+use crate::diagnose::facts::{
+    Compose, Container, Engine, Host, Level, Process, Subject, Unreadable,
+};
 
 const ID: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 
@@ -57,7 +59,7 @@ fn why(facts: &Facts, limit: Option<u64>) -> String {
 #[test]
 fn the_owner_writes_it() {
     let plain = container(None, Limit::Max);
-    let last = |facts: &Facts| match plan(facts, Some(40), false).unwrap().next(1, Limit::Max) {
+    let last = |facts: &Facts| match plan(facts, Some(40), false).unwrap().next(1, Limit::Max, None) {
         Next::Last(writes) => writes,
         other @ (Next::Lower(..) | Next::Wait) => panic!("{other:?}"),
     };
@@ -66,7 +68,7 @@ fn the_owner_writes_it() {
     let old = last(&podman(plain.clone(), "4.3.1"));
     let unit = format!("libpod-{ID}.scope");
     let tasks_max = Write::TasksMax { unit, limit: 40, runtime: true };
-    assert_eq!(old, [tasks_max, Write::PidsMax { limit: 40 }], "scope and payload");
+    assert_eq!(old, [Write::PidsMax { limit: 40 }, tasks_max], "what binds comes first");
     let mut cgroup = plain;
     (cgroup.engine, cgroup.container) = (None, None);
     assert_eq!(last(&cgroup), [Write::PidsMax { limit: 40 }], "nobody owns it");
@@ -76,13 +78,109 @@ fn the_owner_writes_it() {
 fn steps_down_are_run_time_writes_and_the_store_comes_last() {
     let facts = in_scope(container(Some(500), Limit::Tasks(500)), Limit::Tasks(500));
     let plan = plan(&facts, Some(40), false).unwrap();
-    let Next::Lower(writes, 320) = plan.next(300, Limit::Tasks(500)) else { panic!() };
+    let Next::Lower(writes, 320) = plan.next(300, Limit::Tasks(500), None) else { panic!() };
     let unit = format!("docker-{ID}.scope");
     assert_eq!(writes, [Write::TasksMax { unit, limit: 320, runtime: true }]);
-    assert_eq!(plan.next(305, Limit::Tasks(320)), Next::Wait, "never up again");
-    assert_eq!(plan.next(20, Limit::Tasks(100)), Next::Last(vec![Write::Docker { limit: 40 }]));
+    assert_eq!(plan.next(305, Limit::Tasks(320), Some(320)), Next::Wait, "never up again");
+    let last = Next::Last(vec![Write::Docker { limit: 40 }]);
+    assert_eq!(plan.next(20, Limit::Tasks(100), Some(100)), last);
     let forced = super::plan(&facts, Some(40), true).unwrap();
-    assert!(matches!(forced.next(300, Limit::Tasks(500)), Next::Last(_)));
+    assert!(matches!(forced.next(300, Limit::Tasks(500), None), Next::Last(_)));
+}
+
+#[test]
+fn a_step_that_was_undone_is_set_again_and_no_higher() {
+    let plan = plan(&container(None, Limit::Max), Some(40), false).unwrap();
+    for (tasks, step) in [(60, 80), (70, 80), (79, 80), (90, 80)] {
+        let Next::Lower(_, next) = plan.next(tasks, Limit::Max, Some(step)) else { panic!() };
+        assert_eq!(next, 80, "{tasks} tasks");
+    }
+    let Next::Lower(_, 70) = plan.next(50, Limit::Max, Some(80)) else { panic!("lower") };
+}
+
+/// One npm exec server of 20 tasks, where the limit of 25 held it before.
+#[test]
+fn what_fits_needs_no_headroom() {
+    let mut facts = container(Some(25), Limit::Max);
+    facts.members[0].argv = ["npm", "exec", "a-server"].map(str::to_owned).into();
+    facts.members[0].threads = 20;
+    let plan = plan(&facts, None, false).unwrap();
+    let last = Next::Last(vec![Write::Docker { limit: 25 }]);
+    for tasks in [20, 24, 25] {
+        assert_eq!(plan.next(tasks, Limit::Max, None), last, "{tasks} tasks");
+    }
+    let Next::Lower(_, 50) = plan.next(26, Limit::Max, None) else { panic!("a step") };
+}
+
+/// A cgroup that no engine knows, with a unit as systemd names it.
+fn cgroup(path: &str, unit: &str, transient: bool) -> Facts {
+    let mut facts = container(None, Limit::Max);
+    (facts.engine, facts.container) = (None, None);
+    path.clone_into(&mut facts.target.cgroup);
+    path.clone_into(&mut facts.chain[0].path);
+    facts.unit = Some(Unit { name: unit.into(), transient, ..Unit::default() });
+    facts
+}
+
+#[test]
+fn a_unit_owns_its_own_cgroup_and_its_payload_alone() {
+    let (unit, libpod) = ("gw.service", format!("libpod-{ID}.scope"));
+    let payload = format!("/machine.slice/{libpod}/container");
+    let user = "/user.slice/user-1000.slice/user@1000.service";
+    let standings = [
+        ("/system.slice/gw.service".to_owned(), unit, Some(Standing::Own)),
+        ("/system.slice/gw.service/worker".to_owned(), unit, None),
+        ("/system.slice/my-gw.service".to_owned(), unit, None),
+        ("/system.slice/gw.service/container".to_owned(), unit, None),
+        (format!("/system.slice/gw.service/libpod-payload-{ID}"), unit, None),
+        (format!("{user}/user.slice/{libpod}/container"), "user@1000.service", None),
+        (payload.clone(), libpod.as_str(), Some(Standing::Payload)),
+        (format!("{payload}/deeper"), libpod.as_str(), None),
+        ("/a.slice/a\\\\x2db.service".to_owned(), "a\\x2db.service", Some(Standing::Own)),
+    ];
+    for (path, unit, standing) in standings {
+        assert_eq!(Standing::of(&path, unit), standing, "{path}");
+        let owner = plan(&cgroup(&path, unit, false), Some(40), false).unwrap().owner;
+        let payload = standing == Some(Standing::Payload);
+        let of_unit = Owner::Unit { name: unit.into(), transient: false, payload };
+        assert_eq!(owner, if standing.is_some() { of_unit } else { Owner::Kernel }, "{path}");
+    }
+    let old = podman(container(None, Limit::Max), "4.3.1");
+    let mut split = old;
+    split.chain[0].path = format!("/system.slice/gw.service/libpod-payload-{ID}");
+    split.unit = Some(Unit { name: unit.into(), ..Unit::default() });
+    assert_eq!(plan(&split, Some(40), false).unwrap().owner, Owner::Kernel, "conmon is in there");
+}
+
+#[test]
+fn a_step_leaves_nothing_with_a_permanent_unit() {
+    let steps = |transient| {
+        let facts = cgroup("/system.slice/gw.service", "gw.service", transient);
+        let Next::Lower(writes, 320) =
+            plan(&facts, Some(40), false).unwrap().next(300, Limit::Max, None)
+        else {
+            panic!("a step")
+        };
+        writes
+    };
+    assert_eq!(steps(false), [Write::PidsMax { limit: 320 }]);
+    let unit = "gw.service".to_owned();
+    assert_eq!(steps(true), [Write::TasksMax { unit, limit: 320, runtime: true }]);
+}
+
+#[test]
+fn a_manager_that_does_not_answer_is_not_written_past() {
+    for what in ["systemd", "unit of the cgroup"] {
+        let mut facts = cgroup("/system.slice/gw.service", "gw.service", false);
+        facts.unit = None;
+        facts.unreadable = vec![Unreadable { what: what.into(), why: "late".into() }];
+        assert!(why(&facts, Some(40)).contains("late"), "{what}");
+        // What binds inside of the scope is the engine's, and systemd leaves it alone.
+        facts.chain[0].path = format!("/machine.slice/libpod-{ID}.scope/container");
+        assert_eq!(plan(&facts, Some(40), false).unwrap().owner, Owner::Kernel);
+        facts.chain[0].path = format!("/machine.slice/libpod-{ID}.scope");
+        assert!(why(&facts, Some(40)).contains("late"), "{what}");
+    }
 }
 
 #[test]
@@ -128,23 +226,28 @@ proptest! {
     /// runs needs, until the target holds it.
     #[test]
     fn a_ratchet_only_falls(
-        tasks in prop::collection::vec(1_u64..600, 1..60),
+        tasks in prop::collection::vec((1_u64..600, any::<bool>()), 1..60),
         target in LEAST..400,
         start in 1_u64..800,
     ) {
         let facts = container(None, Limit::Tasks(start));
         let plan = plan(&facts, Some(target), false).unwrap();
-        let mut in_force = Limit::Tasks(start);
-        for tasks in tasks {
-            match plan.next(tasks, in_force) {
+        let (mut in_force, mut step) = (Limit::Tasks(start), None);
+        for (tasks, undone) in tasks {
+            if undone {
+                in_force = Limit::Max;
+            }
+            match plan.next(tasks, in_force, step) {
                 Next::Wait => {}
                 Next::Lower(_, limit) => {
                     prop_assert!(Limit::Tasks(limit) < in_force);
-                    prop_assert!(limit >= tasks + LEAST && limit > target);
-                    in_force = Limit::Tasks(limit);
+                    prop_assert!(step.is_none_or(|step| limit <= step), "up again");
+                    prop_assert!(limit >= tasks + LEAST || step == Some(limit));
+                    prop_assert!(limit > target);
+                    (in_force, step) = (Limit::Tasks(limit), Some(limit));
                 }
                 Next::Last(_) => {
-                    prop_assert!(tasks < target || in_force <= Limit::Tasks(target));
+                    prop_assert!(tasks <= target || in_force <= Limit::Tasks(target));
                     return Ok(());
                 }
             }
