@@ -119,6 +119,12 @@ impl Keep {
         (self.busy, self.stopped) = (false, true);
     }
 
+    /// An operator asks for it again, whatever was before.
+    pub fn asked_again(&mut self) {
+        let (busy, wanted, step) = (self.busy, self.wanted, self.step);
+        *self = Self { busy, wanted, step, ..Self::default() };
+    }
+
     /// Whether it is left alone.
     #[must_use]
     pub fn has_stopped(&self) -> bool {
@@ -168,6 +174,18 @@ mod tests {
         assert!(keep.has_stopped() && !keep.look(at(4000), WANTED, OTHER));
         // Another limit is another matter.
         assert!(keep.look(at(4001), Some(50), OTHER));
+    }
+
+    #[test]
+    fn an_operator_who_asks_again_ends_the_rest() {
+        let mut keep = Keep::default();
+        for second in [1, 10, 20, 30] {
+            repaired(&mut keep, second);
+        }
+        assert!(keep.has_stopped());
+        keep.asked_again();
+        assert!(!keep.has_stopped());
+        assert_eq!(repaired(&mut keep, 31), Verdict::Repair);
     }
 
     #[test]

@@ -59,7 +59,8 @@ fn why(facts: &Facts, limit: Option<u64>) -> String {
 #[test]
 fn the_owner_writes_it() {
     let plain = container(None, Limit::Max);
-    let last = |facts: &Facts| match plan(facts, Some(40), false).unwrap().next(1, Limit::Max, None) {
+    let last = |facts: &Facts| match plan(facts, Some(40), false).unwrap().next(1, Limit::Max, None)
+    {
         Next::Last(writes) => writes,
         other @ (Next::Lower(..) | Next::Wait) => panic!("{other:?}"),
     };

@@ -27,7 +27,11 @@ impl Agent {
                     held.paused = paused;
                 }
             }
-            Change::Described(described) => self.described = Some(*described),
+            // It is reached anew, and may have lost containers meanwhile.
+            Change::Described(described) => {
+                self.described = Some(*described);
+                self.ask_for_list();
+            }
             Change::Away(error) => {
                 tracing::warn!(error, "the engine is away; guards stay in force");
                 self.engine_state = format!("away: {error}");
@@ -84,7 +88,9 @@ impl Agent {
             let subject = Subject { cgroup: &path, ..Subject::default() };
             if let Some(terms) = self.core.policy().terms(&subject) {
                 let container = container_in(cgroup.path()).map(|found| found.id.to_owned());
-                self.guard(Held::new(cgroup, &path, container, false), terms);
+                if let Some(guard) = self.guard(Held::new(cgroup, &path, container, false), terms) {
+                    self.look_at_limit(guard);
+                }
             }
         }
     }

@@ -6,6 +6,8 @@ mod guards;
 mod limits;
 pub mod lock;
 mod notify;
+mod reader;
+mod restore;
 mod turn;
 
 use std::{
@@ -22,7 +24,7 @@ use mcp_guard_core::{
     audit::Record,
     diagnose::facts,
     effect::{Effect, End, GuardId, Input, Outcome},
-    policy::{Policy, Response},
+    policy::{Mode, Policy, Response},
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -33,6 +35,7 @@ use tokio::{
 use self::{
     limits::{Kept, News},
     notify::Notify,
+    reader::Reader,
 };
 use crate::{
     audit::Audit,
@@ -101,8 +104,9 @@ pub struct Agent {
     /// How the limit of each guard is held.
     keeps: BTreeMap<GuardId, Kept>,
     limits: Limits,
-    /// Writes of limits that are under way.
-    asked: usize,
+    /// Facts asked for so far, and who reads them.
+    questions: u64,
+    reader: Reader,
     /// Where what was asked for a limit is answered.
     news: mpsc::UnboundedSender<News>,
     askers: Vec<Asker>,
@@ -145,6 +149,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     };
     // An owner that hangs must not keep what is frozen.
     let _ = tokio::time::timeout(LAST_WORD, agent.last_limits(&mut sources.news)).await;
+    agent.executor.abandon_limits();
     agent.stop(reason).await;
     match ended {
         Ok(Ok(_)) => Ok(()),
@@ -171,6 +176,9 @@ impl Agent {
         let now = clock::now();
         // At most one answer for each guard is under way.
         let (news, answered) = mpsc::unbounded_channel();
+        let limits = Limits::new(&options.state_dir);
+        let reader = Reader::start(engine.clone(), limits.clone(), news.clone())
+            .context("a thread that reads facts")?;
         let mut agent = Self {
             core: Core::new(options.policy),
             executor,
@@ -183,8 +191,9 @@ impl Agent {
             by_hand: BTreeSet::new(),
             unguardable: BTreeSet::new(),
             keeps: BTreeMap::new(),
-            limits: Limits::new(&options.state_dir),
-            asked: 0,
+            limits,
+            questions: 0,
+            reader,
             news,
             askers: Vec::new(),
             losses: BTreeMap::new(),
@@ -195,10 +204,7 @@ impl Agent {
             next_tick: now,
             next_look: now,
         };
-        let version = env!("CARGO_PKG_VERSION").to_owned();
-        let mode = agent.core.policy().mode;
-        agent.executor.audit.write(Record::AgentStart { version, mode });
-        agent.reconcile().await;
+        let mode = agent.begin().await;
         let (calls, from_socket) = mpsc::channel(QUEUE);
         let (changes, from_engine) = mpsc::channel(QUEUE);
         let listener = server::listen(&lock::socket(&options.run_dir)).context("control socket")?;
@@ -219,6 +225,14 @@ impl Agent {
         };
         tracing::info!(%mode, "mcp-guard {} is watching", env!("CARGO_PKG_VERSION"));
         Ok((agent, sources))
+    }
+
+    async fn begin(&mut self) -> Mode {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let mode = self.core.policy().mode;
+        self.executor.audit.write(Record::AgentStart { version, mode });
+        self.reconcile().await;
+        mode
     }
 
     /// Gives back what an agent left that was killed.

@@ -1,11 +1,14 @@
 //! `repair`: a limit, written where it is kept, and proved.
 
-use std::time::Duration;
+mod tell;
+
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use mcp_guard_core::{
     diagnose::facts::Facts,
     effect::Outcome,
+    escape::escape,
     limit::Limit,
     policy::Mode,
     repair::{self, Next, Plan, STEP, Write},
@@ -24,14 +27,19 @@ use crate::{
     control::{client, wire::Status},
     engine::Engine,
     executor::{Executor, Held},
+    host::layout::Kind,
     owner, render,
     wanted::Limits,
 };
 
 /// The only guard of an executor without an agent.
 const TARGET: u32 = 0;
-/// Between two looks at what an agent has reached.
+/// Between two looks at what an agent has reached, and at a proof that is not there yet.
 const LOOK: Duration = Duration::from_secs(1);
+/// Looks after which the agent is asked again whether it goes on.
+const ASK: u32 = 5;
+/// An agent that is restarted goes on within this time.
+const GRACE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -51,7 +59,7 @@ pub struct Arguments {
 pub fn repair(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
     need_root()?;
     runtime()?.block_on(async {
-        let facts = facts(host, &arguments.target).await?;
+        let facts = one(&snapshot(host).await?, &arguments.target).await?;
         let plan = match repair::plan(&facts, arguments.limit, arguments.force) {
             Ok(plan) => plan,
             Err(refused) => {
@@ -67,10 +75,6 @@ pub fn repair(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
         let reached = repair.run().await?;
         repair.tell(reached).await
     })
-}
-
-async fn facts(host: &Host, target: &str) -> Result<Facts, Failure> {
-    one(&snapshot(host).await?, target).await
 }
 
 /// How a repair ended.
@@ -90,7 +94,13 @@ struct Repair<'a> {
     plan: Plan,
     /// Of a container: by it the wanted limit is kept.
     id: Option<String>,
+    /// The path of its cgroup.
+    cgroup: String,
     limits: Limits,
+    /// What was wanted of it before.
+    former: Option<u64>,
+    /// The last step down.
+    step: Option<u64>,
     engine: Engine,
     executor: Executor,
     ends: Ends,
@@ -105,21 +115,30 @@ impl<'a> Repair<'a> {
     ) -> Result<Self, Failure> {
         let target = arguments.target.as_str();
         let held = resolve(host, target).await?;
-        let id = facts.container.map(|container| container.id);
-        if id.is_some() && id != held.container {
+        let layout = read_layout()?;
+        let (id, cgroup) = (facts.container.map(|container| container.id), facts.target.cgroup);
+        // On a hybrid host the two may be named differently.
+        let is_there = layout.kind != Kind::Unified
+            || [cgroup.clone(), escape(cgroup.as_bytes(), cgroup.len() * 4)]
+                .contains(&held.subject.cgroup);
+        if (id.is_some() && id != held.container) || !is_there {
             return Err(Failure::could_not(format!(
                 "{target}: it was replaced meanwhile; try again"
             )));
         }
-        let (mut executor, _confirmed) = Executor::new(open_audit(host)?, read_layout()?);
+        let (mut executor, _confirmed) = Executor::new(open_audit(host)?, layout);
         executor.hold(TARGET, held);
+        let limits = Limits::new(&host.state_dir);
         Ok(Self {
             host,
             target,
             force: arguments.force,
             plan,
+            former: id.as_deref().and_then(|id| limits.get(id)),
             id,
-            limits: Limits::new(&host.state_dir),
+            cgroup,
+            limits,
+            step: None,
             engine: Engine::new(&host.docker),
             executor,
             ends: Ends::listen()?,
@@ -133,7 +152,7 @@ impl<'a> Repair<'a> {
     /// The same checks and records as without `--dry-run`.
     fn all_but_the_last_step(&mut self) -> Result<Exit, Failure> {
         let (tasks, in_force) = self.look()?;
-        let next = self.plan.next(tasks, in_force);
+        let next = self.plan.next(tasks, in_force, None);
         for write in next.writes() {
             let left = self.executor.leave_limit(
                 TARGET,
@@ -153,23 +172,27 @@ impl<'a> Repair<'a> {
 
     /// Down to the limit, however long that takes.
     async fn run(&mut self) -> Result<Reached, Failure> {
+        self.keep_wanted()?;
         loop {
             let (tasks, in_force) = self.look()?;
-            let next = self.plan.next(tasks, in_force);
-            match next {
+            match self.plan.next(tasks, in_force, self.step) {
                 Next::Last(writes) => {
                     return Ok(self
                         .write(&writes)
                         .await
                         .map_or_else(Reached::Failed, |()| Reached::End));
                 }
-                Next::Lower(..) | Next::Wait if self.keep_wanted()? && self.agent_goes_on() => {
-                    return self.follow_agent().await;
+                Next::Lower(..) | Next::Wait if self.agent_goes_on() => {
+                    match self.follow_agent().await? {
+                        Some(reached) => return Ok(reached),
+                        None => continue,
+                    }
                 }
                 Next::Lower(writes, limit) => {
                     if let Err(why) = self.write(&writes).await {
                         return Ok(Reached::Failed(why));
                     }
+                    self.step = Some(limit);
                     out::answer(&format!("  {tasks} tasks: lowered to {limit}"));
                 }
                 Next::Wait => {}
@@ -183,11 +206,31 @@ impl<'a> Repair<'a> {
 
     /// Servers have ended meanwhile, and need no room any more.
     async fn plan_anew(&mut self) -> Result<(), Failure> {
-        let facts = facts(self.host, self.target).await?;
+        let facts = match self.facts().await {
+            Ok(facts) => facts,
+            Err(failure) => {
+                let why = failure.message;
+                tracing::warn!(why, "its facts cannot be read now; going on as planned before");
+                return Ok(());
+            }
+        };
+        if facts.target.cgroup != self.cgroup {
+            let cgroup = facts.target.cgroup;
+            let why = format!("{}: it was started anew, in {cgroup}", self.target);
+            return Err(Failure::could_not(why));
+        }
         if let Ok(plan) = repair::plan(&facts, Some(self.plan.limit), self.force) {
             self.plan = plan;
         }
         Ok(())
+    }
+
+    /// Of what is held, whatever its name or pid means by now.
+    async fn facts(&self) -> Result<Facts, Failure> {
+        let snapshot = snapshot(self.host).await?;
+        let Some(id) = &self.id else { return Ok(snapshot.cgroup(&self.cgroup).await) };
+        let facts = snapshot.container(id).await.filter(|facts| facts.container.is_some());
+        facts.ok_or_else(|| Failure::could_not(format!("{}: no engine tells of it", self.target)))
     }
 
     fn look(&self) -> Result<(u64, Limit), Failure> {
@@ -210,22 +253,22 @@ impl<'a> Repair<'a> {
         Ok(())
     }
 
-    /// Before the first step, so that whoever comes after us knows where it goes. False where it has no
-    /// id to be kept by.
-    fn keep_wanted(&self) -> Result<bool, Failure> {
-        let Some(id) = &self.id else { return Ok(false) };
-        self.limits.put(id, self.plan.limit).map_err(|error| {
+    /// Before the first write, so that whoever comes after us knows where it goes, and an agent has no
+    /// other number in mind. Nothing where it has no id to be kept by.
+    fn keep_wanted(&self) -> Result<(), Failure> {
+        let Some(id) = &self.id else { return Ok(()) };
+        let put = self.limits.put(id, self.plan.limit, &self.host.docker);
+        put.map(drop).map_err(|error| {
             let folder = self.host.state_dir.display();
             Failure::could_not(format!("{folder}: {error}; nothing was done without it"))
-        })?;
-        Ok(true)
+        })
     }
 
     /// Whether an agent keeps this target by itself.
     fn agent_goes_on(&self) -> bool {
-        let Some(held) = self.held().filter(|_| lock::is_held(&self.host.run_dir)) else {
-            return false;
-        };
+        // What has no id is not told to it.
+        let is_told = self.id.is_some() && lock::is_held(&self.host.run_dir);
+        let Some(held) = self.held().filter(|_| is_told) else { return false };
         let socket = lock::socket(&self.host.run_dir);
         let status: Result<Status, _> = client::call(&socket, "Status", serde_json::json!({}));
         status.is_ok_and(|status| {
@@ -234,56 +277,33 @@ impl<'a> Repair<'a> {
                 one.cgroup_id == held.cgroup.id()
                     && one.guard.mode == Mode::Enforce
                     && one.guard.refused.is_none()
+                    && one.guard.state == "free"
+                    && !one.pids_left
             })
         })
     }
 
-    async fn follow_agent(&mut self) -> Result<Reached, Failure> {
+    /// None where it does not go on.
+    async fn follow_agent(&mut self) -> Result<Option<Reached>, Failure> {
         out::answer("  the agent lowers it from here, also when this ends");
-        loop {
-            if self.look()?.1 == Limit::Tasks(self.plan.limit) {
-                return Ok(Reached::End);
+        let mut went_on = Instant::now();
+        for look in 1_u32.. {
+            let (_, in_force) = self.look()?;
+            if in_force <= Limit::Tasks(self.plan.limit) {
+                return Ok(Some(Reached::End));
             }
+            self.step = self.step.into_iter().chain(in_force.tasks()).min();
             if let Some(signal) = self.ends.within(LOOK).await {
-                return Ok(Reached::Stopped(signal));
+                return Ok(Some(Reached::Stopped(signal)));
+            }
+            if look % ASK == 0 && self.agent_goes_on() {
+                went_on = Instant::now();
+            }
+            if went_on.elapsed() > GRACE {
+                break;
             }
         }
-    }
-
-    /// Looks again at every place, and says what is there.
-    async fn tell(&self, reached: Reached) -> Result<Exit, Failure> {
-        let facts = facts(self.host, self.target).await?;
-        let (holds, places) = self.plan.proof(&facts);
-        match &reached {
-            Reached::End if holds => {}
-            Reached::End => out::answer("  NOT repaired: a place says something else"),
-            Reached::Failed(why) => out::answer(&format!("  NOT repaired: {why}")),
-            Reached::Stopped(signal) => {
-                let goes_on = match (&self.id, self.agent_goes_on()) {
-                    (_, true) => "the agent goes on",
-                    (Some(_), false) => {
-                        "run it again to go on; an agent that starts goes on by itself"
-                    }
-                    (None, false) => "run it again to go on",
-                };
-                out::answer(&format!("  half-way ({signal}): {goes_on}"));
-            }
-        }
-        out::answer(&render::repair::places(&places));
-        if !holds || !matches!(reached, Reached::End) {
-            return Ok(Exit::Wrong);
-        }
-        self.settle()?;
-        out::answer(&render::repair::lasts(&self.plan, &facts));
-        Ok(Exit::Done)
-    }
-
-    /// Keeps what its owner will forget, and forgets what its owner keeps.
-    fn settle(&self) -> Result<(), Failure> {
-        let Some(id) = &self.id else { return Ok(()) };
-        if self.plan.is_kept_by_its_owner() {
-            return self.limits.remove(id).map_err(Failure::could_not);
-        }
-        self.keep_wanted().map(drop)
+        out::answer("  the agent does not go on; it is lowered from here");
+        Ok(None)
     }
 }

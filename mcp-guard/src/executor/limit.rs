@@ -1,15 +1,20 @@
 //! A limit, written at its owner: one record before, one after, and what the kernel says then.
 
+use std::sync::Arc;
+
 use mcp_guard_core::{
     audit::{Record, Subject},
     effect::{GuardId, Outcome},
     limit::Limit,
     refusal::refusal,
-    repair::Write,
+    repair::{Standing, Write},
 };
 
-use super::{Executor, steps};
+use super::{Executor, Held, steps};
 use crate::host::facts;
+
+/// What an owner said: why not, or where that is systemd, what it keeps since.
+pub type Carried = Result<Option<Limit>, String>;
 
 /// A write that is announced and not yet done.
 pub struct Change {
@@ -41,6 +46,11 @@ impl Change {
         self.container.as_deref()
     }
 
+    #[must_use]
+    pub fn is_of(&self, held: &Held) -> bool {
+        held.subject == self.subject
+    }
+
     fn record(&self, outcome: Option<Outcome>, detail: String) -> Record {
         Record::Limit {
             incident: self.incident.clone(),
@@ -55,11 +65,22 @@ impl Change {
 }
 
 impl Executor {
-    /// The record before a write. None where the guard is gone.
+    /// The record before a write, which [`Executor::end_limit`] ends. None where the guard is gone.
     ///
     /// # Errors
     /// A bystander rule forbids it, or the cgroup is gone: says which, and is recorded.
     pub fn begin_limit(
+        &mut self,
+        guard: GuardId,
+        write: Write,
+        reason: &str,
+    ) -> Option<Result<Arc<Change>, String>> {
+        let change = self.announce(guard, write, reason)?.map(Arc::new);
+        self.changes.extend(change.as_ref().ok().map(Arc::clone));
+        Some(change)
+    }
+
+    fn announce(
         &mut self,
         guard: GuardId,
         write: Write,
@@ -71,7 +92,9 @@ impl Executor {
         let found =
             held.cgroup.pids_max().map_or_else(|error| error.to_string(), |max| max.to_string());
         let forbidden = match facts::gather(&held.cgroup) {
-            Ok(facts) => refusal(&facts).map(|refusal| refusal.to_string()),
+            Ok(facts) => refusal(&facts)
+                .map(|refusal| refusal.to_string())
+                .or_else(|| binds_more(&write, held)),
             Err(error) => Some(format!("the cgroup is gone or was replaced: {error}")),
         };
         let change = Change {
@@ -101,7 +124,7 @@ impl Executor {
         outcome: Outcome,
         detail: &str,
     ) -> Result<(), String> {
-        let Some(change) = self.begin_limit(guard, write, reason).transpose()? else {
+        let Some(change) = self.announce(guard, write, reason).transpose()? else {
             return Err("the target is gone".to_owned());
         };
         tracing::info!(name = change.subject.name, ?outcome, detail, reason, "limit");
@@ -109,10 +132,11 @@ impl Executor {
         Ok(())
     }
 
-    /// What became of it: nothing counts that the kernel does not say.
-    pub fn end_limit(&mut self, change: &Change, carried: Result<(), String>) -> (Outcome, String) {
+    /// What became of it: nothing counts that is not read back.
+    pub fn end_limit(&mut self, change: &Change, carried: Carried) -> (Outcome, String) {
+        self.changes.retain(|one| one.incident != change.incident);
         let (outcome, detail) = match carried {
-            Ok(()) => self.read_back(change),
+            Ok(kept) => self.read_back(change, kept),
             Err(error) => (Outcome::Failed, error),
         };
         tracing::info!(
@@ -126,10 +150,24 @@ impl Executor {
         (outcome, detail)
     }
 
-    fn read_back(&self, change: &Change) -> (Outcome, String) {
+    /// Whether a write has its first record and not its last.
+    #[must_use]
+    pub fn has_limits_under_way(&self) -> bool {
+        !self.changes.is_empty()
+    }
+
+    /// The last record of each write whose owner has not answered by now.
+    pub fn abandon_limits(&mut self) {
+        for change in std::mem::take(&mut self.changes) {
+            let detail = "no answer before the agent ended; it may still be carried out";
+            self.end_limit(&change, Err(detail.to_owned()));
+        }
+    }
+
+    fn read_back(&self, change: &Change, kept: Option<Limit>) -> (Outcome, String) {
         let held = self.held.get(&change.guard);
         // A slot may have another guard by now.
-        let Some(held) = held.filter(|held| held.subject == change.subject) else {
+        let Some(held) = held.filter(|held| change.is_of(held)) else {
             return (Outcome::NotOurs, "the cgroup is gone meanwhile".to_owned());
         };
         match &change.write {
@@ -137,15 +175,30 @@ impl Executor {
             Write::Docker { limit } | Write::Podman { limit } => {
                 steps::limit_is(&held.cgroup, &change.found, Limit::Tasks(*limit))
             }
-            // Of a cgroup above, where an engine keeps the processes one deeper.
-            Write::TasksMax { unit, limit, .. }
-                if !held.subject.cgroup.ends_with(unit.as_str()) =>
-            {
-                (Outcome::Done, format!("systemd took TasksMax={limit} for {unit}"))
+            Write::TasksMax { unit, limit, .. } if kept != Some(Limit::Tasks(*limit)) => {
+                let kept = kept.map_or_else(|| "none".to_owned(), |kept| kept.to_string());
+                (Outcome::Failed, format!("TasksMax of {unit} is {kept} after setting {limit}"))
             }
-            Write::TasksMax { limit, .. } => {
-                steps::limit_is(&held.cgroup, &change.found, Limit::Tasks(*limit))
+            Write::TasksMax { unit, limit, .. } => {
+                match Standing::of(&held.subject.cgroup, unit) {
+                    Some(Standing::Own) => {
+                        steps::limit_is(&held.cgroup, &change.found, Limit::Tasks(*limit))
+                    }
+                    // Its pids.max is another cgroup's, the one above.
+                    Some(Standing::Payload) | None => {
+                        (Outcome::Done, format!("TasksMax {limit} of {unit} read back"))
+                    }
+                }
             }
         }
     }
+}
+
+/// A limit of a unit binds all that is in it.
+fn binds_more(write: &Write, held: &Held) -> Option<String> {
+    let Write::TasksMax { unit, .. } = write else { return None };
+    let cgroup = &held.subject.cgroup;
+    Standing::of(cgroup, unit).is_none().then(|| {
+        format!("{unit} is not the unit of {cgroup} alone, and its limit would bind bystanders")
+    })
 }

@@ -6,7 +6,7 @@ pub mod limit;
 pub mod reconcile;
 mod steps;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use mcp_guard_core::{
     Time,
@@ -61,6 +61,8 @@ pub struct Executor {
     incidents: u64,
     last_detail: String,
     released: Vec<(Outcome, String)>,
+    /// Writes of limits that are announced and have no outcome yet; one for each guard at most.
+    changes: Vec<Arc<limit::Change>>,
     confirmations: mpsc::UnboundedSender<Confirmed>,
 }
 
@@ -80,6 +82,7 @@ impl Executor {
                 incidents: 0,
                 last_detail: String::new(),
                 released: Vec::new(),
+                changes: Vec::new(),
                 confirmations,
             },
             receiver,

@@ -26,6 +26,8 @@ pub enum Error {
     Bus(#[from] zbus::Error),
     #[error("systemd does not answer within {PATIENCE:?}")]
     Late,
+    #[error("systemd is not the init here")]
+    Absent,
 }
 
 /// A connection to the system bus, and what holds for every unit.
@@ -42,9 +44,19 @@ impl Systemd {
         Some(Self::ask_manager().await)
     }
 
-    async fn ask_manager() -> Result<Self, Error> {
+    /// The same without what holds for every unit: for a write, which should ask as little as it can.
+    pub async fn for_a_write() -> Option<Result<Self, Error>> {
+        Path::new(BOOTED).exists().then_some(())?;
+        Some(Self::on_the_bus().await)
+    }
+
+    async fn on_the_bus() -> Result<Self, Error> {
         let bus = within(Connection::system()).await?;
-        let mut systemd = Self { bus, version: 0, default_tasks_max: None };
+        Ok(Self { bus, version: 0, default_tasks_max: None })
+    }
+
+    async fn ask_manager() -> Result<Self, Error> {
+        let mut systemd = Self::on_the_bus().await?;
         let version = systemd.property(MANAGER, "Manager", "Version").await?;
         systemd.version = String::try_from(version).map(|text| major(&text)).unwrap_or(0);
         let default = systemd.property(MANAGER, "Manager", "DefaultTasksMax").await?;
@@ -98,14 +110,22 @@ impl Systemd {
         Ok(Some(cgroup).filter(|cgroup| !cgroup.is_empty()))
     }
 
-    /// `TasksMax` of a unit that is loaded, where its files set another than the default.
+    /// `TasksMax` of a unit; None where it is not loaded.
+    ///
+    /// # Errors
+    /// systemd does not answer, or refuses.
+    pub async fn tasks_max(&self, unit: &str) -> Result<Option<Limit>, Error> {
+        let Some(path) = known(self.manager("GetUnit", &(unit,)).await)? else { return Ok(None) };
+        let Some(interface) = interface(unit) else { return Ok(None) };
+        Ok(limit(self.property(&path, interface, "TasksMax").await?))
+    }
+
+    /// The same where the unit's files set another than the default.
     ///
     /// # Errors
     /// systemd does not answer, or refuses.
     pub async fn own_tasks_max(&self, unit: &str) -> Result<Option<Limit>, Error> {
-        let Some(path) = known(self.manager("GetUnit", &(unit,)).await)? else { return Ok(None) };
-        let Some(interface) = interface(unit) else { return Ok(None) };
-        let own = limit(self.property(&path, interface, "TasksMax").await?);
+        let own = self.tasks_max(unit).await?;
         Ok(own.filter(|own| Some(*own) != self.default_tasks_max))
     }
 

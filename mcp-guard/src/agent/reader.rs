@@ -1,0 +1,154 @@
+//! Reads the facts for repairs. It reads all of /proc, and engines and systemd take their time: so one
+//! thread of its own, made at the start, because a host that is full of processes gives none later.
+
+use std::{io, sync::mpsc, time::Duration};
+
+use mcp_guard_core::{
+    diagnose::facts::{self, Facts, Unreadable},
+    effect::GuardId,
+};
+use tokio::{
+    sync::mpsc::UnboundedSender,
+    time::{Instant, timeout_at},
+};
+
+use super::limits::News;
+use crate::{engine::Engine, snapshot::Snapshot, wanted::Limits};
+
+/// For all that waits at a time; what is not read by then is asked for again.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Whose facts are wanted.
+pub(super) struct Ask {
+    pub guard: GuardId,
+    /// Comes back with the answer.
+    pub number: u64,
+    pub container: Option<String>,
+    /// Its path.
+    pub cgroup: String,
+    /// What the engine said of itself.
+    pub described: Option<facts::Engine>,
+}
+
+/// The thread's end that the loop holds. Nobody waits for the thread: it changes nothing, and ends with
+/// the program.
+pub(super) struct Reader(mpsc::Sender<Ask>);
+
+impl Reader {
+    /// # Errors
+    /// There is no room for a thread.
+    pub fn start(
+        engine: Option<Engine>,
+        limits: Limits,
+        news: UnboundedSender<News>,
+    ) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        // Bounded by the guards: each asks again only when it has its answer.
+        let (asks, waiting) = mpsc::channel::<Ask>();
+        std::thread::Builder::new().name("facts".to_owned()).spawn(move || {
+            while let Ok(first) = waiting.recv() {
+                let asks: Vec<Ask> = std::iter::once(first).chain(waiting.try_iter()).collect();
+                runtime.block_on(answer(engine.as_ref(), &limits, asks, &news));
+            }
+        })?;
+        Ok(Self(asks))
+    }
+
+    /// False where the thread is gone.
+    pub fn ask(&self, ask: Ask) -> bool {
+        self.0.send(ask).is_ok()
+    }
+}
+
+/// One look at the host for all of them.
+async fn answer(
+    engine: Option<&Engine>,
+    limits: &Limits,
+    asks: Vec<Ask>,
+    news: &UnboundedSender<News>,
+) {
+    let end = Instant::now() + PATIENCE;
+    let late = |_| format!("not read within {PATIENCE:?}");
+    let described = asks.iter().rev().find_map(|ask| ask.described.clone());
+    let asked = engine.cloned().unwrap_or_else(|| Engine::new(""));
+    let taken = timeout_at(end, Snapshot::of_engine(asked, limits.clone(), described)).await;
+    let taken = taken.map_err(late).and_then(|taken| taken.map_err(|error| error.to_string()));
+    for ask in asks {
+        let facts = match &taken {
+            Ok(snapshot) => {
+                let read = timeout_at(end, of(snapshot, &ask, engine.is_some())).await;
+                read.map_err(late).and_then(|read| read)
+            }
+            Err(why) => Err(why.clone()),
+        };
+        let Ask { guard, number, .. } = ask;
+        // The loop is gone only when the program ends.
+        let _ = news.send(News::Facts { guard, number, facts: facts.map(Box::new) });
+    }
+}
+
+/// As `diagnose` reads them.
+async fn of(snapshot: &Snapshot, ask: &Ask, has_engine: bool) -> Result<Facts, String> {
+    let Some(id) = &ask.container else { return Ok(snapshot.cgroup(&ask.cgroup).await) };
+    match snapshot.container(id).await {
+        Some(facts) if facts.container.is_some() => Ok(facts),
+        Some(facts) => Err(silent(&facts.unreadable).unwrap_or_default()),
+        // A cgroup may be named by its path, and be of a container of another engine or of none.
+        None => match silent(snapshot.unreadable()) {
+            Some(why) if has_engine => Err(why),
+            _ => Ok(snapshot.cgroup(&ask.cgroup).await),
+        },
+    }
+}
+
+/// Why the engine's word is not known.
+fn silent(unreadable: &[Unreadable]) -> Option<String> {
+    let of_engine = |what: &str| matches!(what, "engine" | "containers" | "inspect");
+    let one = unreadable.iter().find(|one| of_engine(&one.what))?;
+    Some(format!("{}: {}", one.what, one.why))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A cgroup that no unit and no container has; wherever this runs.
+    const NOWHERE: &str = "/mcp-guard-test-none";
+
+    fn ask(guard: GuardId, container: Option<String>) -> Ask {
+        let (number, cgroup) = (u64::from(guard) + 100, NOWHERE.to_owned());
+        Ask { guard, number, container, cgroup, described: None }
+    }
+
+    fn read(
+        engine: Option<Engine>,
+        asks: Vec<Ask>,
+    ) -> Vec<(GuardId, u64, Result<Box<Facts>, String>)> {
+        let folder = tempfile::tempdir().unwrap();
+        let (news, mut answers) = tokio::sync::mpsc::unbounded_channel();
+        let reader = Reader::start(engine, Limits::new(folder.path()), news).unwrap();
+        let count = asks.len();
+        assert!(asks.into_iter().all(|ask| reader.ask(ask)));
+        let mut read = || match answers.blocking_recv().unwrap() {
+            News::Facts { guard, number, facts } => (guard, number, facts),
+            News::Written(..) | News::Listed(..) => panic!("no facts"),
+        };
+        (0..count).map(|_| read()).collect()
+    }
+
+    #[test]
+    fn each_gets_its_answer_and_an_engine_that_is_silent_is_not_an_answer() {
+        let id = "a".repeat(64);
+        let away = Engine::new("/nowhere/docker.sock");
+        let read_with = read(Some(away), vec![ask(1, None), ask(2, Some(id.clone()))]);
+        let [(1, 101, Ok(plain)), (2, 102, Err(why))] = &read_with[..] else {
+            panic!("{read_with:?}")
+        };
+        assert_eq!((plain.target.kind.as_str(), plain.target.cgroup.as_str()), ("cgroup", NOWHERE));
+        assert!(why.contains("engine"), "{why}");
+        // Where there is no engine at all, the cgroup is all that can be known.
+        let read_without = read(None, vec![ask(3, Some(id))]);
+        let [(3, 103, Ok(plain))] = &read_without[..] else { panic!("{read_without:?}") };
+        assert_eq!(plain.target.kind, "cgroup");
+    }
+}

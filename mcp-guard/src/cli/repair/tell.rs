@@ -1,0 +1,92 @@
+//! What a repair came to: looked at anew, said, and remembered or forgotten.
+
+use mcp_guard_core::diagnose::{facts::Facts, report::Place};
+
+use super::{LOOK, Reached, Repair};
+use crate::{
+    cli::{Exit, Failure, out},
+    render,
+};
+
+/// Whoever writes last may write to several places.
+const PROOFS: u32 = 5;
+
+impl Repair<'_> {
+    /// Looks again at every place, and says what is there.
+    pub(super) async fn tell(&mut self, reached: Reached) -> Result<Exit, Failure> {
+        let proved = self.prove(matches!(reached, Reached::End)).await;
+        let holds = matches!(proved, Ok((_, true, _)));
+        match &reached {
+            Reached::End if holds => {}
+            Reached::End if proved.is_err() => {
+                out::answer("  written, and NOT proved: it cannot be read back");
+            }
+            Reached::End => out::answer("  NOT repaired: not every place says so"),
+            Reached::Failed(why) => {
+                self.unwant()?;
+                out::answer(&format!("  NOT repaired: {why}"));
+            }
+            Reached::Stopped(signal) => {
+                let goes_on = match (&self.id, self.agent_goes_on()) {
+                    (_, true) => "the agent goes on",
+                    (Some(_), false) => {
+                        "run it again to go on; an agent that starts goes on by itself"
+                    }
+                    (None, false) => "run it again to go on",
+                };
+                out::answer(&format!("  half-way ({signal}): {goes_on}"));
+            }
+        }
+        let (facts, _, places) = proved?;
+        out::answer(&render::repair::places(&places));
+        if !holds || !matches!(reached, Reached::End) {
+            return Ok(Exit::Wrong);
+        }
+        self.settle()?;
+        out::answer(&render::repair::lasts(&self.plan, &facts));
+        Ok(Exit::Done)
+    }
+
+    /// What every place says. `patient`: until all say the same, for a while.
+    async fn prove(&mut self, patient: bool) -> Result<(Facts, bool, Vec<Place>), Failure> {
+        let mut look = 0;
+        loop {
+            look += 1;
+            let proved = self.facts().await.map(|facts| {
+                let (holds, places) = self.plan.proof(&facts);
+                (facts, holds, places)
+            });
+            let holds = matches!(proved, Ok((_, true, _)));
+            if holds || !patient || look >= PROOFS || self.ends.within(LOOK).await.is_some() {
+                return proved;
+            }
+        }
+    }
+
+    /// Whether nobody has asked for another number since.
+    fn is_still_wanted(&self, id: &str) -> bool {
+        self.limits.get(id) == Some(self.plan.limit)
+    }
+
+    /// Forgets what its owner keeps.
+    fn settle(&self) -> Result<(), Failure> {
+        match &self.id {
+            Some(id) if self.plan.is_kept_by_its_owner() && self.is_still_wanted(id) => {
+                self.limits.remove(id).map_err(Failure::could_not)
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// What could not even be begun is not wanted any more.
+    fn unwant(&self) -> Result<(), Failure> {
+        let is_begun = self.step.is_some();
+        let id = self.id.as_ref().filter(|id| !is_begun && self.is_still_wanted(id));
+        let Some(id) = id else { return Ok(()) };
+        let done = match self.former {
+            Some(former) => self.limits.put(id, former, &self.host.docker).map(drop),
+            None => self.limits.remove(id),
+        };
+        done.map_err(Failure::could_not)
+    }
+}
