@@ -1,7 +1,7 @@
 //! Asks whoever keeps a limit: an engine, or systemd. Only for a [`Change`], which the executor has
 //! checked and recorded, and reads back.
 
-use mcp_guard_core::{limit::Limit, repair::Write};
+use mcp_guard_core::{container::payload_below, escape::escape, limit::Limit, repair::Write};
 
 use crate::{
     engine::Engine,
@@ -18,8 +18,7 @@ pub async fn ask(change: &Change, engine: &Engine) -> Carried {
         Write::Docker { limit } => engine.update_limit(id, *limit).await.map_err(said)?,
         Write::Podman { limit } => engine.update_limit_of_podman(id, *limit).await.map_err(said)?,
         Write::TasksMax { unit, limit, runtime } => {
-            let kept = tasks_max(unit, Limit::Tasks(*limit), *runtime).await;
-            return kept.map_err(|error| error.to_string());
+            return tasks_max(change.cgroup(), unit, Limit::Tasks(*limit), *runtime).await;
         }
         // Nobody's: the executor writes it.
         Write::PidsMax { .. } => {}
@@ -27,13 +26,49 @@ pub async fn ask(change: &Change, engine: &Engine) -> Carried {
     Ok(None)
 }
 
-/// Sets it, and asks what systemd keeps then.
-async fn tasks_max(
-    unit: &str,
-    limit: Limit,
-    runtime: bool,
-) -> Result<Option<Limit>, systemd::Error> {
-    let systemd = Systemd::for_a_write().await.ok_or(systemd::Error::Absent)??;
-    systemd.set_tasks_max(unit, limit, runtime).await?;
-    systemd.tasks_max(unit).await
+/// Sets it where the unit is the cgroup's by its whole path, and asks what systemd keeps then.
+async fn tasks_max(cgroup: &str, unit: &str, limit: Limit, runtime: bool) -> Carried {
+    let said = |error: systemd::Error| error.to_string();
+    let systemd = Systemd::for_a_write().await.ok_or("systemd is not the init here")?;
+    let systemd = systemd.map_err(said)?;
+    let of_unit = systemd.cgroup_of(unit).await.map_err(said)?.unwrap_or_default();
+    if !is_of(cgroup, &of_unit) {
+        return Err(format!("{unit} has another cgroup than {cgroup}: {of_unit:?}"));
+    }
+    systemd.set_tasks_max(unit, limit, runtime).await.map_err(said)?;
+    systemd.tasks_max(unit).await.map_err(said)
+}
+
+/// The unit's own, or its payload's. `cgroup` is escaped for messages.
+fn is_of(cgroup: &str, of_unit: &str) -> bool {
+    let whole = escape(of_unit.as_bytes(), of_unit.len() * 4);
+    let Some(below) = cgroup.strip_prefix(&whole).filter(|_| !whole.is_empty()) else {
+        return false;
+    };
+    let payload = payload_below(of_unit).map(|name| format!("/{name}"));
+    below.is_empty() || payload.as_deref() == Some(below)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unit_is_known_by_its_whole_path() {
+        let scope = format!("/machine.slice/libpod-{}.scope", "a".repeat(64));
+        let payload = format!("{scope}/container");
+        for (cgroup, of_unit, expected) in [
+            ("/system.slice/gw.service", "/system.slice/gw.service", true),
+            (r"/a.slice/a\\x2db.service", r"/a.slice/a\x2db.service", true),
+            // A container that may make cgroups can make one of any name.
+            ("/system.slice/gw.service/gw.service", "/system.slice/gw.service", false),
+            ("/system.slice/gw.service/container", "/system.slice/gw.service", false),
+            ("/system.slice/gw.service2", "/system.slice/gw.service", false),
+            (&payload, &scope, true),
+            (&scope, &payload, false),
+            ("/system.slice/gw.service", "", false),
+        ] {
+            assert_eq!(is_of(cgroup, of_unit), expected, "{cgroup} {of_unit}");
+        }
+    }
 }

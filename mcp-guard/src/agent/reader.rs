@@ -1,7 +1,12 @@
 //! Reads the facts for repairs. It reads all of /proc, and engines and systemd take their time: so one
 //! thread of its own, made at the start, because a host that is full of processes gives none later.
 
-use std::{io, sync::mpsc, time::Duration};
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::mpsc,
+    time::Duration,
+};
 
 use mcp_guard_core::{
     diagnose::facts::{self, Facts, Unreadable},
@@ -48,7 +53,15 @@ impl Reader {
         std::thread::Builder::new().name("facts".to_owned()).spawn(move || {
             while let Ok(first) = waiting.recv() {
                 let asks: Vec<Ask> = std::iter::once(first).chain(waiting.try_iter()).collect();
-                runtime.block_on(answer(engine.as_ref(), &limits, asks, &news));
+                let whose: Vec<_> = asks.iter().map(|ask| (ask.guard, ask.number)).collect();
+                let answered = catch_unwind(AssertUnwindSafe(|| {
+                    runtime.block_on(answer(engine.as_ref(), &limits, asks, &news));
+                }));
+                // Whoever has an answer already waits for none of this number.
+                for (guard, number) in whose.into_iter().filter(|_| answered.is_err()) {
+                    let facts = Err("reading them panicked".to_owned());
+                    let _ = news.send(News::Facts { guard, number, facts });
+                }
             }
         })?;
         Ok(Self(asks))

@@ -40,6 +40,12 @@ impl Change {
         &self.write
     }
 
+    /// Path of the cgroup, escaped for messages.
+    #[must_use]
+    pub fn cgroup(&self) -> &str {
+        &self.subject.cgroup
+    }
+
     /// Id of the container, for its engine.
     #[must_use]
     pub fn container(&self) -> Option<&str> {
@@ -201,4 +207,39 @@ fn binds_more(write: &Write, held: &Held) -> Option<String> {
     Standing::of(cgroup, unit).is_none().then(|| {
         format!("{unit} is not the unit of {cgroup} alone, and its limit would bind bystanders")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use mcp_guard_core::audit::Line;
+
+    use super::*;
+    use crate::{audit::Audit, host::layout::Layout};
+
+    #[test]
+    fn a_write_without_an_answer_has_its_outcome_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("audit.jsonl");
+        let (mut executor, _) = Executor::new(Audit::open(&log).unwrap(), Layout::read().unwrap());
+        let subject = Subject { name: "gw".into(), cgroup: "/gw".into(), cgroup_id: 7 };
+        let change = Change {
+            incident: "a-1".into(),
+            guard: 3,
+            subject,
+            container: None,
+            write: Write::PidsMax { limit: 40 },
+            reason: String::new(),
+            found: "max".into(),
+        };
+        let change = Arc::new(change);
+        executor.changes.push(Arc::clone(&change));
+        executor.abandon_limits();
+        assert!(!executor.has_limits_under_way());
+        executor.audit.flush();
+        let text = std::fs::read_to_string(&log).unwrap();
+        let line: Line = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        let Record::Limit { outcome, detail, .. } = line.record else { panic!("{text}") };
+        assert_eq!(outcome, Some(Outcome::Failed));
+        assert!(detail.contains("no answer"), "{detail}");
+    }
 }

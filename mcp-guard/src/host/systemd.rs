@@ -26,8 +26,6 @@ pub enum Error {
     Bus(#[from] zbus::Error),
     #[error("systemd does not answer within {PATIENCE:?}")]
     Late,
-    #[error("systemd is not the init here")]
-    Absent,
 }
 
 /// A connection to the system bus, and what holds for every unit.
