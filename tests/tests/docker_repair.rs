@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::Result;
+use mcp_guard::wanted::Limits;
 use mcp_guard_core::{audit::Record, effect::Outcome};
 use mcp_guard_tests::{
     agent::{Agent, command},
@@ -262,17 +263,20 @@ fn a_ratchet_falls_while_tasks_end_and_outlives_the_agent() {
     assert_eq!(stored(&container), "40");
     let kept = fs::read_dir(agent.folder().join("state/limits")).unwrap().count();
     assert_eq!(kept, 0, "the engine remembers it now");
+    wait_until("an exec has room", || Ok(tasks(&place) <= 20)).unwrap();
     let codes = output(&["exec", &container.name, "cat", "/tmp/codes"]).unwrap();
     let ended: Vec<&str> = codes.lines().collect();
     assert!(ended.len() >= 30 && ended.iter().all(|code| *code == "0"), "{ended:?}");
 }
 
+/// Sleepers and the shell that waits for them.
+const THIRTY: &str = "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 \
+                      29 30; do sleep 600 & done; wait; exec sleep 600";
+
 #[test]
 fn a_repair_that_was_killed_is_gone_on_with_by_the_next() {
-    let program = "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 \
-                   29 30; do sleep 600 & done; wait; exec sleep 600";
     let image = busybox_image().unwrap();
-    let container = Container::run("resumed", &image, &[], &["sh", "-c", program]).unwrap();
+    let container = Container::run("resumed", &image, &[], &["sh", "-c", THIRTY]).unwrap();
     let place = container.cgroup().unwrap();
     wait_until("all run", || Ok(tasks(&place) == 31)).unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -291,4 +295,85 @@ fn a_repair_that_was_killed_is_gone_on_with_by_the_next() {
         (Some(0), "30".into(), "30".into()),
         "{said}"
     );
+}
+
+#[test]
+fn a_request_is_over_when_the_engine_keeps_it() {
+    let (container, place) = sleeper("over", &[]);
+    let mut agent = keeper(&container, &place, "mode = \"enforce\"");
+    let (socket, gone) = (socket().unwrap(), "f".repeat(64));
+    let limits = Limits::new(&agent.folder().join("state"));
+    limits.put(&container.id, 40, &socket).unwrap();
+    agent.wait_until("it is in force", |_| Ok(place.pids_max()? == "40")).unwrap();
+    agent.wait_until("it is over", |_| Ok(limits.get(&container.id).is_none())).unwrap();
+    assert_eq!(stored(&container), "40");
+    // So that this is the engine's own later word, and stays.
+    output(&["update", "--pids-limit", "200", &container.name]).unwrap();
+    agent.wait_until("it is heard", |agent| wanted(agent, &place, 200)).unwrap();
+    assert_eq!((place.pids_max().unwrap(), stored(&container)), ("200".into(), "200".into()));
+
+    agent.signal(Signal::TERM).unwrap();
+    agent.ended().unwrap();
+    limits.put(&gone, 40, &socket).unwrap();
+    limits.put(&container.id, 100, &socket).unwrap();
+    let policy = format!("[[guard]]\nname = \"{}\"\n", container.name);
+    let mut agent = agent.restart(&policy).unwrap();
+    agent.wait_until("it is forgotten", |_| Ok(limits.get(&gone).is_none())).unwrap();
+    assert_eq!(limits.get(&container.id), Some(100), "of a container that is there");
+}
+
+#[test]
+fn who_asks_again_is_heard_by_an_agent_that_gave_up() {
+    let (container, place) = sleeper("again", &["--pids-limit", "25"]);
+    let mut agent = keeper(&container, &place, "mode = \"enforce\"");
+    while !agent.guard(place.id).unwrap().pids_left {
+        let before = outcomes(&agent).len();
+        write_limit(&place, "max");
+        agent.wait_until("an outcome", |agent| Ok(outcomes(agent).len() > before)).unwrap();
+        assert!(before < 4, "{:?}", outcomes(&agent));
+    }
+    assert_eq!(place.pids_max().unwrap(), "max");
+    let limits = Limits::new(&agent.folder().join("state"));
+    limits.put(&container.id, 25, &socket().unwrap()).unwrap();
+    agent.wait_until("it is in force", |_| Ok(place.pids_max()? == "25")).unwrap();
+    agent.wait_until("it is kept", |agent| Ok(!agent.guard(place.id)?.pids_left)).unwrap();
+}
+
+#[test]
+fn a_repair_stays_with_the_container_that_it_began_with() {
+    let image = busybox_image().unwrap();
+    let begin = |what| Container::run(what, &image, &[], &["sh", "-c", THIRTY]).unwrap();
+    let (mut first, mut other) = (begin("first"), begin("other"));
+    let places = [&first, &other].map(|container| container.cgroup().unwrap());
+    wait_until("all run", || Ok(places.iter().all(|place| tasks(place) == 31))).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut repair = Running::repair(folder.path(), &first, "30");
+    wait_until("a first step", || Ok(places[0].pids_max()? == "51")).unwrap();
+    let (name, away) = (first.name.clone(), format!("{}-away", first.name));
+    for (container, new) in [(&mut first, &away), (&mut other, &name)] {
+        output(&["rename", &container.name, new]).unwrap();
+        container.name.clone_from(new);
+    }
+    for (pid, _) in first.top().unwrap().iter().filter(|(_, line)| line.starts_with("sleep")) {
+        kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::TERM).unwrap();
+    }
+    assert_eq!(repair.code(), Some(0), "done and proved");
+    assert_eq!((places[0].pids_max().unwrap(), stored(&first)), ("30".into(), "30".into()));
+    assert_eq!((places[1].pids_max().unwrap(), stored(&other)), ("max".into(), "<nil>".into()));
+}
+
+#[test]
+fn a_cgroup_that_is_named_by_its_path_is_kept_where_no_engine_knows_it() {
+    let outer = FixtureCgroup::new("unknown").unwrap();
+    if outer.pids_dir() == outer.unified_dir() {
+        outer.hand_pids_down().unwrap();
+    }
+    let cgroup = outer.child(&"a1".repeat(32)).unwrap();
+    cgroup.set_pids_max(100).unwrap();
+    let _process = Sleeper::start(&cgroup).unwrap();
+    let rule = format!("[[guard]]\ncgroup = \"{}\"\npids_limit = 40\n", cgroup.path());
+    let policy = format!("mode = \"enforce\"\n{rule}");
+    let mut agent = Agent::start_with(&policy, &socket().unwrap(), &[]).unwrap();
+    let in_force = || Ok(cgroup.read("pids.max")?.trim() == "40");
+    agent.wait_until("it is in force", |_| in_force()).unwrap();
 }

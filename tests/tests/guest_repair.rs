@@ -13,8 +13,12 @@ use mcp_guard_core::diagnose::code::Code;
 use mcp_guard_tests::{
     agent::{Agent, command},
     diagnose::fine,
-    docker::{Container, Engine, Place, busybox_image, output, podman::PodmanService, wait_until},
-    systemd::{property, reload_and_start_in, systemctl},
+    docker::{
+        Container, Engine, Place, busybox_image, output,
+        podman::{PodmanService, Quadlet},
+        wait_until,
+    },
+    systemd::{property, reload_and_start_in, run, systemctl},
 };
 
 const SLEEP: [&str; 2] = ["sleep", "600"];
@@ -34,9 +38,12 @@ fn sleeper(engine: Engine, what: &str, options: &[&str]) -> (Container, Place) {
 
 /// What `repair` says, which must have done it. `folder` is an agent's, or nobody's.
 fn repair(folder: &Path, container: &Container, limit: &str) -> String {
-    let socket = container.engine.socket().unwrap();
-    let mut command = command(folder, &socket).unwrap();
-    let done = command.args(["repair", &container.name, "--limit", limit]).output().unwrap();
+    repair_at(&container.engine.socket().unwrap(), folder, &container.name, limit)
+}
+
+fn repair_at(socket: &str, folder: &Path, target: &str, limit: &str) -> String {
+    let mut command = command(folder, socket).unwrap();
+    let done = command.args(["repair", target, "--limit", limit]).output().unwrap();
     let said = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
     assert!(done.status.success(), "{said}");
     said.into_owned()
@@ -119,6 +126,68 @@ fn podman_keeps_it_or_the_agent_does() {
         assert_eq!(container.cgroup().unwrap().pids_max().unwrap(), "40");
     }
     restored(&container, "40");
+}
+
+/// A service with a cgroup of its own below; stopped when dropped.
+struct Service {
+    unit: String,
+    _script: tempfile::NamedTempFile,
+}
+
+impl Service {
+    /// Its only process moves down, and hands the controller to itself.
+    fn with_worker() -> Self {
+        const SCRIPT: &str = "cg=/sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup); mkdir $cg/worker; \
+                              echo $$ > $cg/worker/cgroup.procs; \
+                              echo +pids > $cg/cgroup.subtree_control; exec sleep 600";
+        // As a file: in words systemd would expand what begins with a dollar.
+        let script = tempfile::NamedTempFile::new().unwrap();
+        fs::write(&script, SCRIPT).unwrap();
+        let path = script.path().to_str().unwrap().to_owned();
+        let unit = format!("mcp-guard-test-worker-{}.service", std::process::id());
+        let service = Self { unit, _script: script };
+        let unit = format!("--unit={}", service.unit);
+        run("systemd-run", &[&unit, "--property=Delegate=yes", "--quiet", "sh", &path]);
+        service
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("systemctl").args(["stop", &self.unit]).status();
+    }
+}
+
+/// A limit of the unit around it would bind what else is in there.
+#[test]
+fn what_is_deeper_than_a_unit_is_limited_without_the_unit() {
+    let service = Service::with_worker();
+    let cgroup = format!("/system.slice/{}/worker", service.unit);
+    let file = format!("/sys/fs/cgroup{cgroup}/pids.max");
+    wait_until("it is there", || Ok(Path::new(&file).exists())).unwrap();
+    let before = property(&service.unit, "TasksMax");
+    let folder = tempfile::tempdir().unwrap();
+    let target = format!("cgroup:{cgroup}");
+    let said = repair_at("/nonexistent", folder.path(), &target, "40");
+    assert!(said.contains("pids.max itself") && said.contains("read back: kernel 40"), "{said}");
+    assert_eq!(fs::read_to_string(&file).unwrap().trim(), "40");
+    assert_eq!(property(&service.unit, "TasksMax"), before, "the service's own");
+    // The service itself is its own.
+    let target = format!("unit:{}", service.unit);
+    let said = repair_at("/nonexistent", folder.path(), &target, "50");
+    assert!(said.contains("read back: systemd 50, kernel 50"), "{said}");
+}
+
+/// conmon is in the service too.
+#[test]
+fn a_quadlet_is_limited_without_its_monitor() {
+    let _service = PodmanService::start().unwrap();
+    let quadlet = Quadlet::run("split", &SLEEP).unwrap();
+    let before = property(quadlet.unit(), "TasksMax");
+    let folder = tempfile::tempdir().unwrap();
+    let said = repair(folder.path(), &quadlet.container, "40");
+    assert_eq!(quadlet.container.cgroup().unwrap().pids_max().unwrap(), "40", "{said}");
+    assert_eq!(property(quadlet.unit(), "TasksMax"), before, "{said}");
 }
 
 /// One of these runs before a reboot of the guest, the other after it.
