@@ -12,15 +12,12 @@ use mcp_guard_core::{
     diagnose::facts::{self, Facts, Unreadable},
     effect::GuardId,
 };
-use tokio::{
-    sync::mpsc::UnboundedSender,
-    time::{Instant, timeout_at},
-};
+use tokio::{sync::mpsc::UnboundedSender, time::timeout};
 
 use super::limits::News;
 use crate::{engine::Engine, snapshot::Snapshot, wanted::Limits};
 
-/// For all that waits at a time; what is not read by then is asked for again.
+/// For the host, and then for each guard; what is not read by then is asked for again.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Whose facts are wanted.
@@ -80,16 +77,15 @@ async fn answer(
     asks: Vec<Ask>,
     news: &UnboundedSender<News>,
 ) {
-    let end = Instant::now() + PATIENCE;
     let late = |_| format!("not read within {PATIENCE:?}");
     let described = asks.iter().rev().find_map(|ask| ask.described.clone());
     let asked = engine.cloned().unwrap_or_else(|| Engine::new(""));
-    let taken = timeout_at(end, Snapshot::of_engine(asked, limits.clone(), described)).await;
+    let taken = timeout(PATIENCE, Snapshot::of_engine(asked, limits.clone(), described)).await;
     let taken = taken.map_err(late).and_then(|taken| taken.map_err(|error| error.to_string()));
     for ask in asks {
         let facts = match &taken {
             Ok(snapshot) => {
-                let read = timeout_at(end, of(snapshot, &ask, engine.is_some())).await;
+                let read = timeout(PATIENCE, of(snapshot, &ask, engine.is_some())).await;
                 read.map_err(late).and_then(|read| read)
             }
             Err(why) => Err(why.clone()),

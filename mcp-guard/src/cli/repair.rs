@@ -289,7 +289,9 @@ impl<'a> Repair<'a> {
         let mut went_on = Instant::now();
         for look in 1_u32.. {
             let (_, in_force) = self.look()?;
-            if in_force <= Limit::Tasks(self.plan.limit) {
+            // A lower one is somebody's brake, or the agent's clamp, which will be over.
+            let limit = Limit::Tasks(self.plan.limit);
+            if in_force == limit || (in_force < limit && self.agent_goes_on()) {
                 return Ok(Some(Reached::End));
             }
             self.step = self.step.into_iter().chain(in_force.tasks()).min();
