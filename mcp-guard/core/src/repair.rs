@@ -14,7 +14,7 @@ use crate::{
     container::payload_below,
     diagnose::{
         code::Code,
-        facts::{Facts, Says, Unit},
+        facts::{Facts, Says, Unit, Unreadable},
         judge,
         report::{Place, Report},
         sizing::room_for,
@@ -213,8 +213,7 @@ fn unit_or_kernel(facts: &Facts, cgroup: &str) -> Result<Owner, Refused> {
         return Ok(Owner::Unit { name, transient, payload: standing == Standing::Payload });
     }
     // systemd leaves a payload's own limit alone; of any other it would undo what it is not told of.
-    let asked = |what: &str| matches!(what, "systemd" | "unit of the cgroup");
-    match facts.unreadable.iter().find(|one| asked(&one.what)) {
+    match unit_unread(facts) {
         Some(one) if above_payload(cgroup).is_none() => Err(Refused(format!(
             "whether a unit of systemd owns the limit cannot be known ({}: {}), and it would be \
              undone there; try again",
@@ -222,6 +221,13 @@ fn unit_or_kernel(facts: &Facts, cgroup: &str) -> Result<Owner, Refused> {
         ))),
         _ => Ok(Owner::Kernel),
     }
+}
+
+/// Why it is not known whether a unit of systemd owns the cgroup.
+#[must_use]
+pub fn unit_unread(facts: &Facts) -> Option<&Unreadable> {
+    let of_systemd = |what: &str| matches!(what, "systemd" | "unit of the cgroup");
+    facts.unreadable.iter().find(|one| of_systemd(&one.what))
 }
 
 fn notes(report: &Report, limit: u64) -> Vec<String> {
@@ -315,16 +321,20 @@ impl Plan {
     /// The places that must say the limit now, as a fresh look found them; true where all do.
     #[must_use]
     pub fn proof(&self, facts: &Facts) -> (bool, Vec<Place>) {
-        let must = |place: &Place| match place.place.as_str() {
+        let must = |place: &str| match place {
             "kernel" => true,
             "engine" => matches!(self.owner, Owner::Docker | Owner::Podman),
             "systemd" => self.unit.is_some() || matches!(self.owner, Owner::Unit { .. }),
             _ => false,
         };
         let mut places = judge(facts).places;
-        places.retain(must);
+        places.retain(|place| must(&place.place));
         let limit = self.limit.to_string();
-        let holds = !places.is_empty() && places.iter().all(|place| place.value == limit);
+        // One that could not be read says nothing, and does not hold.
+        let said = |wanted: &str| places.iter().any(|place| place.place == wanted);
+        let all_said =
+            ["engine", "systemd", "kernel"].into_iter().all(|one| !must(one) || said(one));
+        let holds = all_said && places.iter().all(|place| place.value == limit);
         (holds, places)
     }
 }

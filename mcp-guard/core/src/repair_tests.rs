@@ -211,6 +211,9 @@ fn done_means_that_every_place_says_so() {
     assert!(!proved(&in_scope(container(Some(40), Limit::Tasks(40)), Limit::Tasks(50))));
     assert!(!proved(&in_scope(container(Some(50), Limit::Tasks(40)), Limit::Tasks(40))));
     assert!(!proved(&in_scope(container(Some(40), Limit::Tasks(50)), Limit::Tasks(40))));
+    let mut silent = done.clone();
+    silent.unit = None;
+    assert!(!plan(&done, Some(40), false).unwrap().proof(&silent).0, "systemd was not asked");
 }
 
 #[test]

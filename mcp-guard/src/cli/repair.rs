@@ -219,8 +219,13 @@ impl<'a> Repair<'a> {
             let why = format!("{}: it was started anew, in {cgroup}", self.target);
             return Err(Failure::could_not(why));
         }
-        if let Ok(plan) = repair::plan(&facts, Some(self.plan.limit), self.force) {
-            self.plan = plan;
+        let unread = repair::unit_unread(&facts).map(|one| format!("{}: {}", one.what, one.why));
+        let plan = repair::plan(&facts, Some(self.plan.limit), self.force);
+        match (plan, unread) {
+            (Ok(plan), None) => self.plan = plan,
+            (Err(repair::Refused(why)), _) | (Ok(_), Some(why)) => {
+                tracing::warn!(why, "no new plan can be made now; going on as planned before");
+            }
         }
         Ok(())
     }
