@@ -363,6 +363,24 @@ fn a_repair_stays_with_the_container_that_it_began_with() {
 }
 
 #[test]
+fn the_later_of_two_repairs_counts() {
+    let image = busybox_image().unwrap();
+    let container = Container::run("later", &image, &[], &["sh", "-c", THIRTY]).unwrap();
+    let place = container.cgroup().unwrap();
+    wait_until("all run", || Ok(tasks(&place) == 31)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut former = Running::repair(folder.path(), &container, "20");
+    wait_until("a first step", || Ok(place.pids_max()? == "51")).unwrap();
+    // With room for what runs, so at once; Docker may raise what the other had lowered.
+    let words = ["repair", &container.name, "--limit", "60"];
+    let mut later = command(folder.path(), &socket().unwrap()).unwrap();
+    let mut later = Running(later.args(words).stdout(Stdio::null()).spawn().unwrap());
+    assert_eq!(later.code(), Some(0));
+    assert_eq!(former.code(), Some(1), "it says that it ended for another");
+    assert_eq!((place.pids_max().unwrap(), stored(&container)), ("60".into(), "60".into()));
+}
+
+#[test]
 fn a_cgroup_that_is_named_by_its_path_is_kept_where_no_engine_knows_it() {
     let outer = FixtureCgroup::new("unknown").unwrap();
     if outer.pids_dir() == outer.unified_dir() {

@@ -175,6 +175,9 @@ impl<'a> Repair<'a> {
         self.keep_wanted()?;
         loop {
             let (tasks, in_force) = self.look()?;
+            if let Some(other) = self.other_wanted(in_force) {
+                return Ok(Reached::Failed(other));
+            }
             match self.plan.next(tasks, in_force, self.step) {
                 Next::Last(writes) => {
                     return Ok(self
@@ -269,6 +272,14 @@ impl<'a> Repair<'a> {
         })
     }
 
+    /// The later request counts: two that want different limits would undo each other. One that is gone
+    /// was reached, ours or another.
+    fn other_wanted(&self, in_force: Limit) -> Option<String> {
+        let (ours, wanted) = (self.plan.limit, self.limits.get(self.id.as_deref()?));
+        let is_ours = wanted == Some(ours) || in_force == Limit::Tasks(ours);
+        (!is_ours).then(|| "another repair was asked for meanwhile".to_owned())
+    }
+
     /// Whether an agent keeps this target by itself.
     fn agent_goes_on(&self) -> bool {
         // What has no id is not told to it.
@@ -294,6 +305,9 @@ impl<'a> Repair<'a> {
         let mut went_on = Instant::now();
         for look in 1_u32.. {
             let (_, in_force) = self.look()?;
+            if let Some(other) = self.other_wanted(in_force) {
+                return Ok(Some(Reached::Failed(other)));
+            }
             // A lower one is somebody's brake, or the agent's clamp, which will be over.
             let limit = Limit::Tasks(self.plan.limit);
             if in_force == limit || (in_force < limit && self.agent_goes_on()) {
