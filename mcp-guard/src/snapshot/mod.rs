@@ -1,5 +1,6 @@
 //! Takes the facts that a diagnosis judges: what all targets share once, then each target.
 
+mod clamp;
 mod compose;
 mod runtime;
 
@@ -236,6 +237,7 @@ impl Snapshot {
             Ok(chain) => facts.chain = chain,
             Err(error) => facts.unreadable.push(unread(&facts.target.cgroup, &error)),
         }
+        facts.clamp = clamp::read(&self.layout, &facts.target.cgroup);
         facts.members = self.census.members(&facts.target.cgroup);
         facts.zombies = self.census.zombies_of(&facts.members);
         let Some(systemd) = &self.systemd else { return };

@@ -26,6 +26,8 @@ pub struct Facts {
     /// What `repair` was asked for, and what no owner keeps yet.
     pub wanted: Option<u64>,
     pub unit: Option<Unit>,
+    /// What an incident holds here, by the mark of the target's own cgroup.
+    pub clamp: Option<Clamp>,
     /// The target's own cgroup first, the root last; in the hierarchy that has the pids controller.
     pub chain: Vec<Level>,
     /// Processes in the cgroup and below it, zombies left out.
@@ -215,6 +217,15 @@ pub struct Unit {
     pub systemd: u32,
     pub transient: bool,
     pub slice: String,
+}
+
+/// A limit of ours that lasts as long as its incident.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clamp {
+    pub incident: String,
+    /// `pids.max` as it was, and as we wrote it.
+    pub found: Limit,
+    pub wrote: Limit,
 }
 
 /// One cgroup on the way to the root.

@@ -56,17 +56,18 @@ pub fn judge(facts: &Facts) -> Report {
 }
 
 fn verdict(view: &View<'_>, findings: &[Finding]) -> Verdict {
-    let Some(effective) = view.effective else {
+    let Some(lasting) = view.lasting_effective() else {
         let known = findings.iter().any(|finding| finding.severity == code::Severity::Critical);
         return if known { Verdict::NotEnforced } else { Verdict::Unknown };
     };
-    match (effective, view.current) {
-        (Limit::Max, _) => Verdict::NotEnforced,
-        (Limit::Tasks(limit), _) if view.declared().is_some_and(|declared| declared < limit) => {
-            Verdict::NotEnforced
-        }
-        (Limit::Tasks(limit), Some(current)) if current > limit => Verdict::Exceeded,
-        (Limit::Tasks(_), _) => Verdict::Enforced,
+    // A clamp of ours goes, and what it found comes back.
+    let declared = view.declared().map_or(lasting, Limit::Tasks);
+    if lasting == Limit::Max || declared < lasting {
+        return Verdict::NotEnforced;
+    }
+    match (view.effective, view.current) {
+        (Some(Limit::Tasks(limit)), Some(current)) if current > limit => Verdict::Exceeded,
+        _ => Verdict::Enforced,
     }
 }
 

@@ -95,6 +95,15 @@ pub fn notes(view: &View<'_>, sizing: Option<&Sizing>) -> Vec<String> {
             "a repair to {wanted} is on its way: {in_force} is in force until tasks end"
         ));
     }
+    if let Some(clamp) = view.our_clamp() {
+        notes.push(format!(
+            "mcp-guard's clamp of incident {} holds {}; it found {}; `mcp-guard thaw {}` gives it back",
+            clamp.incident,
+            clamp.wrote,
+            clamp.found,
+            view.target_word()
+        ));
+    }
     let processes = view.facts.members.len();
     let Some(container) = view.container() else { return notes };
     if let Some(health) = &container.health

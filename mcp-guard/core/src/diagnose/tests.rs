@@ -1,9 +1,11 @@
 //! Each cause beside its look-alike, on facts made by hand; real ones are in `tests/`.
 
+mod ours;
+
 use super::{
     code::{Code, Severity},
     facts::{
-        Compose, Container, Engine, Facts, Host, Level, Other, PODMAN_COMPOSE, PidNamespace,
+        Clamp, Compose, Container, Engine, Facts, Host, Level, Other, PODMAN_COMPOSE, PidNamespace,
         Process, Says, Subject, Unit,
     },
     judge,

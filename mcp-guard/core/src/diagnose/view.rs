@@ -1,6 +1,6 @@
 //! The numbers that rules ask for, worked out once from the facts.
 
-use super::facts::{Container, Facts, Level, Process, Says, Unit};
+use super::facts::{Clamp, Container, Facts, Level, Process, Says, Unit};
 use crate::limit::Limit;
 
 /// What the engine keeps of a container's limit.
@@ -17,6 +17,8 @@ pub struct View<'a> {
     pub facts: &'a Facts,
     /// `pids.max` of the target's own cgroup.
     pub kernel: Option<Limit>,
+    /// The same without a clamp of ours: what causes are looked for in.
+    pub lasting: Option<Limit>,
     pub current: Option<u64>,
     /// The least limit up to the root.
     pub effective: Option<Limit>,
@@ -44,9 +46,11 @@ impl<'a> View<'a> {
             },
             None => None,
         };
+        let kernel = own.and_then(|own| own.max);
         Self {
             facts,
-            kernel: own.and_then(|own| own.max),
+            kernel,
+            lasting: clamp(facts, kernel).map(|clamp| clamp.found).or(kernel),
             current: own.and_then(|own| own.current),
             effective: facts.effective().map(|(_, limit)| limit),
             stored: facts.container.as_ref().map(stored),
@@ -65,6 +69,17 @@ impl<'a> View<'a> {
             Stored::Limit(limit) => Some(limit),
             Stored::Null | Stored::Unlimited(_) => None,
         }
+    }
+
+    /// Our clamp, where it is what the kernel has: else somebody else's number stands there.
+    pub fn our_clamp(&self) -> Option<&'a Clamp> {
+        clamp(self.facts, self.kernel)
+    }
+
+    /// The least limit up to the root once our clamp is gone.
+    pub fn lasting_effective(&self) -> Option<Limit> {
+        let above = self.facts.chain.iter().skip(1).filter_map(|level| level.max);
+        self.lasting.into_iter().chain(above).min()
     }
 
     pub fn own(&self) -> Option<&'a Level> {
@@ -95,18 +110,26 @@ impl<'a> View<'a> {
 
     /// The command that has a limit written at its owner, at once.
     pub fn repair_command(&self, limit: Option<u64>) -> String {
-        let target = &self.facts.target;
-        let target = match target.kind.as_str() {
-            "container" => target.name.clone(),
-            kind => format!("{kind}:{}", target.name),
-        };
         let limit = limit.map_or_else(|| "N".to_owned(), |limit| limit.to_string());
-        format!("mcp-guard repair {} --limit {limit}", shell_word(&target))
+        format!("mcp-guard repair {} --limit {limit}", self.target_word())
+    }
+
+    /// The target as one word of a command.
+    pub fn target_word(&self) -> String {
+        let target = &self.facts.target;
+        match target.kind.as_str() {
+            "container" => shell_word(&target.name),
+            kind => shell_word(&format!("{kind}:{}", target.name)),
+        }
     }
 }
 
+fn clamp(facts: &Facts, kernel: Option<Limit>) -> Option<&Clamp> {
+    facts.clamp.as_ref().filter(|clamp| Some(clamp.wrote) == kernel)
+}
+
 /// One word for a shell: cgroups may have any name, and a person copies the command.
-fn shell_word(text: &str) -> String {
+pub(super) fn shell_word(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/_.:@-".contains(&byte);
     if text.bytes().all(plain) {
         return text.to_owned();

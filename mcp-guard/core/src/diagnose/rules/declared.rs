@@ -38,7 +38,7 @@ fn with_the_kernels_word(finding: Finding, view: &View<'_>) -> Finding {
     let finding = finding.seen("limit in force", view.file_of("pids.max"), kernel);
     let default = view.unit().and_then(|unit| unit.default_tasks_max);
     match (view.stored_limit(), default) {
-        (None, Some(default)) if default == kernel => finding.seen(
+        (None, Some(default)) if Some(default) == view.lasting => finding.seen(
             "systemd's default, which is in force for want of another (MG-P034)",
             "DefaultTasksMax",
             default,

@@ -16,7 +16,7 @@ const ENGINE: &[&str] = &["container restart", "daemon-reload", "reboot"];
 const UNTIL_RESTART: &[&str] = &["daemon-reload"];
 
 pub fn cause(view: &View<'_>) -> Option<Finding> {
-    let (kernel, stored) = (view.kernel?, view.stored_limit()?);
+    let (kernel, stored) = (view.lasting?, view.stored_limit()?);
     let wanted = Limit::Tasks(stored);
     if kernel == wanted {
         return never_told_systemd(view, stored);
@@ -41,9 +41,10 @@ fn witnesses(finding: Finding, view: &View<'_>) -> Finding {
     if let Some(Unit { name, tasks_max: Some(tasks_max), .. }) = view.unit() {
         finding = finding.seen("systemd", format!("TasksMax of {name}"), tasks_max);
     }
-    match view.kernel {
-        Some(kernel) => finding.seen("kernel", view.file_of("pids.max"), kernel),
-        None => finding,
+    match (view.our_clamp(), view.kernel) {
+        (Some(clamp), _) => finding.seen("kernel, before our clamp", "mark of it", clamp.found),
+        (None, Some(kernel)) => finding.seen("kernel", view.file_of("pids.max"), kernel),
+        (None, None) => finding,
     }
 }
 
@@ -167,7 +168,7 @@ pub fn raw_value_that_will_go(view: &View<'_>) -> Option<Finding> {
     if view.stored_limit().is_some() {
         return None;
     }
-    let (kernel, unit) = (view.kernel?, view.unit()?);
+    let (kernel, unit) = (view.lasting?, view.unit()?);
     let tasks_max = unit.tasks_max?;
     let own_unit = view.own()?.path.rsplit('/').next() == Some(unit.name.as_str());
     (own_unit && kernel != tasks_max).then(|| {

@@ -1,0 +1,54 @@
+//! What mcp-guard itself did to a limit is no cause.
+
+use super::*;
+
+fn clamped(mut facts: Facts, wrote: u64) -> Facts {
+    let found = facts.chain[0].max.unwrap();
+    let wrote = Limit::Tasks(wrote);
+    facts.clamp = Some(Clamp { incident: "i-7".into(), found, wrote });
+    facts.chain[0].max = Some(wrote);
+    facts
+}
+
+#[test]
+fn a_clamp_is_named_and_not_mended() {
+    let engine_only = clamped(limited(500), 320);
+    let with_systemd = clamped(scoped(limited(500), Limit::Tasks(500), 252), 320);
+    for facts in [engine_only, with_systemd] {
+        let report = judge(&facts);
+        assert_eq!((codes(&report), report.verdict), (vec![], Verdict::Enforced));
+        assert_eq!((report.declared, report.effective_limit), (Some(500), Some(320)));
+        let note = "mcp-guard's clamp of incident i-7 holds 320; it found 500; \
+                    `mcp-guard thaw web` gives it back";
+        assert!(report.notes.contains(&note.to_owned()), "{:?}", report.notes);
+    }
+    // Somebody wrote another number since: it is theirs.
+    let mut facts = clamped(limited(500), 320);
+    facts.chain[0].max = Some(Limit::Tasks(900));
+    let report = only(&facts, Code::RawWrite, Proved);
+    assert!(report.notes.iter().all(|note| !note.contains("clamp")), "{:?}", report.notes);
+}
+
+#[test]
+fn what_a_clamp_found_is_still_judged() {
+    // The limit had been lifted before the incident.
+    let mut raw = limited(25);
+    (raw.chain[0].max, raw.chain[0].denials) = (Some(Limit::Max), Some(4));
+    let report = only(&clamped(raw, 320), Code::RawWrite, Proved);
+    assert_eq!(report.verdict, Verdict::NotEnforced);
+    assert!(report.findings[0].title.contains("max"), "{}", report.findings[0].title);
+    // Nothing is declared: what holds now goes with the incident, and nobody is told to keep it.
+    let unlimited = scoped(unlimited(), Limit::Max, 252);
+    let report = only(&clamped(unlimited, 320), Code::ExplicitUnlimited, Proved);
+    assert_eq!((report.verdict, report.effective_limit), (Verdict::NotEnforced, Some(320)));
+    assert!(!report.findings[0].repair.command.contains("320"));
+}
+
+#[test]
+fn the_command_that_ends_a_clamp_is_quoted() {
+    let mut facts = clamped(limited(500), 320);
+    facts.target.kind = "cgroup".into();
+    facts.target.name = "/a b;reboot".into();
+    let notes = judge(&facts).notes;
+    assert!(notes.iter().any(|note| note.contains("thaw 'cgroup:/a b;reboot'`")), "{notes:?}");
+}
