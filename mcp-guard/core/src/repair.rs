@@ -360,7 +360,11 @@ pub fn edit(facts: &Facts, limit: u64) -> Option<String> {
     let compose = facts.compose.as_ref()?;
     match &compose.says {
         Says::Limit { value, .. } if u64::try_from(*value) == Ok(limit) => None,
-        Says::Limit { value, key, file, line } => {
+        Says::Limit { key, file, line, filled: true, .. } => {
+            let file = visible(file);
+            Some(format!("{file}:{line}: the variable in {key} must come to {limit}"))
+        }
+        Says::Limit { value, key, file, line, .. } => {
             let key = key.rsplit('.').next().unwrap_or(key);
             let file = visible(file);
             Some(format!("{file}:{line}\n-   {key}: {value}\n+   {key}: {limit}"))

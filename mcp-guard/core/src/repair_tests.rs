@@ -219,7 +219,13 @@ fn done_means_that_every_place_says_so() {
 #[test]
 fn the_edit_is_shown_where_the_file_disagrees() {
     let mut facts = container(None, Limit::Max);
-    let says = Says::Limit { value: 25, key: "pids_limit".into(), file: "/a.yml".into(), line: 7 };
+    let says = Says::Limit {
+        value: 25,
+        key: "pids_limit".into(),
+        file: "/a.yml".into(),
+        line: 7,
+        filled: false,
+    };
     facts.compose = Some(Compose { says, ..Compose::default() });
     assert_eq!(edit(&facts, 25), None);
     assert_eq!(edit(&facts, 90).unwrap(), "/a.yml:7\n-   pids_limit: 25\n+   pids_limit: 90");

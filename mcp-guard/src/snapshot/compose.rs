@@ -1,44 +1,21 @@
-//! Compose files, read as root although a label of an image named them.
+//! What compose files and their env files say, as far as they may be read.
 
-use std::{
-    collections::BTreeMap,
-    fs::{File, OpenOptions},
-    io::Read as _,
-    os::{
-        fd::AsRawFd as _,
-        unix::fs::{MetadataExt as _, OpenOptionsExt as _},
-    },
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::Path};
 
 use mcp_guard_core::diagnose::{
-    compose::{self, Tool},
+    compose::{self, Tool, Variables},
     facts::{Compose, PODMAN_COMPOSE, Says},
     version::version,
 };
 
-/// Bytes read of one file.
-const MAX_FILE: u64 = 1 << 20;
-/// Where engines keep the files of containers.
-const STORES: [&str; 4] =
-    ["/var/lib/docker/", "/var/lib/containers/", "/var/lib/containerd/", "/run/"];
-/// Users from here on are people; those below belong to the system. `/etc/login.defs`, `UID_MIN`.
-const FIRST_PERSON: u32 = 1000;
-/// `nobody`, and the first of those that user namespaces map to.
-const LAST_PERSON: u32 = 65_533;
+use super::trusted::{self, Unread, Volumes};
 
-/// A file that may be read, and when it changed.
-struct Trusted {
-    file: File,
-    modified: u64,
-}
-
-/// Reads what the labels name. `volumes` are folders that containers can write to.
+/// Reads what the labels name.
 pub fn read(
     mut found: Compose,
     working_dir: &str,
     environment: Option<&str>,
-    volumes: &[String],
+    volumes: &Volumes,
 ) -> Compose {
     let folder = Path::new(working_dir);
     // Version 1 of compose stores a relative name.
@@ -46,7 +23,7 @@ pub fn read(
     found.files = found.files.iter().map(full).collect();
     let mut texts = Vec::new();
     for name in &found.files {
-        match text(Path::new(name), &["yml", "yaml"], volumes) {
+        match trusted::text(Path::new(name), is_compose_file, volumes) {
             Ok((text, modified)) => {
                 found.modified = found.modified.max(Some(modified));
                 texts.push((name.clone(), text));
@@ -61,7 +38,7 @@ pub fn read(
         found.says = Says::Unknown { why: "no label names a file".to_owned() };
         return found;
     }
-    let variables = variables(&folder.join(environment.unwrap_or(".env")), volumes);
+    let (variables, modified) = variables(folder, environment, volumes);
     let files: Vec<compose::File<'_>> =
         texts.iter().map(|(path, text)| compose::File { path, text }).collect();
     let tool = match found.tool.as_str() {
@@ -69,68 +46,113 @@ pub fn read(
         _ => Tool::Docker(found.version.as_deref().and_then(version)),
     };
     found.says = compose::read(&files, &variables, &found.service, tool);
+    if matches!(found.says, Says::Limit { filled: true, .. }) {
+        found.modified = found.modified.max(modified);
+    }
     found
 }
 
-/// `NAME=value` lines. What is not there is no error: a project needs no such file.
-fn variables(path: &Path, volumes: &[String]) -> BTreeMap<String, String> {
-    let Ok((text, _)) = text(path, &["env"], volumes) else { return BTreeMap::new() };
-    let variable = |line: &str| {
-        let (name, value) = line.trim().trim_start_matches("export ").split_once('=')?;
-        let value = value.trim().trim_matches(['"', '\'']);
-        (!name.starts_with('#')).then(|| (name.trim().to_owned(), value.to_owned()))
-    };
-    text.lines().filter_map(variable).collect()
+fn is_compose_file(name: &str) -> bool {
+    [".yml", ".yaml"].iter().any(|ending| name.ends_with(ending))
 }
 
-fn text(path: &Path, endings: &[&str], volumes: &[String]) -> Result<(String, u64), String> {
-    let Trusted { file, modified } = open(path, endings, volumes)?;
-    let mut text = String::new();
-    match file.take(MAX_FILE + 1).read_to_string(&mut text) {
-        Ok(read) if u64::try_from(read).is_ok_and(|read| read <= MAX_FILE) => Ok((text, modified)),
-        Ok(_) => Err(format!("larger than {MAX_FILE} bytes")),
-        Err(error) => Err(error.to_string()),
-    }
+fn is_env_file(name: &str) -> bool {
+    name.starts_with(".env") || name.ends_with(".env")
 }
 
-/// A regular file of root or a person, of the right kind, where no container can write.
-fn open(path: &Path, endings: &[&str], volumes: &[String]) -> Result<Trusted, String> {
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let ending = name.rsplit('.').next().unwrap_or_default();
-    if !path.is_absolute() || !endings.contains(&ending) {
-        return Err(format!("not read: its name does not end in .{}", endings.join(" or .")));
-    }
-    // A pipe must not hold us up, and a link must not lead elsewhere.
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
-    let file = file.map_err(|error| format!("not read: {error}"))?;
-    let meta = file.metadata().map_err(|error| error.to_string())?;
-    if !meta.is_file() {
-        return Err("not read: it is no regular file".to_owned());
-    }
-    let real = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
-    let real = real.map_err(|error| error.to_string())?;
-    let folder = real.parent().unwrap_or(Path::new("/")).to_path_buf();
-    let owner = std::fs::metadata(&folder).map_err(|error| error.to_string())?.uid();
-    for uid in [meta.uid(), owner] {
-        if uid != 0 && !(FIRST_PERSON..=LAST_PERSON).contains(&uid) {
-            return Err(format!("not read: user {uid} owns it, who is neither root nor a person"));
+/// What the env files say, and when the newest of them changed. `named`: the label of `--env-file`.
+fn variables(folder: &Path, named: Option<&str>, volumes: &Volumes) -> (Variables, Option<u64>) {
+    let named = named.filter(|names| !names.is_empty());
+    let (mut all, mut newest) = (BTreeMap::new(), None);
+    for name in named.unwrap_or(".env").split(',') {
+        let path = folder.join(name);
+        match trusted::text(&path, is_env_file, volumes) {
+            Ok((text, modified)) => {
+                newest = newest.max(Some(modified));
+                all.extend(text.lines().filter_map(variable));
+            }
+            // A project needs no such file.
+            Err(Unread::Missing) if named.is_none() => {}
+            Err(why) => return (Err(format!("{}: {why}", path.display())), newest),
         }
     }
-    if let Some(place) = of_a_container(&real, volumes) {
-        return Err(format!("not read: containers can write to {place}"));
-    }
-    Ok(Trusted { file, modified: u64::try_from(meta.mtime()).unwrap_or(0) })
+    (Ok(all), newest)
 }
 
-/// The place a container can write to in which a file lies.
-fn of_a_container(real: &Path, volumes: &[String]) -> Option<String> {
-    let volumes = volumes.iter().map(String::as_str);
-    // A bind of the whole host would make every file suspect, and its owner can do worse.
-    let places = STORES.into_iter().chain(volumes).filter(|place| *place != "/");
-    places
-        // A bind may name its folder through a link.
-        .map(|place| std::fs::canonicalize(place).unwrap_or_else(|_| PathBuf::from(place)))
-        .find(|place| real.starts_with(place))
-        .map(|at| at.display().to_string())
+/// One `NAME=value`, as compose-go's `dotenv` reads it: quotes end a value, and without them ` #`.
+fn variable(line: &str) -> Option<(String, String)> {
+    let (name, value) = line.trim().trim_start_matches("export ").split_once('=')?;
+    let quoted = |quote| value.trim().strip_prefix(quote)?.split(quote).next();
+    let bare = || value.split(" #").next().unwrap_or_default().trim();
+    let value = quoted('"').or_else(|| quoted('\'')).unwrap_or_else(bare);
+    (!name.starts_with('#')).then(|| (name.trim().to_owned(), value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_as_compose_reads_them() {
+        for (line, expected) in [
+            ("A=25", Some(("A", "25"))),
+            ("export A = 25 ", Some(("A", "25"))),
+            ("A=25 # of them", Some(("A", "25"))),
+            ("A=25#6", Some(("A", "25#6"))),
+            ("A= # none", Some(("A", ""))),
+            ("A=\"2 #5\" # of them", Some(("A", "2 #5"))),
+            ("A='25'", Some(("A", "25"))),
+            ("# A=25", None),
+            ("A", None),
+        ] {
+            let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
+            assert_eq!(variable(line), expected, "{line}");
+        }
+    }
+
+    /// What is said of a limit `text`, beside these files; `named` is the label of `--env-file`.
+    fn says(text: &str, files: &[(&str, &str)], named: Option<&str>) -> (Says, Option<u64>) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text);
+        write("a.yml", &format!("services: {{web: {{pids_limit: \"{text}\"}}}}")).expect("a file");
+        for (name, text) in files {
+            write(name, text).expect("a file");
+            let file = std::fs::File::options().write(true).open(folder.path().join(name));
+            let later = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1 << 33);
+            file.and_then(|file| file.set_modified(later)).expect("a time");
+        }
+        std::os::unix::fs::symlink("/etc/hostname", folder.path().join("link.env"))
+            .expect("a link");
+        let labels = Compose {
+            service: "web".to_owned(),
+            files: vec!["a.yml".to_owned()],
+            ..Compose::default()
+        };
+        let found = read(labels, &folder.path().display().to_string(), named, &Volumes::default());
+        (found.says, found.modified)
+    }
+
+    #[test]
+    fn env_files_are_those_that_compose_had() {
+        let (production, own) = ([(".env.production", "N=30")], [(".env", "N=30 # many")]);
+        let several = [("a.env", "N=1"), ("b.env", "N=30")];
+        for (files, named) in [
+            (&own[..], None),
+            (&own, Some("")),
+            (&production, Some(".env.production")),
+            (&several, Some("a.env,b.env")),
+        ] {
+            let (says, modified) = says("${N:-5}", files, named);
+            assert!(matches!(says, Says::Limit { value: 30, filled: true, .. }), "{says:?}");
+            assert_eq!(modified, Some(1 << 33), "a change of the env file is one of the limit");
+        }
+        assert!(matches!(says("${N:-5}", &[], None).0, Says::Limit { value: 5, .. }), "no file");
+        for named in ["gone.env", "link.env", "secret", "a.env,gone.env"] {
+            let (says, _) = says("${N:-5}", &several, Some(named));
+            assert!(matches!(says, Says::Unknown { .. }), "{named}: {says:?}");
+        }
+        let (says, modified) = says("25", &own, Some("gone.env"));
+        assert!(matches!(says, Says::Limit { filled: false, .. }), "no variable: {says:?}");
+        assert_ne!(modified, Some(1 << 33), "nothing of it is in the limit");
+    }
 }

@@ -3,6 +3,7 @@
 mod clamp;
 mod compose;
 mod runtime;
+mod trusted;
 
 use std::{
     collections::BTreeMap,
@@ -15,6 +16,7 @@ use mcp_guard_core::{
     diagnose::facts::{self, Facts, Host, Other, PidNamespace, Subject, Unreadable},
 };
 
+use self::trusted::Volumes;
 use crate::{
     engine::{Details, Engine, Listed},
     host::{
@@ -39,8 +41,7 @@ pub struct Snapshot {
     engine: Option<(Engine, facts::Engine)>,
     /// Every running container.
     running: Vec<Listed>,
-    /// Folders that any container can write to, or could.
-    volumes: Vec<String>,
+    volumes: Volumes,
     /// The own level of each, by id.
     levels: BTreeMap<String, facts::Level>,
     /// None where systemd does not run, or does not answer.
@@ -112,7 +113,7 @@ impl Snapshot {
             host,
             engine,
             running,
-            volumes,
+            volumes: Volumes::new(volumes),
             levels,
             systemd,
             limits,

@@ -42,17 +42,15 @@ struct Found {
     value: i64,
     file: String,
     line: u64,
+    filled: bool,
 }
 
-/// Reads the files as compose would. `variables` are those of the project's `.env`; `tool` is what
-/// made the container.
+/// Those of the project's env files, or why they are not known.
+pub type Variables = Result<BTreeMap<String, String>, String>;
+
+/// Reads the files as compose would; `tool` is what made the container.
 #[must_use]
-pub fn read(
-    files: &[File<'_>],
-    variables: &BTreeMap<String, String>,
-    service: &str,
-    tool: Tool,
-) -> Says {
+pub fn read(files: &[File<'_>], variables: &Variables, service: &str, tool: Tool) -> Says {
     let mut reader = Reader { variables, service, short: None, long: None, limits: false };
     let mut elsewhere = Vec::new();
     for file in files {
@@ -70,7 +68,7 @@ pub fn read(
 }
 
 struct Reader<'a> {
-    variables: &'a BTreeMap<String, String>,
+    variables: &'a Variables,
     service: &'a str,
     short: Option<Found>,
     long: Option<Found>,
@@ -85,10 +83,8 @@ impl Reader<'_> {
         if document.get(root, "include").is_some() {
             return Err(unknown("it uses include".to_owned()));
         }
-        let service = document
-            .get(root, "services")
-            .and_then(|services| document.get(services, self.service));
-        let Some(service) = service else { return Ok(()) };
+        let go = |from, keys: &[&str]| walk(document, from, keys).map_err(&unknown);
+        let Some(service) = go(root, &["services", self.service])? else { return Ok(()) };
         if let Some(key) = ONLY_COMPOSE.into_iter().find(|key| document.get(service, key).is_some())
         {
             return Err(unknown(format!("the service uses {key}")));
@@ -96,8 +92,7 @@ impl Reader<'_> {
         if let Some(at) = document.get(service, SHORT) {
             self.short = Some(self.found(path, document, at)?);
         }
-        let keys = ["deploy", "resources", "limits"];
-        let limits = keys.into_iter().try_fold(service, |at, key| document.get(at, key));
+        let limits = go(service, &["deploy", "resources", "limits"])?;
         self.limits |= limits.is_some();
         if let Some(at) = limits.and_then(|limits| document.get(limits, "pids")) {
             self.long = Some(self.found(path, document, at)?);
@@ -114,16 +109,23 @@ impl Reader<'_> {
         let text = document
             .scalar(at)
             .ok_or_else(|| Says::Invalid { why: format!("{}: the limit is no number", place()) })?;
-        let text = interpolate(text, self.variables)
+        let (text, filled) = interpolate(text, self.variables)
             .map_err(|why| Says::Unknown { why: format!("{}: {why}", place()) })?;
-        let value = text
-            .trim()
-            .parse()
-            .map_err(|_| Says::Invalid { why: format!("{}: the limit is no number", place()) })?;
-        Ok(Found { value, file: path.to_owned(), line })
+        // What was filled in is not printed: it may be any variable, a secret too.
+        let value = text.trim().parse().map_err(|_| match filled {
+            true => Says::Unknown { why: format!("{}: a variable that is no number", place()) },
+            false => Says::Invalid { why: format!("{}: the limit is no number", place()) },
+        })?;
+        Ok(Found { value, file: path.to_owned(), line, filled })
     }
 
     fn verdict(self, tool: Tool, elsewhere: Vec<String>) -> Says {
+        if let Some(Found { file, line, .. }) =
+            self.short.as_ref().filter(|found| found.filled && found.value == 0)
+        {
+            let why = format!("{file}:{line}: a variable that is 0 now, which sets no limit");
+            return Says::Unknown { why };
+        }
         let (short, long) = (self.short.filter(|found| found.value != 0), self.long);
         let must_agree = match tool {
             Tool::Docker(version) => version.is_none_or(|version| version >= MUST_AGREE),
@@ -144,16 +146,31 @@ impl Reader<'_> {
                 "{}:{}: {SHORT} stands beside {} without the same pids in it",
                 short.file, short.line, "deploy.resources.limits"
             );
-            return Says::Invalid { why };
+            let filled = short.filled || long.is_some_and(|long| long.filled);
+            return if filled { Says::Unknown { why } } else { Says::Invalid { why } };
         }
         let short = short.map(|found| (found, SHORT));
         match short.or(long.map(|found| (found, LONG))) {
-            Some((Found { value, file, line }, key)) => {
-                Says::Limit { value, key: key.to_owned(), file, line }
+            Some((Found { value, file, line, filled }, key)) => {
+                Says::Limit { value, key: key.to_owned(), file, line, filled }
             }
             None => Says::Nothing { elsewhere },
         }
     }
+}
+
+/// The node below these keys. An error where a tag on the way (`!reset`, `!override`) changes how
+/// compose merges it.
+fn walk(document: &Document, from: At, keys: &[&str]) -> Result<Option<At>, String> {
+    let mut at = from;
+    for key in keys {
+        let Some(next) = document.get(at, key) else { return Ok(None) };
+        if let Some(tag) = document.tag(next) {
+            return Err(format!("{key} uses !{tag}"));
+        }
+        at = next;
+    }
+    Ok(Some(at))
 }
 
 /// Limits in the file that are not this service's: `FILE:LINE (service NAME)`.
@@ -172,9 +189,9 @@ fn elsewhere_in(path: &str, document: &Document, service: &str) -> Vec<String> {
     others.chain(anchors).filter_map(place).collect()
 }
 
-/// `$V`, `${V}`, `${V:-default}`, `${V-default}` and `$$`, as compose fills them in.
-fn interpolate(text: &str, variables: &BTreeMap<String, String>) -> Result<String, String> {
-    let mut result = String::new();
+/// `$V`, `${V}`, `${V:-default}`, `${V-default}` and `$$`, as compose fills them in; whether any was.
+fn interpolate(text: &str, variables: &Variables) -> Result<(String, bool), String> {
+    let (mut result, mut filled) = (String::new(), false);
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('$') {
         result.push_str(before);
@@ -190,11 +207,12 @@ fn interpolate(text: &str, variables: &BTreeMap<String, String>) -> Result<Strin
                 after.split_at(end)
             }
         };
-        result.push_str(&value_of(expression, variables)?);
+        result.push_str(&value_of(expression, variables.as_ref()?)?);
+        filled = true;
         rest = after;
     }
     result.push_str(rest);
-    Ok(result)
+    Ok((result, filled))
 }
 
 fn value_of(expression: &str, variables: &BTreeMap<String, String>) -> Result<String, String> {

@@ -6,8 +6,12 @@ fn says(files: &[&str], version: Option<(u32, u32, u32)>) -> Says {
     let names = ["a.yml", "b.yml", "c.yml"];
     let files: Vec<File<'_>> =
         files.iter().zip(names).map(|(text, path)| File { path, text }).collect();
-    let variables = BTreeMap::from([("LIMIT".to_owned(), "30".to_owned())]);
-    read(&files, &variables, "web", Tool::Docker(version))
+    read(&files, &variables(), "web", Tool::Docker(version))
+}
+
+fn variables() -> Variables {
+    let all = [("LIMIT", "30"), ("WORD", "hunter2"), ("ZERO", "0")];
+    Ok(all.map(|(name, value)| (name.to_owned(), value.to_owned())).into())
 }
 
 /// `VALUE FILE:LINE` of a limit.
@@ -67,7 +71,7 @@ fn variables_as_compose_fills_them_in() {
     {
         let found = with(word);
         assert!(
-            matches!(found, Says::Limit { value: got, .. } if got == value),
+            matches!(found, Says::Limit { value: got, filled: true, .. } if got == value),
             "{word} {found:?}"
         );
     }
@@ -75,6 +79,25 @@ fn variables_as_compose_fills_them_in() {
         assert!(matches!(with(word), Says::Unknown { .. }), "{word}");
     }
     assert!(matches!(with("$$5"), Says::Invalid { .. }));
+    assert!(matches!(with("25"), Says::Limit { filled: false, .. }));
+}
+
+#[test]
+fn what_a_variable_comes_to_is_neither_relied_upon_nor_printed() {
+    let limit = |word: &str| format!("services: {{web: {{pids_limit: \"{word}\"}}}}");
+    let long = "deploy: {resources: {limits: {pids: 25}}}";
+    let beside = format!("services: {{web: {{pids_limit: \"$LIMIT\", {long}}}}}");
+    for text in [limit("$WORD"), limit("${NO:-many}"), limit("$ZERO"), limit("${NO:-0}"), beside] {
+        let found = says(&[&text], None);
+        assert!(matches!(&found, Says::Unknown { why } if !why.contains("hunter2")), "{found:?}");
+    }
+    // No env file could be read: a default may have been overridden there.
+    let unread: Variables = Err("/srv/.env: not read".to_owned());
+    for (text, known) in [(limit("${NO:-5}"), false), (limit("25"), true)] {
+        let found = read(&[File { path: "a.yml", text: &text }], &unread, "web", Tool::Podman);
+        assert_eq!(matches!(found, Says::Limit { .. }), known, "{found:?}");
+        assert!(known || matches!(&found, Says::Unknown { why } if why.contains("/srv/.env")));
+    }
 }
 
 #[test]
@@ -84,6 +107,11 @@ fn what_only_compose_resolves_is_not_known() {
         "services: {web: {extends: {service: base}, pids_limit: 25}}",
         "services: {web: {profiles: [a], pids_limit: 25}}",
         "services: {web: {pids_limit: !reset null}}",
+        "services: {web: {pids_limit: 25, deploy: !reset null}}",
+        "services: {web: {deploy: {resources: !override {limits: {pids: 25}}}}}",
+        "services: {web: {deploy: {resources: {limits: !override {pids: 25}}}}}",
+        "services: {web: !override {image: x}}",
+        "services: !reset {web: {image: x}}",
     ] {
         let found = says(&[text], None);
         assert!(matches!(found, Says::Unknown { .. }), "{text}: {found:?}");
@@ -108,7 +136,7 @@ fn what_a_tool_refuses_depends_on_the_tool() {
     assert!(matches!(says(&[long], Some((2, 0, 0))), Says::Limit { value: 25, .. }));
     let short = "services: {web: {pids_limit: 25, deploy: {resources: {limits: {memory: 1g}}}}}";
     let file = File { path: "a.yml", text: short };
-    let found = read(&[file], &BTreeMap::new(), "web", Tool::Podman);
+    let found = read(&[file], &variables(), "web", Tool::Podman);
     assert!(matches!(found, Says::Limit { value: 25, .. }), "{found:?}");
 }
 

@@ -194,6 +194,9 @@ pub enum Says {
         file: String,
         /// From 1.
         line: u64,
+        /// A variable or its default stands there: the shell that ran compose may have had another.
+        #[serde(default)]
+        filled: bool,
     },
     /// The service is there and has no limit.
     Nothing { elsewhere: Vec<String> },

@@ -94,7 +94,7 @@ fn places(view: &View<'_>) -> Vec<Place> {
     };
     if let Some(compose) = &view.facts.compose {
         let (r#where, value) = match &compose.says {
-            Says::Limit { value, key, file, line } => {
+            Says::Limit { value, key, file, line, .. } => {
                 (format!("{file}:{line}"), format!("{key}: {value}"))
             }
             Says::Nothing { .. } => (compose.files.join(", "), "no limit".to_owned()),
@@ -103,7 +103,9 @@ fn places(view: &View<'_>) -> Vec<Place> {
             }
             Says::NotAsked => (compose.files.join(", "), "not read".to_owned()),
         };
-        let known = matches!(compose.says, Says::Limit { .. } | Says::Nothing { .. });
+        // What was filled in need not be what compose had.
+        let known =
+            matches!(compose.says, Says::Limit { filled: false, .. } | Says::Nothing { .. });
         let limit = known.then(|| view.file.map_or(Limit::Max, Limit::Tasks));
         add("compose file", r#where, value, limit);
     }

@@ -1,5 +1,6 @@
 //! Each cause beside its look-alike, on facts made by hand; real ones are in `tests/`.
 
+mod look_alikes;
 mod ours;
 
 use super::{
@@ -97,8 +98,13 @@ fn container(facts: &mut Facts) -> &mut Container {
 
 /// The same, made by compose from a file with this limit, written so long after the container.
 fn composed(mut facts: Facts, value: i64, newer_by: i64) -> Facts {
-    let says =
-        Says::Limit { value, key: "pids_limit".into(), file: "/srv/compose.yml".into(), line: 7 };
+    let says = Says::Limit {
+        value,
+        key: "pids_limit".into(),
+        file: "/srv/compose.yml".into(),
+        line: 7,
+        filled: false,
+    };
     facts.compose = Some(Compose {
         project: "p".into(),
         service: "web".into(),

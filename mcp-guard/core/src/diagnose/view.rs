@@ -26,6 +26,8 @@ pub struct View<'a> {
     pub stored: Option<Stored>,
     /// What the compose file says; 0 and less are no limit (compose itself drops them).
     pub file: Option<u64>,
+    /// That number comes from a variable, and may have been another when compose ran.
+    pub filled: bool,
     /// Members whose parent is outside, the container's first process left out.
     pub moved_in: Vec<&'a Process>,
 }
@@ -36,15 +38,14 @@ impl<'a> View<'a> {
         let init = facts.container.as_ref().map(|container| container.init);
         let mut moved_in = facts.roots();
         moved_in.retain(|process| Some(process.pid) != init);
-        let file = match &facts.compose {
-            Some(compose) => match compose.says {
-                Says::Limit { value, .. } => u64::try_from(value).ok().filter(|limit| *limit > 0),
-                Says::Nothing { .. }
-                | Says::Invalid { .. }
-                | Says::Unknown { .. }
-                | Says::NotAsked => None,
-            },
-            None => None,
+        let (file, filled) = match facts.compose.as_ref().map(|compose| &compose.says) {
+            Some(Says::Limit { value, filled, .. }) => {
+                (u64::try_from(*value).ok().filter(|limit| *limit > 0), *filled)
+            }
+            Some(
+                Says::Nothing { .. } | Says::Invalid { .. } | Says::Unknown { .. } | Says::NotAsked,
+            )
+            | None => (None, false),
         };
         let kernel = own.and_then(|own| own.max);
         Self {
@@ -55,13 +56,16 @@ impl<'a> View<'a> {
             effective: facts.effective().map(|(_, limit)| limit),
             stored: facts.container.as_ref().map(stored),
             file,
+            filled,
             moved_in,
         }
     }
 
-    /// What somebody wanted: the file first, for it is what the next container is made from.
+    /// What somebody wanted: the file first, for it is what the next container is made from. A number
+    /// that was only filled in does not stand against one that the engine was told.
     pub fn declared(&self) -> Option<u64> {
-        self.file.or(self.stored_limit())
+        let stored = self.stored_limit();
+        if self.filled { stored.or(self.file) } else { self.file.or(stored) }
     }
 
     pub fn stored_limit(&self) -> Option<u64> {

@@ -29,7 +29,20 @@ pub fn cause(view: &View<'_>) -> Option<Finding> {
         ),
         (_, None) => Some(unlimited(view, container, stored)),
     }?;
-    Some(with_the_kernels_word(finding, view))
+    Some(with_the_kernels_word(as_sure_as_its_variables(finding, view), view))
+}
+
+/// What compose was given wins over every file, and nothing keeps it.
+fn as_sure_as_its_variables(mut finding: Finding, view: &View<'_>) -> Finding {
+    if !view.filled {
+        return finding;
+    }
+    finding.certainty = Possible;
+    finding.seen(
+        "a variable is filled in",
+        "env files and defaults, as they are now",
+        "the shell that ran compose may have had another",
+    )
 }
 
 /// Whatever the cause, this is what it comes to.
@@ -50,7 +63,7 @@ fn with_the_kernels_word(finding: Finding, view: &View<'_>) -> Finding {
 /// The engine has no limit, and a compose file is behind the container.
 fn from_compose(view: &View<'_>, compose: &Compose, container: &Container) -> Option<Finding> {
     match &compose.says {
-        Says::Limit { value, key, file, line } => {
+        Says::Limit { value, key, file, line, .. } => {
             let declared = u64::try_from(*value).ok().filter(|limit| *limit > 0);
             let Some(limit) = declared else {
                 let title = format!("{key}: {value} in {file} means no limit");
@@ -197,11 +210,12 @@ fn against_the_file(
     } else {
         "MG-P001 not made anew: the file is older than the container"
     };
-    Some(times(finding.not(look_alike), compose, container).repaired(
-        "compose file",
-        view.repair_command(Some(file)),
-        ENGINE,
-    ))
+    let finding = times(finding.not(look_alike), compose, container);
+    if view.filled {
+        // The container may well have what its maker gave it.
+        return Some(finding.by_hand("compose file", compose_config(compose)));
+    }
+    Some(finding.repaired("compose file", view.repair_command(Some(file)), ENGINE))
 }
 
 fn invalid(view: &View<'_>, compose: &Compose, container: &Container, why: &str) -> Finding {
@@ -303,7 +317,7 @@ fn times(finding: Finding, compose: &Compose, container: &Container) -> Finding 
 
 fn file_line(finding: Finding, compose: &Compose) -> Finding {
     match &compose.says {
-        Says::Limit { value, key, file, line } => {
+        Says::Limit { value, key, file, line, .. } => {
             finding.seen("compose file", format!("{file}:{line}"), format!("{key}: {value}"))
         }
         Says::Nothing { .. } | Says::Invalid { .. } | Says::Unknown { .. } | Says::NotAsked => {

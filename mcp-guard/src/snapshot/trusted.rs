@@ -1,0 +1,212 @@
+//! Files that root reads although a label of an image named them.
+
+use std::{
+    fmt,
+    fs::{self, File},
+    io::{self, Read as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    },
+    path::{Path, PathBuf},
+    sync::{OnceLock, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    fs::{CWD, Mode, OFlags, ResolveFlags, openat2},
+    io::Errno,
+};
+
+/// Bytes read of one file.
+const MAX_FILE: u64 = 1 << 20;
+/// Where engines keep the files of containers.
+const STORES: [&str; 4] =
+    ["/var/lib/docker/", "/var/lib/containers/", "/var/lib/containerd/", "/run/"];
+/// Users from here on are people; those below belong to the system. `/etc/login.defs`, `UID_MIN`.
+const FIRST_PERSON: u32 = 1000;
+/// `nobody`, and the first of those that user namespaces map to.
+const LAST_PERSON: u32 = 65_533;
+/// For all links in the names of volumes together.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Why a file is not read.
+#[derive(Debug)]
+pub enum Unread {
+    Missing,
+    Because(String),
+}
+
+impl fmt::Display for Unread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing => f.write_str("not read: there is no such file"),
+            Self::Because(why) => write!(f, "not read: {why}"),
+        }
+    }
+}
+
+impl From<io::Error> for Unread {
+    fn from(error: io::Error) -> Self {
+        Self::Because(error.to_string())
+    }
+}
+
+/// The text of a file with such a name, and when it changed, in seconds since 1970.
+///
+/// # Errors
+/// It is not there, not trusted, or no text of a sane size.
+pub fn text(
+    path: &Path,
+    is_named_so: impl Fn(&str) -> bool,
+    volumes: &Volumes,
+) -> Result<(String, u64), Unread> {
+    let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+    if !path.is_absolute() || !is_named_so(&name) {
+        return Err(Unread::Because("it is not named as such a file".to_owned()));
+    }
+    let (file, modified) = open(path, volumes)?;
+    let mut text = String::new();
+    let read = file.take(MAX_FILE + 1).read_to_string(&mut text)?;
+    if u64::try_from(read).is_ok_and(|read| read <= MAX_FILE) {
+        return Ok((text, modified));
+    }
+    Err(Unread::Because(format!("larger than {MAX_FILE} bytes")))
+}
+
+/// A regular file of root or a person, where no container can write.
+fn open(path: &Path, volumes: &Volumes) -> Result<(File, u64), Unread> {
+    // It is looked at before it is opened: to open a device may do something. A link must not lead
+    // elsewhere, and one of /proc leads into other mount namespaces.
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let place = match openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS) {
+        Ok(place) => File::from(place),
+        Err(Errno::NOENT) => return Err(Unread::Missing),
+        Err(error) => return Err(io::Error::from(error).into()),
+    };
+    let meta = place.metadata()?;
+    if !meta.is_file() {
+        return Err(Unread::Because("it is no regular file".to_owned()));
+    }
+    let itself = format!("/proc/self/fd/{}", place.as_raw_fd());
+    let real = fs::read_link(&itself)?;
+    let folder = real.parent().unwrap_or(Path::new("/"));
+    for uid in [meta.uid(), fs::metadata(folder)?.uid()] {
+        if uid != 0 && !(FIRST_PERSON..=LAST_PERSON).contains(&uid) {
+            let why = format!("user {uid} owns it, who is neither root nor a person");
+            return Err(Unread::Because(why));
+        }
+    }
+    if let Some(place) = volumes.place_of(&real) {
+        let why = format!("containers can write to {}", place.display());
+        return Err(Unread::Because(why));
+    }
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(itself)?;
+    Ok((file, u64::try_from(meta.mtime()).unwrap_or(0)))
+}
+
+/// Folders that a container can write to, or could.
+#[derive(Default)]
+pub struct Volumes {
+    named: Vec<PathBuf>,
+    /// Without links, asked for once.
+    real: OnceLock<Vec<PathBuf>>,
+}
+
+impl Volumes {
+    pub fn new(volumes: Vec<String>) -> Self {
+        Self { named: volumes.into_iter().map(PathBuf::from).collect(), real: OnceLock::new() }
+    }
+
+    /// The one in which a file lies.
+    fn place_of(&self, file: &Path) -> Option<PathBuf> {
+        // A bind of the whole host would make every file suspect, and its owner can do worse.
+        let holds = |place: &&PathBuf| place.as_path() != Path::new("/") && file.starts_with(place);
+        let stores = STORES.map(PathBuf::from);
+        let lexical = stores.iter().chain(&self.named).find(holds);
+        // A bind may name its folder through a link.
+        lexical.or_else(|| self.real().iter().find(holds)).cloned()
+    }
+
+    fn real(&self) -> &[PathBuf] {
+        let named: Vec<PathBuf> =
+            STORES.iter().map(PathBuf::from).chain(self.named.iter().cloned()).collect();
+        self.real.get_or_init(|| without_links(named, |place| place.canonicalize()))
+    }
+}
+
+/// What cannot be resolved, or not in time, stays as it is named: a file server that is gone must not
+/// hold up a diagnosis.
+fn without_links(
+    mut places: Vec<PathBuf>,
+    resolve: impl Fn(&Path) -> io::Result<PathBuf> + Send + 'static,
+) -> Vec<PathBuf> {
+    let (tell, told) = mpsc::channel();
+    let named = places.clone();
+    let ask = move || {
+        for (at, place) in named.iter().enumerate() {
+            let _ = resolve(place).map(|real| tell.send((at, real)));
+        }
+    };
+    if thread::Builder::new().name("volumes".to_owned()).spawn(ask).is_err() {
+        return places;
+    }
+    let until = Instant::now() + PATIENCE;
+    while let Ok((at, real)) = told.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        places[at] = real;
+    }
+    places
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn why(path: &Path, volumes: &Volumes) -> String {
+        match text(path, |name| name.ends_with(".yml"), volumes) {
+            Ok(_) => String::new(),
+            Err(unread) => unread.to_string(),
+        }
+    }
+
+    #[test]
+    fn only_an_ordinary_file_outside_of_every_volume_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("inside")).unwrap();
+        symlink(at("inside"), at("bind")).unwrap();
+        for name in ["a.yml", "inside/b.yml", "c.txt"] {
+            fs::write(at(name), "x").unwrap();
+        }
+        symlink(at("a.yml"), at("link.yml")).unwrap();
+        let volume =
+            |name: &str| Volumes::new(vec!["/".to_owned(), at(name).display().to_string()]);
+        assert_eq!(why(&at("a.yml"), &volume("inside")), "");
+        for place in ["inside", "bind"] {
+            let why = why(&at("inside/b.yml"), &volume(place));
+            assert!(why.contains("containers can write to"), "{place}: {why}");
+        }
+        assert!(why(&at("link.yml"), &Volumes::default()).contains("no regular file"));
+        assert!(why(&at("c.txt"), &Volumes::default()).contains("not named"));
+        assert!(why(&at("no.yml"), &Volumes::default()).contains("no such file"));
+        // The same file by the root of a process: a link of the kernel's.
+        let magic = format!("/proc/self/root{}", at("a.yml").display());
+        assert!(why(Path::new(&magic), &Volumes::default()).starts_with("not read:"), "{magic}");
+    }
+
+    #[test]
+    fn a_volume_that_does_not_answer_holds_nothing_up() {
+        let places = vec![PathBuf::from("/a"), PathBuf::from("/gone"), PathBuf::from("/dead")];
+        let real = without_links(places, |place| match place.to_str() {
+            Some("/a") => Ok(PathBuf::from("/b")),
+            Some("/gone") => Err(io::ErrorKind::NotFound.into()),
+            _ => loop {
+                thread::park();
+            },
+        });
+        assert_eq!(real, ["/b", "/gone", "/dead"].map(PathBuf::from));
+    }
+}
