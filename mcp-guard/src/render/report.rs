@@ -54,8 +54,9 @@ pub fn table(reports: &[Report]) -> String {
         let first = report.findings.first();
         let first = first
             .map_or_else(|| "-".to_owned(), |one| format!("{} {}", one.code, one.code.title()));
+        let none = if report.verdict == Verdict::Unknown { "?" } else { "none" };
         let number =
-            |limit: Option<u64>| limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
+            |limit: Option<u64>| limit.map_or_else(|| none.to_owned(), |limit| limit.to_string());
         let tasks = report.charged.tasks.map_or_else(|| "?".to_owned(), |tasks| tasks.to_string());
         text += &format!(
             "{:<32} {:<13} {:>7} {:>7}  {}\n",
@@ -70,8 +71,9 @@ pub fn table(reports: &[Report]) -> String {
 }
 
 fn verdict(report: &Report) -> String {
+    let none = if report.verdict == Verdict::Unknown { "not known" } else { "no limit" };
     let limit =
-        |limit: Option<u64>| limit.map_or_else(|| "no limit".to_owned(), |limit| limit.to_string());
+        |limit: Option<u64>| limit.map_or_else(|| none.to_owned(), |limit| limit.to_string());
     format!(
         "{}: declared {}, in force {}",
         word(report.verdict),

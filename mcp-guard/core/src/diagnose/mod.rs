@@ -36,9 +36,12 @@ pub fn judge(facts: &Facts) -> Report {
     let mut findings = rules::findings(&view);
     // Stable: within one severity the families keep their order, which is that of the repair.
     findings.sort_by_key(|finding| finding.severity);
+    let declared = view.declared();
+    if findings.iter().any(|finding| is_elsewhere(finding.code)) {
+        return elsewhere(&view, findings);
+    }
     let verdict = verdict(&view, &findings);
     let ok = rules::fine(&view, verdict);
-    let declared = view.declared();
     let sizing = Sizing::measure(facts, declared.map_or(Limit::Max, Limit::Tasks));
     Report {
         target: facts.target.clone(),
@@ -55,6 +58,30 @@ pub fn judge(facts: &Facts) -> Report {
     }
 }
 
+/// Nothing that was read here is about the container's own kernel.
+fn is_elsewhere(code: Code) -> bool {
+    matches!(code, Code::OtherDaemon | Code::DesktopVm | Code::Sandbox)
+}
+
+/// All that is known of such a container is what its engine says.
+fn elsewhere(view: &View<'_>, findings: Vec<Finding>) -> Report {
+    let mut places = places(view);
+    places.retain(|place| matches!(place.place.as_str(), "compose file" | "engine"));
+    Report {
+        target: view.facts.target.clone(),
+        verdict: Verdict::Unknown,
+        declared: view.declared(),
+        effective_limit: None,
+        findings,
+        ok: Vec::new(),
+        unreadable: view.facts.unreadable.clone(),
+        places,
+        charged: Charged::default(),
+        sizing: None,
+        notes: Vec::new(),
+    }
+}
+
 fn verdict(view: &View<'_>, findings: &[Finding]) -> Verdict {
     let Some(lasting) = view.lasting_effective() else {
         let known = findings.iter().any(|finding| finding.severity == code::Severity::Critical);
@@ -62,7 +89,8 @@ fn verdict(view: &View<'_>, findings: &[Finding]) -> Verdict {
     };
     // A clamp of ours goes, and what it found comes back.
     let declared = view.declared().map_or(lasting, Limit::Tasks);
-    if lasting == Limit::Max || declared < lasting {
+    let default = view.has_only_the_default() && view.lasting == Some(lasting);
+    if lasting == Limit::Max || declared < lasting || default {
         return Verdict::NotEnforced;
     }
     match (view.effective, view.current) {

@@ -59,6 +59,7 @@ pub fn fine(view: &View<'_>, verdict: Verdict) -> Vec<Fine> {
         let title = "a threaded cgroup: its limit works as any other's".to_owned();
         fine.push(Fine::new(Code::Threaded, title));
     }
+    fine.extend(above::meant(view));
     let nested = facts.nested();
     if !nested.is_empty() {
         let inside: usize = nested.values().sum();

@@ -86,6 +86,12 @@ impl<'a> View<'a> {
         self.lasting.into_iter().chain(above).min()
     }
 
+    /// Nobody asked for the number in force: systemd gives it to each unit without one.
+    pub fn has_only_the_default(&self) -> bool {
+        let default = self.unit().and_then(|unit| unit.default_tasks_max);
+        self.declared().is_none() && default.is_some() && default == self.lasting
+    }
+
     pub fn own(&self) -> Option<&'a Level> {
         self.facts.own()
     }

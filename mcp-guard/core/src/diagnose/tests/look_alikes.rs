@@ -24,3 +24,83 @@ fn a_limit_from_a_variable_proves_nothing() {
     }
     assert_eq!(codes(&judge(&filled(composed(limited(25), 25, 10)))), []);
 }
+
+/// A slice above, with these numbers; the target's own are 12 of `own`.
+fn below(own: Limit, limit: u64, current: u64) -> Facts {
+    let mut facts = limited(25);
+    facts.container = None;
+    (facts.chain[0].max, facts.chain[0].current) = (Some(own), Some(12));
+    let slice = &mut facts.chain[1];
+    slice.path = "/mcp.slice".into();
+    (slice.max, slice.current) = (Some(Limit::Tasks(limit)), Some(current));
+    facts
+}
+
+#[test]
+fn a_limit_above_that_others_used_up() {
+    let own = Limit::Tasks(25);
+    let report = only(&below(own, 100, 100), Code::AncestorLimit, Proved);
+    let title = "/mcp.slice holds 100 of 100 tasks: forks fail here although 12 of 25 are used";
+    assert_eq!(report.findings[0].title, title);
+    let report = only(&below(own, 100, 96), Code::AncestorLimit, Proved);
+    assert!(report.findings[0].title.contains("may fail"));
+    let report = only(&below(Limit::Max, 100, 100), Code::AncestorLimit, Proved);
+    assert!(report.findings[0].title.contains("12 tasks"));
+    // Room enough; as much as here; all of it our own.
+    for facts in [below(own, 100, 90), below(own, 300, 287), below(Limit::Max, 12, 12)] {
+        assert_eq!(codes(&judge(&facts)), [], "{:?}", facts.chain[1]);
+    }
+    let mut lxc = below(own, 100, 100);
+    lxc.chain[1].path = "/lxc.payload.a/x".into();
+    only(&lxc, Code::Lxc, Proved);
+}
+
+#[test]
+fn a_limit_above_is_the_one_that_was_meant_where_nothing_is_wanted_here() {
+    let meant = |facts: &Facts| {
+        let report = judge(facts);
+        assert_eq!((codes(&report), report.verdict), (vec![], Verdict::Enforced));
+        report.ok.iter().any(|fine| fine.code == Code::WrongLevel)
+    };
+    assert!(meant(&below(Limit::Max, 100, 20)));
+    assert!(!meant(&below(Limit::Tasks(25), 100, 20)), "the own one is lower");
+    // systemd's default is nobody's wish.
+    assert!(meant(&scoped(below(Limit::Tasks(1698), 100, 20), Limit::Tasks(1698), 252)));
+    only(&below(Limit::Tasks(200), 100, 20), Code::AncestorLimit, Proved);
+    let mut pod = below(Limit::Max, 100, 20);
+    pod.chain[1].path = "/kubepods/pod1".into();
+    only(&pod, Code::PodLevel, Proved);
+}
+
+#[test]
+fn a_scope_above_takes_its_limit_until_it_ends() {
+    let mut facts = below(Limit::Tasks(200), 100, 20);
+    facts.chain[1].path = "/user.slice/a b.scope".into();
+    let report = only(&facts, Code::AncestorLimit, Proved);
+    let command = "systemctl set-property --runtime 'a b.scope' TasksMax=N";
+    assert_eq!(report.findings[0].repair.command, command);
+}
+
+#[test]
+fn the_default_of_systemd_is_no_limit_that_holds() {
+    let mut facts = scoped(unlimited(), Limit::Tasks(1698), 252);
+    facts.chain[0].max = Some(Limit::Tasks(1698));
+    let report = only(&facts, Code::ExplicitUnlimited, Proved);
+    assert_eq!((report.verdict, report.effective_limit), (Verdict::NotEnforced, Some(1698)));
+    assert!(report.ok.iter().all(|fine| fine.code != Code::Enforced), "{:?}", report.ok);
+    // The same number, and asked for.
+    let facts = scoped(limited(1698), Limit::Tasks(1698), 252);
+    assert_eq!(judge(&facts).verdict, Verdict::Enforced);
+}
+
+#[test]
+fn of_another_kernel_only_the_engine_knows() {
+    let mut facts = limited(25);
+    container(&mut facts).runtime = "runsc".into();
+    let report = only(&facts, Code::Sandbox, Proved);
+    assert_eq!((report.declared, report.effective_limit), (Some(25), None));
+    assert_eq!((report.charged.tasks, report.sizing), (None, None));
+    assert!(report.ok.is_empty(), "{:?}", report.ok);
+    let places: Vec<&str> = report.places.iter().map(|place| place.place.as_str()).collect();
+    assert_eq!(places, ["engine"]);
+}
