@@ -9,13 +9,15 @@ use mcp_guard_core::{
 };
 
 const COLUMNS: usize = 80;
+/// What the commands of a repair begin with.
+const PROGRAMS: [&str; 4] = ["docker ", "mcp-guard ", "sysctl ", "systemctl "];
 
 /// Code, verdict, evidence, help: the worst first.
 #[must_use]
 pub fn report(report: &Report, colour: bool) -> String {
     let paint = Paint(colour);
     let name = visible(&report.target.name);
-    let mut text = format!("{} {}\n", report.target.kind, paint.bold(&name));
+    let mut text = format!("{} {}\n", visible(&report.target.kind), paint.bold(&name));
     text += &wrapped("  ", &verdict(report));
     for finding in &report.findings {
         text += &one(finding, paint);
@@ -32,7 +34,7 @@ pub fn report(report: &Report, colour: bool) -> String {
     }
     text += &charged(report);
     for note in &report.notes {
-        text += &wrapped("note: ", note);
+        text += &copied("note: ", note);
     }
     for unread in &report.unreadable {
         text += &wrapped("not read: ", &format!("{}: {}", unread.what, unread.why));
@@ -115,11 +117,22 @@ fn one(finding: &Finding, paint: Paint) -> String {
         text += &wrapped("  = not ", not);
     }
     let repair = &finding.repair;
-    text += &wrapped("  = help: ", &format!("{} (owner: {})", repair.command, repair.owner));
+    text += &copied("  = help: ", &repair.command);
+    text += &wrapped("  = owner: ", &repair.owner);
     if !repair.survives.is_empty() {
         text += &wrapped("  = lasts over: ", &repair.survives.join(", "));
     }
     text
+}
+
+/// What is copied into a shell stays on one line and keeps its spaces: a break would end the command,
+/// or change a quoted word.
+fn copied(indent: &str, text: &str) -> String {
+    let is_command = PROGRAMS.iter().any(|program| text.starts_with(program));
+    if is_command || text.contains(" '") {
+        return format!("{indent}{}\n", visible(text));
+    }
+    wrapped(indent, text)
 }
 
 fn charged(report: &Report) -> String {
@@ -199,5 +212,33 @@ mod tests {
         assert!(text.lines().all(|line| line.len() <= COLUMNS), "{text}");
         assert!(text.lines().skip(1).all(|line| line.starts_with("    word")));
         assert_eq!(wrapped("a: ", &"x".repeat(100)).lines().count(), 1, "a word is never cut");
+    }
+
+    #[test]
+    fn a_command_is_printed_as_it_must_be_copied() {
+        let name = format!("'cgroup:/a  b{}'", " c".repeat(60));
+        let command = format!("mcp-guard repair {name} --limit 25");
+        assert_eq!(copied("  = help: ", &command), format!("  = help: {command}\n"));
+        let prose = copied("  = help: ", &"word ".repeat(40));
+        assert!(prose.lines().count() > 1 && prose.lines().all(|line| line.len() <= COLUMNS));
+        assert_eq!(copied("", "docker x '\n\x1b'").matches('\n').count(), 1);
+    }
+
+    fn judged(facts: &str) -> Report {
+        mcp_guard_core::diagnose::judge(&serde_json::from_str(facts).expect("facts"))
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_called_none() {
+        let unknown = judged(r#"{"target": {"kind": "x\u001b[31m\ny", "name": "web"}}"#);
+        let text = report(&unknown, false);
+        assert!(text.contains("declared not known, in force not known"), "{text}");
+        assert!(text.starts_with("x\\u{1b}[31m\\ny web\n"), "{text}");
+        let none = judged(r#"{"chain": [{"path": "/a", "max": "max", "current": 1}]}"#);
+        let text = report(&none, false);
+        assert!(text.contains("declared no limit, in force no limit"), "{text}");
+        let rows = table(&[unknown, none]);
+        let limits: Vec<&str> = rows.lines().skip(1).map(|row| row[46..54].trim()).collect();
+        assert_eq!(limits, ["?", "none"], "{rows}");
     }
 }

@@ -141,7 +141,7 @@ fn clamp(facts: &Facts, kernel: Option<Limit>) -> Option<&Clamp> {
 /// One word for a shell: cgroups may have any name, and a person copies the command.
 pub(super) fn shell_word(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/_.:@-".contains(&byte);
-    if text.bytes().all(plain) {
+    if !text.is_empty() && text.bytes().all(plain) {
         return text.to_owned();
     }
     format!("'{}'", text.replace('\'', "'\\''"))
@@ -164,6 +164,7 @@ mod tests {
     #[test]
     fn a_name_is_one_word_of_a_command() {
         assert_eq!(shell_word("cgroup:/a-b/c.slice"), "cgroup:/a-b/c.slice");
+        assert_eq!(shell_word(""), "''");
         assert_eq!(shell_word("a b;$(reboot)"), "'a b;$(reboot)'");
         assert_eq!(shell_word("it's"), "'it'\\''s'");
     }

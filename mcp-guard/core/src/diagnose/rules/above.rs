@@ -117,6 +117,7 @@ fn owner(level: &Level) -> (Code, &'static str, String) {
         // It has no file that could keep it.
         return (Code::AncestorLimit, "systemd", set_property("--runtime "));
     }
-    let command = format!("raise {}/pids.max where it is set, or use another parent", level.path);
+    let file = shell_word(&format!("{}/pids.max", level.path));
+    let command = format!("raise {file} where it is set, or use another parent");
     (Code::AncestorLimit, "whoever made that cgroup", command)
 }

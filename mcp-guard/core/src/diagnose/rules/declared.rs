@@ -12,7 +12,7 @@ use super::super::{
         Finding,
     },
     version::version,
-    view::{Stored, View},
+    view::{Stored, View, shell_word},
 };
 use crate::limit::Limit;
 
@@ -226,10 +226,7 @@ fn invalid(view: &View<'_>, compose: &Compose, container: &Container, why: &str)
     )
     .seen("compose file", compose.files.join(", "), why)
     .seen("engine", "HostConfig.PidsLimit", stored_word(view));
-    times(finding, compose, container).by_hand(
-        "compose file",
-        format!("mend the file; {} shows the error", compose_config(compose)),
-    )
+    times(finding, compose, container).by_hand("compose file", compose_config(compose))
 }
 
 /// No compose file is behind the container, or none that says anything.
@@ -336,7 +333,9 @@ fn stored_word(view: &View<'_>) -> String {
 }
 
 fn compose_config(compose: &Compose) -> String {
-    let files: Vec<String> = compose.files.iter().map(|file| format!(" -f {file}")).collect();
+    // A label of any image names them, and root copies the command.
+    let option = |file: &String| format!(" -f {}", shell_word(file));
+    let files: Vec<String> = compose.files.iter().map(option).collect();
     format!("docker compose{} config", files.concat())
 }
 

@@ -8,7 +8,7 @@ use super::super::{
         Finding,
     },
     version::version,
-    view::View,
+    view::{View, shell_word},
 };
 use crate::container::container_in;
 
@@ -131,7 +131,7 @@ fn not_handed_down(view: &View<'_>) -> Option<Finding> {
     let breaks =
         |level: &&Level| level.has_pids == Some(true) && level.hands_pids_down == Some(false);
     let breaker = view.facts.chain.iter().skip(1).find(breaks)?;
-    let unit = breaker.path.rsplit('/').next().unwrap_or_default();
+    let unit = shell_word(breaker.path.rsplit('/').next().unwrap_or_default());
     Some(
         Finding::new(
             Code::NotDelegated,

