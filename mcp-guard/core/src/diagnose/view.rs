@@ -1,5 +1,10 @@
 //! The numbers that rules ask for, worked out once from the facts.
 
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    iter::once,
+};
+
 use super::facts::{Clamp, Container, Facts, Level, Process, Says, Unit};
 use crate::limit::Limit;
 
@@ -110,12 +115,49 @@ impl<'a> View<'a> {
         format!("{}/{name}", path.trim_end_matches('/'))
     }
 
-    /// Tasks that can only have been born inside: a fork is checked against the limit, a move is not,
-    /// and only one task comes in by a move. More of them than the limit mean that it was not in force
-    /// when they were born (`pids_can_fork` in the kernel's `kernel/cgroup/pids.c`).
+    /// Tasks that a fork inside made, and the container's first, which was there before any: a fork is
+    /// checked against the limit, a move is not. More of them than the limit mean that it was not in
+    /// force when they were born (`pids_can_fork` in the kernel's `kernel/cgroup/pids.c`).
+    ///
+    /// What was moved in may have brought threads and children along, so it counts only where it came
+    /// by exec, which begins with one task. Where there is no container, nobody can tell, and the first
+    /// task alone of each tree is left out.
     pub fn born_inside(&self) -> u64 {
-        let roots = u64::try_from(self.facts.roots().len()).unwrap_or(u64::MAX);
-        self.facts.threads().saturating_sub(roots)
+        let facts = self.facts;
+        let first: Vec<u32> = match &facts.container {
+            Some(container) => {
+                once(container.init).chain(container.execs.iter().copied()).collect()
+            }
+            None => facts.roots().iter().map(|process| process.pid).collect(),
+        };
+        let family = self.family_of(&first);
+        let came_in = match &facts.container {
+            Some(container) => container.execs.iter().filter(|pid| family.contains(pid)).count(),
+            None => first.len(),
+        };
+        let in_family = |pid| family.contains(&pid);
+        let living = facts.members.iter().filter(|process| in_family(process.pid));
+        let dead = facts.zombies.iter().filter(|process| in_family(process.parent)).count();
+        let tasks: u64 = living.map(|process| process.threads).sum();
+        let count = |length: usize| u64::try_from(length).unwrap_or(u64::MAX);
+        tasks.saturating_add(count(dead)).saturating_sub(count(came_in))
+    }
+
+    /// Members that are one of these, or come from one.
+    fn family_of(&self, first: &[u32]) -> BTreeSet<u32> {
+        let members: BTreeSet<u32> = self.facts.members.iter().map(|process| process.pid).collect();
+        let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+        for process in &self.facts.members {
+            children.entry(process.parent).or_default().push(process.pid);
+        }
+        let mut family = BTreeSet::new();
+        let mut waiting = first.to_vec();
+        while let Some(pid) = waiting.pop() {
+            if members.contains(&pid) && family.insert(pid) {
+                waiting.extend(children.get(&pid).into_iter().flatten());
+            }
+        }
+        family
     }
 
     /// The command that has a limit written at its owner, at once.

@@ -17,7 +17,7 @@ pub fn cause(view: &View<'_>) -> Option<Finding> {
         (Some(current), Some(Limit::Tasks(limit))) if current > limit => (current, limit),
         _ => return None,
     };
-    let finding = if view.born_inside() > limit {
+    let finding = if view.born_inside() > limit || view.moved_in.is_empty() {
         lowered(view, current, limit)
     } else {
         moved_in(view, current, limit)
@@ -31,15 +31,17 @@ pub fn cause(view: &View<'_>) -> Option<Finding> {
 
 fn lowered(view: &View<'_>, current: u64, limit: u64) -> Finding {
     let born = view.born_inside();
+    // Without an engine nobody knows which processes were the first.
+    let proof = view.container().is_some() && born > limit;
     let finding = Finding::new(
         Code::LoweredBelow,
-        Proved,
+        if proof { Proved } else { Possible },
         format!(
             "{current} tasks were there before the limit {limit} was: it stops new ones and ends \
              none"
         ),
     )
-    .seen("tasks born inside", "threads less processes with a parent outside", born)
+    .seen("tasks born inside", "threads and zombies, less what came in", born)
     .not(format!(
         "MG-P040, MG-P041 moved in: only {} processes have a parent outside",
         view.facts.roots().len()
@@ -60,16 +62,16 @@ fn moved_in(view: &View<'_>, current: u64, limit: u64) -> Finding {
     } else {
         (Code::ExternalMigration, &by_hand, "a write to cgroup.procs")
     };
+    // Outside of a container the first process looks as one that came in.
     let enough = u64::try_from(who.len()).unwrap_or(u64::MAX) >= excess;
-    let certainty = if enough { Proved } else { Possible };
-    let mut finding = Finding::new(
-        code,
-        certainty,
-        format!(
-            "{} processes came in by {whose}, which is not checked against the limit {limit}",
-            who.len()
-        ),
-    );
+    let certainty = if enough && view.container().is_some() { Proved } else { Possible };
+    let count = match who.len() {
+        1 => "a process".to_owned(),
+        count => format!("{count} processes"),
+    };
+    let title =
+        format!("{count} came in by {whose}, which is not checked against the limit {limit}");
+    let mut finding = Finding::new(code, certainty, title);
     for process in who.iter().take(SHOWN) {
         finding = finding.seen(
             "came in",

@@ -126,3 +126,39 @@ fn what_an_image_says_is_one_word_of_a_command() {
     let report = only(&facts, Code::AncestorLimit, Proved);
     assert!(report.findings[0].repair.command.starts_with("raise '/a b/pids.max' "));
 }
+
+#[test]
+fn the_dead_were_born_inside_too() {
+    let mut facts = with(limited(5), 3, INIT);
+    facts.zombies = (200..208).map(|pid| process(pid, INIT + 1)).collect();
+    facts.chain[0].current = Some(12);
+    let report = judge(&facts);
+    assert_eq!(codes(&report), [Code::LoweredBelow, Code::Zombies]);
+    assert_eq!(report.findings[0].certainty, Proved);
+}
+
+#[test]
+fn what_was_moved_in_with_its_threads_and_children_proves_no_lower_limit() {
+    // One process of 30 threads, and one with ten children.
+    let mut threads = with(limited(25), 1, SHIM);
+    threads.members[1].threads = 30;
+    let tree = with(with(limited(5), 1, SHIM), 10, INIT + 1);
+    for mut facts in [threads, tree] {
+        facts.chain[0].current = Some(facts.threads());
+        let report = only(&facts, Code::ExternalMigration, Possible);
+        assert!(report.findings[0].title.starts_with("a process came in"));
+        // By exec it began as one task: the rest was born inside.
+        container(&mut facts).execs = vec![INIT + 1];
+        only(&facts, Code::LoweredBelow, Proved);
+        facts.container = None;
+        only(&facts, Code::LoweredBelow, Possible);
+    }
+}
+
+#[test]
+fn nobody_came_in_where_there_is_nobody_to_show() {
+    // More is charged than can be seen.
+    let mut facts = limited(5);
+    facts.chain[0].current = Some(9);
+    only(&facts, Code::LoweredBelow, Possible);
+}
