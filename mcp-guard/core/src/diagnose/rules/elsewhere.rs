@@ -123,13 +123,12 @@ fn named(mut finding: Finding, processes: &[Process]) -> Finding {
 
 /// Containers of the same image that nobody limited.
 fn others(view: &View<'_>) -> Option<Finding> {
-    let unlimited: Vec<_> = view
-        .facts
-        .others
-        .iter()
-        .filter(|other| other.same_image && other.limit == Some(Limit::Max))
-        .collect();
-    if unlimited.is_empty() || view.effective.is_none_or(|limit| limit == Limit::Max) {
+    // With the systemd driver one without a limit has systemd's default.
+    let default = view.unit().and_then(|unit| unit.default_tasks_max).unwrap_or(Limit::Max);
+    let is_unlimited = |limit| limit == Limit::Max || limit == default;
+    let others = view.facts.others.iter().filter(|other| other.same_image);
+    let unlimited: Vec<_> = others.filter(|other| other.limit.is_some_and(is_unlimited)).collect();
+    if unlimited.is_empty() || view.effective.is_none_or(is_unlimited) {
         return None;
     }
     let tasks: u64 = unlimited.iter().filter_map(|other| other.tasks).sum();

@@ -162,3 +162,16 @@ fn nobody_came_in_where_there_is_nobody_to_show() {
     facts.chain[0].current = Some(9);
     only(&facts, Code::LoweredBelow, Possible);
 }
+
+#[test]
+fn another_container_with_the_default_of_systemd_has_no_limit() {
+    let other = |limit| Other { same_image: true, limit: Some(limit), ..Other::default() };
+    let mut facts = scoped(limited(25), Limit::Tasks(25), 252);
+    facts.others = vec![other(Limit::Tasks(1698))];
+    only(&facts, Code::OtherContainers, Proved);
+    facts.others = vec![other(Limit::Tasks(500))];
+    assert_eq!(codes(&judge(&facts)), []);
+    let mut facts = limited(25);
+    facts.others = vec![other(Limit::Tasks(1698))];
+    assert_eq!(codes(&judge(&facts)), [], "without systemd it is a limit");
+}
