@@ -1,5 +1,7 @@
 //! Seen by people, and not charged here: other cgroups, other containers, the dead.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::super::{
     code::Code,
     facts::Process,
@@ -11,18 +13,17 @@ use super::super::{
 };
 use super::SHOWN;
 use crate::{container::container_in, limit::Limit};
-use std::collections::BTreeSet;
 
 pub fn causes(view: &View<'_>) -> Vec<Finding> {
-    let found = [aliens(view), others(view), siblings(view), zombies(view)];
-    found.into_iter().flatten().collect()
+    let rest = [others(view), siblings(view), zombies(view)];
+    aliens(view).into_iter().chain(rest.into_iter().flatten()).collect()
 }
 
 /// Same pid namespace, another cgroup.
-fn aliens(view: &View<'_>) -> Option<Finding> {
+fn aliens(view: &View<'_>) -> Vec<Finding> {
     let facts = view.facts;
     if facts.container.as_ref().is_some_and(|container| container.pid_mode == "host") {
-        return Some(
+        return vec![
             Finding::new(
                 Code::PidNamespace,
                 Proved,
@@ -31,22 +32,54 @@ fn aliens(view: &View<'_>) -> Option<Finding> {
             )
             .seen("pid namespace", "HostConfig.PidMode", "host")
             .by_hand("container's configuration", "make it anew without --pid=host"),
-        );
+        ];
     }
-    let first = facts.aliens.first()?;
-    // One that was forked inside and left has its parent inside, or a parent that left likewise.
-    let family: BTreeSet<u32> =
-        facts.members.iter().chain(&facts.aliens).map(|process| process.pid).collect();
-    let inside: BTreeSet<u32> = facts.members.iter().map(|process| process.pid).collect();
-    let left = facts.aliens.iter().any(|alien| inside.contains(&alien.parent))
-        && facts.aliens.iter().all(|alien| family.contains(&alien.parent));
-    let other = container_in(&first.cgroup).map(|found| found.id.get(..12).unwrap_or(found.id));
-    let finding = if left {
-        left_it(view, facts.aliens.len(), other)
-    } else {
-        entered(facts.aliens.len(), other)
+    // runc on its way in: it joins the namespace first, and the cgroup a moment later.
+    let settled = facts.aliens.iter().filter(|alien| !alien.comm.starts_with("runc:["));
+    let forked_inside = forked_inside(view);
+    let (inside, mut entered): (Vec<&Process>, Vec<&Process>) =
+        settled.partition(|alien| forked_inside.contains(&alien.pid));
+    // An orphan of one that entered gets the container's first process as its parent.
+    let places: BTreeSet<&str> = entered.iter().map(|alien| place(alien)).collect();
+    let (orphans, left): (Vec<&Process>, Vec<&Process>) =
+        inside.into_iter().partition(|alien| places.contains(place(alien)));
+    entered.extend(orphans);
+    let other = |first: &Process| {
+        container_in(&first.cgroup).map(|found| found.id.chars().take(12).collect::<String>())
     };
-    Some(named(finding, &facts.aliens))
+    let mut found = Vec::new();
+    if let Some(first) = left.first() {
+        found.push(named(left_it(view, left.len(), other(first).as_deref()), &left));
+    }
+    if let Some(first) = entered.first() {
+        found.push(named(entered_it(entered.len(), other(first).as_deref()), &entered));
+    }
+    found
+}
+
+/// The container it is in, or its cgroup.
+fn place(process: &Process) -> &str {
+    container_in(&process.cgroup).map_or(&process.cgroup, |found| found.id)
+}
+
+/// Aliens whose parents are members, or such aliens themselves.
+fn forked_inside(view: &View<'_>) -> BTreeSet<u32> {
+    let mut family: BTreeSet<u32> = view.facts.members.iter().map(|process| process.pid).collect();
+    let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    for alien in &view.facts.aliens {
+        children.entry(alien.parent).or_default().push(alien.pid);
+    }
+    let mut found = BTreeSet::new();
+    let mut waiting: Vec<u32> = family.iter().copied().collect();
+    while let Some(pid) = waiting.pop() {
+        for child in children.get(&pid).into_iter().flatten() {
+            if family.insert(*child) {
+                found.insert(*child);
+                waiting.push(*child);
+            }
+        }
+    }
+    found
 }
 
 /// Started inside, and now in another cgroup; `inner`: one that is named like a container.
@@ -84,7 +117,7 @@ fn left_it(view: &View<'_>, count: usize, inner: Option<&str>) -> Finding {
 }
 
 /// Started outside, and seen inside.
-fn entered(count: usize, other: Option<&str>) -> Finding {
+fn entered_it(count: usize, other: Option<&str>) -> Finding {
     if let Some(other) = other {
         let title = format!(
             "{count} processes in the same pid namespace belong to container {other}: its limit \
@@ -110,7 +143,7 @@ fn is_unprivileged(view: &View<'_>) -> bool {
     })
 }
 
-fn named(mut finding: Finding, processes: &[Process]) -> Finding {
+fn named(mut finding: Finding, processes: &[&Process]) -> Finding {
     for process in processes.iter().take(SHOWN) {
         finding = finding.seen(
             format!("process {}, parent {}", process.pid, process.parent),
