@@ -10,7 +10,7 @@ mod kernel;
 
 pub use self::host::is_nearly_full;
 use super::{
-    code::Code,
+    code::{Code, Severity},
     report::{Finding, Fine, Verdict},
     sizing::Sizing,
     view::View,
@@ -19,6 +19,16 @@ use crate::limit::Limit;
 
 /// Processes or containers named in the evidence of one finding.
 const SHOWN: usize = 5;
+
+/// Critical means that no limit is in force: not so where the engine keeps one, and the kernel has none
+/// looser than the number that is compared.
+fn no_hole_below(mut finding: Finding, view: &View<'_>, compared: u64) -> Finding {
+    let in_force = view.lasting.is_some_and(|kernel| kernel <= Limit::Tasks(compared));
+    if view.stored_limit().is_some() && in_force {
+        finding.severity = finding.severity.max(Severity::Medium);
+    }
+    finding
+}
 
 /// Everything that is wrong, in the order of the families.
 pub fn findings(view: &View<'_>) -> Vec<Finding> {

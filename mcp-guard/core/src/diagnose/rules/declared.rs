@@ -14,12 +14,17 @@ use super::super::{
     version::version,
     view::{Stored, View, shell_word},
 };
+use super::no_hole_below;
 use crate::limit::Limit;
 
 const ENGINE: &[&str] = &["container restart", "daemon-reload", "reboot"];
 
 pub fn cause(view: &View<'_>) -> Option<Finding> {
     let (container, stored) = (view.container()?, view.stored?);
+    if stored == Stored::Unlimited(0) && is_docker(view) {
+        // Docker keeps no 0 that a container was made with, so no file and no tool is behind it.
+        return Some(with_the_kernels_word(explicit(view, stored), view));
+    }
     let finding = match (stored, &view.facts.compose) {
         (Stored::Limit(limit), Some(compose)) => against_the_file(view, compose, container, limit),
         (Stored::Limit(_), None) => None,
@@ -43,6 +48,10 @@ fn as_sure_as_its_variables(mut finding: Finding, view: &View<'_>) -> Finding {
         "env files and defaults, as they are now",
         "the shell that ran compose may have had another",
     )
+}
+
+fn is_docker(view: &View<'_>) -> bool {
+    view.facts.engine.as_ref().is_some_and(|engine| engine.kind == "docker")
 }
 
 /// Whatever the cause, this is what it comes to.
@@ -79,7 +88,12 @@ fn from_compose(view: &View<'_>, compose: &Compose, container: &Container) -> Op
             Some(never_arrived(view, compose, container, limit))
         }
         Says::Invalid { why } => Some(invalid(view, compose, container, why)),
+        // A limit on another service is a better lead than one on another layer.
         Says::Nothing { elsewhere } => {
+            let of_another_kind = wrong_layer(view, container).filter(|_| elsewhere.is_empty());
+            if of_another_kind.is_some() {
+                return of_another_kind;
+            }
             let mut finding = Finding::new(
                 Code::NeverDeclared,
                 Proved,
@@ -183,13 +197,27 @@ fn against_the_file(
     }
     let file = view.file.filter(|file| *file != stored)?;
     // The engine's own default then stands where the file's number should.
-    if let Some(why) = dropped_by(compose) {
-        return Some(dropped(view, compose, file, why));
-    }
+    let finding = match dropped_by(compose) {
+        Some(why) => dropped(view, compose, file, why),
+        None => other_number(view, compose, container, file, stored),
+    };
+    Some(no_hole_below(finding, view, file))
+}
+
+/// The tool reads the key, and the file has another number than the engine.
+fn other_number(
+    view: &View<'_>,
+    compose: &Compose,
+    container: &Container,
+    file: u64,
+    stored: u64,
+) -> Finding {
     let newer = age(compose, container) == Some(Age::FileIsNewer);
     let (code, title) = if newer {
-        let title =
-            format!("the file says {file}, but the container is older and was made with {stored}");
+        let title = format!(
+            "the file says {file} and changed after the container was made; the engine has \
+             {stored}: repair to {file}, or write {stored} into the file"
+        );
         (Code::NotRecreated, title)
     } else {
         let title = format!(
@@ -205,17 +233,17 @@ fn against_the_file(
         "HostConfig.PidsLimit",
         stored,
     );
-    let look_alike = if newer {
-        "MG-P007 changed behind the file: the file itself changed after the container was made"
+    let finding = if newer {
+        finding
     } else {
-        "MG-P001 not made anew: the file is older than the container"
+        finding.not("MG-P001 not made anew: the file is older than the container")
     };
-    let finding = times(finding.not(look_alike), compose, container);
+    let finding = times(finding, compose, container);
     if view.filled {
         // The container may well have what its maker gave it.
-        return Some(finding.by_hand("compose file", compose_config(compose)));
+        return finding.by_hand("compose file", compose_config(compose));
     }
-    Some(finding.repaired("compose file", view.repair_command(Some(file)), ENGINE))
+    finding.repaired("compose file", view.repair_command(Some(file)), ENGINE)
 }
 
 fn invalid(view: &View<'_>, compose: &Compose, container: &Container, why: &str) -> Finding {
@@ -226,7 +254,12 @@ fn invalid(view: &View<'_>, compose: &Compose, container: &Container, why: &str)
     )
     .seen("compose file", compose.files.join(", "), why)
     .seen("engine", "HostConfig.PidsLimit", stored_word(view));
-    times(finding, compose, container).by_hand("compose file", compose_config(compose))
+    let finding = times(finding, compose, container);
+    let finding = finding.by_hand("compose file", compose_config(compose));
+    match view.stored_limit() {
+        Some(stored) => no_hole_below(finding, view, stored),
+        None => finding,
+    }
 }
 
 /// No compose file is behind the container, or none that says anything.
@@ -241,6 +274,11 @@ fn unlimited(view: &View<'_>, container: &Container, stored: Stored) -> Finding 
     if let Some(finding) = wrong_layer(view, container) {
         return finding;
     }
+    explicit(view, stored)
+}
+
+/// Somebody said so, by a number that means none or by no number.
+fn explicit(view: &View<'_>, stored: Stored) -> Finding {
     let title = match stored {
         Stored::Null => {
             "the container was made without a PID limit: the engine keeps null, also where 0 or -1 \
@@ -255,12 +293,12 @@ fn unlimited(view: &View<'_>, container: &Container, stored: Stored) -> Finding 
     };
     Finding::new(Code::ExplicitUnlimited, Proved, title)
         .seen("engine", "HostConfig.PidsLimit", stored_word(view))
-        .repaired("whoever made it", view.repair_command(None), ENGINE)
+        .repaired("whoever made it", view.repair_command(view.declared()), ENGINE)
 }
 
 /// A limit that somebody set where it does not reach this container.
 fn wrong_layer(view: &View<'_>, container: &Container) -> Option<Finding> {
-    if let Some(nproc) = container.nproc_ulimit {
+    if let Some(nproc) = container.nproc_ulimit.filter(|nproc| *nproc > 0) {
         return Some(
             Finding::new(
                 Code::WrongLayer,

@@ -1,7 +1,7 @@
 //! The engine has a limit; does the kernel have the same, and does systemd know of it?
 
 use super::super::{
-    code::{Code, Severity},
+    code::Code,
     facts::{Container, Unit},
     report::{
         Certainty::{Possible, Proved},
@@ -10,6 +10,7 @@ use super::super::{
     version::version,
     view::View,
 };
+use super::no_hole_below;
 use crate::limit::Limit;
 
 const ENGINE: &[&str] = &["container restart", "daemon-reload", "reboot"];
@@ -31,6 +32,7 @@ pub fn cause(view: &View<'_>) -> Option<Finding> {
         .or_else(|| raised_from_inside(view, container, kernel, stored))
         .or_else(|| reset_by_systemd(view, kernel, stored))
         .unwrap_or_else(|| raw(view, kernel, stored));
+    let finding = no_hole_below(finding, view, stored);
     Some(witnesses(finding, view).repaired("engine", view.repair_command(Some(stored)), ENGINE))
 }
 
@@ -126,15 +128,11 @@ fn reset_by_systemd(view: &View<'_>, kernel: Limit, stored: u64) -> Option<Findi
 }
 
 fn raw(view: &View<'_>, kernel: Limit, stored: u64) -> Finding {
-    let mut finding = Finding::new(
+    let finding = Finding::new(
         Code::RawWrite,
         Proved,
         format!("the engine has {stored}, the kernel {kernel}: somebody wrote pids.max by hand"),
     );
-    if kernel < Limit::Tasks(stored) {
-        // A limit is in force, and a stricter one than was asked for.
-        finding.severity = Severity::Medium;
-    }
     match view.unit().and_then(|unit| unit.tasks_max) {
         Some(tasks_max) => {
             finding.not(format!("MG-P030 reset by systemd: it still keeps {tasks_max}"))

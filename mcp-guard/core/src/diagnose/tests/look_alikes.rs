@@ -175,3 +175,87 @@ fn another_container_with_the_default_of_systemd_has_no_limit() {
     facts.others = vec![other(Limit::Tasks(1698))];
     assert_eq!(codes(&judge(&facts)), [], "without systemd it is a limit");
 }
+
+#[test]
+fn a_stricter_limit_in_force_is_no_hole() {
+    let severity = |facts: &Facts, code| {
+        let report = judge(facts);
+        assert_eq!(codes(&report), [code], "{:#?}", report.findings);
+        report.findings[0].severity
+    };
+    // Made with 25, and the file has 500 now; and the other way round.
+    assert_eq!(severity(&composed(limited(25), 500, 10), Code::NotRecreated), Severity::Medium);
+    assert_eq!(severity(&composed(limited(500), 25, 10), Code::NotRecreated), Severity::Critical);
+    let title = judge(&composed(limited(460), 25, 10)).findings[0].title.clone();
+    assert!(title.contains("the engine has 460") && title.contains("write 460"), "{title}");
+    for (facts, expected) in [(limited(25), Severity::Medium), (unlimited(), Severity::Critical)] {
+        let mut invalid = composed(facts, 25, 10);
+        invalid.compose.as_mut().unwrap().says = Says::Invalid { why: "two values".into() };
+        assert_eq!(severity(&invalid, Code::ComposeInvalid), expected);
+    }
+    let mut reset = scoped(limited(500), Limit::Tasks(40), 252);
+    reset.chain[0].max = Some(Limit::Tasks(40));
+    assert_eq!(severity(&reset, Code::SystemdReset), Severity::Medium);
+}
+
+#[test]
+fn a_zero_that_docker_keeps_is_an_update() {
+    let mut facts = composed(unlimited(), 25, 10);
+    container(&mut facts).pids_limit = Some(0);
+    let report = only(&facts, Code::ExplicitUnlimited, Proved);
+    assert!(report.findings[0].title.contains("update"));
+    assert!(report.findings[0].repair.command.ends_with("--limit 25"));
+    facts.engine.as_mut().unwrap().kind = "podman".into();
+    only(&facts, Code::NotRecreated, Proved);
+}
+
+#[test]
+fn an_ulimit_beside_compose_and_one_that_limits_nothing() {
+    let with_ulimit = |nproc| {
+        let mut facts = composed(unlimited(), 25, 10);
+        container(&mut facts).nproc_ulimit = Some(nproc);
+        facts.compose.as_mut().unwrap().says = Says::Nothing { elsewhere: vec![] };
+        facts
+    };
+    only(&with_ulimit(25), Code::WrongLayer, Proved);
+    only(&with_ulimit(-1), Code::NeverDeclared, Proved);
+    let mut facts = with_ulimit(25);
+    facts.compose = None;
+    only(&facts, Code::WrongLayer, Proved);
+    container(&mut facts).nproc_ulimit = Some(-1);
+    only(&facts, Code::ExplicitUnlimited, Proved);
+}
+
+#[test]
+fn who_left_and_who_entered_are_told_apart_one_by_one() {
+    let alien =
+        |pid, parent, cgroup: &str| Process { cgroup: cgroup.into(), ..process(pid, parent) };
+    let mut facts = limited(25);
+    container(&mut facts).privileged = true;
+    let shell = alien(900, 1, "/user.slice/session-1.scope");
+    let of_shell = alien(901, 900, "/user.slice/session-1.scope");
+    // The child of one that left has the lower number.
+    let (escaped, child) = (alien(801, INIT, "/escaped"), alien(800, 801, "/escaped"));
+    facts.aliens = vec![child, escaped, shell, of_shell];
+    let report = judge(&facts);
+    assert_eq!(codes(&report), [Code::EscapedCgroup, Code::PidNamespace]);
+    let titles: Vec<&str> = report.findings.iter().map(|one| one.title.as_str()).collect();
+    assert!(titles[0].starts_with("2 processes") && titles[1].starts_with("2 processes"));
+    // One container beside it, and one that an engine inside made: each is named in its own group.
+    let (shared, inner) = ("b".repeat(64), "c".repeat(64));
+    facts.aliens = vec![
+        alien(900, 60, &format!("/docker/{shared}")),
+        alien(901, INIT, &format!("/docker/{inner}")),
+    ];
+    let report = judge(&facts);
+    assert_eq!(codes(&report), [Code::InnerOutside, Code::PidNamespace]);
+    assert!(report.findings[0].title.contains("cccccccccccc"));
+    assert!(report.findings[1].title.contains("bbbbbbbbbbbb"));
+    // An orphan in a shared namespace gets this container's first process as its parent.
+    facts.aliens[1].cgroup = format!("/docker/{shared}");
+    assert_eq!(codes(&judge(&facts)), [Code::PidNamespace]);
+    // A health check on its way in.
+    facts.aliens =
+        vec![Process { comm: "runc:[2:INIT]".into(), ..alien(900, SHIM, "/system.slice") }];
+    assert_eq!(codes(&judge(&facts)), []);
+}
