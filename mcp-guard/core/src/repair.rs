@@ -83,6 +83,23 @@ pub enum Owner {
     Kernel,
 }
 
+impl Owner {
+    fn keeps_over(&self) -> &'static [&'static str] {
+        match self {
+            Self::Docker | Self::Podman => &["container restart", "daemon-reload", "reboot"],
+            Self::Unit { transient: true, .. } => &["daemon-reload"],
+            Self::Unit { transient: false, .. } => &["unit restart", "daemon-reload", "reboot"],
+            Self::Kernel => &[],
+        }
+    }
+}
+
+/// How long a repair of this target would last.
+#[must_use]
+pub fn survives(facts: &Facts) -> &'static [&'static str] {
+    owner(facts).map_or(&[], |owner| owner.keeps_over())
+}
+
 /// One write.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "write")]
@@ -299,12 +316,7 @@ impl Plan {
     /// How long it lasts once it is done.
     #[must_use]
     pub fn survives(&self) -> &'static [&'static str] {
-        match &self.owner {
-            Owner::Docker | Owner::Podman => &["container restart", "daemon-reload", "reboot"],
-            Owner::Unit { transient: true, .. } => &["daemon-reload"],
-            Owner::Unit { transient: false, .. } => &["unit restart", "daemon-reload", "reboot"],
-            Owner::Kernel => &[],
-        }
+        self.owner.keeps_over()
     }
 
     /// What takes it away again.

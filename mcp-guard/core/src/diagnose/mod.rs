@@ -53,7 +53,7 @@ pub fn judge(facts: &Facts) -> Report {
         unreadable: facts.unreadable.clone(),
         places: places(&view),
         charged: charged(&view),
-        notes: rules::notes(&view, sizing.as_ref()),
+        notes: rules::notes(&view, verdict, sizing.as_ref()),
         sizing,
     }
 }
@@ -88,7 +88,8 @@ fn verdict(view: &View<'_>, findings: &[Finding]) -> Verdict {
         return if known { Verdict::NotEnforced } else { Verdict::Unknown };
     };
     // A clamp of ours goes, and what it found comes back.
-    let declared = view.declared().map_or(lasting, Limit::Tasks);
+    // What a repair was asked for came later than what any owner keeps.
+    let declared = view.facts.wanted.or(view.declared()).map_or(lasting, Limit::Tasks);
     let default = view.has_only_the_default() && view.lasting == Some(lasting);
     if lasting == Limit::Max || declared < lasting || default {
         return Verdict::NotEnforced;
@@ -113,11 +114,13 @@ fn charged(view: &View<'_>) -> Charged {
 /// The six places, each with what it says, and whether the number came through to it.
 fn places(view: &View<'_>) -> Vec<Place> {
     let mut places = Vec::new();
-    // The number as it came through so far; none yet.
-    let mut expected: Option<Limit> = None;
+    // As they came through so far, the nearest last. Where none was expected, none is lost, and one
+    // that comes through in the end was not.
+    let mut so_far: Vec<Limit> = Vec::new();
     let mut add = |place: &str, r#where: String, value: String, limit: Option<Limit>| {
-        let breaks = expected.is_some() && limit.is_some() && expected != limit;
-        expected = limit.or(expected);
+        let expected = so_far.last().is_some_and(|limit| *limit != Limit::Max);
+        let breaks = expected && limit.is_some_and(|limit| !so_far.contains(&limit));
+        so_far.extend(limit);
         places.push(Place { place: place.to_owned(), r#where, value, breaks });
     };
     if let Some(compose) = &view.facts.compose {
@@ -159,15 +162,14 @@ fn places(view: &View<'_>) -> Vec<Place> {
     if let Some(unit) = view.unit()
         && let Some(tasks_max) = unit.tasks_max
     {
-        add(
-            "systemd",
-            format!("TasksMax of {}", unit.name),
-            tasks_max.to_string(),
-            Some(tasks_max),
-        );
+        // Of a cgroup below its unit systemd keeps no number.
+        let limit = view.is_the_units_own().then_some(tasks_max);
+        let of = format!("TasksMax of {}", unit.name);
+        add("systemd", of, tasks_max.to_string(), limit);
     }
+    let limit = (!view.is_our_repair()).then(|| view.lasting.unwrap_or(Limit::Max));
     let kernel = view.kernel.map_or_else(|| "no such file".to_owned(), |limit| limit.to_string());
-    add("kernel", view.file_of("pids.max"), kernel, Some(view.kernel.unwrap_or(Limit::Max)));
+    add("kernel", view.file_of("pids.max"), kernel, limit);
     places
 }
 

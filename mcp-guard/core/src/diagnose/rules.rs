@@ -97,7 +97,7 @@ pub fn fine(view: &View<'_>, verdict: Verdict) -> Vec<Fine> {
 }
 
 /// What stands beside the pids.
-pub fn notes(view: &View<'_>, sizing: Option<&Sizing>) -> Vec<String> {
+pub fn notes(view: &View<'_>, verdict: Verdict, sizing: Option<&Sizing>) -> Vec<String> {
     let mut notes = Vec::new();
     if let (Some(wanted), Some(in_force)) = (view.facts.wanted, view.kernel)
         && in_force != Limit::Tasks(wanted)
@@ -127,7 +127,8 @@ pub fn notes(view: &View<'_>, sizing: Option<&Sizing>) -> Vec<String> {
     }
     let memory = container.memory;
     if memory.max.is_none() && processes > 1 {
-        notes.push("memory has no limit either: memory.max is max".to_owned());
+        let either = if verdict == Verdict::NotEnforced { " either" } else { "" };
+        notes.push(format!("memory has no limit{either}: memory.max is max"));
     }
     if let Some(kills) = memory.kills.filter(|kills| *kills > 0) {
         notes.push(format!("the kernel killed {kills} of its processes for want of memory"));

@@ -2,6 +2,7 @@
 
 mod look_alikes;
 mod ours;
+mod places;
 
 use super::{
     code::{Code, Severity},

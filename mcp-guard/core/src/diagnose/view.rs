@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::facts::{Clamp, Container, Facts, Level, Process, Says, Unit};
-use crate::limit::Limit;
+use crate::{limit::Limit, repair::survives};
 
 /// What the engine keeps of a container's limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +109,12 @@ impl<'a> View<'a> {
         self.facts.unit.as_ref()
     }
 
+    /// The target's cgroup is its unit's, so its number is systemd's. One below is left alone.
+    pub fn is_the_units_own(&self) -> bool {
+        let name = self.own().and_then(|own| own.path.rsplit('/').next());
+        self.unit().is_some_and(|unit| name == Some(unit.name.as_str()))
+    }
+
     /// The file of the target's own cgroup, as the operator would read it.
     pub fn file_of(&self, name: &str) -> String {
         let path = self.own().map_or("", |own| own.path.as_str());
@@ -164,6 +170,18 @@ impl<'a> View<'a> {
     pub fn repair_command(&self, limit: Option<u64>) -> String {
         let limit = limit.map_or_else(|| "N".to_owned(), |limit| limit.to_string());
         format!("mcp-guard repair {} --limit {limit}", self.target_word())
+    }
+
+    /// How long that lasts.
+    pub fn survives(&self) -> &'static [&'static str] {
+        survives(self.facts)
+    }
+
+    /// What the kernel has was put there by a repair: all of it, or a step on the way down.
+    pub fn is_our_repair(&self) -> bool {
+        let (Some(wanted), Some(kernel)) = (self.facts.wanted, self.kernel) else { return false };
+        let is_a_step = self.stored_limit().is_some_and(|stored| kernel < Limit::Tasks(stored));
+        kernel == Limit::Tasks(wanted) || is_a_step
     }
 
     /// The target as one word of a command.

@@ -17,8 +17,6 @@ use super::super::{
 use super::no_hole_below;
 use crate::limit::Limit;
 
-const ENGINE: &[&str] = &["container restart", "daemon-reload", "reboot"];
-
 pub fn cause(view: &View<'_>) -> Option<Finding> {
     let (container, stored) = (view.container()?, view.stored?);
     if stored == Stored::Unlimited(0) && is_docker(view) {
@@ -103,7 +101,7 @@ fn from_compose(view: &View<'_>, compose: &Compose, container: &Container) -> Op
                 ),
             )
             .seen("engine", "HostConfig.PidsLimit", stored_word(view))
-            .repaired("compose file", view.repair_command(None), ENGINE);
+            .repaired("compose file", view.repair_command(None), view.survives());
             for place in elsewhere {
                 finding = finding.seen("a limit that is not this service's", place, "");
             }
@@ -145,7 +143,7 @@ fn never_arrived(view: &View<'_>, compose: &Compose, container: &Container, limi
             compose,
             container,
         )
-        .repaired("compose", view.repair_command(Some(limit)), ENGINE),
+        .repaired("compose", view.repair_command(Some(limit)), view.survives()),
         age => {
             let certainty = Certainty::Possible;
             let finding = times(
@@ -168,7 +166,7 @@ fn never_arrived(view: &View<'_>, compose: &Compose, container: &Container, limi
                 Some(_) => finding.not("MG-P001 not made anew: the file was there before"),
                 None => finding,
             };
-            finding.repaired("compose tool", view.repair_command(Some(limit)), ENGINE)
+            finding.repaired("compose tool", view.repair_command(Some(limit)), view.survives())
         }
     }
 }
@@ -182,7 +180,7 @@ fn dropped(view: &View<'_>, compose: &Compose, limit: u64, why: &str) -> Finding
         .seen("engine", "HostConfig.PidsLimit", stored_word(view))
         .seen("made by", format!("label with the version of {tool}"), version)
         .not("MG-P001 not made anew: this version never passes the key on")
-        .repaired("compose tool", view.repair_command(Some(limit)), ENGINE)
+        .repaired("compose tool", view.repair_command(Some(limit)), view.survives())
 }
 
 /// The engine has a limit, and the file another.
@@ -243,7 +241,7 @@ fn other_number(
         // The container may well have what its maker gave it.
         return finding.by_hand("compose file", compose_config(compose));
     }
-    finding.repaired("compose file", view.repair_command(Some(file)), ENGINE)
+    finding.repaired("compose file", view.repair_command(Some(file)), view.survives())
 }
 
 fn invalid(view: &View<'_>, compose: &Compose, container: &Container, why: &str) -> Finding {
@@ -293,7 +291,7 @@ fn explicit(view: &View<'_>, stored: Stored) -> Finding {
     };
     Finding::new(Code::ExplicitUnlimited, Proved, title)
         .seen("engine", "HostConfig.PidsLimit", stored_word(view))
-        .repaired("whoever made it", view.repair_command(view.declared()), ENGINE)
+        .repaired("whoever made it", view.repair_command(view.declared()), view.survives())
 }
 
 /// A limit that somebody set where it does not reach this container.
@@ -310,7 +308,7 @@ fn wrong_layer(view: &View<'_>, container: &Container) -> Option<Finding> {
             )
             .seen("ulimit", "HostConfig.Ulimits", format!("nproc={nproc}"))
             .seen("engine", "HostConfig.PidsLimit", stored_word(view))
-            .repaired("whoever made it", view.repair_command(None), ENGINE),
+            .repaired("whoever made it", view.repair_command(None), view.survives()),
         );
     }
     let tasks_max = view.facts.engine.as_ref()?.own_tasks_max?;
@@ -324,7 +322,7 @@ fn wrong_layer(view: &View<'_>, container: &Container) -> Option<Finding> {
         )
         .seen("unit of the engine", "TasksMax", tasks_max)
         .seen("engine", "HostConfig.PidsLimit", stored_word(view))
-        .repaired("whoever made it", view.repair_command(None), ENGINE)
+        .repaired("whoever made it", view.repair_command(None), view.survives())
     })
 }
 

@@ -43,7 +43,7 @@ pub fn elsewhere(view: &View<'_>) -> Option<Finding> {
             .by_hand("context", "run mcp-guard where the engine's kernel is"),
         );
     }
-    if ["runsc", "kata"].iter().any(|sandbox| container.runtime.starts_with(sandbox)) {
+    if ["runsc", "kata"].iter().any(|sandbox| container.runtime.contains(sandbox)) {
         return Some(
             Finding::new(
                 Code::Sandbox,
@@ -100,7 +100,23 @@ pub fn no_controller(view: &View<'_>) -> Option<Finding> {
             ),
         );
     }
-    rootless(view).or_else(|| not_handed_down(view))
+    rootless(view).or_else(|| not_handed_down(view)).or_else(|| engine_has_none(view))
+}
+
+/// Built without it, or mounted nowhere: only the engine says so.
+fn engine_has_none(view: &View<'_>) -> Option<Finding> {
+    let engine = view.facts.engine.as_ref()?;
+    let no_file = view.own()?.max.is_none();
+    (engine.pids_limit == Some(false) && no_file).then(|| {
+        Finding::new(
+            Code::ControllerDisabled,
+            Proved,
+            "the engine finds no pids controller on this host, and there is no limit",
+        )
+        .seen("engine", "info.PidsLimit", false)
+        .seen("kernel", view.file_of("pids.max"), "no such file")
+        .by_hand("host", "mount the pids controller, or boot a kernel that has it")
+    })
 }
 
 fn rootless(view: &View<'_>) -> Option<Finding> {

@@ -13,17 +13,13 @@ use super::super::{
 use super::no_hole_below;
 use crate::limit::Limit;
 
-const ENGINE: &[&str] = &["container restart", "daemon-reload", "reboot"];
-const UNTIL_RESTART: &[&str] = &["daemon-reload"];
-
 pub fn cause(view: &View<'_>) -> Option<Finding> {
     let (kernel, stored) = (view.lasting?, view.stored_limit()?);
     let wanted = Limit::Tasks(stored);
     if kernel == wanted {
         return never_told_systemd(view, stored);
     }
-    // A step on the way down, by our own hand.
-    if kernel < wanted && view.facts.wanted.is_some() {
+    if view.is_our_repair() {
         return None;
     }
     let container = view.container()?;
@@ -33,7 +29,11 @@ pub fn cause(view: &View<'_>) -> Option<Finding> {
         .or_else(|| reset_by_systemd(view, kernel, stored))
         .unwrap_or_else(|| raw(view, kernel, stored));
     let finding = no_hole_below(finding, view, stored);
-    Some(witnesses(finding, view).repaired("engine", view.repair_command(Some(stored)), ENGINE))
+    Some(witnesses(finding, view).repaired(
+        "engine",
+        view.repair_command(Some(stored)),
+        view.survives(),
+    ))
 }
 
 /// What the engine, systemd and the kernel each say.
@@ -128,12 +128,16 @@ fn reset_by_systemd(view: &View<'_>, kernel: Limit, stored: u64) -> Option<Findi
 }
 
 fn raw(view: &View<'_>, kernel: Limit, stored: u64) -> Finding {
+    let tasks_max = view.unit().and_then(|unit| unit.tasks_max);
+    // Where systemd owns the number and was not asked, it may have put it there itself.
+    let by_systemd =
+        view.facts.engine.as_ref().is_some_and(|engine| engine.cgroup_driver == "systemd");
     let finding = Finding::new(
         Code::RawWrite,
-        Proved,
+        if by_systemd && tasks_max.is_none() { Possible } else { Proved },
         format!("the engine has {stored}, the kernel {kernel}: somebody wrote pids.max by hand"),
     );
-    match view.unit().and_then(|unit| unit.tasks_max) {
+    match tasks_max {
         Some(tasks_max) => {
             finding.not(format!("MG-P030 reset by systemd: it still keeps {tasks_max}"))
         }
@@ -145,9 +149,7 @@ fn raw(view: &View<'_>, kernel: Limit, stored: u64) -> Finding {
 fn never_told_systemd(view: &View<'_>, stored: u64) -> Option<Finding> {
     let unit = view.unit()?;
     let tasks_max = unit.tasks_max?;
-    // Only the scope's own value is systemd's; a cgroup below it is left alone.
-    let own_unit = view.own()?.path.rsplit('/').next() == Some(unit.name.as_str());
-    (own_unit && tasks_max != Limit::Tasks(stored)).then(|| {
+    (view.is_the_units_own() && tasks_max != Limit::Tasks(stored)).then(|| {
         let finding = Finding::new(
             Code::NoTasksMax,
             Proved,
@@ -157,7 +159,11 @@ fn never_told_systemd(view: &View<'_>, stored: u64) -> Option<Finding> {
                 when_reset(unit)
             ),
         );
-        witnesses(finding, view).repaired("systemd", view.repair_command(Some(stored)), ENGINE)
+        witnesses(finding, view).repaired(
+            "systemd",
+            view.repair_command(Some(stored)),
+            view.survives(),
+        )
     })
 }
 
@@ -168,8 +174,7 @@ pub fn raw_value_that_will_go(view: &View<'_>) -> Option<Finding> {
     }
     let (kernel, unit) = (view.lasting?, view.unit()?);
     let tasks_max = unit.tasks_max?;
-    let own_unit = view.own()?.path.rsplit('/').next() == Some(unit.name.as_str());
-    (own_unit && kernel != tasks_max).then(|| {
+    (view.is_the_units_own() && kernel != tasks_max).then(|| {
         let finding = Finding::new(
             Code::SystemdReset,
             Proved,
@@ -182,7 +187,7 @@ pub fn raw_value_that_will_go(view: &View<'_>) -> Option<Finding> {
         witnesses(finding, view).repaired(
             "systemd",
             view.repair_command(kernel.tasks()),
-            UNTIL_RESTART,
+            view.survives(),
         )
     })
 }

@@ -259,3 +259,34 @@ fn who_left_and_who_entered_are_told_apart_one_by_one() {
         vec![Process { comm: "runc:[2:INIT]".into(), ..alien(900, SHIM, "/system.slice") }];
     assert_eq!(codes(&judge(&facts)), []);
 }
+
+#[test]
+fn a_raw_value_is_not_proved_where_systemd_was_not_asked() {
+    let mut facts = limited(25);
+    (facts.chain[0].max, facts.chain[0].denials) = (Some(Limit::Max), Some(4));
+    facts.engine.as_mut().unwrap().cgroup_driver = "systemd".into();
+    only(&facts, Code::RawWrite, Possible);
+    only(&scoped(facts, Limit::Tasks(25), 252), Code::RawWrite, Proved);
+}
+
+#[test]
+fn sandboxes_by_their_shim_and_a_host_without_the_controller() {
+    for (runtime, sandbox) in [("io.containerd.kata.v2", true), ("io.containerd.runc.v2", false)] {
+        let mut facts = limited(25);
+        container(&mut facts).runtime = runtime.into();
+        let expected = if sandbox { vec![Code::Sandbox] } else { vec![] };
+        assert_eq!(codes(&judge(&facts)), expected, "{runtime}");
+    }
+    let mut facts = limited(25);
+    facts.engine.as_mut().unwrap().pids_limit = Some(false);
+    assert_eq!(codes(&judge(&facts)), [], "there is a limit all the same");
+    facts.chain[0].max = None;
+    only(&facts, Code::ControllerDisabled, Proved);
+}
+
+#[test]
+fn memory_is_unlimited_too_only_where_pids_are() {
+    let note = |facts: Facts| judge(&with(facts, 1, INIT)).notes.concat();
+    assert!(note(limited(25)).contains("memory has no limit:"));
+    assert!(note(unlimited()).contains("memory has no limit either:"));
+}
