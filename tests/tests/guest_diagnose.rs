@@ -170,6 +170,7 @@ fn p001_a_limit_in_the_file_does_not_reach_a_container_that_is_there() {
     let seen = &report.findings[0].evidence;
     let sign = seen.iter().find(|one| one.r#where == "DefaultTasksMax").unwrap();
     assert_eq!(sign.value, default_tasks_max(), "the number in force is systemd's (MG-P034)");
+    assert_eq!(report.places.iter().filter(|place| place.breaks).count(), 1, "{report:#?}");
     drop(container);
     fine(&project.up(), Code::Enforced);
 }
@@ -222,6 +223,18 @@ fn p004_the_file_does_not_load() {
     first(&container, Code::ComposeInvalid);
     project.write(&["pids_limit: 25"], "");
     first(&container, Code::NotRecreated);
+}
+
+/// Its own number is systemd's default, which nobody asked for.
+#[test]
+fn p009_another_container_of_the_image_has_no_limit() {
+    let (limited, _) = sleeper("p009", &["--pids-limit", "25"]);
+    let (twin, _) = sleeper("p009-twin", &["--pids-limit", "30"]);
+    fine(&limited, Code::Enforced);
+    drop(twin);
+    let (_twin, place) = sleeper("p009-twin", &[]);
+    assert_eq!(place.pids_max().unwrap(), default_tasks_max());
+    first(&limited, Code::OtherContainers);
 }
 
 #[test]
