@@ -5,6 +5,7 @@ mod above;
 mod declared;
 mod elsewhere;
 mod exceeded;
+mod file;
 mod host;
 mod kernel;
 

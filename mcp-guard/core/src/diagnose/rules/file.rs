@@ -1,0 +1,291 @@
+//! What a compose file says beside what the engine has: which of them came first, and which tool is
+//! between them.
+
+use std::time::Duration;
+
+use humantime::format_duration;
+
+use super::super::{
+    code::Code,
+    facts::{Compose, Container, PODMAN_COMPOSE, Says},
+    report::{
+        Certainty::{self, Possible, Proved},
+        Finding,
+    },
+    version::version,
+    view::{View, shell_word},
+};
+use super::{
+    declared::{stored_word, wrong_layer},
+    no_hole_below,
+};
+
+/// What compose was given wins over every file, and nothing keeps it.
+pub(super) fn as_sure_as_its_variables(mut finding: Finding, view: &View<'_>) -> Finding {
+    if !view.filled {
+        return finding;
+    }
+    finding.certainty = Possible;
+    finding.seen(
+        "a variable is filled in",
+        "env files and defaults, as they are now",
+        "the shell that ran compose may have had another",
+    )
+}
+
+/// The engine has no limit, and a compose file is behind the container.
+pub(super) fn from_compose(
+    view: &View<'_>,
+    compose: &Compose,
+    container: &Container,
+) -> Option<Finding> {
+    match &compose.says {
+        Says::Limit { value, key, file, line, .. } => {
+            let declared = u64::try_from(*value).ok().filter(|limit| *limit > 0);
+            let Some(limit) = declared else {
+                let title = format!("{key}: {value} in {file} means no limit");
+                return Some(
+                    Finding::new(Code::ExplicitUnlimited, Proved, title)
+                        .seen("compose file", format!("{file}:{line}"), format!("{key}: {value}"))
+                        .by_hand(
+                            "compose file",
+                            "put a number above 0 there, then docker compose up -d",
+                        ),
+                );
+            };
+            Some(never_arrived(view, compose, container, limit))
+        }
+        Says::Invalid { why } => Some(invalid(view, compose, container, why)),
+        // A limit on another service is a better lead than one on another layer.
+        Says::Nothing { elsewhere } => {
+            let of_another_kind = wrong_layer(view, container).filter(|_| elsewhere.is_empty());
+            if of_another_kind.is_some() {
+                return of_another_kind;
+            }
+            let mut finding = Finding::new(
+                Code::NeverDeclared,
+                Proved,
+                format!(
+                    "the compose files declare no PID limit for the service {:?}",
+                    compose.service
+                ),
+            )
+            .seen("engine", "HostConfig.PidsLimit", stored_word(view))
+            .repaired("compose file", view.repair_command(None), view.survives());
+            for place in elsewhere {
+                finding = finding.seen("a limit that is not this service's", place, "");
+            }
+            Some(finding)
+        }
+        Says::Unknown { why } => Some(
+            Finding::new(
+                Code::NeverDeclared,
+                Possible,
+                format!("the engine has no limit; what the compose files say is not known: {why}"),
+            )
+            .seen("engine", "HostConfig.PidsLimit", stored_word(view))
+            .by_hand("compose file", compose_config(compose)),
+        ),
+        Says::NotAsked => None,
+    }
+}
+
+/// The file has a limit, the engine has none: the tool dropped it, or never saw it.
+fn never_arrived(view: &View<'_>, compose: &Compose, container: &Container, limit: u64) -> Finding {
+    if let Some(why) = dropped_by(compose) {
+        return dropped(view, compose, limit, why);
+    }
+    match age(compose, container) {
+        Some(Age::FileIsNewer) => times(
+            file_line(
+                Finding::new(
+                    Code::NotRecreated,
+                    Proved,
+                    format!(
+                        "the file says {limit}, but the container is older than the file and was \
+                         made without a limit"
+                    ),
+                ),
+                compose,
+            )
+            .seen("engine", "HostConfig.PidsLimit", stored_word(view))
+            .not("mended by a restart: it reads no file, only `up -d` makes the container anew"),
+            compose,
+            container,
+        )
+        .repaired("compose", view.repair_command(Some(limit)), view.survives()),
+        age => {
+            let certainty = Certainty::Possible;
+            let finding = times(
+                file_line(
+                    Finding::new(
+                        Code::ToolDropped,
+                        certainty,
+                        format!(
+                            "the file says {limit} and is not newer than the container, yet the \
+                             engine has no limit: the tool that made it dropped the key"
+                        ),
+                    ),
+                    compose,
+                )
+                .seen("engine", "HostConfig.PidsLimit", stored_word(view)),
+                compose,
+                container,
+            );
+            let finding = match age {
+                Some(_) => finding.not("MG-P001 not made anew: the file was there before"),
+                None => finding,
+            };
+            finding.repaired("compose tool", view.repair_command(Some(limit)), view.survives())
+        }
+    }
+}
+
+/// A version that is known to pass no limit on.
+fn dropped(view: &View<'_>, compose: &Compose, limit: u64, why: &str) -> Finding {
+    let version = compose.version.clone().unwrap_or_default();
+    let tool = &compose.tool;
+    let title = format!("{tool} {version} ignored the limit {limit} of the file: {why}");
+    file_line(Finding::new(Code::ToolDropped, Proved, title), compose)
+        .seen("engine", "HostConfig.PidsLimit", stored_word(view))
+        .seen("made by", format!("label with the version of {tool}"), version)
+        .not("MG-P001 not made anew: this version never passes the key on")
+        .repaired("compose tool", view.repair_command(Some(limit)), view.survives())
+}
+
+/// The engine has a limit, and the file another.
+pub(super) fn against_the_file(
+    view: &View<'_>,
+    compose: &Compose,
+    container: &Container,
+    stored: u64,
+) -> Option<Finding> {
+    if let Says::Invalid { why } = &compose.says {
+        return Some(invalid(view, compose, container, why));
+    }
+    let file = view.file.filter(|file| *file != stored)?;
+    // The engine's own default then stands where the file's number should.
+    let finding = match dropped_by(compose) {
+        Some(why) => dropped(view, compose, file, why),
+        None => other_number(view, compose, container, file, stored),
+    };
+    Some(no_hole_below(finding, view, file))
+}
+
+/// The tool reads the key, and the file has another number than the engine.
+fn other_number(
+    view: &View<'_>,
+    compose: &Compose,
+    container: &Container,
+    file: u64,
+    stored: u64,
+) -> Finding {
+    let newer = age(compose, container) == Some(Age::FileIsNewer);
+    let (code, title) = if newer {
+        let title = format!(
+            "the file says {file} and changed after the container was made; the engine has \
+             {stored}: repair to {file}, or write {stored} into the file"
+        );
+        (Code::NotRecreated, title)
+    } else {
+        let title = format!(
+            "the engine has {stored} and the unchanged file says {file}: somebody updated the \
+             container behind the file"
+        );
+        (Code::Drift, title)
+    };
+    // Without both times it cannot be told which of them moved.
+    let certainty = if age(compose, container).is_some() { Proved } else { Possible };
+    let finding = file_line(Finding::new(code, certainty, title), compose).seen(
+        "engine",
+        "HostConfig.PidsLimit",
+        stored,
+    );
+    let finding = if newer {
+        finding
+    } else {
+        finding.not("MG-P001 not made anew: the file is older than the container")
+    };
+    let finding = times(finding, compose, container);
+    if view.filled {
+        // The container may well have what its maker gave it.
+        return finding.by_hand("compose file", compose_config(compose));
+    }
+    finding.repaired("compose file", view.repair_command(Some(file)), view.survives())
+}
+
+fn invalid(view: &View<'_>, compose: &Compose, container: &Container, why: &str) -> Finding {
+    let finding = Finding::new(
+        Code::ComposeInvalid,
+        Proved,
+        format!("compose refuses the file, so the old container runs on: {why}"),
+    )
+    .seen("compose file", compose.files.join(", "), why)
+    .seen("engine", "HostConfig.PidsLimit", stored_word(view));
+    let finding = times(finding, compose, container);
+    let finding = finding.by_hand("compose file", compose_config(compose));
+    match view.stored_limit() {
+        Some(stored) => no_hole_below(finding, view, stored),
+        None => finding,
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Age {
+    FileIsNewer,
+    FileIsOlder,
+}
+
+/// Which came later. None where a time is missing.
+fn age(compose: &Compose, container: &Container) -> Option<Age> {
+    let (modified, created) = (compose.modified?, container.created?);
+    Some(if modified > created { Age::FileIsNewer } else { Age::FileIsOlder })
+}
+
+fn times(finding: Finding, compose: &Compose, container: &Container) -> Finding {
+    let (Some(modified), Some(created)) = (compose.modified, container.created) else {
+        return finding;
+    };
+    let order = if modified > created { "after" } else { "before" };
+    let apart = format_duration(Duration::from_secs(modified.abs_diff(created)));
+    let when = format!("{apart} {order} the container was made");
+    finding.seen("file changed", "mtime, Created", when)
+}
+
+fn file_line(finding: Finding, compose: &Compose) -> Finding {
+    match &compose.says {
+        Says::Limit { value, key, file, line, .. } => {
+            finding.seen("compose file", format!("{file}:{line}"), format!("{key}: {value}"))
+        }
+        Says::Nothing { .. } | Says::Invalid { .. } | Says::Unknown { .. } | Says::NotAsked => {
+            finding
+        }
+    }
+}
+
+fn compose_config(compose: &Compose) -> String {
+    // A label of any image names them, and root copies the command.
+    let option = |file: &String| format!(" -f {}", shell_word(file));
+    let files: Vec<String> = compose.files.iter().map(option).collect();
+    format!("docker compose{} config", files.concat())
+}
+
+/// Why this version of the tool drops the key that the file uses. First tags that read them: docker/compose
+/// v2.1.1 (72e4519cb) and v2.6.1 (e111b651b), podman-compose v1.4.0 (98f166d).
+fn dropped_by(compose: &Compose) -> Option<&'static str> {
+    let Says::Limit { key, .. } = &compose.says else { return None };
+    let version = version(compose.version.as_deref()?)?;
+    if compose.tool == PODMAN_COMPOSE {
+        let reads = (1, 4, 0);
+        return (version < reads).then_some("podman-compose reads limits from 1.4.0 on");
+    }
+    match key.as_str() {
+        "pids_limit" if ((2, 0, 0)..(2, 1, 1)).contains(&version) => {
+            Some("pids_limit is read from 2.1.1 on")
+        }
+        "deploy.resources.limits.pids" if ((2, 0, 0)..(2, 6, 1)).contains(&version) => {
+            Some("deploy.resources.limits.pids is read from 2.6.1 on")
+        }
+        _ => None,
+    }
+}
