@@ -2,13 +2,19 @@
 //!
 //! Nothing is ever expanded, so that a file of a few kilobytes cannot grow into gigabytes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use saphyr_parser::{Event, Parser};
 
-/// Nodes of one file; a compose file of a hundred services has some thousand.
+/// Nodes and aliases of one file; a compose file of a hundred services has some thousand.
 const MAX_NODES: usize = 100_000;
 const MAX_DEPTH: usize = 64;
+/// Nodes and keys that all look-ups in one document may see. One look-up sees each at most once, so
+/// that the first twenty always get their answer; who asks for every service of a file may not.
+const MAX_SEEN: usize = 40 * MAX_NODES;
 
 /// Index of a node in its document.
 pub type At = usize;
@@ -33,6 +39,8 @@ struct Node {
 #[derive(Debug, Default)]
 pub struct Document {
     nodes: Vec<Node>,
+    /// By look-ups, as far as [`MAX_SEEN`].
+    seen: Cell<usize>,
 }
 
 /// A collection that is not closed yet; in a mapping every second node is a value.
@@ -46,6 +54,7 @@ impl Document {
     /// It is no YAML, or larger or deeper than any compose file.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut document = Self::default();
+        let mut aliases = 0;
         let mut anchors = BTreeMap::new();
         let mut open: Vec<Open> = Vec::new();
         for event in Parser::new_from_str(text) {
@@ -53,7 +62,7 @@ impl Document {
             let (event, span) =
                 event.map_err(|error| format!("no YAML at line {}", error.marker().line()))?;
             let line = u64::try_from(span.start.line()).unwrap_or(0);
-            if document.nodes.len() > MAX_NODES || open.len() > MAX_DEPTH {
+            if document.nodes.len() + aliases > MAX_NODES || open.len() > MAX_DEPTH {
                 return Err(format!("more than {MAX_NODES} nodes, or deeper than {MAX_DEPTH}"));
             }
             let (value, anchor, tag) = match event {
@@ -64,6 +73,7 @@ impl Document {
                 Event::MappingStart(anchor, tag) => (Value::Mapping(Vec::new()), anchor, tag),
                 Event::Alias(anchor) => {
                     let at = anchors.get(&anchor).ok_or("an alias without an anchor")?;
+                    aliases += 1;
                     if let Some(parent) = open.last_mut() {
                         parent.children.push(*at);
                     }
@@ -138,29 +148,82 @@ impl Document {
 
     /// The value of a key; what `<<` brings in counts where the mapping itself has no such key.
     pub fn get(&self, at: At, key: &str) -> Option<At> {
-        // Each mapping is asked once: an alias may stand inside of its own anchor, and a few lines
-        // may merge each other a million times.
+        // Each node is asked once: an alias may stand inside of its own anchor, and a few lines may
+        // merge each other a million times.
         let mut asked = BTreeSet::new();
-        let mut waiting = vec![at];
-        while let Some(at) = waiting.pop() {
+        let mut waiting = vec![(at, false)];
+        while let Some((at, merged)) = waiting.pop() {
             if !asked.insert(at) {
                 continue;
             }
-            if let Some((_, value)) = self.pairs(at).find(|(name, _)| *name == key) {
-                return Some(value);
+            match self.nodes.get(at).map(|node| &node.value) {
+                Some(Value::Mapping(pairs)) => {
+                    self.may_see(pairs.len())?;
+                    if let Some((_, value)) = self.pairs(at).find(|(name, _)| *name == key) {
+                        return Some(value);
+                    }
+                    // What counts first must be on top.
+                    let merged = self.pairs(at).rev().filter(|(name, _)| *name == "<<");
+                    waiting.extend(merged.map(|(_, value)| (value, true)));
+                }
+                Some(Value::Sequence(items)) if merged => {
+                    self.may_see(items.len())?;
+                    waiting.extend(items.iter().rev().map(|item| (*item, false)));
+                }
+                Some(Value::Scalar(_) | Value::Sequence(_)) | None => self.may_see(0)?,
             }
-            let merged = self.pairs(at).filter(|(name, _)| *name == "<<");
-            // The first of a list wins, so it must be on top.
-            waiting.extend(merged.flat_map(|(_, value)| self.all(value)).rev());
         }
         None
     }
 
-    /// The items of a sequence, or the node itself.
-    fn all(&self, at: At) -> Vec<At> {
-        match self.nodes.get(at).map(|node| &node.value) {
-            Some(Value::Sequence(items)) => items.clone(),
-            Some(Value::Scalar(_) | Value::Mapping(_)) | None => vec![at],
+    fn may_see(&self, children: usize) -> Option<()> {
+        self.seen.set(self.seen.get() + children + 1);
+        (self.seen.get() <= MAX_SEEN).then_some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value<'a>(document: &'a Document, key: &str) -> Option<&'a str> {
+        document.scalar(document.get(document.root()?, key)?)
+    }
+
+    #[test]
+    fn a_mapping_wins_over_what_it_merges_and_the_first_of_a_list_over_the_next() {
+        let text = "x: &x {a: 1, b: 1}\ny: &y {b: 2, c: 2, <<: *z}\n<<: [*x, *y]\nc: 3\n";
+        let text = format!("z: &z {{c: 4, d: 4}}\n{text}");
+        let document = Document::parse(&text).unwrap();
+        for (key, expected) in [("a", "1"), ("b", "1"), ("c", "3"), ("d", "4")] {
+            assert_eq!(value(&document, key), Some(expected), "{key}");
         }
+        let list = Document::parse("- {a: 1}\n").unwrap();
+        assert_eq!(value(&list, "a"), None, "a list has no keys");
+    }
+
+    #[test]
+    fn lists_of_aliases_that_merge_each_other_take_no_room() {
+        // A thousand lists of a thousand: expanded they would be a million entries at once.
+        let lists = |n: usize| format!("l{n}: &l{n} [{}]\n", "*m, ".repeat(90));
+        let mut text = "m: &m {a: 1}\n".to_owned();
+        text.extend((0..1000).map(lists));
+        text.push_str("s: {");
+        text.extend((0..1000).map(|n| format!("<<: *l{n}, ")));
+        text.push_str("}\n");
+        let document = Document::parse(&text).unwrap();
+        let service = document.get(0, "s").unwrap();
+        assert_eq!(document.get(service, "none"), None);
+        assert!(document.seen.get() < 3 * MAX_NODES, "{}", document.seen.get());
+    }
+
+    #[test]
+    fn aliases_count_as_nodes_and_look_ups_come_to_an_end() {
+        let text = format!("a: &a 1\nb: [{}]\n", "*a, ".repeat(MAX_NODES));
+        assert!(Document::parse(&text).is_err());
+        let wide: String = (0..30_000).map(|n| format!("k{n}: 1\n")).collect();
+        let document = Document::parse(&wide).unwrap();
+        let answers = (0..1000).filter(|_| document.get(0, "k29999").is_some()).count();
+        assert!((20..1000).contains(&answers), "{answers}");
     }
 }
