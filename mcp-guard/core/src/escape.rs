@@ -38,6 +38,43 @@ pub fn visible(text: &str) -> String {
     out
 }
 
+/// The same of at most `limit` bytes; a cut is marked with `...`.
+#[must_use]
+pub fn visible_within(text: &str, limit: usize) -> String {
+    let out = visible(text);
+    if out.len() > limit { cut(out, limit) } else { out }
+}
+
+/// Bytes of a cgroup's path that are kept; Linux's `PATH_MAX`, so `/proc/PID/cgroup` shows no longer one.
+const MAX_PATH: usize = 4096;
+
+/// A cgroup's path as text. One that reads as it is written stays so, backslashes too: systemd writes a
+/// dash within a name as `\x2d`. Any other part is escaped behind a `?`, and what is too long ends
+/// with one: such a path still begins with the cgroups above it, and names none ([`is_cgroup_path`]).
+#[must_use]
+pub fn cgroup_path(bytes: &[u8]) -> String {
+    let mut out = String::new();
+    for (n, part) in bytes.split(|byte| *byte == b'/').enumerate() {
+        let slash = if n == 0 { "" } else { "/" };
+        let part = match std::str::from_utf8(part) {
+            Ok(text) if !text.starts_with('?') && visible(text) == text => text.to_owned(),
+            _ => format!("?{}", escape(part, MAX_PATH)),
+        };
+        if out.len() + part.len() >= MAX_PATH {
+            return out + slash + "?...";
+        }
+        out += slash;
+        out += &part;
+    }
+    out
+}
+
+/// Whether a text can be opened as the path of the cgroup that it names.
+#[must_use]
+pub fn is_cgroup_path(text: &str) -> bool {
+    text.starts_with('/') && cgroup_path(text.as_bytes()) == text
+}
+
 /// Direction marks and zero-width characters can make a name read as another one.
 fn is_invisible(c: char) -> bool {
     matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
@@ -52,7 +89,8 @@ fn cut(mut text: String, limit: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{escape, visible};
+    use super::{cgroup_path, escape, is_cgroup_path, visible, visible_within};
+    use crate::container::container_in;
 
     #[test]
     fn hostile_bytes_come_out_as_text() {
@@ -81,6 +119,40 @@ mod tests {
         let text = escape(&[b'x'; 500], 40);
         assert_eq!(text.len(), 40);
         assert!(text.ends_with("..."));
+        assert_eq!(visible_within("a\nb", 10), "a\\nb");
+        assert_eq!(visible_within(&"x".repeat(50), 40).len(), 40);
         assert!(escape("\u{1f600}".repeat(50).as_bytes(), 41).len() <= 41);
+    }
+
+    #[test]
+    fn a_path_that_reads_as_it_is_written_names_its_cgroup() {
+        for path in
+            ["/", "/a/b.service", r"/system-mcp\x2dserver.slice/mcp@1.service", "/caf\u{e9} 2"]
+        {
+            assert_eq!(cgroup_path(path.as_bytes()), path);
+            assert!(is_cgroup_path(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn any_other_path_names_no_cgroup_and_stays_below_those_above_it() {
+        let id = "0123456789abcdef".repeat(4);
+        let own = format!("/docker/{id}");
+        let long = format!("/{}", "x".repeat(255)).repeat(20);
+        let names: [&[u8]; 5] =
+            [b"/a\x1b[2J", b"/\xff", b"/?a", "/a\u{202e}b".as_bytes(), long.as_bytes()];
+        for name in names {
+            let path = cgroup_path(&[own.as_bytes(), name].concat());
+            assert!(path.starts_with(&format!("{own}/")) && path.contains("/?"), "{path}");
+            assert!(path.len() <= 4096 + 5 && visible(&path) == path, "{path}");
+            assert!(!is_cgroup_path(&path), "{path}");
+            assert_eq!(container_in(&path).map(|found| found.path), Some(own.as_str()));
+        }
+        // What was escaped is a name that a cgroup may have; that one is escaped once more.
+        let escaped = cgroup_path(b"/a\x1b");
+        assert_ne!(cgroup_path(escaped.as_bytes()), escaped);
+        for bad in ["", "a", "?/a", "/a/?b", "/a\nb"] {
+            assert!(!is_cgroup_path(bad), "{bad:?}");
+        }
     }
 }

@@ -7,12 +7,13 @@ mod find;
 mod pids;
 
 use std::{
+    ffi::CString,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::Duration,
 };
 
-use mcp_guard_core::escape::escape;
+use mcp_guard_core::escape::cgroup_path;
 use rustix::fs::{Dir, FileType, Mode, OFlags, fstat, openat};
 use tokio::io::Interest;
 
@@ -23,10 +24,10 @@ use super::{poll, process::read_at_most};
 
 /// Nested cgroups looked at below one guard; the size of the kernel side's membership map.
 const MAX_DESCENDANTS: usize = mcp_guard_common::MAX_CGROUPS as usize;
-/// Bytes read of one cgroup file; cgroup.procs of 65,536 processes fits.
+/// Bytes read of one cgroup file.
 const MAX_FILE: usize = 1 << 19;
-/// Bytes of a path in messages.
-const SHOWN_PATH: usize = 512;
+/// The same of cgroup.procs: eight for each of as many processes as Linux can have (`PID_MAX_LIMIT`).
+const MAX_PROCS: usize = 8 * 4_194_304;
 
 /// `cgroup.events`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +50,7 @@ impl Cgroup {
         self.id
     }
 
-    /// Path in the unified tree, escaped for messages.
+    /// Path in the unified tree, as [`cgroup_path`] writes it.
     #[must_use]
     pub fn path(&self) -> &str {
         &self.path
@@ -93,12 +94,15 @@ impl Cgroup {
     /// Processes in it and below. 0, a process of another pid namespace, is left out.
     ///
     /// # Errors
-    /// The cgroup is gone.
+    /// The cgroup is gone, or its list cannot be read to the end.
     pub fn processes(&self) -> io::Result<Vec<u32>> {
         let mut pids = Vec::new();
         self.walk(&mut |dir, _| {
-            let list = read_file(dir, "cgroup.procs")?;
-            pids.extend(list.lines().filter_map(|line| line.parse::<u32>().ok()));
+            match read_procs(dir, MAX_PROCS) {
+                // The processes of a threaded one are listed by the cgroup above it.
+                Err(error) if is(&error, libc::EOPNOTSUPP) => {}
+                read => pids.extend(read?),
+            }
             Ok(())
         })?;
         pids.retain(|pid| *pid != 0);
@@ -123,36 +127,35 @@ impl Cgroup {
     /// a child made meanwhile is either seen or was made below a visited parent.
     ///
     /// # Errors
-    /// This cgroup is gone, or `visit` fails on it. A descendant that goes away is stepped over.
+    /// This cgroup is gone, or one cannot be opened, listed or visited. A descendant that goes away is
+    /// stepped over.
     pub fn walk(
         &self,
         visit: &mut dyn FnMut(BorrowedFd<'_>, &str) -> io::Result<()>,
     ) -> io::Result<()> {
         visit(self.dir.as_fd(), &self.path)?;
-        let mut waiting = vec![(self.dir.try_clone()?, self.path.clone())];
+        let top = Level::of(self.dir.try_clone()?, self.path.clone())?;
+        // One descriptor for each level on the way, not for each cgroup that waits.
+        let mut way = vec![top];
         let mut seen = 0;
-        while let Some((dir, path)) = waiting.pop() {
-            for entry in Dir::read_from(&dir)?.flatten() {
-                let name = entry.file_name().to_bytes();
-                let is_child =
-                    entry.file_type() == FileType::Directory && !matches!(name, b"." | b"..");
-                if !is_child || seen >= MAX_DESCENDANTS {
-                    continue;
-                }
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let Ok(child) = openat(&dir, entry.file_name(), flags, Mode::empty()) else {
-                    continue;
-                };
-                seen += 1;
-                let parent = path.trim_end_matches('/');
-                let child_path = format!("{parent}/{}", escape(name, SHOWN_PATH));
-                if visit(child.as_fd(), &child_path).is_ok() {
-                    waiting.push((child, child_path));
-                }
+        while let Some(level) = way.last_mut() {
+            let Some(name) = level.children.pop().filter(|_| seen < MAX_DESCENDANTS) else {
+                way.pop();
+                continue;
+            };
+            seen += 1;
+            let entered = level.child(&name).and_then(|(dir, path)| {
+                visit(dir.as_fd(), &path)?;
+                Level::of(dir, path)
+            });
+            match entered {
+                Err(error) if is(&error, libc::ENOENT) || is(&error, libc::ENODEV) => {}
+                level => way.push(level?),
             }
         }
         Ok(())
     }
+
     fn read(&self, file: &str) -> io::Result<String> {
         read_file(self.dir.as_fd(), file)
     }
@@ -162,6 +165,42 @@ impl Cgroup {
         rustix::io::write(&fd, value.as_bytes())?;
         Ok(())
     }
+}
+
+/// One cgroup of a walk, with those below it that are not visited yet.
+struct Level {
+    dir: OwnedFd,
+    path: String,
+    children: Vec<CString>,
+}
+
+impl Level {
+    fn of(dir: OwnedFd, path: String) -> io::Result<Self> {
+        let mut children = Vec::new();
+        for entry in Dir::read_from(&dir)? {
+            let entry = entry?;
+            let is_parent = matches!(entry.file_name().to_bytes(), b"." | b"..");
+            if entry.file_type() == FileType::Directory && !is_parent {
+                children.push(entry.file_name().to_owned());
+            }
+            if children.len() >= MAX_DESCENDANTS {
+                break;
+            }
+        }
+        Ok(Self { dir, path, children })
+    }
+
+    fn child(&self, name: &CString) -> io::Result<(OwnedFd, String)> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let child = openat(&self.dir, name, flags, Mode::empty())?;
+        let parent = self.path.trim_end_matches('/');
+        let below = [b"/", name.as_bytes()].concat();
+        Ok((child, format!("{parent}{}", cgroup_path(&below))))
+    }
+}
+
+fn is(error: &io::Error, errno: i32) -> bool {
+    error.raw_os_error() == Some(errno)
 }
 
 /// Waits until `cgroup.events` of a directory reports a state; false where `limit` passes first.
@@ -197,7 +236,72 @@ pub async fn wait_events(
         Err(_) => Ok(reached(cgroup.events()?)),
     }
 }
+
 fn read_file(dir: BorrowedFd<'_>, file: &str) -> io::Result<String> {
     let fd = openat(dir, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     Ok(String::from_utf8_lossy(&read_at_most(&fd, MAX_FILE)?).into_owned())
+}
+
+/// A list that was cut would end in the first digits of a pid, which name another process.
+fn read_procs(dir: BorrowedFd<'_>, limit: usize) -> io::Result<Vec<u32>> {
+    let fd = openat(dir, "cgroup.procs", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let list = read_at_most(&fd, limit)?;
+    if list.len() >= limit {
+        return Err(io::Error::other(format!("cgroup.procs is larger than {limit} bytes")));
+    }
+    let lines = list.split(|byte| *byte == b'\n');
+    Ok(lines.filter_map(|line| std::str::from_utf8(line).ok()?.parse().ok()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::ffi::OsStrExt as _};
+
+    use super::*;
+
+    /// A directory is as good as a cgroup for whoever only walks.
+    fn held(folder: &std::path::Path) -> Cgroup {
+        let dir = fs::File::open(folder).unwrap().into();
+        Cgroup { dir, id: 0, path: "/".to_owned(), pids: None }
+    }
+
+    #[test]
+    fn a_list_is_whole_or_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("cgroup.procs"), "10\n123\n").unwrap();
+        let dir = fs::File::open(folder.path()).unwrap();
+        assert_eq!(read_procs(dir.as_fd(), 100).unwrap(), [10, 123]);
+        // Cut after "10\n1", it would hold PID 1.
+        assert!(read_procs(dir.as_fd(), 4).is_err());
+        let list: String = (0..100_000).map(|n| format!("{}\n", 4_000_000 + n)).collect();
+        fs::write(folder.path().join("cgroup.procs"), list).unwrap();
+        assert_eq!(held(folder.path()).processes().unwrap().len(), 100_000);
+    }
+
+    #[test]
+    fn a_walk_sees_all_steps_over_what_is_gone_and_tells_of_anything_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let odd = std::ffi::OsStr::from_bytes(b"c\xff");
+        for path in
+            ["a/b", "a/d"].map(Into::into).into_iter().chain([std::path::PathBuf::from(odd)])
+        {
+            fs::create_dir_all(folder.path().join(path)).unwrap();
+        }
+        let walk = |fails: Option<i32>| {
+            let mut seen = Vec::new();
+            let walked = held(folder.path()).walk(&mut |_, path| {
+                seen.push(path.to_owned());
+                match fails.filter(|_| path == "/a") {
+                    Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+                    None => Ok(()),
+                }
+            });
+            seen.sort();
+            (walked.is_ok(), seen)
+        };
+        let all = ["/", r"/?c\xff", "/a", "/a/b", "/a/d"].map(str::to_owned).to_vec();
+        assert_eq!(walk(None), (true, all));
+        assert_eq!(walk(Some(libc::ENODEV)).1, ["/", r"/?c\xff", "/a"]);
+        assert!(walk(Some(libc::ENOENT)).0 && !walk(Some(libc::EMFILE)).0);
+    }
 }

@@ -3,7 +3,7 @@
 use std::{fs, io};
 
 use mcp_guard_core::{
-    escape::escape,
+    escape::{cgroup_path, escape},
     refusal::{ENGINES, Facts},
 };
 
@@ -27,9 +27,9 @@ pub fn gather(cgroup: &Cgroup) -> io::Result<Facts> {
 }
 
 fn own_path() -> io::Result<String> {
-    let places = fs::read_to_string("/proc/self/cgroup")?;
-    let unified = places.lines().find_map(|line| line.strip_prefix("0::"));
-    Ok(unified.unwrap_or_default().trim_end_matches('/').to_owned())
+    let places = fs::read("/proc/self/cgroup")?;
+    let unified = places.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"0::"));
+    Ok(cgroup_path(unified.unwrap_or_default()).trim_end_matches('/').to_owned())
 }
 
 /// A container can call its programs what it likes; an engine lives in the host's pid namespace.

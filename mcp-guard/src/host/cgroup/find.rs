@@ -12,13 +12,13 @@ use std::{
 
 use mcp_guard_core::{
     container::{container_in, payload_below},
-    escape::escape,
+    escape::{cgroup_path, is_cgroup_path},
 };
 use rustix::fs::{
     Access, AtFlags, CWD, Mode, OFlags, ResolveFlags, accessat, fstat, openat, openat2,
 };
 
-use super::{Cgroup, SHOWN_PATH, pids::Pids};
+use super::{Cgroup, pids::Pids};
 use crate::host::{
     layout::Layout,
     mark::Slot,
@@ -33,6 +33,8 @@ pub enum Error {
     Open { path: String, source: io::Error },
     #[error("process {pid}: {source}")]
     Process { pid: u32, source: io::Error },
+    #[error("cgroup {path}: its name cannot be written; name a process in it by pid:N")]
+    Unnameable { path: String },
     #[error("process {pid} ended or moved while its cgroup was looked up; try again")]
     Moved { pid: u32 },
     #[error("process {pid} is in cgroup {path}, which is not the cgroup of container {container}")]
@@ -44,8 +46,11 @@ impl Cgroup {
     /// in the cgroup, None while it is empty.
     ///
     /// # Errors
-    /// It does not exist, or the host has no unified tree.
+    /// It does not exist, its path is none that names a cgroup, or the host has no unified tree.
     pub fn open(layout: &Layout, path: &str) -> Result<Self, Error> {
+        if !is_cgroup_path(path) {
+            return Err(Error::Unnameable { path: show(Path::new(path)) });
+        }
         let dir = open_unified(layout, Path::new(path))?;
         let mut cgroup = Self::hold(dir, path.to_owned())?;
         cgroup.find_pids(layout);
@@ -180,17 +185,33 @@ fn open_below(mount: &Path, path: &Path) -> Result<OwnedFd, Error> {
 /// The container's own part of a process's cgroup path, or the whole path.
 fn trim(pid: u32, path: &[u8], container: Option<&str>) -> Result<PathBuf, Error> {
     let Some(id) = container else { return Ok(OsStr::from_bytes(path).into()) };
-    let text = String::from_utf8_lossy(path);
-    match container_in(&text) {
-        Some(found) if found.id == id => Ok(found.path.into()),
-        _ => Err(Error::NotTheContainer {
-            pid,
-            path: escape(path, SHOWN_PATH),
-            container: id.to_owned(),
-        }),
+    // What is no text lies below the container, which can name its own cgroups as it likes.
+    let text = path.utf8_chunks().next().map_or("", |chunk| chunk.valid());
+    let is_whole = |own: &str| matches!(path.get(own.len()), None | Some(b'/'));
+    match container_in(text) {
+        Some(found) if found.id == id && is_whole(found.path) => Ok(found.path.into()),
+        _ => Err(Error::NotTheContainer { pid, path: cgroup_path(path), container: id.to_owned() }),
     }
 }
 
 fn show(path: &Path) -> String {
-    escape(path.as_os_str().as_bytes(), SHOWN_PATH)
+    cgroup_path(path.as_os_str().as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_container_calls_its_cgroups_leads_to_no_other() {
+        let id = "0123456789abcdef".repeat(4);
+        let own = format!(r"/a\x2db.slice/docker-{id}.scope");
+        let found = |below: &[u8]| trim(7, &[own.as_bytes(), below].concat(), Some(&id)).ok();
+        for below in [&b""[..], b"/init.scope", b"/\xff", b"/a\xff/b"] {
+            assert_eq!(found(below), Some(PathBuf::from(&own)));
+        }
+        let bare = format!("/docker/{id}");
+        assert!(trim(7, &[bare.as_bytes(), b"\xff"].concat(), Some(&id)).is_err());
+        assert!(trim(7, own.as_bytes(), Some(&"f".repeat(64))).is_err());
+    }
 }
