@@ -29,12 +29,12 @@ pub use details::{Details, Listed};
 pub const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
 /// Seconds for an answer to begin.
 const ANSWER: u64 = 10;
+/// The same for it to end, which bollard leaves open.
+const WHOLE_ANSWER: Duration = Duration::from_secs(20);
 /// Between attempts to reach an engine that is away.
 const RETRY: Duration = Duration::from_secs(2);
 /// Characters of a name that is kept, see `docker run --name`.
 const MAX_NAME: usize = 255;
-/// Labels that are kept per container; rules look at one.
-const MAX_LABELS: usize = 256;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -42,6 +42,8 @@ pub enum Error {
     Away { socket: String, source: bollard::errors::Error },
     #[error("Docker: {0}")]
     Refused(#[from] bollard::errors::Error),
+    #[error("Docker at {socket} did not answer within {WHOLE_ANSWER:?}")]
+    Late { socket: String },
     #[error("Docker gives no container id for {0:?}")]
     BadId(String),
     #[error("the engine at {socket}: {why}")]
@@ -111,29 +113,33 @@ impl Engine {
     /// The engine does not answer.
     pub async fn candidates(&self) -> Result<Vec<Candidate>, Error> {
         match self.list(ListContainersOptionsBuilder::default().all(true)).await {
-            Err(bollard::errors::Error::JsonDataError { .. }) => self.running().await,
-            other => other.map_err(|source| self.away(source)),
+            Err(Error::Away { source: bollard::errors::Error::JsonDataError { .. }, .. }) => {
+                self.running().await
+            }
+            other => other,
         }
     }
 
     /// Every container that runs or is paused.
     async fn running(&self) -> Result<Vec<Candidate>, Error> {
         let filters = HashMap::from([("status", vec!["running", "paused"])]);
-        let listed = self.list(ListContainersOptionsBuilder::default().filters(&filters)).await;
-        listed.map_err(|source| self.away(source))
+        self.list(ListContainersOptionsBuilder::default().filters(&filters)).await
     }
 
-    async fn list(
-        &self,
-        options: ListContainersOptionsBuilder,
-    ) -> Result<Vec<Candidate>, bollard::errors::Error> {
-        let docker = Docker::connect_with_unix(&self.socket, ANSWER, API_DEFAULT_VERSION)?;
-        let found = docker.list_containers(Some(options.build())).await?;
+    async fn list(&self, options: ListContainersOptionsBuilder) -> Result<Vec<Candidate>, Error> {
+        let docker = self.connect()?;
+        let found = self.whole(docker.list_containers(Some(options.build()))).await?;
+        let found = found.map_err(|source| self.away(source))?;
         let candidate = |one: bollard::models::ContainerSummary| {
             let name = one.names.unwrap_or_default().into_iter().next().unwrap_or_default();
             Some(Candidate { id: one.id?, name: plain_name(&name) })
         };
         Ok(found.into_iter().filter_map(candidate).collect())
+    }
+
+    async fn whole<T>(&self, answer: impl Future<Output = T>) -> Result<T, Error> {
+        let answer = tokio::time::timeout(WHOLE_ANSWER, answer).await;
+        answer.map_err(|_| Error::Late { socket: self.socket.clone() })
     }
 
     /// None where it does not run.
@@ -144,8 +150,9 @@ impl Engine {
         if !is_container_id(id) {
             return Err(Error::BadId(id.to_owned()));
         }
-        let found = self.connect()?.inspect_container(id, None::<InspectContainerOptions>).await?;
-        Ok(running(id, found))
+        let docker = self.connect()?;
+        let asked = docker.inspect_container(id, None::<InspectContainerOptions>);
+        Ok(running(id, self.whole(asked).await??))
     }
 
     /// Writes a limit: Docker stores it, tells systemd, and writes pids.max.
@@ -253,7 +260,7 @@ fn running(id: &str, found: ContainerInspectResponse) -> Option<Container> {
         id: id.to_owned(),
         name: plain_name(&found.name.unwrap_or_default()),
         image: config.image.unwrap_or_default().chars().take(MAX_NAME).collect(),
-        labels: labels.into_iter().take(MAX_LABELS).collect(),
+        labels: labels.into_iter().collect(),
         init,
         paused: state.paused.unwrap_or(false),
         limit: limit.and_then(|limit| u64::try_from(limit).ok()).filter(|limit| *limit > 0),

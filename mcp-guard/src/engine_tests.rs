@@ -29,7 +29,8 @@ fn engine(answer: fn(&str) -> (u16, String)) -> (tempfile::TempDir, Engine) {
             let (status, body) = answer(&String::from_utf8_lossy(&request[..length]));
             let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {}", body.len());
             let whole = format!("{head}\r\nConnection: close\r\n\r\n{body}");
-            stream.write_all(whole.as_bytes()).await.unwrap();
+            // Who reads no more than it wants goes away first.
+            let _ = stream.write_all(whole.as_bytes()).await;
         }
     });
     let engine = Engine::new(socket.to_str().unwrap());
@@ -74,4 +75,62 @@ async fn watching_begins_with_what_runs() {
     let Some(Change::Up(container)) = told.recv().await else { panic!("not the container") };
     assert_eq!(container.name, "runs");
     watch.abort();
+}
+
+#[tokio::test]
+async fn every_label_of_an_image_is_kept() {
+    let (_folder, engine) = engine(|_| {
+        let many: String = (0..2000).map(|n| format!("\"l{n}\":\"x\",")).collect();
+        let many = format!("\"Labels\":{{{many}\"mcp-guard\":\"on\"}}");
+        (200, with_ids(INSPECTED).replace("\"Labels\":null", &many))
+    });
+    let found = engine.inspect(&"0".repeat(64)).await.unwrap().unwrap();
+    assert_eq!((found.labels.len(), found.labels["mcp-guard"].as_str()), (2001, "on"));
+}
+
+#[tokio::test]
+async fn no_version_is_asked_for_that_an_engine_may_refuse() {
+    let (_folder, engine) = engine(|request| match request {
+        _ if request.contains(" /v1") => {
+            (400, "{\"message\":\"client version is too old\"}".into())
+        }
+        _ if request.contains("/containers/json") => (200, with_ids(ALL)),
+        _ => (200, "{\"Version\":\"29.0.0\",\"ApiVersion\":\"1.52\"}".into()),
+    });
+    assert_eq!(engine.describe().await.unwrap().api_version, "1.52");
+    let all = engine.containers().await.unwrap();
+    let runs: Vec<_> = all.iter().map(|one| (one.name.as_str(), one.runs)).collect();
+    assert_eq!(runs, [("runs", true), ("ended", false)]);
+    assert!(engine.details(&"0".repeat(64)).await.unwrap().is_some());
+    engine.update_limit(&"0".repeat(64), 40).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_large_says_so() {
+    let (_folder, engine) = engine(|_| (200, " ".repeat(17 << 20)));
+    let error = engine.details(&"0".repeat(64)).await.unwrap_err().to_string();
+    assert!(error.contains("larger than 16777216 bytes"), "{error}");
+    let error = engine.containers().await.unwrap_err().to_string();
+    assert!(error.contains("no JSON"), "a list may be larger: {error}");
+}
+
+#[tokio::test]
+async fn the_first_exec_that_is_not_answered_is_the_last_asked_about() {
+    let (_folder, engine) = engine(|request| match request {
+        _ if request.contains(&format!("/exec/{}", "b".repeat(64))) => (500, "{}".into()),
+        _ if request.contains("/exec/") => (200, "{\"Running\":true,\"Pid\":7}".into()),
+        _ => (
+            200,
+            format!(
+                "{{\"ExecIDs\":[\"{}\",\"{}\",\"{}\"]}}",
+                "a".repeat(64),
+                "b".repeat(64),
+                "c".repeat(64)
+            ),
+        ),
+    });
+    let details = engine.details(&"0".repeat(64)).await.unwrap().unwrap();
+    let (running, unreadable) = engine.execs(&details).await;
+    assert_eq!(running, [7]);
+    assert!(unreadable.unwrap().why.contains("status 500"));
 }

@@ -1,19 +1,23 @@
 //! Everything an engine knows of one container that a diagnosis asks for.
 
-use std::collections::BTreeMap;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use mcp_guard_core::{
     container::is_container_id,
-    diagnose::facts::{self, Compose},
+    diagnose::facts::{self, Compose, Unreadable},
     escape::escape,
 };
+use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Engine, Error, MAX_LABELS, MAX_NAME, raw};
+use super::{Engine, Error, MAX_NAME, raw};
 
-/// Running `docker exec` calls asked about.
+/// Running `docker exec` calls asked about, and for how long.
 const MAX_EXECS: usize = 4096;
+const PATIENCE_FOR_EXECS: Duration = Duration::from_secs(10);
+/// Items of any other list: binds, mounts.
+const MAX_ITEMS: usize = 4096;
 /// Characters of any other text.
 const MAX_TEXT: usize = 1024;
 /// Files of one compose project.
@@ -23,12 +27,15 @@ const MAX_FILES: usize = 32;
 #[derive(Clone, Debug, Default)]
 pub struct Details {
     pub container: facts::Container,
-    /// What its labels say; the files are not read here.
+    /// What its labels say, as they say it: to open files by, and not to be shown. They are not read
+    /// here.
     pub compose: Option<Compose>,
     /// `com.docker.compose.project.working_dir`.
     pub working_dir: String,
     /// `com.docker.compose.project.environment_file`.
     pub environment_file: Option<String>,
+    /// Its `docker exec` calls; they may be asked about.
+    execs: Vec<String>,
 }
 
 /// One line of the list of containers.
@@ -51,8 +58,8 @@ impl Engine {
     /// # Errors
     /// The engine does not answer.
     pub async fn containers(&self) -> Result<Vec<Listed>, Error> {
-        let found = raw::get(&self.socket, "/containers/json?all=true").await?.unwrap_or_default();
-        Ok(found.as_array().into_iter().flatten().filter_map(listed).collect())
+        let found: Vec<Line> = raw::list(&self.socket, "/containers/json?all=true").await?;
+        Ok(found.into_iter().filter_map(listed).collect())
     }
 
     /// None where it is gone.
@@ -64,17 +71,26 @@ impl Engine {
             return Err(Error::BadId(id.to_owned()));
         }
         let found = raw::get(&self.socket, &format!("/containers/{id}/json")).await?;
-        let Some(found) = found else { return Ok(None) };
-        let mut details = details(id, &found);
-        for exec in strings(&found["ExecIDs"]).into_iter().take(MAX_EXECS) {
-            if is_container_id(&exec)
-                && let Ok(Some(exec)) = raw::get(&self.socket, &format!("/exec/{exec}/json")).await
-                && exec["Running"] == true
-            {
-                details.container.execs.extend(process(&exec["Pid"]));
+        Ok(found.map(|found| details(id, &found)))
+    }
+
+    /// Host pids of the `docker exec` calls that run; those that were found before it took too long.
+    pub async fn execs(&self, details: &Details) -> (Vec<u32>, Option<Unreadable>) {
+        let mut running = Vec::new();
+        let ask = async {
+            for exec in details.execs.iter().filter(|exec| is_container_id(exec)) {
+                let found = raw::get(&self.socket, &format!("/exec/{exec}/json")).await?;
+                let found = found.filter(|exec| exec["Running"] == true);
+                running.extend(found.and_then(|exec| process(&exec["Pid"])));
             }
-        }
-        Ok(Some(details))
+            Ok::<_, Error>(())
+        };
+        let why = match tokio::time::timeout(PATIENCE_FOR_EXECS, ask).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some(format!("not all of them within {PATIENCE_FOR_EXECS:?}")),
+        };
+        (running, why.map(|why| Unreadable { what: "docker exec".to_owned(), why }))
     }
 
     /// `HostConfig.Cgroups` ("disabled", "split", ...), which Podman says in its own API alone.
@@ -100,19 +116,43 @@ impl Engine {
     }
 }
 
-fn listed(found: &Value) -> Option<Listed> {
-    let id = found["Id"].as_str().filter(|id| is_container_id(id))?;
-    let labels = labels(&found["Labels"]);
-    Some(Listed {
-        id: id.to_owned(),
-        name: strings(&found["Names"])
-            .first()
-            .map_or("", |name| name.trim_start_matches('/'))
-            .to_owned(),
-        image: text(&found["Image"]),
-        project: labels.get("com.docker.compose.project").cloned(),
-        volumes: mounts(&found["Mounts"]),
-        runs: found["State"].as_str().is_none_or(|state| matches!(state, "running" | "paused")),
+/// One container in an engine's list: what is read of it.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Line {
+    id: String,
+    names: Option<Vec<String>>,
+    image: Option<String>,
+    state: Option<String>,
+    mounts: Option<Vec<Mount>>,
+    labels: Option<Labels>,
+}
+
+#[derive(Deserialize)]
+struct Mount {
+    #[serde(rename = "Source")]
+    source: Option<String>,
+    #[serde(rename = "RW")]
+    writable: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct Labels {
+    #[serde(rename = "com.docker.compose.project")]
+    project: Option<String>,
+}
+
+fn listed(found: Line) -> Option<Listed> {
+    let mounts = found.mounts.unwrap_or_default().into_iter();
+    let writable = mounts.filter(|mount| mount.writable != Some(false));
+    let name = found.names.unwrap_or_default().into_iter().next().unwrap_or_default();
+    is_container_id(&found.id).then_some(Listed {
+        id: found.id,
+        name: shown(name.trim_start_matches('/'), MAX_NAME),
+        image: shown(&found.image.unwrap_or_default(), MAX_TEXT),
+        project: found.labels.and_then(|labels| labels.project),
+        volumes: writable.filter_map(|mount| mount.source).collect(),
+        runs: found.state.is_none_or(|state| matches!(state.as_str(), "running" | "paused")),
     })
 }
 
@@ -136,7 +176,7 @@ fn describe(socket: &str, info: &Value, version: &Value) -> facts::Engine {
 
 fn details(id: &str, found: &Value) -> Details {
     let (host, config, state) = (&found["HostConfig"], &found["Config"], &found["State"]);
-    let labels = labels(&config["Labels"]);
+    let label = |name: &str| config["Labels"][name].as_str().map(str::to_owned);
     // A read-only bind of a socket is as good as any.
     let binds = [strings(&host["Binds"]), mounts(&found["Mounts"])].concat();
     let container = facts::Container {
@@ -158,7 +198,7 @@ fn details(id: &str, found: &Value) -> Details {
         binds_cgroupfs: binds.iter().any(|bind| bind.starts_with("/sys/fs/cgroup")),
         nproc_ulimit: nproc(&host["Ulimits"]),
         health: state["Health"]["Status"].as_str().map(|health| shown(health, MAX_NAME)),
-        swarm_service: labels.get("com.docker.swarm.service.id").cloned(),
+        swarm_service: label("com.docker.swarm.service.id").map(|id| shown(&id, MAX_TEXT)),
         memory: facts::Memory {
             max: host["Memory"].as_u64().filter(|bytes| *bytes > 0),
             ..facts::Memory::default()
@@ -167,19 +207,17 @@ fn details(id: &str, found: &Value) -> Details {
     };
     Details {
         container,
-        compose: compose(&labels),
-        working_dir: labels
-            .get("com.docker.compose.project.working_dir")
-            .cloned()
-            .unwrap_or_default(),
-        environment_file: labels.get("com.docker.compose.project.environment_file").cloned(),
+        compose: compose(label),
+        working_dir: label("com.docker.compose.project.working_dir").unwrap_or_default(),
+        environment_file: label("com.docker.compose.project.environment_file"),
+        execs: strings(&found["ExecIDs"]).into_iter().take(MAX_EXECS).collect(),
     }
 }
 
 /// The labels that compose leaves (docker/compose `pkg/api/labels.go`).
-fn compose(labels: &BTreeMap<String, String>) -> Option<Compose> {
-    let label = |name: &str| labels.get(&format!("com.docker.compose.{name}")).cloned();
-    let podman = labels.get("io.podman.compose.version").cloned();
+fn compose(label: impl Fn(&str) -> Option<String>) -> Option<Compose> {
+    let podman = label("io.podman.compose.version");
+    let label = |name: &str| label(&format!("com.docker.compose.{name}"));
     let tool = if podman.is_some() { facts::PODMAN_COMPOSE } else { "compose" };
     let files = label("project.config_files").unwrap_or_default();
     Some(Compose {
@@ -197,14 +235,8 @@ fn compose(labels: &BTreeMap<String, String>) -> Option<Compose> {
     })
 }
 
-/// Labels come from images: any name, any value, any number.
-fn labels(value: &Value) -> BTreeMap<String, String> {
-    let all = value.as_object().into_iter().flatten().take(MAX_LABELS);
-    all.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
-}
-
 fn mounts(value: &Value) -> Vec<String> {
-    let all = value.as_array().into_iter().flatten().take(MAX_LABELS);
+    let all = value.as_array().into_iter().flatten().take(MAX_ITEMS);
     all.filter(|mount| mount["RW"] != false).map(|mount| text(&mount["Source"])).collect()
 }
 
@@ -229,7 +261,7 @@ fn shown(text: &str, limit: usize) -> String {
 }
 
 fn strings(value: &Value) -> Vec<String> {
-    let all = value.as_array().into_iter().flatten().take(MAX_EXECS);
+    let all = value.as_array().into_iter().flatten().take(MAX_ITEMS);
     all.map(text).collect()
 }
 
@@ -281,5 +313,33 @@ mod tests {
             "com.docker.compose.project.config_files": "/srv/a.yml,,/srv/b.yml",
         } } });
         assert_eq!(details("x", &labels).compose.unwrap().files, ["/srv/a.yml", "/srv/b.yml"]);
+    }
+
+    #[test]
+    fn no_number_of_labels_hides_those_that_count() {
+        let mut labels: serde_json::Map<_, _> =
+            (0..5000).map(|n| (format!("a{n}"), json!("x"))).collect();
+        labels.insert("com.docker.compose.project".to_owned(), json!("p"));
+        labels.insert("com.docker.compose.service".to_owned(), json!("web"));
+        labels.insert("com.docker.swarm.service.id".to_owned(), json!("a\nb"));
+        let found = details("x", &json!({ "Config": { "Labels": labels } }));
+        assert_eq!(found.compose.unwrap().service, "web");
+        assert_eq!(found.container.swarm_service.as_deref(), Some("a\\nb"));
+    }
+
+    #[test]
+    fn a_line_of_the_list_is_read_whatever_else_is_in_it() {
+        let id = "a".repeat(64);
+        let line = json!({ "Id": id, "Names": ["/web"], "State": "exited", "Other": [{}], "Mounts": [
+            { "Source": "/srv/a\\b", "RW": true }, { "Source": "/etc", "RW": false }, { "RW": true },
+        ], "Labels": { "com.docker.compose.project": "p", "x": "y" } });
+        let found = listed(serde_json::from_value(line).unwrap()).unwrap();
+        assert_eq!((found.name.as_str(), found.project.as_deref()), ("web", Some("p")));
+        assert_eq!((found.volumes, found.runs), (vec![r"/srv/a\b".to_owned()], false));
+        for nothing in [json!({ "Id": id }), json!({ "Id": id, "Mounts": null, "Labels": null })] {
+            let found = listed(serde_json::from_value(nothing).unwrap()).unwrap();
+            assert!(found.runs && found.volumes.is_empty());
+        }
+        assert!(listed(serde_json::from_value(json!({ "Id": "../x" })).unwrap()).is_none());
     }
 }

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use mcp_guard_core::escape::escape;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -14,36 +15,45 @@ use tokio::{
 
 use super::Error;
 
-/// Of Docker's API: 1.40 is the first in which an update of a limit works.
-const DOCKER: &str = "/v1.40";
 /// Podman's own, beside Docker's: 4.0 is older than what any supported system has.
 const LIBPOD: &str = "/v4.0.0/libpod";
 const PATIENCE: Duration = Duration::from_secs(5);
 /// An update starts the runtime, which takes its time on a busy host.
 const PATIENCE_FOR_CHANGES: Duration = Duration::from_secs(30);
-/// Bytes of an answer; an inspect of a container with a thousand labels is a tenth of it.
-const MAX_ANSWER: u64 = 4 << 20;
+/// Bytes of an answer about one thing; an inspect of a container with a thousand labels is a fortieth.
+const MAX_ANSWER: u64 = 16 << 20;
+/// The same of a list.
+const MAX_LIST: u64 = 64 << 20;
 /// Characters of what it says of an error.
 const MAX_MESSAGE: usize = 512;
 
 /// The JSON at a path of Docker's API; None where the engine says 404. `path` is not escaped.
+///
+/// Without a version the newest that the engine speaks is meant: Docker 29 refuses those before 1.44, and
+/// an older one knows none after its own.
 pub async fn get(socket: &str, path: &str) -> Result<Option<Value>, Error> {
-    read(request(socket, &format!("GET {DOCKER}{path}"), None).await?, socket)
+    read(request(socket, &format!("GET {path}"), None, MAX_ANSWER).await?, socket)
 }
 
-/// The same of Podman's own API.
+/// The same of a list, of which only what `T` names is kept.
+pub async fn list<T: DeserializeOwned>(socket: &str, path: &str) -> Result<Vec<T>, Error> {
+    let found = read(request(socket, &format!("GET {path}"), None, MAX_LIST).await?, socket)?;
+    Ok(found.unwrap_or_default())
+}
+
+/// The same as [`get`] of Podman's own API.
 pub async fn get_of_podman(socket: &str, path: &str) -> Result<Option<Value>, Error> {
-    read(request(socket, &format!("GET {LIBPOD}{path}"), None).await?, socket)
+    read(request(socket, &format!("GET {LIBPOD}{path}"), None, MAX_ANSWER).await?, socket)
 }
 
 /// A change through Docker's API; an error unless the engine says that it is made.
 pub async fn post(socket: &str, path: &str, body: &Value) -> Result<(), Error> {
-    made(request(socket, &format!("POST {DOCKER}{path}"), Some(body)).await?, socket)
+    made(request(socket, &format!("POST {path}"), Some(body), MAX_ANSWER).await?, socket)
 }
 
 /// The same through Podman's own API.
 pub async fn post_to_podman(socket: &str, path: &str, body: &Value) -> Result<(), Error> {
-    made(request(socket, &format!("POST {LIBPOD}{path}"), Some(body)).await?, socket)
+    made(request(socket, &format!("POST {LIBPOD}{path}"), Some(body), MAX_ANSWER).await?, socket)
 }
 
 /// What an engine answered.
@@ -53,14 +63,22 @@ struct Answer {
     body: Vec<u8>,
 }
 
-/// `line`: method and path.
-async fn request(socket: &str, line: &str, body: Option<&Value>) -> Result<Answer, Error> {
+/// `line`: method and path. `most`: bytes of the answer.
+async fn request(
+    socket: &str,
+    line: &str,
+    body: Option<&Value>,
+    most: u64,
+) -> Result<Answer, Error> {
     let failed = |why: String| failed(socket, why);
     let patience = if body.is_some() { PATIENCE_FOR_CHANGES } else { PATIENCE };
-    let answer = tokio::time::timeout(patience, ask(socket, line, body)).await;
+    let answer = tokio::time::timeout(patience, ask(socket, line, body, most)).await;
     let answer = answer.map_err(|_| failed(format!("no answer within {patience:?}")))?;
     let answer = answer.map_err(|error| failed(error.to_string()))?;
-    parse(&answer).ok_or_else(|| failed("an answer that is no HTTP".to_owned()))
+    if u64::try_from(answer.len()).is_ok_and(|length| length > most) {
+        return Err(failed(format!("an answer larger than {most} bytes")));
+    }
+    parse(answer).ok_or_else(|| failed("an answer that is no HTTP".to_owned()))
 }
 
 fn failed(socket: &str, why: String) -> Error {
@@ -68,7 +86,12 @@ fn failed(socket: &str, why: String) -> Error {
 }
 
 /// HTTP/1.0: the answer ends with the connection, and is never chunked.
-async fn ask(socket: &str, line: &str, body: Option<&Value>) -> std::io::Result<Vec<u8>> {
+async fn ask(
+    socket: &str,
+    line: &str,
+    body: Option<&Value>,
+    most: u64,
+) -> std::io::Result<Vec<u8>> {
     let mut stream = UnixStream::connect(socket).await?;
     let body = body.map_or_else(String::new, Value::to_string);
     let length = body.len();
@@ -78,27 +101,33 @@ async fn ask(socket: &str, line: &str, body: Option<&Value>) -> std::io::Result<
     );
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
-    stream.take(MAX_ANSWER).read_to_end(&mut answer).await?;
+    stream.take(most + 1).read_to_end(&mut answer).await?;
     Ok(answer)
 }
 
-fn parse(answer: &[u8]) -> Option<Answer> {
+fn parse(mut answer: Vec<u8>) -> Option<Answer> {
     const BREAK: &[u8] = b"\r\n\r\n";
     let end = answer.windows(BREAK.len()).position(|window| window == BREAK)?;
-    let (head, body) = answer.split_at(end);
-    let head = String::from_utf8_lossy(head);
+    let body = answer.split_off(end + BREAK.len());
+    let head = String::from_utf8_lossy(&answer);
     let status = head.split(' ').nth(1).unwrap_or_default();
-    Some(Answer { status: status.to_owned(), body: body[BREAK.len()..].to_vec() })
+    Some(Answer { status: status.to_owned(), body })
 }
 
-fn read(answer: Answer, socket: &str) -> Result<Option<Value>, Error> {
+fn read<T: DeserializeOwned>(answer: Answer, socket: &str) -> Result<Option<T>, Error> {
     match answer.status.as_str() {
         "200" => serde_json::from_slice(&answer.body)
             .map(Some)
-            .map_err(|error| failed(socket, format!("an answer that is no JSON: {error}"))),
+            .map_err(|error| failed(socket, not_json(&error))),
         "404" => Ok(None),
         _ => Err(failed(socket, answer.refusal())),
     }
+}
+
+/// The error's own words may quote what it found.
+fn not_json(error: &serde_json::Error) -> String {
+    let what = if error.is_data() { "is not what was asked for" } else { "is no JSON" };
+    format!("an answer that {what}: {}", escape(error.to_string().as_bytes(), MAX_MESSAGE))
 }
 
 fn made(answer: Answer, socket: &str) -> Result<(), Error> {
@@ -123,7 +152,7 @@ mod tests {
     use super::*;
 
     fn get(answer: &[u8]) -> Result<Option<Value>, String> {
-        let answer = parse(answer).ok_or("no HTTP")?;
+        let answer = parse(answer.to_vec()).ok_or("no HTTP")?;
         read(answer, "s").map_err(|error| error.to_string())
     }
 
@@ -145,7 +174,8 @@ mod tests {
 
     #[test]
     fn a_change_is_made_or_the_engine_says_why_not() {
-        let post = |answer: &[u8]| made(parse(answer).unwrap(), "s").map_err(|e| e.to_string());
+        let post =
+            |answer: &[u8]| made(parse(answer.to_vec()).unwrap(), "s").map_err(|e| e.to_string());
         assert_eq!(post(b"HTTP/1.0 200 OK\r\n\r\n{\"Warnings\":null}"), Ok(()));
         assert_eq!(post(b"HTTP/1.0 201 Created\r\n\r\nabc\n"), Ok(()));
         let refused = post(b"HTTP/1.0 409 Oh\r\n\r\n{\"message\":\"not \x1b now\"}");

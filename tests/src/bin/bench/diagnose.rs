@@ -90,7 +90,7 @@ fn serve(socket: &Path, containers: &[(String, u32)]) -> Result<()> {
             let mut asked = [0; 2048];
             let length = stream.read(&mut asked).unwrap_or(0);
             let asked = String::from_utf8_lossy(&asked[..length]).into_owned();
-            let path = asked.split(' ').nth(1).and_then(|path| path.strip_prefix("/v1.40"));
+            let path = asked.split(' ').nth(1);
             let answer = answers.get(path.unwrap_or_default()).cloned().unwrap_or(json!({}));
             let _ = stream.write_all(format!("HTTP/1.0 200 OK\r\n\r\n{answer}").as_bytes());
         }
