@@ -3,17 +3,20 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    os::unix::fs::MetadataExt as _,
 };
 
-use mcp_guard_core::{container::container_in, diagnose::facts, escape::escape};
+use mcp_guard_core::{
+    container::container_in,
+    diagnose::facts,
+    escape::{cgroup_path, escape, is_cgroup_path},
+};
 
 use super::process::Process;
 
 /// Bytes and words of a command line that are kept.
 const MAX_ARGV: usize = 1024;
 const MAX_WORDS: usize = 32;
-/// Bytes of a word, a name, a path.
+/// Bytes of a word, a name.
 const MAX_WORD: usize = 256;
 
 /// One process.
@@ -25,7 +28,7 @@ struct Row {
     zombie: bool,
     /// Inode of `ns/pid`; None where it may not be read, and of a zombie.
     pid_ns: Option<u64>,
-    /// In the hierarchy with the pids controller.
+    /// In the hierarchy with the pids controller, as [`cgroup_path`] writes it.
     cgroup: String,
 }
 
@@ -99,6 +102,20 @@ impl Census {
         }
     }
 
+    /// Whether `/proc` shows processes of others at all, see `hidepid` in proc(5).
+    #[must_use]
+    pub fn is_partial(&self) -> bool {
+        !self.rows.contains_key(&1)
+    }
+
+    /// Whether a process in the pid namespace of another may trace whatever comes into it.
+    #[must_use]
+    pub fn may_trace_in_namespace_of(&self, pid: u32) -> bool {
+        let namespace = self.pid_ns(pid);
+        let mut inside = self.rows.iter().filter(|(_, row)| row.pid_ns == namespace && !row.zombie);
+        inside.any(|(pid, _)| Process::open(*pid).is_ok_and(|process| process.may_trace()))
+    }
+
     /// Tasks in the pid namespace of a process, where that is another than the host's.
     #[must_use]
     pub fn tasks_in_namespace_of(&self, pid: u32) -> Option<u64> {
@@ -120,6 +137,7 @@ impl Census {
     #[must_use]
     pub fn containers(&self) -> BTreeMap<&str, &str> {
         let found = self.rows.values().filter_map(|row| container_in(&row.cgroup));
+        let found = found.filter(|found| is_cgroup_path(found.path));
         found.map(|found| (found.id, found.path)).collect()
     }
 
@@ -137,14 +155,13 @@ fn row(pid: u32, v1: bool) -> Option<Row> {
     let process = Process::open(pid).ok()?;
     let stat = process.stat().ok()?;
     let places = process.cgroup().ok()?;
-    let namespace = fs::metadata(format!("/proc/{pid}/ns/pid")).map(|meta| meta.ino());
     Some(Row {
         parent: stat.parent,
         start: stat.start,
         threads: stat.threads,
         zombie: stat.zombie,
-        pid_ns: namespace.ok(),
-        cgroup: escape(pids_path(&places, v1)?, MAX_WORD * 4),
+        pid_ns: process.pid_namespace().ok(),
+        cgroup: cgroup_path(pids_path(&places, v1)?),
     })
 }
 
@@ -163,9 +180,11 @@ fn pids_path(places: &[u8], v1: bool) -> Option<&[u8]> {
 }
 
 fn shown(pid: u32, row: &Row) -> facts::Process {
-    let process = Process::open(pid);
-    let comm = process.as_ref().ok().and_then(|process| process.comm().ok()).unwrap_or_default();
-    let argv = process.as_ref().ok().and_then(|process| process.argv(MAX_ARGV).ok());
+    // Another may have the number by now.
+    let same = |process: &Process| process.start_ticks().is_ok_and(|start| start == row.start);
+    let process = Process::open(pid).ok().filter(same);
+    let comm = process.as_ref().and_then(|process| process.comm().ok()).unwrap_or_default();
+    let argv = process.as_ref().and_then(|process| process.argv(MAX_ARGV).ok());
     let argv = argv.unwrap_or_default();
     let words = argv.split(|byte| *byte == 0).filter(|word| !word.is_empty());
     facts::Process {
@@ -186,16 +205,6 @@ pub fn host_tasks() -> Option<u64> {
     text.split(' ').nth(3)?.split('/').nth(1)?.parse().ok()
 }
 
-/// `pid_max` as a process sees it: since Linux 6.14 each pid namespace has its own, and the sysctl
-/// answers for the namespace of whoever asks.
-#[must_use]
-pub fn pid_max_in_namespace_of(pid: u32) -> Option<u64> {
-    let mut nsenter = std::process::Command::new("nsenter");
-    nsenter.args(["--target", &pid.to_string(), "--pid", "--"]);
-    let output = nsenter.args(["cat", "/proc/sys/kernel/pid_max"]).output().ok()?;
-    std::str::from_utf8(&output.stdout).ok()?.trim().parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,6 +214,7 @@ mod tests {
         assert!(is_in("/docker/a", "/docker/a") && is_in("/docker/a/b", "/docker/a"));
         assert!(!is_in("/docker/ab", "/docker/a") && !is_in("/docker", "/docker/a"));
         assert!(is_in("/docker", "/"));
+        assert!(is_in(&cgroup_path(b"/docker/a/\xff"), "/docker/a"), "whatever it is called");
     }
 
     #[test]
@@ -227,5 +237,9 @@ mod tests {
         assert!(found.threads >= 1 && !found.argv.is_empty());
         assert_eq!(census.aliens(me, &own).map(|all| all.len()), None, "our own namespace");
         assert!(host_tasks().unwrap() > 0);
+        // Started before us, by the same number: what it is called is not ours to tell.
+        let other = Row { start: 0, ..census.rows[&me].clone() };
+        let shown = shown(me, &other);
+        assert_eq!((shown.comm.as_str(), shown.argv.len()), ("", 0));
     }
 }

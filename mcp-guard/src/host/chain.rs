@@ -4,6 +4,7 @@ use std::{fs, io, path::Path};
 
 use mcp_guard_core::{
     diagnose::facts::{Level, Memory},
+    escape::is_cgroup_path,
     limit::Limit,
 };
 
@@ -22,7 +23,9 @@ pub fn read(layout: &Layout, path: &str) -> io::Result<Vec<Level>> {
     let unified = layout.unified.as_deref().map(|mount| (mount, false));
     let (mount, v1) = tree.or(unified).ok_or_else(|| io::Error::other("no pids controller"))?;
     let inside = Path::new(path.trim_start_matches('/'));
-    if inside.components().any(|part| !matches!(part, std::path::Component::Normal(_))) {
+    if !is_cgroup_path(path)
+        || inside.components().any(|part| !matches!(part, std::path::Component::Normal(_)))
+    {
         return Err(io::Error::other(format!("{path:?} is no path of a cgroup")));
     }
     let own = mount.join(inside);
@@ -34,7 +37,7 @@ pub fn read(layout: &Layout, path: &str) -> io::Result<Vec<Level>> {
 /// The target's own level alone.
 #[must_use]
 pub fn own(layout: &Layout, path: &str) -> Option<Level> {
-    let tree = layout.pids.as_ref()?;
+    let tree = layout.pids.as_ref().filter(|_| is_cgroup_path(path))?;
     Some(level(&tree.mount, Path::new(path.trim_start_matches('/')), tree.v1))
 }
 
@@ -65,12 +68,12 @@ fn denials(dir: &Path, file: &str) -> Option<u64> {
     read_line(dir, file)?.lines().find_map(|line| line.strip_prefix("max ")?.parse().ok())
 }
 
-/// What the memory controller says of the cgroup that a process is in; None without one in version 2.
+/// What the memory controller says of a cgroup; None without one in version 2.
 #[must_use]
-pub fn memory(layout: &Layout, pid: u32) -> Option<Memory> {
-    let places = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let path = places.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let dir = layout.unified.as_deref()?.join(path);
+pub fn memory(layout: &Layout, path: &str) -> Option<Memory> {
+    // Elsewhere the path is one of another hierarchy.
+    let tree = layout.pids.as_ref().filter(|tree| !tree.v1 && is_cgroup_path(path))?;
+    let dir = tree.mount.join(path.trim_start_matches('/'));
     let max = read_line(&dir, "memory.max")?;
     let events = read_line(&dir, "memory.events").unwrap_or_default();
     let event = |name: &str| {
@@ -82,4 +85,44 @@ pub fn memory(layout: &Layout, pid: u32) -> Option<Memory> {
         hits: event("max"),
         kills: event("oom_kill"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::layout::{Kind, PidsTree};
+
+    /// A tree of two cgroups, whose files are plain ones.
+    fn tree(v1: bool) -> (tempfile::TempDir, Layout) {
+        let mount = tempfile::tempdir().unwrap();
+        let own = mount.path().join(r"a\x2db/c");
+        fs::create_dir_all(own.join("init.scope")).unwrap();
+        for (file, text) in [("pids.max", "25"), ("memory.max", "1000"), ("memory.current", "10")] {
+            fs::write(own.join(file), text).unwrap();
+        }
+        let pids = Some(PidsTree { mount: mount.path().to_owned(), v1 });
+        let layout = Layout { kind: Kind::Unified, unified: None, pids, nsdelegate: None };
+        (mount, layout)
+    }
+
+    #[test]
+    fn a_name_with_a_backslash_is_read_where_it_is() {
+        let (_mount, layout) = tree(false);
+        let chain = read(&layout, r"/a\x2db/c").unwrap();
+        assert_eq!((chain.len(), chain[0].max), (3, Some(Limit::Tasks(25))));
+        assert_eq!(own(&layout, r"/a\x2db/c").unwrap().max, Some(Limit::Tasks(25)));
+        for bad in ["a", "/a/../a", "/?a", "", r"/a\\x2db/c"] {
+            assert!(read(&layout, bad).is_err(), "{bad}");
+        }
+        assert!(own(&layout, "/?a").is_none());
+    }
+
+    #[test]
+    fn memory_is_that_of_the_cgroup_itself() {
+        let (_mount, layout) = tree(false);
+        let found = memory(&layout, r"/a\x2db/c").unwrap();
+        assert_eq!((found.max, found.current), (Some(1000), Some(10)));
+        assert_eq!(memory(&layout, r"/a\x2db/c/init.scope"), None);
+        assert_eq!(memory(&tree(true).1, r"/a\x2db/c"), None, "a path of another hierarchy");
+    }
 }

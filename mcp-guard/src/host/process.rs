@@ -13,6 +13,9 @@ const MAX_ARGV: usize = 1024;
 /// `PF_EXITING` of `include/linux/sched.h`, in the flags field of stat.
 const PF_EXITING: u64 = 0x4;
 
+/// Number of `CAP_SYS_PTRACE`, capabilities(7).
+const SYS_PTRACE: u32 = 19;
+
 /// A process that cannot turn into another one: all reads go through one `/proc/PID` directory,
 /// which stays the dead process's own.
 pub struct Process {
@@ -59,6 +62,20 @@ impl Process {
         Ok(comm)
     }
 
+    /// Inode of its pid namespace.
+    ///
+    /// # Errors
+    /// The process is gone, or the kernel does not show it to us.
+    pub fn pid_namespace(&self) -> io::Result<u64> {
+        Ok(rustix::fs::statat(&self.dir, "ns/pid", rustix::fs::AtFlags::empty())?.st_ino)
+    }
+
+    /// Whether it may trace processes that are not its own. True where that is not known.
+    #[must_use]
+    pub fn may_trace(&self) -> bool {
+        self.read("status", 64 * 1024).map_or(true, |status| may_have(&status, SYS_PTRACE))
+    }
+
     /// Whether it lives in the same pid namespace as we do: an engine does, a container does not.
     #[must_use]
     pub fn shares_our_pid_namespace(&self) -> bool {
@@ -98,6 +115,17 @@ impl Process {
         let fd = openat(&self.dir, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         read_at_most(&fd, limit)
     }
+}
+
+/// What it has, or may get from a program that it starts, by `/proc/PID/status`.
+fn may_have(status: &[u8], capability: u32) -> bool {
+    let status = String::from_utf8_lossy(status);
+    let set = |name: &str| {
+        let set = status.lines().find_map(|line| line.strip_prefix(name))?;
+        u64::from_str_radix(set.trim(), 16).ok()
+    };
+    let sets = set("CapPrm:").zip(set("CapBnd:"));
+    sets.is_none_or(|(permitted, bounding)| (permitted | bounding) & (1 << capability) != 0)
 }
 
 /// Reads up to `limit` bytes from the start.
@@ -189,6 +217,21 @@ mod tests {
         for bad in [&b""[..], b"42 (x", b"42 (x)", b"42 (x) S 7"] {
             assert_eq!(parse_stat(bad), None);
         }
+    }
+
+    #[test]
+    fn capabilities_tell_who_may_trace() {
+        // Docker's default, the same with SYS_PTRACE, all of Linux 6.
+        for (set, expected) in
+            [("00000000a80425fb", false), ("00000000a80c25fb", true), ("000001ffffffffff", true)]
+        {
+            let none = "0000000000000000";
+            for (permitted, bounding) in [(none, set), (set, none)] {
+                let status = format!("Name:\tsh\nCapPrm:\t{permitted}\nCapBnd:\t{bounding}\n");
+                assert_eq!(may_have(status.as_bytes(), SYS_PTRACE), expected, "{status}");
+            }
+        }
+        assert!(may_have(b"Name:\tsh\n", SYS_PTRACE), "not known");
     }
 
     #[test]

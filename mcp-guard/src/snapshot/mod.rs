@@ -2,50 +2,78 @@
 
 mod clamp;
 mod compose;
+mod host;
 mod runtime;
 mod trusted;
 
 use std::{
     collections::BTreeMap,
-    fs,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use mcp_guard_core::{
     container::container_in,
-    diagnose::facts::{self, Facts, Host, Other, PidNamespace, Subject, Unreadable},
+    diagnose::{
+        facts::{self, Compose, Facts, Host, Other, PidNamespace, Says, Subject, Unreadable},
+        version::version,
+    },
+    escape::{escape, visible_within},
 };
 
 use self::trusted::Volumes;
+pub use self::host::host;
 use crate::{
     engine::{Details, Engine, Listed},
     host::{
-        census::{self, Census},
-        chain, kernel,
-        layout::{Kind, Layout},
-        systemd::Systemd,
+        census::Census,
+        chain,
+        layout::Layout,
+        pidns,
+        systemd::{self, Systemd},
     },
     wanted::Limits,
 };
 
 /// `RESERVED_PIDS` of the kernel's `kernel/pid.c`, less the share from which on it counts as full.
 const SMALLEST: u64 = 280;
+/// The first Linux in which each pid namespace has a maximum of its own.
+const OWN_PID_MAX: (u32, u32, u32) = (6, 14, 0);
 /// Containers of the same image that are looked at.
 const MAX_OTHERS: usize = 64;
+/// Bytes of a text that a label brought.
+const MAX_LABEL: usize = 1024;
+/// The same of a path, and of what is said of one.
+const MAX_PATH: usize = 4096;
+
+/// How much is read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// All that any rule judges.
+    Whole,
+    /// What the repair of a limit rests on.
+    Limits,
+}
 
 /// What all targets of one diagnosis share.
 pub struct Snapshot {
+    reach: Reach,
     layout: Layout,
     census: Census,
     host: Host,
-    engine: Option<(Engine, facts::Engine)>,
+    engine: Engine,
+    /// What it says of itself; None where it does not answer.
+    described: Option<facts::Engine>,
     /// Every running container.
     running: Vec<Listed>,
-    volumes: Volumes,
+    /// Of all containers; None where the list of them was not read.
+    volumes: Option<Volumes>,
     /// The own level of each, by id.
     levels: BTreeMap<String, facts::Level>,
     /// None where systemd does not run, or does not answer.
     systemd: Option<Systemd>,
+    /// It was late once: another target does not wait for it again.
+    systemd_is_late: AtomicBool,
     limits: Limits,
     unreadable: Vec<Unreadable>,
     began: Instant,
@@ -55,71 +83,118 @@ impl Snapshot {
     /// # Errors
     /// Not even `/proc` can be read.
     pub async fn take(engine: Engine, limits: Limits) -> std::io::Result<Self> {
-        Self::of_engine(engine, limits, None).await
+        Self::reaching(Reach::Whole, engine, limits, None).await
     }
 
-    /// The same where it is known what the engine says of itself: Podman starts programs to find out.
+    /// What the repair of a limit rests on and no more: no other container, no file that a label names,
+    /// no process that is started. `known` is what the engine says of itself, where that is known: Podman
+    /// starts programs to find out.
     ///
     /// # Errors
     /// Not even `/proc` can be read.
-    pub async fn of_engine(
+    pub async fn take_for_limits(
+        engine: Engine,
+        limits: Limits,
+        known: Option<facts::Engine>,
+    ) -> std::io::Result<Self> {
+        Self::reaching(Reach::Limits, engine, limits, known).await
+    }
+
+    async fn reaching(
+        reach: Reach,
         engine: Engine,
         limits: Limits,
         known: Option<facts::Engine>,
     ) -> std::io::Result<Self> {
         let began = Instant::now();
         let layout = Layout::read()?;
-        let v1 = layout.pids.as_ref().is_some_and(|tree| tree.v1);
-        let census = Census::take(v1)?;
-        let mut unreadable: Vec<Unreadable> = hidden(census.hidden).into_iter().collect();
-        let (mut described, mut running, mut volumes) = (None, Vec::new(), Vec::new());
-        // Each may take its time, and none needs another.
-        let describe = async {
-            match known {
-                Some(known) => Ok(known),
-                None => engine.describe().await,
-            }
-        };
-        let (facts, listed, manager) =
-            tokio::join!(describe, engine.containers(), Systemd::connect());
-        match facts {
-            Ok(facts) => match listed {
-                Ok(listed) => {
-                    described = Some((engine, facts));
-                    volumes = listed.iter().flat_map(|one| one.volumes.clone()).collect();
-                    running = listed.into_iter().filter(|one| one.runs).collect();
-                }
-                Err(error) => unreadable.push(unread("containers", &error)),
-            },
-            Err(error) => unreadable.push(unread("engine", &error)),
-        }
-        let mut systemd = None;
-        match manager {
-            Some(Ok(manager)) => systemd = Some(manager),
-            Some(Err(error)) => unreadable.push(unread("systemd", &error)),
-            None => {}
-        }
-        if let (Some((_, engine)), Some(systemd)) = (&mut described, &systemd) {
-            let unit = format!("{}.service", engine.kind);
-            engine.own_tasks_max = systemd.own_tasks_max(&unit).await.unwrap_or(None);
-        }
+        let census = Census::take(layout.pids.as_ref().is_some_and(|tree| tree.v1))?;
         let host = host(&layout);
-        let level = |(id, path): (&str, &str)| Some((id.to_owned(), chain::own(&layout, path)?));
-        let levels = census.containers().into_iter().filter_map(level).collect();
-        let engine = described;
-        Ok(Self {
+        let unreadable = host::hidden(&census);
+        let mut snapshot = Self {
+            reach,
             layout,
             census,
             host,
             engine,
-            running,
-            volumes: Volumes::new(volumes),
-            levels,
-            systemd,
+            described: None,
+            running: Vec::new(),
+            volumes: None,
+            levels: BTreeMap::new(),
+            systemd: None,
+            systemd_is_late: AtomicBool::new(false),
             limits,
             unreadable,
             began,
-        })
+        };
+        snapshot.ask(known).await;
+        if reach == Reach::Whole {
+            let level = |(id, path): (&str, &str)| {
+                Some((id.to_owned(), chain::own(&snapshot.layout, path)?))
+            };
+            snapshot.levels = snapshot.census.containers().into_iter().filter_map(level).collect();
+        }
+        Ok(snapshot)
+    }
+
+    /// Engine and systemd.
+    async fn ask(&mut self, known: Option<facts::Engine>) {
+        let describe = async {
+            match known {
+                Some(known) => Ok(known),
+                None => self.engine.describe().await,
+            }
+        };
+        let list = async {
+            match self.reach {
+                Reach::Whole => Some(self.engine.containers().await),
+                Reach::Limits => None,
+            }
+        };
+        // Each may take its time, and none needs another.
+        let (described, listed, systemd) = tokio::join!(describe, list, Systemd::connect());
+        match (described, listed) {
+            (Err(error), _) => self.unreadable.push(unread("engine", &error)),
+            (Ok(described), listed) => {
+                self.described = Some(described);
+                match listed {
+                    Some(Ok(listed)) => {
+                        let volumes = listed.iter().flat_map(|one| one.volumes.clone());
+                        self.volumes = Some(Volumes::new(volumes.collect()));
+                        self.running = listed.into_iter().filter(|one| one.runs).collect();
+                    }
+                    Some(Err(error)) => self.unreadable.push(unread("containers", &error)),
+                    None => {}
+                }
+            }
+        }
+        match systemd {
+            Some(Ok(manager)) => self.systemd = Some(manager),
+            Some(Err(error)) => self.unreadable.push(unread("systemd", &error)),
+            None => {}
+        }
+        let Some(engine) = &self.described else { return };
+        let unit = format!("{}.service", engine.kind);
+        let own = self.of_systemd(async |systemd| systemd.own_tasks_max(&unit).await).await;
+        if let Some(engine) = &mut self.described {
+            engine.own_tasks_max = own.and_then(Result::ok).flatten();
+        }
+    }
+
+    /// What systemd answers, unless it was late before. None where it does not run.
+    async fn of_systemd<T>(
+        &self,
+        ask: impl AsyncFnOnce(&Systemd) -> Result<T, systemd::Error>,
+    ) -> Option<Result<T, systemd::Error>> {
+        let systemd = self.systemd.as_ref()?;
+        if self.systemd_is_late.load(Ordering::Relaxed) {
+            return Some(Err(systemd::Error::Late));
+        }
+        let answer = ask(systemd).await;
+        if matches!(answer, Err(systemd::Error::Late)) {
+            self.systemd_is_late.store(true, Ordering::Relaxed);
+        }
+        Some(answer)
     }
 
     /// What could not be known of the host and its engine.
@@ -134,9 +209,27 @@ impl Snapshot {
         &self.running
     }
 
-    /// The facts of a container; None where it is gone.
+    /// Where it does, no facts of a container mean that the engine knows no such one.
+    #[must_use]
+    pub fn engine_answers(&self) -> bool {
+        self.described.is_some()
+    }
+
+    /// Whether the engine says that a container runs; None where the list of them was not read.
+    #[must_use]
+    pub fn lists(&self, id: &str) -> Option<bool> {
+        self.volumes.as_ref().map(|_| self.running.iter().any(|one| one.id == id))
+    }
+
+    /// The cgroup of a container that has a process, whatever an engine says.
+    #[must_use]
+    pub fn cgroup_of_container(&self, id: &str) -> Option<String> {
+        self.census.containers().get(id).map(|path| (*path).to_owned())
+    }
+
+    /// The facts of a container; None where its engine does not answer or knows no such one.
     pub async fn container(&self, id: &str) -> Option<Facts> {
-        let (engine, described) = self.engine.as_ref()?;
+        let described = self.described.as_ref()?;
         let mut facts = self.shared();
         let listed = self.running.iter().find(|one| one.id == id);
         facts.target = Subject {
@@ -145,7 +238,14 @@ impl Snapshot {
             id: Some(id.to_owned()),
             cgroup: String::new(),
         };
-        let details = match engine.details(id).await {
+        let podman = async {
+            match described.kind.as_str() {
+                "podman" => Some(self.engine.cgroups_of_podman(id).await),
+                _ => None,
+            }
+        };
+        let (details, cgroups) = tokio::join!(self.engine.details(id), podman);
+        let details = match details {
             Ok(details) => details?,
             Err(error) => {
                 // Nothing is judged that the engine did not say.
@@ -153,25 +253,40 @@ impl Snapshot {
                 return Some(self.over(facts));
             }
         };
-        let init = details.container.init;
-        self.place(&mut facts, init, id).await;
-        facts.aliens = self.census.aliens(init, &facts.target.cgroup).unwrap_or_default();
-        facts.host.pid_namespace = self.pid_namespace(init);
+        let mut container = details.container.clone();
+        if listed.is_none() && !container.name.is_empty() {
+            facts.target.name.clone_from(&container.name);
+        }
+        self.place(&mut facts, container.init, id).await;
         facts.wanted = self.limits.get(id);
-        facts.compose = details.compose.clone().map(|found| self.compose(found, &details));
-        facts.others = self.others(id, facts.compose.as_ref().map(|one| one.project.as_str()));
-        let mut container = details.container;
         container.oci_limit = runtime::oci_limit(id);
         container.state_limit = runtime::state_limit(id);
-        if described.kind == "podman" {
-            match engine.cgroups_of_podman(id).await {
-                Ok(cgroups) => container.cgroups = cgroups.unwrap_or_default(),
-                Err(error) => facts.unreadable.push(unread("HostConfig.Cgroups", &error)),
-            }
+        match cgroups {
+            Some(Ok(cgroups)) => container.cgroups = cgroups.unwrap_or_default(),
+            Some(Err(error)) => facts.unreadable.push(unread("HostConfig.Cgroups", &error)),
+            None => {}
         }
-        container.memory = chain::memory(&self.layout, init).unwrap_or(container.memory);
+        let memory = chain::memory(&self.layout, &facts.target.cgroup);
+        container.memory = memory.unwrap_or(container.memory);
         facts.container = Some(container);
+        facts.compose = self.compose(&details);
+        if self.reach == Reach::Whole {
+            self.look_around(&mut facts, &details).await;
+        }
         Some(self.over(facts))
+    }
+
+    /// What the limit of a container does not rest on, and explains it.
+    async fn look_around(&self, facts: &mut Facts, details: &Details) {
+        let facts::Container { id, init, .. } = &details.container;
+        facts.aliens = self.census.aliens(*init, &facts.target.cgroup).unwrap_or_default();
+        facts.others = self.others(id, details.compose.as_ref().map(|one| one.project.as_str()));
+        self.look_into_pid_namespace(facts, *init).await;
+        let (execs, late) = self.engine.execs(details).await;
+        facts.unreadable.extend(late);
+        if let Some(container) = &mut facts.container {
+            container.execs = execs;
+        }
     }
 
     /// The cgroup that a process is in; None where there is no such process.
@@ -185,8 +300,9 @@ impl Snapshot {
     /// # Errors
     /// systemd does not run this host, or does not answer.
     pub async fn unit(&self, name: &str) -> Result<Option<Facts>, String> {
-        let systemd = self.systemd.as_ref().ok_or("systemd does not answer here")?;
-        let path = systemd.cgroup_of(name).await.map_err(|error| error.to_string())?;
+        let path = self.of_systemd(async |systemd| systemd.cgroup_of(name).await).await;
+        let path =
+            path.ok_or("systemd does not answer here")?.map_err(|error| error.to_string())?;
         let Some(path) = path else { return Ok(None) };
         let mut facts = self.cgroup(&path).await;
         (facts.target.kind, facts.target.name) = ("unit".to_owned(), name.to_owned());
@@ -208,7 +324,7 @@ impl Snapshot {
             schema: facts::SCHEMA,
             taken: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             host: self.host.clone(),
-            engine: self.engine.as_ref().map(|(_, facts)| facts.clone()),
+            engine: self.described.clone(),
             unreadable: self.unreadable.clone(),
             ..Facts::default()
         }
@@ -222,8 +338,9 @@ impl Snapshot {
     /// Where the container's first process is, and what is there.
     async fn place(&self, facts: &mut Facts, init: u32, id: &str) {
         let Some(path) = self.census.cgroup_of(init) else {
-            let why = "the engine names a first process that is not there".to_owned();
-            facts.unreadable.push(Unreadable { what: "cgroup".to_owned(), why });
+            let hides = if self.census.is_partial() { ", or that /proc hides" } else { "" };
+            let why = format!("the engine names a first process that is not there{hides}");
+            facts.unreadable.push(unread("cgroup", &why));
             return;
         };
         // A systemd inside may have put it deeper.
@@ -234,30 +351,55 @@ impl Snapshot {
     }
 
     async fn read_cgroup(&self, facts: &mut Facts) {
-        match chain::read(&self.layout, &facts.target.cgroup) {
+        let cgroup = facts.target.cgroup.clone();
+        match chain::read(&self.layout, &cgroup) {
             Ok(chain) => facts.chain = chain,
-            Err(error) => facts.unreadable.push(unread(&facts.target.cgroup, &error)),
+            Err(error) => facts.unreadable.push(unread(&cgroup, &error)),
         }
-        facts.clamp = clamp::read(&self.layout, &facts.target.cgroup);
-        facts.members = self.census.members(&facts.target.cgroup);
+        facts.clamp = clamp::read(&self.layout, &cgroup);
+        facts.members = self.census.members(&cgroup);
         facts.zombies = self.census.zombies_of(&facts.members);
-        let Some(systemd) = &self.systemd else { return };
-        match systemd.unit_of(&facts.target.cgroup).await {
-            Ok(unit) => facts.unit = unit,
-            Err(error) => facts.unreadable.push(unread("unit of the cgroup", &error)),
+        match self.of_systemd(async |systemd| systemd.unit_of(&cgroup).await).await {
+            Some(Ok(unit)) => facts.unit = unit,
+            Some(Err(error)) => facts.unreadable.push(unread("unit of the cgroup", &error)),
+            None => {}
         }
     }
 
-    fn pid_namespace(&self, init: u32) -> Option<PidNamespace> {
+    async fn look_into_pid_namespace(&self, facts: &mut Facts, init: u32) {
         // No namespace can have a smaller maximum, and to ask for it takes a process.
-        let tasks = self.census.tasks_in_namespace_of(init).filter(|tasks| *tasks >= SMALLEST)?;
-        let pid_max = census::pid_max_in_namespace_of(init)?;
-        Some(PidNamespace { pid_max, tasks })
+        let tasks = self.census.tasks_in_namespace_of(init).filter(|tasks| *tasks >= SMALLEST);
+        let Some(tasks) = tasks else { return };
+        let is_the_hosts = version(&self.host.kernel).is_some_and(|kernel| kernel < OWN_PID_MAX);
+        let pid_max = if is_the_hosts {
+            self.host.pid_max.ok_or_else(|| "the host's is not known".to_owned())
+        } else if self.census.may_trace_in_namespace_of(init) {
+            Err("a process in it could trace the one that would have to ask there".to_owned())
+        } else {
+            pidns::pid_max_in_namespace_of(init).await
+        };
+        match pid_max {
+            Ok(pid_max) => facts.host.pid_namespace = Some(PidNamespace { pid_max, tasks }),
+            Err(why) => facts.unreadable.push(unread("pid_max of its pid namespace", &why)),
+        }
     }
 
-    fn compose(&self, found: facts::Compose, details: &Details) -> facts::Compose {
-        let environment = details.environment_file.as_deref();
-        compose::read(found, &details.working_dir, environment, &self.volumes)
+    /// What the labels of compose say, and the files that they name.
+    fn compose(&self, details: &Details) -> Option<Compose> {
+        let mut found = details.compose.clone()?;
+        match &self.volumes {
+            _ if self.reach == Reach::Limits => {}
+            Some(volumes) => {
+                let environment = details.environment_file.as_deref();
+                found = compose::read(found, &details.working_dir, environment, volumes);
+            }
+            // A container could have written what a label of it names.
+            None => {
+                let why = "not read: where containers can write is not known";
+                found.says = Says::Unknown { why: why.to_owned() };
+            }
+        }
+        Some(shown(found))
     }
 
     /// Other running containers of the same image or project.
@@ -280,49 +422,54 @@ impl Snapshot {
     }
 }
 
-/// Processes of which the kernel does not show everything.
-fn hidden(count: usize) -> Option<Unreadable> {
-    let what = match count {
-        0 => return None,
-        1 => "pid namespace of a process".to_owned(),
-        count => format!("pid namespaces of {count} processes"),
-    };
-    let why = "the kernel does not show them to this user".to_owned();
-    Some(Unreadable { what, why })
-}
-
-/// What a diagnosis reads of the host itself.
-#[must_use]
-pub fn host(layout: &Layout) -> Host {
-    let number = |file: &str| fs::read_to_string(file).ok()?.trim().parse().ok();
-    let words = fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    let about_cgroups = |word: &&str| word.contains("cgroup");
-    let cgroups = match layout.kind {
-        Kind::Unified => "unified",
-        Kind::Hybrid => "hybrid",
-        Kind::Legacy => "legacy",
-        Kind::None => "none",
-    };
-    Host {
-        kernel: kernel::release(),
-        cgroups: cgroups.to_owned(),
-        pids_enabled: pids_enabled(&fs::read_to_string("/proc/cgroups").unwrap_or_default()),
-        boot_words: words.split_whitespace().filter(about_cgroups).map(str::to_owned).collect(),
-        nsdelegate: layout.nsdelegate,
-        threads_max: number("/proc/sys/kernel/threads-max"),
-        pid_max: number("/proc/sys/kernel/pid_max"),
-        tasks: census::host_tasks(),
-        pid_namespace: None,
-        docker_api_version: std::env::var("DOCKER_API_VERSION").ok(),
+/// Labels come from images, and texts with them.
+fn shown(compose: Compose) -> Compose {
+    let label = |text: &str| escape(text.as_bytes(), MAX_LABEL);
+    // Of these some were escaped where they were read.
+    let path = |text: &String| visible_within(text, MAX_PATH);
+    Compose {
+        project: label(&compose.project),
+        service: label(&compose.service),
+        version: compose.version.as_deref().map(label),
+        files: compose.files.iter().map(path).collect(),
+        says: match compose.says {
+            Says::Limit { value, key, file, line } => {
+                Says::Limit { value, key, file: path(&file), line }
+            }
+            Says::Nothing { elsewhere } => {
+                Says::Nothing { elsewhere: elsewhere.iter().map(path).collect() }
+            }
+            Says::Invalid { why } => Says::Invalid { why: path(&why) },
+            Says::Unknown { why } => Says::Unknown { why: path(&why) },
+            Says::NotAsked => Says::NotAsked,
+        },
+        ..compose
     }
-}
-
-/// The row of the controller: name, hierarchy, cgroups, enabled.
-fn pids_enabled(text: &str) -> Option<bool> {
-    let row = text.lines().find(|line| line.split_whitespace().next() == Some("pids"))?;
-    row.split_whitespace().nth(3).map(|enabled| enabled == "1")
 }
 
 fn unread(what: &str, why: &impl ToString) -> Unreadable {
     Unreadable { what: what.to_owned(), why: why.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_labels_bring_is_shown_and_cut() {
+        let hostile = "\x1b[2J".to_owned() + &"x".repeat(100_000);
+        let found = shown(Compose {
+            project: hostile.clone(),
+            service: "a\\b".to_owned(),
+            version: Some(hostile.clone()),
+            files: vec![hostile.clone()],
+            says: Says::Unknown { why: hostile },
+            ..Compose::default()
+        });
+        let Says::Unknown { why } = &found.says else { panic!("{:?}", found.says) };
+        for text in [&found.project, found.version.as_ref().unwrap(), &found.files[0], why] {
+            assert!(text.starts_with("\\u{1b}[2J") && text.len() <= MAX_PATH, "{text}");
+        }
+        assert_eq!(found.service, "a\\\\b");
+    }
 }

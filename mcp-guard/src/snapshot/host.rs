@@ -1,0 +1,56 @@
+//! The host itself.
+
+use std::fs;
+
+use mcp_guard_core::diagnose::facts::{Host, Unreadable};
+
+use crate::host::{
+    census::{self, Census},
+    kernel,
+    layout::{Kind, Layout},
+};
+
+/// What of the processes the kernel does not show to this user.
+pub fn hidden(census: &Census) -> Vec<Unreadable> {
+    let what = match census.hidden {
+        0 => None,
+        1 => Some("pid namespace of a process".to_owned()),
+        count => Some(format!("pid namespaces of {count} processes")),
+    };
+    let others = census.is_partial().then(|| "processes of other users".to_owned());
+    let why = "the kernel does not show them to this user";
+    let unreadable = |what| Unreadable { what, why: why.to_owned() };
+    what.into_iter().chain(others).map(unreadable).collect()
+}
+
+/// What a diagnosis reads of the host itself.
+#[must_use]
+pub fn host(layout: &Layout) -> Host {
+    let number = |file: &str| fs::read_to_string(file).ok()?.trim().parse().ok();
+    let words = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let about_cgroups = |word: &&str| word.contains("cgroup");
+    let cgroups = match layout.kind {
+        Kind::Unified => "unified",
+        Kind::Hybrid => "hybrid",
+        Kind::Legacy => "legacy",
+        Kind::None => "none",
+    };
+    Host {
+        kernel: kernel::release(),
+        cgroups: cgroups.to_owned(),
+        pids_enabled: pids_enabled(&fs::read_to_string("/proc/cgroups").unwrap_or_default()),
+        boot_words: words.split_whitespace().filter(about_cgroups).map(str::to_owned).collect(),
+        nsdelegate: layout.nsdelegate,
+        threads_max: number("/proc/sys/kernel/threads-max"),
+        pid_max: number("/proc/sys/kernel/pid_max"),
+        tasks: census::host_tasks(),
+        pid_namespace: None,
+        docker_api_version: std::env::var("DOCKER_API_VERSION").ok(),
+    }
+}
+
+/// The row of the controller: name, hierarchy, cgroups, enabled.
+fn pids_enabled(text: &str) -> Option<bool> {
+    let row = text.lines().find(|line| line.split_whitespace().next() == Some("pids"))?;
+    row.split_whitespace().nth(3).map(|enabled| enabled == "1")
+}
