@@ -345,7 +345,7 @@ fn engine_of_the_vanished(scene: &Scene) -> PathBuf {
             let length = stream.read(&mut asked).unwrap_or(0);
             let asked = String::from_utf8_lossy(&asked[..length]).into_owned();
             let (status, body) = match asked.split(' ').nth(1).unwrap_or_default() {
-                "/v1.40/containers/json?all=true" => ("200 OK", list.as_str()),
+                "/containers/json?all=true" => ("200 OK", list.as_str()),
                 path if path.contains("/containers/") => ("404 Not Found", "{}"),
                 _ => ("200 OK", "{}"),
             };
@@ -364,7 +364,77 @@ fn a_container_that_vanishes_meanwhile_is_an_answer_and_no_error_of_all() {
     };
     assert_fails(&diagnose(&["diagnose", "web"]), 2, "it ended while it was looked at");
     let all = diagnose(&["diagnose", "--all", "--json"]);
-    assert_eq!((all.status.code(), &all.stdout[..]), (Some(0), &b"{\"targets\":[]}\n"[..]));
+    let said: Value = serde_json::from_slice(&all.stdout).unwrap();
+    assert_eq!((all.status.code(), &said["targets"]), (Some(0), &serde_json::json!([])));
+    assert!(said["unreadable"].is_array(), "{said}");
+}
+
+#[test]
+fn an_engine_that_lists_nothing_is_no_all_clear() {
+    let scene = Scene::new();
+    let refuses = Scene::new();
+    let socket = engine(&refuses, Some("HTTP/1.0 500 Oh\r\n\r\n{}"));
+    let of_refuser = |words: &[&str]| {
+        command(refuses.0.path(), path(&socket)).unwrap().args(words).output().unwrap()
+    };
+    let all = ["diagnose", "--all"];
+    for output in [scene.cli(&all), scene.cli_as_nobody(&all), of_refuser(&all)] {
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("not read: engine: ") && !said.contains("no container"), "{said}");
+    }
+    let json = scene.cli(&["diagnose", "--all", "--json"]);
+    let said: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!((json.status.code(), &said["targets"]), (Some(2), &serde_json::json!([])));
+    let unreadable = said["unreadable"].as_array().unwrap();
+    assert!(unreadable.iter().any(|one| one["what"] == "engine"), "{said}");
+}
+
+/// An engine that describes itself and knows one container, but whose list is cut.
+fn engine_without_a_list(scene: &Scene) -> PathBuf {
+    let socket = scene.0.path().join("engine.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let init = std::process::id();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut asked = [0; 1024];
+            let length = stream.read(&mut asked).unwrap_or(0);
+            let asked = String::from_utf8_lossy(&asked[..length]).into_owned();
+            let body = match asked.split(' ').nth(1).unwrap_or_default() {
+                "/containers/json?all=true" => "[{\"Id\":".to_owned(),
+                path if path.contains("/containers/") => format!(
+                    "{{\"Name\":\"/web\",\"State\":{{\"Pid\":{init}}},\"Config\":{{\"Labels\":{{\
+                     \"com.docker.compose.project\":\"p\",\"com.docker.compose.service\":\"web\",\
+                     \"com.docker.compose.project.config_files\":\"/srv/compose.yml\"}}}}}}"
+                ),
+                _ => "{\"Version\":\"29.0.0\",\"ApiVersion\":\"1.52\"}".to_owned(),
+            };
+            let _ = stream.write_all(format!("HTTP/1.0 200 OK\r\n\r\n{body}").as_bytes());
+        }
+    });
+    socket
+}
+
+#[test]
+fn without_the_list_of_containers_a_whole_id_is_still_diagnosed() {
+    let scene = Scene::new();
+    let socket = engine_without_a_list(&scene);
+    let saved = scene.0.path().join("facts.json");
+    let diagnose = |words: &[&str]| {
+        command(scene.0.path(), path(&socket)).unwrap().args(words).output().unwrap()
+    };
+    assert_fails(&diagnose(&["diagnose", "web"]), 2, "containers: ");
+    let id = "a".repeat(64);
+    let output = diagnose(&["diagnose", &id, "--save", path(&saved), "--json"]);
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&said["target"]["name"], &said["target"]["id"]), (&"web".into(), &id.into()));
+    let facts: Value = serde_json::from_slice(&fs::read(&saved).unwrap()).unwrap();
+    assert_eq!(facts["compose"]["says"]["outcome"], "unknown", "{}", facts["compose"]);
+    assert_eq!(fs::metadata(&saved).unwrap().permissions().mode() & 0o777, 0o600);
+    let again = diagnose(&["diagnose", "--facts", path(&saved), "--json"]);
+    assert_eq!(again.status.code(), output.status.code());
+    let none = diagnose(&["diagnose", "--all"]);
+    assert_eq!(none.status.code(), Some(2));
 }
 
 #[test]

@@ -1,15 +1,21 @@
 //! `diagnose`: facts, judged and shown.
 
-use std::{fs, io::IsTerminal as _, path::PathBuf};
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, IsTerminal as _, Read as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
 use mcp_guard_core::{
-    container::container_in,
+    container::{container_in, is_container_id},
     diagnose::{
-        facts::{Facts, SCHEMA},
+        facts::{Facts, SCHEMA, Unreadable},
         judge,
         report::{Report, Verdict},
     },
+    escape::visible,
     target::{Candidate, NoMatch, Target, choose},
 };
 use serde_json::json;
@@ -59,7 +65,7 @@ pub fn diagnose(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
     };
     if let Some(file) = &arguments.save {
         let text = serde_json::to_string_pretty(&facts).map_err(Failure::could_not)?;
-        fs::write(file, text)
+        save(file, &text)
             .map_err(|error| Failure::could_not(format!("{}: {error}", file.display())))?;
     }
     let report = judge(&facts);
@@ -68,7 +74,7 @@ pub fn diagnose(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
 }
 
 fn all(host: &Host, as_json: bool) -> Result<Exit, Failure> {
-    let mut reports = runtime()?.block_on(async {
+    let (mut reports, unreadable, is_whole) = runtime()?.block_on(async {
         let snapshot = snapshot(host).await?;
         let mut reports = Vec::new();
         for listed in snapshot.running() {
@@ -78,24 +84,38 @@ fn all(host: &Host, as_json: bool) -> Result<Exit, Failure> {
         for cgroup in guarded_cgroups(host) {
             reports.push(judge(&snapshot.cgroup(&cgroup).await));
         }
-        Ok::<_, Failure>(reports)
+        let is_whole = snapshot.lists("").is_some();
+        Ok::<_, Failure>((reports, snapshot.unreadable().to_vec(), is_whole))
     })?;
     reports.sort_by_key(|report| {
         let worst = report.findings.first().map(|finding| finding.severity);
         (worst.is_none(), worst, report.target.name.clone())
     });
     let text = if as_json {
-        serde_json::to_string(&json!({ "targets": reports })).map_err(Failure::could_not)?
+        let all = json!({ "targets": reports, "unreadable": unreadable });
+        serde_json::to_string(&all).map_err(Failure::could_not)?
     } else {
-        render::table(&reports)
+        table(&reports, &unreadable, is_whole)
     };
     out::answer(&text);
-    let worst = reports.iter().map(exit).max_by_key(|exit| match exit {
+    // A container that was not looked at may be the one that leaks.
+    let list = if is_whole { Exit::Done } else { Exit::CouldNot };
+    let worst = reports.iter().map(exit).chain([list]).max_by_key(|exit| match exit {
         Exit::CouldNot => 2,
         Exit::Wrong => 1,
         Exit::Done | Exit::Usage | Exit::Data => 0,
     });
     Ok(worst.unwrap_or(Exit::Done))
+}
+
+fn table(reports: &[Report], unreadable: &[Unreadable], is_whole: bool) -> String {
+    // That nothing runs is known only where all were listed.
+    let mut text =
+        if reports.is_empty() && !is_whole { String::new() } else { render::table(reports) };
+    for Unreadable { what, why } in unreadable {
+        text += &format!("not read: {}: {}\n", visible(what), visible(why));
+    }
+    text
 }
 
 /// What an agent guards and no engine knows of; nothing where none runs or answers.
@@ -123,12 +143,8 @@ pub async fn snapshot(host: &Host) -> Result<Snapshot, Failure> {
 }
 
 pub async fn one(snapshot: &Snapshot, text: &str) -> Result<Facts, Failure> {
-    let gone = || Failure::could_not(format!("{text}: it ended while it was looked at"));
     match Target::parse(text).map_err(Failure::usage)? {
-        Target::Container(name) | Target::Docker(name) => {
-            let id = chosen(snapshot, &name)?;
-            snapshot.container(&id).await.ok_or_else(gone)
-        }
+        Target::Container(name) | Target::Docker(name) => named(snapshot, &name).await,
         Target::Unit(name) => {
             let facts = snapshot.unit(&name).await.map_err(Failure::could_not)?;
             facts.ok_or_else(|| Failure::could_not(format!("no unit {name} runs here")))
@@ -155,8 +171,25 @@ pub async fn one(snapshot: &Snapshot, text: &str) -> Result<Facts, Failure> {
 
 /// What an engine knows of it says more than its cgroup.
 async fn container_of(snapshot: &Snapshot, id: Option<&str>) -> Option<Facts> {
-    let known = snapshot.running().iter().find(|one| Some(one.id.as_str()) == id)?;
-    snapshot.container(&known.id).await
+    let id = id.filter(|id| snapshot.lists(id) != Some(false))?;
+    snapshot.container(id).await
+}
+
+/// A whole id is known where no list could be read, and its cgroup where no engine answers.
+async fn named(snapshot: &Snapshot, name: &str) -> Result<Facts, Failure> {
+    let chosen = chosen(snapshot, name);
+    let id = match &chosen {
+        Ok(id) => Some(id.as_str()),
+        Err(_) => Some(name).filter(|name| is_container_id(name)),
+    };
+    if let Some(facts) = container_of(snapshot, id).await {
+        return Ok(facts);
+    }
+    if let Some(path) = id.and_then(|id| snapshot.cgroup_of_container(id)) {
+        return Ok(snapshot.cgroup(&path).await);
+    }
+    let id = chosen?;
+    Err(Failure::could_not(format!("{name} ({id:.12}): it ended while it was looked at")))
 }
 
 fn chosen(snapshot: &Snapshot, name: &str) -> Result<String, Failure> {
@@ -183,18 +216,51 @@ fn chosen(snapshot: &Snapshot, name: &str) -> Result<String, Failure> {
     }
 }
 
-fn read(file: &PathBuf) -> Result<Facts, Failure> {
-    let bad = |why: String| Failure::data(format!("{}: {why}", file.display()));
-    let meta = fs::metadata(file).map_err(|error| bad(error.to_string()))?;
-    if meta.len() > MAX_FACTS {
-        return Err(bad(format!("larger than {MAX_FACTS} bytes")));
+/// For its owner alone: it has command lines. A new file, so that no link leads elsewhere and no half one
+/// is left.
+fn save(file: &Path, text: &str) -> io::Result<()> {
+    let name = file.file_name().ok_or_else(|| io::Error::other("it names no file"))?;
+    let mut new = name.to_os_string();
+    new.push(format!(".{}.new", std::process::id()));
+    let new = file.with_file_name(new);
+    let write = || {
+        let mut output = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+        output.write_all(text.as_bytes())?;
+        output.sync_all()?;
+        fs::rename(&new, file)
+    };
+    let written = match fs::symlink_metadata(file) {
+        Ok(meta) if !meta.is_file() => Err(io::Error::other("it is there, and no regular file")),
+        Ok(_) | Err(_) => write(),
+    };
+    if written.is_err() {
+        let _ = fs::remove_file(&new);
     }
-    let text = fs::read(file).map_err(|error| bad(error.to_string()))?;
+    written
+}
+
+fn read(file: &Path) -> Result<Facts, Failure> {
+    let bad = |why: String| Failure::data(format!("{}: {why}", file.display()));
+    let text = text_of(file).map_err(|error| bad(error.to_string()))?;
     let facts: Facts = serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
     if facts.schema > SCHEMA {
         return Err(bad(format!("made by a newer mcp-guard (schema {})", facts.schema)));
     }
     Ok(facts)
+}
+
+fn text_of(file: &Path) -> io::Result<Vec<u8>> {
+    // A pipe must not hold us up.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(file)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let mut text = Vec::new();
+    file.take(MAX_FACTS + 1).read_to_end(&mut text)?;
+    if u64::try_from(text.len()).is_ok_and(|length| length > MAX_FACTS) {
+        return Err(io::Error::other(format!("larger than {MAX_FACTS} bytes")));
+    }
+    Ok(text)
 }
 
 fn show(report: &Report, as_json: bool) -> Result<String, Failure> {
@@ -203,4 +269,48 @@ fn show(report: &Report, as_json: bool) -> Result<String, Failure> {
     }
     let colour = std::env::var_os("NO_COLOR").is_none() && std::io::stdout().is_terminal();
     Ok(render::report(report, colour))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt as _, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_saved_snapshot_is_whole_its_owners_alone_and_where_it_was_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("facts.json");
+        fs::write(&file, "old, and longer than what follows").unwrap();
+        save(&file, "new").unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "new");
+        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o600);
+        let link = folder.path().join("link");
+        symlink(&file, &link).unwrap();
+        assert!(save(&link, "through a link").is_err());
+        assert!(save(&folder.path().join("none/x"), "").is_err());
+        assert_eq!(fs::read_to_string(&file).unwrap(), "new");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing else is left");
+    }
+
+    #[test]
+    fn only_a_regular_file_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        let kind = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, mode, 0).unwrap();
+        for none in [pipe.as_path(), folder.path(), Path::new("/dev/zero")] {
+            let error = text_of(none).unwrap_err().to_string();
+            assert!(error.contains("no regular file"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_read_is_no_all_clear() {
+        let unread = Unreadable { what: "engine".to_owned(), why: "no\x1b[2J".to_owned() };
+        let text = table(&[], &[unread], false);
+        assert_eq!(text, "not read: engine: no\\u{1b}[2J\n");
+        assert_eq!(table(&[], &[], true), render::table(&[]));
+    }
 }
