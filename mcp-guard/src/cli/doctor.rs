@@ -1,6 +1,9 @@
 use std::{fs, path::Path};
 
-use mcp_guard_core::diagnose::{facts, is_nearly_full};
+use mcp_guard_core::{
+    diagnose::{facts, is_nearly_full},
+    escape::visible,
+};
 use serde::Serialize;
 
 use super::{Exit, Failure, Host, out, runtime};
@@ -66,7 +69,7 @@ fn render(check: &Check) -> String {
         State::Degraded => "degraded",
         State::Missing => "MISSING ",
     };
-    format!("{state}  {:<16} {}\n", check.name, check.detail)
+    format!("{state}  {:<16} {}\n", check.name, visible(&check.detail))
 }
 
 fn check(name: &'static str, state: State, detail: impl Into<String>) -> Check {
@@ -255,4 +258,16 @@ fn agent(host: &Host) -> Check {
         return check("agent", State::Ok, "runs; `mcp-guard status` asks it");
     }
     check("agent", State::Degraded, "does not run: nothing is watched")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_engine_says_moves_no_cursor() {
+        let text = render(&check("Docker", State::Degraded, "no\x1b[2J\nok  rights"));
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.ends_with("no\\u{1b}[2J\\nok  rights\n"), "{text}");
+    }
 }

@@ -5,7 +5,7 @@ mod report;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use mcp_guard_core::{rates::PerSecond, status::IdentityStatus};
+use mcp_guard_core::{escape::visible, rates::PerSecond, status::IdentityStatus};
 
 pub use self::report::{report, table};
 use crate::control::wire::{Status, WatchedStatus};
@@ -14,6 +14,7 @@ use crate::control::wire::{Status, WatchedStatus};
 pub fn status(status: &Status) -> String {
     let Status { version, pid, uptime_ms, mode, guards, losses, audit_lost, engine } = status;
     let uptime = humantime::format_duration(Duration::from_secs(uptime_ms / 1000));
+    let engine = visible(engine);
     let mut text =
         format!("mcp-guard {version}, process {pid}, up {uptime}, mode {mode}, Docker {engine}\n");
     text += &lost(losses, *audit_lost);
