@@ -16,6 +16,7 @@ mod status;
 use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
 
 pub use exit::{Exit, Failure};
@@ -131,6 +132,9 @@ pub fn main() -> ExitCode {
         }
     };
     log_to_stderr(&cli.verb);
+    if let Err(error) = raise_open_files() {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
     match dispatch(cli) {
         Ok(exit) => exit.into(),
         Err(failure) => {
@@ -158,6 +162,13 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
     }
 }
 
+/// Each guard holds two descriptors, and a walk one for each level of a tree that containers make: 1024,
+/// the usual soft limit, is for programs that use select(2).
+fn raise_open_files() -> std::io::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?)
+}
+
 fn log_to_stderr(verb: &Verb) {
     let level = if matches!(verb, Verb::Run(_)) { "info" } else { "warn" };
     let colour = std::env::var_os("NO_COLOR").is_none() && std::io::stderr().is_terminal();
@@ -173,4 +184,18 @@ fn log_to_stderr(verb: &Verb) {
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(|error| Failure::could_not(format!("the runtime cannot start: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_files_as_allowed_may_be_open() {
+        let hard = getrlimit(Resource::Nofile).maximum;
+        setrlimit(Resource::Nofile, Rlimit { current: Some(256), maximum: hard }).unwrap();
+        raise_open_files().unwrap();
+        let now = getrlimit(Resource::Nofile);
+        assert_eq!((now.current, now.maximum), (hard, hard));
+    }
 }
