@@ -33,7 +33,7 @@ fn sleeper(what: &str, options: &[&str]) -> Container {
 fn update(container: &Container, limit: i64) {
     // The command line never sends 0, so the API is asked as it is.
     let body = format!("{{\"PidsLimit\":{limit}}}");
-    post(&format!("/v1.41/containers/{}/update", container.id), &body);
+    post(&format!("/containers/{}/update", container.id), &body);
 }
 
 /// One request to the engine; its answer.
