@@ -96,10 +96,12 @@ impl Cgroup {
     /// # Errors
     /// The cgroup is gone, or its list cannot be read to the end.
     pub fn processes(&self) -> io::Result<Vec<u32>> {
-        let mut pids = Vec::new();
-        self.walk(&mut |dir, _| {
+        // Of a threaded cgroup the kernel does not tell (EOPNOTSUPP). The processes of one below are
+        // listed by the domain above it, so only the first must answer.
+        let mut pids = read_procs(self.dir.as_fd(), MAX_PROCS)?;
+        self.walk(&mut |dir, path| {
             match read_procs(dir, MAX_PROCS) {
-                // The processes of a threaded one are listed by the cgroup above it.
+                _ if path == self.path => {}
                 Err(error) if is(&error, libc::EOPNOTSUPP) => {}
                 read => pids.extend(read?),
             }
