@@ -41,7 +41,10 @@ async fn answer(command: &mut Command, patience: Duration) -> Result<u64, String
         let _ = child.wait();
     }
     if ended != Some(true) {
-        return Err("no process can be started in its pid namespace: it may be full".to_owned());
+        return Err(
+            "no process can be started in its pid namespace: it may be full, or not for this user"
+                .to_owned(),
+        );
     }
     let mut text = String::new();
     if let Some(output) = child.stdout.take() {

@@ -1,8 +1,10 @@
 //! Takes the facts that a diagnosis judges: what all targets share once, then each target.
 
+mod around;
 mod clamp;
 mod compose;
 mod host;
+mod labels;
 mod runtime;
 mod trusted;
 
@@ -14,37 +16,21 @@ use std::{
 
 use mcp_guard_core::{
     container::container_in,
-    diagnose::{
-        facts::{self, Compose, Facts, Host, Other, PidNamespace, Says, Subject, Unreadable},
-        version::version,
-    },
-    escape::{escape, visible_within},
+    diagnose::facts::{self, Facts, Host, Subject, Unreadable},
 };
 
 use self::trusted::Volumes;
 pub use self::host::host;
 use crate::{
-    engine::{Details, Engine, Listed},
+    engine::{Engine, Listed},
     host::{
         census::Census,
         chain,
         layout::Layout,
-        pidns,
         systemd::{self, Systemd},
     },
     wanted::Limits,
 };
-
-/// `RESERVED_PIDS` of the kernel's `kernel/pid.c`, less the share from which on it counts as full.
-const SMALLEST: u64 = 280;
-/// The first Linux in which each pid namespace has a maximum of its own.
-const OWN_PID_MAX: (u32, u32, u32) = (6, 14, 0);
-/// Containers of the same image that are looked at.
-const MAX_OTHERS: usize = 64;
-/// Bytes of a text that a label brought.
-const MAX_LABEL: usize = 1024;
-/// The same of a path, and of what is said of one.
-const MAX_PATH: usize = 4096;
 
 /// How much is read.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -276,19 +262,6 @@ impl Snapshot {
         Some(self.over(facts))
     }
 
-    /// What the limit of a container does not rest on, and explains it.
-    async fn look_around(&self, facts: &mut Facts, details: &Details) {
-        let facts::Container { id, init, .. } = &details.container;
-        facts.aliens = self.census.aliens(*init, &facts.target.cgroup).unwrap_or_default();
-        facts.others = self.others(id, details.compose.as_ref().map(|one| one.project.as_str()));
-        self.look_into_pid_namespace(facts, *init).await;
-        let (execs, late) = self.engine.execs(details).await;
-        facts.unreadable.extend(late);
-        if let Some(container) = &mut facts.container {
-            container.execs = execs;
-        }
-    }
-
     /// The cgroup that a process is in; None where there is no such process.
     #[must_use]
     pub fn cgroup_of(&self, pid: u32) -> Option<&str> {
@@ -365,86 +338,6 @@ impl Snapshot {
             None => {}
         }
     }
-
-    async fn look_into_pid_namespace(&self, facts: &mut Facts, init: u32) {
-        // No namespace can have a smaller maximum, and to ask for it takes a process.
-        let tasks = self.census.tasks_in_namespace_of(init).filter(|tasks| *tasks >= SMALLEST);
-        let Some(tasks) = tasks else { return };
-        let is_the_hosts = version(&self.host.kernel).is_some_and(|kernel| kernel < OWN_PID_MAX);
-        let pid_max = if is_the_hosts {
-            self.host.pid_max.ok_or_else(|| "the host's is not known".to_owned())
-        } else if self.census.may_trace_in_namespace_of(init) {
-            Err("a process in it could trace the one that would have to ask there".to_owned())
-        } else {
-            pidns::pid_max_in_namespace_of(init).await
-        };
-        match pid_max {
-            Ok(pid_max) => facts.host.pid_namespace = Some(PidNamespace { pid_max, tasks }),
-            Err(why) => facts.unreadable.push(unread("pid_max of its pid namespace", &why)),
-        }
-    }
-
-    /// What the labels of compose say, and the files that they name.
-    fn compose(&self, details: &Details) -> Option<Compose> {
-        let mut found = details.compose.clone()?;
-        match &self.volumes {
-            _ if self.reach == Reach::Limits => {}
-            Some(volumes) => {
-                let environment = details.environment_file.as_deref();
-                found = compose::read(found, &details.working_dir, environment, volumes);
-            }
-            // A container could have written what a label of it names.
-            None => {
-                let why = "not read: where containers can write is not known";
-                found.says = Says::Unknown { why: why.to_owned() };
-            }
-        }
-        Some(shown(found))
-    }
-
-    /// Other running containers of the same image or project.
-    fn others(&self, id: &str, project: Option<&str>) -> Vec<Other> {
-        let image = self.running.iter().find(|one| one.id == id).map(|one| one.image.as_str());
-        let other = |one: &Listed| {
-            let same_image = Some(one.image.as_str()) == image;
-            let same_project = project.is_some() && one.project.as_deref() == project;
-            let level = self.levels.get(&one.id);
-            (one.id != id && (same_image || same_project)).then(|| Other {
-                id: one.id.clone(),
-                name: one.name.clone(),
-                same_image,
-                same_project,
-                limit: level.and_then(|level| level.max),
-                tasks: level.and_then(|level| level.current),
-            })
-        };
-        self.running.iter().filter_map(other).take(MAX_OTHERS).collect()
-    }
-}
-
-/// Labels come from images, and texts with them.
-fn shown(compose: Compose) -> Compose {
-    let label = |text: &str| escape(text.as_bytes(), MAX_LABEL);
-    // Of these some were escaped where they were read.
-    let path = |text: &String| visible_within(text, MAX_PATH);
-    Compose {
-        project: label(&compose.project),
-        service: label(&compose.service),
-        version: compose.version.as_deref().map(label),
-        files: compose.files.iter().map(path).collect(),
-        says: match compose.says {
-            Says::Limit { value, key, file, line } => {
-                Says::Limit { value, key, file: path(&file), line }
-            }
-            Says::Nothing { elsewhere } => {
-                Says::Nothing { elsewhere: elsewhere.iter().map(path).collect() }
-            }
-            Says::Invalid { why } => Says::Invalid { why: path(&why) },
-            Says::Unknown { why } => Says::Unknown { why: path(&why) },
-            Says::NotAsked => Says::NotAsked,
-        },
-        ..compose
-    }
 }
 
 fn unread(what: &str, why: &impl ToString) -> Unreadable {
@@ -452,24 +345,4 @@ fn unread(what: &str, why: &impl ToString) -> Unreadable {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_labels_bring_is_shown_and_cut() {
-        let hostile = "\x1b[2J".to_owned() + &"x".repeat(100_000);
-        let found = shown(Compose {
-            project: hostile.clone(),
-            service: "a\\b".to_owned(),
-            version: Some(hostile.clone()),
-            files: vec![hostile.clone()],
-            says: Says::Unknown { why: hostile },
-            ..Compose::default()
-        });
-        let Says::Unknown { why } = &found.says else { panic!("{:?}", found.says) };
-        for text in [&found.project, found.version.as_ref().unwrap(), &found.files[0], why] {
-            assert!(text.starts_with("\\u{1b}[2J") && text.len() <= MAX_PATH, "{text}");
-        }
-        assert_eq!(found.service, "a\\\\b");
-    }
-}
+mod tests;

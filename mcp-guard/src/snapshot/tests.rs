@@ -1,0 +1,75 @@
+use std::{
+    io::{Read as _, Write as _},
+    os::unix::net::UnixListener,
+    path::Path,
+    sync::mpsc,
+};
+
+use super::*;
+
+/// An engine that knows one container, which is this process; tells what it was asked for.
+fn engine(folder: &Path) -> (Engine, mpsc::Receiver<String>) {
+    let socket = folder.join("engine.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let (tell, asked) = mpsc::channel();
+    let container = format!(
+        r#"{{"Name":"/web","State":{{"Pid":{}}},"HostConfig":{{"PidsLimit":25}},"ExecIDs":["{}"],
+            "Config":{{"Labels":{{"com.docker.compose.project":"p","com.docker.compose.service":"s",
+            "com.docker.compose.project.config_files":"/srv/compose.yml"}}}}}}"#,
+        std::process::id(),
+        "e".repeat(64)
+    );
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut request = [0; 1024];
+            let length = stream.read(&mut request).unwrap_or(0);
+            let request = String::from_utf8_lossy(&request[..length]).into_owned();
+            let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
+            let body = match path.as_str() {
+                "/containers/json?all=true" => "[]",
+                path if path.contains("/aaaa") => container.as_str(),
+                path if path.contains("/containers/") => "",
+                _ => r#"{"ApiVersion":"1.52"}"#,
+            };
+            let status = if body.is_empty() { "404 Not Found" } else { "200 OK" };
+            let _ = stream.write_all(format!("HTTP/1.0 {status}\r\n\r\n{body}").as_bytes());
+            let _ = tell.send(path);
+        }
+    });
+    (Engine::new(socket.to_str().unwrap()), asked)
+}
+
+#[tokio::test]
+async fn a_limit_is_read_without_other_containers_files_or_execs() {
+    let folder = tempfile::tempdir().unwrap();
+    let (engine, asked) = engine(folder.path());
+    let limits = Limits::new(folder.path());
+    let known = facts::Engine { api_version: "1.52".to_owned(), ..facts::Engine::default() };
+    let snapshot = Snapshot::take_for_limits(engine, limits, Some(known)).await.unwrap();
+    let id = "a".repeat(64);
+    let found = snapshot.container(&id).await.unwrap();
+    let container = found.container.unwrap();
+    assert_eq!((container.pids_limit, found.target.name.as_str()), (Some(25), "web"));
+    let me = std::process::id();
+    assert!(found.members.iter().any(|process| process.pid == me), "its cgroup was read");
+    assert_eq!(found.compose.unwrap().says, facts::Says::NotAsked);
+    assert!(snapshot.container(&"b".repeat(64)).await.is_none() && snapshot.engine_answers());
+    assert_eq!(snapshot.lists(&id), None);
+    let asked: Vec<String> = asked.try_iter().collect();
+    let known = |id: &str| format!("/containers/{}/json", id.repeat(64));
+    assert_eq!(asked, [known("a"), known("b")]);
+}
+
+#[tokio::test]
+async fn an_engine_that_does_not_answer_is_told_from_one_that_knows_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let limits = || Limits::new(folder.path());
+    let none = Snapshot::take(Engine::new("/nonexistent"), limits()).await.unwrap();
+    let id = "a".repeat(64);
+    assert!(!none.engine_answers() && none.container(&id).await.is_none());
+    assert_eq!((none.lists(&id), none.cgroup_of_container(&id)), (None, None));
+    let (engine, _asked) = engine(folder.path());
+    let empty = Snapshot::take(engine, limits()).await.unwrap();
+    assert!(empty.engine_answers());
+    assert_eq!(empty.lists(&id), Some(false));
+}
