@@ -187,7 +187,7 @@ fn door(dir: &Path) -> Result<File> {
 }
 
 fn plain(name: &str) -> Result<String> {
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '@');
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '@' | '\\');
     ensure!(!name.is_empty() && name.chars().all(fits) && !name.starts_with('.'), "name {name:?}");
     Ok(name.to_string())
 }

@@ -12,7 +12,7 @@ use mcp_guard_core::{
     Time,
     audit::{Record, Subject, Timing},
     effect::{Cause, Containment, Effect, GuardId, Input, Outcome},
-    escape::escape,
+    escape::visible_within,
     policy::{Mode, Response},
     refusal::refusal,
 };
@@ -45,7 +45,7 @@ impl Held {
     #[must_use]
     pub fn new(cgroup: Cgroup, name: &str, container: Option<String>, paused: bool) -> Self {
         let subject = Subject {
-            name: escape(name.as_bytes(), 256),
+            name: visible_within(name, 256),
             cgroup: cgroup.path().to_owned(),
             cgroup_id: cgroup.id(),
         };
