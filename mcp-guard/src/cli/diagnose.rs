@@ -81,7 +81,7 @@ fn all(host: &Host, as_json: bool) -> Result<Exit, Failure> {
             // One that vanished meanwhile is no error.
             reports.extend(snapshot.container(&listed.id).await.map(|facts| judge(&facts)));
         }
-        for cgroup in guarded_cgroups(host) {
+        for cgroup in guarded_cgroups(host, &snapshot) {
             reports.push(judge(&snapshot.cgroup(&cgroup).await));
         }
         let is_whole = snapshot.lists("").is_some();
@@ -118,14 +118,16 @@ fn table(reports: &[Report], unreadable: &[Unreadable], is_whole: bool) -> Strin
     text
 }
 
-/// What an agent guards and no engine knows of; nothing where none runs or answers.
-fn guarded_cgroups(host: &Host) -> Vec<String> {
+/// What an agent guards and no engine tells of; nothing where none runs or answers.
+fn guarded_cgroups(host: &Host, snapshot: &Snapshot) -> Vec<String> {
     if !lock::is_held(&host.run_dir) {
         return Vec::new();
     }
     let status: Result<Status, _> = client::call(&lock::socket(&host.run_dir), "Status", json!({}));
     let guards = status.map(|status| status.guards).unwrap_or_default().into_iter();
-    guards.filter(|guard| guard.container.is_none()).map(|guard| guard.cgroup).collect()
+    let is_untold = |id: &str| snapshot.lists(id).is_none();
+    let untold = guards.filter(|guard| guard.container.as_deref().is_none_or(is_untold));
+    untold.map(|guard| guard.cgroup).collect()
 }
 
 fn exit(report: &Report) -> Exit {
@@ -177,19 +179,18 @@ async fn container_of(snapshot: &Snapshot, id: Option<&str>) -> Option<Facts> {
 
 /// A whole id is known where no list could be read, and its cgroup where no engine answers.
 async fn named(snapshot: &Snapshot, name: &str) -> Result<Facts, Failure> {
-    let chosen = chosen(snapshot, name);
-    let id = match &chosen {
-        Ok(id) => Some(id.as_str()),
-        Err(_) => Some(name).filter(|name| is_container_id(name)),
-    };
-    if let Some(facts) = container_of(snapshot, id).await {
-        return Ok(facts);
+    let gone = || Failure::could_not(format!("{name}: it ended while it was looked at"));
+    match chosen(snapshot, name) {
+        Ok(id) => snapshot.container(&id).await.ok_or_else(gone),
+        Err(failure) => {
+            let id = Some(name).filter(|name| is_container_id(name));
+            if let Some(facts) = container_of(snapshot, id).await {
+                return Ok(facts);
+            }
+            let path = id.and_then(|id| snapshot.cgroup_of_container(id)).ok_or(failure)?;
+            Ok(snapshot.cgroup(&path).await)
+        }
     }
-    if let Some(path) = id.and_then(|id| snapshot.cgroup_of_container(id)) {
-        return Ok(snapshot.cgroup(&path).await);
-    }
-    let id = chosen?;
-    Err(Failure::could_not(format!("{name} ({id:.12}): it ended while it was looked at")))
 }
 
 fn chosen(snapshot: &Snapshot, name: &str) -> Result<String, Failure> {
@@ -223,16 +224,12 @@ fn save(file: &Path, text: &str) -> io::Result<()> {
     let mut new = name.to_os_string();
     new.push(format!(".{}.new", std::process::id()));
     let new = file.with_file_name(new);
-    let write = || {
-        let mut output = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-        output.write_all(text.as_bytes())?;
-        output.sync_all()?;
-        fs::rename(&new, file)
-    };
-    let written = match fs::symlink_metadata(file) {
-        Ok(meta) if !meta.is_file() => Err(io::Error::other("it is there, and no regular file")),
-        Ok(_) | Err(_) => write(),
-    };
+    if fs::symlink_metadata(file).is_ok_and(|meta| !meta.is_file()) {
+        return Err(io::Error::other("it is there, and no regular file"));
+    }
+    let mut output = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    let written = output.write_all(text.as_bytes()).and_then(|()| output.sync_all());
+    let written = written.and_then(|()| fs::rename(&new, file));
     if written.is_err() {
         let _ = fs::remove_file(&new);
     }
