@@ -53,20 +53,28 @@ const MAX_PATH: usize = 4096;
 /// with one: such a path still begins with the cgroups above it, and names none ([`is_cgroup_path`]).
 #[must_use]
 pub fn cgroup_path(bytes: &[u8]) -> String {
-    let mut out = String::new();
-    for (n, part) in bytes.split(|byte| *byte == b'/').enumerate() {
-        let slash = if n == 0 { "" } else { "/" };
-        let part = match std::str::from_utf8(part) {
-            Ok(text) if !text.starts_with('?') && visible(text) == text => text.to_owned(),
-            _ => format!("?{}", escape(part, MAX_PATH)),
-        };
-        if out.len() + part.len() >= MAX_PATH {
-            return out + slash + "?...";
-        }
-        out += slash;
-        out += &part;
+    let mut parts = bytes.split(|byte| *byte == b'/');
+    let first = cgroup_name(parts.next().unwrap_or_default());
+    parts.fold(first, |path, part| cgroup_path_below(&path, part))
+}
+
+/// The same of a cgroup below one whose path is known; any depth has a bound.
+#[must_use]
+pub fn cgroup_path_below(parent: &str, name: &[u8]) -> String {
+    let name = cgroup_name(name);
+    if parent.len() + name.len() < MAX_PATH {
+        return format!("{parent}/{name}");
     }
-    out
+    // No name is written like this.
+    let is_cut = parent.ends_with("/?...");
+    if is_cut { parent.to_owned() } else { format!("{parent}/?...") }
+}
+
+fn cgroup_name(name: &[u8]) -> String {
+    match std::str::from_utf8(name) {
+        Ok(text) if !text.starts_with('?') && visible(text) == text => text.to_owned(),
+        _ => format!("?{}", escape(name, MAX_PATH)),
+    }
 }
 
 /// Whether a text can be opened as the path of the cgroup that it names.
@@ -89,7 +97,7 @@ fn cut(mut text: String, limit: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{cgroup_path, escape, is_cgroup_path, visible, visible_within};
+    use super::{cgroup_path, cgroup_path_below, escape, is_cgroup_path, visible, visible_within};
     use crate::container::container_in;
 
     #[test]
@@ -148,6 +156,8 @@ mod tests {
             assert!(!is_cgroup_path(&path), "{path}");
             assert_eq!(container_in(&path).map(|found| found.path), Some(own.as_str()));
         }
+        let deep = (0..100_000).fold(own.clone(), |path, _| cgroup_path_below(&path, b"x"));
+        assert!(deep.len() <= 4096 + 5 && deep.ends_with("/x/?..."), "{}", deep.len());
         // What was escaped is a name that a cgroup may have; that one is escaped once more.
         let escaped = cgroup_path(b"/a\x1b");
         assert_ne!(cgroup_path(escaped.as_bytes()), escaped);

@@ -237,6 +237,8 @@ mod tests {
         assert!(found.threads >= 1 && !found.argv.is_empty());
         assert_eq!(census.aliens(me, &own).map(|all| all.len()), None, "our own namespace");
         assert!(host_tasks().unwrap() > 0);
+        assert!(!census.is_partial());
+        assert!(Census { rows: BTreeMap::new(), hidden: 0 }.is_partial(), "no PID 1: hidepid");
         // Started before us, by the same number: what it is called is not ours to tell.
         let other = Row { start: 0, ..census.rows[&me].clone() };
         let shown = shown(me, &other);

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use mcp_guard_core::escape::cgroup_path;
+use mcp_guard_core::escape::cgroup_path_below;
 use rustix::fs::{Dir, FileType, Mode, OFlags, fstat, openat};
 use tokio::io::Interest;
 
@@ -50,7 +50,7 @@ impl Cgroup {
         self.id
     }
 
-    /// Path in the unified tree, as [`cgroup_path`] writes it.
+    /// Path in the unified tree, as [`mcp_guard_core::escape::cgroup_path`] writes it.
     #[must_use]
     pub fn path(&self) -> &str {
         &self.path
@@ -195,9 +195,7 @@ impl Level {
     fn child(&self, name: &CString) -> io::Result<(OwnedFd, String)> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let child = openat(&self.dir, name, flags, Mode::empty())?;
-        let parent = self.path.trim_end_matches('/');
-        let below = [b"/", name.as_bytes()].concat();
-        Ok((child, format!("{parent}{}", cgroup_path(&below))))
+        Ok((child, cgroup_path_below(self.path.trim_end_matches('/'), name.as_bytes())))
     }
 }
 
