@@ -1,0 +1,36 @@
+//! The end-to-end tests as their sources have them: to build them takes minutes.
+
+use std::fs;
+use std::path::Path;
+
+use guest_runner::Test;
+
+use crate::workspace;
+
+/// Every test of every program.
+pub fn tests() -> Vec<Test> {
+    let folder = workspace::root().join("tests/tests");
+    let mut all = Vec::new();
+    for (program, file) in modules(&folder) {
+        add(&mut all, &program, "", &file);
+        for (module, file) in modules(&folder.join(&program)) {
+            add(&mut all, &program, &format!("{module}::"), &file);
+        }
+    }
+    all
+}
+
+/// The Rust files of a folder, by their names.
+fn modules(folder: &Path) -> Vec<(String, std::path::PathBuf)> {
+    let files = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let rust = files.filter(|file| file.extension().is_some_and(|end| end == "rs"));
+    rust.map(|file| (file.file_stem().unwrap().to_string_lossy().into_owned(), file)).collect()
+}
+
+fn add(all: &mut Vec<Test>, program: &str, module: &str, file: &Path) {
+    let text = fs::read_to_string(file).unwrap();
+    for (_, rest) in text.match_indices("#[test]\n").map(|(at, _)| text.split_at(at)) {
+        let name = rest.split_once("fn ").unwrap().1.split('(').next().unwrap();
+        all.push(Test { program: program.to_owned(), name: format!("{module}{name}") });
+    }
+}
