@@ -4,6 +4,9 @@ mod count;
 mod host;
 mod left;
 mod tier;
+mod tree;
+
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -16,6 +19,9 @@ use crate::say::say;
 use crate::vm;
 use crate::workspace;
 use tier::{Outcome, Tier};
+
+/// For one run of `cargo test`, with what it builds. On two CPUs all of them together take a quarter of an hour.
+const LIMIT: Duration = Duration::from_secs(20 * 60);
 
 /// Runs the tiers. The exit code: 0 all passed, 1 a test failed, 2 a tier could not run.
 pub fn run(setup: bool) -> Result<u8> {
@@ -41,11 +47,11 @@ pub fn run(setup: bool) -> Result<u8> {
 /// Needs nothing: no root, no kernel feature.
 fn pure() -> Result<Outcome> {
     let tests = ["test", "--workspace", "--exclude", "mcp-guard-tests", "--no-fail-fast"];
-    let first = count::cargo_test(workspace::cargo().args(tests))?;
+    let first = count::cargo_test(workspace::cargo().args(tests), LIMIT)?;
     // The tests of the command line start the agent that cargo builds.
     workspace::build_agent()?;
     let tests = ["test", "-p", "mcp-guard-tests", "--no-fail-fast"];
-    let second = count::cargo_test(workspace::cargo().args(tests))?;
+    let second = count::cargo_test(workspace::cargo().args(tests), LIMIT)?;
     Ok(Outcome::Ran(first.and(second)))
 }
 
@@ -60,7 +66,7 @@ fn host(permission: Permission) -> Result<Outcome> {
     cargo.args(["test", "-p", "mcp-guard-tests", "--no-fail-fast", "--features", "host"]);
     // One at a time: the tests count the machine's own events and there is one agent per host.
     cargo.args(["--test", "host_*", "--", "--test-threads=1"]);
-    let counts = count::cargo_test(&mut cargo)?;
+    let counts = count::cargo_test(&mut cargo, LIMIT)?;
     Ok(Outcome::Ran(counts.and(bpf_log()?)))
 }
 
@@ -75,7 +81,7 @@ fn bpf_log() -> Result<count::Counts> {
     };
     let mut cargo = workspace::cargo();
     cargo.args(["test", "-p", "mcp-guard", "--features", "bpf-log", "--test", "bpf_log"]);
-    count::cargo_test(cargo.env("MCP_GUARD_BPF_OBJECT", object))
+    count::cargo_test(cargo.env("MCP_GUARD_BPF_OBJECT", object), LIMIT)
 }
 
 /// Needs a Docker engine, and root to act on its containers.
@@ -100,7 +106,7 @@ fn docker_tests(rig: &Rig) -> Result<Outcome> {
         "--test-threads=1",
     ]);
     rig.tell(&mut cargo);
-    count::cargo_test(&mut cargo).map(Outcome::Ran)
+    count::cargo_test(&mut cargo, LIMIT).map(Outcome::Ran)
 }
 
 /// Needs QEMU: one tier for the runner that drives the guests, then one per guest.

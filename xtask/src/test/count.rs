@@ -1,17 +1,21 @@
 //! Runs `cargo test`, shows its output as it comes, and counts its tests.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, PipeReader};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use super::tree;
 use crate::program;
 use crate::say::say;
 
 /// How long the output may stay open after cargo ended.
 const GRACE: Duration = Duration::from_secs(2);
+/// How often it is asked whether cargo ended.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// The tests of one or more runs of `cargo test`.
 #[derive(Clone, Default, Debug, PartialEq, Eq)]
@@ -42,14 +46,14 @@ impl Counts {
     }
 }
 
-/// Runs `cargo test` to its end. A failed test is not an error; it is counted.
-pub fn cargo_test(command: &mut Command) -> Result<Counts> {
+/// Runs `cargo test` to its end, or ends it after `limit`. A failed test is not an error; it is counted.
+pub fn cargo_test(command: &mut Command, limit: Duration) -> Result<Counts> {
     say(&format!("+ {}", program::line(command)));
-    follow(command, say)
+    follow(command, limit, say)
 }
 
-/// Runs a command to its end; every line of its output goes to `show`.
-fn follow(command: &mut Command, show: fn(&str)) -> Result<Counts> {
+/// Every line of a command's output goes to `show`.
+fn follow(command: &mut Command, limit: Duration, show: fn(&str)) -> Result<Counts> {
     let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
     // One pipe for both streams keeps the name of a test program before its result.
     let stderr = writer.try_clone().context("cannot share a pipe")?;
@@ -64,15 +68,34 @@ fn follow(command: &mut Command, show: fn(&str)) -> Result<Counts> {
     let (done, whole) = channel();
     let (lines, parsed) = channel();
     std::thread::spawn(move || pass_on(reader, show, &lines, &done));
-    let status = child.wait().context("cannot wait for cargo")?;
+    let status = wait(&mut child, limit).context("cannot wait for cargo")?;
     let closed = whole.recv_timeout(GRACE).is_ok();
-    let mut counts = count(parsed.try_iter());
-    if !closed {
-        counts.problem = Some("a process that a test started is still running".into());
-    } else if !status.success() && counts.failed == 0 {
-        counts.problem = Some(format!("`{}` ended with {status}", program::line(command)));
-    }
+    let lines: Vec<String> = parsed.try_iter().collect();
+    let mut counts = count(&lines);
+    counts.problem = match status {
+        None => {
+            Some(format!("not over after {} s, while {} ran", limit.as_secs(), running(&lines)))
+        }
+        Some(_) if !closed => Some("a process that a test started is still running".into()),
+        Some(status) if !status.success() && counts.failed == 0 => {
+            Some(format!("`{}` ended with {status}", program::line(command)))
+        }
+        Some(_) => None,
+    };
     Ok(counts)
+}
+
+/// How it ended; nothing where it had to be ended.
+fn wait(child: &mut Child, limit: Duration) -> std::io::Result<Option<ExitStatus>> {
+    let began = Instant::now();
+    while began.elapsed() < limit {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        std::thread::sleep(LOOK);
+    }
+    tree::end(child);
+    child.wait().map(|_| None)
 }
 
 fn pass_on(reader: PipeReader, show: fn(&str), lines: &Sender<String>, done: &Sender<()>) {
@@ -85,18 +108,48 @@ fn pass_on(reader: PipeReader, show: fn(&str), lines: &Sender<String>, done: &Se
     let _ = done.send(());
 }
 
-fn count(lines: impl Iterator<Item = String>) -> Counts {
+/// What ran last: `test NAME ... ` is followed by its verdict, in a line with it where nobody else writes.
+fn running(lines: &[String]) -> String {
+    let (mut program, mut tests) = (String::new(), BTreeSet::new());
+    for line in lines {
+        if let Some(name) = program_of(line) {
+            program = name;
+            tests.clear();
+        } else if let Some(test) = line.strip_prefix("test ") {
+            let slow = test.split_once(" has been running for over ").map(|(name, _)| name);
+            if let Some(name) = slow {
+                tests.insert(name);
+            } else if let Some((name, verdict)) = test.split_once(" ... ") {
+                let over = ["ok", "FAILED", "ignored"].iter().any(|word| verdict.starts_with(word));
+                if over {
+                    tests.remove(name)
+                } else {
+                    tests.insert(name)
+                };
+            }
+        }
+    }
+    let tests: Vec<&str> = tests.into_iter().collect();
+    if tests.is_empty() { program } else { format!("{program}::{}", tests.join(", ")) }
+}
+
+fn count(lines: &[String]) -> Counts {
     let mut counts = Counts::default();
     let mut program = String::new();
     for line in lines {
-        let words = line.trim_start();
-        if let Some(name) = words.strip_prefix("Running ").or(words.strip_prefix("Doc-tests ")) {
-            program = short(name);
+        if let Some(name) = program_of(line) {
+            program = name;
         } else if let Some(result) = line.strip_prefix("test result: ") {
             add(&mut counts, result, &program);
         }
     }
     counts
+}
+
+/// The test program that a line of cargo's begins.
+fn program_of(line: &str) -> Option<String> {
+    let words = line.trim_start();
+    words.strip_prefix("Running ").or(words.strip_prefix("Doc-tests ")).map(short)
 }
 
 /// `ok. 12 passed; 0 failed; 1 ignored; 0 measured; ...`
@@ -135,7 +188,8 @@ test a ... ok
 test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 0 filtered out; finished in 1.2s
    Doc-tests mcp_guard
 test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.1s";
-        let counts = count(output.lines().map(str::to_owned));
+        let lines: Vec<String> = output.lines().map(str::to_owned).collect();
+        let counts = count(&lines);
         let empty = vec!["xtask".to_owned()];
         assert_eq!(counts, Counts { passed: 14, failed: 3, ignored: 1, empty, problem: None });
     }
@@ -144,7 +198,30 @@ test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
     fn a_left_over_process_does_not_hang_the_run() {
         let mut command = Command::new("sh");
         command.args(["-c", "sleep 3 & echo 'test result: ok. 1 passed; 0 failed;'"]);
-        let counts = follow(&mut command, |_| {}).unwrap();
+        let counts = follow(&mut command, Duration::from_secs(60), |_| {}).unwrap();
         assert_eq!((counts.passed, counts.problem.is_some()), (1, true));
+    }
+
+    #[test]
+    fn what_does_not_end_is_ended_and_named() {
+        let script = "echo '     Running tests/host_x.rs (target/debug/deps/host_x-0a)'
+            echo 'test a ... ok'
+            printf 'test b ... '
+            sleep 1000 & wait; :";
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        let counts = follow(&mut command, Duration::from_secs(1), |_| {}).unwrap();
+        assert_eq!(counts.problem.unwrap(), "not over after 1 s, while host_x::b ran");
+    }
+
+    #[test]
+    fn of_tests_side_by_side_the_slow_ones_are_named() {
+        let lines = [
+            "     Running unittests src/lib.rs (target/debug/deps/core-0a)",
+            "test a has been running for over 60 seconds",
+            "test b has been running for over 60 seconds",
+            "test a ... ok",
+        ];
+        assert_eq!(running(&lines.map(str::to_owned)), "core::b");
     }
 }
