@@ -9,6 +9,7 @@ pub mod fact;
 pub mod flags;
 pub mod holds;
 pub mod leak;
+pub mod lines;
 pub mod node;
 pub mod sleeper;
 pub mod systemd;

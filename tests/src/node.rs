@@ -2,16 +2,15 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Child, ChildStdout, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{cgroup::FixtureCgroup, leak::PACKAGE};
+use crate::{cgroup::FixtureCgroup, leak::PACKAGE, lines::Lines};
 
 /// The pool of libuv, made as a whole when it is first used.
 pub const POOL: u64 = 4;
@@ -49,7 +48,7 @@ impl Script {
 /// One server. Killed and reaped on drop.
 pub struct Server {
     child: Child,
-    stdout: BufReader<ChildStdout>,
+    said: Lines,
 }
 
 impl Server {
@@ -59,8 +58,8 @@ impl Server {
         node.arg0("node").arg(&script.path).args(["-y", PACKAGE]);
         node.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = cgroup.spawn(node)?;
-        let stdout = child.stdout.take().context("stdout of node")?;
-        let mut server = Self { child, stdout: BufReader::new(stdout) };
+        let said = Lines::of(child.stdout.take().context("stdout of node")?);
+        let mut server = Self { child, said };
         ensure!(server.says("ready")?, "node ended early: {:?}", server.child.wait());
         Ok(server)
     }
@@ -71,15 +70,14 @@ impl Server {
     }
 
     /// Whether it did; false where it ended instead.
-    pub fn has_used_pool(&mut self) -> Result<bool> {
+    pub fn has_used_pool(&self) -> Result<bool> {
         self.says("used")
     }
 
-    fn says(&mut self, word: &str) -> Result<bool> {
-        let mut line = String::new();
-        let read = self.stdout.read_line(&mut line)?;
-        ensure!(read == 0 || line.trim_end() == word, "node said {line:?}, not {word}");
-        Ok(read > 0)
+    fn says(&self, word: &str) -> Result<bool> {
+        let line = self.said.next()?;
+        ensure!(line.as_ref().is_none_or(|line| line == word), "node said {line:?}, not {word}");
+        Ok(line.is_some())
     }
 
     pub fn threads(&self) -> Result<u64> {

@@ -6,14 +6,14 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{BufRead, BufReader, Lines},
-    process::{Child, ChildStdout, Command, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 use mcp_guard_core::status::TotalsStatus;
 use mcp_guard_tests::{
     agent::Agent,
     docker::{Container, node_image, output, socket, wait_until},
+    lines::Lines,
     workload,
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -47,7 +47,7 @@ fn script(cgroup: u64) -> String {
 /// A bpftrace that counts. Ended when dropped.
 struct Bpftrace {
     child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
+    lines: Lines,
     complaints: tempfile::NamedTempFile,
 }
 
@@ -69,20 +69,22 @@ impl Bpftrace {
         let installed = Command::new("bpftrace").arg("--version").output();
         installed.expect("bpftrace counts here: apt-get install --no-install-recommends bpftrace");
         let mut child = command.spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut bpftrace = Self { child, lines, complaints };
+        let lines = Lines::of(child.stdout.take().unwrap());
+        let bpftrace = Self { child, lines, complaints };
         bpftrace.await_markers();
         bpftrace
     }
 
     /// The probes are attached one after the other: the first and the last have seen the same
     /// program when all of them count.
-    fn await_markers(&mut self) {
+    fn await_markers(&self) {
         let folder = tempfile::tempdir().unwrap();
         let marker = folder.path().join(MARKER);
         fs::copy(fs::canonicalize("/bin/true").unwrap(), &marker).unwrap();
-        let (told, seen) = std::sync::mpsc::channel();
+        let (told, seen) = std::sync::mpsc::channel::<()>();
         std::thread::scope(|scope| {
+            // Ours to drop, also by a panic: the thread that runs the marker then ends too.
+            let told = told;
             scope.spawn(move || {
                 while seen.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
                     assert!(Command::new(&marker).status().unwrap().success());
@@ -92,20 +94,20 @@ impl Bpftrace {
             let mut missing = vec!["first\n", "last\n"];
             while !missing.is_empty() {
                 let complaints = || fs::read_to_string(self.complaints.path()).unwrap();
-                let line = self.lines.next();
-                let line = line.unwrap_or_else(|| panic!("no bpftrace: {}", complaints())).unwrap();
+                let line = self.lines.next().unwrap();
+                let line = line.unwrap_or_else(|| panic!("no bpftrace: {}", complaints()));
                 let line: Value = serde_json::from_str(&line).unwrap_or_default();
                 missing.retain(|word| line["data"] != *word);
             }
-            told.send(()).unwrap();
+            drop(told);
         });
     }
 
     fn finish(mut self) -> Counts {
         kill_process(Pid::from_child(&self.child), Signal::INT).unwrap();
         let mut counts = Counts::new();
-        for line in self.lines.by_ref() {
-            let line: Value = serde_json::from_str(&line.unwrap()).unwrap_or_default();
+        while let Some(line) = self.lines.next().unwrap() {
+            let line: Value = serde_json::from_str(&line).unwrap_or_default();
             assert_ne!(line["type"], "lost_events", "{line}");
             if line["type"] == "map" {
                 counts.extend(serde_json::from_value::<Counts>(line["data"].clone()).unwrap());

@@ -64,7 +64,7 @@ impl Scene {
     /// All at once, the worst case. Returns how many did; the others have ended.
     fn use_pools(&mut self) -> u64 {
         self.servers.iter().for_each(|server| server.use_pool().unwrap());
-        self.servers.iter_mut().map(|server| u64::from(server.has_used_pool().unwrap())).sum()
+        self.servers.iter().map(|server| u64::from(server.has_used_pool().unwrap())).sum()
     }
 
     /// Waits until the clamp was loosened; what the record says.

@@ -3,10 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
 use mcp_guard_tests::cgroup::FixtureCgroup;
+use mcp_guard_tests::lines::Lines;
 use mcp_guard_tests::workload;
 use serde_json::Value;
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -211,8 +211,8 @@ fn a_lookalike_tree_shows_the_promised_argv() {
 fn crashing_trees_leave_no_process_and_no_zombie() {
     let cgroup = FixtureCgroup::new("crash").unwrap();
     let mut gateway = start_leak(&cgroup, "--package files --count 5 --crash --shell");
-    let mut said = BufReader::new(gateway.stdout.take().unwrap()).lines();
-    assert!(said.any(|line| line.unwrap() == "started 5"));
+    let said = Lines::of(gateway.stdout.take().unwrap());
+    while said.next().unwrap().expect("an end before it said so") != "started 5" {}
     let children = format!("/proc/{0}/task/{0}/children", gateway.id());
     let no_child = || fs::read_to_string(&children).unwrap().is_empty();
     cgroup.wait_until("no child of the gateway", SOON, no_child).unwrap();

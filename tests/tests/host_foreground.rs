@@ -7,9 +7,8 @@
 )]
 
 use std::{
-    io::{BufRead as _, BufReader, Read as _},
     os::unix::process::ExitStatusExt as _,
-    process::{Child, ChildStdout, ExitStatus, Output, Stdio},
+    process::{Child, ExitStatus, Output, Stdio},
 };
 
 use mcp_guard_core::{
@@ -22,6 +21,7 @@ use mcp_guard_tests::{
     cgroup::FixtureCgroup,
     holds::{Holds, write_freeze},
     leak::{Leak, LeakPolicy, observing},
+    lines::Lines,
     sleeper::Sleeper,
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -60,7 +60,7 @@ impl Scene {
 /// `mcp-guard freeze` in the foreground, its cgroup frozen.
 struct Foreground {
     child: Child,
-    stdout: BufReader<ChildStdout>,
+    said: Lines,
 }
 
 impl Foreground {
@@ -68,11 +68,11 @@ impl Foreground {
         let mut command = command(scene.folder.path(), "/nonexistent").unwrap();
         command.args(["freeze", "--for", time]).arg(scene.target());
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut said = String::new();
-        stdout.read_line(&mut said).unwrap();
-        assert!(said.contains("frozen 1 read back"), "{said}");
-        let foreground = Self { child, stdout };
+        let said = Lines::of(child.stdout.take().unwrap());
+        // Killed by its drop where it says something else, or nothing.
+        let foreground = Self { child, said };
+        let first = foreground.said.next().unwrap().unwrap_or_default();
+        assert!(first.contains("frozen 1 read back"), "{first}");
         foreground.assert_holds(scene);
         foreground
     }
@@ -90,8 +90,7 @@ impl Foreground {
 
     /// Its own end, and what it said last.
     fn end(mut self) -> (ExitStatus, String) {
-        let mut said = String::new();
-        self.stdout.read_to_string(&mut said).unwrap();
+        let said = self.said.rest().unwrap();
         (self.child.wait().unwrap(), said)
     }
 }
