@@ -9,7 +9,10 @@ use crate::{ebpf, program, test, workspace};
 pub fn run(setup: bool, no_test: bool) -> Result<u8> {
     step("format", check_format)?;
     step("clippy", clippy)?;
-    step("clippy of the kernel side", clippy_of_the_kernel_side)?;
+    match ebpf::toolchain::reason_to_skip()? {
+        None => step("clippy of the kernel side", ebpf::clippy)?,
+        Some(reason) => say(&format!("clippy of the kernel side: not run: {reason}")),
+    }
     step("ebpf --check", ebpf::check)?;
     if no_test { Ok(0) } else { test::run(setup) }
 }
@@ -24,14 +27,4 @@ fn clippy() -> Result<()> {
     let flags = ["clippy", "--workspace", "--all-targets", "--all-features", "--locked", "--quiet"];
     program::run(workspace::cargo().args(flags).args(["--", "-D", "warnings"]))
         .context("clippy found something")
-}
-
-fn clippy_of_the_kernel_side() -> Result<()> {
-    match ebpf::toolchain::require() {
-        Ok(()) => ebpf::clippy(),
-        Err(missing) => {
-            say(&format!("not run: {missing:#}"));
-            Ok(())
-        }
-    }
 }

@@ -46,6 +46,7 @@ pub fn run(setup: bool) -> Result<u8> {
             }
         }
     }
+    rig.close()?;
     say("\ncontained both times; the containers are removed");
     Ok(0)
 }

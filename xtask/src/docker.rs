@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 pub use image::{BUSYBOX_IMAGE, NODE_IMAGE, SETTINGS};
 pub use keeper::keep_engine;
@@ -26,7 +26,7 @@ use crate::say::{complain, say};
 
 /// `cargo xtask docker`: runs a command with the rig at hand and passes its exit code on.
 pub fn with_rig(setup: bool, words: &[String]) -> Result<u8> {
-    let rig = match Rig::prepare(Permission::from_flag(setup)) {
+    let rig = match Rig::for_tests(Permission::from_flag(setup)) {
         Ok(rig) => rig,
         Err(reason) => {
             complain(&format!("could not: {reason:#}"));
@@ -37,7 +37,9 @@ pub fn with_rig(setup: bool, words: &[String]) -> Result<u8> {
     let mut command = Command::new(name);
     rig.tell(command.args(arguments));
     command.env("DOCKER_HOST", format!("unix://{}", rig.socket().display()));
-    program::exit_code(&mut command)
+    let code = program::exit_code(&mut command)?;
+    rig.close()?;
+    Ok(code)
 }
 
 /// An engine that answers, and the images the tests need in it.
@@ -48,19 +50,37 @@ pub struct Rig {
 impl Rig {
     /// Finds or starts an engine and fills it. Nothing is installed or started without permission.
     pub fn prepare(permission: Permission) -> Result<Self> {
-        let found = answering_socket();
+        Self::with(permission, "no Docker engine answers", |_| true)
+    }
+
+    /// The same with the cgroupfs driver: the tests name cgroups by path. An engine with the other driver is
+    /// left alone.
+    pub fn for_tests(permission: Permission) -> Result<Self> {
+        Self::with(permission, "no Docker engine with the cgroupfs driver answers", uses_cgroupfs)
+    }
+
+    fn with(permission: Permission, none: &str, fits: fn(&Path) -> bool) -> Result<Self> {
+        let find = || answering_socket().filter(|socket| fits(socket));
+        let found = find();
         let permission = packages::provide(permission, found.is_some())?;
         // Installing the engine may have started it, where systemd runs.
-        let engine = match found.or_else(answering_socket) {
+        let engine = match found.or_else(find) {
             Some(socket) => Engine { socket, keeper: None },
             None => {
-                packages::ask(permission, "no Docker engine answers", "dockerd")?;
+                packages::ask(permission, none, "dockerd")?;
                 Engine::start()?
             }
         };
         say(&format!("docker: using the engine at {}", engine.socket.display()));
         image::provide(&engine)?;
         Ok(Self { engine })
+    }
+
+    /// Stops an engine that was started for this; an error says what could not be cleaned up.
+    ///
+    /// A rig that is dropped does the same and only complains.
+    pub fn close(mut self) -> Result<()> {
+        self.engine.close()
     }
 
     /// The Unix socket of the engine.
@@ -113,6 +133,15 @@ impl Engine {
         Ok(engine)
     }
 
+    fn close(&mut self) -> Result<()> {
+        let Some(mut keeper) = self.keeper.take() else { return Ok(()) };
+        drop(keeper.stdin.take());
+        let status = keeper.wait().context("cannot wait for the keeper of the private engine")?;
+        // It has said itself what went wrong.
+        ensure!(status.success(), "the private Docker engine was not cleaned up; see above");
+        Ok(())
+    }
+
     fn docker(&self) -> Command {
         let docker = program::find("docker").unwrap_or_else(|| PathBuf::from("docker"));
         let mut command = Command::new(docker);
@@ -123,13 +152,14 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        let Some(keeper) = &mut self.keeper else { return };
-        drop(keeper.stdin.take());
-        if let Err(error) = keeper.wait() {
-            complain(&format!("cannot wait for the engine's keeper: {error}"));
+        if let Err(error) = self.close() {
+            complain(&format!("{error:#}"));
         }
     }
 }
+
+/// Bytes of an answer; an engine describes itself in some ten thousand.
+const LONGEST: u64 = 1 << 20;
 
 /// The socket of an engine that is already there and answers.
 fn answering_socket() -> Option<PathBuf> {
@@ -141,15 +171,21 @@ fn answering_socket() -> Option<PathBuf> {
 
 /// Whether an engine says that it is well.
 fn answers(socket: &Path) -> bool {
-    ping(socket).is_ok_and(|answer| answer.starts_with("HTTP/1.") && answer.contains(" 200 "))
+    let well = |answer: String| answer.starts_with("HTTP/1.") && answer.contains(" 200 ");
+    get(socket, "/_ping").is_ok_and(well)
 }
 
-fn ping(socket: &Path) -> std::io::Result<String> {
+/// Whether an engine makes cgroups itself, and does not have systemd make them.
+fn uses_cgroupfs(socket: &Path) -> bool {
+    get(socket, "/info").is_ok_and(|answer| answer.contains(r#""CgroupDriver":"cgroupfs""#))
+}
+
+fn get(socket: &Path, path: &str) -> std::io::Result<String> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     stream.set_write_timeout(Some(Duration::from_secs(5)))?;
-    stream.write_all(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n")?;
-    let mut head = [0; 64];
-    let length = stream.read(&mut head)?;
-    Ok(String::from_utf8_lossy(&head[..length]).into_owned())
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: docker\r\n\r\n").as_bytes())?;
+    let mut answer = Vec::new();
+    stream.take(LONGEST).read_to_end(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }

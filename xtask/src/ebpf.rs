@@ -37,9 +37,8 @@ pub fn rebuild(bpf_log: bool) -> Result<()> {
     Ok(())
 }
 
-/// The object with debug lines, for the test of them. An error names what building it needs.
+/// The object with debug lines, for the test of them.
 pub fn debug_object() -> Result<PathBuf> {
-    toolchain::require()?;
     build::object(true)
 }
 

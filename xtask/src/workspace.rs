@@ -15,6 +15,11 @@ pub fn target() -> PathBuf {
     root().join(target)
 }
 
+/// Whether nobody watches this run.
+pub fn in_ci() -> bool {
+    std::env::var_os("CI").is_some()
+}
+
 /// A cargo command in the top folder, with the toolchain of this run.
 pub fn cargo() -> Command {
     let mut cargo = Command::new("cargo");

@@ -37,11 +37,11 @@ pub fn keep_engine() -> Result<()> {
         say(&socket.to_string_lossy());
         // What arrives is of no interest; only the end is.
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
-        remove_containers(&socket);
     }
+    let removed = if ready.is_ok() { remove_containers(&socket) } else { Ok(()) };
     let stopped = stop(&mut dockerd);
     let cleaned = leftovers::remove(folder, &cgroups);
-    ready.and(stopped).and(cleaned)
+    ready.and(removed).and(stopped).and(cleaned)
 }
 
 fn start(folder: &Path) -> Result<Child> {
@@ -55,6 +55,9 @@ fn start(folder: &Path) -> Result<Child> {
     Command::new(dockerd)
         // No bridge and no packet filter rules: the containers have no network.
         .args(["--bridge=none", "--iptables=false", "--ip6tables=false"])
+        // The tests name cgroups by path and read `max`, which is another driver's `infinity`; guests have
+        // the systemd driver.
+        .args(["--exec-opt", "native.cgroupdriver=cgroupfs"])
         .arg("--host")
         .arg(format!("unix://{}", path("docker.sock").display()))
         .arg("--config-file")
@@ -100,21 +103,18 @@ fn show_log(folder: &Path) {
 }
 
 /// Every container of this engine is ours, also those a failed test left behind.
-fn remove_containers(socket: &Path) {
+fn remove_containers(socket: &Path) -> Result<()> {
     let docker = || {
         let mut docker = Command::new("docker");
         docker.arg("--host").arg(format!("unix://{}", socket.display()));
         docker
     };
-    let removed = program::output(docker().args(["ps", "--all", "--quiet"])).and_then(|ids| {
-        if ids.is_empty() {
-            return Ok(());
-        }
-        program::quietly(docker().args(["rm", "--force"]).args(ids.lines()))
-    });
-    if let Err(error) = removed {
-        complain(&format!("cannot remove the containers of the private engine: {error:#}"));
+    let ids = program::output(docker().args(["ps", "--all", "--quiet"]))?;
+    if ids.is_empty() {
+        return Ok(());
     }
+    program::quietly(docker().args(["rm", "--force"]).args(ids.lines()))
+        .context("cannot remove the containers of the private engine")
 }
 
 fn stop(dockerd: &mut Child) -> Result<()> {

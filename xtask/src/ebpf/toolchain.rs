@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::program;
+use crate::{program, workspace};
 
 /// The compiler the committed object was built with. Another one may give other bytes.
 pub const PINNED_RUSTC: &str = "rustc 1.97.0-nightly (e50aa6fba 2026-05-19)";
@@ -19,6 +19,20 @@ pub fn require() -> Result<()> {
         bail!("cannot build the kernel side: {}", missing.join("; "));
     }
     Ok(())
+}
+
+/// Why what needs the toolchain is left out here; nothing where it can run. In CI what is missing is an
+/// error: nobody reads a green line twice.
+pub fn reason_to_skip() -> Result<Option<String>> {
+    judge(require(), workspace::in_ci())
+}
+
+fn judge(required: Result<()>, in_ci: bool) -> Result<Option<String>> {
+    match required {
+        Ok(()) => Ok(None),
+        Err(missing) if in_ci => Err(missing),
+        Err(missing) => Ok(Some(format!("{missing:#}"))),
+    }
 }
 
 /// Why a build here cannot be compared byte by byte with the committed object; nothing when it can.
@@ -86,4 +100,17 @@ fn nightly_rustc() -> Command {
     let mut rustc = Command::new("rustc");
     rustc.arg("+nightly");
     rustc
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_fails_in_ci_alone() {
+        let missing = || Err(anyhow::anyhow!("no linker"));
+        assert_eq!(judge(missing(), false).unwrap().as_deref(), Some("no linker"));
+        assert!(judge(missing(), true).is_err());
+        assert_eq!(judge(Ok(()), true).unwrap(), None);
+    }
 }

@@ -44,6 +44,12 @@ impl Counts {
         self.problem = self.problem.or(other.problem);
         self
     }
+
+    /// With what was done after the tests, where that went wrong.
+    pub fn and_then(mut self, after: Result<()>) -> Self {
+        self.problem = self.problem.or(after.err().map(|error| format!("{error:#}")));
+        self
+    }
 }
 
 /// Runs `cargo test` to its end, or ends it after `limit`. A failed test is not an error; it is counted.

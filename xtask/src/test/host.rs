@@ -20,6 +20,18 @@ pub fn ready() -> Result<()> {
     probe(&cgroup2)
 }
 
+/// Major and minor number of the running kernel.
+pub fn kernel() -> Result<(u32, u32)> {
+    let release =
+        fs::read_to_string("/proc/sys/kernel/osrelease").context("the kernel's release")?;
+    numbers(&release).with_context(|| format!("not a kernel's release: {release:?}"))
+}
+
+fn numbers(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|one: char| !one.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
 fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
     let line = mountinfo.lines().find(|line| line.contains(" - cgroup2 "))?;
     line.split(' ').nth(4).map(PathBuf::from)
@@ -36,6 +48,13 @@ fn probe(cgroup2: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reads_a_kernels_release() {
+        assert_eq!(numbers("6.14.0-rc1+deb13-amd64\n"), Some((6, 14)));
+        assert_eq!(numbers("7.2\n"), Some((7, 2)));
+        assert_eq!(numbers("linux"), None);
+    }
 
     #[test]
     fn finds_cgroup2_on_a_hybrid_host() {
