@@ -334,9 +334,14 @@ fn a_container_of_a_quadlet_is_guarded_without_its_monitor() {
 }
 
 #[test]
-fn the_version_is_known() {
-    let version = Engine::Docker.output(&["version", "--format", "{{.Server.Version}}"]).unwrap();
-    let number = version.split('.').take(2).collect::<Vec<_>>().join(".");
-    mcp_guard_tests::fact::record("Docker", &number).unwrap();
-    assert!(number.split('.').all(|part| part.parse::<u32>().is_ok()), "{version}");
+fn the_versions_are_known() {
+    for (engine, name, which) in [
+        (Engine::Docker, "Docker", "{{.Server.Version}}"),
+        (Engine::Podman, "Podman", "{{.Client.Version}}"),
+    ] {
+        let version = engine.output(&["version", "--format", which]).unwrap();
+        let number = version.split('.').take(2).collect::<Vec<_>>().join(".");
+        mcp_guard_tests::fact::record(name, &number).unwrap();
+        assert!(number.split('.').all(|part| part.parse::<u32>().is_ok()), "{version}");
+    }
 }

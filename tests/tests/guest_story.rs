@@ -17,7 +17,6 @@ use mcp_guard_core::{
 };
 use mcp_guard_tests::{
     docker::{Container, Engine, Place, podman::PodmanService, wait_until},
-    fact,
     unit::Unit,
 };
 
@@ -266,9 +265,6 @@ fn docker_leaks_are_frozen_and_thawed_by_hand() {
 
 #[test]
 fn podman_leaks_are_clamped_and_a_lease_ends() {
-    let version = Engine::Podman.output(&["version", "--format", "{{.Client.Version}}"]).unwrap();
-    let number = version.split('.').take(2).collect::<Vec<_>>().join(".");
-    fact::record("Podman", number).unwrap();
     let _service = PodmanService::start().unwrap();
     let mut story = Story::begin(Engine::Podman, "clamp");
     assert_eq!(story.keeper.name, "conmon");

@@ -7,7 +7,7 @@ mod step;
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::Write as _,
+    io::{ErrorKind, Write as _},
     path::Path,
     process::{Command, ExitCode},
     sync::{Arc, Mutex, PoisonError},
@@ -115,7 +115,11 @@ fn with_environment(mut command: Command, environment: &BTreeMap<String, String>
 }
 
 fn facts(port: &Port) -> Result<()> {
-    let text = fs::read_to_string(FACTS_FILE).unwrap_or_default();
+    let text = match fs::read_to_string(FACTS_FILE) {
+        // No test of this boot tells one.
+        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+        read => read.context(FACTS_FILE)?,
+    };
     for (name, value) in text.lines().filter_map(|line| line.split_once('=')) {
         port.say(&Line::Fact { name: name.to_owned(), value: value.to_owned() })?;
     }

@@ -87,8 +87,9 @@ impl Report {
                 Some(shown)
             }
             Line::Fact { name, value } => {
+                let shown = format!("fact    {name}: {value}");
                 self.facts.push((name, value));
-                None
+                Some(shown)
             }
             Line::Over { passed, failed } => {
                 self.over = true;

@@ -74,6 +74,13 @@ pub const IMAGES: [Image; 6] = [
     Image { name: "kernel-5.10", suite: "bullseye", kind: Kind::Kernel },
 ];
 
+impl Image {
+    /// Whether its release gets new kernels, so that what it found out yesterday may be another thing today.
+    pub fn moves(&self) -> bool {
+        self.suite == "forky"
+    }
+}
+
 /// The image of that name; the error lists those there are.
 pub fn find(name: &str) -> Result<&'static Image, String> {
     let names = || IMAGES.iter().map(|image| image.name).collect::<Vec<_>>().join(", ");
