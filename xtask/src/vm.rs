@@ -48,7 +48,7 @@ pub enum Verb {
         #[arg(long)]
         full: bool,
         /// Write what was found out into the README's table of kernels
-        #[arg(long)]
+        #[arg(long, conflicts_with = "filter")]
         bless: bool,
         /// Install what it needs, without asking
         #[arg(long)]
@@ -130,13 +130,15 @@ impl Guests {
             let image = *image;
             Box::new(move || (image.name, self.test(image)))
         };
-        let mut code = 0;
-        for (name, counts) in side_by_side(images.iter().map(job).collect()) {
-            let counts = counts?;
-            say(&format!("{name}: {} passed, {} failed", counts.passed, counts.failed));
-            code |= u8::from(counts.failed > 0 || counts.passed == 0);
+        let all = side_by_side(images.iter().map(job).collect());
+        for (name, counts) in &all {
+            say(&match counts {
+                Ok(counts) => format!("{name}: {} passed, {} failed", counts.passed, counts.failed),
+                Err(error) => format!("{name}: FAILED: {error:#}"),
+            });
         }
-        Ok(code)
+        let all: Vec<Result<Counts>> = all.into_iter().map(|(_, counts)| counts).collect();
+        Ok(exit_code(&all, !self.filter.is_empty()))
     }
 
     /// Runs the tests of one image.
@@ -166,6 +168,14 @@ impl Guests {
         }
         Ok(counts)
     }
+}
+
+/// 0 where all went well. An image without a test is wrong, and with a filter only that no image has one.
+fn exit_code(all: &[Result<Counts>], filtered: bool) -> u8 {
+    let ran = |counts: &Result<Counts>| counts.as_ref().is_ok_and(|counts| counts.passed > 0);
+    let broke = |counts: &Result<Counts>| counts.as_ref().map_or(true, |counts| counts.failed > 0);
+    let enough = if filtered { all.iter().any(ran) } else { all.iter().all(ran) };
+    u8::from(!enough || all.iter().any(broke))
 }
 
 fn test_programs() -> Result<programs::Built> {
@@ -202,4 +212,29 @@ fn one(name: &str) -> Result<&'static Image> {
 
 fn named(name: Option<&str>) -> Result<Vec<&'static Image>> {
     name.map_or_else(|| Ok(IMAGES.iter().collect()), |name| one(name).map(|image| vec![image]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(passed: u64, failed: u64) -> Result<Counts> {
+        Ok(Counts { failed, ..Counts::passed(passed) })
+    }
+
+    #[test]
+    fn a_filter_may_fit_nothing_in_an_image() {
+        let some = || vec![counts(3, 0), counts(0, 0)];
+        assert_eq!((exit_code(&some(), true), exit_code(&some(), false)), (0, 1));
+        assert_eq!(exit_code(&[counts(0, 0)], true), 1);
+        assert_eq!(exit_code(&[counts(2, 0), counts(1, 0)], false), 0);
+    }
+
+    #[test]
+    fn a_failure_anywhere_is_one() {
+        for filtered in [true, false] {
+            assert_eq!(exit_code(&[counts(3, 0), counts(1, 1)], filtered), 1);
+            assert_eq!(exit_code(&[Err(anyhow!("no disk")), counts(1, 0)], filtered), 1);
+        }
+    }
 }

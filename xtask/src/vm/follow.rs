@@ -10,7 +10,7 @@ const SILENCE: Duration = Duration::from_secs(60);
 const BOOT: Duration = Duration::from_secs(240);
 
 /// What the kernel says when it is in trouble, wherever it stands in a line.
-const TROUBLE: [&str; 9] = [
+const TROUBLE: [&str; 12] = [
     "Kernel panic",
     "Oops:",
     "BUG: ",
@@ -19,6 +19,9 @@ const TROUBLE: [&str; 9] = [
     "hard LOCKUP",
     "rcu_sched detected stalls",
     "rcu_preempt detected stalls",
+    "self-detected stall on CPU",
+    "detected expedited stalls",
+    "blocked for more than",
     "general protection fault",
 ];
 
@@ -113,6 +116,14 @@ impl Report {
         let Some(why) = trouble.or(silent).or(late) else { return false };
         self.fail(why);
         true
+    }
+
+    /// What the kernel said in its last moment: `overdue` is not asked any more once a run is over.
+    pub fn last_look(&mut self, console: &str) {
+        if let Some(line) = trouble(console) {
+            let why = format!("the kernel is in trouble: {line}");
+            self.failed("after the last test", why);
+        }
     }
 
     /// QEMU has ended; before the last line that is a failure.
@@ -234,6 +245,22 @@ mod tests {
         assert!(report.overdue(S(11), console));
         let line = "the kernel is in trouble: [ 2.0] watchdog: BUG: soft lockup - CPU#0 stuck";
         assert_eq!(why(&report), [("a::b", line)]);
+    }
+
+    #[test]
+    fn trouble_in_the_last_moment_is_a_failure() {
+        let mut report = report(&[Line::Up, Line::Over { passed: 0, failed: 0 }]);
+        report.last_look("[ 2.0] all is well\n");
+        assert_eq!(why(&report), []);
+        for words in [
+            "rcu: INFO: rcu_preempt self-detected stall on CPU",
+            "INFO: task sh:7 blocked for more than 120 seconds.",
+        ] {
+            report.last_look(words);
+            let (what, said) = why(&report).pop().unwrap();
+            assert_eq!(what, "after the last test");
+            assert!(said.ends_with(words), "{said}");
+        }
     }
 
     #[test]

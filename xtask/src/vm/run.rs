@@ -45,6 +45,9 @@ pub fn run(
             // What it wrote last is on the disk only once it has turned itself off.
             turned_off(&guest, &mut report);
         }
+        if report.over {
+            report.last_look(&guest.console());
+        }
         if report.over || report.overdue(began.elapsed(), &guest.console()) {
             report.console = tail(&guest.console(), TAIL);
             return Ok(report);
