@@ -169,6 +169,14 @@ fn answering_socket() -> Option<PathBuf> {
     named.into_iter().chain(usual).map(PathBuf::from).find(|socket| answers(socket))
 }
 
+/// The containers of this host's own engine, where one answers.
+pub fn containers() -> Vec<String> {
+    let Some(socket) = answering_socket() else { return Vec::new() };
+    let mut docker = Engine { socket, keeper: None }.docker();
+    let names = program::output(docker.args(["ps", "--all", "--format", "{{.Names}}"]));
+    names.unwrap_or_default().lines().map(str::to_owned).collect()
+}
+
 /// Whether an engine says that it is well.
 fn answers(socket: &Path) -> bool {
     let well = |answer: String| answer.starts_with("HTTP/1.") && answer.contains(" 200 ");

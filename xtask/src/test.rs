@@ -40,6 +40,9 @@ pub fn run(setup: bool) -> Result<u8> {
     if let Err(left) = before.compare_with_now() {
         tiers.push(Tier::run("cleanliness", || Err(left)));
     }
+    for line in before.of_an_earlier_run() {
+        say(&format!("left by an earlier run: {line}"));
+    }
     for tier in &tiers {
         say(&tier.line());
     }

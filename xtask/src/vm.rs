@@ -83,9 +83,10 @@ pub fn run(verb: Verb) -> Result<u8> {
     }
 }
 
-/// Makes sure that this machine can make and run guests.
+/// Makes sure that this machine can make and run guests, and that no run before this one is in the way.
 pub fn ready(permission: Permission) -> Result<()> {
-    tools::provide(permission)
+    tools::provide(permission)?;
+    cache::remove_left()
 }
 
 /// All guests, in the order in which they are tested.

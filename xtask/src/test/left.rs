@@ -1,4 +1,4 @@
-//! What the tests left on the machine: cgroups, BPF pins, processes.
+//! What the tests left on the machine: cgroups, BPF pins, mounts, folders, containers, processes.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use crate::docker::cgroup_mounts;
+use crate::docker::{cgroup_mounts, containers};
 use crate::workspace;
 
 /// Everything of ours that is there now, one line each. An agent in real use on this machine is
@@ -22,9 +22,22 @@ impl Picture {
         for mount in cgroup_mounts(&mounts) {
             cgroups(&mount, &mut seen);
         }
-        pins(Path::new("/sys/fs/bpf"), &mut seen);
-        processes(&workspace::target().join("debug"), &mut seen);
+        named("pin", Path::new("/sys/fs/bpf"), &mut seen);
+        for folder in [std::env::temp_dir(), "/tmp".into(), "/var/tmp".into()] {
+            named("folder", &folder, &mut seen);
+        }
+        let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+        let points = points.filter(|point| point.split('/').any(is_ours));
+        seen.extend(points.map(|point| format!("mount {point}")));
+        let containers = containers().into_iter().filter(|name| is_ours(name));
+        seen.extend(containers.map(|name| format!("container {name}")));
+        processes(&workspace::target(), &mut seen);
         Self(seen)
+    }
+
+    /// What has the name of a test, and was there before ours began.
+    pub fn of_an_earlier_run(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str).filter(|line| line.contains("mcp-guard-test-"))
     }
 
     /// An error names what is there now and was not there then.
@@ -53,21 +66,26 @@ fn cgroups(folder: &Path, seen: &mut BTreeSet<String>) {
     }
 }
 
-fn pins(folder: &Path, seen: &mut BTreeSet<String>) {
+fn named(what: &str, folder: &Path, seen: &mut BTreeSet<String>) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if is_ours(&entry.file_name().to_string_lossy()) {
-            seen.insert(format!("pin {}", entry.path().display()));
+            seen.insert(format!("{what} {}", entry.path().display()));
         }
     }
 }
 
-/// Processes of programs that cargo built here, except this one.
-fn processes(built: &Path, seen: &mut BTreeSet<String>) {
+/// Processes of programs that cargo built here, except this one, and guests of images that lie here.
+fn processes(target: &Path, seen: &mut BTreeSet<String>) {
+    let (built, images) = (target.join("debug"), target.join("vm"));
+    let images = images.as_os_str().as_encoded_bytes();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Ok(program) = fs::read_link(entry.path().join("exe")) else { continue };
         let xtask =
             program.file_name().is_some_and(|name| name.to_string_lossy().contains("xtask"));
-        if program.starts_with(built) && !xtask {
+        let guest = program.file_name().is_some_and(|name| name == "qemu-system-x86_64")
+            && fs::read(entry.path().join("cmdline"))
+                .is_ok_and(|words| words.windows(images.len()).any(|part| part == images));
+        if guest || program.starts_with(&built) && !xtask {
             let pid = entry.file_name();
             seen.insert(format!("process {} {}", pid.to_string_lossy(), program.display()));
         }
@@ -92,5 +110,12 @@ mod tests {
         cgroups(root.path(), &mut seen);
         let expected = format!("cgroup {}", root.path().join("a/mcp-guard-test-x").display());
         assert_eq!(seen, BTreeSet::from([expected]));
+    }
+
+    #[test]
+    fn what_an_earlier_test_left_is_told_and_an_agent_in_use_is_not() {
+        let lines = ["cgroup /a/mcp-guard-test-x-1-0", "cgroup /system.slice/mcp-guard.service"];
+        let picture = Picture(lines.map(str::to_owned).into());
+        assert_eq!(picture.of_an_earlier_run().collect::<Vec<_>>(), lines[..1]);
     }
 }

@@ -26,10 +26,9 @@ impl Payload {
     /// With the runner alone.
     pub fn new() -> Result<Self> {
         fs::create_dir_all(cache::store()).context("cannot make target/vm")?;
-        let folder = tempfile::Builder::new()
-            .prefix("run-")
-            .tempdir_in(cache::store())
-            .context("cannot make a folder in target/vm")?;
+        let prefix = cache::for_this_run(cache::RUN);
+        let folder = tempfile::Builder::new().prefix(&prefix).tempdir_in(cache::store());
+        let folder = folder.context("cannot make a folder in target/vm")?;
         let made = Self { folder };
         fs::create_dir_all(made.inside("bin")).context("cannot make the payload")?;
         made.link(&programs::runner()?, "guest-runner")?;
