@@ -63,7 +63,7 @@ pub fn provide(permission: Permission, engine_answers: bool) -> Result<Permissio
 
 /// Makes sure that each of these programs is installed.
 pub fn provide_all(permission: Permission, needs: &[Need]) -> Result<()> {
-    let missing = needs.iter().filter(|need| program::find(need.program).is_none());
+    let missing = needs.iter().filter(|need| !installed(need.program));
     let missing: Vec<&str> = missing.map(|need| need.package).collect();
     if missing.is_empty() { Ok(()) } else { install(permission, &missing).map(drop) }
 }
