@@ -142,3 +142,15 @@ fn guests(permission: Permission) -> Vec<Tier> {
     jobs.push(Box::new(move || Tier::run("guest runner", self_test)));
     vm::side_by_side(jobs)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_test_that_needs_a_newer_kernel_has_this_name() {
+        let file = workspace::root().join("tests/tests/docker_diagnose.rs");
+        let text = std::fs::read_to_string(file).unwrap();
+        assert!(text.contains(&format!("fn {P072}()")));
+    }
+}
