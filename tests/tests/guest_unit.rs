@@ -8,7 +8,7 @@
 )]
 
 use std::{
-    fs::OpenOptions,
+    fs::{self, OpenOptions},
     io::Write as _,
     os::unix::{fs::OpenOptionsExt as _, net::UnixStream},
     path::{Path, PathBuf},
@@ -124,6 +124,12 @@ fn the_package_as_it_is_starts_and_observes() {
     let state = unit.state().unwrap();
     assert_eq!(state.main_pid, status.pid);
     assert!(state.status.starts_with("observe, "), "{state:?}");
+    let limits = fs::read_to_string(format!("/proc/{}/limits", state.main_pid)).unwrap();
+    let open = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    // Two for each of 1,024 guards, and more.
+    assert_eq!(open.unwrap().split_whitespace().next(), Some("65536"), "{limits}");
+    // What gives back when the agent failed has nothing to do beside one that runs.
+    assert!(Command::new("systemctl").args(["start", THAW]).status().unwrap().success());
 }
 
 #[test]
