@@ -1,7 +1,7 @@
 //! Asks whoever keeps a limit: an engine, or systemd. Only for a [`Change`], which the executor has
 //! checked and recorded, and reads back.
 
-use mcp_guard_core::{container::payload_below, escape::escape, limit::Limit, repair::Write};
+use mcp_guard_core::{container::payload_below, limit::Limit, repair::Write};
 
 use crate::{
     engine::Engine,
@@ -39,10 +39,9 @@ async fn tasks_max(cgroup: &str, unit: &str, limit: Limit, runtime: bool) -> Car
     systemd.tasks_max(unit).await.map_err(said)
 }
 
-/// The unit's own, or its payload's. `cgroup` is escaped for messages.
+/// The unit's own, or its payload's.
 fn is_of(cgroup: &str, of_unit: &str) -> bool {
-    let whole = escape(of_unit.as_bytes(), of_unit.len() * 4);
-    let Some(below) = cgroup.strip_prefix(&whole).filter(|_| !whole.is_empty()) else {
+    let Some(below) = cgroup.strip_prefix(of_unit).filter(|_| !of_unit.is_empty()) else {
         return false;
     };
     let payload = payload_below(of_unit).map(|name| format!("/{name}"));
@@ -59,7 +58,7 @@ mod tests {
         let payload = format!("{scope}/container");
         for (cgroup, of_unit, expected) in [
             ("/system.slice/gw.service", "/system.slice/gw.service", true),
-            (r"/a.slice/a\\x2db.service", r"/a.slice/a\x2db.service", true),
+            (r"/a.slice/a\x2db.service", r"/a.slice/a\x2db.service", true),
             // A container that may make cgroups can make one of any name.
             ("/system.slice/gw.service/gw.service", "/system.slice/gw.service", false),
             ("/system.slice/gw.service/container", "/system.slice/gw.service", false),

@@ -20,12 +20,14 @@ use crate::{
         sizing::room_for,
         version::version,
     },
-    escape::{escape, visible},
+    escape::visible,
     limit::Limit,
     policy::Respond,
 };
 
-/// Less cannot hold a `docker exec`: runc takes about five tasks, and a health check one or two.
+/// Tasks that runc takes for a `docker exec`, and so for a health check.
+const EXEC: u64 = 5;
+/// Less cannot hold a `docker exec`: runc's own tasks, and those of a health check.
 pub const LEAST: u64 = 8;
 /// What the kernel takes (`PIDS_MAX`, which is `PID_MAX_LIMIT`).
 pub const MOST: u64 = 4_194_304;
@@ -33,9 +35,6 @@ pub const MOST: u64 = 4_194_304;
 pub const STEP: Duration = Duration::from_secs(10);
 /// The first version of Podman whose update is kept and changes nothing else.
 const PODMAN_UPDATES: (u32, u32, u32) = (5, 4, 0);
-
-/// Bytes of a unit's name, see systemd.unit(5).
-const UNIT_NAME: usize = 256;
 
 /// How a cgroup stands to a unit whose limit binds nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,11 +49,7 @@ impl Standing {
     /// None where the cgroup lies deeper: a limit of the unit would bind what else is in there.
     #[must_use]
     pub fn of(cgroup: &str, unit: &str) -> Option<Self> {
-        // A path may be escaped for messages; a unit's name has backslashes of its own.
-        let is_unit = |path: &str| {
-            let name = path.rsplit('/').next().unwrap_or_default();
-            name == unit || name == escape(unit.as_bytes(), UNIT_NAME)
-        };
+        let is_unit = |path: &str| path.rsplit('/').next() == Some(unit);
         if is_unit(cgroup) {
             return Some(Self::Own);
         }
@@ -97,7 +92,8 @@ impl Owner {
 /// How long a repair of this target would last.
 #[must_use]
 pub fn survives(facts: &Facts) -> &'static [&'static str] {
-    owner(facts).map_or(&[], |owner| owner.keeps_over())
+    let cgroup = facts.own().map_or("", |own| own.path.as_str());
+    owner(facts, cgroup).map_or(&[], |owner| owner.keeps_over())
 }
 
 /// One write.
@@ -120,6 +116,8 @@ pub struct Plan {
     transient: bool,
     /// Live servers, each of which may still make a thread pool.
     servers: u64,
+    /// Its owner has this very limit: what runs there lived with it before.
+    restores: bool,
     force: bool,
     /// What a person should know before.
     pub notes: Vec<String>,
@@ -184,9 +182,20 @@ pub fn plan(facts: &Facts, limit: Option<u64>, force: bool) -> Result<Plan, Refu
         unit: unit.map(|unit| unit.name.clone()),
         transient: unit.is_some_and(|unit| unit.transient),
         servers: report.sizing.as_ref().map_or(0, |sizing| sizing.servers),
+        restores: has_it(facts, unit, limit),
         force,
         notes: notes(&report, limit),
     })
+}
+
+/// Whether whoever keeps the limit has this number already, and it is only not in force.
+fn has_it(facts: &Facts, unit: Option<&Unit>, limit: u64) -> bool {
+    match &facts.container {
+        Some(container) => {
+            container.pids_limit.and_then(|kept| kept.try_into().ok()) == Some(limit)
+        }
+        None => unit.and_then(|unit| unit.tasks_max) == Some(Limit::Tasks(limit)),
+    }
 }
 
 /// Causes that no write on this host mends.
@@ -264,10 +273,11 @@ fn notes(report: &Report, limit: u64) -> Vec<String> {
 
 impl Plan {
     /// What to do with so many tasks there, this limit in force, and this one as the last step. The
-    /// headroom is for steps; the target itself only has to hold what runs.
+    /// headroom is for steps. The target has to hold what runs; a new one also what that may still start.
     #[must_use]
     pub fn next(&self, tasks: u64, in_force: Limit, step: Option<u64>) -> Next {
-        let fits = tasks <= self.limit || in_force <= Limit::Tasks(self.limit);
+        let needed = if self.restores { tasks } else { room_for(tasks, self.servers, EXEC) };
+        let fits = needed <= self.limit || in_force <= Limit::Tasks(self.limit);
         if self.force || fits {
             return Next::Last(self.last());
         }

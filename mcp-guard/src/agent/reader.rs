@@ -80,7 +80,8 @@ async fn answer(
     let late = |_| format!("not read within {PATIENCE:?}");
     let described = asks.iter().rev().find_map(|ask| ask.described.clone());
     let asked = engine.cloned().unwrap_or_else(|| Engine::new(""));
-    let taken = timeout(PATIENCE, Snapshot::take_for_limits(asked, limits.clone(), described)).await;
+    let taken =
+        timeout(PATIENCE, Snapshot::take_for_limits(asked, limits.clone(), described)).await;
     let taken = taken.map_err(late).and_then(|taken| taken.map_err(|error| error.to_string()));
     for ask in asks {
         let facts = match &taken {

@@ -8,7 +8,6 @@ use clap::Args;
 use mcp_guard_core::{
     diagnose::facts::Facts,
     effect::Outcome,
-    escape::escape,
     limit::Limit,
     policy::Mode,
     repair::{self, Next, Plan, STEP, Write},
@@ -118,9 +117,7 @@ impl<'a> Repair<'a> {
         let layout = read_layout()?;
         let (id, cgroup) = (facts.container.map(|container| container.id), facts.target.cgroup);
         // On a hybrid host the two may be named differently.
-        let is_there = layout.kind != Kind::Unified
-            || [cgroup.clone(), escape(cgroup.as_bytes(), cgroup.len() * 4)]
-                .contains(&held.subject.cgroup);
+        let is_there = layout.kind != Kind::Unified || cgroup == held.subject.cgroup;
         if (id.is_some() && id != held.container) || !is_there {
             return Err(Failure::could_not(format!(
                 "{target}: it was replaced meanwhile; try again"

@@ -40,7 +40,7 @@ impl Change {
         &self.write
     }
 
-    /// Path of the cgroup, escaped for messages.
+    /// Path of the cgroup.
     #[must_use]
     pub fn cgroup(&self) -> &str {
         &self.subject.cgroup

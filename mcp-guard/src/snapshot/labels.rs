@@ -44,8 +44,8 @@ fn shown(compose: Compose) -> Compose {
         version: compose.version.as_deref().map(label),
         files: compose.files.iter().map(path).collect(),
         says: match compose.says {
-            Says::Limit { value, key, file, line } => {
-                Says::Limit { value, key, file: path(&file), line }
+            Says::Limit { value, key, file, line, filled } => {
+                Says::Limit { value, key, file: path(&file), line, filled }
             }
             Says::Nothing { elsewhere } => {
                 Says::Nothing { elsewhere: elsewhere.iter().map(path).collect() }

@@ -19,8 +19,8 @@ use mcp_guard_core::{
     diagnose::facts::{self, Facts, Host, Subject, Unreadable},
 };
 
-use self::trusted::Volumes;
 pub use self::host::host;
+use self::trusted::Volumes;
 use crate::{
     engine::{Engine, Listed},
     host::{
