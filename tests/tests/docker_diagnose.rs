@@ -358,6 +358,8 @@ fn p071_a_limit_of_another_kind() {
     let container = sleeper("p071", &["--ulimit", "nproc=25"]);
     let report = first(&container, Code::WrongLayer);
     assert!(report.findings[0].title.contains("nproc=25"));
+    // Beside one with a limit it would be another container of the image that has none.
+    drop(container);
     // The same in a project whose file has no limit.
     let project = Project::new();
     fs::write(project.file(), "services:\n  web:\n    image: x\n").unwrap();
