@@ -150,7 +150,7 @@ fn clone_parent() {
 #[test]
 fn threads() {
     let ledger = exact("threads", &[]);
-    assert!(ledger.threads > 1000, "{ledger:?}");
+    assert!(ledger.threads > 100, "{ledger:?}");
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn exec_from_a_thread() {
 #[test]
 fn a_fork_bomb_on_all_cpus() {
     let ledger = exact("bomb", &["--alive", "120", "--seconds", &long_seconds()]);
-    assert!(ledger.refused > 1000, "pids.max took part: {ledger:?}");
+    assert!(ledger.refused > 100, "pids.max took part: {ledger:?}");
 }
 
 #[test]
@@ -211,7 +211,7 @@ fn children_born_into_another_cgroup() {
     ];
     assert!(missing("into-cgroup", rows) <= left_out(&kernel), "{totals:?}");
     assert_eq!((totals.execs, totals.attaches), (0, 0));
-    assert!(totals.process_forks > 1000);
+    assert!(totals.process_forks > 100);
 }
 
 /// Kernels before 6.18 do not say which thread was the last; then the programs find out. Threads that
