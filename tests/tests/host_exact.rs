@@ -211,7 +211,7 @@ fn children_born_into_another_cgroup() {
     ];
     assert!(missing("into-cgroup", rows) <= left_out(&kernel), "{totals:?}");
     assert_eq!((totals.execs, totals.attaches), (0, 0));
-    assert!(totals.process_forks > 100);
+    assert!(totals.process_forks > 10);
 }
 
 /// Kernels before 6.18 do not say which thread was the last; then the programs find out. Threads that
