@@ -200,7 +200,8 @@ fn children_born_into_another_cgroup() {
     outside.set_pids_max(PIDS_MAX).expect("pids.max");
     let guarded = FixtureCgroup::new("exact").expect("a cgroup");
     let into = text(guarded.unified_dir()).to_owned();
-    let arguments = ["--case", "into-cgroup", "--seconds", &seconds(), "--into", &into];
+    // So many, however long a slow guest takes for them.
+    let arguments = ["--case", "into-cgroup", "--seconds", "60", "--max", "5000", "--into", &into];
     let counted = count(Options::default(), &guarded, &outside, &arguments);
     let Counted { ledger, totals, kernel } = counted;
     let workers: u64 = WORKERS.parse().expect("number");
@@ -211,7 +212,7 @@ fn children_born_into_another_cgroup() {
     ];
     assert!(missing("into-cgroup", rows) <= left_out(&kernel), "{totals:?}");
     assert_eq!((totals.execs, totals.attaches), (0, 0));
-    assert!(totals.process_forks > 10);
+    assert!(totals.process_forks > 1000);
 }
 
 /// Kernels before 6.18 do not say which thread was the last; then the programs find out. Threads that

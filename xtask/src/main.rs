@@ -8,6 +8,7 @@ mod docker;
 mod ebpf;
 mod packages;
 mod program;
+mod programs;
 mod recipe;
 mod say;
 mod test;

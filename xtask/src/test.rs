@@ -18,6 +18,7 @@ use crate::packages::{self, Permission};
 use crate::say::say;
 use crate::vm;
 use crate::workspace;
+use crate::{program, programs};
 use tier::{Outcome, Tier};
 
 /// For one run of `cargo test`, with what it builds. On two CPUs all of them together take a quarter of an hour.
@@ -53,13 +54,10 @@ pub fn run(setup: bool) -> Result<u8> {
 
 /// Needs nothing: no root, no kernel feature.
 fn pure() -> Result<Outcome> {
-    let tests = ["test", "--workspace", "--exclude", "mcp-guard-tests", "--no-fail-fast"];
-    let first = count::cargo_test(workspace::cargo().args(tests), LIMIT)?;
-    // The tests of the command line start the agent that cargo builds.
-    workspace::build_agent()?;
-    let tests = ["test", "-p", "mcp-guard-tests", "--no-fail-fast"];
-    let second = count::cargo_test(workspace::cargo().args(tests), LIMIT)?;
-    Ok(Outcome::Ran(first.and(second)))
+    // The tests of the command line start the agent, which cargo builds beside tests only where it is told to.
+    program::run(programs::workspace_cargo("build").args(["--quiet", "--all-targets"]))?;
+    let mut cargo = programs::workspace_cargo("test");
+    Ok(Outcome::Ran(count::cargo_test(cargo.arg("--no-fail-fast"), LIMIT)?))
 }
 
 /// Needs root, BPF and a cgroup2 tree that can be written.
@@ -68,11 +66,10 @@ fn host(permission: Permission) -> Result<Outcome> {
     if let Err(reason) = host::ready().and_then(|()| provided()) {
         return Ok(Outcome::CouldNotRun(format!("{reason:#}")));
     }
-    workspace::build_agent()?;
-    let mut cargo = workspace::cargo();
-    cargo.args(["test", "-p", "mcp-guard-tests", "--no-fail-fast", "--features", "host"]);
+    programs::build_tests()?;
+    let mut cargo = programs::root_tiers_cargo("test");
     // One at a time: the tests count the machine's own events and there is one agent per host.
-    cargo.args(["--test", "host_*", "--", "--test-threads=1"]);
+    cargo.args(["--no-fail-fast", "--test", "host_*", "--", "--test-threads=1"]);
     let counts = count::cargo_test(&mut cargo, LIMIT)?;
     Ok(Outcome::Ran(match bpf_log() {
         Ok(more) => counts.and(more),
@@ -87,8 +84,8 @@ fn bpf_log() -> Result<Counts> {
         return Ok(Counts::default());
     }
     let object = ebpf::debug_object()?;
-    let mut cargo = workspace::cargo();
-    cargo.args(["test", "-p", "mcp-guard", "--features", "bpf-log", "--test", "bpf_log"]);
+    let mut cargo = programs::workspace_cargo("test");
+    cargo.args(["--features", "mcp-guard/bpf-log", "--test", "bpf_log"]);
     count::cargo_test(cargo.env("MCP_GUARD_BPF_OBJECT", object), LIMIT)
 }
 
@@ -101,19 +98,15 @@ fn docker(permission: Permission) -> Result<Outcome> {
         Ok(rig) => rig,
         Err(reason) => return Ok(Outcome::CouldNotRun(format!("{reason:#}"))),
     };
-    workspace::build_agent()?;
+    // The test before this tier built another agent, one with debug lines.
+    programs::build_tests()?;
     let counts = docker_tests(&rig)?;
     Ok(Outcome::Ran(counts.and_then(rig.close())))
 }
 
 fn docker_tests(rig: &Rig) -> Result<Counts> {
-    let mut cargo = workspace::cargo();
-    cargo.args(["test", "-p", "mcp-guard-tests", "--no-fail-fast", "--features", "docker"]).args([
-        "--test",
-        "docker_*",
-        "--",
-        "--test-threads=1",
-    ]);
+    let mut cargo = programs::root_tiers_cargo("test");
+    cargo.args(["--no-fail-fast", "--test", "docker_*", "--", "--test-threads=1"]);
     if host::kernel()? < NAMESPACED_PID_MAX {
         say(&format!("not in this set: docker_diagnose::{P072}: needs Linux 6.14"));
         cargo.args(["--skip", P072]);

@@ -8,7 +8,6 @@ mod lanes;
 mod machine;
 mod payload;
 mod plan;
-mod programs;
 mod qemu;
 mod run;
 mod self_test;
@@ -23,6 +22,7 @@ use anyhow::{Result, anyhow};
 use clap::Subcommand;
 
 use crate::packages::Permission;
+use crate::programs;
 use crate::say::{complain, say, step};
 use crate::test::Counts;
 use follow::Report;

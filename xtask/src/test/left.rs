@@ -76,7 +76,7 @@ fn named(what: &str, folder: &Path, seen: &mut BTreeSet<String>) {
 
 /// Processes of programs that cargo built here, except this one, and guests of images that lie here.
 fn processes(target: &Path, seen: &mut BTreeSet<String>) {
-    let (built, images) = (target.join("debug"), target.join("vm"));
+    let images = target.join("vm");
     let images = images.as_os_str().as_encoded_bytes();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Ok(program) = fs::read_link(entry.path().join("exe")) else { continue };
@@ -85,7 +85,7 @@ fn processes(target: &Path, seen: &mut BTreeSet<String>) {
         let guest = program.file_name().is_some_and(|name| name == "qemu-system-x86_64")
             && fs::read(entry.path().join("cmdline"))
                 .is_ok_and(|words| words.windows(images.len()).any(|part| part == images));
-        if guest || program.starts_with(&built) && !xtask {
+        if guest || program.starts_with(target) && !xtask {
             let pid = entry.file_name();
             seen.insert(format!("process {} {}", pid.to_string_lossy(), program.display()));
         }

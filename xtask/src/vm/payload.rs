@@ -10,8 +10,8 @@ use anyhow::{Context, Result};
 use guest_runner::{PLAN, Plan};
 use tempfile::TempDir;
 
-use super::programs::TestProgram;
-use super::{cache, kernel, programs, system};
+use super::{cache, kernel, system};
+use crate::programs::{self, TestProgram};
 use crate::{docker, program, workspace};
 
 /// What the first process of a kernel-only guest mounts over, beside the folders of every root.

@@ -6,8 +6,8 @@ use std::time::Duration;
 use guest_runner::{Plan, Test};
 
 use super::image::{Image, Kind};
-use super::programs::TestProgram;
 use crate::docker::{BUSYBOX_IMAGE, NODE_IMAGE};
+use crate::programs::TestProgram;
 
 /// Seconds one test may take under emulation.
 const LIMIT: u64 = 400;

@@ -5,7 +5,8 @@ use guest_runner::{Plan, Test};
 
 use super::follow::Report;
 use super::payload::Payload;
-use super::{follow, one, programs};
+use super::{follow, one};
+use crate::programs;
 use crate::say::{say, step};
 
 /// The smallest guest that runs the agent.

@@ -5,8 +5,9 @@ use guest_runner::Plan;
 
 use super::image::{Image, Kind};
 use super::payload::Payload;
-use super::{cache, machine, plan, programs};
+use super::{cache, machine, plan};
 use crate::docker::NODE_IMAGE;
+use crate::programs;
 use crate::say::{say, step};
 
 /// Contains early: a start of npm takes seconds under emulation, and a person waits.

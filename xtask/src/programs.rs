@@ -1,4 +1,5 @@
-//! The programs that a guest gets, linked so that they run on any distribution and without any.
+//! The programs that the tests run and are: built once, for this machine and for the guests, linked so that
+//! they run on any distribution and without any.
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -16,8 +17,10 @@ const STATIC: &str =
     "target.x86_64-unknown-linux-gnu.rustflags=[\"-C\",\"target-feature=+crt-static\"]";
 /// A guest unpacks or reads them all under emulation; names in a backtrace are enough.
 const STRIP: &str = "profile.dev.strip=\"debuginfo\"";
-/// An agent starts a hundred times there, in 1.1 s instead of 2.8 s.
+/// An agent starts a hundred times under emulation, in 1.1 s instead of 2.8 s.
 const OPTIMISED: &str = "profile.dev.opt-level=1";
+/// The features that compile the tiers of root tests.
+const ROOT_TIERS: &str = "mcp-guard-tests/host,mcp-guard-tests/docker,mcp-guard-tests/guest";
 /// What the tests start beside the agent.
 ///
 /// Beside the tests lies the agent they run on any host, a dev build that can be told to panic.
@@ -39,47 +42,40 @@ pub struct Built {
 
 /// Builds everything that guests need.
 pub fn build() -> Result<Built> {
-    program::run(cargo("build").args(["--quiet", "--release", "-p", "mcp-guard"]))?;
-    let dev = ["--quiet", "-p", "mcp-guard-tests", "-p", "mcp-guard", "--bins"];
-    program::run(cargo("build").args(dev))?;
+    let release = ["build", "--quiet", "--release", "-p", "mcp-guard", "--target", TARGET];
+    program::run(workspace::cargo().args(release).args(["--config", STATIC]))?;
+    let tests = build_tests()?;
     let workloads = WORKLOADS.map(|name| (name.to_owned(), built("debug", name)));
-    Ok(Built {
-        agent: built("release", "mcp-guard"),
-        workloads: workloads.into(),
-        tests: test_programs()?,
-    })
+    Ok(Built { agent: built("release", "mcp-guard"), workloads: workloads.into(), tests })
 }
 
 /// The runner in the guest.
 pub fn runner() -> Result<PathBuf> {
-    program::run(cargo("build").args(["--quiet", "-p", "guest-runner"]))?;
+    let mut cargo = cargo("build");
+    program::run(cargo.args(["--quiet", "-p", "guest-runner"]))?;
     Ok(built("debug", "guest-runner"))
 }
 
-fn built(profile: &str, name: &str) -> PathBuf {
-    workspace::target().join(TARGET).join(profile).join(name)
-}
-
-fn cargo(verb: &str) -> Command {
-    let mut cargo = workspace::cargo();
-    cargo.args([verb, "--target", TARGET]);
-    for setting in [STATIC, STRIP, OPTIMISED] {
-        cargo.args(["--config", setting]);
-    }
+/// A cargo command over the whole workspace, as every tier has it: with a part of it, libraries would get
+/// other features, and would be built once more.
+pub fn workspace_cargo(verb: &str) -> Command {
+    let mut cargo = cargo(verb);
+    cargo.arg("--workspace");
     cargo
 }
 
-/// The end-to-end tests, and the programs that hold them.
-fn test_programs() -> Result<Vec<TestProgram>> {
-    let mut command = cargo("test");
-    command.args([
-        "--quiet",
-        "--no-run",
-        "--message-format=json-render-diagnostics",
-        "-p",
-        "mcp-guard-tests",
-    ]);
-    command.args(["--features", "host,docker,guest", "--test", "*"]);
+/// The same for a tier of root tests.
+pub fn root_tiers_cargo(verb: &str) -> Command {
+    let mut cargo = workspace_cargo(verb);
+    cargo.args(["--features", ROOT_TIERS]);
+    cargo
+}
+
+/// Builds the tests of every tier, and beside them the agent and the workloads that they start; the root
+/// tests.
+pub fn build_tests() -> Result<Vec<TestProgram>> {
+    let mut command = root_tiers_cargo("build");
+    command.args(["--quiet", "--message-format=json-render-diagnostics", "--all-targets"]);
     let mut child = command.stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
     let stdout = child.stdout.take().context("cargo has no stdout")?;
     let mut found = Vec::new();
@@ -95,11 +91,25 @@ fn test_programs() -> Result<Vec<TestProgram>> {
     Ok(found)
 }
 
-/// Name and path, where a line of cargo tells of a test program.
+fn built(profile: &str, name: &str) -> PathBuf {
+    workspace::target().join(TARGET).join(profile).join(name)
+}
+
+fn cargo(verb: &str) -> Command {
+    let mut cargo = workspace::cargo();
+    cargo.args([verb, "--target", TARGET]);
+    for setting in [STATIC, STRIP, OPTIMISED] {
+        cargo.args(["--config", setting]);
+    }
+    cargo
+}
+
+/// Name and path, where a line of cargo tells of a program of end-to-end tests.
 fn executable(line: &str) -> Option<(String, PathBuf)> {
     let message: Value = serde_json::from_str(line).ok()?;
     let path = message.get("executable")?.as_str()?;
-    let target = message.get("target")?;
+    let ours = message.get("manifest_path")?.as_str()?.ends_with("/tests/Cargo.toml");
+    let target = message.get("target").filter(|_| ours)?;
     let is_test = target.get("kind")?.as_array()?.iter().any(|kind| kind == "test");
     let name = target.get("name")?.as_str()?;
     is_test.then(|| (name.to_owned(), path.into()))
@@ -118,11 +128,14 @@ mod tests {
 
     #[test]
     fn reads_what_cargo_says_of_a_test_program() {
-        let line = r#"{"reason":"compiler-artifact","target":{"kind":["test"],"name":"host_agent"},
-            "executable":"/x/host_agent-01"}"#;
-        assert_eq!(executable(line), Some(("host_agent".into(), "/x/host_agent-01".into())));
-        let line = r#"{"target":{"kind":["bin"],"name":"spawn-workload"},"executable":"/x/y"}"#;
-        assert_eq!(executable(line), None);
+        let line = |package: &str, kind: &str| {
+            let target = format!(r#"{{"kind":["{kind}"],"name":"host_agent"}}"#);
+            let manifest = format!("/x/{package}/Cargo.toml");
+            format!(r#"{{"manifest_path":"{manifest}","target":{target},"executable":"/x/y"}}"#)
+        };
+        assert_eq!(executable(&line("tests", "test")), Some(("host_agent".into(), "/x/y".into())));
+        assert_eq!(executable(&line("tests", "bin")), None);
+        assert_eq!(executable(&line("core", "test")), None, "a pure test");
         assert_eq!(executable(r#"{"target":{"kind":["test"]},"executable":null}"#), None);
     }
 }
