@@ -11,10 +11,8 @@ use serde_json::Value;
 
 use crate::{program, workspace};
 
-const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// A build machine may have a newer C library than a guest, and the smallest guests have none.
-const STATIC: &str =
-    "target.x86_64-unknown-linux-gnu.rustflags=[\"-C\",\"target-feature=+crt-static\"]";
+const STATIC: &str = "rustflags=[\"-C\",\"target-feature=+crt-static\"]";
 /// A guest unpacks or reads them all under emulation; names in a backtrace are enough.
 const STRIP: &str = "profile.dev.strip=\"debuginfo\"";
 /// An agent starts a hundred times under emulation, in 1.1 s instead of 2.8 s.
@@ -42,8 +40,7 @@ pub struct Built {
 
 /// Builds everything that guests need.
 pub fn build() -> Result<Built> {
-    let release = ["build", "--quiet", "--release", "-p", "mcp-guard", "--target", TARGET];
-    program::run(workspace::cargo().args(release).args(["--config", STATIC]))?;
+    program::run(linked_statically("build").args(["--quiet", "--release", "-p", "mcp-guard"]))?;
     let tests = build_tests()?;
     let workloads = WORKLOADS.map(|name| (name.to_owned(), built("debug", name)));
     Ok(Built { agent: built("release", "mcp-guard"), workloads: workloads.into(), tests })
@@ -92,15 +89,23 @@ pub fn build_tests() -> Result<Vec<TestProgram>> {
 }
 
 fn built(profile: &str, name: &str) -> PathBuf {
-    workspace::target().join(TARGET).join(profile).join(name)
+    workspace::target().join(target()).join(profile).join(name)
+}
+
+fn target() -> String {
+    format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
 }
 
 fn cargo(verb: &str) -> Command {
-    let mut cargo = workspace::cargo();
-    cargo.args([verb, "--target", TARGET]);
-    for setting in [STATIC, STRIP, OPTIMISED] {
-        cargo.args(["--config", setting]);
-    }
+    let mut cargo = linked_statically(verb);
+    cargo.args(["--config", STRIP, "--config", OPTIMISED]);
+    cargo
+}
+
+/// With a target named: flags would otherwise change what runs in the compiler, too.
+fn linked_statically(verb: &str) -> Command {
+    let (mut cargo, target) = (workspace::cargo(), target());
+    cargo.args([verb, "--target", &target, "--config", &format!("target.{target}.{STATIC}")]);
     cargo
 }
 

@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn the_test_that_needs_a_newer_kernel_has_this_name() {
-        let file = workspace::root().join("tests/tests/docker_diagnose.rs");
+        let file = workspace::root().join("tests/tests/docker_diagnose/above.rs");
         let text = std::fs::read_to_string(file).unwrap();
         assert!(text.contains(&format!("fn {P072}()")));
     }

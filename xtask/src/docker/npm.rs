@@ -15,7 +15,7 @@ pub const SERVERS: [&str; 3] =
 pub const GATEWAY: &str = "supergateway@3.4.3";
 
 /// Source maps, types, sources and texts in the packages of npm.
-const UNREAD: [&str; 8] =
+pub const UNREAD: [&str; 8] =
     ["*.map", "*.ts", "*.d.mts", "*.d.cts", "*.md", "*.flow", "LICENSE*", "*.html"];
 
 /// The npm of the image: as new as the one of this host, and independent of how the

@@ -34,7 +34,7 @@ pub fn busybox() -> Result<Rootfs> {
 pub fn node() -> Result<Rootfs> {
     let mut parts = vec![busybox_identity()?, identity("node")?, npm::own_spec()?];
     parts.extend([npm::GATEWAY, LEAK, HOLD].map(str::to_owned));
-    parts.extend(npm::SERVERS.map(str::to_owned));
+    parts.extend(npm::SERVERS.iter().chain(&npm::UNREAD).map(|&part| part.to_owned()));
     provide("node", &parts, |root| {
         add_busybox(root)?;
         add_node(root)?;
