@@ -8,9 +8,10 @@ use anyhow::{Context, Result};
 
 use crate::program;
 
-/// Real MCP servers, spelled as the containers start them: npm keeps each spelling apart.
+/// Real MCP servers, spelled as the containers start them: npm keeps each spelling apart. The last is what
+/// the gateway starts; the others are in npm's cache, from which their first start installs them.
 pub const SERVERS: [&str; 3] =
-    ["@21st-dev/magic@0.1.0", "figma-mcp", "@modelcontextprotocol/server-everything"];
+    ["figma-mcp", "@modelcontextprotocol/server-everything", "@21st-dev/magic@0.1.0"];
 /// A real gateway that never ends the server of a finished request.
 pub const GATEWAY: &str = "supergateway@3.4.3";
 
@@ -32,14 +33,22 @@ pub fn fill(root: &Path) -> Result<()> {
     install(&cache, &root.join("opt/npm"), &own_spec()?)?;
     install(&cache, &root.join("opt/gw"), GATEWAY)?;
     for server in SERVERS {
+        remove(&cache.join("_npx"))?;
         // Runs `true` in the server's environment: everything is fetched, no server starts.
         let package = format!("--package={server}");
         program::quietly(npm(&cache)?.args(["exec", "--yes", &package, "--", "true"]))
             .with_context(|| format!("cannot fetch the MCP server {server}"))?;
     }
-    let logs = cache.join("_logs");
-    fs::remove_dir_all(&logs).with_context(|| format!("cannot remove {}", logs.display()))?;
+    remove(&cache.join("_logs"))?;
     remove_unread(&root.join("opt"))
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    if folder.exists() {
+        fs::remove_dir_all(folder)
+            .with_context(|| format!("cannot remove {}", folder.display()))?;
+    }
+    Ok(())
 }
 
 /// Removes what no running program reads, half of the files: an engine takes half the time for the
