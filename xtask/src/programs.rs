@@ -48,8 +48,7 @@ pub fn build() -> Result<Built> {
 
 /// The runner in the guest.
 pub fn runner() -> Result<PathBuf> {
-    let mut cargo = cargo("build");
-    program::run(cargo.args(["--quiet", "-p", "guest-runner"]))?;
+    program::run(cargo("build").args(["--quiet", "-p", "guest-runner"]))?;
     Ok(built("debug", "guest-runner"))
 }
 

@@ -16,9 +16,7 @@ use crate::docker::Rig;
 use crate::ebpf;
 use crate::packages::{self, Permission};
 use crate::say::say;
-use crate::vm;
-use crate::workspace;
-use crate::{program, programs};
+use crate::{program, programs, vm, workspace};
 use tier::{Outcome, Tier};
 
 /// For one run of `cargo test`, with what it builds. On two CPUs all of them together take a quarter of an hour.
