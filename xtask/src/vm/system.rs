@@ -14,6 +14,8 @@ use crate::say::step;
 
 /// The disk inside of an image's folder.
 pub const DISK: &str = "disk.img";
+/// The files of node's container image, in a guest.
+pub const NODE: &str = "/var/lib/mcp-guard-test-node";
 /// Sparse: what is not used takes no room on the host.
 const SIZE: &str = "6G";
 
@@ -71,8 +73,8 @@ pub fn recipe(image: &Image, more: &[&str]) -> Vec<String> {
     parts.map(|part| (*part).to_owned()).collect()
 }
 
-/// Fills `folder` with a disk, a kernel and its initial file system.
-pub fn build(image: &Image, more: &[&str], folder: &Path) -> Result<()> {
+/// Fills `folder` with a disk, a kernel and its initial file system. `node`: what goes to [`NODE`].
+pub fn build(image: &Image, more: &[&str], node: &Path, folder: &Path) -> Result<()> {
     let root = folder.join("root");
     let packages = [&PACKAGES[..], more].concat().join(",");
     step(&format!("vm: packages of {}", image.name), || {
@@ -81,6 +83,7 @@ pub fn build(image: &Image, more: &[&str], folder: &Path) -> Result<()> {
         program::quietly(command.arg(image.suite).arg(&root))
     })?;
     settings(&root)?;
+    unpack(node, &root.join(NODE.trim_start_matches('/')))?;
     take_kernel(&root.join("boot"), folder)?;
     step(&format!("vm: disk of {}", image.name), || {
         disk(&root, &folder.join(DISK), SIZE)?;
@@ -110,6 +113,13 @@ fn settings(root: &Path) -> Result<()> {
     make(&root.join("payload"))?;
     link("../guest-runner.service", &wants.join("guest-runner.service"))?;
     MASKED.iter().try_for_each(|unit| link("/dev/null", &units.join(unit)))
+}
+
+fn unpack(tar: &Path, folder: &Path) -> Result<()> {
+    make(folder)?;
+    let mut command = Command::new("tar");
+    command.arg("--directory").arg(folder).args(["--extract", "--numeric-owner", "--file"]);
+    program::quietly(command.arg(tar))
 }
 
 /// The package makes the initial file system by itself.
