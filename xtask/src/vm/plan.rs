@@ -165,7 +165,7 @@ const SPARED: [Spared; 13] = [
         images: &["trixie"],
         tests: &["guest_repair::before_a_reboot", "guest_repair::after_a_reboot"],
         up_to: Extent::Quick,
-        reason: "takes two boots of its own: cargo xtask test and --full run it here",
+        reason: "takes a boot of its own: cargo xtask test and --full run it here",
     },
     Spared {
         images: &["trixie"],
@@ -206,11 +206,11 @@ const SPARED: [Spared; 13] = [
 impl Set {
     /// The tests, by the boot that they take.
     pub fn boots(&self, image: &Image) -> Vec<Boot> {
-        let mut boots = vec![Boot::new("", Disk::Fresh, "")];
+        let mut boots = vec![Boot::new("", "")];
         if let Kind::System { once_more, .. } = image.kind {
             let once_more = once_more.iter();
-            boots.extend(once_more.map(|(word, name)| Boot::new(word, Disk::Fresh, name)));
-            boots.extend(AROUND_A_REBOOT.map(|name| Boot::new("", Disk::Kept, name)));
+            boots.extend(once_more.map(|(word, name)| Boot::new(word, name)));
+            boots.push(Boot::new("", AFTER_A_REBOOT));
         }
         for test in &self.tests {
             // The first takes what no other asks for.
@@ -219,7 +219,13 @@ impl Set {
                 boot.plan.tests.push(test.clone());
             }
         }
+        // What they leave for the boot after is in nobody's way then.
+        boots[0].plan.tests.sort_by_key(|test| test.name.starts_with(BEFORE_A_REBOOT));
         boots.retain(|boot| !boot.plan.tests.is_empty());
+        if boots.iter().any(|boot| boot.prefix == AFTER_A_REBOOT) {
+            let around = boots.iter_mut().filter(|boot| boot.word.is_empty());
+            around.for_each(|boot| boot.disk = Disk::Kept);
+        }
         for boot in &mut boots {
             boot.plan = plan(image, std::mem::take(&mut boot.plan.tests));
         }
@@ -245,12 +251,13 @@ pub enum Disk {
     Kept,
 }
 
-/// Tests of the boot before a reboot, and of the one after it.
-const AROUND_A_REBOOT: [&str; 2] = ["before_a_reboot", "after_a_reboot"];
+/// Tests at the end of the usual boot, and those of the one after it.
+const BEFORE_A_REBOOT: &str = "before_a_reboot";
+const AFTER_A_REBOOT: &str = "after_a_reboot";
 
 impl Boot {
-    fn new(word: &'static str, disk: Disk, prefix: &'static str) -> Self {
-        Self { word, disk, prefix, plan: Plan::default() }
+    fn new(word: &'static str, prefix: &'static str) -> Self {
+        Self { word, disk: Disk::Fresh, prefix, plan: Plan::default() }
     }
 }
 

@@ -32,12 +32,14 @@ fn a_test_runs_in_the_boot_that_it_takes() {
     });
     let (fresh, kept) = (Disk::Fresh, Disk::Kept);
     let expected = [
-        ("", fresh, vec!["x", "y"]),
+        ("", kept, vec!["x", "y", "before_a_reboot_x"]),
         ("cgroup_disable=pids", fresh, vec!["p020_x"]),
-        ("", kept, vec!["before_a_reboot_x"]),
         ("", kept, vec!["after_a_reboot_x"]),
     ];
     assert_eq!(shown.collect::<Vec<_>>(), expected);
+    let set = Set { tests: ["p020_x", "x"].map(test).into(), left_out: Vec::new() };
+    let disks = set.boots(find("bookworm").unwrap()).into_iter().map(|boot| boot.disk);
+    assert_eq!(disks.collect::<Vec<_>>(), [fresh, fresh], "without a reboot");
 }
 
 #[test]
