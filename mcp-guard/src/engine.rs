@@ -23,7 +23,7 @@ use mcp_guard_core::{container::is_container_id, diagnose::facts, target::Candid
 use serde_json::json;
 use tokio::sync::mpsc;
 
-pub use details::{Details, Listed};
+pub use details::{Details, Listed, MAX_FILES};
 
 /// Where Docker listens unless the operator says otherwise.
 pub const DEFAULT_SOCKET: &str = "/var/run/docker.sock";

@@ -20,8 +20,10 @@ const PATIENCE_FOR_EXECS: Duration = Duration::from_secs(10);
 const MAX_ITEMS: usize = 4096;
 /// Characters of any other text.
 const MAX_TEXT: usize = 1024;
-/// Files of one compose project.
-const MAX_FILES: usize = 32;
+/// Files of one compose project, and env files: whoever names more has them not read.
+pub const MAX_FILES: usize = 32;
+/// Bytes of a path that the kernel takes (`PATH_MAX` of `limits.h`).
+const MAX_PATH: usize = 4096;
 
 /// One container, as its engine describes it.
 #[derive(Clone, Debug, Default)]
@@ -30,7 +32,7 @@ pub struct Details {
     /// What its labels say, as they say it: to open files by, and not to be shown. They are not read
     /// here.
     pub compose: Option<Compose>,
-    /// `com.docker.compose.project.working_dir`.
+    /// `com.docker.compose.project.working_dir`; empty where it is no path.
     pub working_dir: String,
     /// `com.docker.compose.project.environment_file`.
     pub environment_file: Option<String>,
@@ -208,7 +210,9 @@ fn details(id: &str, found: &Value) -> Details {
     Details {
         container,
         compose: compose(label),
-        working_dir: label("com.docker.compose.project.working_dir").unwrap_or_default(),
+        working_dir: label("com.docker.compose.project.working_dir")
+            .filter(|folder| folder.len() < MAX_PATH)
+            .unwrap_or_default(),
         environment_file: label("com.docker.compose.project.environment_file"),
         execs: strings(&found["ExecIDs"]).into_iter().take(MAX_EXECS).collect(),
     }
@@ -228,7 +232,8 @@ fn compose(label: impl Fn(&str) -> Option<String>) -> Option<Compose> {
         files: files
             .split(',')
             .filter(|file| !file.is_empty())
-            .take(MAX_FILES)
+            // One more shows that there are more.
+            .take(MAX_FILES + 1)
             .map(str::to_owned)
             .collect(),
         ..Compose::default()
@@ -313,6 +318,18 @@ mod tests {
             "com.docker.compose.project.config_files": "/srv/a.yml,,/srv/b.yml",
         } } });
         assert_eq!(details("x", &labels).compose.unwrap().files, ["/srv/a.yml", "/srv/b.yml"]);
+    }
+
+    #[test]
+    fn labels_of_any_size_come_to_few_names() {
+        let labels = json!({ "Config": { "Labels": {
+            "com.docker.compose.project": "p", "com.docker.compose.service": "web",
+            "com.docker.compose.project.config_files": "a.yml,".repeat(100_000),
+            "com.docker.compose.project.working_dir": "/x".repeat(100_000),
+        } } });
+        let found = details("x", &labels);
+        assert_eq!(found.compose.unwrap().files.len(), MAX_FILES + 1);
+        assert_eq!(found.working_dir, "");
     }
 
     #[test]

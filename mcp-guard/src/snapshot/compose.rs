@@ -9,6 +9,7 @@ use mcp_guard_core::diagnose::{
 };
 
 use super::trusted::{self, Unread, Volumes};
+use crate::engine::MAX_FILES;
 
 /// Reads what the labels name.
 pub fn read(
@@ -17,6 +18,11 @@ pub fn read(
     environment: Option<&str>,
     volumes: &Volumes,
 ) -> Compose {
+    if found.files.len() > MAX_FILES {
+        found.files.truncate(MAX_FILES);
+        found.says = Says::Unknown { why: format!("not read: more than {MAX_FILES} files") };
+        return found;
+    }
     let folder = Path::new(working_dir);
     // Version 1 of compose stores a relative name.
     let full = |file: &String| folder.join(file).display().to_string();
@@ -64,7 +70,10 @@ fn is_env_file(name: &str) -> bool {
 fn variables(folder: &Path, named: Option<&str>, volumes: &Volumes) -> (Variables, Option<u64>) {
     let named = named.filter(|names| !names.is_empty());
     let (mut all, mut newest) = (BTreeMap::new(), None);
-    for name in named.unwrap_or(".env").split(',') {
+    for (number, name) in named.unwrap_or(".env").split(',').enumerate() {
+        if number == MAX_FILES {
+            return (Err(format!("not read: more than {MAX_FILES} env files")), newest);
+        }
         let path = folder.join(name);
         match trusted::text(&path, is_env_file, volumes) {
             Ok((text, modified)) => {
@@ -133,6 +142,15 @@ mod tests {
     }
 
     #[test]
+    fn of_many_files_none_is_read() {
+        let files = vec!["/nonexistent/a.yml".to_owned(); MAX_FILES + 1];
+        let labels = Compose { service: "web".to_owned(), files, ..Compose::default() };
+        let found = read(labels, "", None, &Volumes::default());
+        let Says::Unknown { why } = &found.says else { panic!("{:?}", found.says) };
+        assert!(why.contains("more than 32 files") && found.files.len() == MAX_FILES, "{why}");
+    }
+
+    #[test]
     fn env_files_are_those_that_compose_had() {
         let (production, own) = ([(".env.production", "N=30")], [(".env", "N=30 # many")]);
         let several = [("a.env", "N=1"), ("b.env", "N=30")];
@@ -151,6 +169,10 @@ mod tests {
             let (says, _) = says("${N:-5}", &several, Some(named));
             assert!(matches!(says, Says::Unknown { .. }), "{named}: {says:?}");
         }
+        let many = "a.env,".repeat(100_000);
+        let (unread, _) = says("${N:-5}", &several, Some(&many));
+        let Says::Unknown { why } = &unread else { panic!("{unread:?}") };
+        assert!(why.contains("more than 32 env files"), "{why}");
         let (says, modified) = says("25", &own, Some("gone.env"));
         assert!(matches!(says, Says::Limit { filled: false, .. }), "no variable: {says:?}");
         assert_ne!(modified, Some(1 << 33), "nothing of it is in the limit");

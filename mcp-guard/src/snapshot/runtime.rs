@@ -1,6 +1,6 @@
 //! What runc and its shim keep of a container's limit, in files of their own.
 
-use std::fs;
+use std::{fs::File, io::Read as _};
 
 use mcp_guard_core::{container::is_container_id, diagnose::facts::OciLimit};
 use serde_json::Value;
@@ -10,6 +10,8 @@ const BUNDLES: [&str; 2] = [
     "/run/containerd/io.containerd.runtime.v2.task/moby",
     "/run/docker/containerd/daemon/io.containerd.runtime.v2.task/moby",
 ];
+/// Bytes of one of them; an image's environment is among them.
+const MAX_FILE: u64 = 16 << 20;
 const STATES: [&str; 2] = ["/run/docker/runtime-runc/moby", "/run/containerd/runc/moby"];
 
 /// `linux.resources.pids.limit` of the OCI config. None where the file cannot be read.
@@ -31,5 +33,7 @@ fn json(path: &str, id: &str) -> Option<Value> {
     if !is_container_id(id) {
         return None;
     }
-    serde_json::from_slice(&fs::read(path).ok()?).ok()
+    let mut text = Vec::new();
+    File::open(path).ok()?.take(MAX_FILE).read_to_end(&mut text).ok()?;
+    serde_json::from_slice(&text).ok()
 }
