@@ -7,7 +7,7 @@ mod details;
 mod raw;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -21,7 +21,10 @@ use bollard::{
 use futures_util::StreamExt as _;
 use mcp_guard_core::{container::is_container_id, diagnose::facts, target::Candidate};
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior},
+};
 
 pub use details::{Details, Listed, MAX_FILES};
 
@@ -173,11 +176,12 @@ impl Engine {
     }
 
     /// Tells of every running container, then of changes, for as long as anybody listens. After an
-    /// error it begins again with all of them: no event is needed to be right.
-    pub async fn watch(self, changes: mpsc::Sender<Change>) {
+    /// error it begins again with all of them: no event is needed to be right. `again`: after this
+    /// time a container is asked about once more for which there was no answer.
+    pub async fn watch(self, changes: mpsc::Sender<Change>, again: Duration) {
         let mut away = false;
         while !changes.is_closed() {
-            match self.follow(&changes, &mut away).await {
+            match self.follow(&changes, &mut away, again).await {
                 Ok(()) => tracing::debug!("Docker ended its event stream"),
                 Err(error) if !away => {
                     away = true;
@@ -189,15 +193,21 @@ impl Engine {
         }
     }
 
-    async fn follow(&self, changes: &mpsc::Sender<Change>, away: &mut bool) -> Result<(), Error> {
+    async fn follow(
+        &self,
+        changes: &mpsc::Sender<Change>,
+        away: &mut bool,
+        again: Duration,
+    ) -> Result<(), Error> {
         // Closed enums in bollard: an event of another type would end the stream. Beginning before
         // the list is read, so that a container which starts in between is in one of the two.
         let filters = HashMap::from([("type", vec!["container"])]);
         let since = seconds_since_1970().saturating_sub(1).to_string();
         let options = EventsOptionsBuilder::default().filters(&filters).since(&since).build();
         let docker = self.connect()?;
+        let mut unanswered = BTreeSet::new();
         for candidate in self.running().await? {
-            self.tell(&candidate.id, changes).await;
+            self.tell(candidate.id, changes, &mut unanswered).await;
         }
         if std::mem::take(away) {
             let _ = changes.send(Change::Back).await;
@@ -206,19 +216,35 @@ impl Engine {
             let _ = changes.send(Change::Described(Box::new(described))).await;
         }
         let mut events = docker.events(Some(options));
-        while let Some(event) = events.next().await {
-            self.heed(event?, changes).await;
+        let mut again = tokio::time::interval_at(Instant::now() + again, again);
+        again.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(event) => self.heed(event?, changes, &mut unanswered).await,
+                    None => return Ok(()),
+                },
+                _ = again.tick(), if !unanswered.is_empty() => {
+                    for id in std::mem::take(&mut unanswered) {
+                        self.tell(id, changes, &mut unanswered).await;
+                    }
+                }
+            }
         }
-        Ok(())
     }
 
-    async fn heed(&self, event: EventMessage, changes: &mpsc::Sender<Change>) {
+    async fn heed(
+        &self,
+        event: EventMessage,
+        changes: &mpsc::Sender<Change>,
+        unanswered: &mut BTreeSet<String>,
+    ) {
         let Some(id) = event.actor.and_then(|actor| actor.id).filter(|id| is_container_id(id))
         else {
             return;
         };
         match event.action.as_deref() {
-            Some("start" | "update") => self.tell(&id, changes).await,
+            Some("start" | "update") => self.tell(id, changes, unanswered).await,
             Some(action @ ("pause" | "unpause")) => {
                 let paused = action == "pause";
                 let _ = changes.send(Change::Paused { id, paused }).await;
@@ -227,8 +253,14 @@ impl Engine {
         }
     }
 
-    async fn tell(&self, id: &str, changes: &mpsc::Sender<Change>) {
-        match self.inspect(id).await {
+    /// `unanswered` gets the container if there is no answer about it.
+    async fn tell(
+        &self,
+        id: String,
+        changes: &mpsc::Sender<Change>,
+        unanswered: &mut BTreeSet<String>,
+    ) {
+        match self.inspect(&id).await {
             Ok(Some(container)) => {
                 let _ = changes.send(Change::Up(container)).await;
             }
@@ -238,7 +270,10 @@ impl Engine {
                 status_code: 404,
                 ..
             })) => {}
-            Err(error) => tracing::warn!(id, %error, "container not inspected, so not guarded"),
+            Err(error) => {
+                tracing::warn!(id, %error, "container not inspected, so not guarded yet");
+                unanswered.insert(id);
+            }
         }
     }
 }

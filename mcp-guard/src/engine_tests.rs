@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixListener,
@@ -17,16 +19,24 @@ const INSPECTED: &str = r#"{"Id":"ID0","Name":"/runs","State":{"Status":"paused"
     "HostConfig":{"CgroupnsMode":"","Isolation":"","RestartPolicy":{"Name":"no"},"PidsLimit":300},
     "Config":{"Image":"localhost/a:latest","Labels":null}}"#;
 
+/// The status of a request that is never answered.
+const SILENCE: u16 = 0;
+
 /// An engine that gives each request to `answer`, which returns status and body.
 fn engine(answer: fn(&str) -> (u16, String)) -> (tempfile::TempDir, Engine) {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("engine.sock");
     let listener = UnixListener::bind(&socket).unwrap();
     tokio::spawn(async move {
+        let mut silent = Vec::new();
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut request = vec![0; 4096];
             let length = stream.read(&mut request).await.unwrap();
             let (status, body) = answer(&String::from_utf8_lossy(&request[..length]));
+            if status == SILENCE {
+                silent.push(stream);
+                continue;
+            }
             let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {}", body.len());
             let whole = format!("{head}\r\nConnection: close\r\n\r\n{body}");
             // Who reads no more than it wants goes away first.
@@ -71,9 +81,36 @@ async fn what_podman_says_of_a_container_is_understood() {
 async fn watching_begins_with_what_runs() {
     let (_folder, engine) = engine(podman);
     let (changes, mut told) = mpsc::channel(8);
-    let watch = tokio::spawn(engine.watch(changes));
+    let watch = tokio::spawn(engine.watch(changes, Duration::from_secs(3600)));
     let Some(Change::Up(container)) = told.recv().await else { panic!("not the container") };
     assert_eq!(container.name, "runs");
+    watch.abort();
+}
+
+/// No event tells of a container that runs already.
+#[tokio::test]
+async fn a_container_without_an_answer_is_asked_about_again() {
+    static FAILED: AtomicBool = AtomicBool::new(false);
+    let (_folder, engine) = engine(|request| match request {
+        _ if request.contains("/events") => (SILENCE, String::new()),
+        _ if request.contains(&format!("/{}/json", "0".repeat(64)))
+            && !FAILED.swap(true, Ordering::Relaxed) =>
+        {
+            (500, r#"{"message":"not now"}"#.to_owned())
+        }
+        _ => podman(request),
+    });
+    let (changes, mut told) = mpsc::channel(8);
+    let watch = tokio::spawn(engine.watch(changes, Duration::from_millis(10)));
+    let is_told = async {
+        while let Some(change) = told.recv().await {
+            if matches!(change, Change::Up(_)) {
+                return;
+            }
+        }
+    };
+    // Less than the stream of events is waited for: its end asks about everything anew.
+    tokio::time::timeout(Duration::from_secs(5), is_told).await.expect("it is told");
     watch.abort();
 }
 

@@ -55,6 +55,8 @@ use crate::{
 const TICK: Duration = Duration::from_millis(250);
 /// How long the engine may take to say what is paused before something is given back.
 const LAST_WORD: Duration = Duration::from_secs(2);
+/// A container that its engine did not tell of is asked about again after this time.
+const UNANSWERED: Duration = Duration::from_secs(30);
 /// Calls and engine changes that wait for the loop.
 const QUEUE: usize = 256;
 
@@ -210,7 +212,7 @@ impl Agent {
         let listener = server::listen(&lock::socket(&options.run_dir)).context("control socket")?;
         tokio::spawn(server::serve(listener, calls));
         if let Some(engine) = agent.engine.clone() {
-            tokio::spawn(engine.watch(changes));
+            tokio::spawn(engine.watch(changes, UNANSWERED));
         }
         let sources = Sources {
             ring: poll::register(agent.kernel.readiness()?, Interest::READABLE)?,
