@@ -322,8 +322,8 @@ fn an_engine_that_is_absent_silent_or_answers_nonsense_could_not() {
         (Some("SSH-2.0-OpenSSH\r\n"), "no HTTP"),
         (Some("HTTP/1.0 200 OK\r\n\r\n{\"a\":"), "no JSON"),
         (Some("HTTP/1.0 500 Oh\r\n\r\n{}"), "status 500"),
-        (Some("HTTP/1.0 200 OK\r\n\r\n[1, {\"Id\": 7}]"), "no running container"),
-        (None, "no answer within 5s"),
+        (Some("HTTP/1.0 200 OK\r\n\r\n[1, {\"Id\": 7}]"), "not what was asked for"),
+        (None, "no answer within 10s; cgroup:/PATH needs no engine"),
     ];
     for (answer, why) in cases {
         let scene = Scene::new();

@@ -203,11 +203,12 @@ fn chosen(snapshot: &Snapshot, name: &str) -> Result<String, Failure> {
             // What else could not be read has nothing to do with a name.
             let engine = |what: &str| matches!(what, "engine" | "containers");
             let why = snapshot.unreadable().iter().filter(|one| engine(&one.what));
-            let why = why.map(|one| format!("; {}: {}", one.what, one.why));
-            Err(Failure::could_not(format!(
-                "no running container is called {name:?}{}",
-                why.collect::<String>()
-            )))
+            let why: String = why.map(|one| format!("; {}: {}", one.what, one.why)).collect();
+            // That there is none is known only where all were listed.
+            Err(Failure::could_not(match snapshot.lists(name) {
+                Some(_) => format!("no running container is called {name:?}{why}"),
+                None => format!("{name:?} cannot be looked up{why}; cgroup:/PATH needs no engine"),
+            }))
         }
         Err(NoMatch::Several(found)) => {
             let names: Vec<String> =

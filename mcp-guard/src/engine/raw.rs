@@ -17,7 +17,9 @@ use super::Error;
 
 /// Podman's own, beside Docker's: 4.0 is older than what any supported system has.
 const LIBPOD: &str = "/v4.0.0/libpod";
-const PATIENCE: Duration = Duration::from_secs(5);
+/// On a host with a full process table an engine takes its time, and Podman starts programs to describe
+/// itself.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// An update starts the runtime, which takes its time on a busy host.
 const PATIENCE_FOR_CHANGES: Duration = Duration::from_secs(30);
 /// Bytes of an answer about one thing; an inspect of a container with a thousand labels is a fortieth.
