@@ -106,7 +106,8 @@ pub fn build_meanwhile() {
     for image in &IMAGES {
         jobs.push(Box::new(move || cache::provide(image).map(drop)));
     }
-    side_by_side(jobs);
+    // Beside the guests, which are the images' longest part.
+    lanes::side_by_side(jobs, lanes::width() + 1);
 }
 
 /// Runs jobs that start a guest, as many at a time as this machine bears.
