@@ -11,9 +11,6 @@ use crate::program;
 /// Real MCP servers, spelled as the containers start them: npm keeps each spelling apart.
 pub const SERVERS: [&str; 3] =
     ["@modelcontextprotocol/server-everything", "figma-mcp", "@21st-dev/magic@0.1.0"];
-/// So many of them lie in npm's cache alone, where no test starts them and their files would cost an engine
-/// time: a first start installs them from there.
-const PACKED: usize = 1;
 /// A real gateway that never ends the server of a finished request.
 pub const GATEWAY: &str = "supergateway@3.4.3";
 
@@ -34,25 +31,17 @@ pub fn fill(root: &Path) -> Result<()> {
     let cache = root.join("opt/npm-cache");
     install(&cache, &root.join("opt/npm"), &own_spec()?)?;
     install(&cache, &root.join("opt/gw"), GATEWAY)?;
-    for (number, server) in SERVERS.iter().enumerate() {
-        if number == PACKED {
-            remove(&cache.join("_npx"))?;
-        }
+    for server in SERVERS {
         // Runs `true` in the server's environment: everything is fetched, no server starts.
         let package = format!("--package={server}");
         program::quietly(npm(&cache)?.args(["exec", "--yes", &package, "--", "true"]))
             .with_context(|| format!("cannot fetch the MCP server {server}"))?;
     }
-    remove(&cache.join("_logs"))?;
-    remove_unread(&root.join("opt"))
-}
-
-fn remove(folder: &Path) -> Result<()> {
-    if folder.exists() {
-        fs::remove_dir_all(folder)
-            .with_context(|| format!("cannot remove {}", folder.display()))?;
+    let logs = cache.join("_logs");
+    if logs.exists() {
+        fs::remove_dir_all(&logs).with_context(|| format!("cannot remove {}", logs.display()))?;
     }
-    Ok(())
+    remove_unread(&root.join("opt"))
 }
 
 /// Removes what no running program reads, half of the files: an engine takes half the time for the

@@ -16,7 +16,7 @@ const LEAK: &str = include_str!("leak.mjs");
 /// Holds servers open without a gateway: `sh /opt/gw/hold.sh COUNT PACKAGE...`.
 const HOLD: &str = include_str!("hold.sh");
 /// Changes whenever this file lays the folders out in another way.
-const LAYOUT: &str = "4";
+const LAYOUT: &str = "5";
 
 /// A root folder ready for `docker import`.
 pub struct Rootfs {
