@@ -5,26 +5,20 @@
 
 mod details;
 mod raw;
+mod watch;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    collections::{BTreeMap, HashMap},
+    time::Duration,
 };
 
 use bollard::{
     API_DEFAULT_VERSION, Docker,
-    models::{ContainerInspectResponse, EventMessage},
-    query_parameters::{
-        EventsOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder,
-    },
+    models::ContainerInspectResponse,
+    query_parameters::{InspectContainerOptions, ListContainersOptionsBuilder},
 };
-use futures_util::StreamExt as _;
 use mcp_guard_core::{container::is_container_id, diagnose::facts, target::Candidate};
 use serde_json::json;
-use tokio::{
-    sync::mpsc,
-    time::{Instant, MissedTickBehavior},
-};
 
 pub use details::{Details, Listed, MAX_FILES};
 
@@ -34,8 +28,6 @@ pub const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
 const ANSWER: u64 = 10;
 /// The same for it to end, which bollard leaves open.
 const WHOLE_ANSWER: Duration = Duration::from_secs(20);
-/// Between attempts to reach an engine that is away.
-const RETRY: Duration = Duration::from_secs(2);
 /// Characters of a name that is kept, see `docker run --name`.
 const MAX_NAME: usize = 255;
 
@@ -174,108 +166,6 @@ impl Engine {
         let body = json!({ "pids": { "limit": limit } });
         raw::post_to_podman(&self.socket, &update_path(id)?, &body).await
     }
-
-    /// Tells of every running container, then of changes, for as long as anybody listens. After an
-    /// error it begins again with all of them: no event is needed to be right. `again`: after this
-    /// time a container is asked about once more for which there was no answer.
-    pub async fn watch(self, changes: mpsc::Sender<Change>, again: Duration) {
-        let mut away = false;
-        while !changes.is_closed() {
-            match self.follow(&changes, &mut away, again).await {
-                Ok(()) => tracing::debug!("Docker ended its event stream"),
-                Err(error) if !away => {
-                    away = true;
-                    let _ = changes.send(Change::Away(error.to_string())).await;
-                }
-                Err(_) => {}
-            }
-            tokio::time::sleep(RETRY).await;
-        }
-    }
-
-    async fn follow(
-        &self,
-        changes: &mpsc::Sender<Change>,
-        away: &mut bool,
-        again: Duration,
-    ) -> Result<(), Error> {
-        // Closed enums in bollard: an event of another type would end the stream. Beginning before
-        // the list is read, so that a container which starts in between is in one of the two.
-        let filters = HashMap::from([("type", vec!["container"])]);
-        let since = seconds_since_1970().saturating_sub(1).to_string();
-        let options = EventsOptionsBuilder::default().filters(&filters).since(&since).build();
-        let docker = self.connect()?;
-        let mut unanswered = BTreeSet::new();
-        for candidate in self.running().await? {
-            self.tell(candidate.id, changes, &mut unanswered).await;
-        }
-        if std::mem::take(away) {
-            let _ = changes.send(Change::Back).await;
-        }
-        if let Ok(described) = self.describe().await {
-            let _ = changes.send(Change::Described(Box::new(described))).await;
-        }
-        let mut events = docker.events(Some(options));
-        let mut again = tokio::time::interval_at(Instant::now() + again, again);
-        again.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                event = events.next() => match event {
-                    Some(event) => self.heed(event?, changes, &mut unanswered).await,
-                    None => return Ok(()),
-                },
-                _ = again.tick(), if !unanswered.is_empty() => {
-                    for id in std::mem::take(&mut unanswered) {
-                        self.tell(id, changes, &mut unanswered).await;
-                    }
-                }
-            }
-        }
-    }
-
-    async fn heed(
-        &self,
-        event: EventMessage,
-        changes: &mpsc::Sender<Change>,
-        unanswered: &mut BTreeSet<String>,
-    ) {
-        let Some(id) = event.actor.and_then(|actor| actor.id).filter(|id| is_container_id(id))
-        else {
-            return;
-        };
-        match event.action.as_deref() {
-            Some("start" | "update") => self.tell(id, changes, unanswered).await,
-            Some(action @ ("pause" | "unpause")) => {
-                let paused = action == "pause";
-                let _ = changes.send(Change::Paused { id, paused }).await;
-            }
-            _ => {}
-        }
-    }
-
-    /// `unanswered` gets the container if there is no answer about it.
-    async fn tell(
-        &self,
-        id: String,
-        changes: &mpsc::Sender<Change>,
-        unanswered: &mut BTreeSet<String>,
-    ) {
-        match self.inspect(&id).await {
-            Ok(Some(container)) => {
-                let _ = changes.send(Change::Up(container)).await;
-            }
-            Ok(None) => {}
-            // Gone between the list and the question.
-            Err(Error::Refused(bollard::errors::Error::DockerResponseServerError {
-                status_code: 404,
-                ..
-            })) => {}
-            Err(error) => {
-                tracing::warn!(id, %error, "container not inspected, so not guarded yet");
-                unanswered.insert(id);
-            }
-        }
-    }
 }
 
 fn update_path(id: &str) -> Result<String, Error> {
@@ -300,11 +190,6 @@ fn running(id: &str, found: ContainerInspectResponse) -> Option<Container> {
         paused: state.paused.unwrap_or(false),
         limit: limit.and_then(|limit| u64::try_from(limit).ok()).filter(|limit| *limit > 0),
     })
-}
-
-/// The engine's clock is the host's.
-fn seconds_since_1970() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Docker puts a slash before names.

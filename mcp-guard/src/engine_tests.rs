@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixListener,
+    sync::mpsc,
 };
 
 use super::*;
@@ -111,6 +112,34 @@ async fn a_container_without_an_answer_is_asked_about_again() {
     };
     // Less than the stream of events is waited for: its end asks about everything anew.
     tokio::time::timeout(Duration::from_secs(5), is_told).await.expect("it is told");
+    watch.abort();
+}
+
+/// Nor do events wait for a container about which the engine never answers.
+#[tokio::test]
+async fn events_pass_a_container_that_hangs() {
+    static ASKED: AtomicBool = AtomicBool::new(false);
+    let (_folder, engine) = engine(|request| match request {
+        _ if request.contains("/events") => {
+            let event = r#"{"Type":"container","Action":"pause","Actor":{"ID":"ID0"}}"#;
+            (200, with_ids(event))
+        }
+        _ if request.contains(&format!("/{}/json", "0".repeat(64))) => {
+            let first = !ASKED.swap(true, Ordering::Relaxed);
+            if first { (500, "{}".to_owned()) } else { (SILENCE, String::new()) }
+        }
+        _ => podman(request),
+    });
+    let (changes, mut told) = mpsc::channel(8);
+    let watch = tokio::spawn(engine.watch(changes, Duration::ZERO));
+    let is_told = async {
+        while let Some(change) = told.recv().await {
+            if matches!(change, Change::Paused { paused: true, .. }) {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), is_told).await.expect("the pause is told");
     watch.abort();
 }
 
