@@ -106,7 +106,7 @@ pub fn build_meanwhile() {
     for image in &IMAGES {
         jobs.push(Box::new(move || cache::provide(image).map(drop)));
     }
-    // Beside the guests, which are the images' longest part.
+    // One more than guests at a time: the release build is none.
     lanes::side_by_side(jobs, lanes::width() + 1);
 }
 
