@@ -40,15 +40,10 @@ pub struct Built {
 
 /// Builds everything that guests need.
 pub fn build() -> Result<Built> {
-    let (agent, tests) = (agent()?, build_tests()?);
-    let workloads = WORKLOADS.map(|name| (name.to_owned(), built("debug", name)));
-    Ok(Built { agent, workloads: workloads.into(), tests })
-}
-
-/// The agent as it is released.
-pub fn agent() -> Result<PathBuf> {
     program::run(linked_statically("build").args(["--quiet", "--release", "-p", "mcp-guard"]))?;
-    Ok(built("release", "mcp-guard"))
+    let tests = build_tests()?;
+    let workloads = WORKLOADS.map(|name| (name.to_owned(), built("debug", name)));
+    Ok(Built { agent: built("release", "mcp-guard"), workloads: workloads.into(), tests })
 }
 
 /// The runner in the guest.

@@ -6,7 +6,6 @@ mod left;
 mod tier;
 mod tree;
 
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -31,12 +30,12 @@ const NAMESPACED_PID_MAX: (u32, u32) = (6, 14);
 pub fn run(setup: bool) -> Result<u8> {
     let permission = Permission::from_flag(setup);
     let before = left::Picture::take();
-    let mut tiers = vec![Tier::run("pure", pure), Tier::run("host", || host(permission))];
-    let ready = vm::ready(permission);
-    let meanwhile = ready.is_ok().then(|| thread::spawn(vm::build_meanwhile));
-    tiers.push(Tier::run("docker", || docker(permission)));
-    let _ = meanwhile.map(JoinHandle::join);
-    tiers.extend(guests(ready));
+    let mut tiers = vec![
+        Tier::run("pure", pure),
+        Tier::run("host", || host(permission)),
+        Tier::run("docker", || docker(permission)),
+    ];
+    tiers.extend(guests(permission));
     if let Err(left) = before.compare_with_now() {
         tiers.push(Tier::run("cleanliness", || Err(left)));
     }
@@ -115,8 +114,8 @@ fn docker_tests(rig: &Rig) -> Result<Counts> {
 }
 
 /// Needs QEMU: one tier for the runner that drives the guests, then one per guest.
-fn guests(ready: Result<()>) -> Vec<Tier> {
-    if let Err(reason) = ready {
+fn guests(permission: Permission) -> Vec<Tier> {
+    if let Err(reason) = vm::ready(permission) {
         let reason = format!("{reason:#}");
         return vec![Tier::run("guests", || Ok(Outcome::CouldNotRun(reason)))];
     }

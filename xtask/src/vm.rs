@@ -32,9 +32,6 @@ use payload::Payload;
 use plan::{Disk, Extent};
 use tempfile::NamedTempFile;
 
-/// The niceness of what nobody waits for.
-const LAST: i32 = 10;
-
 #[derive(Subcommand)]
 pub enum Verb {
     /// Make an image, or all of them, unless they are there
@@ -95,19 +92,6 @@ pub fn ready(permission: Permission) -> Result<()> {
 /// All guests, in the order in which they are tested.
 pub fn images() -> &'static [Image] {
     &IMAGES
-}
-
-/// Makes what guests need, beside tests that wait more than they work and go first. What fails is tried
-/// again, and its reason told, where it is needed.
-pub fn build_meanwhile() {
-    // In Linux a thread has this alone, with all that it starts.
-    let _ = rustix::process::setpriority_process(None, LAST);
-    let mut jobs: Vec<Job<'_, Result<()>>> = vec![Box::new(|| programs::agent().map(drop))];
-    for image in &IMAGES {
-        jobs.push(Box::new(move || cache::provide(image).map(drop)));
-    }
-    // One more than guests at a time: the release build is none.
-    lanes::side_by_side(jobs, lanes::width() + 1);
 }
 
 /// Runs jobs that start a guest, as many at a time as this machine bears.
