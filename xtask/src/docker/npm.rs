@@ -44,8 +44,8 @@ pub fn fill(root: &Path) -> Result<()> {
     remove_unread(&root.join("opt"))
 }
 
-/// Removes what no running program reads, half of the files: an engine takes half the time for the
-/// rest, which is minutes under emulation.
+/// Removes what no running program reads, half of the files: in a guest each is linked twice, under
+/// emulation.
 fn remove_unread(folder: &Path) -> Result<()> {
     let mut find = Command::new("find");
     find.arg(folder).args(["-type", "f", "("]);

@@ -23,7 +23,7 @@ const LAYOUT: &str = "3";
 /// Seconds for one command of the preparation, under emulation.
 const PATIENCE: u64 = 900;
 
-/// An engine takes minutes to unpack the eleven thousand files of node's image under emulation, so it
+/// An engine takes minutes to unpack the many thousand files of node's image under emulation, so it
 /// imports an empty one, and they are linked into its layer: `$1` is their folder, on the same disk. Both
 /// engines at once: each is bound to one CPU.
 const IMPORT: &str = r#"
