@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 
 use crate::say::{say, step};
-use crate::{ebpf, program, test, workspace};
+use crate::{ebpf, program, programs, test, workspace};
 
 /// Runs every step in order and stops at the first that fails.
 pub fn run(setup: bool, no_test: bool) -> Result<u8> {
@@ -24,7 +24,7 @@ fn check_format() -> Result<()> {
 }
 
 fn clippy() -> Result<()> {
-    let flags = ["clippy", "--workspace", "--all-targets", "--all-features", "--locked", "--quiet"];
-    program::run(workspace::cargo().args(flags).args(["--", "-D", "warnings"]))
-        .context("clippy found something")
+    let mut cargo = programs::workspace_cargo("clippy");
+    cargo.args(["--all-targets", "--all-features", "--locked", "--quiet", "--", "-D", "warnings"]);
+    program::run(&mut cargo).context("clippy found something")
 }

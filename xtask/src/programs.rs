@@ -52,8 +52,8 @@ pub fn runner() -> Result<PathBuf> {
     Ok(built("debug", "guest-runner"))
 }
 
-/// A cargo command over the whole workspace, as every tier has it: with a part of it, libraries would get
-/// other features, and would be built once more.
+/// A cargo command over the whole workspace, as clippy and every tier have it: with a part of it, or other
+/// settings, libraries and macros would be built once more.
 pub fn workspace_cargo(verb: &str) -> Command {
     let mut cargo = cargo(verb);
     cargo.arg("--workspace");
@@ -98,6 +98,10 @@ fn target() -> String {
 fn cargo(verb: &str) -> Command {
     let mut cargo = linked_statically(verb);
     cargo.args(["--config", STRIP, "--config", OPTIMISED]);
+    if workspace::in_ci() {
+        // Nothing is built there a second time.
+        cargo.env("CARGO_INCREMENTAL", "0");
+    }
     cargo
 }
 

@@ -29,15 +29,16 @@ pub const FLAGS: [&str; 10] = [
 pub fn object(bpf_log: bool) -> Result<PathBuf> {
     let mut cargo = cargo("build")?;
     cargo.arg("--release");
-    // The two flavours have their own folders, so that neither is ever taken for the other.
-    let target = folder().join(if bpf_log { "target/bpf-log" } else { "target" });
+    let target = folder().join("target");
     cargo.arg("--target-dir").arg(&target);
     if bpf_log {
         cargo.args(["--features", "bpf-log"]);
     }
     program::run(&mut cargo).context("cannot build the kernel side")?;
     let release = target.join(TARGET).join("release");
-    let (linked, object) = (release.join("mcp-guard-ebpf"), release.join("mcp-guard.bpf.o"));
+    // Cargo links both flavours to one name; under their own, neither is ever taken for the other.
+    let name = if bpf_log { "mcp-guard.bpf-log.o" } else { "mcp-guard.bpf.o" };
+    let (linked, object) = (release.join("mcp-guard-ebpf"), release.join(name));
     if !linked.is_file() {
         bail!("the build ended well, but there is no {}", linked.display());
     }

@@ -45,18 +45,25 @@ fn boots_with_kvm(built: &Built) -> Result<bool> {
     Ok(report.over && report.failures.is_empty())
 }
 
-/// A guest that has a kernel and an initial file system of ours.
+/// A guest that has a kernel and an initial file system of ours. Two CPUs, also in software: here the
+/// kernel's counts are compared under storms.
 pub fn kernel(built: &Built, accel: Accel, initrd: PathBuf) -> Machine {
     let (kernel, disks, append) = (built.kernel(), Vec::new(), Vec::new());
-    Machine { accel, kernel, initrd, disks, keep: false, append }
+    Machine { accel, cpus: 2, kernel, initrd, disks, keep: false, append }
 }
 
-/// A guest with systemd, its disk and the payload's.
+/// A guest with systemd, its disk and the payload's. One CPU in software: where guests run side by side, a
+/// second one waits for the first, and all takes half as long again.
 pub fn system(image: &Image, built: &Built, accel: Accel, payload: PathBuf) -> Machine {
     let mut append = vec!["root=/dev/vda".to_owned(), "rw".to_owned()];
     if let Kind::System { append: more, .. } = image.kind {
         append.extend(more.iter().map(|word| (*word).to_owned()));
     }
+    let cpus = match accel {
+        Accel::Kvm => 2,
+        Accel::Tcg => 1,
+    };
+    let (kernel, initrd) = (built.kernel(), built.initrd());
     let disks = vec![built.disk(), payload];
-    Machine { accel, kernel: built.kernel(), initrd: built.initrd(), disks, keep: false, append }
+    Machine { accel, cpus, kernel, initrd, disks, keep: false, append }
 }
