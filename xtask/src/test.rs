@@ -82,8 +82,8 @@ fn bpf_log() -> Result<Counts> {
         return Ok(Counts::default());
     }
     let object = ebpf::debug_object()?;
-    let mut cargo = programs::workspace_cargo("test");
-    cargo.args(["--features", "mcp-guard/bpf-log", "--test", "bpf_log"]);
+    let mut cargo = programs::root_tiers_cargo("test");
+    cargo.args(["--test", "bpf_log"]);
     count::cargo_test(cargo.env("MCP_GUARD_BPF_OBJECT", object), LIMIT)
 }
 
@@ -96,7 +96,6 @@ fn docker(permission: Permission) -> Result<Outcome> {
         Ok(rig) => rig,
         Err(reason) => return Ok(Outcome::CouldNotRun(format!("{reason:#}"))),
     };
-    // The test before this tier built another agent, one with debug lines.
     programs::build_tests()?;
     let counts = docker_tests(&rig)?;
     Ok(Outcome::Ran(counts.and_then(rig.close())))

@@ -45,7 +45,6 @@ impl Agent {
             return;
         }
         self.next_tick = now.after(TICK);
-        #[cfg(feature = "bpf-log")]
         self.kernel.flush_log();
         let overflowed = self.ring_overflowed();
         for guard in self.counted() {

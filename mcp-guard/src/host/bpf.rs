@@ -70,6 +70,8 @@ pub enum Error {
     Missing(&'static str),
     #[error("BPF map: {0}")]
     Map(#[from] aya::maps::MapError),
+    #[error("the file that MCP_GUARD_BPF_OBJECT names: {0}")]
+    Object(io::Error),
     #[error("the ring cannot be polled: {0}")]
     Poll(io::Error),
     #[error("kernel BTF: {0}")]
@@ -108,7 +110,7 @@ pub struct Kernel {
     ring: RingBuf<MapData>,
     /// Records that were not what the programs write.
     malformed: u64,
-    #[cfg(feature = "bpf-log")]
+    /// Of programs that log.
     log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     ebpf: Ebpf,
 }
@@ -153,8 +155,7 @@ impl Kernel {
             losses: PerCpuArray::try_from(take("LOSSES")?)?,
             ring: RingBuf::try_from(take("EVENTS")?)?,
             malformed: 0,
-            #[cfg(feature = "bpf-log")]
-            log: None,
+            log: aya_log::EbpfLogger::init(&mut ebpf).ok(),
             ebpf,
         })
     }
@@ -289,29 +290,20 @@ impl Kernel {
     }
 }
 
-#[cfg(not(feature = "bpf-log"))]
-#[expect(clippy::unnecessary_wraps, reason = "the same shape as where it is read from a file")]
+/// Programs that log are built apart and never committed, `cargo xtask ebpf --features bpf-log`; only a debug
+/// build takes others than its own.
 fn object() -> Result<std::borrow::Cow<'static, [u8]>, Error> {
-    Ok(OBJECT.into())
-}
-
-/// Programs that log are built apart and never committed: `cargo xtask ebpf --features bpf-log`.
-#[cfg(feature = "bpf-log")]
-fn object() -> Result<std::borrow::Cow<'static, [u8]>, Error> {
-    match std::env::var_os("MCP_GUARD_BPF_OBJECT") {
-        Some(path) => Ok(fs::read(path).map_err(Error::Poll)?.into()),
+    let other = cfg!(debug_assertions).then(|| std::env::var_os("MCP_GUARD_BPF_OBJECT")).flatten();
+    match other {
+        Some(path) => Ok(fs::read(path).map_err(Error::Object)?.into()),
         None => Ok(OBJECT.into()),
     }
 }
 
-/// Debug lines of the programs go to the `log` facade, for whoever works on them.
-#[cfg(feature = "bpf-log")]
 impl Kernel {
-    /// Hands on what the programs have logged. Nothing where the object was built without logging.
+    /// Hands debug lines of the programs to the `log` facade, for whoever works on them. Nothing where the
+    /// object was built without them.
     pub fn flush_log(&mut self) {
-        if self.log.is_none() {
-            self.log = aya_log::EbpfLogger::init(&mut self.ebpf).ok();
-        }
         if let Some(log) = &mut self.log {
             log.flush();
         }
