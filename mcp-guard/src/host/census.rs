@@ -82,23 +82,23 @@ impl Census {
         if Some(namespace) == self.pid_ns(std::process::id()) {
             return None;
         }
-        let living = || self.rows.iter().filter(|(_, row)| !row.zombie);
-        let (inside, outside): (Vec<_>, Vec<_>) =
-            living().partition(|(_, row)| is_in(&row.cgroup, cgroup));
+        let living = self.rows.iter().filter(|(_, row)| !row.zombie);
+        let (inside, mut outside): (Vec<_>, Vec<_>) =
+            living.partition(|(_, row)| is_in(&row.cgroup, cgroup));
         let mut family: BTreeSet<u32> = inside.into_iter().map(|(pid, _)| *pid).collect();
         let mut found = BTreeMap::new();
         loop {
-            let known = found.len();
-            for (pid, row) in &outside {
-                if row.pid_ns == Some(namespace) || family.contains(&row.parent) {
-                    family.insert(**pid);
-                    found.insert(**pid, shown(**pid, row));
-                }
-            }
-            // Children may have lower numbers than their parents.
-            if found.len() == known {
+            let belongs = |(_, row): &(&u32, &Row)| {
+                row.pid_ns == Some(namespace) || family.contains(&row.parent)
+            };
+            let (more, others): (Vec<_>, Vec<_>) = outside.into_iter().partition(belongs);
+            if more.is_empty() {
                 return Some(found.into_values().collect());
             }
+            // Children may have lower numbers than their parents: the others are asked again.
+            family.extend(more.iter().map(|(pid, _)| **pid));
+            found.extend(more.into_iter().map(|(pid, row)| (*pid, shown(*pid, row))));
+            outside = others;
         }
     }
 
