@@ -172,12 +172,16 @@ impl Story {
         assert!(!guard.paused, "the engine did not do it");
     }
 
-    /// The gateway answers one more request, once those before it are through.
+    /// The gateway answers what it was asked before; where it already had, one more request.
     fn runs_on(&mut self) {
+        let mut waiting = false;
         for client in &mut self.clients {
-            client.wait().unwrap();
+            waiting |= client.try_wait().unwrap().is_none();
+            assert!(client.wait().unwrap().success(), "an answer");
         }
-        self.container.await_answer().unwrap();
+        if !waiting {
+            self.container.await_answer().unwrap();
+        }
     }
 
     /// The unit is stopped, and nothing says that it was ever there.

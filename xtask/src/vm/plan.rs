@@ -69,6 +69,7 @@ fn means_nothing(image: &Image, program: &str) -> Option<&'static str> {
         ("kernel-5.10", ..) => Some("this kernel is refused, and that is all there is to test"),
         (_, _, "guest_refusal") => Some("means something on kernel 5.10 only"),
         (_, _, "cli") => Some("needs no kernel: the tier of pure tests has it"),
+        (_, _, "bpf_log") => Some("needs programs of its own: the host tier builds them"),
         (_, _, "host_clamp") => {
             Some("needs node, which guests have in their containers alone; the host tier has it")
         }
@@ -97,7 +98,7 @@ struct Spared {
     reason: &'static str,
 }
 
-const SPARED: [Spared; 13] = [
+const SPARED: [Spared; 14] = [
     Spared {
         images: &["kernel-6.1", "kernel-forky", "trixie", "bookworm"],
         tests: &["host_exact", "host_overflow"],
@@ -174,6 +175,12 @@ const SPARED: [Spared; 13] = [
         tests: &["guest_diagnose::p001", "guest_diagnose::p004"],
         up_to: Extent::Quick,
         reason: "needs compose, which takes its time: cargo xtask test and --full run it here",
+    },
+    Spared {
+        images: &["trixie"],
+        tests: &["guest_diagnose::p009", "guest_diagnose::p070"],
+        up_to: Extent::Quick,
+        reason: "the docker tier or bookworm has it: cargo xtask test and --full run it here",
     },
     Spared {
         images: &["bookworm"],

@@ -72,8 +72,9 @@ fn cargo_xtask_test_runs_each_test_somewhere() {
     assert!(all.len() > 150, "{} tests found", all.len());
     for test in &all {
         // The native tiers run all of theirs.
-        let natively =
-            ["cli", "host_", "docker_"].iter().any(|tier| test.program.starts_with(tier));
+        let natively = ["cli", "bpf_log", "host_", "docker_"]
+            .iter()
+            .any(|tier| test.program.starts_with(tier));
         let in_a_guest =
             IMAGES.iter().any(|image| reason_against(image, Extent::Usual, test).is_none());
         assert!(natively || in_a_guest, "{test} runs with --full alone");
