@@ -14,7 +14,7 @@ use crate::say::step;
 
 /// The disk inside of an image's folder.
 pub const DISK: &str = "disk.img";
-/// The files of node's container image, in a guest.
+/// The files of node's container image, in a guest, once for each engine, with one inode for both.
 pub const NODE: &str = "/var/lib/mcp-guard-test-node";
 /// Sparse: what is not used takes no room on the host.
 const SIZE: &str = "6G";
@@ -50,6 +50,14 @@ ExecStart=
 ExecStart=-/sbin/agetty --autologin root --noclear --keep-baud 115200,38400,9600 %I linux
 ";
 
+/// To have udev look at every device takes a fifth of a boot under emulation; these are what systemd waits for.
+const UDEV: &str = "\
+[Service]
+ExecStart=
+ExecStart=udevadm trigger --action=add --subsystem-match=block
+ExecStart=udevadm trigger --action=add --sysname-match=ttyS0
+";
+
 /// Without a bridge and packet filter rules: containers have no network.
 const DOCKER: &str = "{\"bridge\": \"none\", \"iptables\": false, \"ip6tables\": false}\n";
 
@@ -75,7 +83,7 @@ const MASKED: [&str; 9] = [
 
 /// Everything that this file puts into a disk, for the key of the cache.
 pub fn recipe(image: &Image, more: &[&str]) -> Vec<String> {
-    let fixed = [image.suite, RUNNER_UNIT, AUTOLOGIN, DOCKER, INITRAMFS, SIZE];
+    let fixed = [image.suite, RUNNER_UNIT, AUTOLOGIN, UDEV, DOCKER, INITRAMFS, SIZE];
     let parts = fixed.iter().chain(&PACKAGES).chain(more).chain(&MASKED);
     parts.map(|part| (*part).to_owned()).collect()
 }
@@ -116,6 +124,7 @@ fn settings(root: &Path) -> Result<()> {
     write(&root.join("etc/hostname"), "mcp-guard-vm\n")?;
     write(&units.join("guest-runner.service"), RUNNER_UNIT)?;
     write(&units.join("serial-getty@ttyS0.service.d/autologin.conf"), AUTOLOGIN)?;
+    write(&units.join("systemd-udev-trigger.service.d/mcp-guard-test.conf"), UDEV)?;
     let wants = units.join("multi-user.target.wants");
     make(&wants)?;
     make(&root.join("payload"))?;
@@ -123,11 +132,14 @@ fn settings(root: &Path) -> Result<()> {
     MASKED.iter().try_for_each(|unit| link("/dev/null", &units.join(unit)))
 }
 
+/// Fills a folder for each engine.
 fn unpack(tar: &Path, folder: &Path) -> Result<()> {
-    make(folder)?;
+    let (docker, podman) = (folder.join("docker"), folder.join("podman"));
+    make(&docker)?;
     let mut command = Command::new("tar");
-    command.arg("--directory").arg(folder).args(["--extract", "--numeric-owner", "--file"]);
-    program::quietly(command.arg(tar))
+    command.arg("--directory").arg(&docker).args(["--extract", "--numeric-owner", "--file"]);
+    program::quietly(command.arg(tar))?;
+    program::quietly(Command::new("cp").args(["--archive", "--link"]).args([docker, podman]))
 }
 
 /// The package makes the initial file system by itself.
