@@ -6,7 +6,7 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail, ensure};
@@ -15,12 +15,10 @@ use mcp_guard_core::audit::{Line, Record};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::workload;
+use crate::{wait, workload};
 
 /// Every wait of a test ends by then; an emulated guest takes ten times as long as a host.
 pub const DEADLINE: Duration = Duration::from_secs(60);
-/// What the kernel and the agent do needs no finer look.
-const LOOK: Duration = Duration::from_millis(5);
 
 /// A running agent with its own lock, socket, policy and audit log. Ended and removed on drop, in
 /// order where it still can.
@@ -121,12 +119,8 @@ impl Agent {
         what: &str,
         mut reached: impl FnMut(&mut Self) -> anyhow::Result<bool>,
     ) -> anyhow::Result<()> {
-        let began = Instant::now();
-        while !reached(self)? {
-            if began.elapsed() > DEADLINE {
-                bail!("not within {DEADLINE:?}: {what}\n{}", self.log());
-            }
-            std::thread::sleep(LOOK);
+        if !wait::until(DEADLINE, || reached(self))? {
+            bail!("not within {DEADLINE:?}: {what}\n{}", self.log());
         }
         Ok(())
     }

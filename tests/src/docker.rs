@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -18,7 +18,7 @@ use rustix::{fs::getxattr, io::Errno};
 
 pub use engine::Engine;
 
-use crate::agent::command;
+use crate::{agent::command, wait};
 
 /// Writes a growing number to `/tmp/tick`, so that a test can see whether the container runs.
 pub const TICKER: [&str; 3] =
@@ -320,12 +320,8 @@ fn below(mount: &Path, path: &str) -> PathBuf {
 
 /// Looks every few milliseconds until `reached`.
 pub fn wait_until(what: &str, reached: impl Fn() -> Result<bool>) -> Result<()> {
-    let began = Instant::now();
-    while !reached()? {
-        if began.elapsed() > PATIENCE {
-            bail!("not within {PATIENCE:?}: {what}");
-        }
-        std::thread::sleep(Duration::from_millis(10));
+    if !wait::until(PATIENCE, reached)? {
+        bail!("not within {PATIENCE:?}: {what}");
     }
     Ok(())
 }

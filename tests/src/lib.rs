@@ -14,6 +14,7 @@ pub mod node;
 pub mod sleeper;
 pub mod systemd;
 pub mod unit;
+pub mod wait;
 
 use anyhow::{Context, Result, bail};
 use std::path::PathBuf;

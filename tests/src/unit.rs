@@ -8,13 +8,15 @@ use std::{
     io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
     process::{Command, Output},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use mcp_guard::control::wire::{Status, WatchedStatus};
 use mcp_guard_core::audit::{Line, Record};
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::wait;
 
 pub const UNIT: &str = "mcp-guard.service";
 /// What gives back where the unit could not.
@@ -28,8 +30,6 @@ pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Gone with the next boot, whatever becomes of the test.
 const DROP_IN: &str = "/run/systemd/system/mcp-guard.service.d/test.conf";
-/// Asking systemd costs a process each time.
-const LOOK: Duration = Duration::from_millis(50);
 
 /// The unit, with a drop-in of the test's. Stopped, reset and without the drop-in when dropped.
 pub struct Unit {
@@ -230,12 +230,8 @@ impl Unit {
         what: &str,
         mut reached: impl FnMut(&Self) -> Result<bool>,
     ) -> Result<()> {
-        let began = Instant::now();
-        while !reached(self)? {
-            if began.elapsed() > PATIENCE {
-                bail!("not within {PATIENCE:?}: {what}; {:?}\n{}", self.state()?, self.journal());
-            }
-            std::thread::sleep(LOOK);
+        if !wait::until(PATIENCE, || reached(self))? {
+            bail!("not within {PATIENCE:?}: {what}; {:?}\n{}", self.state()?, self.journal());
         }
         Ok(())
     }
