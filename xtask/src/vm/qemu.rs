@@ -22,8 +22,8 @@ impl Accel {
         match self {
             Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
             // An old one: wide registers, and what guards user memory from the kernel, are work for the
-            // emulation (`max` takes a third longer). Of AMD, so that the kernel keeps one page table: each
-            // change of it costs the emulation what it knew.
+            // emulation. Of AMD, so that the kernel keeps one page table: each change of it costs the
+            // emulation what it knew.
             Self::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "phenom,-fxsr-opt"],
         }
     }
