@@ -318,7 +318,7 @@ fn below(mount: &Path, path: &str) -> PathBuf {
     mount.join(path.trim_start_matches('/'))
 }
 
-/// Looks every few milliseconds until `reached`.
+/// Waits until `reached`.
 pub fn wait_until(what: &str, reached: impl Fn() -> Result<bool>) -> Result<()> {
     if !wait::until(PATIENCE, reached)? {
         bail!("not within {PATIENCE:?}: {what}");

@@ -1,13 +1,10 @@
 //! The programs' own debug lines, which a debug build of the agent shows. Needs the object that
 //! `cargo xtask ebpf --features bpf-log` builds, named by `MCP_GUARD_BPF_OBJECT`.
 
-use std::{
-    process::Command,
-    sync::Mutex,
-    time::{Duration, Instant},
-};
+use std::{process::Command, sync::Mutex, time::Duration};
 
 use mcp_guard::host::bpf::{Kernel, Options};
+use mcp_guard_tests::wait;
 
 static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
@@ -43,10 +40,10 @@ fn a_fork_in_a_guard_is_logged() {
     kernel.add_cgroup(cgroup.id(), 7).unwrap();
     let child = Command::new("true").spawn().unwrap();
     let expected = format!("fork of {} in guard 7", child.id());
-    let began = Instant::now();
-    while !lines().contains(&expected) {
-        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", lines());
+    let logged = wait::until(Duration::from_secs(5), || {
         kernel.flush_log();
-    }
+        Ok(lines().contains(&expected))
+    });
+    assert!(logged.unwrap(), "{:?}", lines());
     assert!(child.wait_with_output().unwrap().status.success());
 }

@@ -288,6 +288,14 @@ impl Kernel {
         }
         None
     }
+
+    /// Hands debug lines of the programs to the `log` facade, for whoever works on them. Nothing where the
+    /// object was built without them.
+    pub fn flush_log(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
+    }
 }
 
 /// Programs that log are built apart and never committed, `cargo xtask ebpf --features bpf-log`; only a debug
@@ -297,16 +305,6 @@ fn object() -> Result<std::borrow::Cow<'static, [u8]>, Error> {
     match other {
         Some(path) => Ok(fs::read(path).map_err(Error::Object)?.into()),
         None => Ok(OBJECT.into()),
-    }
-}
-
-impl Kernel {
-    /// Hands debug lines of the programs to the `log` facade, for whoever works on them. Nothing where the
-    /// object was built without them.
-    pub fn flush_log(&mut self) {
-        if let Some(log) = &mut self.log {
-            log.flush();
-        }
     }
 }
 
