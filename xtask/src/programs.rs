@@ -17,8 +17,8 @@ const STATIC: &str = "rustflags=[\"-C\",\"target-feature=+crt-static\"]";
 const PLAIN: &str = "profile.dev.debug=false";
 /// An agent starts a hundred times under emulation, in 1.1 s instead of 2.8 s.
 const OPTIMISED: &str = "profile.dev.opt-level=1";
-/// The features that compile the tiers of root tests.
-const ROOT_TIERS: &str = "mcp-guard-tests/host,mcp-guard-tests/docker,mcp-guard-tests/guest";
+/// With the root tests, which are not in `--all-targets`.
+pub const EVERY_TEST: &str = "*";
 /// What the tests start beside the agent.
 ///
 /// Beside the tests lies the agent they run on any host, a dev build that can be told to panic.
@@ -60,18 +60,17 @@ pub fn workspace_cargo(verb: &str) -> Command {
     cargo
 }
 
-/// The same for a tier of root tests.
-pub fn root_tiers_cargo(verb: &str) -> Command {
-    let mut cargo = workspace_cargo(verb);
-    cargo.args(["--features", ROOT_TIERS]);
-    cargo
+/// Builds the pure tests, the agent and the workloads: the tests start them, and cargo builds an agent
+/// beside tests only where it is told to.
+pub fn build_pure() -> Result<()> {
+    program::run(workspace_cargo("build").args(["--quiet", "--all-targets"]))
 }
 
-/// Builds the tests of every tier, and beside them the agent and the workloads that they start; the root
-/// tests.
+/// Builds the tests of every tier with what they start; the end-to-end tests.
 pub fn build_tests() -> Result<Vec<TestProgram>> {
-    let mut command = root_tiers_cargo("build");
-    command.args(["--quiet", "--message-format=json-render-diagnostics", "--all-targets"]);
+    build_pure()?;
+    let mut command = workspace_cargo("build");
+    command.args(["--quiet", "--message-format=json-render-diagnostics", "--test", EVERY_TEST]);
     let mut child = command.stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
     let stdout = child.stdout.take().context("cargo has no stdout")?;
     let mut found = Vec::new();

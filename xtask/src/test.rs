@@ -16,7 +16,7 @@ use crate::docker::Rig;
 use crate::ebpf;
 use crate::packages::{self, Permission};
 use crate::say::say;
-use crate::{program, programs, vm, workspace};
+use crate::{programs, vm, workspace};
 use tier::{Outcome, Tier};
 
 /// For one run of `cargo test`, with what it builds. On two CPUs all of them together take a quarter of an hour.
@@ -52,8 +52,7 @@ pub fn run(setup: bool) -> Result<u8> {
 
 /// Needs nothing: no root, no kernel feature.
 fn pure() -> Result<Outcome> {
-    // The tests of the command line start the agent, which cargo builds beside tests only where it is told to.
-    program::run(programs::workspace_cargo("build").args(["--quiet", "--all-targets"]))?;
+    programs::build_pure()?;
     let mut cargo = programs::workspace_cargo("test");
     Ok(Outcome::Ran(count::cargo_test(cargo.arg("--no-fail-fast"), LIMIT)?))
 }
@@ -65,7 +64,7 @@ fn host(permission: Permission) -> Result<Outcome> {
         return Ok(Outcome::CouldNotRun(format!("{reason:#}")));
     }
     programs::build_tests()?;
-    let mut cargo = programs::root_tiers_cargo("test");
+    let mut cargo = programs::workspace_cargo("test");
     // One at a time: the tests count the machine's own events and there is one agent per host.
     cargo.args(["--no-fail-fast", "--test", "host_*", "--", "--test-threads=1"]);
     let counts = count::cargo_test(&mut cargo, LIMIT)?;
@@ -82,7 +81,7 @@ fn bpf_log() -> Result<Counts> {
         return Ok(Counts::default());
     }
     let object = ebpf::debug_object()?;
-    let mut cargo = programs::root_tiers_cargo("test");
+    let mut cargo = programs::workspace_cargo("test");
     cargo.args(["--test", "bpf_log"]);
     count::cargo_test(cargo.env("MCP_GUARD_BPF_OBJECT", object), LIMIT)
 }
@@ -102,7 +101,7 @@ fn docker(permission: Permission) -> Result<Outcome> {
 }
 
 fn docker_tests(rig: &Rig) -> Result<Counts> {
-    let mut cargo = programs::root_tiers_cargo("test");
+    let mut cargo = programs::workspace_cargo("test");
     cargo.args(["--no-fail-fast", "--test", "docker_*", "--", "--test-threads=1"]);
     if host::kernel()? < NAMESPACED_PID_MAX {
         say(&format!("not in this set: docker_diagnose::{P072}: needs Linux 6.14"));
