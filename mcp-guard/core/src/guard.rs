@@ -17,6 +17,8 @@ use crate::{
 
 /// An episode is over when its detector has been silent for so long; then it may warn again.
 const EPISODE_QUIET: Duration = Duration::from_secs(30);
+/// What was left alone, because it was somebody else's or there was nothing to do, is looked at again.
+const LEFT_ALONE: Duration = Duration::from_secs(600);
 /// For so long after a clamp its effect on the processes inside is watched.
 const CLAMP_WATCH: Duration = Duration::from_secs(30);
 const SIGABRT: u32 = 6;
@@ -61,7 +63,11 @@ pub struct Guard {
     aged: Aged,
     episodes: BTreeMap<(Detector, Option<String>), Episode>,
     clamp_watch: ClampWatch,
+    /// Somebody gave back what we held: nothing is done until then.
     not_before: Time,
+    /// What could not be done is not tried before. Each has its own: a clamp that fails for ever must not
+    /// stand in the way of a freeze.
+    again: BTreeMap<Response, Time>,
     seen_changes: u64,
     next: Option<Time>,
 }
@@ -84,6 +90,7 @@ impl Guard {
             episodes: BTreeMap::new(),
             clamp_watch: ClampWatch::default(),
             not_before: Time::default(),
+            again: BTreeMap::new(),
             seen_changes: u64::MAX,
             next: None,
         }
@@ -134,13 +141,31 @@ impl Guard {
                 self.clamp = hold;
                 self.clamp_watch = ClampWatch::default();
             }
-            (_, Outcome::Failed) => {
-                // Try again once it has had time to recover, not in a loop.
-                self.not_before = now.after(respond.cool_down);
-                self.decide_anew(|_| true);
+            // It gets time to recover.
+            (_, Outcome::Failed) => self.try_again(now, response, respond.cool_down),
+            // Not by a rule that stands against this guard, whose end is heard of: by what ran there then.
+            (_, Outcome::Refused) if self.refusal.is_none() => {
+                self.try_again(now, response, respond.cool_down);
+            }
+            (_, Outcome::NotOurs) if !self.holds(response) => {
+                self.try_again(now, response, LEFT_ALONE);
             }
             (_, Outcome::Done | Outcome::WouldDo | Outcome::Refused | Outcome::NotOurs) => {}
         }
+    }
+
+    fn holds(&self, response: Response) -> bool {
+        match response {
+            Response::Freeze => self.freeze.is_some(),
+            Response::Clamp => self.clamp.is_some(),
+            Response::Record | Response::Kill => false,
+        }
+    }
+
+    /// Lets the detectors that asked for it ask again, after some time.
+    fn try_again(&mut self, now: Time, response: Response, after: Duration) {
+        self.again.insert(response, now.after(after));
+        self.decide_anew(|acted| acted == response);
     }
 
     /// What was refused is decided anew once nothing stands against it.
@@ -164,8 +189,7 @@ impl Guard {
     /// they apply their own settings. So a detector that still asks may clamp again.
     pub fn unclamped_by_other(&mut self, now: Time, respond: &Respond, out: &mut Vec<Effect>) {
         if self.clamp.take().is_some() {
-            self.not_before = now.after(respond.cool_down);
-            self.decide_anew(|response| response == Response::Clamp);
+            self.try_again(now, Response::Clamp, respond.cool_down);
             let end = End::UnclampedByOther;
             out.push(Effect::Disown { guard: self.id, response: Response::Clamp, end });
         }
@@ -254,11 +278,13 @@ impl Guard {
             episode.last_seen = now;
             episode.acting = act.is_some();
             let Some(response) = act.filter(|_| episode.acted.is_none()) else { continue };
-            if now < self.not_before {
-                self.next = sooner(self.next, Some(self.not_before));
+            let response = response.min(self.terms.highest);
+            let again = self.again.get(&response).copied().unwrap_or_default();
+            let earliest = again.max(self.not_before);
+            if now < earliest {
+                self.next = sooner(self.next, Some(earliest));
                 continue;
             }
-            let response = response.min(self.terms.highest);
             episode.acted = Some(response);
             if response > Response::Record {
                 out.push(self.contain(now, response, self.terms.mode, None, cause, respond));
