@@ -16,7 +16,8 @@ use crate::{
 
 /// Processes kept per guard; the kernel's own default for a whole host is 32,768.
 pub const MAX_PROCESSES: usize = 65_536;
-/// Identities told apart per guard; more share the name [`OTHER_IDENTITIES`].
+/// Identities told apart per guard; more share the name [`OTHER_IDENTITIES`], and are not acted upon: they
+/// are no one package.
 pub const MAX_IDENTITIES: usize = 1024;
 /// Start times kept per identity, for rates over the last minute.
 pub const MAX_STARTS: usize = 4096;
@@ -298,7 +299,9 @@ impl Registry {
     /// starts its own package again is a new start; so recursion shows.
     fn continues_its_tree(&self, pid: u32, identity: &str) -> bool {
         let Some(tree) = self.tree_of(pid) else { return false };
-        if self.trees.get(&tree).is_none_or(|tree| tree.identity != identity) {
+        // One that shares its name may be of any package: what its launchers ran tells.
+        let is_of = |tree: &Tree| tree.identity == identity || tree.identity == OTHER_IDENTITIES;
+        if !self.trees.get(&tree).is_some_and(is_of) {
             return false;
         }
         let mut at = pid;
@@ -316,8 +319,7 @@ impl Registry {
     }
 
     fn start_tree(&mut self, started: Time, pid: u32, identity: String) {
-        let known = self.identities.contains_key(&identity);
-        let identity = if known || self.identities.len() < MAX_IDENTITIES {
+        let identity = if self.has_room_for(&identity, started) {
             identity
         } else {
             OTHER_IDENTITIES.to_owned()
@@ -330,6 +332,19 @@ impl Registry {
         self.trees.insert(id, Tree { identity, started, members: 1 });
         self.changes += 1;
         self.leave(left);
+    }
+
+    /// Whether an identity has a place of its own; those of which nothing lives, and nothing started lately,
+    /// make room.
+    fn has_room_for(&mut self, identity: &str, now: Time) -> bool {
+        if self.identities.contains_key(identity) {
+            return true;
+        }
+        if self.identities.len() >= MAX_IDENTITIES {
+            self.identities
+                .retain(|_, known| known.live() > 0 || known.starts_within(now, STARTS_KEPT) > 0);
+        }
+        self.identities.len() < MAX_IDENTITIES
     }
 
     fn add(&mut self, pid: u32, process: Process) {

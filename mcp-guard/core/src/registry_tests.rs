@@ -195,6 +195,22 @@ fn identities_beyond_the_bound_share_a_name() {
     assert_eq!(registry.identity(OTHER_IDENTITIES).map(Identity::live), Some(5));
 }
 
+#[test]
+fn identities_of_which_nothing_is_left_make_room() {
+    let mut registry = Registry::default();
+    let mut start = |pid: u32, second: u64| {
+        let time = Time(second * SECOND);
+        registry.exec(time, time, pid, &argv(&format!("npx|p{pid}")), &Launchers::default());
+        (pid > 0).then(|| registry.exit(pid));
+    };
+    // The first lives on; the others end at once, and are kept for a minute.
+    (0..MAX_IDENTITIES as u32).for_each(|pid| start(pid, 1));
+    start(5000, 30);
+    start(5001, 62);
+    let names: Vec<&str> = registry.identities().map(|(name, _)| name).collect();
+    assert_eq!(names, ["(other)", "p0", "p5001"]);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Fork(u32, u32),

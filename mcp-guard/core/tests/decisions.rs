@@ -267,6 +267,54 @@ fn a_failed_action_is_tried_again_later_and_not_in_a_loop() {
     assert_eq!(story.contained(), [(Detector::Duplicates, Response::Clamp)]);
 }
 
+/// What the executor found is of that moment: room was made, or a process came by.
+#[test]
+fn what_was_left_alone_or_refused_by_the_executor_is_tried_again() {
+    for (outcome, seconds) in [(Outcome::NotOurs, 600), (Outcome::Refused, 60)] {
+        let mut story = Story::new(QUICK);
+        for _ in 0..3 {
+            story.server("a");
+        }
+        story.wait(3);
+        assert_eq!(story.contained(), [(Detector::Duplicates, Response::Clamp)]);
+        story.settle(Response::Clamp, outcome);
+        story.wait(seconds - 1);
+        assert_eq!(story.contained(), [], "{outcome:?}: not in a loop");
+        story.wait(2);
+        assert_eq!(story.contained(), [(Detector::Duplicates, Response::Clamp)], "{outcome:?}");
+    }
+}
+
+#[test]
+fn a_clamp_that_fails_for_ever_is_in_no_freezes_way() {
+    let mut story = Story::new(QUICK);
+    for _ in 0..3 {
+        story.server("a");
+    }
+    story.wait(3);
+    assert_eq!(story.contained(), [(Detector::Duplicates, Response::Clamp)]);
+    story.settle(Response::Clamp, Outcome::Failed);
+    for child in 0..400 {
+        let born = story.now;
+        story.step(Input::Fork { guard: GUARD, born, child: 1000 + child, parent: 1 });
+    }
+    story.wait(12);
+    assert_eq!(story.contained(), [(Detector::Emergency, Response::Freeze)]);
+}
+
+/// They share a name and are no one package: ten of them are no duplicates.
+#[test]
+fn packages_beyond_the_bound_are_warned_about_and_not_acted_upon() {
+    let mut story = Story::new("[detect.emergency]\nwarn = 9000\nact = 9000\n");
+    for package in 0..1024 + 30 {
+        story.server(&format!("p{package}"));
+    }
+    story.wait(120);
+    let warned = |effect: &Effect| matches!(effect, Effect::Warn { cause, .. } if cause.identity.as_deref() == Some("(other)"));
+    assert!(story.effects.iter().any(warned), "{:?}", story.effects);
+    assert_eq!(story.contained(), []);
+}
+
 #[test]
 fn a_bystander_is_refused_in_the_core() {
     let mut story = Story::refused(QUICK, Some(Refusal::RootCgroup));

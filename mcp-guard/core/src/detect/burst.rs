@@ -8,7 +8,7 @@ use crate::{
     Time,
     effect::Detector,
     policy::Burst,
-    registry::{Identity, Registry},
+    registry::{Identity, OTHER_IDENTITIES, Registry},
 };
 
 /// Findings now, and when they may change by time alone.
@@ -41,7 +41,8 @@ fn finding(now: Time, name: &str, identity: &Identity, limits: &Burst) -> Option
         ("survivors", count(survivors)),
         ("live", count(identity.live())),
     ];
-    let act = (survivors >= limits.survivors || storm).then_some(limits.response);
+    let acts = (survivors >= limits.survivors || storm) && name != OTHER_IDENTITIES;
+    let act = acts.then_some(limits.response);
     Some(Finding::new(Detector::Burst, Some(name), &numbers, act))
 }
 

@@ -5,7 +5,7 @@ use crate::{
     Time,
     effect::Detector,
     policy::Duplicates,
-    registry::{Identity, Registry},
+    registry::{Identity, OTHER_IDENTITIES, Registry},
 };
 
 /// Findings now, and when they may change by time alone.
@@ -40,6 +40,6 @@ fn finding(now: Time, name: &str, identity: &Identity, limits: &Duplicates) -> O
         ("threshold", count(threshold)),
         ("starts", identity.starts),
     ];
-    let act = acts.then_some(limits.response);
+    let act = (acts && name != OTHER_IDENTITIES).then_some(limits.response);
     Some(Finding::new(Detector::Duplicates, Some(name), &numbers, act))
 }
