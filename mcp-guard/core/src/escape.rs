@@ -80,7 +80,16 @@ fn cgroup_name(name: &[u8]) -> String {
 /// Whether a text can be opened as the path of the cgroup that it names.
 #[must_use]
 pub fn is_cgroup_path(text: &str) -> bool {
-    text.starts_with('/') && cgroup_path(text.as_bytes()) == text
+    is_plain_path(text) && cgroup_path(text.as_bytes()) == text
+}
+
+/// Whether a path is absolute and each of its parts is a name, as in all that the kernel writes: `/a.scope/.`
+/// would be opened as `/a.scope` and judged by another name.
+#[must_use]
+pub fn is_plain_path(text: &str) -> bool {
+    let is_name = |name: &str| !matches!(name, "" | "." | "..");
+    let names = text.strip_prefix('/');
+    names.is_some_and(|names| names.is_empty() || names.split('/').all(is_name))
 }
 
 /// Direction marks and zero-width characters can make a name read as another one.
@@ -161,7 +170,8 @@ mod tests {
         // What was escaped is a name that a cgroup may have; that one is escaped once more.
         let escaped = cgroup_path(b"/a\x1b");
         assert_ne!(cgroup_path(escaped.as_bytes()), escaped);
-        for bad in ["", "a", "?/a", "/a/?b", "/a\nb"] {
+        let others = ["/a.scope/.", "/a/./b", "/a/../b", "/..", "/a/", "//a", "/a//b"];
+        for bad in ["", "a", "?/a", "/a/?b", "/a\nb"].into_iter().chain(others) {
             assert!(!is_cgroup_path(bad), "{bad:?}");
         }
     }

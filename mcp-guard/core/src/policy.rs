@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use wildmatch::WildMatch;
 
 use crate::{
+    escape::is_plain_path,
     launcher::Launcher,
     repair::{LEAST, MOST},
 };
@@ -353,9 +354,9 @@ impl Rule {
             return Err(format!("guard pids_limit = {limit} must lie between {LEAST} and {MOST}"));
         }
         match &self.cgroup {
-            Some(path) if !path.starts_with('/') || path.split('/').any(|part| part == "..") => {
-                Err(format!("guard cgroup {path:?} must be an absolute path without \"..\""))
-            }
+            Some(path) if !is_plain_path(path) => Err(format!(
+                "guard cgroup {path:?} must be an absolute path without \".\", \"..\", \"//\" or a last \"/\""
+            )),
             _ => Ok(()),
         }
     }

@@ -1,6 +1,6 @@
 //! What an operator may name: a container, a cgroup, a process.
 
-use crate::container::is_container_id;
+use crate::{container::is_container_id, escape::is_plain_path};
 
 /// TARGET of the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,10 +25,13 @@ impl Target {
     /// Says what a TARGET may be.
     pub fn parse(text: &str) -> Result<Self, String> {
         if let Some(path) = text.strip_prefix("cgroup:") {
-            let relative = path.split('/').any(|part| part == "..");
-            return match path.starts_with('/') && !relative {
+            // A shell completes the name of a directory with a slash.
+            let path = path.strip_suffix('/').filter(|path| !path.is_empty()).unwrap_or(path);
+            return match is_plain_path(path) {
                 true => Ok(Self::Cgroup(path.to_owned())),
-                false => Err(format!("{text:?}: cgroup: wants an absolute path without \"..\"")),
+                false => Err(format!(
+                    "{text:?}: cgroup: wants an absolute path without \".\", \"..\" or \"//\""
+                )),
             };
         }
         if let Some(pid) = text.strip_prefix("pid:") {
@@ -120,10 +123,14 @@ mod tests {
         assert_eq!(parse("metamcp"), Some(Target::Container("metamcp".into())));
         assert_eq!(parse("docker:metamcp"), Some(Target::Docker("metamcp".into())));
         assert_eq!(parse("cgroup:/a/b"), Some(Target::Cgroup("/a/b".into())));
+        assert_eq!(parse("cgroup:/a/b/"), parse("cgroup:/a/b"));
+        assert_eq!(parse("cgroup:/"), Some(Target::Cgroup("/".into())));
         assert_eq!(parse("pid:12"), Some(Target::Pid(12)));
         let unit = "docker.service";
         assert_eq!(parse("unit:docker.service"), Some(Target::Unit(unit.into())));
-        for bad in ["unit:x", "unit:.service", "unit:a/b.service"] {
+        for bad in
+            ["unit:x", "unit:.service", "unit:a/b.service", "cgroup:/a.scope/.", "cgroup:/a//b"]
+        {
             assert_eq!(parse(bad), None, "{bad}");
         }
         for bad in ["", "../../x", "a/b", "a b", "-x", "pid:0", "pid:x", "cgroup:a", "cgroup:/../a"]
