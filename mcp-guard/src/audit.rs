@@ -23,7 +23,9 @@ pub struct Audit {
     file: File,
     run: String,
     seq: u64,
-    waiting: VecDeque<String>,
+    waiting: VecDeque<Vec<u8>>,
+    /// Of the first of them a part is written.
+    begun: bool,
     /// Lines given up because the log could not be written for too long.
     pub lost: u64,
 }
@@ -39,7 +41,7 @@ impl Audit {
         let boot = clock::boot_id();
         let boot = boot.get(..8).unwrap_or(&boot);
         let run = format!("{boot}-{}-{}", std::process::id(), clock::now().0 / 1_000_000);
-        Ok(Self { file, run, seq: 0, waiting: VecDeque::new(), lost: 0 })
+        Ok(Self { file, run, seq: 0, waiting: VecDeque::new(), begun: false, lost: 0 })
     }
 
     /// Names this run; incident names begin with it.
@@ -57,9 +59,9 @@ impl Audit {
             run: self.run.clone(),
             record,
         };
-        match serde_json::to_string(&line) {
+        match serde_json::to_vec(&line) {
             Ok(mut text) => {
-                text.push('\n');
+                text.push(b'\n');
                 self.waiting.push_back(text);
             }
             Err(error) => {
@@ -72,15 +74,29 @@ impl Audit {
 
     /// Tries to write what waits.
     pub fn flush(&mut self) {
-        while let Some(line) = self.waiting.front() {
-            if let Err(error) = self.file.write_all(line.as_bytes()) {
-                tracing::error!(%error, waiting = self.waiting.len(), "the audit log cannot be written");
-                break;
+        while let Some(line) = self.waiting.front_mut() {
+            match self.file.write(line) {
+                Ok(length) if length == line.len() => {
+                    self.waiting.pop_front();
+                    self.begun = false;
+                }
+                // A disk that fills up takes a part; the rest belongs behind it.
+                Ok(length) if length > 0 => {
+                    line.drain(..length);
+                    self.begun = true;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                refused => {
+                    let error = refused.err().map(|error| error.to_string());
+                    let waiting = self.waiting.len();
+                    tracing::error!(error, waiting, "the audit log cannot be written");
+                    break;
+                }
             }
-            self.waiting.pop_front();
         }
         while self.waiting.len() > MAX_WAITING {
-            self.waiting.pop_front();
+            // A line that has begun would spoil the one after it.
+            self.waiting.remove(usize::from(self.begun));
             self.lost += 1;
         }
     }
@@ -88,6 +104,10 @@ impl Audit {
 
 #[cfg(test)]
 mod tests {
+    use std::{io::Read as _, os::fd::OwnedFd};
+
+    use rustix::fs::{OFlags, fcntl_setfl};
+
     use super::*;
 
     fn stop(reason: &str) -> Record {
@@ -107,6 +127,34 @@ mod tests {
         let lines: Vec<Line> =
             text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
         assert_eq!(lines.iter().map(|line| line.seq).collect::<Vec<_>>(), [1, 2, 1, 2]);
+    }
+
+    #[test]
+    fn a_line_that_was_cut_is_ended_by_the_next_attempt() {
+        let (mut read, write) = io::pipe().expect("a pipe");
+        fcntl_setfl(&write, OFlags::NONBLOCK).expect("a full one refuses");
+        let mut audit = Audit::open(Path::new("/dev/null")).expect("opens");
+        audit.file = File::from(OwnedFd::from(write));
+        // Longer than a pipe takes at once.
+        audit.write(stop(&"x".repeat(100_000)));
+        for _ in 0..MAX_WAITING {
+            audit.write(stop("after"));
+        }
+        assert!(audit.begun && audit.lost == 1, "{} lost", audit.lost);
+        let mut text = Vec::new();
+        while !audit.waiting.is_empty() {
+            let mut part = vec![0; 1 << 20];
+            let length = read.read(&mut part).expect("readable");
+            text.extend_from_slice(&part[..length]);
+            audit.flush();
+        }
+        drop(audit);
+        read.read_to_end(&mut text).expect("readable");
+        let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        let lines: Vec<Line> =
+            lines.map(|line| serde_json::from_slice(line).expect("JSON")).collect();
+        let numbers: Vec<u64> = lines.iter().map(|line| line.seq).collect();
+        assert_eq!((numbers.len(), &numbers[..2]), (MAX_WAITING, &[1, 3][..]));
     }
 
     #[test]
