@@ -79,6 +79,7 @@ fn a_clamp_of_ours_is_no_cause() {
         holder_start: 0,
         found: Some("50".to_owned()),
         wrote: Some("20".to_owned()),
+        before: None,
     };
     let dir = fs::File::open(&pids).unwrap();
     mark::write(&dir, Slot::Clamp, &mark).unwrap();

@@ -233,6 +233,7 @@ fn a_mark_is_of_the_cgroup_and_not_of_its_path() {
         holder_start: 2,
         found: None,
         wrote: None,
+        before: None,
     };
     for slot in [Slot::Freeze, Slot::Clamp] {
         mark::write(&dir, slot, &mark).unwrap();

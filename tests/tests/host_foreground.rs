@@ -11,6 +11,7 @@ use std::{
     process::{Child, ExitStatus, Output, Stdio},
 };
 
+use mcp_guard::host::clock;
 use mcp_guard_core::{
     audit::Record,
     effect::{End, Outcome},
@@ -128,6 +129,43 @@ fn a_freeze_in_the_foreground_ends_with_any_signal() {
         assert!(said.contains(name), "{said}");
         assert_eq!(scene.holds(), Holds::nothing(FOUND), "{name}");
     }
+}
+
+/// Ctrl-Z in a shell: whoever is stopped would keep no deadline.
+#[test]
+fn a_freeze_in_the_foreground_is_not_stopped() {
+    let scene = Scene::new();
+    let foreground = Foreground::start(&scene, "1s");
+    foreground.signal(Signal::TSTP);
+    let (status, said) = foreground.end();
+    assert_eq!(status.code(), Some(0), "{said}");
+    assert!(said.contains("the time is over"), "{said}");
+    assert_eq!(scene.holds(), Holds::nothing(FOUND));
+}
+
+/// SIGSTOP cannot be heard: then others give back what is overdue, and nothing before.
+#[test]
+fn what_a_stopped_holder_keeps_too_long_is_given_back() {
+    let scene = Scene::new();
+    let foreground = Foreground::start(&scene, "2s");
+    foreground.signal(Signal::STOP);
+    foreground.assert_holds(&scene);
+    let deadline = scene.holds().freeze_mark.unwrap().deadline;
+    let mut thaw = command(scene.folder.path(), "/nonexistent").unwrap();
+    thaw.args(["thaw", "--owned"]);
+    scene
+        .cgroup
+        .wait_until("given back", DEADLINE, || {
+            let output = thaw.output().unwrap();
+            assert_eq!(output.status.code(), Some(0), "{output:?}");
+            scene.holds() == Holds::nothing(FOUND)
+        })
+        .unwrap();
+    assert!(clock::now() >= deadline);
+    foreground.signal(Signal::CONT);
+    let (status, said) = foreground.end();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("left alone"), "{said}");
 }
 
 #[test]

@@ -152,6 +152,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     // An owner that hangs must not keep what is frozen.
     let _ = tokio::time::timeout(LAST_WORD, agent.last_limits(&mut sources.news)).await;
     agent.executor.abandon_limits();
+    // The kernel answers within a bound of its own.
+    let _ = tokio::time::timeout(2 * LAST_WORD, agent.last_answers(&mut sources.confirmed)).await;
     agent.stop(reason).await;
     match ended {
         Ok(Ok(_)) => Ok(()),
@@ -233,20 +235,21 @@ impl Agent {
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let mode = self.core.policy().mode;
         self.executor.audit.write(Record::AgentStart { version, mode });
-        self.reconcile().await;
+        // What an agent left that was killed.
+        self.release_orphans(End::Reconcile).await;
         mode
     }
 
-    /// Gives back what an agent left that was killed.
-    async fn reconcile(&mut self) {
-        let orphans = match reconcile::find(&self.layout) {
-            Ok(orphans) => orphans,
-            Err(error) => return tracing::error!(%error, "looking for what a former agent left"),
-        };
+    /// Gives back what no holder will.
+    async fn release_orphans(&mut self, end: End) {
+        let (orphans, read) = reconcile::find(&self.layout);
+        if let Err(error) = read {
+            tracing::error!(%error, "not all cgroups could be looked at for what is still held");
+        }
         for mut orphan in orphans {
-            orphan.held.paused =
-                is_paused(self.engine.as_ref(), orphan.held.container.as_deref()).await;
-            self.executor.release_orphan(&orphan, End::Reconcile);
+            let container = orphan.held.container.as_deref();
+            orphan.held.paused = is_paused(self.engine.as_ref(), container).await;
+            self.executor.release_orphan(&orphan, end);
         }
     }
 
@@ -307,6 +310,20 @@ impl Agent {
         }
     }
 
+    /// What was written and is not confirmed yet gets its outcome in the log, and whoever asked an answer.
+    /// The core, which may have panicked, is not asked any more.
+    async fn last_answers(&mut self, confirmed: &mut mpsc::UnboundedReceiver<Confirmed>) {
+        while self.executor.awaits_confirmation()
+            && let Some(answer) = confirmed.recv().await
+        {
+            if let Some(settled) = self.executor.confirm(answer)
+                && let Input::Settled { guard, response, .. } = &settled
+            {
+                self.tell_askers(*guard, *response, &settled);
+            }
+        }
+    }
+
     /// One input through the core, and what follows from it.
     fn step(&mut self, input: Input) {
         self.step_at(clock::now(), input);
@@ -355,16 +372,7 @@ impl Agent {
             self.executor.apply(effect);
         }
         // What a panic, or an answer that never came, kept from the core's books.
-        match reconcile::find(&self.layout) {
-            Ok(orphans) => {
-                for mut orphan in orphans {
-                    let container = orphan.held.container.as_deref();
-                    orphan.held.paused = is_paused(self.engine.as_ref(), container).await;
-                    self.executor.release_orphan(&orphan, End::Shutdown);
-                }
-            }
-            Err(error) => tracing::error!(%error, "looking for holds that are left"),
-        }
+        self.release_orphans(End::Shutdown).await;
         self.executor.audit.write(Record::AgentStop { reason });
     }
 }

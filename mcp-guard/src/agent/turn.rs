@@ -127,16 +127,19 @@ impl Agent {
         let Ok(requested) = held.cgroup.freeze_requested() else { return self.unguard(guard) };
         let Some(state) = self.core.guard(guard) else { return };
         let holds_nothing = state.freeze.is_none() && state.clamp.is_none();
-        if self.by_hand.contains(&guard) && holds_nothing && !self.is_awaited(guard) {
-            return self.unguard(guard);
+        let is_refused = state.refusal.is_some();
+        if holds_nothing {
+            self.executor.release_overdue(guard);
+            let is_over = self.by_hand.contains(&guard) && !self.is_awaited(guard);
+            // Not while it carries what could not be given back.
+            if is_over && !self.executor.is_marked(guard) {
+                return self.unguard(guard);
+            }
         }
-        if state.refusal.is_some() {
+        if is_refused {
             self.refresh_refusal(guard);
         }
         let Some(state) = self.core.guard(guard) else { return };
-        if holds_nothing {
-            self.executor.release_overdue(guard);
-        }
         if state.freeze.is_some() && !requested {
             return self.step(Input::ThawedByOther { guard });
         }

@@ -96,7 +96,8 @@ pub fn thaw_owned(host: &Host) -> Result<Exit, Failure> {
         let layout = read_layout()?;
         let engine = Engine::new(&host.docker);
         let mut exit = Exit::Done;
-        for mut orphan in reconcile::find(&layout).map_err(Failure::could_not)? {
+        let (orphans, read) = reconcile::find(&layout);
+        for mut orphan in orphans {
             let container = orphan.held.container.as_deref();
             orphan.held.paused = is_paused(Some(&engine), container).await;
             let outcome = executor.release_orphan(&orphan, End::Reconcile);
@@ -105,6 +106,9 @@ pub fn thaw_owned(host: &Host) -> Result<Exit, Failure> {
                 exit = Exit::Wrong;
             }
         }
+        read.map_err(|error| {
+            Failure::could_not(format!("not all cgroups could be looked at: {error}"))
+        })?;
         Ok(exit)
     })
 }
@@ -179,6 +183,7 @@ pub struct Ends {
     interrupt: Signal,
     hangup: Signal,
     quit: Signal,
+    stop: Signal,
 }
 
 impl Ends {
@@ -190,17 +195,26 @@ impl Ends {
             interrupt: listen(SignalKind::interrupt())?,
             hangup: listen(SignalKind::hangup())?,
             quit: listen(SignalKind::quit())?,
+            // Ctrl-Z: whoever is stopped keeps no deadline.
+            stop: listen(SignalKind::from_raw(libc::SIGTSTP))?,
         })
     }
 
     /// Until the time is over, or somebody ends this: says how.
     pub async fn within(&mut self, time: Duration) -> Option<&'static str> {
-        tokio::select! {
-            () = tokio::time::sleep(time) => None,
-            _ = self.terminate.recv() => Some("SIGTERM"),
-            _ = self.interrupt.recv() => Some("SIGINT"),
-            _ = self.hangup.recv() => Some("SIGHUP"),
-            _ = self.quit.recv() => Some("SIGQUIT"),
+        let over = tokio::time::sleep(time);
+        tokio::pin!(over);
+        loop {
+            tokio::select! {
+                () = &mut over => return None,
+                _ = self.terminate.recv() => return Some("SIGTERM"),
+                _ = self.interrupt.recv() => return Some("SIGINT"),
+                _ = self.hangup.recv() => return Some("SIGHUP"),
+                _ = self.quit.recv() => return Some("SIGQUIT"),
+                _ = self.stop.recv() => out::error(
+                    "not stopped: it must be there when the time is over; Ctrl-C ends it now",
+                ),
+            }
         }
     }
 }

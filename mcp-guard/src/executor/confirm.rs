@@ -30,12 +30,18 @@ pub struct Confirmed {
 }
 
 impl Executor {
-    pub(super) fn await_confirmation(&self, wanted: &Containment, incident: String, written: Time) {
+    pub(super) fn await_confirmation(
+        &mut self,
+        wanted: &Containment,
+        incident: String,
+        written: Time,
+    ) {
         let Some(held) = self.held.get(&wanted.guard) else { return };
         let (dir, subject) = (held.cgroup.dir().try_clone_to_owned(), held.subject.clone());
         let (guard, response, lease) = (wanted.guard, wanted.response, wanted.lease);
         let decided = wanted.decided;
         let confirmations = self.confirmations.clone();
+        self.awaited += 1;
         tokio::spawn(async move {
             let reached = match dir {
                 Ok(dir) if response == Response::Kill => {
@@ -60,10 +66,17 @@ impl Executor {
         });
     }
 
+    /// Whether the kernel's answer to something is under way.
+    #[must_use]
+    pub fn awaits_confirmation(&self) -> bool {
+        self.awaited > 0
+    }
+
     /// Takes the kernel's answer; what was not reached is undone.
     pub fn confirm(&mut self, confirmed: Confirmed) -> Option<Input> {
         let Confirmed { incident, guard, subject, response, lease, decided, written, reached, at } =
             confirmed;
+        self.awaited -= 1;
         let (outcome, detail) = match reached {
             Ok(true) if response == Response::Kill => {
                 (Outcome::Done, "cgroup.kill written, populated 0 read back".to_owned())
@@ -73,13 +86,19 @@ impl Executor {
                 (Outcome::Failed, format!("processes are still there after {CONFIRM:?}"))
             }
             Ok(false) => {
-                let undone = self.held.get(&guard).map_or_else(
-                    || "the cgroup is gone".to_owned(),
-                    |held| steps::thaw(&held.cgroup, self.engine_freezes(held)).1,
-                );
+                let undone = self.undo_freeze(guard);
                 (Outcome::Failed, format!("frozen 1 not seen within {CONFIRM:?}; {undone}"))
             }
-            Err(error) => (Outcome::Failed, format!("the cgroup went away: {error}")),
+            Err(error) if is_gone(&error) => {
+                (Outcome::Failed, format!("the cgroup went away: {error}"))
+            }
+            Err(error) if response == Response::Kill => {
+                (Outcome::Failed, format!("cgroup.kill written, what came of it not seen: {error}"))
+            }
+            Err(error) => {
+                let undone = self.undo_freeze(guard);
+                (Outcome::Failed, format!("frozen 1 could not be looked for: {error}; {undone}"))
+            }
         };
         let timing = Timing {
             decided_boot_ns: decided.0,
@@ -88,6 +107,13 @@ impl Executor {
         };
         self.outcome(subject, incident, response, outcome, detail, Some(timing));
         Some(Input::Settled { guard, response, outcome, lease })
+    }
+
+    fn undo_freeze(&self, guard: GuardId) -> String {
+        self.held.get(&guard).map_or_else(
+            || "the cgroup is gone".to_owned(),
+            |held| steps::thaw(&held.cgroup, self.engine_freezes(held)).1,
+        )
     }
 }
 

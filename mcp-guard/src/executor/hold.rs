@@ -70,6 +70,16 @@ impl Executor {
         }
     }
 
+    /// Whether it carries a mark of ours.
+    #[must_use]
+    pub fn is_marked(&self, guard: GuardId) -> bool {
+        let marked = |dir, slot| mark::read(dir, slot).is_ok_and(|mark| mark.is_some());
+        self.held.get(&guard).is_some_and(|held| {
+            let clamped = held.cgroup.pids_dir().is_some_and(|dir| marked(dir, Slot::Clamp));
+            clamped || marked(held.cgroup.dir(), Slot::Freeze)
+        })
+    }
+
     /// Whether somebody else wrote the limit that we had lowered.
     #[must_use]
     pub fn is_unclamped(&self, guard: GuardId) -> bool {

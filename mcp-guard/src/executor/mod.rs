@@ -64,6 +64,8 @@ pub struct Executor {
     /// Writes of limits that are announced and have no outcome yet; one for each guard at most.
     changes: Vec<Arc<limit::Change>>,
     confirmations: mpsc::UnboundedSender<Confirmed>,
+    /// Of these so many are under way.
+    awaited: usize,
 }
 
 impl Executor {
@@ -84,6 +86,7 @@ impl Executor {
                 released: Vec::new(),
                 changes: Vec::new(),
                 confirmations,
+                awaited: 0,
             },
             receiver,
         )
@@ -206,9 +209,15 @@ impl Executor {
         let facts = match facts::gather(&held.cgroup) {
             Ok(facts) => facts,
             Err(error) => {
-                let detail =
-                    format!("the cgroup is gone or was replaced ({error}); nothing was done");
-                return Step::Settled(Outcome::NotOurs, detail);
+                let what = if is_gone(&error) {
+                    "the cgroup is gone or was replaced"
+                } else {
+                    "not all of the cgroup could be looked at"
+                };
+                return Step::Settled(
+                    Outcome::NotOurs,
+                    format!("{what} ({error}); nothing was done"),
+                );
             }
         };
         if let Some(refusal) = refusal(&facts) {

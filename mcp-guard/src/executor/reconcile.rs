@@ -37,17 +37,21 @@ impl Orphan {
     }
 }
 
-/// Every mark on this host whose holder no longer runs, or is this process.
-///
-/// # Errors
-/// The trees cannot be read.
-pub fn find(layout: &Layout) -> io::Result<Vec<Orphan>> {
+/// Every mark on this host that nobody will undo: its holder no longer runs, is this process, or has let
+/// the time pass, as one that was stopped does. Beside it the error where not all could be read.
+pub fn find(layout: &Layout) -> (Vec<Orphan>, io::Result<()>) {
     let mut found = Vec::new();
+    let read = search(layout, &mut found);
+    (found, read)
+}
+
+fn search(layout: &Layout, found: &mut Vec<Orphan>) -> io::Result<()> {
     let boot_id = clock::boot_id();
+    let mut read = Ok(());
     for (slot, root) in Cgroup::roots(layout)? {
-        root.walk(&mut |dir, path| {
+        let walked = root.walk_all(&mut |dir, path| {
             if let Ok(Some(mark)) = mark::read(dir, slot)
-                && !owner_runs(&mark, &boot_id)
+                && !will_be_undone(&mark, &boot_id)
                 && let Ok(cgroup) = Cgroup::at(dir, path, slot, layout)
             {
                 let name = container_in(path).map_or(path, |container| container.id).to_owned();
@@ -56,14 +60,16 @@ pub fn find(layout: &Layout) -> io::Result<Vec<Orphan>> {
                 found.push(Orphan { slot, held, mark });
             }
             Ok(())
-        })?;
+        });
+        read = read.and(walked);
     }
-    Ok(found)
+    read
 }
 
-fn owner_runs(mark: &Mark, boot_id: &str) -> bool {
+fn will_be_undone(mark: &Mark, boot_id: &str) -> bool {
     mark.holder != std::process::id()
         && mark.boot_id == boot_id
+        && clock::now() < mark.deadline
         && process::is_alive(mark.holder, mark.holder_start)
 }
 

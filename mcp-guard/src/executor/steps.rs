@@ -57,6 +57,7 @@ impl Holder {
             holder_start: self.start,
             found: None,
             wrote: None,
+            before: None,
         }
     }
 }
@@ -190,10 +191,9 @@ pub fn unclamp(cgroup: &Cgroup) -> (Outcome, String) {
         let Some(mark) = mark::read(dir, Slot::Clamp)? else {
             return Ok(left("it carries no mark of mcp-guard, so its limit is somebody else's"));
         };
-        let limit = |text: &Option<String>| text.as_deref().and_then(Limit::parse);
-        let (found, wrote) = (limit(&mark.found), limit(&mark.wrote));
+        let found = mark.found.as_deref().and_then(Limit::parse);
         let now = cgroup.pids_max()?;
-        let (Some(found), true) = (found, wrote == Some(now)) else {
+        let (Some(found), true) = (found, mark.wrote_limit(now)) else {
             mark::remove(dir, Slot::Clamp)?;
             return Ok(left(&format!(
                 "pids.max is {now} by somebody else's hand, the mark is removed"
@@ -234,10 +234,9 @@ pub fn limit_is(cgroup: &Cgroup, found: &str, wanted: Limit) -> (Outcome, String
 
 /// Whether the limit is another than we wrote. False where it cannot be read: then nobody knows.
 pub fn is_unclamped(cgroup: &Cgroup) -> bool {
-    let wrote = |dir| mark::read(dir, Slot::Clamp).ok()??.wrote;
     let Some(dir) = cgroup.pids_dir() else { return false };
-    match (wrote(dir), cgroup.pids_max()) {
-        (Some(wrote), Ok(now)) => wrote != now.to_string(),
+    match (mark::read(dir, Slot::Clamp), cgroup.pids_max()) {
+        (Ok(Some(mark)), Ok(now)) => !mark.wrote_limit(now),
         _ => false,
     }
 }
@@ -250,14 +249,20 @@ pub fn loosen(cgroup: &Cgroup, by: u64) -> (Outcome, String) {
         };
         let now = cgroup.pids_max()?;
         let found = mark.found.as_deref().and_then(Limit::parse).unwrap_or(Limit::Max);
-        let (Limit::Tasks(tasks), true) = (now, mark.wrote == Some(now.to_string())) else {
+        let (Limit::Tasks(tasks), true) = (now, mark.wrote_limit(now)) else {
             return Ok(left(&format!("pids.max is {now} by somebody else's hand")));
         };
         let wanted = Limit::Tasks(tasks.saturating_add(by)).min(found);
+        // Both are ours until the new one is in force.
+        mark.before = Some(now.to_string());
         mark.wrote = Some(wanted.to_string());
         mark::write(dir, Slot::Clamp, &mark)?;
         cgroup.set_pids_max(wanted)?;
         let read = cgroup.pids_max()?;
+        if read == wanted {
+            mark.before = None;
+            mark::write(dir, Slot::Clamp, &mark)?;
+        }
         let outcome = if read == wanted { Outcome::Done } else { Outcome::Failed };
         Ok((outcome, format!("loosened: pids.max {now} -> {read} read back")))
     };

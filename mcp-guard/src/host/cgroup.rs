@@ -36,6 +36,9 @@ pub struct Events {
     pub frozen: bool,
 }
 
+/// What a walk does with each cgroup.
+type Visit<'a> = &'a mut dyn FnMut(BorrowedFd<'_>, &str) -> io::Result<()>;
+
 pub struct Cgroup {
     dir: OwnedFd,
     id: u64,
@@ -129,30 +132,57 @@ impl Cgroup {
     /// a child made meanwhile is either seen or was made below a visited parent.
     ///
     /// # Errors
-    /// This cgroup is gone, or one cannot be opened, listed or visited. A descendant that goes away is
-    /// stepped over.
-    pub fn walk(
+    /// This cgroup is gone, one cannot be opened, listed or visited, or there are more than can be looked
+    /// at. A descendant that goes away is stepped over.
+    pub fn walk(&self, visit: Visit<'_>) -> io::Result<()> {
+        self.descend(MAX_DESCENDANTS, visit, &mut Err)
+    }
+
+    /// The same however many there are: anybody with a subtree of their own can make thousands, and must not
+    /// hide the others by it. What cannot be opened, listed or visited is stepped over too.
+    ///
+    /// # Errors
+    /// The first of those, after all others were visited; or this cgroup is gone.
+    pub fn walk_all(&self, visit: Visit<'_>) -> io::Result<()> {
+        let mut first = Ok(());
+        self.descend(usize::MAX, visit, &mut |error| {
+            if first.is_ok() {
+                first = Err(error);
+            }
+            Ok(())
+        })?;
+        first
+    }
+
+    /// `failed` hears of what could not be visited, and says whether that ends the walk.
+    fn descend(
         &self,
-        visit: &mut dyn FnMut(BorrowedFd<'_>, &str) -> io::Result<()>,
+        most: usize,
+        visit: Visit<'_>,
+        failed: &mut dyn FnMut(io::Error) -> io::Result<()>,
     ) -> io::Result<()> {
         visit(self.dir.as_fd(), &self.path)?;
-        let top = Level::of(self.dir.try_clone()?, self.path.clone())?;
+        let top = Level::of(self.dir.try_clone()?, self.path.clone(), most)?;
         // One descriptor for each level on the way, not for each cgroup that waits.
         let mut way = vec![top];
         let mut seen = 0;
         while let Some(level) = way.last_mut() {
-            let Some(name) = level.children.pop().filter(|_| seen < MAX_DESCENDANTS) else {
+            let Some(name) = level.children.pop() else {
                 way.pop();
                 continue;
             };
+            if seen == most {
+                return Err(io::Error::other(format!("it has more than {most} cgroups below it")));
+            }
             seen += 1;
             let entered = level.child(&name).and_then(|(dir, path)| {
                 visit(dir.as_fd(), &path)?;
-                Level::of(dir, path)
+                Level::of(dir, path, most)
             });
             match entered {
+                Ok(level) => way.push(level),
                 Err(error) if is(&error, libc::ENOENT) || is(&error, libc::ENODEV) => {}
-                level => way.push(level?),
+                Err(error) => failed(error)?,
             }
         }
         Ok(())
@@ -177,7 +207,7 @@ struct Level {
 }
 
 impl Level {
-    fn of(dir: OwnedFd, path: String) -> io::Result<Self> {
+    fn of(dir: OwnedFd, path: String, most: usize) -> io::Result<Self> {
         let mut children = Vec::new();
         for entry in Dir::read_from(&dir)? {
             let entry = entry?;
@@ -185,7 +215,8 @@ impl Level {
             if entry.file_type() == FileType::Directory && !is_parent {
                 children.push(entry.file_name().to_owned());
             }
-            if children.len() >= MAX_DESCENDANTS {
+            // One more than are visited: so it shows that there are too many.
+            if children.len() > most {
                 break;
             }
         }
@@ -276,6 +307,33 @@ mod tests {
         let list: String = (0..100_000).map(|n| format!("{}\n", 4_000_000 + n)).collect();
         fs::write(folder.path().join("cgroup.procs"), list).unwrap();
         assert_eq!(held(folder.path()).processes().unwrap().len(), 100_000);
+    }
+
+    #[test]
+    fn thousands_of_cgroups_hide_none_of_a_tree_and_are_too_many_for_one_guard() {
+        let folder = tempfile::tempdir().unwrap();
+        for number in 0..MAX_DESCENDANTS {
+            fs::create_dir(folder.path().join(number.to_string())).unwrap();
+        }
+        let count = |all: bool| {
+            let mut seen = 0;
+            let visit: Visit<'_> = &mut |_, path| {
+                seen += 1;
+                match path {
+                    "/7" => Err(io::Error::from_raw_os_error(libc::EIO)),
+                    _ => Ok(()),
+                }
+            };
+            let root = held(folder.path());
+            let walked = if all { root.walk_all(visit) } else { root.walk(&mut |_, _| Ok(())) };
+            (seen, walked.err().map(|error| error.to_string()))
+        };
+        assert_eq!(count(false).1, None);
+        fs::create_dir(folder.path().join("more")).unwrap();
+        assert!(count(false).1.unwrap().contains("more than 16384"));
+        let (seen, error) = count(true);
+        assert_eq!(seen, MAX_DESCENDANTS + 2, "with itself, beyond one that fails");
+        assert!(error.unwrap().contains("os error 5"));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::{io, os::fd::AsFd};
 
-use mcp_guard_core::Time;
+use mcp_guard_core::{Time, limit::Limit};
 use rustix::{
     fs::{XattrFlags, fgetxattr, fremovexattr, fsetxattr},
     io::Errno,
@@ -45,6 +45,18 @@ pub struct Mark {
     pub found: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wrote: Option<String>,
+    /// What we wrote before, while the newest write is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<String>,
+}
+
+impl Mark {
+    /// Whether a limit is one that we wrote.
+    #[must_use]
+    pub fn wrote_limit(&self, now: Limit) -> bool {
+        let now = Some(now.to_string());
+        now == self.wrote || now == self.before
+    }
 }
 
 /// # Errors
