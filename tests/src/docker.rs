@@ -20,9 +20,13 @@ pub use engine::Engine;
 
 use crate::{agent::command, wait};
 
-/// Writes a growing number to `/tmp/tick`, so that a test can see whether the container runs.
-pub const TICKER: [&str; 3] =
-    ["sh", "-c", "i=0; while :; do i=$((i+1)); echo $i >/tmp/tick; sleep 0.05; done"];
+/// Writes a growing number to `/tmp/tick`, so that a test can see whether the container runs. It ends by
+/// itself, like what [`LIFE`] bounds.
+pub const TICKER: [&str; 3] = [
+    "sh",
+    "-c",
+    "i=0; while [ $i -lt 36000 ]; do i=$((i+1)); echo $i >/tmp/tick; sleep 0.05; done",
+];
 /// Where the gateway of [`Container::gateway`] listens, inside its own network.
 const PORT: &str = "8871";
 /// What the gateway starts for each request, and never ends.

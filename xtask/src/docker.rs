@@ -172,9 +172,16 @@ fn answering_socket() -> Option<PathBuf> {
 /// The containers of this host's own engine, where one answers.
 pub fn containers() -> Vec<String> {
     let Some(socket) = answering_socket() else { return Vec::new() };
-    let mut docker = Engine { socket, keeper: None }.docker();
-    let names = program::output(docker.args(["ps", "--all", "--format", "{{.Names}}"]));
+    let names =
+        program::output(patient_docker(&socket).args(["ps", "--all", "--format", "{{.Names}}"]));
     names.unwrap_or_default().lines().map(str::to_owned).collect()
+}
+
+/// The client with a deadline: an engine that hangs must not keep a run from its end.
+fn patient_docker(socket: &Path) -> Command {
+    let mut docker = Command::new("timeout");
+    docker.args(["60", "docker", "--host"]).arg(format!("unix://{}", socket.display()));
+    docker
 }
 
 /// Whether an engine says that it is well.

@@ -12,6 +12,7 @@ mod programs;
 mod recipe;
 mod say;
 mod test;
+mod this_run;
 mod vm;
 mod workspace;
 

@@ -17,6 +17,9 @@ const STATIC: &str = "rustflags=[\"-C\",\"target-feature=+crt-static\"]";
 const PLAIN: &str = "profile.dev.debug=false";
 /// An agent starts a hundred times under emulation, in 1.1 s instead of 2.8 s.
 const OPTIMISED: &str = "profile.dev.opt-level=1";
+/// An optimised build without this optimises each crate once more over all of its parts, for nothing that a
+/// test would notice (rustc, `-C lto`).
+const ONCE: &str = "profile.dev.lto=\"off\"";
 /// With the root tests, which are not in `--all-targets`.
 pub const EVERY_TEST: &str = "*";
 /// What the tests start beside the agent.
@@ -48,7 +51,7 @@ pub fn build() -> Result<Built> {
 
 /// The runner in the guest.
 pub fn runner() -> Result<PathBuf> {
-    program::run(cargo("build").args(["--quiet", "-p", "guest-runner"]))?;
+    program::run(workspace_cargo("build").args(["--quiet", "--bin", "guest-runner"]))?;
     Ok(built("debug", "guest-runner"))
 }
 
@@ -77,7 +80,9 @@ pub fn build_tests() -> Result<Vec<TestProgram>> {
     for line in BufReader::new(stdout).lines() {
         let line = line.context("cannot read from cargo")?;
         if let Some((name, path)) = executable(&line) {
-            found.push(TestProgram { tests: tests(&name, &path)?, name, path });
+            let tests = tests(&name, &path)?;
+            ensure!(!tests.is_empty(), "{name} has no test");
+            found.push(TestProgram { tests, name, path });
         }
     }
     let status = child.wait().context("cannot wait for cargo")?;
@@ -96,7 +101,7 @@ fn target() -> String {
 
 fn cargo(verb: &str) -> Command {
     let mut cargo = linked_statically(verb);
-    cargo.args(["--config", PLAIN, "--config", OPTIMISED]);
+    cargo.args(["--config", PLAIN, "--config", OPTIMISED, "--config", ONCE]);
     if workspace::in_ci() {
         // Nothing is built there a second time.
         cargo.env("CARGO_INCREMENTAL", "0");

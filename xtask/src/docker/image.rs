@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 
 use super::Engine;
 use super::rootfs::{self, Rootfs};
-use crate::program;
 use crate::say::step;
+use crate::{program, recipe};
 
 /// node, npm, real MCP servers and a leaking gateway.
 pub const NODE_IMAGE: &str = "mcp-guard-test-node:latest";
@@ -36,9 +36,10 @@ pub fn provide(engine: &Engine) -> Result<()> {
     })
 }
 
-/// Imports a tar under the key of its recipe, so that the next run sees that it is there.
+/// Imports a tar under the key of all that defines the image, so that the next run sees that it is there.
 fn import(engine: &Engine, rootfs: &Rootfs, image: &str) -> Result<()> {
-    let keyed = image.replace("latest", &rootfs.key);
+    let parts: Vec<String> = SETTINGS.map(str::to_owned).into();
+    let keyed = image.replace("latest", &recipe::key(&rootfs.key, &parts));
     let known = engine.docker().args(["image", "inspect", &keyed]).output();
     if !known.context("cannot start docker")?.status.success() {
         let mut docker = engine.docker();

@@ -104,16 +104,11 @@ fn show_log(folder: &Path) {
 
 /// Every container of this engine is ours, also those a failed test left behind.
 fn remove_containers(socket: &Path) -> Result<()> {
-    let docker = || {
-        let mut docker = Command::new("docker");
-        docker.arg("--host").arg(format!("unix://{}", socket.display()));
-        docker
-    };
-    let ids = program::output(docker().args(["ps", "--all", "--quiet"]))?;
+    let ids = program::output(super::patient_docker(socket).args(["ps", "--all", "--quiet"]))?;
     if ids.is_empty() {
         return Ok(());
     }
-    program::quietly(docker().args(["rm", "--force"]).args(ids.lines()))
+    program::quietly(super::patient_docker(socket).args(["rm", "--force"]).args(ids.lines()))
         .context("cannot remove the containers of the private engine")
 }
 

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result};
 
 use super::npm;
-use crate::{program, recipe, workspace};
+use crate::{program, recipe, this_run, workspace};
 
 /// Drives the leak: `node /opt/gw/leak.mjs URL COUNT DELAY_MS`.
 const LEAK: &str = include_str!("leak.mjs");
@@ -56,9 +56,10 @@ fn provide(name: &str, parts: &[String], fill: impl Fn(&Path) -> Result<()>) -> 
     let tar = rig.join(format!("{name}-{key}.tar"));
     if !tar.is_file() {
         fs::create_dir_all(&rig).with_context(|| format!("cannot make {}", rig.display()))?;
+        this_run::remove_left(&rig)?;
         remove_older(&rig, name)?;
         let work = tempfile::Builder::new()
-            .prefix("rootfs-")
+            .prefix(&this_run::prefix(this_run::MAKING))
             .tempdir_in(&rig)
             .with_context(|| format!("cannot make a folder in {}", rig.display()))?;
         let root = work.path().join("root");

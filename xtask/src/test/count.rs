@@ -23,8 +23,6 @@ pub struct Counts {
     pub passed: u64,
     pub failed: u64,
     pub ignored: u64,
-    /// Test programs that have no test.
-    pub empty: Vec<String>,
     /// What went wrong beside failed tests.
     pub problem: Option<String>,
 }
@@ -40,7 +38,6 @@ impl Counts {
         self.passed += other.passed;
         self.failed += other.failed;
         self.ignored += other.ignored;
-        self.empty.extend(other.empty);
         self.problem = self.problem.or(other.problem);
         self
     }
@@ -86,7 +83,7 @@ fn follow(command: &mut Command, limit: Duration, show: fn(&str)) -> Result<Coun
         Some(status) if !status.success() && counts.failed == 0 => {
             Some(format!("`{}` ended with {status}", program::line(command)))
         }
-        Some(_) => None,
+        Some(_) => counts.problem,
     };
     Ok(counts)
 }
@@ -139,14 +136,22 @@ fn running(lines: &[String]) -> String {
     if tests.is_empty() { program } else { format!("{program}::{}", tests.join(", ")) }
 }
 
+/// How cargo begins with the examples in a library's comments, of which it may have none.
+const EXAMPLES: &str = "Doc-tests ";
+
 fn count(lines: &[String]) -> Counts {
     let mut counts = Counts::default();
-    let mut program = String::new();
+    let (mut program, mut examples) = (String::new(), false);
     for line in lines {
         if let Some(name) = program_of(line) {
             program = name;
+            examples = line.trim_start().starts_with(EXAMPLES);
         } else if let Some(result) = line.strip_prefix("test result: ") {
-            add(&mut counts, result, &program);
+            let tests = add(&mut counts, result);
+            if tests == 0 && !examples {
+                // What it had is gone, or was never seen.
+                counts.problem = Some(format!("{program} has no test"));
+            }
         }
     }
     counts
@@ -155,22 +160,20 @@ fn count(lines: &[String]) -> Counts {
 /// The test program that a line of cargo's begins.
 fn program_of(line: &str) -> Option<String> {
     let words = line.trim_start();
-    words.strip_prefix("Running ").or(words.strip_prefix("Doc-tests ")).map(short)
+    words.strip_prefix("Running ").or(words.strip_prefix(EXAMPLES)).map(short)
 }
 
-/// `ok. 12 passed; 0 failed; 1 ignored; 0 measured; ...`
-fn add(counts: &mut Counts, result: &str, program: &str) {
+/// `ok. 12 passed; 0 failed; 1 ignored; 0 measured; ...`; how many tests that were.
+fn add(counts: &mut Counts, result: &str) -> u64 {
     let number = |what: &str| {
         let field = result.split(['.', ';']).find_map(|field| field.trim().strip_suffix(what));
         field.and_then(|number| number.trim().parse::<u64>().ok()).unwrap_or(0)
     };
     let (passed, failed, ignored) = (number("passed"), number("failed"), number("ignored"));
-    if passed + failed + ignored == 0 {
-        counts.empty.push(program.to_owned());
-    }
     counts.passed += passed;
     counts.failed += failed;
     counts.ignored += ignored;
+    passed + failed + ignored
 }
 
 /// `unittests src/lib.rs (target/debug/deps/mcp_guard-0123)` as `mcp_guard`.
@@ -186,9 +189,6 @@ mod tests {
     #[test]
     fn counts_the_tests_of_several_programs() {
         let output = "\
-     Running unittests src/main.rs (target/debug/deps/xtask-0a1b)
-running 0 tests
-test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s
      Running tests/host_fork.rs (target/debug/deps/host_fork-77)
 test a ... ok
 test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 0 filtered out; finished in 1.2s
@@ -196,8 +196,16 @@ test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 0 filtered out;
 test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.1s";
         let lines: Vec<String> = output.lines().map(str::to_owned).collect();
         let counts = count(&lines);
-        let empty = vec!["xtask".to_owned()];
-        assert_eq!(counts, Counts { passed: 14, failed: 3, ignored: 1, empty, problem: None });
+        assert_eq!(counts, Counts { passed: 14, failed: 3, ignored: 1, problem: None });
+    }
+
+    #[test]
+    fn a_program_without_a_test_is_a_problem_and_a_library_without_examples_is_none() {
+        let none = "test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out;";
+        let problem = |began: &str| count(&[began.to_owned(), none.to_owned()]).problem;
+        let program = problem("     Running unittests src/main.rs (target/debug/deps/xtask-0a1b)");
+        assert_eq!(program.as_deref(), Some("xtask has no test"));
+        assert_eq!(problem("   Doc-tests mcp_guard"), None);
     }
 
     #[test]

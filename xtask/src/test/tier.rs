@@ -80,9 +80,6 @@ fn ran(counts: &Counts) -> String {
     if counts.ignored > 0 {
         line.push_str(&format!(", {} ignored", counts.ignored));
     }
-    if !counts.empty.is_empty() {
-        line.push_str(&format!("; without tests: {}", counts.empty.join(", ")));
-    }
     line
 }
 

@@ -1,6 +1,6 @@
 //! Images made once and kept under `target/vm`, each under the hash of what defines it.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use super::qemu::Machine;
 use super::{kernel, machine, run, system};
 use crate::docker::{self, Rootfs};
 use crate::say::{say, step};
-use crate::{program, recipe, workspace};
+use crate::{program, recipe, this_run, workspace};
 
 /// Changes whenever this file makes images in another way.
 const LAYOUT: &str = "4";
@@ -60,7 +60,8 @@ impl Built {
 
     /// A disk to write to; gone when dropped.
     pub fn copy_of_disk(&self) -> Result<NamedTempFile> {
-        let copy = tempfile::Builder::new().prefix(&for_this_run(RUN)).tempfile_in(store());
+        let copy =
+            tempfile::Builder::new().prefix(&this_run::prefix(this_run::RUN)).tempfile_in(store());
         let copy = copy.context("cannot make a file in target/vm")?;
         let mut cp = Command::new("cp");
         cp.args(["--sparse=always", "--reflink=auto"]).arg(self.disk()).arg(copy.path());
@@ -78,34 +79,9 @@ pub fn store() -> PathBuf {
     workspace::target().join("vm")
 }
 
-/// What a run needs while it lasts.
-pub const RUN: &str = "run";
-const MAKING: &str = "making";
-
-/// How the name begins of something in [`store`] that goes with this process: with its number.
-pub fn for_this_run(what: &str) -> String {
-    format!("{what}-{}-", std::process::id())
-}
-
 /// Removes what runs left that were cut off.
 pub fn remove_left() -> Result<()> {
-    let lives = |pid: &str| Path::new("/proc").join(pid).exists();
-    for entry in fs::read_dir(store()).into_iter().flatten().flatten() {
-        if is_left(&entry.file_name().to_string_lossy(), lives) {
-            let path = entry.path();
-            let removed =
-                if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            removed.with_context(|| format!("cannot remove {}", path.display()))?;
-        }
-    }
-    Ok(())
-}
-
-/// Whether nobody holds what has this name. Another process with its number only keeps it for longer.
-fn is_left(name: &str, lives: impl Fn(&str) -> bool) -> bool {
-    let rest = name.strip_prefix(RUN).or(name.strip_prefix(MAKING));
-    let pid = rest.and_then(|rest| rest.strip_prefix('-')?.split_once('-'));
-    pid.is_some_and(|(pid, _)| !lives(pid))
+    this_run::remove_left(&store())
 }
 
 /// Makes an image unless it is there.
@@ -134,9 +110,12 @@ fn keep(
     build: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<Built> {
     let folder = store().join(format!("{}-{}", image.name, recipe::key(LAYOUT, recipe)));
+    let _alone = alone(image)?;
     if !folder.is_dir() {
         remove_older(image)?;
-        let work = tempfile::Builder::new().prefix(&for_this_run(MAKING)).tempdir_in(store());
+        let work = tempfile::Builder::new()
+            .prefix(&this_run::prefix(this_run::MAKING))
+            .tempdir_in(store());
         let work = work.context("cannot make a folder in target/vm")?;
         build(work.path())?;
         // From here on it is not ours to remove.
@@ -146,9 +125,17 @@ fn keep(
     Ok(Built { folder })
 }
 
+/// Nobody else makes this image until it is dropped: two tiers may need one, and two runs may share a folder.
+fn alone(image: &Image) -> Result<File> {
+    fs::create_dir_all(store()).context("cannot make target/vm")?;
+    let path = store().join(format!("{}.lock", image.name));
+    let file = File::create(&path).with_context(|| path.display().to_string())?;
+    file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
+    Ok(file)
+}
+
 /// Removes images of that name made by other recipes.
 fn remove_older(image: &Image) -> Result<()> {
-    fs::create_dir_all(store()).context("cannot make target/vm")?;
     for entry in fs::read_dir(store()).context("cannot list target/vm")?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let key = name.strip_prefix(image.name).and_then(|rest| rest.strip_prefix('-'));
@@ -185,24 +172,4 @@ fn fill(image: &Image, folder: &Path, busybox: &Rootfs) -> Result<()> {
         ensure!(report.failures.is_empty(), "{}", report.explain().join("\n"));
         Ok(())
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_process_that_is_gone_made_is_left() {
-        let lives = |pid: &str| pid == "7";
-        let table = [
-            ("run-8-aBc", true),
-            ("making-8-aBc", true),
-            ("run-7-aBc", false),
-            ("trixie-0123456789abcdef", false),
-            ("kernel-6.12-0123456789abcdef", false),
-        ];
-        for (name, left) in table {
-            assert_eq!(is_left(name, lives), left, "{name}");
-        }
-    }
 }

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use super::{cache, kernel, system};
 use crate::programs::{self, TestProgram};
-use crate::{docker, program, workspace};
+use crate::{docker, program, this_run, workspace};
 
 /// What the first process of a kernel-only guest mounts over, beside the folders of every root.
 const PLACES: [&str; 2] = ["dev", "run"];
@@ -26,7 +26,7 @@ impl Payload {
     /// With the runner alone.
     pub fn new() -> Result<Self> {
         fs::create_dir_all(cache::store()).context("cannot make target/vm")?;
-        let prefix = cache::for_this_run(cache::RUN);
+        let prefix = this_run::prefix(this_run::RUN);
         let folder = tempfile::Builder::new().prefix(&prefix).tempdir_in(cache::store());
         let folder = folder.context("cannot make a folder in target/vm")?;
         let made = Self { folder };
@@ -46,8 +46,10 @@ impl Payload {
             self.link(path, &format!("bin/{name}"))?;
         }
         self.link(&built.agent, "mcp-guard")?;
-        // For the containers, whose image has the libraries of this host.
-        self.link(Path::new("/bin/dash"), "bin/dash")?;
+        if plan.tests.iter().any(|test| test.program == "docker_launcher") {
+            // For its containers, whose image has the libraries of this host.
+            self.link(Path::new("/bin/dash"), "bin/dash")?;
+        }
         let package = workspace::root().join("package");
         program::quietly(
             Command::new("cp").arg("--archive").arg(&package).arg(self.inside("package")),

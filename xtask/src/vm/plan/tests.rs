@@ -1,5 +1,8 @@
+use std::collections::BTreeSet;
+
 use super::super::image::{IMAGES, find};
 use super::*;
+use crate::workspace;
 
 fn program(name: &str) -> TestProgram {
     let test = |test: &str| Test { program: name.to_owned(), name: test.to_owned() };
@@ -11,6 +14,15 @@ fn chosen(image: &str, extent: Extent, filter: &str) -> (Vec<String>, Vec<String
     let set = choose(find(image).unwrap(), extent, filter, &all.map(program));
     let left = set.left_out.into_iter().map(|(name, count, _)| format!("{name} {count}"));
     (set.tests.iter().map(ToString::to_string).collect(), left.collect())
+}
+
+#[test]
+fn a_root_test_runs_only_where_it_is_named() {
+    let manifest = std::fs::read_to_string(workspace::root().join("tests/Cargo.toml")).unwrap();
+    let programs: BTreeSet<String> =
+        sources::tests().into_iter().map(|test| test.program).collect();
+    let apart = |name: &&String| !manifest.contains(&format!("name = \"{name}\"\ntest = false\n"));
+    assert_eq!(programs.iter().filter(apart).collect::<Vec<_>>(), ["cli"]);
 }
 
 #[test]
