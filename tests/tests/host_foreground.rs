@@ -7,7 +7,7 @@
 )]
 
 use std::{
-    os::unix::process::ExitStatusExt as _,
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
     process::{Child, ExitStatus, Output, Stdio},
 };
 
@@ -25,7 +25,7 @@ use mcp_guard_tests::{
     lines::Lines,
     sleeper::Sleeper,
 };
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, getpgid, kill_process};
 
 const FOUND: u64 = 200;
 
@@ -68,7 +68,7 @@ impl Foreground {
     fn start(scene: &Scene, time: &str) -> Self {
         let mut command = command(scene.folder.path(), "/nonexistent").unwrap();
         command.args(["freeze", "--for", time]).arg(scene.target());
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = command.stdout(Stdio::piped()).process_group(0).spawn().unwrap();
         let said = Lines::of(child.stdout.take().unwrap());
         // Killed by its drop where it says something else, or nothing.
         let foreground = Self { child, said };
@@ -136,6 +136,9 @@ fn a_freeze_in_the_foreground_ends_with_any_signal() {
 fn a_freeze_in_the_foreground_is_not_stopped() {
     let scene = Scene::new();
     let foreground = Foreground::start(&scene, "1s");
+    // As a shell does it: of an orphaned group, the kernel would stop nobody.
+    let group = Pid::from_child(&foreground.child);
+    assert_eq!(getpgid(Some(group)).unwrap(), group);
     foreground.signal(Signal::TSTP);
     let (status, said) = foreground.end();
     assert_eq!(status.code(), Some(0), "{said}");

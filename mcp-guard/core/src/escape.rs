@@ -83,8 +83,8 @@ pub fn is_cgroup_path(text: &str) -> bool {
     is_plain_path(text) && cgroup_path(text.as_bytes()) == text
 }
 
-/// Whether a path is absolute and each of its parts is a name, as in all that the kernel writes: `/a.scope/.`
-/// would be opened as `/a.scope` and judged by another name.
+/// Whether a path is absolute and each of its parts is a name: `/a.scope/.` would be opened as `/a.scope` and
+/// judged by another name.
 #[must_use]
 pub fn is_plain_path(text: &str) -> bool {
     let is_name = |name: &str| !matches!(name, "" | "." | "..");

@@ -17,7 +17,7 @@ use crate::{
 
 /// An episode is over when its detector has been silent for so long; then it may warn again.
 const EPISODE_QUIET: Duration = Duration::from_secs(30);
-/// What was left alone, because it was somebody else's or there was nothing to do, is looked at again.
+/// A clamp that had nothing to lower, or was somebody else's, is decided anew after this time.
 const LEFT_ALONE: Duration = Duration::from_secs(600);
 /// For so long after a clamp its effect on the processes inside is watched.
 const CLAMP_WATCH: Duration = Duration::from_secs(30);
@@ -30,6 +30,8 @@ struct Episode {
     acted: Option<Response>,
     /// It asks for action at this moment.
     acting: bool,
+    /// What came to nothing is not tried again before.
+    not_before: Time,
 }
 
 /// A state of the host that we own.
@@ -65,9 +67,8 @@ pub struct Guard {
     clamp_watch: ClampWatch,
     /// Somebody gave back what we held: nothing is done until then.
     not_before: Time,
-    /// What could not be done is not tried before. Each has its own: a clamp that fails for ever must not
-    /// stand in the way of a freeze.
-    again: BTreeMap<Response, Time>,
+    /// What failed is not tried before, and stands in no other's way: a clamp may fail for ever.
+    recovers: BTreeMap<Response, Time>,
     seen_changes: u64,
     next: Option<Time>,
 }
@@ -90,7 +91,7 @@ impl Guard {
             episodes: BTreeMap::new(),
             clamp_watch: ClampWatch::default(),
             not_before: Time::default(),
-            again: BTreeMap::new(),
+            recovers: BTreeMap::new(),
             seen_changes: u64::MAX,
             next: None,
         }
@@ -141,13 +142,16 @@ impl Guard {
                 self.clamp = hold;
                 self.clamp_watch = ClampWatch::default();
             }
-            // It gets time to recover.
-            (_, Outcome::Failed) => self.try_again(now, response, respond.cool_down),
+            (_, Outcome::Failed) => {
+                self.recovers.insert(response, now.after(respond.cool_down));
+                self.decide_anew(|acted| acted == response);
+            }
             // Not by a rule that stands against this guard, whose end is heard of: by what ran there then.
-            (_, Outcome::Refused) if self.refusal.is_none() => {
+            (_, Outcome::Refused) if self.refusal.is_none() && !self.holds(response) => {
                 self.try_again(now, response, respond.cool_down);
             }
-            (_, Outcome::NotOurs) if !self.holds(response) => {
+            // A freeze is somebody's own, or ours and not confirmed yet.
+            (Response::Clamp, Outcome::NotOurs) if self.clamp.is_none() => {
                 self.try_again(now, response, LEFT_ALONE);
             }
             (_, Outcome::Done | Outcome::WouldDo | Outcome::Refused | Outcome::NotOurs) => {}
@@ -162,10 +166,14 @@ impl Guard {
         }
     }
 
-    /// Lets the detectors that asked for it ask again, after some time.
+    /// Lets those who asked for it ask again after some time; nobody else has to wait for that.
     fn try_again(&mut self, now: Time, response: Response, after: Duration) {
-        self.again.insert(response, now.after(after));
-        self.decide_anew(|acted| acted == response);
+        for episode in self.episodes.values_mut() {
+            if episode.acted == Some(response) {
+                episode.acted = None;
+                episode.not_before = now.after(after);
+            }
+        }
     }
 
     /// What was refused is decided anew once nothing stands against it.
@@ -189,7 +197,8 @@ impl Guard {
     /// they apply their own settings. So a detector that still asks may clamp again.
     pub fn unclamped_by_other(&mut self, now: Time, respond: &Respond, out: &mut Vec<Effect>) {
         if self.clamp.take().is_some() {
-            self.try_again(now, Response::Clamp, respond.cool_down);
+            self.not_before = now.after(respond.cool_down);
+            self.decide_anew(|response| response == Response::Clamp);
             let end = End::UnclampedByOther;
             out.push(Effect::Disown { guard: self.id, response: Response::Clamp, end });
         }
@@ -273,14 +282,14 @@ impl Guard {
             let key = (detector, cause.identity.clone());
             let episode = self.episodes.entry(key).or_insert_with(|| {
                 out.push(Effect::Warn { guard: self.id, cause: cause.clone() });
-                Episode { last_seen: now, acted: None, acting: false }
+                Episode { last_seen: now, acted: None, acting: false, not_before: now }
             });
             episode.last_seen = now;
             episode.acting = act.is_some();
             let Some(response) = act.filter(|_| episode.acted.is_none()) else { continue };
             let response = response.min(self.terms.highest);
-            let again = self.again.get(&response).copied().unwrap_or_default();
-            let earliest = again.max(self.not_before);
+            let recovers = self.recovers.get(&response).copied().unwrap_or_default();
+            let earliest = recovers.max(self.not_before).max(episode.not_before);
             if now < earliest {
                 self.next = sooner(self.next, Some(earliest));
                 continue;

@@ -184,7 +184,8 @@ pub struct Respond {
     pub clamp_lease: Duration,
     #[serde(with = "humantime_serde")]
     pub freeze_lease: Duration,
-    /// After a failed action or an operator's thaw, how long no detector acts on the guard.
+    /// After a thaw by somebody else, or a limit of theirs over our clamp, how long no detector acts on the
+    /// guard; after an action that failed or was refused, how long who asked for it does not ask again.
     #[serde(with = "humantime_serde")]
     pub cool_down: Duration,
 }

@@ -285,6 +285,27 @@ fn what_was_left_alone_or_refused_by_the_executor_is_tried_again() {
     }
 }
 
+/// The kernel confirms a freeze later than the next one is found to be there already.
+#[test]
+fn a_freeze_that_two_asked_for_is_made_once() {
+    let mut story = Story::new(&format!("{QUICK}response = \"freeze\"\n"));
+    for package in ["a", "a", "a", "b", "b", "b"] {
+        story.server(package);
+    }
+    story.wait(3);
+    let both = [(Detector::Duplicates, Response::Freeze); 2];
+    assert_eq!(story.contained(), both);
+    story.settle(Response::Freeze, Outcome::NotOurs);
+    story.settle(Response::Freeze, Outcome::Done);
+    story.wait(1200);
+    assert_eq!(story.contained(), [], "a freeze is never renewed");
+    for _ in 0..3 {
+        story.server("c");
+    }
+    story.wait(3);
+    assert_eq!(story.contained(), [(Detector::Duplicates, Response::Freeze)], "a new one");
+}
+
 #[test]
 fn a_clamp_that_fails_for_ever_is_in_no_freezes_way() {
     let mut story = Story::new(QUICK);

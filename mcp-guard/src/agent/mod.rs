@@ -310,17 +310,13 @@ impl Agent {
         }
     }
 
-    /// What was written and is not confirmed yet gets its outcome in the log, and whoever asked an answer.
-    /// The core, which may have panicked, is not asked any more.
+    /// What was written and is not confirmed yet gets its outcome in the log. Nobody is told of it: what is
+    /// held now is given back in a moment.
     async fn last_answers(&mut self, confirmed: &mut mpsc::UnboundedReceiver<Confirmed>) {
         while self.executor.awaits_confirmation()
             && let Some(answer) = confirmed.recv().await
         {
-            if let Some(settled) = self.executor.confirm(answer)
-                && let Input::Settled { guard, response, .. } = &settled
-            {
-                self.tell_askers(*guard, *response, &settled);
-            }
+            self.executor.confirm(answer);
         }
     }
 

@@ -212,7 +212,7 @@ impl Ends {
                 _ = self.hangup.recv() => return Some("SIGHUP"),
                 _ = self.quit.recv() => return Some("SIGQUIT"),
                 _ = self.stop.recv() => out::error(
-                    "not stopped: it must be there when the time is over; Ctrl-C ends it now",
+                    "not stopped: it has something to end in time; Ctrl-C ends it now",
                 ),
             }
         }

@@ -11,8 +11,11 @@ use mcp_guard_core::{
 use super::{Executor, steps};
 use crate::host::{
     clock,
-    mark::{self, Slot},
+    mark::{self, Mark, Slot},
 };
+
+/// What could not be given back is tried again after this time; each attempt is in the log.
+const AGAIN: Duration = Duration::from_secs(10);
 
 impl Executor {
     pub(super) fn renew(&mut self, guard: GuardId, lease: Duration) -> Option<Input> {
@@ -56,24 +59,28 @@ impl Executor {
 
     /// Tries again what could not be given back when its lease ended.
     pub fn release_overdue(&mut self, guard: GuardId) {
-        let Some(held) = self.held.get(&guard) else { return };
         let now = clock::now();
+        let Some(held) = self.held.get(&guard).filter(|held| held.try_again <= now) else { return };
         let overdue = |dir, slot| {
             mark::read(dir, slot).is_ok_and(|mark| mark.is_some_and(|mark| mark.deadline <= now))
         };
         let freeze = overdue(held.cgroup.dir(), Slot::Freeze);
         let clamp = held.cgroup.pids_dir().is_some_and(|dir| overdue(dir, Slot::Clamp));
         for (response, is_overdue) in [(Response::Freeze, freeze), (Response::Clamp, clamp)] {
-            if is_overdue {
-                self.release(guard, response, End::LeaseOver);
+            if is_overdue
+                && let Some((Outcome::Failed, _)) = self.release(guard, response, End::LeaseOver)
+                && let Some(held) = self.held.get_mut(&guard)
+            {
+                held.try_again = now.after(AGAIN);
             }
         }
     }
 
-    /// Whether it carries a mark of ours.
+    /// Whether it carries a mark of this process.
     #[must_use]
     pub fn is_marked(&self, guard: GuardId) -> bool {
-        let marked = |dir, slot| mark::read(dir, slot).is_ok_and(|mark| mark.is_some());
+        let is_own = |mark: Mark| mark.holder == std::process::id();
+        let marked = |dir, slot| mark::read(dir, slot).is_ok_and(|mark| mark.is_some_and(is_own));
         self.held.get(&guard).is_some_and(|held| {
             let clamped = held.cgroup.pids_dir().is_some_and(|dir| marked(dir, Slot::Clamp));
             clamped || marked(held.cgroup.dir(), Slot::Freeze)

@@ -39,6 +39,8 @@ pub struct Held {
     pub container: Option<String>,
     /// The engine says Paused: its freeze is not ours to touch.
     pub paused: bool,
+    /// When to try again to give back what could not be.
+    try_again: Time,
 }
 
 impl Held {
@@ -49,7 +51,7 @@ impl Held {
             cgroup: cgroup.path().to_owned(),
             cgroup_id: cgroup.id(),
         };
-        Self { cgroup, subject, container, paused }
+        Self { cgroup, subject, container, paused, try_again: Time::default() }
     }
 }
 

@@ -23,7 +23,7 @@ use pids::Pids;
 use super::{poll, process::read_at_most};
 
 /// Nested cgroups looked at below one guard; the size of the kernel side's membership map.
-const MAX_DESCENDANTS: usize = mcp_guard_common::MAX_CGROUPS as usize;
+pub const MAX_DESCENDANTS: usize = mcp_guard_common::MAX_CGROUPS as usize;
 /// Bytes read of one cgroup file.
 const MAX_FILE: usize = 1 << 19;
 /// The same of cgroup.procs: eight for each of as many processes as Linux can have (`PID_MAX_LIMIT`).
@@ -131,9 +131,11 @@ impl Cgroup {
     /// Visits this cgroup, then those below; each is visited before its children are listed, so that
     /// a child made meanwhile is either seen or was made below a visited parent.
     ///
+    /// At most [`MAX_DESCENDANTS`] below it.
+    ///
     /// # Errors
-    /// This cgroup is gone, one cannot be opened, listed or visited, or there are more than can be looked
-    /// at. A descendant that goes away is stepped over.
+    /// This cgroup is gone, or one cannot be opened, listed or visited. A descendant that goes away is
+    /// stepped over.
     pub fn walk(&self, visit: Visit<'_>) -> io::Result<()> {
         self.descend(MAX_DESCENDANTS, visit, &mut Err)
     }
@@ -167,13 +169,10 @@ impl Cgroup {
         let mut way = vec![top];
         let mut seen = 0;
         while let Some(level) = way.last_mut() {
-            let Some(name) = level.children.pop() else {
+            let Some(name) = level.children.pop().filter(|_| seen < most) else {
                 way.pop();
                 continue;
             };
-            if seen == most {
-                return Err(io::Error::other(format!("it has more than {most} cgroups below it")));
-            }
             seen += 1;
             let entered = level.child(&name).and_then(|(dir, path)| {
                 visit(dir.as_fd(), &path)?;
@@ -215,8 +214,7 @@ impl Level {
             if entry.file_type() == FileType::Directory && !is_parent {
                 children.push(entry.file_name().to_owned());
             }
-            // One more than are visited: so it shows that there are too many.
-            if children.len() > most {
+            if children.len() >= most {
                 break;
             }
         }
@@ -289,6 +287,7 @@ mod tests {
     use std::{fs, os::unix::ffi::OsStrExt as _};
 
     use super::*;
+    use crate::host::facts;
 
     /// A directory is as good as a cgroup for whoever only walks.
     fn held(folder: &std::path::Path) -> Cgroup {
@@ -310,30 +309,28 @@ mod tests {
     }
 
     #[test]
-    fn thousands_of_cgroups_hide_none_of_a_tree_and_are_too_many_for_one_guard() {
+    fn thousands_of_cgroups_hide_none_of_a_tree_and_are_not_acted_upon_unseen() {
         let folder = tempfile::tempdir().unwrap();
-        for number in 0..MAX_DESCENDANTS {
+        for number in 0..=MAX_DESCENDANTS {
             fs::create_dir(folder.path().join(number.to_string())).unwrap();
         }
-        let count = |all: bool| {
-            let mut seen = 0;
-            let visit: Visit<'_> = &mut |_, path| {
-                seen += 1;
-                match path {
-                    "/7" => Err(io::Error::from_raw_os_error(libc::EIO)),
-                    _ => Ok(()),
-                }
-            };
-            let root = held(folder.path());
-            let walked = if all { root.walk_all(visit) } else { root.walk(&mut |_, _| Ok(())) };
-            (seen, walked.err().map(|error| error.to_string()))
-        };
-        assert_eq!(count(false).1, None);
-        fs::create_dir(folder.path().join("more")).unwrap();
-        assert!(count(false).1.unwrap().contains("more than 16384"));
-        let (seen, error) = count(true);
+        let mut root = held(folder.path());
+        let mut seen = 0;
+        let walked = root.walk_all(&mut |_, path| {
+            seen += 1;
+            match path {
+                "/7" => Err(io::Error::from_raw_os_error(libc::EIO)),
+                _ => Ok(()),
+            }
+        });
         assert_eq!(seen, MAX_DESCENDANTS + 2, "with itself, beyond one that fails");
-        assert!(error.unwrap().contains("os error 5"));
+        assert_eq!(walked.unwrap_err().raw_os_error(), Some(libc::EIO));
+        assert_eq!(root.descendants().unwrap().len(), MAX_DESCENDANTS);
+        fs::write(folder.path().join("cgroup.procs"), "").unwrap();
+        assert!(facts::gather(&root).unwrap_err().to_string().contains("16384 cgroups below it"));
+        // A container's own are the container's, and it must not get out of reach by making some.
+        root.path = format!("/docker/{}", "0123456789abcdef".repeat(4));
+        assert_eq!(facts::gather(&root).unwrap().descendants.len(), MAX_DESCENDANTS);
     }
 
     #[test]

@@ -3,22 +3,32 @@
 use std::{fs, io};
 
 use mcp_guard_core::{
+    container::container_in,
     escape::{cgroup_path, escape},
     refusal::{ENGINES, Facts},
 };
 
-use super::{cgroup::Cgroup, process::Process};
+use super::{
+    cgroup::{Cgroup, MAX_DESCENDANTS},
+    process::Process,
+};
 
 /// `/proc/PID/comm` keeps 15 bytes of a program's name.
 const COMM: usize = 15;
 
 /// # Errors
-/// The cgroup is gone.
+/// The cgroup is gone, or holds more than can be looked at: a session may be among what was not seen. Not in
+/// a container, whose cgroups are its own.
 pub fn gather(cgroup: &Cgroup) -> io::Result<Facts> {
     let processes = cgroup.processes()?;
+    let descendants = cgroup.descendants()?;
+    if descendants.len() >= MAX_DESCENDANTS && container_in(cgroup.path()).is_none() {
+        let what = format!("it has {MAX_DESCENDANTS} cgroups below it, or more");
+        return Err(io::Error::other(what));
+    }
     Ok(Facts {
         path: cgroup.path().to_owned(),
-        descendants: cgroup.descendants()?.into_iter().map(|(path, _)| path).collect(),
+        descendants: descendants.into_iter().map(|(path, _)| path).collect(),
         own: own_path()?,
         holds_pid_1: processes.contains(&1),
         holds_the_agent: processes.contains(&std::process::id()),

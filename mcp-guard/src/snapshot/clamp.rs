@@ -1,7 +1,7 @@
 //! The clamp that an incident holds on a cgroup, as its mark says.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     path::{Component, Path},
 };
 
@@ -18,8 +18,13 @@ pub fn read(layout: &Layout, path: &str) -> Option<Clamp> {
     if inside.components().any(|part| !matches!(part, Component::Normal(_))) {
         return None;
     }
-    let dir = File::open(layout.pids.as_ref()?.mount.join(inside)).ok()?;
-    let mark = mark::read(&dir, Slot::Clamp).ok()??;
-    let limit = |text: Option<String>| Limit::parse(&text?);
-    Some(Clamp { incident: mark.incident, found: limit(mark.found)?, wrote: limit(mark.wrote)? })
+    let folder = layout.pids.as_ref()?.mount.join(inside);
+    let mark = mark::read(File::open(&folder).ok()?, Slot::Clamp).ok()??;
+    let limit = |text: &str| Limit::parse(text.trim());
+    let now = fs::read_to_string(folder.join("pids.max")).ok().as_deref().and_then(limit);
+    // Where it died between two steps, the one before the newest is in force.
+    let ours = now.filter(|now| mark.wrote_limit(*now));
+    let wrote = ours.or_else(|| mark.wrote.as_deref().and_then(limit))?;
+    let found = mark.found.as_deref().and_then(limit)?;
+    Some(Clamp { incident: mark.incident, found, wrote })
 }
