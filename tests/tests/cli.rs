@@ -139,7 +139,7 @@ fn a_bad_command_line_says_what_is_right() {
         ),
         (&["freeze", "pid:0"], "a process id greater than 0"),
         (&["kill", "cgroup:relative"], "an absolute path"),
-        (&["kill", "cgroup:/a/../b"], "without \".\""),
+        (&["kill", "cgroup:/a/../b"], "without \".\", \"..\""),
         (&["freeze", "x", "--for", "soon"], "--for"),
         (&["freeze", "x", "--for", "0s"], "--for must lie between 1s and 1day"),
         (&["thaw", "x", "--owned"], "cannot be used with"),
