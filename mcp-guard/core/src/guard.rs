@@ -13,6 +13,7 @@ use crate::{
     rates::Rates,
     refusal::Refusal,
     registry::Registry,
+    warnings::Budget,
 };
 
 /// An episode is over when its detector has been silent for so long; then it may warn again.
@@ -26,6 +27,8 @@ const SIGABRT: u32 = 6;
 #[derive(Clone, Debug)]
 struct Episode {
     last_seen: Time,
+    /// Its warning was told; a guard may tell so many in an hour.
+    told: bool,
     /// What it asked for when it acted.
     acted: Option<Response>,
     /// It asks for action at this moment.
@@ -64,6 +67,7 @@ pub struct Guard {
     pub freeze: Option<Hold>,
     aged: Aged,
     episodes: BTreeMap<(Detector, Option<String>), Episode>,
+    warnings: Budget,
     clamp_watch: ClampWatch,
     /// Somebody gave back what we held: nothing is done until then.
     not_before: Time,
@@ -89,6 +93,7 @@ impl Guard {
             freeze: None,
             aged: Aged::default(),
             episodes: BTreeMap::new(),
+            warnings: Budget::default(),
             clamp_watch: ClampWatch::default(),
             not_before: Time::default(),
             recovers: BTreeMap::new(),
@@ -280,10 +285,20 @@ impl Guard {
         for Finding { cause, act } in findings {
             let Some(detector) = cause.detector else { continue };
             let key = (detector, cause.identity.clone());
-            let episode = self.episodes.entry(key).or_insert_with(|| {
-                out.push(Effect::Warn { guard: self.id, cause: cause.clone() });
-                Episode { last_seen: now, acted: None, acting: false, not_before: now }
-            });
+            let new = Episode {
+                last_seen: now,
+                told: false,
+                acted: None,
+                acting: false,
+                not_before: now,
+            };
+            let episode = self.episodes.entry(key).or_insert(new);
+            if !episode.told
+                && let Some(cause) = self.warnings.spend(now, &cause)
+            {
+                episode.told = true;
+                out.push(Effect::Warn { guard: self.id, cause });
+            }
             episode.last_seen = now;
             episode.acting = act.is_some();
             let Some(response) = act.filter(|_| episode.acted.is_none()) else { continue };
@@ -299,7 +314,13 @@ impl Guard {
                 out.push(self.contain(now, response, self.terms.mode, None, cause, respond));
             }
         }
-        self.episodes.retain(|_, episode| now.since(episode.last_seen) < EPISODE_QUIET);
+        self.episodes.retain(|_, episode| {
+            let lasts = now.since(episode.last_seen) < EPISODE_QUIET;
+            if !lasts && !episode.told {
+                self.warnings.withhold();
+            }
+            lasts
+        });
     }
 
     /// The effect for a decision; a refusal where a bystander rule stands against it.

@@ -13,6 +13,7 @@
 //! target     what an operator may name         audit     the lines of the audit log
 //! limit      a number of tasks, or none        diagnose  why a limit does not hold
 //! repair     where a limit must be written     keep      when, and when no more
+//! warnings   how many a guard may tell
 //! ```
 #![forbid(unsafe_code)]
 
@@ -36,5 +37,6 @@ pub mod replay;
 pub mod status;
 pub mod target;
 mod time;
+mod warnings;
 
 pub use self::{core::Core, time::Time};

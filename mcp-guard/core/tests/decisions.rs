@@ -106,6 +106,40 @@ fn a_leak_is_warned_about_and_then_clamped_at_the_very_moment() {
     assert_eq!(clamp.cause.numbers["aged"], 10);
 }
 
+/// A container chooses its names, and each is a warning.
+#[test]
+fn the_warnings_of_an_hour_are_bounded_and_none_is_forgotten() {
+    let mut story = Story::new("");
+    let warnings = |story: &mut Story| -> Vec<_> {
+        let told = |effect| {
+            let Effect::Warn { cause, .. } = effect else { return None };
+            Some((cause.identity, cause.numbers))
+        };
+        story.take().into_iter().filter_map(told).collect()
+    };
+    let servers = |story: &mut Story, package: u32| {
+        [(); 5].map(|()| story.server(&format!("package-{package}")))
+    };
+    let pids: Vec<_> = (0..100).map(|package| servers(&mut story, package)).collect();
+    story.wait(60);
+    let (named, others): (Vec<_>, Vec<_>) =
+        warnings(&mut story).into_iter().partition(|(package, _)| package.is_some());
+    assert_eq!((named.len(), others.len()), (60, 1), "E names no package, and is never withheld");
+    let told = |package: u32| {
+        let name = format!("package-{package}");
+        named.iter().any(|(told, _)| told.as_ref() == Some(&name))
+    };
+    let (_, untold): (Vec<u32>, Vec<u32>) = (0..100).partition(|package| told(*package));
+    // All but three of those that were not told of end.
+    let ended = untold.iter().skip(3).flat_map(|package| pids[*package as usize]);
+    ended.for_each(|pid| story.exit(pid, 0));
+    story.wait(3600);
+    let later = warnings(&mut story);
+    assert_eq!(later.len(), 3, "{later:?}");
+    assert_eq!(later[0].1["withheld"], 37);
+    assert!(later[1..].iter().all(|(_, numbers)| !numbers.contains_key("withheld")));
+}
+
 #[test]
 fn servers_that_end_in_time_are_no_leak() {
     let mut story = Story::new("");
