@@ -8,8 +8,8 @@ use std::{
     collections::VecDeque,
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::Path,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
 };
 
 use mcp_guard_core::audit::{Line, Record};
@@ -20,12 +20,15 @@ use crate::host::clock;
 const MAX_WAITING: usize = 4096;
 
 pub struct Audit {
+    path: PathBuf,
     file: File,
     run: String,
     seq: u64,
     waiting: VecDeque<Vec<u8>>,
     /// Of the first of them a part is written.
     begun: bool,
+    /// Its file is no longer the one of its path, which was said.
+    is_stray: bool,
     /// Lines given up because the log could not be written for too long.
     pub lost: u64,
 }
@@ -37,11 +40,21 @@ impl Audit {
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             fs::DirBuilder::new().recursive(true).mode(0o750).create(parent)?;
         }
-        let file = OpenOptions::new().create(true).append(true).mode(0o640).open(path)?;
+        let file = append_to(path)?;
         let boot = clock::boot_id();
         let boot = boot.get(..8).unwrap_or(&boot);
         let run = format!("{boot}-{}-{}", std::process::id(), clock::now().0 / 1_000_000);
-        Ok(Self { file, run, seq: 0, waiting: VecDeque::new(), begun: false, lost: 0 })
+        let path = path.to_owned();
+        Ok(Self {
+            path,
+            file,
+            run,
+            seq: 0,
+            waiting: VecDeque::new(),
+            begun: false,
+            is_stray: false,
+            lost: 0,
+        })
     }
 
     /// Names this run; incident names begin with it.
@@ -72,8 +85,27 @@ impl Audit {
         self.flush();
     }
 
+    /// Goes on in a new file where the log was renamed or removed: whoever rotates it sends no signal.
+    fn follow_rotation(&mut self) {
+        let names = |file: fs::Metadata| (file.dev(), file.ino());
+        let ours = self.file.metadata().map(names).ok();
+        // The rest of a line belongs behind its beginning.
+        if self.begun || ours == fs::metadata(&self.path).map(names).ok() {
+            return;
+        }
+        match append_to(&self.path) {
+            Ok(file) => (self.file, self.is_stray) = (file, false),
+            Err(error) if !std::mem::replace(&mut self.is_stray, true) => {
+                let path = self.path.display();
+                tracing::error!(%path, %error, "the audit log was renamed, and cannot be made anew");
+            }
+            Err(_) => {}
+        }
+    }
+
     /// Tries to write what waits.
     pub fn flush(&mut self) {
+        self.follow_rotation();
         while let Some(line) = self.waiting.front_mut() {
             match self.file.write(line) {
                 Ok(length) if length == line.len() => {
@@ -102,9 +134,16 @@ impl Audit {
     }
 }
 
+fn append_to(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).mode(0o640).open(path)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::{io::Read as _, os::fd::OwnedFd};
+    use std::{
+        io::Read as _,
+        os::fd::{AsRawFd as _, OwnedFd},
+    };
 
     use rustix::fs::{OFlags, fcntl_setfl};
 
@@ -130,10 +169,27 @@ mod tests {
     }
 
     #[test]
+    fn a_log_that_is_renamed_goes_on_in_a_new_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (path, old) = (folder.path().join("audit.jsonl"), folder.path().join("audit.jsonl.1"));
+        let mut audit = Audit::open(&path).expect("opens");
+        audit.write(stop("before"));
+        fs::rename(&path, &old).expect("renamed");
+        audit.write(stop("after"));
+        audit.write(stop("later"));
+        let lines = |path| fs::read_to_string(path).expect("readable").lines().count();
+        assert_eq!((lines(&old), lines(&path)), (1, 2));
+        fs::remove_file(&path).expect("removed");
+        audit.write(stop("last"));
+        assert_eq!(lines(&path), 1);
+    }
+
+    #[test]
     fn a_line_that_was_cut_is_ended_by_the_next_attempt() {
         let (mut read, write) = io::pipe().expect("a pipe");
         fcntl_setfl(&write, OFlags::NONBLOCK).expect("a full one refuses");
         let mut audit = Audit::open(Path::new("/dev/null")).expect("opens");
+        audit.path = format!("/proc/self/fd/{}", write.as_raw_fd()).into();
         audit.file = File::from(OwnedFd::from(write));
         // Longer than a pipe takes at once.
         audit.write(stop(&"x".repeat(100_000)));
@@ -167,7 +223,7 @@ mod tests {
         assert_eq!((audit.waiting.len(), audit.lost), (MAX_WAITING, 3));
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("audit.jsonl");
-        audit.file = File::create(&path).expect("creates");
+        audit.path.clone_from(&path);
         audit.flush();
         let text = fs::read_to_string(&path).expect("readable");
         assert_eq!(text.lines().count(), MAX_WAITING);
