@@ -5,8 +5,10 @@ use std::process::Command;
 
 /// The top folder of the repository.
 pub fn root() -> PathBuf {
-    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
-    xtask.parent().unwrap_or(xtask).to_path_buf()
+    // As cargo says it now: clones that share a target folder share this program.
+    let now = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    let xtask = now.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")));
+    xtask.parent().map_or_else(|| xtask.clone(), Path::to_path_buf)
 }
 
 /// The folder cargo builds into.
