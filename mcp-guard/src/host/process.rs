@@ -31,7 +31,7 @@ pub struct Stat {
     pub start: u64,
     pub threads: u64,
     pub zombie: bool,
-    /// A zombie, or on its way out.
+    /// A zombie, or on its way out, with all of its threads: the first of them may end before the others.
     ending: bool,
 }
 
@@ -192,12 +192,13 @@ fn parse_stat(stat: &[u8]) -> Option<Stat> {
     // Numbers of proc_pid_stat(5), less the two fields before: state 3, ppid 4, flags 9, threads 20,
     // start 22.
     let zombie = matches!(*fields.first()?, "Z" | "X" | "x");
+    let threads = number(17)?;
     Some(Stat {
         parent: u32::try_from(number(1)?).ok()?,
         start: number(19)?,
-        threads: number(17)?,
+        threads,
         zombie,
-        ending: zombie || number(6)? & PF_EXITING != 0,
+        ending: threads <= 1 && (zombie || number(6)? & PF_EXITING != 0),
     })
 }
 
@@ -214,6 +215,8 @@ mod tests {
         assert!(parse_stat(zombie).is_some_and(|stat| stat.ending));
         let exiting = b"42 (x) R 7 1 1 0 -1 4194564 1 2 3 4 5 6 7 8 20 0 1 0 9912 0 0\n";
         assert!(parse_stat(exiting).is_some_and(|stat| stat.ending));
+        let others_live = b"42 (x) Z 7 1 1 0 -1 4194564 1 2 3 4 5 6 7 8 20 0 3 0 9912 0 0\n";
+        assert!(parse_stat(others_live).is_some_and(|stat| !stat.ending));
         for bad in [&b""[..], b"42 (x", b"42 (x)", b"42 (x) S 7"] {
             assert_eq!(parse_stat(bad), None);
         }
