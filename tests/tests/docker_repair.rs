@@ -20,6 +20,7 @@ use mcp_guard_tests::{
         Container, Place, busybox_image, node_image, output, socket, wait_until, without_agent,
     },
     sleeper::Sleeper,
+    wait,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -320,6 +321,22 @@ fn a_request_is_over_when_the_engine_keeps_it() {
     let mut agent = agent.restart(&policy).unwrap();
     agent.wait_until("it is forgotten", |_| Ok(limits.get(&gone).is_none())).unwrap();
     assert_eq!(limits.get(&container.id), Some(100), "of a container that is there");
+}
+
+/// Its word ranks before the policy's, also where the engine keeps it.
+#[test]
+fn a_request_stands_against_the_policy() {
+    let (container, place) = sleeper("above", &["--pids-limit", "60"]);
+    let policy =
+        format!("mode = \"enforce\"\n[[guard]]\nname = \"{}\"\npids_limit = 60\n", container.name);
+    let mut agent = Agent::start_with(&policy, &socket().unwrap(), &[]).unwrap();
+    agent.wait_until("it is guarded", |agent| Ok(agent.guard(place.id).is_ok())).unwrap();
+    let done = agent.cli(&["repair", &container.name, "--limit", "80"]).unwrap();
+    assert!(done.status.success(), "{done:?}");
+    // Three of the agent's looks.
+    let undone = || Ok(place.pids_max()? != "80" || !wanted(&agent, &place, 80)?);
+    assert!(!wait::until(Duration::from_secs(3), undone).unwrap(), "{}", agent.log());
+    assert_eq!(stored(&container), "80");
 }
 
 #[test]

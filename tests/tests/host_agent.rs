@@ -172,6 +172,34 @@ fn freeze_thaw_and_kill_by_hand_go_through_the_agent() {
     assert!(agent.ended().unwrap().success());
 }
 
+#[test]
+fn a_repair_does_not_end_a_clamp() {
+    let cgroup = cgroup("clamped");
+    let leak = Leak::start(&cgroup, 4).unwrap();
+    let mut agent = Agent::start(&LeakPolicy::enforcing(&cgroup, "clamp").toml()).unwrap();
+    let done = |record: &Record| matches!(record, Record::Outcome { .. }).then_some(());
+    agent.await_record("the clamp", done).unwrap();
+    let clamped = Holds::of(&cgroup).unwrap();
+    assert!(clamped.clamp_mark.is_some(), "{clamped:?}");
+    let repair = |agent: &Agent, more: &[&str]| {
+        let target = format!("cgroup:{}", cgroup.path());
+        let words = [&["repair", &target, "--limit", "150"], more].concat();
+        let output = agent.cli(&words).unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    for more in [&[][..], &["--dry-run"], &["--force"]] {
+        let (code, said) = repair(&agent, more);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("mcp-guard has clamped it"), "{said}");
+        assert_eq!(Holds::of(&cgroup).unwrap(), clamped);
+    }
+    assert!(agent.cli(&["thaw", &format!("cgroup:{}", cgroup.path())]).unwrap().status.success());
+    let (code, said) = repair(&agent, &[]);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(Holds::of(&cgroup).unwrap(), Holds::nothing(150));
+    assert!(leak.end().unwrap().success());
+}
+
 /// Root without the capabilities that BPF takes, as in a container.
 #[test]
 fn no_bpf_is_one_clear_sentence() {

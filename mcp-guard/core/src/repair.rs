@@ -101,7 +101,8 @@ pub fn plan(facts: &Facts, limit: Option<u64>, force: bool) -> Result<Plan, Refu
     if limit == 0 || limit > MOST {
         return refused(format!("{limit} is no limit: the kernel takes 1 to {MOST}"));
     }
-    if limit < LEAST && !force {
+    // What its owner has already is no new risk.
+    if limit < LEAST && !force && report.declared != Some(limit) {
         return refused(format!(
             "{limit} is less than the {LEAST} tasks of a docker exec, so health checks would fail; \
              --force sets it all the same"

@@ -115,11 +115,12 @@ impl Agent {
     }
 
     /// A request that is new begins anew. One that the engine keeps and that is in force has done its work,
-    /// and would undo the engine's next word.
+    /// and would undo the engine's next word; but where the policy says another number, it stands against that.
     fn hear_the_operator(&mut self, guard: GuardId, in_force: Limit) {
         let held = self.executor.held().get(&guard);
         let Some(id) = held.and_then(|held| held.container.as_deref()) else { return };
         let asked_at = self.limits.asked_at(id);
+        let policy = self.core.guard(guard).and_then(|state| state.terms.pids_limit);
         let kept = self.keeps.entry(guard).or_default();
         if asked_at.is_some() && asked_at != kept.asked_at {
             kept.keep.asked_again();
@@ -128,6 +129,7 @@ impl Agent {
         if asked_at.is_some()
             && let Some(asked) = self.limits.get(id)
             && kept.declared == Some(asked)
+            && policy.is_none_or(|limit| limit == asked)
             && in_force <= Limit::Tasks(asked)
             && let Err(error) = self.limits.remove(id)
         {

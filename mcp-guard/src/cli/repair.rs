@@ -23,7 +23,10 @@ use super::{
 };
 use crate::{
     agent::lock,
-    control::{client, wire::Status},
+    control::{
+        client,
+        wire::{Status, WatchedStatus},
+    },
     engine::Engine,
     executor::{Executor, Held},
     host::layout::Kind,
@@ -277,22 +280,23 @@ impl<'a> Repair<'a> {
         (!is_ours).then(|| "another repair was asked for meanwhile".to_owned())
     }
 
-    /// Whether an agent keeps this target by itself.
-    fn agent_goes_on(&self) -> bool {
+    /// As an agent guards it, if one does.
+    fn guarded(&self) -> Option<WatchedStatus> {
         // What has no id is not told to it.
         let is_told = self.id.is_some() && lock::is_held(&self.host.run_dir);
-        let Some(held) = self.held().filter(|_| is_told) else { return false };
+        let held = self.held().filter(|_| is_told)?;
         let socket = lock::socket(&self.host.run_dir);
-        let status: Result<Status, _> = client::call(&socket, "Status", serde_json::json!({}));
-        status.is_ok_and(|status| {
-            let mut guards = status.guards.iter();
-            guards.any(|one| {
-                one.cgroup_id == held.cgroup.id()
-                    && one.guard.mode == Mode::Enforce
-                    && one.guard.refused.is_none()
-                    && one.guard.state == "free"
-                    && !one.pids_left
-            })
+        let status: Status = client::call(&socket, "Status", serde_json::json!({})).ok()?;
+        status.guards.into_iter().find(|one| one.cgroup_id == held.cgroup.id())
+    }
+
+    /// Whether an agent keeps this target by itself.
+    fn agent_goes_on(&self) -> bool {
+        self.guarded().is_some_and(|one| {
+            one.guard.mode == Mode::Enforce
+                && one.guard.refused.is_none()
+                && one.guard.state == "free"
+                && !one.pids_left
         })
     }
 

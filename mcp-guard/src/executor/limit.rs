@@ -100,7 +100,8 @@ impl Executor {
         let forbidden = match facts::gather(&held.cgroup) {
             Ok(facts) => refusal(&facts)
                 .map(|refusal| refusal.to_string())
-                .or_else(|| binds_more(&write, held)),
+                .or_else(|| binds_more(&write, held))
+                .or_else(|| steps::is_clamped(&held.cgroup).then(|| CLAMPED.to_owned())),
             Err(error) => Some(format!("the cgroup is gone or was replaced: {error}")),
         };
         let change = Change {
@@ -199,6 +200,9 @@ impl Executor {
         }
     }
 }
+
+const CLAMPED: &str = "mcp-guard has clamped it, and any other limit would end the clamp and not what it \
+                       stops; `mcp-guard thaw` gives back the limit before it, then this one can be written";
 
 /// A limit of a unit binds all that is in it.
 fn binds_more(write: &Write, held: &Held) -> Option<String> {

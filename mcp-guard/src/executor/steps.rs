@@ -214,6 +214,10 @@ pub fn unclamp(cgroup: &Cgroup) -> (Outcome, String) {
 /// Writes a limit that nobody else owns, for good: it carries no mark.
 pub fn limit(cgroup: &Cgroup, limit: Limit) -> (Outcome, String) {
     let attempt = || -> io::Result<(Outcome, String)> {
+        // Its owner may have taken half a minute before this.
+        if is_clamped(cgroup) {
+            return Ok(left("mcp-guard has clamped it meanwhile"));
+        }
         let found = cgroup.pids_max()?;
         cgroup.set_pids_max(limit)?;
         Ok(limit_is(cgroup, &found.to_string(), limit))
@@ -230,6 +234,13 @@ pub fn limit_is(cgroup: &Cgroup, found: &str, wanted: Limit) -> (Outcome, String
         Ok(read) => (Outcome::Failed, format!("pids.max is {read} after writing {wanted}")),
         Err(error) => gone(error),
     }
+}
+
+/// Whether a clamp is in force, of this process or of one that is gone.
+pub fn is_clamped(cgroup: &Cgroup) -> bool {
+    let mark = cgroup.pids_dir().and_then(|dir| mark::read(dir, Slot::Clamp).ok()).flatten();
+    let now = cgroup.pids_max();
+    mark.is_some_and(|mark| now.is_ok_and(|now| mark.wrote_limit(now)))
 }
 
 /// Whether the limit is another than we wrote. False where it cannot be read: then nobody knows.

@@ -68,10 +68,11 @@ impl Repair<'_> {
         self.limits.get(id) == Some(self.plan.limit)
     }
 
-    /// Forgets what its owner keeps.
+    /// Forgets what its owner keeps. An agent does so itself: its policy may say another number.
     fn settle(&self) -> Result<(), Failure> {
+        let is_over = self.plan.is_kept_by_its_owner() && self.guarded().is_none();
         match &self.id {
-            Some(id) if self.plan.is_kept_by_its_owner() && self.is_still_wanted(id) => {
+            Some(id) if is_over && self.is_still_wanted(id) => {
                 self.limits.remove(id).map_err(Failure::could_not)
             }
             Some(_) | None => Ok(()),
