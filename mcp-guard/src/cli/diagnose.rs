@@ -76,16 +76,23 @@ pub fn diagnose(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
 fn all(host: &Host, as_json: bool) -> Result<Exit, Failure> {
     let (mut reports, unreadable, is_whole) = runtime()?.block_on(async {
         let snapshot = snapshot(host).await?;
+        let mut unreadable = snapshot.unreadable().to_vec();
+        let mut is_whole = snapshot.lists("").is_some();
         let mut reports = Vec::new();
         for listed in snapshot.running() {
             // One that vanished meanwhile is no error.
             reports.extend(snapshot.container(&listed.id).await.map(|facts| judge(&facts)));
         }
-        for cgroup in guarded_cgroups(host, &snapshot) {
+        let guarded = guarded_cgroups(host, &snapshot).unwrap_or_else(|error| {
+            is_whole = false;
+            let what = "cgroups that the agent guards".to_owned();
+            unreadable.push(Unreadable { what, why: error.to_string() });
+            Vec::new()
+        });
+        for cgroup in guarded {
             reports.push(judge(&snapshot.cgroup(&cgroup).await));
         }
-        let is_whole = snapshot.lists("").is_some();
-        Ok::<_, Failure>((reports, snapshot.unreadable().to_vec(), is_whole))
+        Ok::<_, Failure>((reports, unreadable, is_whole))
     })?;
     reports.sort_by_key(|report| {
         let worst = report.findings.first().map(|finding| finding.severity);
@@ -118,16 +125,16 @@ fn table(reports: &[Report], unreadable: &[Unreadable], is_whole: bool) -> Strin
     text
 }
 
-/// What an agent guards and no engine tells of; nothing where none runs or answers.
-fn guarded_cgroups(host: &Host, snapshot: &Snapshot) -> Vec<String> {
+/// What an agent guards and no engine tells of; nothing where none runs.
+fn guarded_cgroups(host: &Host, snapshot: &Snapshot) -> Result<Vec<String>, client::Error> {
     if !lock::is_held(&host.run_dir) {
-        return Vec::new();
+        return Ok(Vec::new());
     }
-    let status: Result<Status, _> = client::call(&lock::socket(&host.run_dir), "Status", json!({}));
-    let guards = status.map(|status| status.guards).unwrap_or_default().into_iter();
+    let status: Status = client::call(&lock::socket(&host.run_dir), "Status", json!({}))?;
+    let guards = status.guards.into_iter();
     let is_untold = |id: &str| snapshot.lists(id).is_none();
     let untold = guards.filter(|guard| guard.container.as_deref().is_none_or(is_untold));
-    untold.map(|guard| guard.cgroup).collect()
+    Ok(untold.map(|guard| guard.cgroup).collect())
 }
 
 fn exit(report: &Report) -> Exit {

@@ -2,11 +2,17 @@
 
 use mcp_guard_core::{
     container::container_in,
-    target::{NoMatch, Target, choose},
+    target::{Candidate, NoMatch, Target, choose},
 };
+use serde_json::json;
 
 use super::{Failure, Host};
 use crate::{
+    agent::lock,
+    control::{
+        client,
+        wire::{Status, WatchedStatus},
+    },
     engine::Engine,
     executor::Held,
     host::{cgroup::Cgroup, layout::Layout, systemd::Systemd},
@@ -42,7 +48,14 @@ pub async fn resolve(host: &Host, text: &str) -> Result<Held, Failure> {
 
 async fn container(host: &Host, layout: &Layout, name: &str) -> Result<Held, Failure> {
     let engine = Engine::new(&host.docker);
-    let all = engine.candidates().await.map_err(Failure::could_not)?;
+    let all = match engine.candidates().await {
+        Ok(all) => all,
+        Err(error) => {
+            let without = "; cgroup:/PATH and pid:N name a target without an engine";
+            let failure = || Failure::could_not(format!("{error}{without}"));
+            return guarded(host, layout, name).ok_or_else(failure);
+        }
+    };
     let chosen = choose(name, &all).map_err(|no_match| {
         Failure::could_not(match no_match {
             NoMatch::None => format!(
@@ -64,6 +77,23 @@ async fn container(host: &Host, layout: &Layout, name: &str) -> Result<Held, Fai
     let cgroup =
         Cgroup::of_process(layout, found.init, Some(&found.id)).map_err(Failure::could_not)?;
     Ok(Held::new(cgroup, &found.name, Some(found.id), found.paused))
+}
+
+/// What an agent guards it knows without the engine, which may hang in the very storm that is to be stopped.
+fn guarded(host: &Host, layout: &Layout, name: &str) -> Option<Held> {
+    if !lock::is_held(&host.run_dir) {
+        return None;
+    }
+    let status: Status = client::call(&lock::socket(&host.run_dir), "Status", json!({})).ok()?;
+    let candidate = |one: &WatchedStatus| {
+        Some(Candidate { id: one.container.clone()?, name: one.guard.name.clone() })
+    };
+    let all: Vec<Candidate> = status.guards.iter().filter_map(candidate).collect();
+    let chosen = choose(name, &all).ok()?;
+    let one = status.guards.iter().find(|one| one.container.as_ref() == Some(&chosen.id))?;
+    let cgroup = Cgroup::open(layout, &one.cgroup).ok()?;
+    let is_same = cgroup.id() == one.cgroup_id;
+    is_same.then(|| Held::new(cgroup, &chosen.name, Some(chosen.id.clone()), one.paused))
 }
 
 /// A cgroup by path may be a container's all the same; then its engine's pause counts.

@@ -1,5 +1,6 @@
 use std::{
     fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
 };
 
@@ -54,8 +55,15 @@ pub fn run(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
 }
 
 pub fn read_policy(path: &Path) -> Result<Policy, Failure> {
-    let text = fs::read_to_string(path)
-        .map_err(|error| Failure::data(format!("policy {}: {error}", path.display())))?;
+    let text = fs::read_to_string(path).map_err(|error| {
+        let said = format!("policy {}: {error}", path.display());
+        let is_bad = matches!(
+            error.kind(),
+            ErrorKind::NotFound | ErrorKind::IsADirectory | ErrorKind::InvalidData
+        );
+        // Any other error may pass: the unit tries again after it.
+        if is_bad { Failure::data(said) } else { Failure::could_not(said) }
+    })?;
     Policy::parse(&text)
         .map_err(|error| Failure::data(format!("policy {}: {error}", path.display())))
 }

@@ -10,16 +10,26 @@ use std::{
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::wire::{MAX_MESSAGE, Reply, Request};
+use super::wire::{Reply, Request};
 
 /// Longer than the agent needs to confirm a freeze or to fail.
 const ANSWER: Duration = Duration::from_secs(15);
+/// Bytes of an answer. Root's socket, and the whole state of a thousand guards may be in it.
+const MAX_ANSWER: u64 = 1 << 30;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No agent listens.
     #[error("no agent answers at {0}")]
     NoAgent(String),
+    #[error("the agent answers root only")]
+    NotRoot,
+    #[error(
+        "the agent does not answer within {ANSWER:?}; `systemctl status mcp-guard` and its log say more"
+    )]
+    Late,
+    #[error("the agent ended before its answer did; try again")]
+    Cut,
     #[error("the agent's answer: {0}")]
     Io(#[from] io::Error),
     #[error("the agent refused the call: {0}")]
@@ -33,7 +43,8 @@ pub fn call<T: DeserializeOwned>(path: &Path, method: &str, parameters: Value) -
         if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
             return Error::NoAgent(path.display().to_string());
         }
-        Error::Io(error)
+        let is_root = error.kind() != io::ErrorKind::PermissionDenied;
+        if is_root { Error::Io(error) } else { Error::NotRoot }
     })?;
     stream.set_read_timeout(Some(ANSWER))?;
     let method = format!("{}.{method}", super::wire::INTERFACE);
@@ -42,8 +53,12 @@ pub fn call<T: DeserializeOwned>(path: &Path, method: &str, parameters: Value) -
     message.push(0);
     stream.write_all(&message)?;
     let mut answer = Vec::new();
-    BufReader::new(stream).take(MAX_MESSAGE as u64).read_until(0, &mut answer)?;
-    answer.pop_if(|last| *last == 0);
+    let read = BufReader::new(stream).take(MAX_ANSWER).read_until(0, &mut answer);
+    read.map_err(|error| {
+        let is_late = error.kind() == io::ErrorKind::WouldBlock;
+        if is_late { Error::Late } else { Error::Io(error) }
+    })?;
+    answer.pop_if(|last| *last == 0).ok_or(Error::Cut)?;
     let reply: Reply = serde_json::from_slice(&answer).map_err(io::Error::from)?;
     match reply.error {
         None => Ok(serde_json::from_value(reply.parameters).map_err(io::Error::from)?),

@@ -5,18 +5,22 @@ use std::{
     os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
     path::Path,
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
     sync::{Semaphore, mpsc, oneshot},
+    time::sleep,
 };
 
 use super::wire::{Asked, Call, MAX_MESSAGE, Reply, read};
 
 /// Connections served at once; further ones wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 16;
+/// After a connection that could not be taken.
+const REFUSED: Duration = Duration::from_millis(100);
 
 /// A call and where its reply goes.
 pub struct Waiting {
@@ -57,7 +61,11 @@ pub async fn serve(listener: UnixListener, calls: mpsc::Sender<Waiting>) {
                     drop(place);
                 });
             }
-            Err(error) => tracing::warn!(%error, "control socket"),
+            Err(error) => {
+                tracing::warn!(%error, "control socket");
+                // Without a free descriptor it says so at once, again and again.
+                sleep(REFUSED).await;
+            }
         }
     }
 }
