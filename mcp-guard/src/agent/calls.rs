@@ -5,7 +5,6 @@ use std::time::Duration;
 use mcp_guard_core::{
     container::container_in,
     effect::{GuardId, Input, Outcome, Request},
-    policy::Response,
 };
 
 use super::{Agent, Asker};
@@ -14,7 +13,7 @@ use crate::{
         server::Waiting,
         wire::{Answer, Call, Place, Reply, Status, WatchedStatus, failed},
     },
-    executor::Held,
+    executor::{Held, Settled},
     host::{cgroup::Cgroup, clock},
 };
 
@@ -35,10 +34,10 @@ impl Agent {
             Call::Freeze { target, lease_ms, dry_run } => {
                 let lease = Duration::from_millis(lease_ms);
                 let request = Request::Freeze { lease, dry_run };
-                self.operate(&target, request, Response::Freeze, reply);
+                self.operate(&target, request, reply);
             }
             Call::Kill { target, dry_run } => {
-                self.operate(&target, Request::Kill { dry_run }, Response::Kill, reply);
+                self.operate(&target, Request::Kill { dry_run }, reply);
             }
             Call::Thaw { target } => self.thaw(&target, reply),
             #[expect(clippy::panic, reason = "this is what the call is for; debug builds only")]
@@ -50,16 +49,21 @@ impl Agent {
         &mut self,
         target: &Place,
         request: Request,
-        response: Response,
         reply: tokio::sync::oneshot::Sender<Reply>,
     ) {
-        match self.guard_by_hand(target) {
-            Ok(guard) => {
-                self.refresh_refusal(guard);
-                self.askers.push(Asker { guard, response, reply });
-                self.step(Input::Operator { guard, request });
-            }
-            Err(reason) => send_reply(reply, failed(&reason)),
+        let guard = match self.guard_by_hand(target) {
+            Ok(guard) => guard,
+            Err(reason) => return send_reply(reply, failed(&reason)),
+        };
+        self.refresh_refusal(guard);
+        // The request is the first thing that is done.
+        let incident = self.executor.next_incident();
+        self.askers.insert(incident.clone(), Asker { guard, reply });
+        self.step(Input::Operator { guard, request });
+        if incident == self.executor.next_incident()
+            && let Some(asker) = self.askers.remove(&incident)
+        {
+            send_reply(asker.reply, failed("the guard is gone; try again"));
         }
     }
 
@@ -68,7 +72,6 @@ impl Agent {
             Ok(guard) => guard,
             Err(reason) => return send_reply(reply, failed(&reason)),
         };
-        self.executor.take_released();
         self.step(Input::Operator { guard, request: Request::Thaw });
         let released = self.executor.take_released();
         if released.is_empty() {
@@ -100,15 +103,11 @@ impl Agent {
     }
 
     /// Answers whoever asked for what has just been settled.
-    pub(super) fn tell_askers(&mut self, guard: GuardId, response: Response, settled: &Input) {
-        let Input::Settled { outcome, .. } = settled else { return };
-        let (ours, others) = std::mem::take(&mut self.askers)
-            .into_iter()
-            .partition::<Vec<_>, _>(|asker| asker.guard == guard && asker.response == response);
-        self.askers = others;
-        for asker in ours {
-            let detail = self.executor.last_detail().to_owned();
-            send(asker.reply, Answer { outcome: *outcome, detail });
+    pub(super) fn tell_askers(&mut self) {
+        for Settled { incident, outcome, detail } in self.executor.take_settled() {
+            if let Some(asker) = self.askers.remove(&incident) {
+                send(asker.reply, Answer { outcome, detail });
+            }
         }
     }
 

@@ -84,7 +84,6 @@ enum Wake {
 
 struct Asker {
     guard: GuardId,
-    response: Response,
     reply: oneshot::Sender<Reply>,
 }
 
@@ -111,7 +110,8 @@ pub struct Agent {
     reader: Reader,
     /// Where what was asked for a limit is answered.
     news: mpsc::UnboundedSender<News>,
-    askers: Vec<Asker>,
+    /// Who waits for the end of an incident.
+    askers: BTreeMap<String, Asker>,
     losses: BTreeMap<String, u64>,
     notify: Notify,
     /// Records lost to a full ring, as of the last tick.
@@ -199,7 +199,7 @@ impl Agent {
             questions: 0,
             reader,
             news,
-            askers: Vec::new(),
+            askers: BTreeMap::new(),
             losses: BTreeMap::new(),
             notify: Notify::from_environment(),
             dropped: 0,
@@ -326,12 +326,11 @@ impl Agent {
     }
 
     fn step_at(&mut self, now: Time, input: Input) {
+        // Those of an earlier step interest nobody.
+        self.executor.take_released();
         let mut inputs = VecDeque::from([input]);
         let mut effects = Vec::new();
         while let Some(input) = inputs.pop_front() {
-            if let Input::Settled { guard, response, .. } = &input {
-                self.tell_askers(*guard, *response, &input);
-            }
             let clamped = clamped(&input);
             self.core.step(now, input, &mut effects);
             // What is refused from here on is the clamp's doing.
@@ -343,6 +342,7 @@ impl Agent {
                 inputs.extend(self.executor.apply(effect));
             }
         }
+        self.tell_askers();
     }
 
     /// An event may still be on its way; whoever is paused now must not be thawed.

@@ -74,7 +74,7 @@ impl Agent {
     }
 
     fn is_awaited(&self, guard: GuardId) -> bool {
-        self.askers.iter().any(|asker| asker.guard == guard)
+        self.askers.values().any(|asker| asker.guard == guard)
     }
 
     pub(super) fn read_totals(&mut self, guard: GuardId, now: Time) {

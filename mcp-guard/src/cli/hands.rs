@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use mcp_guard_core::{
-    effect::{Cause, Containment, Effect, End, Input, Outcome},
+    effect::{Cause, Containment, Effect, End, Outcome},
     policy::{Mode, Respond, Response},
 };
 use serde_json::json;
@@ -144,18 +144,14 @@ impl Hands {
             cause: Cause { detector: None, identity: None, numbers: BTreeMap::new() },
             decided: clock::now(),
         };
-        let mut settled = self.executor.apply(Effect::Contain(containment));
-        if settled.is_none()
+        if self.executor.apply(Effect::Contain(containment)).is_none()
             && let Some(confirmed) = self.confirmed.recv().await
         {
-            settled = self.executor.confirm(confirmed);
+            self.executor.confirm(confirmed);
         }
-        match settled {
-            Some(Input::Settled { outcome, .. }) => {
-                Ok((outcome, self.executor.last_detail().to_owned()))
-            }
-            _ => Err(Failure::could_not(format!("{}: no answer from the kernel", self.name))),
-        }
+        let none = || Failure::could_not(format!("{}: no answer from the kernel", self.name));
+        let settled = self.executor.take_settled().pop().ok_or_else(none)?;
+        Ok((settled.outcome, settled.detail))
     }
 
     /// The engine may have paused the target since it was frozen.
@@ -166,14 +162,20 @@ impl Hands {
         }
     }
 
+    /// All that carries a mark. The worst of what came of it is the answer.
     fn thaw(&mut self, end: End) -> (Outcome, String) {
-        let freeze = self.executor.release(TARGET, Response::Freeze, end);
-        let freeze = freeze.unwrap_or((Outcome::NotOurs, "the target is gone".to_owned()));
-        let clamp = self.executor.release(TARGET, Response::Clamp, end);
-        match clamp {
-            Some((Outcome::Done, detail)) => (Outcome::Done, format!("{}; {detail}", freeze.1)),
-            _ => freeze,
-        }
+        let marked = self.executor.marked(TARGET);
+        // Where nothing does, it is said whose the freeze is.
+        let slots = if marked.is_empty() { vec![Response::Freeze] } else { marked };
+        let released: Vec<_> =
+            slots.into_iter().filter_map(|slot| self.executor.release(TARGET, slot, end)).collect();
+        let Some((first, _)) = released.first() else {
+            return (Outcome::NotOurs, "the target is gone".to_owned());
+        };
+        let worst = released.iter().map(|(outcome, _)| *outcome).find(|one| *one != Outcome::Done);
+        let outcome = worst.unwrap_or(*first);
+        let details: Vec<String> = released.into_iter().map(|(_, detail)| detail).collect();
+        (outcome, details.join("; "))
     }
 }
 

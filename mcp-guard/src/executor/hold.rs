@@ -76,6 +76,17 @@ impl Executor {
         }
     }
 
+    /// What of it carries a mark, of this process or of one that is gone.
+    #[must_use]
+    pub fn marked(&self, guard: GuardId) -> Vec<Response> {
+        let Some(held) = self.held.get(&guard) else { return Vec::new() };
+        let is_marked = |dir, slot| mark::read(dir, slot).is_ok_and(|mark| mark.is_some());
+        let freeze = is_marked(held.cgroup.dir(), Slot::Freeze);
+        let clamp = held.cgroup.pids_dir().is_some_and(|dir| is_marked(dir, Slot::Clamp));
+        let slots = [(Response::Freeze, freeze), (Response::Clamp, clamp)];
+        slots.into_iter().filter(|(_, marked)| *marked).map(|(slot, _)| slot).collect()
+    }
+
     /// Whether it carries a mark of this process.
     #[must_use]
     pub fn is_marked(&self, guard: GuardId) -> bool {

@@ -55,13 +55,20 @@ impl Held {
     }
 }
 
+/// How an incident ended, for whoever asked for it.
+pub struct Settled {
+    pub incident: String,
+    pub outcome: Outcome,
+    pub detail: String,
+}
+
 pub struct Executor {
     held: BTreeMap<GuardId, Held>,
     pub audit: Audit,
     layout: Layout,
     holder: Holder,
     incidents: u64,
-    last_detail: String,
+    settled: Vec<Settled>,
     released: Vec<(Outcome, String)>,
     /// Writes of limits that are announced and have no outcome yet; one for each guard at most.
     changes: Vec<Arc<limit::Change>>,
@@ -84,7 +91,7 @@ impl Executor {
                 layout,
                 holder,
                 incidents: 0,
-                last_detail: String::new(),
+                settled: Vec::new(),
                 released: Vec::new(),
                 changes: Vec::new(),
                 confirmations,
@@ -94,10 +101,15 @@ impl Executor {
         )
     }
 
-    /// What the newest outcome said.
+    /// The incident that the next effect will be.
     #[must_use]
-    pub fn last_detail(&self) -> &str {
-        &self.last_detail
+    pub fn next_incident(&self) -> String {
+        format!("{}-{}", self.audit.run(), self.incidents + 1)
+    }
+
+    /// What has been settled since the last call.
+    pub fn take_settled(&mut self) -> Vec<Settled> {
+        std::mem::take(&mut self.settled)
     }
 
     /// How the releases since the last call ended.
@@ -163,18 +175,19 @@ impl Executor {
     }
 
     fn incident(&mut self) -> String {
+        let incident = self.next_incident();
         self.incidents += 1;
-        format!("{}-{}", self.audit.run(), self.incidents)
+        incident
     }
 
     fn contain(&mut self, wanted: Containment) -> Option<Input> {
+        let subject = self.subject(wanted.guard)?;
         let incident = self.incident();
         let held = self.held.get_mut(&wanted.guard)?;
         if wanted.response == Response::Clamp {
             // On a hybrid host it is found through a process, and the guard may have begun empty.
             held.cgroup.find_pids(&self.layout);
         }
-        let subject = held.subject.clone();
         let pids_max = (wanted.response == Response::Clamp)
             .then(|| steps::planned_clamp(&held.cgroup, wanted.headroom).ok())
             .flatten();
@@ -264,7 +277,8 @@ impl Executor {
         timing: Option<Timing>,
     ) {
         tracing::info!(name = guard.name, %response, ?outcome, detail);
-        self.last_detail.clone_from(&detail);
+        let settled = Settled { incident: incident.clone(), outcome, detail: detail.clone() };
+        self.settled.push(settled);
         self.audit.write(Record::Outcome { incident, guard, response, outcome, detail, timing });
     }
 
@@ -276,8 +290,8 @@ impl Executor {
         cause: Cause,
         detail: String,
     ) -> Option<Input> {
-        let incident = self.incident();
         let subject = self.subject(guard)?;
+        let incident = self.incident();
         self.audit.write(Record::Intent {
             incident: incident.clone(),
             guard: subject.clone(),
