@@ -35,7 +35,7 @@ pub struct Observed {
     /// `starttime` of `/proc/PID/stat`, in clock ticks since boot.
     pub start_ticks: u64,
     pub parent: u32,
-    /// `/proc/PID/cmdline`, NUL-separated.
+    /// `/proc/PID/cmdline`, NUL-separated; empty where it could not be read.
     pub argv: Vec<u8>,
 }
 
@@ -269,6 +269,10 @@ impl Registry {
             self.fork(born, seen.pid, seen.parent);
         }
         let Some(known) = self.processes.get(&seen.pid) else { return };
+        // A command line that could not be read says nothing.
+        if seen.argv.is_empty() {
+            return;
+        }
         let (born, in_tree) = (known.born, known.tree.is_some());
         match launchers.classify(&seen.argv) {
             // A launcher that renamed itself keeps the tree it has.

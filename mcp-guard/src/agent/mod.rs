@@ -46,6 +46,7 @@ use crate::{
         bpf::{Kernel, Options as BpfOptions},
         clock,
         layout::Layout,
+        observer::Observer,
         poll::{self, Alarm},
     },
     wanted::Limits,
@@ -108,6 +109,7 @@ pub struct Agent {
     /// Facts asked for so far, and who reads them.
     questions: u64,
     reader: Reader,
+    observer: Observer,
     /// Where what was asked for a limit is answered.
     news: mpsc::UnboundedSender<News>,
     /// Who waits for the end of an incident.
@@ -121,6 +123,7 @@ pub struct Agent {
     started: Time,
     next_tick: Time,
     next_look: Time,
+    next_late: Time,
 }
 
 struct Sources {
@@ -181,7 +184,8 @@ impl Agent {
         // At most one answer for each guard is under way.
         let (news, answered) = mpsc::unbounded_channel();
         let limits = Limits::new(&options.state_dir);
-        let reader = Reader::start(engine.clone(), limits.clone(), news.clone())
+        let observer = Observer::start();
+        let reader = Reader::start(engine.clone(), limits.clone(), observer.clone(), news.clone())
             .context("a thread that reads facts")?;
         let mut agent = Self {
             core: Core::new(options.policy),
@@ -198,6 +202,7 @@ impl Agent {
             limits,
             questions: 0,
             reader,
+            observer,
             news,
             askers: BTreeMap::new(),
             losses: BTreeMap::new(),
@@ -207,6 +212,7 @@ impl Agent {
             started: now,
             next_tick: now,
             next_look: now,
+            next_late: now,
         };
         let mode = agent.begin().await;
         let (calls, from_socket) = mpsc::channel(QUEUE);

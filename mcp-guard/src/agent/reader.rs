@@ -15,7 +15,7 @@ use mcp_guard_core::{
 use tokio::{sync::mpsc::UnboundedSender, time::timeout};
 
 use super::limits::News;
-use crate::{engine::Engine, snapshot::Snapshot, wanted::Limits};
+use crate::{engine::Engine, host::observer::Observer, snapshot::Snapshot, wanted::Limits};
 
 /// For the host, and then for each guard; what is not read by then is asked for again.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -42,6 +42,7 @@ impl Reader {
     pub fn start(
         engine: Option<Engine>,
         limits: Limits,
+        observer: Observer,
         news: UnboundedSender<News>,
     ) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -52,7 +53,7 @@ impl Reader {
                 let asks: Vec<Ask> = std::iter::once(first).chain(waiting.try_iter()).collect();
                 let whose: Vec<_> = asks.iter().map(|ask| (ask.guard, ask.number)).collect();
                 let answered = catch_unwind(AssertUnwindSafe(|| {
-                    runtime.block_on(answer(engine.as_ref(), &limits, asks, &news));
+                    runtime.block_on(answer(engine.as_ref(), &limits, &observer, asks, &news));
                 }));
                 // Whoever has an answer already waits for none of this number.
                 for (guard, number) in whose.into_iter().filter(|_| answered.is_err()) {
@@ -74,14 +75,16 @@ impl Reader {
 async fn answer(
     engine: Option<&Engine>,
     limits: &Limits,
+    observer: &Observer,
     asks: Vec<Ask>,
     news: &UnboundedSender<News>,
 ) {
     let late = |_| format!("not read within {PATIENCE:?}");
     let described = asks.iter().rev().find_map(|ask| ask.described.clone());
     let asked = engine.cloned().unwrap_or_else(|| Engine::new(""));
-    let taken =
-        timeout(PATIENCE, Snapshot::take_for_limits(asked, limits.clone(), described)).await;
+    let (limits, observer) = (limits.clone(), observer.clone());
+    let taken = Snapshot::take_for_limits(asked, limits, described, observer);
+    let taken = timeout(PATIENCE, taken).await;
     let taken = taken.map_err(late).and_then(|taken| taken.map_err(|error| error.to_string()));
     for ask in asks {
         let facts = match &taken {
@@ -136,7 +139,8 @@ mod tests {
     ) -> Vec<(GuardId, u64, Result<Box<Facts>, String>)> {
         let folder = tempfile::tempdir().unwrap();
         let (news, mut answers) = tokio::sync::mpsc::unbounded_channel();
-        let reader = Reader::start(engine, Limits::new(folder.path()), news).unwrap();
+        let reader =
+            Reader::start(engine, Limits::new(folder.path()), Observer::start(), news).unwrap();
         let count = asks.len();
         assert!(asks.into_iter().all(|ask| reader.ask(ask)));
         let mut read = || match answers.blocking_recv().unwrap() {

@@ -10,12 +10,15 @@ use mcp_guard_core::{
 };
 
 use super::{Agent, TICK, notify::Shown};
-use crate::host::{bpf, clock, process};
+use crate::host::{bpf, clock};
 
 /// Records handled in one turn; then other sources are looked at.
 const BATCH: usize = 2048;
 /// How often freezes are compared with the host, removed cgroups noticed, new ones looked for.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// Between looks at processes that answered late.
+const LATE: Duration = Duration::from_secs(10);
 
 impl Agent {
     /// Hands records to the core. What the batch leaves is fetched at the next turn, which is due at
@@ -31,7 +34,8 @@ impl Agent {
                 return;
             };
             let decided = Time(record.event.time_ns);
-            self.step_at(decided, input(record));
+            let input = self.input(record);
+            self.step_at(decided, input);
         }
         self.next_tick = clock::now();
     }
@@ -46,10 +50,10 @@ impl Agent {
         }
         self.next_tick = now.after(TICK);
         self.kernel.flush_log();
-        let overflowed = self.ring_overflowed();
+        let must_rescan = self.ring_overflowed() || self.can_read_more(now);
         for guard in self.counted() {
             self.read_totals(guard, now);
-            if overflowed {
+            if must_rescan {
                 self.rescan(guard);
             }
         }
@@ -94,6 +98,16 @@ impl Agent {
         overflowed
     }
 
+    /// A command line that could not be read may tell of a server. Whoever makes reads hang and answer at will
+    /// is not followed for each of them.
+    fn can_read_more(&mut self, now: Time) -> bool {
+        if now < self.next_late || !self.observer.has_answered_late() {
+            return false;
+        }
+        self.next_late = now.after(LATE);
+        true
+    }
+
     fn note_losses(&mut self) {
         let losses = self.kernel.losses();
         for (cause, count) in &losses {
@@ -116,8 +130,7 @@ impl Agent {
 
     pub(super) fn baseline(&self, guard: GuardId) -> Option<Input> {
         let pids = self.executor.held().get(&guard)?.cgroup.processes().ok()?;
-        let processes = pids.into_iter().filter_map(process::observe).collect();
-        Some(Input::Baseline { guard, processes })
+        Some(Input::Baseline { guard, processes: self.observer.observe(pids) })
     }
 
     /// Compares what is believed of a guard with the host.
@@ -157,27 +170,27 @@ impl Agent {
         let count = self.executor.held().get(&guard)?.cgroup.pids_denials().ok()?;
         Some(Input::Denials { guard, count })
     }
-}
 
-/// What the kernel side could not read is in `/proc`, if the process is still there.
-fn argv_or_ask(pid: u32, flags: u16, argv: Vec<u8>) -> Vec<u8> {
-    if flags & ARGV_UNREAD == 0 {
-        return argv;
-    }
-    process::observe(pid).map_or(argv, |process| process.argv)
-}
-
-fn input(record: bpf::Record) -> Input {
-    let bpf::Record { kind, event, argv } = record;
-    let (guard, born, pid) = (event.guard, Time(event.start_ns), event.tgid);
-    match kind {
-        Kind::Fork => Input::Fork { guard, born, child: pid, parent: event.parent },
-        Kind::Exec => Input::Exec { guard, born, pid, argv: argv_or_ask(pid, event.flags, argv) },
-        Kind::Exit => Input::Exit { guard, pid, code: event.exit_code },
-        Kind::Attach => {
-            let guard = (guard != NO_GUARD).then_some(guard);
-            let seen = guard.and_then(|_| process::observe(pid));
-            Input::Attach { guard, born, pid, seen }
+    fn input(&self, record: bpf::Record) -> Input {
+        let bpf::Record { kind, event, argv } = record;
+        let (guard, born, pid) = (event.guard, Time(event.start_ns), event.tgid);
+        let observe = |pid| self.observer.observe(vec![pid]).pop();
+        match kind {
+            Kind::Fork => Input::Fork { guard, born, child: pid, parent: event.parent },
+            Kind::Exec => {
+                // What the kernel side could not read is in `/proc`, if the process is still there.
+                let unread = event.flags & ARGV_UNREAD != 0;
+                let seen = if unread { observe(pid) } else { None };
+                let argv =
+                    seen.map(|seen| seen.argv).filter(|seen| !seen.is_empty()).unwrap_or(argv);
+                Input::Exec { guard, born, pid, argv }
+            }
+            Kind::Exit => Input::Exit { guard, pid, code: event.exit_code },
+            Kind::Attach => {
+                let guard = (guard != NO_GUARD).then_some(guard);
+                let seen = guard.and_then(|_| observe(pid));
+                Input::Attach { guard, born, pid, seen }
+            }
         }
     }
 }

@@ -150,7 +150,7 @@ pub fn clamp(cgroup: &Cgroup, headroom: u64, mode: Mode, mut mark: Mark) -> Step
         // The guard's own are read second: what is born in between is then among them.
         let limited = cgroup.pids_processes()?;
         let own: BTreeSet<u32> = cgroup.processes()?.into_iter().collect();
-        let bystander = |pid: &u32| !own.contains(pid) && process::observe(*pid).is_some();
+        let bystander = |pid: &u32| !own.contains(pid) && process::runs(*pid);
         if let Some(other) = limited.into_iter().find(bystander) {
             let detail = format!("process {other} shares its pids cgroup and is not of the guard");
             return Ok(Step::Settled(Outcome::Refused, detail));

@@ -9,12 +9,12 @@ use mcp_guard_core::{
     container::container_in,
     diagnose::facts,
     escape::{cgroup_path, escape, is_cgroup_path},
+    registry::Observed,
 };
 
-use super::process::Process;
+use super::{observer::Observer, process::Process};
 
-/// Bytes and words of a command line that are kept.
-const MAX_ARGV: usize = 1024;
+/// Words of a command line that are kept.
 const MAX_WORDS: usize = 32;
 /// Bytes of a word, a name.
 const MAX_WORD: usize = 256;
@@ -34,6 +34,7 @@ struct Row {
 
 pub struct Census {
     rows: BTreeMap<u32, Row>,
+    observer: Observer,
     /// Processes whose namespace could not be read.
     pub hidden: usize,
 }
@@ -43,7 +44,7 @@ impl Census {
     ///
     /// # Errors
     /// `/proc` cannot be listed.
-    pub fn take(v1: bool) -> io::Result<Self> {
+    pub fn take(v1: bool, observer: Observer) -> io::Result<Self> {
         let mut rows = BTreeMap::new();
         let mut hidden = 0;
         for entry in fs::read_dir("/proc")?.flatten() {
@@ -54,14 +55,14 @@ impl Census {
             hidden += usize::from(row.pid_ns.is_none() && !row.zombie);
             rows.insert(pid, row);
         }
-        Ok(Self { rows, hidden })
+        Ok(Self { rows, observer, hidden })
     }
 
     /// Processes in a cgroup and below it, without zombies.
     #[must_use]
     pub fn members(&self, cgroup: &str) -> Vec<facts::Process> {
         let inside = |row: &Row| !row.zombie && is_in(&row.cgroup, cgroup);
-        self.rows.iter().filter(|(_, row)| inside(row)).map(|(pid, row)| shown(*pid, row)).collect()
+        self.shown(self.rows.iter().filter(|(_, row)| inside(row)))
     }
 
     /// Zombies whose parent is one of these, wherever they say they are: a version 1 hierarchy puts
@@ -70,7 +71,7 @@ impl Census {
     pub fn zombies_of(&self, parents: &[facts::Process]) -> Vec<facts::Process> {
         let parents: BTreeSet<u32> = parents.iter().map(|process| process.pid).collect();
         let dead = |row: &Row| row.zombie && parents.contains(&row.parent);
-        self.rows.iter().filter(|(_, row)| dead(row)).map(|(pid, row)| shown(*pid, row)).collect()
+        self.shown(self.rows.iter().filter(|(_, row)| dead(row)))
     }
 
     /// Processes outside of a cgroup that are in the pid namespace of `init`, or were started by those
@@ -93,13 +94,20 @@ impl Census {
             };
             let (more, others): (Vec<_>, Vec<_>) = outside.into_iter().partition(belongs);
             if more.is_empty() {
-                return Some(found.into_values().collect());
+                return Some(self.shown(found.into_iter()));
             }
             // Children may have lower numbers than their parents: the others are asked again.
             family.extend(more.iter().map(|(pid, _)| **pid));
-            found.extend(more.into_iter().map(|(pid, row)| (*pid, shown(*pid, row))));
+            found.extend(more);
             outside = others;
         }
+    }
+
+    fn shown<'a>(&self, rows: impl Iterator<Item = (&'a u32, &'a Row)>) -> Vec<facts::Process> {
+        let rows: Vec<_> = rows.collect();
+        let seen = self.observer.observe(rows.iter().map(|(pid, _)| **pid).collect());
+        let seen: BTreeMap<u32, Observed> = seen.into_iter().map(|one| (one.pid, one)).collect();
+        rows.into_iter().map(|(pid, row)| shown(*pid, row, seen.get(pid))).collect()
     }
 
     /// Whether `/proc` shows processes of others at all, see `hidepid` in proc(5).
@@ -179,13 +187,13 @@ fn pids_path(places: &[u8], v1: bool) -> Option<&[u8]> {
     })
 }
 
-fn shown(pid: u32, row: &Row) -> facts::Process {
-    // Another may have the number by now.
+/// `seen` may be of another process that has the number by now.
+fn shown(pid: u32, row: &Row, seen: Option<&Observed>) -> facts::Process {
     let same = |process: &Process| process.start_ticks().is_ok_and(|start| start == row.start);
     let process = Process::open(pid).ok().filter(same);
-    let comm = process.as_ref().and_then(|process| process.comm().ok()).unwrap_or_default();
-    let argv = process.as_ref().and_then(|process| process.argv(MAX_ARGV).ok());
-    let argv = argv.unwrap_or_default();
+    let comm = process.and_then(|process| process.comm().ok()).unwrap_or_default();
+    let seen = seen.filter(|seen| seen.start_ticks == row.start);
+    let argv = seen.map_or(&[][..], |seen| &seen.argv);
     let words = argv.split(|byte| *byte == 0).filter(|word| !word.is_empty());
     facts::Process {
         pid,
@@ -229,7 +237,7 @@ mod tests {
     fn we_are_in_the_census() {
         let layout = crate::host::layout::Layout::read().unwrap();
         let v1 = layout.pids.is_some_and(|tree| tree.v1);
-        let census = Census::take(v1).unwrap();
+        let census = Census::take(v1, Observer::start()).unwrap();
         let me = std::process::id();
         let own = census.cgroup_of(me).unwrap().to_owned();
         let members = census.members(&own);
@@ -238,10 +246,12 @@ mod tests {
         assert_eq!(census.aliens(me, &own).map(|all| all.len()), None, "our own namespace");
         assert!(host_tasks().unwrap() > 0);
         assert!(!census.is_partial());
-        assert!(Census { rows: BTreeMap::new(), hidden: 0 }.is_partial(), "no PID 1: hidepid");
+        let observer = Observer::start();
+        let nobody = Census { rows: BTreeMap::new(), observer, hidden: 0 };
+        assert!(nobody.is_partial(), "no PID 1: hidepid");
         // Started before us, by the same number: what it is called is not ours to tell.
         let other = Row { start: 0, ..census.rows[&me].clone() };
-        let shown = shown(me, &other);
+        let shown = shown(me, &other, nobody.observer.observe(vec![me]).first());
         assert_eq!((shown.comm.as_str(), shown.argv.len()), ("", 0));
     }
 }

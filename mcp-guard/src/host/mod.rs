@@ -10,6 +10,7 @@ pub mod facts;
 pub mod kernel;
 pub mod layout;
 pub mod mark;
+pub mod observer;
 pub mod pidns;
 pub mod poll;
 pub mod process;

@@ -88,14 +88,6 @@ impl Process {
         }
     }
 
-    /// The command line, NUL-separated, cut after so many bytes.
-    ///
-    /// # Errors
-    /// The process is gone.
-    pub fn argv(&self, limit: usize) -> io::Result<Vec<u8>> {
-        self.read("cmdline", limit)
-    }
-
     /// Start time in clock ticks; with the pid it names the process for good.
     ///
     /// # Errors
@@ -146,14 +138,29 @@ pub(super) fn read_at_most(fd: &OwnedFd, limit: usize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The process as the registry wants it; None where it is gone, a zombie, or ending.
-#[must_use]
-pub fn observe(pid: u32) -> Option<Observed> {
+/// The process as the registry wants it; None where it is gone, a zombie, or ending. The read of a command line
+/// can hang: see [`super::observer`], through which it is to be called.
+pub(super) fn observe(pid: u32) -> Option<Observed> {
     let process = Process::open(pid).ok()?;
     let argv = process.read("cmdline", MAX_ARGV).ok()?;
     // After the command line: a process that execs in between is seen as what it was.
+    observed(&process, argv)
+}
+
+/// The same without its command line, which nothing can hang.
+pub(super) fn without_argv(pid: u32) -> Option<Observed> {
+    observed(&Process::open(pid).ok()?, Vec::new())
+}
+
+fn observed(process: &Process, argv: Vec<u8>) -> Option<Observed> {
     let stat = process.stat().ok().filter(|stat| !stat.ending)?;
     Some(Observed { pid: process.pid, start_ticks: stat.start, parent: stat.parent, argv })
+}
+
+/// Whether there is a process of this number that is not ending.
+#[must_use]
+pub fn runs(pid: u32) -> bool {
+    without_argv(pid).is_some()
 }
 
 /// Whether the process with this start time still runs.

@@ -27,6 +27,7 @@ use crate::{
         census::Census,
         chain,
         layout::Layout,
+        observer::Observer,
         systemd::{self, Systemd},
     },
     wanted::Limits,
@@ -69,7 +70,7 @@ impl Snapshot {
     /// # Errors
     /// Not even `/proc` can be read.
     pub async fn take(engine: Engine, limits: Limits) -> std::io::Result<Self> {
-        Self::reaching(Reach::Whole, engine, limits, None).await
+        Self::reaching(Reach::Whole, engine, limits, None, Observer::start()).await
     }
 
     /// What the repair of a limit rests on and no more: no other container, no file that a label names,
@@ -82,8 +83,9 @@ impl Snapshot {
         engine: Engine,
         limits: Limits,
         known: Option<facts::Engine>,
+        observer: Observer,
     ) -> std::io::Result<Self> {
-        Self::reaching(Reach::Limits, engine, limits, known).await
+        Self::reaching(Reach::Limits, engine, limits, known, observer).await
     }
 
     async fn reaching(
@@ -91,10 +93,12 @@ impl Snapshot {
         engine: Engine,
         limits: Limits,
         known: Option<facts::Engine>,
+        observer: Observer,
     ) -> std::io::Result<Self> {
         let began = Instant::now();
         let layout = Layout::read()?;
-        let census = Census::take(layout.pids.as_ref().is_some_and(|tree| tree.v1))?;
+        let v1 = layout.pids.as_ref().is_some_and(|tree| tree.v1);
+        let census = Census::take(v1, observer)?;
         let host = host(&layout);
         let unreadable = host::hidden(&census);
         let mut snapshot = Self {

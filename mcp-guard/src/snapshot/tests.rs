@@ -45,7 +45,8 @@ async fn a_limit_is_read_without_other_containers_files_or_execs() {
     let (engine, asked) = engine(folder.path());
     let limits = Limits::new(folder.path());
     let known = facts::Engine { api_version: "1.52".to_owned(), ..facts::Engine::default() };
-    let snapshot = Snapshot::take_for_limits(engine, limits, Some(known)).await.unwrap();
+    let snapshot =
+        Snapshot::take_for_limits(engine, limits, Some(known), Observer::start()).await.unwrap();
     let id = "a".repeat(64);
     let found = snapshot.container(&id).await.unwrap();
     let container = found.container.unwrap();

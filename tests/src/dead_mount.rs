@@ -1,0 +1,144 @@
+//! A process that hangs with its memory lock held, as one does that maps a file of a mount whose server
+//! does not answer. Every read of its `/proc/PID/cmdline` then waits with it.
+
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::{cgroup::FixtureCgroup, wait, workload};
+
+/// The root of the mount is the file itself. The mount lives and dies with the process.
+const MOUNT: &str = "mount -i -t fuse -o fd=0,rootmode=100444,user_id=0,group_id=0 dead \"$1\" \
+                     && exec \"$2\" \"$1\" </dev/null";
+
+// Of include/uapi/linux/fuse.h.
+const GETATTR: u32 = 3;
+const OPEN: u32 = 14;
+const READ: u32 = 15;
+const RELEASE: u32 = 18;
+const FLUSH: u32 = 25;
+const INIT: u32 = 26;
+const INTERRUPT: u32 = 36;
+/// Valid for an hour: number 1, a page of 4096 bytes in 8 blocks, all times 0, a file that may be read, one link.
+const ATTRIBUTES: [u32; 26] =
+    [3600, 0, 0, 0, 1, 0, 4096, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0o100_444, 1, 0, 0, 0, 4096, 0];
+const FOPEN_DIRECT_IO: u32 = 1;
+const FOPEN_KEEP_CACHE: u32 = 2;
+
+const SOON: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+
+/// Killed, and its server gone, on drop.
+pub struct DeadMount {
+    child: Child,
+    is_over: Arc<AtomicBool>,
+    server: Option<JoinHandle<Result<()>>>,
+    _folder: tempfile::TempDir,
+}
+
+impl DeadMount {
+    /// Returns when the process hangs.
+    pub fn mapped_in(cgroup: &FixtureCgroup) -> Result<Self> {
+        let device = File::options().read(true).write(true).open("/dev/fuse");
+        let device = device.context("/dev/fuse")?;
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("file");
+        fs::write(&file, "")?;
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private"]);
+        command.args(["sh", "-c", MOUNT, "sh"]).arg(file).arg(workload("dead-mapping")?);
+        command.stdin(Stdio::from(device.try_clone()?));
+        let child = cgroup.spawn(command)?;
+        let is_over = Arc::new(AtomicBool::new(false));
+        let opened = Arc::new(AtomicBool::new(false));
+        let (over, second) = (is_over.clone(), opened.clone());
+        let server = thread::spawn(move || serve(&device, &over, &second));
+        let dead = Self { child, is_over, server: Some(server), _folder: folder };
+        let call = format!("/proc/{}/syscall", dead.pid());
+        let maps = format!("{} ", libc::SYS_mmap);
+        let hangs = || {
+            let is_open = opened.load(Ordering::Acquire);
+            Ok(is_open && fs::read_to_string(&call)?.starts_with(&maps))
+        };
+        ensure!(wait::until(Duration::from_secs(20), hangs)?, "the process does not hang");
+        Ok(dead)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for DeadMount {
+    fn drop(&mut self) {
+        // It dies when its server is gone: the kernel then ends what waits for it.
+        let _ = self.child.kill();
+        self.is_over.store(true, Ordering::Release);
+        let server = self.server.take().map(JoinHandle::join);
+        if !thread::panicking() {
+            assert!(matches!(server, Some(Ok(Ok(())))), "the server of the mount: {server:?}");
+        }
+        let _ = self.child.wait();
+    }
+}
+
+/// Answers everything but reads; the second open once the read waits, and then `opened` is set.
+fn serve(mut device: &File, is_over: &AtomicBool, opened: &AtomicBool) -> Result<()> {
+    let mut request = vec![0; 1 << 17];
+    let (mut is_first, mut is_read, mut second) = (true, false, None);
+    while !is_over.load(Ordering::Acquire) {
+        let mut waits = [PollFd::new(device, PollFlags::IN)];
+        poll(&mut waits, Some(&SOON))?;
+        if !waits[0].revents().contains(PollFlags::IN) {
+            // Before the mount it is in error, at once.
+            thread::sleep(Duration::from_millis(1));
+            continue;
+        }
+        let length = device.read(&mut request)?;
+        ensure!(length >= 40, "a request of {length} bytes");
+        let word = |at: usize| u32::from_ne_bytes([0, 1, 2, 3].map(|byte| request[at + byte]));
+        let (code, number) = (word(4), [word(8), word(12)]);
+        match code {
+            OPEN if std::mem::take(&mut is_first) => {
+                reply(device, number, 0, &[1, 0, FOPEN_KEEP_CACHE, 0])?;
+            }
+            OPEN => second = Some(number),
+            READ => is_read = true,
+            INTERRUPT => {}
+            GETATTR => reply(device, number, 0, &ATTRIBUTES)?,
+            RELEASE | FLUSH => reply(device, number, 0, &[])?,
+            // The protocol's version as the kernel says it; 4096 bytes a read or write.
+            INIT => reply(
+                device,
+                number,
+                0,
+                &[7, word(44), 4096, 0, 0, 4096, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            )?,
+            _ => reply(device, number, -libc::ENOSYS, &[])?,
+        }
+        if is_read && let Some(number) = second.take() {
+            reply(device, number, 0, &[2, 0, FOPEN_KEEP_CACHE | FOPEN_DIRECT_IO, 0])?;
+            opened.store(true, Ordering::Release);
+        }
+    }
+    Ok(())
+}
+
+/// Words as they are on x86-64 and arm64, where a number of 64 bits is two, the low one first.
+fn reply(mut device: &File, number: [u32; 2], error: i32, body: &[u32]) -> Result<()> {
+    let length = u32::try_from(16 + 4 * body.len())?;
+    let head = [length, error.cast_unsigned(), number[0], number[1]];
+    let words = head.iter().chain(body);
+    let bytes: Vec<u8> = words.flat_map(|word| word.to_ne_bytes()).collect();
+    Ok(device.write_all(&bytes)?)
+}
