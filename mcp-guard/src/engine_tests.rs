@@ -2,7 +2,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::UnixListener,
+    net::{UnixListener, UnixStream},
     sync::mpsc,
 };
 
@@ -20,8 +20,9 @@ const INSPECTED: &str = r#"{"Id":"ID0","Name":"/runs","State":{"Status":"paused"
     "HostConfig":{"CgroupnsMode":"","Isolation":"","RestartPolicy":{"Name":"no"},"PidsLimit":300},
     "Config":{"Image":"localhost/a:latest","Labels":null}}"#;
 
-/// The status of a request that is never answered.
+/// The status of a request that is never answered, and of one whose answer never ends.
 const SILENCE: u16 = 0;
+const ENDLESS: u16 = 1;
 
 /// An engine that gives each request to `answer`, which returns status and body.
 fn engine(answer: fn(&str) -> (u16, String)) -> (tempfile::TempDir, Engine) {
@@ -29,23 +30,29 @@ fn engine(answer: fn(&str) -> (u16, String)) -> (tempfile::TempDir, Engine) {
     let socket = folder.path().join("engine.sock");
     let listener = UnixListener::bind(&socket).unwrap();
     tokio::spawn(async move {
-        let mut silent = Vec::new();
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let mut request = vec![0; 4096];
-            let length = stream.read(&mut request).await.unwrap();
-            let (status, body) = answer(&String::from_utf8_lossy(&request[..length]));
-            if status == SILENCE {
-                silent.push(stream);
-                continue;
-            }
-            let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {}", body.len());
-            let whole = format!("{head}\r\nConnection: close\r\n\r\n{body}");
-            // Who reads no more than it wants goes away first.
-            let _ = stream.write_all(whole.as_bytes()).await;
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(converse(stream, answer));
         }
     });
     let engine = Engine::new(socket.to_str().unwrap());
     (folder, engine)
+}
+
+async fn converse(mut stream: UnixStream, answer: fn(&str) -> (u16, String)) {
+    let mut request = vec![0; 4096];
+    let length = stream.read(&mut request).await.unwrap();
+    let (status, body) = answer(&String::from_utf8_lossy(&request[..length]));
+    let is_endless = status == ENDLESS;
+    let (status, length) = if is_endless { (200, 1 << 20) } else { (status, body.len()) };
+    if status != SILENCE {
+        let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {length}");
+        let whole = format!("{head}\r\nConnection: close\r\n\r\n{body}");
+        // Who reads no more than it wants goes away first.
+        let _ = stream.write_all(whole.as_bytes()).await;
+    }
+    if status == SILENCE || is_endless {
+        std::future::pending::<()>().await;
+    }
 }
 
 fn with_ids(body: &str) -> String {
@@ -111,6 +118,47 @@ async fn a_container_without_an_answer_is_asked_about_again() {
         }
     };
     // Less than the stream of events is waited for: its end asks about everything anew.
+    tokio::time::timeout(Duration::from_secs(5), is_told).await.expect("it is told");
+    watch.abort();
+}
+
+/// Docker forgets events that nobody reads in time.
+#[tokio::test]
+async fn a_container_whose_start_was_not_told_is_found() {
+    static LISTED: AtomicBool = AtomicBool::new(false);
+    let (_folder, engine) = engine(|request| match request {
+        _ if request.contains("/events") => (SILENCE, String::new()),
+        _ if request.contains("/containers/json") && !LISTED.swap(true, Ordering::Relaxed) => {
+            (200, "[]".to_owned())
+        }
+        _ => podman(request),
+    });
+    let (changes, mut told) = mpsc::channel(8);
+    let watch = tokio::spawn(engine.watch(changes, Duration::from_millis(10)));
+    let is_told = async { while !matches!(told.recv().await, Some(Change::Up(_))) {} };
+    tokio::time::timeout(Duration::from_secs(5), is_told).await.expect("it is told");
+    watch.abort();
+}
+
+/// An event makes older answers worthless, not those to later questions.
+#[tokio::test]
+async fn a_container_that_an_event_told_of_is_asked_about_again() {
+    let (_folder, engine) = engine(|request| match request {
+        _ if request.contains("/events") => {
+            let event = r#"{"Type":"container","Action":"update","Actor":{"ID":"ID0"}}"#;
+            (ENDLESS, with_ids(event) + "\n")
+        }
+        _ => podman(request),
+    });
+    let (changes, mut told) = mpsc::channel(8);
+    let watch = tokio::spawn(engine.watch(changes, Duration::from_millis(10)));
+    let is_told = async {
+        let mut times = 0;
+        // The first list, the event, and what comes after them.
+        while times < 5 {
+            times += u32::from(matches!(told.recv().await, Some(Change::Up(_))));
+        }
+    };
     tokio::time::timeout(Duration::from_secs(5), is_told).await.expect("it is told");
     watch.abort();
 }

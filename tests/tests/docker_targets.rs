@@ -157,6 +157,48 @@ fn an_engine_that_comes_after_the_agent_is_found() {
     assert_eq!(agent.status().unwrap().engine, "connected");
 }
 
+/// Docker was away when an operator froze it by its path.
+#[test]
+fn a_container_that_was_held_by_hand_is_guarded_after_that() {
+    let container = sleeper("hand", &[]);
+    let place = container.cgroup().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let late = folder.path().join("docker.sock");
+    let policy = format!("[[guard]]\nname = \"{}\"\n", container.name);
+    let mut agent = Agent::start_with(&policy, &late.display().to_string(), &[]).unwrap();
+    let by_path = format!("cgroup:{}", place.path);
+    assert!(agent.cli(&["freeze", &by_path]).unwrap().status.success());
+    std::os::unix::fs::symlink(socket().unwrap(), &late).unwrap();
+    agent.wait_until("it is reached", |agent| Ok(agent.status()?.engine == "connected")).unwrap();
+    assert_eq!(agent.guard(place.id).unwrap().guard.name, by_path.replace("cgroup:", ""));
+    assert!(agent.cli(&["thaw", &by_path]).unwrap().status.success());
+    let named = |agent: &mut Agent| {
+        Ok(agent.guard(place.id).is_ok_and(|guard| guard.guard.name == container.name))
+    };
+    agent.wait_until("it is guarded", named).unwrap();
+}
+
+#[test]
+fn what_the_agent_guards_has_a_name_without_the_engine() {
+    let container = sleeper("named", &[]);
+    let policy = format!("[[guard]]\nname = \"{}\"\n", container.name);
+    let mut agent = Agent::start_with(&policy, &socket().unwrap(), &[]).unwrap();
+    guarded(&mut agent, 1);
+    let without_engine = |name: &str| {
+        let mut command = command(agent.folder(), "/nonexistent").unwrap();
+        command.args(["freeze", "--dry-run", name]).output().unwrap()
+    };
+    for name in [&container.name, &container.id[..12]] {
+        let done = without_engine(name);
+        let said = String::from_utf8_lossy(&done.stdout);
+        assert!(said.contains("would write 1 to cgroup.freeze"), "{name}: {done:?}");
+    }
+    let other = without_engine("another");
+    let said = String::from_utf8_lossy(&other.stderr);
+    assert_eq!(other.status.code(), Some(2), "{said}");
+    assert!(said.contains("cgroup:/PATH"), "{said}");
+}
+
 #[test]
 fn a_restarted_container_is_a_new_guard() {
     let container = sleeper("restart", &[]);

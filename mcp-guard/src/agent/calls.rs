@@ -121,8 +121,8 @@ impl Agent {
             self.read_totals(guard, now);
         }
         let guarded = self.core.status(now).into_iter();
-        let guarded =
-            guarded.filter(|guard| !self.by_hand.contains(&guard.guard) || guard.state != "free");
+        let guarded = guarded
+            .filter(|guard| !self.by_hand.contains_key(&guard.guard) || guard.state != "free");
         let guards = guarded.filter_map(|guard| {
             let held = self.executor.held().get(&guard.guard)?;
             let held_guard = guard.guard;

@@ -1,8 +1,11 @@
 //! Which cgroups are guarded: those of containers that the policy names, those it names by path,
 //! and those an operator acts upon by hand.
 
+use std::fmt::Display;
+
 use anyhow::anyhow;
 use mcp_guard_core::{
+    Time,
     audit::Record,
     container::container_in,
     effect::{GuardId, Input},
@@ -10,12 +13,15 @@ use mcp_guard_core::{
     refusal::refusal,
 };
 
-use super::Agent;
+use super::{Agent, SAID, UNGUARDABLE, Unguardable};
 use crate::{
     engine::{Change, Container},
     executor::Held,
-    host::{cgroup::Cgroup, facts},
+    host::{cgroup::Cgroup, clock, facts},
 };
+
+/// Of so many containers is remembered that it was said that their cgroup is not found.
+const MAX_UNFOUND: usize = 1024;
 
 impl Agent {
     pub(super) fn change(&mut self, change: Change) {
@@ -30,6 +36,8 @@ impl Agent {
             // It is reached anew, and may have lost containers meanwhile.
             Change::Described(described) => {
                 self.described = Some(*described);
+                // It may have no container that would tell.
+                "connected".clone_into(&mut self.engine_state);
                 self.ask_for_list();
             }
             Change::Away(error) => {
@@ -48,10 +56,9 @@ impl Agent {
         }
         let cgroup = match Cgroup::of_process(&self.layout, container.init, Some(&container.id)) {
             Ok(cgroup) => cgroup,
-            Err(error) => {
-                return tracing::warn!(name = container.name, %error, "container not guarded");
-            }
+            Err(error) => return self.say_unfound(container, &error),
         };
+        self.unfound.remove(&container.id);
         let subject = Subject {
             name: &container.name,
             image: &container.image,
@@ -63,12 +70,26 @@ impl Agent {
             if let Some(held) = self.executor.held_mut().get_mut(&known) {
                 held.paused = container.paused;
             }
-            return self.declare(known, container.limit);
+            match self.by_hand.get_mut(&known) {
+                Some(told) => *told = Some(container),
+                None => self.declare(known, container.limit),
+            }
+            return;
         }
         let Container { id, name, paused, limit, .. } = container;
         if let Some(guard) = self.guard(Held::new(cgroup, &name, Some(id), paused), terms) {
             self.declare(guard, limit);
             self.look_at_limit(guard);
+        }
+    }
+
+    /// It is told of again and again; this is said once.
+    fn say_unfound(&mut self, container: Container, error: &dyn Display) {
+        if self.unfound.len() >= MAX_UNFOUND {
+            self.unfound.clear();
+        }
+        if self.unfound.insert(container.id) {
+            tracing::warn!(name = container.name, %error, "container not guarded");
         }
     }
 
@@ -82,7 +103,7 @@ impl Agent {
                 continue;
             }
             let Ok(cgroup) = Cgroup::open(&self.layout, &path) else { continue };
-            if self.guard_of(cgroup.id()).is_some() || self.unguardable.contains(&cgroup.id()) {
+            if self.guard_of(cgroup.id()).is_some() {
                 continue;
             }
             let subject = Subject { cgroup: &path, ..Subject::default() };
@@ -109,25 +130,29 @@ impl Agent {
         self.executor.hold(guard, held);
         let terms = Terms { mode: Mode::Observe, highest: Response::Record, pids_limit: None };
         self.step(Input::Guarded { guard, name, terms, refusal });
-        self.by_hand.insert(guard);
+        self.by_hand.insert(guard, None);
         Some(guard)
     }
 
     /// Begins to guard. Membership first, then the baseline: a process born in between is told of by
     /// its record.
     pub(super) fn guard(&mut self, mut held: Held, terms: Terms) -> Option<GuardId> {
+        let now = clock::now();
+        if self.unguardable.get(&held.cgroup.id()).is_some_and(|one| now < one.try_again) {
+            return None;
+        }
         let Some(guard) = self.free.pop_front() else {
-            tracing::error!(name = held.subject.name, "not guarded: all guard slots are taken");
+            self.say_unguardable(now, &held, &"all guard slots are taken");
             return None;
         };
         held.cgroup.find_pids(&self.layout);
         if let Err(error) = self.count_from_now(guard, &held.cgroup) {
-            tracing::warn!(name = held.subject.name, %error, "not guarded");
-            self.unguardable.insert(held.cgroup.id());
+            self.say_unguardable(now, &held, &error);
             self.kernel.remove_guard(guard);
             self.free.push_back(guard);
             return None;
         }
+        self.unguardable.remove(&held.cgroup.id());
         let refusal = facts::gather(&held.cgroup).ok().as_ref().and_then(refusal);
         let name = held.subject.name.clone();
         let Terms { mode, highest, .. } = terms;
@@ -142,6 +167,18 @@ impl Agent {
         self.step(Input::Guarded { guard, name, terms, refusal });
         self.rescan(guard);
         Some(guard)
+    }
+
+    /// It is tried again later; this is said once.
+    fn say_unguardable(&mut self, now: Time, held: &Held, why: &dyn Display) {
+        // One that is said anew, or that is gone.
+        self.unguardable.retain(|_, one| now.since(one.said) < SAID);
+        let try_again = now.after(UNGUARDABLE);
+        let entry = self.unguardable.entry(held.cgroup.id());
+        entry.and_modify(|one| one.try_again = try_again).or_insert_with(|| {
+            tracing::error!(name = held.subject.name, %why, "not guarded");
+            Unguardable { try_again, said: now }
+        });
     }
 
     /// An engine's process may have come or gone since the guard began.
@@ -178,13 +215,19 @@ impl Agent {
     pub(super) fn unguard(&mut self, guard: GuardId) {
         let Some(held) = self.executor.forget(guard) else { return };
         self.keeps.remove(&guard);
-        if !self.by_hand.remove(&guard) {
+        let by_hand = self.by_hand.remove(&guard);
+        if by_hand.is_none() {
             tracing::info!(name = held.subject.name, "the cgroup is gone, guarding ends");
             self.executor.audit.write(Record::GuardStop { guard: held.subject });
         }
-        self.unguardable.clear();
+        // There may be room now.
+        let now = clock::now();
+        self.unguardable.values_mut().for_each(|one| one.try_again = now);
         self.kernel.remove_guard(guard);
         self.free.push_back(guard);
         self.step(Input::Released { guard });
+        if let Some(container) = by_hand.flatten().filter(|_| held.cgroup.events().is_ok()) {
+            self.container_is_up(container);
+        }
     }
 }

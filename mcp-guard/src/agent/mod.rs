@@ -13,7 +13,7 @@ mod turn;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     panic::AssertUnwindSafe,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -40,7 +40,7 @@ use self::{
 use crate::{
     audit::Audit,
     control::{server, wire::Reply},
-    engine::{Change, Engine},
+    engine::{Change, Container, Engine},
     executor::{Confirmed, Executor, reconcile},
     host::{
         bpf::{Kernel, Options as BpfOptions},
@@ -56,8 +56,12 @@ use crate::{
 const TICK: Duration = Duration::from_millis(250);
 /// How long the engine may take to say what is paused before something is given back.
 const LAST_WORD: Duration = Duration::from_secs(2);
-/// A container that its engine did not tell of is asked about again after this time.
-const UNANSWERED: Duration = Duration::from_secs(30);
+/// How often every running container is asked about, whatever the engine's events tell.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
+/// What could not be guarded is not tried again before this time, which is shorter than the one above.
+const UNGUARDABLE: Duration = Duration::from_secs(20);
+/// That it could not is said again after this time.
+const SAID: Duration = Duration::from_secs(3600);
 /// Calls and engine changes that wait for the loop.
 const QUEUE: usize = 256;
 
@@ -83,6 +87,11 @@ enum Wake {
     Stop(&'static str),
 }
 
+struct Unguardable {
+    try_again: Time,
+    said: Time,
+}
+
 struct Asker {
     guard: GuardId,
     reply: oneshot::Sender<Reply>,
@@ -99,10 +108,13 @@ pub struct Agent {
     described: Option<facts::Engine>,
     /// Slots that are free, longest first: a late record of an old guard must not hit a new one.
     free: VecDeque<GuardId>,
-    /// Guards that only hold something for an operator.
-    by_hand: BTreeSet<GuardId>,
-    /// Ids of cgroups that could not be guarded; tried again when a guard ends.
-    unguardable: BTreeSet<u64>,
+    /// Guards that only hold something for an operator, and the container that came up meanwhile, which the
+    /// policy names.
+    by_hand: BTreeMap<GuardId, Option<Container>>,
+    /// Cgroups that could not be guarded, by id.
+    unguardable: BTreeMap<u64, Unguardable>,
+    /// Containers whose cgroup could not be found, which was said.
+    unfound: BTreeSet<String>,
     /// How the limit of each guard is held.
     keeps: BTreeMap<GuardId, Kept>,
     limits: Limits,
@@ -196,8 +208,9 @@ impl Agent {
             engine,
             described: None,
             free: (0..mcp_guard_common::MAX_GUARDS).collect(),
-            by_hand: BTreeSet::new(),
-            unguardable: BTreeSet::new(),
+            by_hand: BTreeMap::new(),
+            unguardable: BTreeMap::new(),
+            unfound: BTreeSet::new(),
             keeps: BTreeMap::new(),
             limits,
             questions: 0,
@@ -215,26 +228,36 @@ impl Agent {
             next_late: now,
         };
         let mode = agent.begin().await;
-        let (calls, from_socket) = mpsc::channel(QUEUE);
-        let (changes, from_engine) = mpsc::channel(QUEUE);
-        let listener = server::listen(&lock::socket(&options.run_dir)).context("control socket")?;
-        tokio::spawn(server::serve(listener, calls));
-        if let Some(engine) = agent.engine.clone() {
-            tokio::spawn(engine.watch(changes, UNANSWERED));
+        let sources = agent.listen(&options.run_dir, confirmed, answered)?;
+        tracing::info!(%mode, "mcp-guard {} is watching", env!("CARGO_PKG_VERSION"));
+        Ok((agent, sources))
+    }
+
+    /// Opens all that can wake the loop.
+    fn listen(
+        &self,
+        run_dir: &Path,
+        confirmed: mpsc::UnboundedReceiver<Confirmed>,
+        news: mpsc::UnboundedReceiver<News>,
+    ) -> anyhow::Result<Sources> {
+        let (to_loop, calls) = mpsc::channel(QUEUE);
+        let (to_changes, changes) = mpsc::channel(QUEUE);
+        let listener = server::listen(&lock::socket(run_dir)).context("control socket")?;
+        tokio::spawn(server::serve(listener, to_loop));
+        if let Some(engine) = self.engine.clone() {
+            tokio::spawn(engine.watch(to_changes, ASK_AGAIN));
         }
-        let sources = Sources {
-            ring: poll::register(agent.kernel.readiness()?, Interest::READABLE)?,
+        Ok(Sources {
+            ring: poll::register(self.kernel.readiness()?, Interest::READABLE)?,
             confirmed,
-            calls: from_socket,
-            changes: from_engine,
-            news: answered,
+            calls,
+            changes,
+            news,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
             alarm: Alarm::new()?,
-        };
-        tracing::info!(%mode, "mcp-guard {} is watching", env!("CARGO_PKG_VERSION"));
-        Ok((agent, sources))
+        })
     }
 
     async fn begin(&mut self) -> Mode {

@@ -74,7 +74,7 @@ impl Agent {
     /// Guards whose tasks are counted: all but those held by hand.
     pub(super) fn counted(&self) -> Vec<GuardId> {
         let held = self.executor.held().keys().copied();
-        held.filter(|guard| !self.by_hand.contains(guard)).collect()
+        held.filter(|guard| !self.by_hand.contains_key(guard)).collect()
     }
 
     fn is_awaited(&self, guard: GuardId) -> bool {
@@ -143,7 +143,7 @@ impl Agent {
         let is_refused = state.refusal.is_some();
         if holds_nothing {
             self.executor.release_overdue(guard);
-            let is_over = self.by_hand.contains(&guard) && !self.is_awaited(guard);
+            let is_over = self.by_hand.contains_key(&guard) && !self.is_awaited(guard);
             // Not while it carries what could not be given back.
             if is_over && !self.executor.is_marked(guard) {
                 return self.unguard(guard);

@@ -1,32 +1,34 @@
 //! The containers of an engine as they come and change.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::HashMap,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bollard::{
     errors::Error as Bollard, models::EventMessage, query_parameters::EventsOptionsBuilder,
 };
-use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
-use mcp_guard_core::container::is_container_id;
+use futures_util::{StreamExt as _, stream, stream::BoxStream};
+use mcp_guard_core::{container::is_container_id, target::Candidate};
 use tokio::{sync::mpsc, time::sleep};
 
 use super::{Change, Container, Engine, Error};
 
 /// Between attempts to reach an engine that is away.
 const RETRY: Duration = Duration::from_secs(2);
+/// Questions at a time, so that a container about which the engine is silent holds up few others.
+const AT_A_TIME: usize = 4;
 
 type Answer = Result<Option<Container>, Error>;
 
 impl Engine {
-    /// Tells of every running container, then of changes, for as long as anybody listens. After an
-    /// error it begins again with all of them: no event is needed to be right. `again`: after this
-    /// time a container is asked about once more for which there was no answer.
+    /// Tells of every running container, then of changes, for as long as anybody listens. No event is
+    /// needed to be right: after an error it begins again with all of them, and beside the events all
+    /// are asked about again, this time after the last answer. Docker keeps 256 events for who is slow.
     pub async fn watch(self, changes: mpsc::Sender<Change>, again: Duration) {
         let mut away = false;
         while !changes.is_closed() {
-            match Stream::new(&self, &changes, again).follow(&mut away).await {
+            match Stream::new(&self, &changes).follow(&mut away, again).await {
                 Ok(()) => tracing::debug!("Docker ended its event stream"),
                 Err(error) if !away => {
                     away = true;
@@ -39,52 +41,70 @@ impl Engine {
     }
 }
 
-/// One stream of events, and what is asked because of them.
+#[derive(Clone, Copy)]
+enum Heard {
+    /// It was asked about anew.
+    Anew,
+    Paused(bool),
+}
+
+/// One stream of events; beside it, everything is asked about again and again.
 struct Stream<'a> {
     engine: &'a Engine,
     changes: &'a mpsc::Sender<Change>,
-    again: Duration,
-    /// Containers for which there was no answer.
-    unanswered: BTreeSet<String>,
-    /// The next question about each of them: it waits beside the events, which it must not hold up.
-    questions: FuturesUnordered<BoxFuture<'a, (String, Answer)>>,
+    /// What events told since the questions began whose answers come: those may be older.
+    heard: HashMap<String, Heard>,
 }
 
 impl<'a> Stream<'a> {
-    fn new(engine: &'a Engine, changes: &'a mpsc::Sender<Change>, again: Duration) -> Self {
-        let (unanswered, questions) = (BTreeSet::new(), FuturesUnordered::new());
-        Self { engine, changes, again, unanswered, questions }
+    fn new(engine: &'a Engine, changes: &'a mpsc::Sender<Change>) -> Self {
+        Self { engine, changes, heard: HashMap::new() }
     }
 
-    async fn follow(mut self, away: &mut bool) -> Result<(), Error> {
+    async fn follow(mut self, away: &mut bool, again: Duration) -> Result<(), Error> {
         // Closed enums in bollard: an event of another type would end the stream. Beginning before
         // the list is read, so that a container which starts in between is in one of the two.
         let filters = HashMap::from([("type", vec!["container"])]);
         let since = seconds_since_1970().saturating_sub(1).to_string();
         let options = EventsOptionsBuilder::default().filters(&filters).since(&since).build();
         let docker = self.engine.connect()?;
-        for candidate in self.engine.running().await? {
-            self.ask(candidate.id).await;
-        }
+        let mut answers = ask(self.engine, self.engine.running().await?);
         if std::mem::take(away) {
             let _ = self.changes.send(Change::Back).await;
         }
-        if let Ok(described) = self.engine.describe().await {
-            let _ = self.changes.send(Change::Described(Box::new(described))).await;
-        }
         let mut events = docker.events(Some(options));
-        loop {
+        let (mut is_over, mut is_described) = (false, false);
+        let mut next_look = Box::pin(sleep(again));
+        let end = loop {
             tokio::select! {
                 event = events.next() => match event {
-                    Some(event) => self.heed(event?).await,
-                    None => return Ok(()),
+                    Some(Ok(event)) => self.heed(event).await,
+                    Some(Err(error)) => break Err(error.into()),
+                    None => break Ok(()),
                 },
-                Some((id, answer)) = self.questions.next() => {
-                    self.unanswered.remove(&id);
-                    self.tell(id, answer).await;
+                answer = answers.next(), if !is_over => match answer {
+                    Some((id, answer)) => self.answered(id, answer).await,
+                    None => {
+                        is_over = true;
+                        next_look.set(sleep(again));
+                        // Guards come first: this answer may take seconds.
+                        if !std::mem::replace(&mut is_described, true) {
+                            self.describe().await;
+                        }
+                    }
+                },
+                () = &mut next_look, if is_over => {
+                    is_over = false;
+                    self.heard.clear();
+                    answers = look(self.engine);
                 }
             }
+        };
+        // Whoever may not read events is told of containers all the same.
+        while let Some((id, answer)) = answers.next().await {
+            self.answered(id, answer).await;
         }
+        end
     }
 
     async fn heed(&mut self, event: EventMessage) {
@@ -93,21 +113,39 @@ impl<'a> Stream<'a> {
             return;
         };
         match event.action.as_deref() {
-            Some("start" | "update") => self.ask(id).await,
+            Some("start" | "update") => {
+                self.heard.insert(id.clone(), Heard::Anew);
+                let answer = self.engine.inspect(&id).await;
+                self.tell(&id, answer).await;
+            }
             Some(action @ ("pause" | "unpause")) => {
                 let paused = action == "pause";
+                let heard = self.heard.entry(id.clone()).or_insert(Heard::Paused(paused));
+                if let Heard::Paused(known) = heard {
+                    *known = paused;
+                }
                 let _ = self.changes.send(Change::Paused { id, paused }).await;
             }
             _ => {}
         }
     }
 
-    async fn ask(&mut self, id: String) {
-        let answer = self.engine.inspect(&id).await;
-        self.tell(id, answer).await;
+    async fn answered(&self, id: String, mut answer: Answer) {
+        match (self.heard.get(&id), &mut answer) {
+            (Some(Heard::Anew), _) => return,
+            (Some(Heard::Paused(paused)), Ok(Some(container))) => container.paused = *paused,
+            _ => {}
+        }
+        self.tell(&id, answer).await;
     }
 
-    async fn tell(&mut self, id: String, answer: Answer) {
+    async fn describe(&self) {
+        if let Ok(described) = self.engine.describe().await {
+            let _ = self.changes.send(Change::Described(Box::new(described))).await;
+        }
+    }
+
+    async fn tell(&self, id: &str, answer: Answer) {
         match answer {
             Ok(Some(container)) => {
                 let _ = self.changes.send(Change::Up(container)).await;
@@ -118,26 +156,79 @@ impl<'a> Stream<'a> {
                 status_code: 404, ..
             })) => {}
             Err(error) => {
-                tracing::warn!(id, %error, "container not inspected, so not guarded yet");
-                self.ask_again(id);
+                tracing::warn!(id, %error, "container not inspected, it is asked about again")
             }
         }
     }
+}
 
-    fn ask_again(&mut self, id: String) {
-        if !self.unanswered.insert(id.clone()) {
-            return;
-        }
-        let (engine, again) = (self.engine, self.again);
-        self.questions.push(Box::pin(async move {
-            sleep(again).await;
-            let answer = engine.inspect(&id).await;
-            (id, answer)
-        }));
-    }
+/// What the engine says of each container that runs.
+fn look(engine: &Engine) -> BoxStream<'_, (String, Answer)> {
+    let listed = async move {
+        engine.running().await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "containers not listed, they are asked about again");
+            Vec::new()
+        })
+    };
+    stream::once(listed).flat_map(move |running| ask(engine, running)).boxed()
+}
+
+/// What it says of each of these, as it says it.
+fn ask(engine: &Engine, running: Vec<Candidate>) -> BoxStream<'_, (String, Answer)> {
+    let ask = move |Candidate { id, .. }| async move {
+        let answer = engine.inspect(&id).await;
+        (id, answer)
+    };
+    stream::iter(running).map(ask).buffer_unordered(AT_A_TIME).boxed()
 }
 
 /// The engine's clock is the host's.
 fn seconds_since_1970() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use bollard::models::EventActor;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_event_is_newer_than_the_answer_to_an_older_question() {
+        let engine = Engine::new("/nonexistent");
+        let (changes, mut told) = mpsc::channel(8);
+        let mut stream = Stream::new(&engine, &changes);
+        let container = Container {
+            id: "0".repeat(64),
+            name: "one".to_owned(),
+            image: String::new(),
+            labels: BTreeMap::new(),
+            init: 1,
+            paused: false,
+            limit: None,
+        };
+        let answer = || Ok(Some(container.clone()));
+        let id = || container.id.clone();
+        stream.answered(id(), answer()).await;
+        assert!(matches!(told.try_recv(), Ok(Change::Up(told)) if !told.paused));
+        for (action, paused) in [("pause", true), ("unpause", false), ("pause", true)] {
+            stream.heed(event(&container.id, action)).await;
+            let Ok(Change::Paused { paused: told, .. }) = told.try_recv() else {
+                panic!("{action}")
+            };
+            assert_eq!(told, paused);
+        }
+        stream.answered(id(), answer()).await;
+        assert!(matches!(told.try_recv(), Ok(Change::Up(told)) if told.paused), "it is, by now");
+        stream.heed(event(&container.id, "update")).await;
+        stream.answered(id(), answer()).await;
+        assert!(told.try_recv().is_err(), "the limit in it may be an old one");
+    }
+
+    fn event(id: &str, action: &str) -> EventMessage {
+        let actor = Some(EventActor { id: Some(id.to_owned()), attributes: None });
+        EventMessage { actor, action: Some(action.to_owned()), ..EventMessage::default() }
+    }
 }
