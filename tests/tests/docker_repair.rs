@@ -160,6 +160,7 @@ fn a_running_agent_restores_it_and_stops_at_the_third_reversion() {
     // The first write is a reversion only where the agent saw the limit in force before.
     assert!((2..=3).contains(&done), "{done} repairs before it gave up");
     assert!(agent.guard(place.id).unwrap().pids_left);
+    assert_eq!(agent.cli(&["status"]).unwrap().status.code(), Some(1), "something is wrong");
     assert_eq!(place.pids_max().unwrap(), "max", "it fights no more");
     let named = |record: &Record| {
         let Record::Limit { outcome: Some(Outcome::NotOurs), detail, .. } = record else {

@@ -19,7 +19,8 @@ pub fn status(host: &Host, json: bool) -> Result<Exit, Failure> {
         render::status(&status)
     };
     out::answer(&text);
-    Ok(Exit::Done)
+    let is_wrong = status.audit_lost > 0 || status.guards.iter().any(|guard| guard.pids_left);
+    Ok(if is_wrong { Exit::Wrong } else { Exit::Done })
 }
 
 fn no_agent(error: &client::Error) -> bool {
