@@ -199,10 +199,10 @@ impl Guard {
     }
 
     /// Unlike a thaw this is nobody's word on the leak: systemd and engines write the limit whenever
-    /// they apply their own settings. So a detector that still asks may clamp again.
+    /// they apply their own settings. So a detector that still asks may clamp again, and freeze at once.
     pub fn unclamped_by_other(&mut self, now: Time, respond: &Respond, out: &mut Vec<Effect>) {
         if self.clamp.take().is_some() {
-            self.not_before = now.after(respond.cool_down);
+            self.recovers.insert(Response::Clamp, now.after(respond.cool_down));
             self.decide_anew(|response| response == Response::Clamp);
             let end = End::UnclampedByOther;
             out.push(Effect::Disown { guard: self.id, response: Response::Clamp, end });

@@ -22,9 +22,8 @@ impl Budget {
     /// The warning as it is to be told; None where that has to wait. The first one after some were
     /// withheld says how many, by the number `withheld`.
     pub fn spend(&mut self, now: Time, cause: &Cause) -> Option<Cause> {
-        let mut cause = cause.clone();
         if cause.identity.is_none() {
-            return Some(cause);
+            return Some(cause.clone());
         }
         if self.said == 0 || now.since(self.since) >= HOUR {
             (self.since, self.said) = (now, 0);
@@ -33,6 +32,7 @@ impl Budget {
             return None;
         }
         self.said += 1;
+        let mut cause = cause.clone();
         let withheld = mem::take(&mut self.withheld);
         if withheld > 0 {
             cause.numbers.insert("withheld".to_owned(), withheld);

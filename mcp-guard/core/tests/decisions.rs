@@ -58,6 +58,13 @@ impl Story {
         pid
     }
 
+    /// Of processes that are no servers.
+    fn births(&mut self, count: u32) {
+        for child in 1000..1000 + count {
+            self.step(Input::Fork { guard: GUARD, born: self.now, child, parent: 1 });
+        }
+    }
+
     fn exit(&mut self, pid: u32, code: u32) {
         self.step(Input::Exit { guard: GUARD, pid, code });
     }
@@ -170,10 +177,7 @@ fn a_storm_is_frozen_by_its_rate_alone() {
 fn an_emergency_needs_no_launcher() {
     let mut story = Story::new("");
     story.wait(5);
-    for child in 0..400 {
-        let born = story.now;
-        story.step(Input::Fork { guard: GUARD, born, child: 1000 + child, parent: 1 });
-    }
+    story.births(400);
     story.wait(9);
     assert_eq!(story.contained(), [], "they have not lived 10 s");
     story.wait(2);
@@ -270,8 +274,10 @@ fn a_clamp_that_somebody_else_undid_is_made_again_while_its_detector_asks() {
     let end = End::UnclampedByOther;
     assert_eq!(story.take(), [Effect::Disown { guard: GUARD, response: Response::Clamp, end }]);
     assert_eq!(story.state(), "free");
+    story.births(400);
     story.wait(59);
-    assert_eq!(story.contained(), [], "not in a fight");
+    let freeze = (Detector::Emergency, Response::Freeze);
+    assert_eq!(story.contained(), [freeze], "not in a fight; an emergency does not wait");
     story.wait(2);
     assert_eq!(story.contained(), [(Detector::Duplicates, Response::Clamp)]);
 }
