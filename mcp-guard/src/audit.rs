@@ -25,8 +25,8 @@ pub struct Audit {
     run: String,
     seq: u64,
     waiting: VecDeque<Vec<u8>>,
-    /// Of the first of them a part is written.
-    begun: bool,
+    /// Bytes of the first of them that are written.
+    written: usize,
     /// Its file is no longer the one of its path, which was said.
     is_stray: bool,
     /// Lines given up because the log could not be written for too long.
@@ -51,7 +51,7 @@ impl Audit {
             run,
             seq: 0,
             waiting: VecDeque::new(),
-            begun: false,
+            written: 0,
             is_stray: false,
             lost: 0,
         })
@@ -85,38 +85,44 @@ impl Audit {
         self.flush();
     }
 
-    /// Goes on in a new file where the log was renamed or removed: whoever rotates it sends no signal.
-    fn follow_rotation(&mut self) {
-        let names = |file: fs::Metadata| (file.dev(), file.ino());
-        let ours = self.file.metadata().map(names).ok();
-        // The rest of a line belongs behind its beginning.
-        if self.begun || ours == fs::metadata(&self.path).map(names).ok() {
-            return;
+    /// Goes on in a new file where the log was renamed or removed: whoever rotates it sends no signal. False
+    /// where it was removed, and cannot be made anew.
+    fn follow_rotation(&mut self) -> bool {
+        let names = |file: &fs::Metadata| (file.dev(), file.ino());
+        let ours = self.file.metadata().ok();
+        let there = fs::metadata(&self.path).ok();
+        let is_removed = ours.as_ref().is_some_and(|file| file.nlink() == 0);
+        // The rest of a line belongs behind its beginning, where that can still be read.
+        let has_begun = self.written > 0 && !is_removed;
+        if has_begun || ours.as_ref().map(names) == there.as_ref().map(names) {
+            return true;
         }
         match append_to(&self.path) {
-            Ok(file) => (self.file, self.is_stray) = (file, false),
-            Err(error) if !std::mem::replace(&mut self.is_stray, true) => {
-                let path = self.path.display();
-                tracing::error!(%path, %error, "the audit log was renamed, and cannot be made anew");
+            Ok(file) => {
+                (self.file, self.written, self.is_stray) = (file, 0, false);
+                true
             }
-            Err(_) => {}
+            Err(error) => {
+                if !std::mem::replace(&mut self.is_stray, true) {
+                    let path = self.path.display();
+                    tracing::error!(%path, %error, "the audit log was moved, and cannot be made anew");
+                }
+                !is_removed
+            }
         }
     }
 
     /// Tries to write what waits.
     pub fn flush(&mut self) {
-        self.follow_rotation();
-        while let Some(line) = self.waiting.front_mut() {
-            match self.file.write(line) {
-                Ok(length) if length == line.len() => {
+        while !self.waiting.is_empty() && self.follow_rotation() {
+            let Some(line) = self.waiting.front() else { break };
+            match self.file.write(&line[self.written..]) {
+                Ok(length) if self.written + length == line.len() => {
                     self.waiting.pop_front();
-                    self.begun = false;
+                    self.written = 0;
                 }
                 // A disk that fills up takes a part; the rest belongs behind it.
-                Ok(length) if length > 0 => {
-                    line.drain(..length);
-                    self.begun = true;
-                }
+                Ok(length) if length > 0 => self.written += length,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 refused => {
                     let error = refused.err().map(|error| error.to_string());
@@ -128,7 +134,7 @@ impl Audit {
         }
         while self.waiting.len() > MAX_WAITING {
             // A line that has begun would spoil the one after it.
-            self.waiting.remove(usize::from(self.begun));
+            self.waiting.remove(usize::from(self.written > 0));
             self.lost += 1;
         }
     }
@@ -179,9 +185,13 @@ mod tests {
         audit.write(stop("later"));
         let lines = |path| fs::read_to_string(path).expect("readable").lines().count();
         assert_eq!((lines(&old), lines(&path)), (1, 2));
+        // What is removed while a part of a line is in it is written anew, whole.
+        audit.waiting.push_back(b"{}\n".to_vec());
+        audit.written = 1;
         fs::remove_file(&path).expect("removed");
         audit.write(stop("last"));
-        assert_eq!(lines(&path), 1);
+        let text = fs::read_to_string(&path).expect("readable");
+        assert!(text.starts_with("{}\n") && text.lines().count() == 2, "{text}");
     }
 
     #[test]
@@ -196,7 +206,7 @@ mod tests {
         for _ in 0..MAX_WAITING {
             audit.write(stop("after"));
         }
-        assert!(audit.begun && audit.lost == 1, "{} lost", audit.lost);
+        assert!(audit.written > 0 && audit.lost == 1, "{} lost", audit.lost);
         let mut text = Vec::new();
         while !audit.waiting.is_empty() {
             let mut part = vec![0; 1 << 20];
