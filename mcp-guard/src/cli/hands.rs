@@ -164,9 +164,12 @@ impl Hands {
 
     /// All that carries a mark. The worst of what came of it is the answer.
     fn thaw(&mut self, end: End) -> (Outcome, String) {
-        let marked = self.executor.marked(TARGET);
-        // Where nothing does, it is said whose the freeze is.
-        let slots = if marked.is_empty() { vec![Response::Freeze] } else { marked };
+        let marks = self.executor.marks(TARGET).into_iter();
+        let mut slots: Vec<Response> = marks.map(|(slot, _)| slot).collect();
+        if slots.is_empty() {
+            // Then it is said whose the freeze is.
+            slots.push(Response::Freeze);
+        }
         let released: Vec<_> =
             slots.into_iter().filter_map(|slot| self.executor.release(TARGET, slot, end)).collect();
         let Some((first, _)) = released.first() else {

@@ -78,24 +78,18 @@ impl Executor {
 
     /// What of it carries a mark, of this process or of one that is gone.
     #[must_use]
-    pub fn marked(&self, guard: GuardId) -> Vec<Response> {
+    pub fn marks(&self, guard: GuardId) -> Vec<(Response, Mark)> {
         let Some(held) = self.held.get(&guard) else { return Vec::new() };
-        let is_marked = |dir, slot| mark::read(dir, slot).is_ok_and(|mark| mark.is_some());
-        let freeze = is_marked(held.cgroup.dir(), Slot::Freeze);
-        let clamp = held.cgroup.pids_dir().is_some_and(|dir| is_marked(dir, Slot::Clamp));
-        let slots = [(Response::Freeze, freeze), (Response::Clamp, clamp)];
-        slots.into_iter().filter(|(_, marked)| *marked).map(|(slot, _)| slot).collect()
+        let freeze = mark::read(held.cgroup.dir(), Slot::Freeze).ok().flatten();
+        let clamp = held.cgroup.pids_dir().and_then(|dir| mark::read(dir, Slot::Clamp).ok());
+        let slots = [(Response::Freeze, freeze), (Response::Clamp, clamp.flatten())];
+        slots.into_iter().filter_map(|(slot, mark)| Some((slot, mark?))).collect()
     }
 
     /// Whether it carries a mark of this process.
     #[must_use]
     pub fn is_marked(&self, guard: GuardId) -> bool {
-        let is_own = |mark: Mark| mark.holder == std::process::id();
-        let marked = |dir, slot| mark::read(dir, slot).is_ok_and(|mark| mark.is_some_and(is_own));
-        self.held.get(&guard).is_some_and(|held| {
-            let clamped = held.cgroup.pids_dir().is_some_and(|dir| marked(dir, Slot::Clamp));
-            clamped || marked(held.cgroup.dir(), Slot::Freeze)
-        })
+        self.marks(guard).iter().any(|(_, mark)| mark.holder == std::process::id())
     }
 
     /// Whether somebody else wrote the limit that we had lowered.
