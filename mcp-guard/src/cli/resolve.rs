@@ -18,6 +18,9 @@ use crate::{
     host::{cgroup::Cgroup, layout::Layout, systemd::Systemd},
 };
 
+/// Digits of an id as engines show it.
+const SHORT_ID: usize = 12;
+
 pub async fn resolve(host: &Host, text: &str) -> Result<Held, Failure> {
     let target = Target::parse(text).map_err(Failure::usage)?;
     let layout = Layout::read()
@@ -53,7 +56,11 @@ async fn container(host: &Host, layout: &Layout, name: &str) -> Result<Held, Fai
         Err(error) => {
             let without = "; cgroup:/PATH and pid:N name a target without an engine";
             let failure = || Failure::could_not(format!("{error}{without}"));
-            return guarded(host, layout, name).ok_or_else(failure);
+            // A few digits may be the name of another, which is not guarded.
+            let is_whole = |one: &Candidate| one.name == name || one.id == name;
+            let is_long = name.len() >= SHORT_ID && is_hex(name);
+            let is_it = |one: &Candidate| is_whole(one) || (is_long && one.id.starts_with(name));
+            return guarded(host, layout, is_it).ok_or_else(failure);
         }
     };
     let chosen = choose(name, &all).map_err(|no_match| {
@@ -71,7 +78,13 @@ async fn container(host: &Host, layout: &Layout, name: &str) -> Result<Held, Fai
             }
         })
     })?;
-    let found = engine.inspect(&chosen.id).await.map_err(Failure::could_not)?;
+    let found = match engine.inspect(&chosen.id).await {
+        Ok(found) => found,
+        Err(error) => {
+            let guarded = guarded(host, layout, |one| one.id == chosen.id);
+            return guarded.ok_or_else(|| Failure::could_not(error));
+        }
+    };
     let found = found
         .ok_or_else(|| Failure::could_not(format!("container {} does not run", chosen.name)))?;
     let cgroup =
@@ -80,20 +93,26 @@ async fn container(host: &Host, layout: &Layout, name: &str) -> Result<Held, Fai
 }
 
 /// What an agent guards it knows without the engine, which may hang in the very storm that is to be stopped.
-fn guarded(host: &Host, layout: &Layout, name: &str) -> Option<Held> {
+fn guarded(host: &Host, layout: &Layout, is_it: impl Fn(&Candidate) -> bool) -> Option<Held> {
     if !lock::is_held(&host.run_dir) {
         return None;
     }
     let status: Status = client::call(&lock::socket(&host.run_dir), "Status", json!({})).ok()?;
-    let candidate = |one: &WatchedStatus| {
-        Some(Candidate { id: one.container.clone()?, name: one.guard.name.clone() })
+    // A guard may also be of a cgroup inside of a container.
+    let container = |one: WatchedStatus| {
+        let id = one.container.clone()?;
+        let is_own = container_in(&one.cgroup).is_some_and(|found| found.path == one.cgroup);
+        is_own.then(|| (Candidate { id, name: one.guard.name.clone() }, one))
     };
-    let all: Vec<Candidate> = status.guards.iter().filter_map(candidate).collect();
-    let chosen = choose(name, &all).ok()?;
-    let one = status.guards.iter().find(|one| one.container.as_ref() == Some(&chosen.id))?;
+    let mut found = status.guards.into_iter().filter_map(container).filter(|one| is_it(&one.0));
+    let ((chosen, one), None) = (found.next()?, found.next()) else { return None };
     let cgroup = Cgroup::open(layout, &one.cgroup).ok()?;
     let is_same = cgroup.id() == one.cgroup_id;
-    is_same.then(|| Held::new(cgroup, &chosen.name, Some(chosen.id.clone()), one.paused))
+    is_same.then(|| Held::new(cgroup, &chosen.name, Some(chosen.id), one.paused))
+}
+
+fn is_hex(text: &str) -> bool {
+    text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// A cgroup by path may be a container's all the same; then its engine's pause counts.
