@@ -25,6 +25,7 @@ use crate::{
     agent::lock,
     control::{client, wire::Status},
     engine::Engine,
+    host::observer::Observer,
     render,
     snapshot::Snapshot,
     wanted::Limits,
@@ -60,7 +61,8 @@ pub fn diagnose(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
         (Some(file), _) => read(file)?,
         (None, target) => {
             let target = target.as_deref().unwrap_or_default();
-            runtime()?.block_on(async { one(&snapshot(host).await?, target).await })?
+            runtime()?
+                .block_on(async { one(&snapshot(host, Observer::start()).await?, target).await })?
         }
     };
     if let Some(file) = &arguments.save {
@@ -75,7 +77,7 @@ pub fn diagnose(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
 
 fn all(host: &Host, as_json: bool) -> Result<Exit, Failure> {
     let (mut reports, unreadable, is_whole) = runtime()?.block_on(async {
-        let snapshot = snapshot(host).await?;
+        let snapshot = snapshot(host, Observer::start()).await?;
         let mut unreadable = snapshot.unreadable().to_vec();
         let mut is_whole = snapshot.lists("").is_some();
         let mut reports = Vec::new();
@@ -145,9 +147,9 @@ fn exit(report: &Report) -> Exit {
     }
 }
 
-pub async fn snapshot(host: &Host) -> Result<Snapshot, Failure> {
+pub async fn snapshot(host: &Host, observer: Observer) -> Result<Snapshot, Failure> {
     let limits = Limits::new(&host.state_dir);
-    let taken = Snapshot::take(Engine::new(&host.docker), limits).await;
+    let taken = Snapshot::take(Engine::new(&host.docker), limits, observer).await;
     taken.map_err(|error| Failure::could_not(format!("reading this host: {error}")))
 }
 

@@ -29,7 +29,7 @@ use crate::{
     },
     engine::Engine,
     executor::{Executor, Held},
-    host::layout::Kind,
+    host::{layout::Kind, observer::Observer},
     owner, render,
     wanted::Limits,
 };
@@ -61,7 +61,9 @@ pub struct Arguments {
 pub fn repair(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
     need_root()?;
     runtime()?.block_on(async {
-        let facts = one(&snapshot(host).await?, &arguments.target).await?;
+        // One for all looks: each process that hangs takes a thread of it.
+        let observer = Observer::start();
+        let facts = one(&snapshot(host, observer.clone()).await?, &arguments.target).await?;
         let plan = match repair::plan(&facts, arguments.limit, arguments.force) {
             Ok(plan) => plan,
             Err(refused) => {
@@ -70,7 +72,7 @@ pub fn repair(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
             }
         };
         out::answer(&render::repair::plan(&facts, &plan));
-        let mut repair = Repair::begin(host, arguments, facts, plan).await?;
+        let mut repair = Repair::begin(host, observer, arguments, facts, plan).await?;
         if arguments.dry_run {
             return repair.all_but_the_last_step();
         }
@@ -91,6 +93,7 @@ enum Reached {
 
 struct Repair<'a> {
     host: &'a Host,
+    observer: Observer,
     target: &'a str,
     force: bool,
     plan: Plan,
@@ -111,6 +114,7 @@ struct Repair<'a> {
 impl<'a> Repair<'a> {
     async fn begin(
         host: &'a Host,
+        observer: Observer,
         arguments: &'a Arguments,
         facts: Facts,
         plan: Plan,
@@ -131,6 +135,7 @@ impl<'a> Repair<'a> {
         let limits = Limits::new(&host.state_dir);
         Ok(Self {
             host,
+            observer,
             target,
             force: arguments.force,
             plan,
@@ -235,7 +240,7 @@ impl<'a> Repair<'a> {
 
     /// Of what is held, whatever its name or pid means by now.
     async fn facts(&self) -> Result<Facts, Failure> {
-        let snapshot = snapshot(self.host).await?;
+        let snapshot = snapshot(self.host, self.observer.clone()).await?;
         let Some(id) = &self.id else { return Ok(snapshot.cgroup(&self.cgroup).await) };
         let facts = snapshot.container(id).await.filter(|facts| facts.container.is_some());
         facts.ok_or_else(|| Failure::could_not(format!("{}: no engine tells of it", self.target)))

@@ -69,8 +69,8 @@ pub struct Snapshot {
 impl Snapshot {
     /// # Errors
     /// Not even `/proc` can be read.
-    pub async fn take(engine: Engine, limits: Limits) -> std::io::Result<Self> {
-        Self::reaching(Reach::Whole, engine, limits, None, Observer::start()).await
+    pub async fn take(engine: Engine, limits: Limits, observer: Observer) -> std::io::Result<Self> {
+        Self::reaching(Reach::Whole, engine, limits, None, observer).await
     }
 
     /// What the repair of a limit rests on and no more: no other container, no file that a label names,

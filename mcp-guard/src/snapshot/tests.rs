@@ -65,12 +65,13 @@ async fn a_limit_is_read_without_other_containers_files_or_execs() {
 async fn an_engine_that_does_not_answer_is_told_from_one_that_knows_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let limits = || Limits::new(folder.path());
-    let none = Snapshot::take(Engine::new("/nonexistent"), limits()).await.unwrap();
+    let none =
+        Snapshot::take(Engine::new("/nonexistent"), limits(), Observer::start()).await.unwrap();
     let id = "a".repeat(64);
     assert!(!none.engine_answers() && none.container(&id).await.is_none());
     assert_eq!((none.lists(&id), none.cgroup_of_container(&id)), (None, None));
     let (engine, _asked) = engine(folder.path());
-    let empty = Snapshot::take(engine, limits()).await.unwrap();
+    let empty = Snapshot::take(engine, limits(), Observer::start()).await.unwrap();
     assert!(empty.engine_answers());
     assert_eq!(empty.lists(&id), Some(false));
 }
