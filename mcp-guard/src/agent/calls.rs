@@ -135,6 +135,7 @@ impl Agent {
                 pids_max: held.cgroup.pids_max().ok().map(|limit| limit.to_string()),
                 pids_current: held.cgroup.pids_current().ok(),
                 pids_wanted: self.wanted(held_guard),
+                pids_policy: self.policy_limit(held_guard),
                 pids_left: self.is_left(held_guard),
             })
         });

@@ -76,9 +76,12 @@ impl Agent {
     pub(super) fn wanted(&self, guard: GuardId) -> Option<u64> {
         let held = self.executor.held().get(&guard)?;
         let asked = held.container.as_deref().and_then(|id| self.limits.get(id));
-        let terms = self.core.guard(guard)?.terms;
         let declared = self.keeps.get(&guard).and_then(|kept| kept.declared);
-        asked.or(terms.pids_limit).or(declared)
+        asked.or(self.policy_limit(guard)).or(declared)
+    }
+
+    pub(super) fn policy_limit(&self, guard: GuardId) -> Option<u64> {
+        self.core.guard(guard)?.terms.pids_limit
     }
 
     pub(super) fn is_left(&self, guard: GuardId) -> bool {
@@ -120,7 +123,7 @@ impl Agent {
         let held = self.executor.held().get(&guard);
         let Some(id) = held.and_then(|held| held.container.as_deref()) else { return };
         let asked_at = self.limits.asked_at(id);
-        let policy = self.core.guard(guard).and_then(|state| state.terms.pids_limit);
+        let policy = self.policy_limit(guard);
         let kept = self.keeps.entry(guard).or_default();
         if asked_at.is_some() && asked_at != kept.asked_at {
             kept.keep.asked_again();

@@ -101,6 +101,8 @@ pub struct WatchedStatus {
     pub pids_current: Option<u64>,
     /// The limit that is held here; None where nobody wants one.
     pub pids_wanted: Option<u64>,
+    /// The one of the policy.
+    pub pids_policy: Option<u64>,
     /// It is not in force and left alone: undone too often, or only observed.
     pub pids_left: bool,
 }

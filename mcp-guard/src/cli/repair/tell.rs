@@ -68,9 +68,11 @@ impl Repair<'_> {
         self.limits.get(id) == Some(self.plan.limit)
     }
 
-    /// Forgets what its owner keeps. An agent does so itself: its policy may say another number.
+    /// Forgets what its owner keeps, but where it stands against an agent's policy.
     fn settle(&self) -> Result<(), Failure> {
-        let is_over = self.plan.is_kept_by_its_owner() && self.guarded().is_none();
+        let policy = self.guarded().and_then(|one| one.pids_policy);
+        let is_over =
+            policy.is_none_or(|limit| limit == self.plan.limit) && self.plan.is_kept_by_its_owner();
         match &self.id {
             Some(id) if is_over && self.is_still_wanted(id) => {
                 self.limits.remove(id).map_err(Failure::could_not)
