@@ -226,7 +226,8 @@ impl Agent {
         self.kernel.remove_guard(guard);
         self.free.push_back(guard);
         self.step(Input::Released { guard });
-        if let Some(container) = by_hand.flatten().filter(|_| held.cgroup.events().is_ok()) {
+        if let Some(mut container) = by_hand.flatten().filter(|_| held.cgroup.events().is_ok()) {
+            container.paused = held.paused;
             self.container_is_up(container);
         }
     }

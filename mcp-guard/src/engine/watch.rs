@@ -8,7 +8,7 @@ use std::{
 use bollard::{
     errors::Error as Bollard, models::EventMessage, query_parameters::EventsOptionsBuilder,
 };
-use futures_util::{StreamExt as _, stream, stream::BoxStream};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream, stream::BoxStream};
 use mcp_guard_core::{container::is_container_id, target::Candidate};
 use tokio::{sync::mpsc, time::sleep};
 
@@ -83,7 +83,8 @@ impl<'a> Stream<'a> {
                     None => break Ok(()),
                 },
                 answer = answers.next(), if !is_over => match answer {
-                    Some((id, answer)) => self.answered(id, answer).await,
+                    Some(Ok((id, answer))) => self.answered(id, answer).await,
+                    Some(Err(error)) => break Err(error),
                     None => {
                         is_over = true;
                         next_look.set(sleep(again));
@@ -101,7 +102,7 @@ impl<'a> Stream<'a> {
             }
         };
         // Whoever may not read events is told of containers all the same.
-        while let Some((id, answer)) = answers.next().await {
+        while !is_described && let Some(Ok((id, answer))) = answers.next().await {
             self.answered(id, answer).await;
         }
         end
@@ -163,21 +164,16 @@ impl<'a> Stream<'a> {
 }
 
 /// What the engine says of each container that runs.
-fn look(engine: &Engine) -> BoxStream<'_, (String, Answer)> {
-    let listed = async move {
-        engine.running().await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "containers not listed, they are asked about again");
-            Vec::new()
-        })
-    };
-    stream::once(listed).flat_map(move |running| ask(engine, running)).boxed()
+fn look(engine: &Engine) -> BoxStream<'_, Result<(String, Answer), Error>> {
+    let listed = stream::once(engine.running());
+    listed.map_ok(|running| ask(engine, running)).try_flatten().boxed()
 }
 
 /// What it says of each of these, as it says it.
-fn ask(engine: &Engine, running: Vec<Candidate>) -> BoxStream<'_, (String, Answer)> {
+fn ask(engine: &Engine, running: Vec<Candidate>) -> BoxStream<'_, Result<(String, Answer), Error>> {
     let ask = move |Candidate { id, .. }| async move {
         let answer = engine.inspect(&id).await;
-        (id, answer)
+        Ok((id, answer))
     };
     stream::iter(running).map(ask).buffer_unordered(AT_A_TIME).boxed()
 }

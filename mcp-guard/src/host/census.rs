@@ -28,6 +28,8 @@ struct Row {
     zombie: bool,
     /// Inode of `ns/pid`; None where it may not be read, and of a zombie.
     pid_ns: Option<u64>,
+    /// It may not be read.
+    is_hidden: bool,
     /// In the hierarchy with the pids controller, as [`cgroup_path`] writes it.
     cgroup: String,
 }
@@ -52,7 +54,7 @@ impl Census {
             let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
             // Gone meanwhile is no error.
             let Some(row) = row(pid, v1) else { continue };
-            hidden += usize::from(row.pid_ns.is_none() && !row.zombie);
+            hidden += usize::from(row.is_hidden);
             rows.insert(pid, row);
         }
         Ok(Self { rows, observer, hidden })
@@ -163,12 +165,15 @@ fn row(pid: u32, v1: bool) -> Option<Row> {
     let process = Process::open(pid).ok()?;
     let stat = process.stat().ok()?;
     let places = process.cgroup().ok()?;
+    let pid_ns = process.pid_namespace().ok();
     Some(Row {
         parent: stat.parent,
         start: stat.start,
         threads: stat.threads,
-        zombie: stat.zombie,
-        pid_ns: process.pid_namespace().ok(),
+        // Its first thread may have ended before the others, and shows no namespace then.
+        zombie: stat.zombie && stat.threads <= 1,
+        is_hidden: pid_ns.is_none() && !stat.zombie,
+        pid_ns,
         cgroup: cgroup_path(pids_path(&places, v1)?),
     })
 }
