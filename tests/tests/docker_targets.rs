@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::Output,
 };
 
@@ -143,16 +143,35 @@ fn rules_by_name_image_and_label_guard_what_they_name() {
     assert!(names.contains(&later.name) && !names.contains(&other.name), "{names:?}");
 }
 
+/// An agent that is to guard a container, before its engine is there.
+struct Early {
+    agent: Agent,
+    socket: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Early {
+    fn of(container: &Container) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("docker.sock");
+        let policy = format!("[[guard]]\nname = \"{}\"\n", container.name);
+        let agent = Agent::start_with(&policy, &socket.display().to_string(), &[]).unwrap();
+        assert_eq!(agent.status().unwrap().guards.len(), 0);
+        Self { agent, socket, _folder: folder }
+    }
+
+    fn engine_comes(&self) {
+        std::os::unix::fs::symlink(socket().unwrap(), &self.socket).unwrap();
+    }
+}
+
 #[test]
 fn an_engine_that_comes_after_the_agent_is_found() {
     let container = sleeper("late", &[]);
     let place = container.cgroup().unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let late = folder.path().join("docker.sock");
-    let policy = format!("[[guard]]\nname = \"{}\"\n", container.name);
-    let mut agent = Agent::start_with(&policy, &late.display().to_string(), &[]).unwrap();
-    assert_eq!(agent.status().unwrap().guards.len(), 0);
-    std::os::unix::fs::symlink(socket().unwrap(), &late).unwrap();
+    let mut early = Early::of(&container);
+    early.engine_comes();
+    let agent = &mut early.agent;
     agent.wait_until("it is guarded", |agent| Ok(agent.guard(place.id).is_ok())).unwrap();
     assert_eq!(agent.status().unwrap().engine, "connected");
 }
@@ -162,13 +181,11 @@ fn an_engine_that_comes_after_the_agent_is_found() {
 fn a_container_that_was_held_by_hand_is_guarded_after_that() {
     let container = sleeper("hand", &[]);
     let place = container.cgroup().unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let late = folder.path().join("docker.sock");
-    let policy = format!("[[guard]]\nname = \"{}\"\n", container.name);
-    let mut agent = Agent::start_with(&policy, &late.display().to_string(), &[]).unwrap();
+    let mut early = Early::of(&container);
     let by_path = format!("cgroup:{}", place.path);
-    assert!(agent.cli(&["freeze", &by_path]).unwrap().status.success());
-    std::os::unix::fs::symlink(socket().unwrap(), &late).unwrap();
+    assert!(early.agent.cli(&["freeze", &by_path]).unwrap().status.success());
+    early.engine_comes();
+    let agent = &mut early.agent;
     agent.wait_until("it is reached", |agent| Ok(agent.status()?.engine == "connected")).unwrap();
     assert_eq!(agent.guard(place.id).unwrap().guard.name, by_path.replace("cgroup:", ""));
     assert!(agent.cli(&["thaw", &by_path]).unwrap().status.success());

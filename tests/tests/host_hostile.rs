@@ -1,13 +1,16 @@
-//! A process that hangs in the kernel, with its memory locked: it holds up nobody else.
+//! What a container may do to blind the agent: a process hangs in the kernel with its memory locked, or
+//! cgroups use up the map of members. Neither holds up or hides anybody else.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
 use std::{
+    fs,
     process::{Output, Stdio},
     thread,
     time::Duration,
 };
 
+use mcp_guard_common::MAX_CGROUPS;
 use mcp_guard_core::audit::Record;
 use mcp_guard_tests::{
     agent::{Agent, command},
@@ -17,6 +20,7 @@ use mcp_guard_tests::{
     sleeper::Sleeper,
     wait,
 };
+use serde_json::json;
 
 /// What `mcp-guard` says, which must not take for ever.
 fn said(agent: &Agent, arguments: &[&str]) -> Output {
@@ -69,9 +73,37 @@ fn each_request_gets_its_own_answer() {
     let first = thread::spawn(move || first.output().unwrap());
     let begun = |record: &Record| matches!(record, Record::Intent { .. }).then_some(());
     agent.await_record("the first freeze", begun).unwrap();
-    let second = said(&agent, &["freeze", &target]);
-    let text = |output: Output| String::from_utf8(output.stdout).unwrap();
-    let (first, second) = (text(first.join().unwrap()), text(second));
+    // Within the two seconds of the first, so by no program that has to start.
+    let place = json!({ "cgroup": cgroup.path(), "cgroup_id": cgroup.id(), "name": "it",
+        "paused": false, "lease_ms": 60_000, "dry_run": false });
+    let second = agent.call("io.mcpguard.Freeze", &place).unwrap().to_string();
+    let first = String::from_utf8(first.join().unwrap().stdout).unwrap();
     assert!(first.contains("frozen 1 not seen within 2s"), "{first}");
     assert!(second.contains("already frozen by mcp-guard"), "{second}");
+}
+
+#[test]
+fn cgroups_without_room_in_the_map_hide_no_server() {
+    let [greedy, other, above] =
+        ["greedy", "other", "above"].map(|what| FixtureCgroup::new(what).unwrap());
+    let rule = |path: &str| format!("[[guard]]\ncgroup = \"{path}\"\n");
+    let policy =
+        [greedy.path(), other.path(), &format!("{}/later", above.path())].map(rule).concat();
+    let mut agent = Agent::start(&policy).unwrap();
+    for number in 0..MAX_CGROUPS {
+        fs::create_dir(greedy.unified_dir().join(format!("c{number}"))).unwrap();
+    }
+    // Below a guard, and one that is to be guarded.
+    let inside = other.child("inside").unwrap();
+    let later = above.child("later").unwrap();
+    let leaks = [&inside, &later].map(|cgroup| Leak::start(cgroup, 4).unwrap());
+    for guard in [other.id(), later.id()] {
+        let is_seen = |agent: &mut Agent| {
+            let servers = agent.guard(guard).map(|one| one.guard.identities);
+            Ok(servers.is_ok_and(|all| all.get(PACKAGE).is_some_and(|one| one.live == 4)))
+        };
+        agent.wait_until("its servers are recognised", is_seen).unwrap();
+    }
+    assert!(agent.status().unwrap().losses["cgroups-full"] > 0);
+    assert!(leaks.into_iter().all(|leak| leak.end().unwrap().success()));
 }

@@ -8,27 +8,27 @@ pub mod lock;
 mod notify;
 mod reader;
 mod restore;
+mod start;
 mod turn;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     panic::AssertUnwindSafe,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::Duration,
 };
 
-use anyhow::Context as _;
 use futures_util::FutureExt as _;
 use mcp_guard_core::{
     Core, Time,
     audit::Record,
     diagnose::facts,
     effect::{Effect, End, GuardId, Input, Outcome},
-    policy::{Mode, Policy, Response},
+    policy::{Policy, Response},
 };
 use tokio::{
-    io::{Interest, unix::AsyncFd},
-    signal::unix::{Signal, SignalKind, signal},
+    io::unix::AsyncFd,
+    signal::unix::Signal,
     sync::{mpsc, oneshot},
 };
 
@@ -38,7 +38,6 @@ use self::{
     reader::Reader,
 };
 use crate::{
-    audit::Audit,
     control::{server, wire::Reply},
     engine::{Change, Container, Engine},
     executor::{Confirmed, Executor, reconcile},
@@ -47,7 +46,7 @@ use crate::{
         clock,
         layout::Layout,
         observer::Observer,
-        poll::{self, Alarm},
+        poll::Alarm,
     },
     wanted::Limits,
 };
@@ -135,7 +134,7 @@ pub struct Agent {
     started: Time,
     next_tick: Time,
     next_look: Time,
-    next_late: Time,
+    next_untold: Time,
 }
 
 struct Sources {
@@ -185,90 +184,6 @@ fn raise_priority() {
 }
 
 impl Agent {
-    async fn start(options: Options) -> anyhow::Result<(Self, Sources)> {
-        let layout = Layout::read().context("reading the cgroup layout")?;
-        let audit = Audit::open(&options.audit)
-            .with_context(|| format!("the audit log {}", options.audit.display()))?;
-        let (executor, confirmed) = Executor::new(audit, layout.clone());
-        let engine = options.docker.as_deref().map(Engine::new);
-        let kernel = Kernel::start(options.bpf)?;
-        let now = clock::now();
-        // At most one answer for each guard is under way.
-        let (news, answered) = mpsc::unbounded_channel();
-        let limits = Limits::new(&options.state_dir);
-        let observer = Observer::start();
-        let reader = Reader::start(engine.clone(), limits.clone(), observer.clone(), news.clone())
-            .context("a thread that reads facts")?;
-        let mut agent = Self {
-            core: Core::new(options.policy),
-            executor,
-            kernel,
-            layout,
-            engine_state: if engine.is_some() { "connecting" } else { "none" }.to_owned(),
-            engine,
-            described: None,
-            free: (0..mcp_guard_common::MAX_GUARDS).collect(),
-            by_hand: BTreeMap::new(),
-            unguardable: BTreeMap::new(),
-            unfound: BTreeSet::new(),
-            keeps: BTreeMap::new(),
-            limits,
-            questions: 0,
-            reader,
-            observer,
-            news,
-            askers: BTreeMap::new(),
-            losses: BTreeMap::new(),
-            notify: Notify::from_environment(),
-            dropped: 0,
-            behind_a_loss: false,
-            started: now,
-            next_tick: now,
-            next_look: now,
-            next_late: now,
-        };
-        let mode = agent.begin().await;
-        let sources = agent.listen(&options.run_dir, confirmed, answered)?;
-        tracing::info!(%mode, "mcp-guard {} is watching", env!("CARGO_PKG_VERSION"));
-        Ok((agent, sources))
-    }
-
-    /// Opens all that can wake the loop.
-    fn listen(
-        &self,
-        run_dir: &Path,
-        confirmed: mpsc::UnboundedReceiver<Confirmed>,
-        news: mpsc::UnboundedReceiver<News>,
-    ) -> anyhow::Result<Sources> {
-        let (to_loop, calls) = mpsc::channel(QUEUE);
-        let (to_changes, changes) = mpsc::channel(QUEUE);
-        let listener = server::listen(&lock::socket(run_dir)).context("control socket")?;
-        tokio::spawn(server::serve(listener, to_loop));
-        if let Some(engine) = self.engine.clone() {
-            tokio::spawn(engine.watch(to_changes, ASK_AGAIN));
-        }
-        Ok(Sources {
-            ring: poll::register(self.kernel.readiness()?, Interest::READABLE)?,
-            confirmed,
-            calls,
-            changes,
-            news,
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
-            alarm: Alarm::new()?,
-        })
-    }
-
-    async fn begin(&mut self) -> Mode {
-        let version = env!("CARGO_PKG_VERSION").to_owned();
-        let mode = self.core.policy().mode;
-        self.executor.audit.write(Record::AgentStart { version, mode });
-        // What an agent left that was killed.
-        self.release_orphans(End::Reconcile).await;
-        mode
-    }
-
     /// Gives back what no holder will.
     async fn release_orphans(&mut self, end: End) {
         let (orphans, read) = reconcile::find(&self.layout);

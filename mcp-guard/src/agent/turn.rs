@@ -10,21 +10,29 @@ use mcp_guard_core::{
 };
 
 use super::{Agent, TICK, notify::Shown};
-use crate::host::{bpf, clock};
+use crate::host::{
+    bpf::{self, CGROUPS_FULL},
+    clock,
+};
 
 /// Records handled in one turn; then other sources are looked at.
 const BATCH: usize = 2048;
 /// How often freezes are compared with the host, removed cgroups noticed, new ones looked for.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Between looks at processes that answered late.
-const LATE: Duration = Duration::from_secs(10);
+/// Between looks at what no record will tell.
+const UNTOLD: Duration = Duration::from_secs(10);
 
 impl Agent {
     /// Hands records to the core. What the batch leaves is fetched at the next turn, which is due at
     /// once.
     pub(super) fn drain(&mut self) {
+        let end = clock::now().after(TICK);
         for _ in 0..BATCH {
+            // A read of a process may have taken its time.
+            if clock::now() >= end {
+                break;
+            }
             let Some(record) = self.kernel.next_record() else {
                 // All that waited when the loss was seen has been read: births whose deaths were
                 // lost among it.
@@ -50,7 +58,7 @@ impl Agent {
         }
         self.next_tick = now.after(TICK);
         self.kernel.flush_log();
-        let must_rescan = self.ring_overflowed() || self.can_read_more(now);
+        let must_rescan = self.ring_overflowed() || self.must_look_again(now);
         for guard in self.counted() {
             self.read_totals(guard, now);
             if must_rescan {
@@ -98,14 +106,18 @@ impl Agent {
         overflowed
     }
 
-    /// A command line that could not be read may tell of a server. Whoever makes reads hang and answer at will
-    /// is not followed for each of them.
-    fn can_read_more(&mut self, now: Time) -> bool {
-        if now < self.next_late || !self.observer.has_answered_late() {
+    /// A command line that could not be read in time may tell of a server, and a cgroup for which the map had
+    /// no room may hold some. Whoever causes either at will is not followed each time.
+    fn must_look_again(&mut self, now: Time) -> bool {
+        if now < self.next_untold {
             return false;
         }
-        self.next_late = now.after(LATE);
-        true
+        let uncounted = self.losses.get(CGROUPS_FULL).is_some_and(|count| *count > 0);
+        let is_due = uncounted || self.observer.has_answered_late();
+        if is_due {
+            self.next_untold = now.after(UNTOLD);
+        }
+        is_due
     }
 
     fn note_losses(&mut self) {
@@ -188,7 +200,10 @@ impl Agent {
             Kind::Exit => Input::Exit { guard, pid, code: event.exit_code },
             Kind::Attach => {
                 let guard = (guard != NO_GUARD).then_some(guard);
-                let seen = guard.and_then(|_| observe(pid));
+                // One that is known has only moved within its guard.
+                let held =
+                    |guard| self.core.guard(guard).is_some_and(|one| one.registry.holds(pid));
+                let seen = guard.filter(|guard| !held(*guard)).and_then(|_| observe(pid));
                 Input::Attach { guard, born, pid, seen }
             }
         }

@@ -9,7 +9,7 @@ use std::{
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{HashMap, MapData, PerCpuArray, RingBuf},
+    maps::{HashMap, MapData, MapError, PerCpuArray, RingBuf},
     programs::{BtfTracePoint, Program, ProgramError},
 };
 use mcp_guard_common::{Event, Kind, Loss, RING_BYTES, Totals, decode};
@@ -20,6 +20,8 @@ use super::btf;
 /// Built by `cargo xtask ebpf`, committed with the hash of its sources.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/mcp-guard.bpf.o");
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+/// The loss of cgroups for which the map of members had no room.
+pub const CGROUPS_FULL: &str = "cgroups-full";
 
 /// Program in the object -> tracepoint it attaches to.
 const PROGRAMS: [(&str, &str); 6] = [
@@ -69,7 +71,7 @@ pub enum Error {
     #[error("the BPF object has no {0}; it was not built from these sources")]
     Missing(&'static str),
     #[error("BPF map: {0}")]
-    Map(#[from] aya::maps::MapError),
+    Map(#[from] MapError),
     #[error("the file that MCP_GUARD_BPF_OBJECT names: {0}")]
     Object(io::Error),
     #[error("the ring cannot be polled: {0}")]
@@ -109,6 +111,8 @@ pub struct Kernel {
     losses: PerCpuArray<MapData, u64>,
     ring: RingBuf<MapData>,
     /// Records that were not what the programs write.
+    /// Cgroups for which the map had no room when their guard began.
+    no_room: u64,
     malformed: u64,
     /// Of programs that log.
     log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
@@ -155,6 +159,7 @@ impl Kernel {
             losses: PerCpuArray::try_from(take("LOSSES")?)?,
             ring: RingBuf::try_from(take("EVENTS")?)?,
             malformed: 0,
+            no_room: 0,
             log: aya_log::EbpfLogger::init(&mut ebpf).ok(),
             ebpf,
         })
@@ -184,10 +189,20 @@ impl Kernel {
     /// Counts tasks of this cgroup to the guard from now on; cgroups made below it follow by
     /// themselves.
     ///
+    /// One for which there is no room is a loss, as below a guard.
+    ///
     /// # Errors
-    /// The map is full.
+    /// The map cannot be written.
     pub fn add_cgroup(&mut self, cgroup: u64, guard: u32) -> Result<(), Error> {
-        Ok(self.guards.insert(cgroup, guard, 0)?)
+        match self.guards.insert(cgroup, guard, 0) {
+            Err(MapError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::E2BIG) =>
+            {
+                self.no_room += 1;
+                Ok(())
+            }
+            other => Ok(other?),
+        }
     }
 
     /// The guard a cgroup is counted to.
@@ -242,7 +257,7 @@ impl Kernel {
     pub fn losses(&self) -> BTreeMap<String, u64> {
         [
             ("ring-full", self.lost(Loss::RingFull)),
-            ("cgroups-full", self.lost(Loss::CgroupsFull)),
+            (CGROUPS_FULL, self.lost(Loss::CgroupsFull) + self.no_room),
             ("argv-unread", self.lost(Loss::ArgvUnread)),
             ("malformed-record", self.malformed),
             ("recursion", self.recursion_misses()),

@@ -70,9 +70,9 @@ fn means_nothing(image: &Image, program: &str) -> Option<&'static str> {
         (_, _, "guest_refusal") => Some("means something on kernel 5.10 only"),
         (_, _, "cli") => Some("needs no kernel: the tier of pure tests has it"),
         (_, _, "bpf_log") => Some("needs programs of its own: the host tier builds them"),
-        (_, _, "host_hang") => {
-            Some("needs a kernel with FUSE, and nothing of the guest's: the host tier has it")
-        }
+        (_, _, "host_hostile") => Some(
+            "needs FUSE, or makes thousands of cgroups, and nothing of the guest's: the host tier has it",
+        ),
         (_, _, "host_clamp") => {
             Some("needs node, which guests have in their containers alone; the host tier has it")
         }
