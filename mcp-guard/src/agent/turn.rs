@@ -19,7 +19,6 @@ use crate::host::{
 const BATCH: usize = 2048;
 /// How often freezes are compared with the host, removed cgroups noticed, new ones looked for.
 const LOOK: Duration = Duration::from_secs(1);
-
 /// Between looks at what no record will tell.
 const UNTOLD: Duration = Duration::from_secs(10);
 
