@@ -44,7 +44,11 @@ impl Scene {
         fs::set_permissions(self.0.path(), open).unwrap();
         let program = self.0.path().join("mcp-guard");
         if !program.exists() {
-            fs::copy(workload("mcp-guard").unwrap(), &program).unwrap();
+            // By a process of its own: what another test forks meanwhile would hold the copy open for writing,
+            // and no program starts that somebody may write to (ETXTBSY).
+            let mut copy = Command::new("cp");
+            copy.arg(workload("mcp-guard").unwrap()).arg(&program);
+            assert!(copy.status().unwrap().success(), "{copy:?}");
         }
         let mut command = Command::new(&program);
         command.args(["--docker", "/nonexistent", "--run-dir"]).arg(self.0.path());
