@@ -19,6 +19,8 @@ pub enum Target {
 
 /// Container names the engines allow: at most this long here, to keep messages readable.
 const MAX_NAME: usize = 255;
+/// Digits of an id as engines show it.
+const SHORT_ID: usize = 12;
 
 impl Target {
     /// # Errors
@@ -101,16 +103,24 @@ pub fn choose<'a>(text: &str, all: &'a [Candidate]) -> Result<&'a Candidate, NoM
     if let Some(exact) = all.iter().find(|one| one.name == text || one.id == text) {
         return Ok(exact);
     }
-    let hex = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    let matches: Vec<_> = all
-        .iter()
-        .filter(|one| hex && is_container_id(&one.id) && one.id.starts_with(text))
-        .collect();
+    let matches: Vec<_> = all.iter().filter(|one| begins_with(&one.id, text)).collect();
     match matches[..] {
         [one] => Ok(one),
         [] => Err(NoMatch::None),
         _ => Err(NoMatch::Several(matches.into_iter().cloned().collect())),
     }
+}
+
+/// Whether `text` names this one, also where not all containers are known: a few digits may be the name of
+/// another. Engines show 12 digits of an id.
+#[must_use]
+pub fn is_named(text: &str, one: &Candidate) -> bool {
+    let is_long = text.len() >= SHORT_ID;
+    one.name == text || one.id == text || (is_long && begins_with(&one.id, text))
+}
+
+fn begins_with(id: &str, text: &str) -> bool {
+    is_container_id(id) && id.starts_with(text)
 }
 
 #[cfg(test)]
@@ -148,6 +158,9 @@ mod tests {
         assert_eq!(choose("abc1", &all), Ok(&all[0]));
         assert_eq!(choose("abc", &all), Ok(&all[2]), "a full name wins over prefixes");
         assert_eq!(choose("nope", &all), Err(NoMatch::None));
+        let named = ["db", &id("2"), &id("2")[..12], &id("2")[..11], "abc2", ""];
+        let named = named.map(|text| is_named(text, &all[1]));
+        assert_eq!(named, [true, true, true, false, false, false]);
         let several = choose("ab", &all);
         assert!(matches!(several, Err(NoMatch::Several(ref found)) if found.len() == 3));
     }

@@ -13,7 +13,7 @@ use crate::{
         server::Waiting,
         wire::{Answer, Call, Place, Reply, Status, WatchedStatus, failed},
     },
-    executor::{Held, Settled},
+    executor::{Held, Settled, together},
     host::{cgroup::Cgroup, clock},
 };
 
@@ -73,17 +73,11 @@ impl Agent {
             Err(reason) => return send_reply(reply, failed(&reason)),
         };
         self.step(Input::Operator { guard, request: Request::Thaw });
-        let released = self.executor.take_released();
-        if released.is_empty() {
+        let (outcome, detail) = together(self.executor.take_released()).unwrap_or_else(|| {
             let detail = "mcp-guard holds nothing here; a freeze that is not its own is left alone";
-            let answer = Answer { outcome: Outcome::NotOurs, detail: detail.to_owned() };
-            return send(reply, answer);
-        }
-        // The worst of them is the answer: "done" is said only of what was read back.
-        let worst = released.iter().map(|(outcome, _)| *outcome).find(|one| *one != Outcome::Done);
-        let outcome = worst.unwrap_or(Outcome::Done);
-        let details: Vec<String> = released.into_iter().map(|(_, detail)| detail).collect();
-        send(reply, Answer { outcome, detail: details.join("; ") });
+            (Outcome::NotOurs, detail.to_owned())
+        });
+        send(reply, Answer { outcome, detail });
     }
 
     /// The guard of a place; one that is not guarded is held for this request.

@@ -1,7 +1,7 @@
 //! Which cgroups are guarded: those of containers that the policy names, those it names by path,
 //! and those an operator acts upon by hand.
 
-use std::fmt::Display;
+use std::{fmt::Display, time::Duration};
 
 use anyhow::anyhow;
 use mcp_guard_core::{
@@ -13,15 +13,23 @@ use mcp_guard_core::{
     refusal::refusal,
 };
 
-use super::{Agent, SAID, UNGUARDABLE, Unguardable};
+use super::{Agent, TRY_AGAIN};
 use crate::{
     engine::{Change, Container},
     executor::Held,
     host::{cgroup::Cgroup, clock, facts},
 };
 
+/// That a cgroup could not be guarded is said again after this time.
+const SAID: Duration = Duration::from_secs(3600);
 /// Of so many containers is remembered that it was said that their cgroup is not found.
 const MAX_UNFOUND: usize = 1024;
+
+/// A cgroup that could not be guarded.
+pub(super) struct Unguardable {
+    try_again: Time,
+    said: Time,
+}
 
 impl Agent {
     pub(super) fn change(&mut self, change: Change) {
@@ -173,7 +181,7 @@ impl Agent {
     fn say_unguardable(&mut self, now: Time, held: &Held, why: &dyn Display) {
         // One that is said anew, or that is gone.
         self.unguardable.retain(|_, one| now.since(one.said) < SAID);
-        let try_again = now.after(UNGUARDABLE);
+        let try_again = now.after(TRY_AGAIN);
         let entry = self.unguardable.entry(held.cgroup.id());
         entry.and_modify(|one| one.try_again = try_again).or_insert_with(|| {
             tracing::error!(name = held.subject.name, %why, "not guarded");

@@ -33,6 +33,7 @@ use tokio::{
 };
 
 use self::{
+    guards::Unguardable,
     limits::{Kept, News},
     notify::Notify,
     reader::Reader,
@@ -58,9 +59,7 @@ const LAST_WORD: Duration = Duration::from_secs(2);
 /// How often every running container is asked about, whatever the engine's events tell.
 const ASK_AGAIN: Duration = Duration::from_secs(30);
 /// What could not be guarded is not tried again before this time, which is shorter than the one above.
-const UNGUARDABLE: Duration = Duration::from_secs(20);
-/// That it could not is said again after this time.
-const SAID: Duration = Duration::from_secs(3600);
+const TRY_AGAIN: Duration = Duration::from_secs(20);
 /// Calls and engine changes that wait for the loop.
 const QUEUE: usize = 256;
 
@@ -84,11 +83,6 @@ enum Wake {
     Limit(News),
     Time,
     Stop(&'static str),
-}
-
-struct Unguardable {
-    try_again: Time,
-    said: Time,
 }
 
 struct Asker {

@@ -18,7 +18,7 @@ use crate::{
     audit::Audit,
     control::{client, wire::Answer},
     engine::Engine,
-    executor::{Confirmed, Executor, Held, reconcile},
+    executor::{Confirmed, Executor, Held, reconcile, together},
     host::{clock, layout::Layout},
 };
 
@@ -162,7 +162,7 @@ impl Hands {
         }
     }
 
-    /// All that carries a mark. The worst of what came of it is the answer.
+    /// All that carries a mark.
     fn thaw(&mut self, end: End) -> (Outcome, String) {
         let marks = self.executor.marks(TARGET).into_iter();
         let mut slots: Vec<Response> = marks.map(|(slot, _)| slot).collect();
@@ -170,15 +170,9 @@ impl Hands {
             // Then it is said whose the freeze is.
             slots.push(Response::Freeze);
         }
-        let released: Vec<_> =
-            slots.into_iter().filter_map(|slot| self.executor.release(TARGET, slot, end)).collect();
-        let Some((first, _)) = released.first() else {
-            return (Outcome::NotOurs, "the target is gone".to_owned());
-        };
-        let worst = released.iter().map(|(outcome, _)| *outcome).find(|one| *one != Outcome::Done);
-        let outcome = worst.unwrap_or(*first);
-        let details: Vec<String> = released.into_iter().map(|(_, detail)| detail).collect();
-        (outcome, details.join("; "))
+        let release = |slot| self.executor.release(TARGET, slot, end);
+        let gone = || (Outcome::NotOurs, "the target is gone".to_owned());
+        together(slots.into_iter().filter_map(release).collect()).unwrap_or_else(gone)
     }
 }
 

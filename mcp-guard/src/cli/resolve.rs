@@ -2,7 +2,7 @@
 
 use mcp_guard_core::{
     container::container_in,
-    target::{Candidate, NoMatch, Target, choose},
+    target::{Candidate, NoMatch, Target, choose, is_named},
 };
 use serde_json::json;
 
@@ -17,9 +17,6 @@ use crate::{
     executor::Held,
     host::{cgroup::Cgroup, layout::Layout, systemd::Systemd},
 };
-
-/// Digits of an id as engines show it.
-const SHORT_ID: usize = 12;
 
 pub async fn resolve(host: &Host, text: &str) -> Result<Held, Failure> {
     let target = Target::parse(text).map_err(Failure::usage)?;
@@ -56,11 +53,7 @@ async fn container(host: &Host, layout: &Layout, name: &str) -> Result<Held, Fai
         Err(error) => {
             let without = "; cgroup:/PATH and pid:N name a target without an engine";
             let failure = || Failure::could_not(format!("{error}{without}"));
-            // A few digits may be the name of another, which is not guarded.
-            let is_whole = |one: &Candidate| one.name == name || one.id == name;
-            let is_long = name.len() >= SHORT_ID && is_hex(name);
-            let is_it = |one: &Candidate| is_whole(one) || (is_long && one.id.starts_with(name));
-            return guarded(host, layout, is_it).ok_or_else(failure);
+            return guarded(host, layout, |one| is_named(name, one)).ok_or_else(failure);
         }
     };
     let chosen = choose(name, &all).map_err(|no_match| {
@@ -109,10 +102,6 @@ fn guarded(host: &Host, layout: &Layout, is_it: impl Fn(&Candidate) -> bool) -> 
     let cgroup = Cgroup::open(layout, &one.cgroup).ok()?;
     let is_same = cgroup.id() == one.cgroup_id;
     is_same.then(|| Held::new(cgroup, &chosen.name, Some(chosen.id), one.paused))
-}
-
-fn is_hex(text: &str) -> bool {
-    text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// A cgroup by path may be a container's all the same; then its engine's pause counts.

@@ -133,6 +133,16 @@ impl Executor {
     }
 }
 
+/// What several releases come to; None where there was none. The worst of them: "done" is said only of what
+/// was read back.
+#[must_use]
+pub fn together(released: Vec<(Outcome, String)>) -> Option<(Outcome, String)> {
+    let outcomes = || released.iter().map(|(outcome, _)| *outcome);
+    let worst = outcomes().find(|one| *one != Outcome::Done).or_else(|| outcomes().next())?;
+    let details: Vec<String> = released.into_iter().map(|(_, detail)| detail).collect();
+    Some((worst, details.join("; ")))
+}
+
 pub(super) fn release_record(
     incident: &str,
     guard: &Subject,

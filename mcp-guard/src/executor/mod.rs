@@ -19,6 +19,7 @@ use mcp_guard_core::{
 use tokio::sync::mpsc;
 
 pub use confirm::Confirmed;
+pub use hold::together;
 pub use steps::Holder;
 use steps::Step;
 
