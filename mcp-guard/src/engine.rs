@@ -198,5 +198,4 @@ fn plain_name(name: &str) -> String {
 }
 
 #[cfg(test)]
-#[path = "engine_tests.rs"]
 mod tests;

@@ -332,5 +332,4 @@ pub fn stranded_server(argv: &[u8]) -> Option<String> {
 }
 
 #[cfg(test)]
-#[path = "launcher_tests.rs"]
 mod tests;

@@ -383,5 +383,4 @@ fn label_matches(label: &str, labels: Option<&BTreeMap<String, String>>) -> bool
 }
 
 #[cfg(test)]
-#[path = "policy_tests.rs"]
 mod tests;

@@ -383,5 +383,4 @@ fn ticks(time: Time) -> u64 {
 }
 
 #[cfg(test)]
-#[path = "registry_tests.rs"]
 mod tests;

@@ -286,5 +286,4 @@ pub fn edit(facts: &Facts, limit: u64) -> Option<String> {
 }
 
 #[cfg(test)]
-#[path = "repair_tests.rs"]
 mod tests;

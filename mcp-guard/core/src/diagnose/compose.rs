@@ -236,5 +236,4 @@ fn is_name(c: char) -> bool {
 }
 
 #[cfg(test)]
-#[path = "compose_tests.rs"]
 mod tests;
