@@ -21,7 +21,7 @@ pub use engine::Engine;
 use crate::{agent::command, wait};
 
 /// Writes a growing number to `/tmp/tick`, so that a test can see whether the container runs. It ends by
-/// itself, like what [`LIFE`] bounds.
+/// itself, like what `LIFE` bounds.
 pub const TICKER: [&str; 3] = [
     "sh",
     "-c",

@@ -13,6 +13,7 @@ pub fn run(setup: bool, no_test: bool) -> Result<u8> {
         None => step("clippy of the kernel side", ebpf::clippy)?,
         Some(reason) => say(&format!("clippy of the kernel side: not run: {reason}")),
     }
+    step("doc", doc)?;
     step("ebpf --check", ebpf::check)?;
     if no_test { Ok(0) } else { test::run(setup) }
 }
@@ -30,4 +31,12 @@ fn clippy() -> Result<()> {
         program::run(&mut cargo).context("clippy found something")?;
     }
     Ok(())
+}
+
+/// A link to an item that is gone is an error. Private items are read by the people who change them.
+fn doc() -> Result<()> {
+    let mut cargo = programs::workspace_cargo("doc");
+    cargo.args(["--no-deps", "--document-private-items", "--locked", "--quiet"]);
+    cargo.env("RUSTDOCFLAGS", "-D warnings");
+    program::run(&mut cargo).context("rustdoc found something")
 }

@@ -39,7 +39,7 @@ enum Verb {
         #[arg(long, value_parser = ["bpf-log"])]
         features: Option<String>,
     },
-    /// Format, clippy, the kernel side's object, and all tests
+    /// Format, clippy, documentation, the kernel side's object, and all tests
     Check {
         /// Install and start what the tests need
         #[arg(long)]

@@ -83,12 +83,12 @@ fn elsewhere(view: &View<'_>, findings: Vec<Finding>) -> Report {
 }
 
 fn verdict(view: &View<'_>, findings: &[Finding]) -> Verdict {
+    // Our clamp is temporary: the limit that it will restore is judged.
     let Some(lasting) = view.lasting_effective() else {
         let known = findings.iter().any(|finding| finding.severity == code::Severity::Critical);
         return if known { Verdict::NotEnforced } else { Verdict::Unknown };
     };
-    // A clamp of ours goes, and what it found comes back.
-    // What a repair was asked for came later than what any owner keeps.
+    // A request to repair is newer than what any owner stores.
     let declared = view.facts.wanted.or(view.declared()).map_or(lasting, Limit::Tasks);
     let default = view.has_only_the_default() && view.lasting == Some(lasting);
     if lasting == Limit::Max || declared < lasting || default {

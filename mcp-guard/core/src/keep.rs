@@ -65,7 +65,8 @@ impl Keep {
         true
     }
 
-    /// The same with fresh facts. What follows from [`Verdict::Repair`] ends with [`Keep::ended`].
+    /// Decides again on fresh facts. The caller answers [`Verdict::Repair`] with [`Keep::reached`],
+    /// [`Keep::stepped`], [`Keep::waits`] or [`Keep::failed`].
     pub fn judge(&mut self, now: Time, wanted: Option<u64>, in_force: Limit) -> Verdict {
         self.busy = false;
         if !self.look(now, wanted, in_force) {

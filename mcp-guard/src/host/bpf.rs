@@ -110,9 +110,9 @@ pub struct Kernel {
     totals: PerCpuArray<MapData, [u8; size_of::<Totals>()]>,
     losses: PerCpuArray<MapData, u64>,
     ring: RingBuf<MapData>,
-    /// Records that were not what the programs write.
     /// Cgroups for which the map had no room when their guard began.
     no_room: u64,
+    /// Records that were not what the programs write.
     malformed: u64,
     /// Of programs that log.
     log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
