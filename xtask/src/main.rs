@@ -2,6 +2,7 @@
 
 mod bench;
 mod check;
+mod counts;
 mod demo;
 mod demo_docker;
 mod docker;

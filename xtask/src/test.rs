@@ -10,8 +10,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-pub use count::Counts;
-
+use crate::counts::Counts;
 use crate::docker::Rig;
 use crate::ebpf;
 use crate::packages::{self, Permission};

@@ -1,5 +1,6 @@
 //! `cargo xtask vm`: guests with real kernels, systemd, Docker and Podman.
 
+mod built;
 mod cache;
 mod follow;
 mod image;
@@ -21,10 +22,10 @@ use std::path::Path;
 use anyhow::{Result, anyhow};
 use clap::Subcommand;
 
+use crate::counts::Counts;
 use crate::packages::Permission;
 use crate::programs;
 use crate::say::{complain, say, step};
-use crate::test::Counts;
 use follow::Report;
 use image::{IMAGES, Image, Kind};
 pub use lanes::Job;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::tree;
+use crate::counts::Counts;
 use crate::program;
 use crate::say::say;
 
@@ -16,38 +17,6 @@ use crate::say::say;
 const GRACE: Duration = Duration::from_secs(2);
 /// How often it is asked whether cargo ended.
 const LOOK: Duration = Duration::from_millis(100);
-
-/// The tests of one or more runs of `cargo test`.
-#[derive(Clone, Default, Debug, PartialEq, Eq)]
-pub struct Counts {
-    pub passed: u64,
-    pub failed: u64,
-    pub ignored: u64,
-    /// What went wrong beside failed tests.
-    pub problem: Option<String>,
-}
-
-impl Counts {
-    /// Nothing went wrong.
-    pub fn passed(passed: u64) -> Self {
-        Self { passed, ..Self::default() }
-    }
-
-    /// Both runs together.
-    pub fn and(mut self, other: Self) -> Self {
-        self.passed += other.passed;
-        self.failed += other.failed;
-        self.ignored += other.ignored;
-        self.problem = self.problem.or(other.problem);
-        self
-    }
-
-    /// With what was done after the tests, where that went wrong.
-    pub fn and_then(mut self, after: Result<()>) -> Self {
-        self.problem = self.problem.or(after.err().map(|error| format!("{error:#}")));
-        self
-    }
-}
 
 /// Runs `cargo test` to its end, or ends it after `limit`. A failed test is not an error; it is counted.
 pub fn cargo_test(command: &mut Command, limit: Duration) -> Result<Counts> {

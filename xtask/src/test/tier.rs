@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::count::Counts;
+use crate::counts::Counts;
 use crate::say::seconds;
 
 /// What became of a tier.

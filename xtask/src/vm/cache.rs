@@ -1,22 +1,20 @@
 //! Images made once and kept under `target/vm`, each under the hash of what defines it.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use guest_runner::Plan;
-use tempfile::NamedTempFile;
 
+use super::built::{Built, store};
 use super::image::{Image, Kind};
-use super::kernel::{INITRD, KERNEL};
 use super::payload::Payload;
 use super::qemu::Machine;
 use super::{kernel, machine, run, system};
 use crate::docker::{self, Rootfs};
 use crate::say::{say, step};
-use crate::{program, recipe, this_run, workspace};
+use crate::{recipe, this_run};
 
 /// Changes whenever this file makes images in another way.
 const LAYOUT: &str = "4";
@@ -39,45 +37,6 @@ for engine in docker podman; do
 done
 systemctl stop docker.socket docker.service containerd.service
 "#;
-
-/// A finished image.
-pub struct Built {
-    folder: PathBuf,
-}
-
-impl Built {
-    pub fn folder(&self) -> &Path {
-        &self.folder
-    }
-
-    pub fn kernel(&self) -> PathBuf {
-        self.folder.join(KERNEL)
-    }
-
-    pub fn initrd(&self) -> PathBuf {
-        self.folder.join(INITRD)
-    }
-
-    /// A disk to write to; gone when dropped.
-    pub fn copy_of_disk(&self) -> Result<NamedTempFile> {
-        let copy =
-            tempfile::Builder::new().prefix(&this_run::prefix(this_run::RUN)).tempfile_in(store());
-        let copy = copy.context("cannot make a file in target/vm")?;
-        let mut cp = Command::new("cp");
-        cp.args(["--sparse=always", "--reflink=auto"]).arg(self.disk()).arg(copy.path());
-        program::quietly(&mut cp)?;
-        Ok(copy)
-    }
-
-    pub fn disk(&self) -> PathBuf {
-        self.folder.join(system::DISK)
-    }
-}
-
-/// Where everything of the guests is kept.
-pub fn store() -> PathBuf {
-    workspace::target().join("vm")
-}
 
 /// Removes what runs left that were cut off.
 pub fn remove_left() -> Result<()> {
@@ -122,7 +81,7 @@ fn keep(
         fs::rename(work.keep(), &folder)
             .with_context(|| format!("cannot make {}", folder.display()))?;
     }
-    Ok(Built { folder })
+    Ok(Built::new(folder))
 }
 
 /// Nobody else makes this image until it is dropped: two tiers may need one, and two runs may share a folder.
@@ -162,7 +121,7 @@ fn fill(image: &Image, folder: &Path, busybox: &Rootfs) -> Result<()> {
     let payload = Payload::new()?;
     payload.replace("import.sh", IMPORT)?;
     payload.link(&busybox.tar, "busybox.tar")?;
-    let built = Built { folder: folder.to_path_buf() };
+    let built = Built::new(folder.to_path_buf());
     let accel = machine::accel(&built)?;
     let system = machine::system(image, &built, accel, payload.disk(&plan)?);
     let machine = Machine { keep: true, ..system };

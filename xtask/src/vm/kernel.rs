@@ -6,14 +6,11 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use super::built::KERNEL;
 use super::image::Image;
+use super::system::STALE;
 use crate::program;
 use crate::say::step;
-
-/// The kernel inside of an image's folder.
-pub const KERNEL: &str = "vmlinuz";
-/// Its initial file system.
-pub const INITRD: &str = "initrd.img";
 
 /// Fetches the package of the newest kernel of a release, with apt's check of its signature, and
 /// nothing that the package depends on, but the one that newer releases keep the kernel in. `$1` is
@@ -35,7 +32,7 @@ pub fn recipe(image: &Image) -> Vec<String> {
 pub fn build(image: &Image, folder: &Path) -> Result<()> {
     step(&format!("vm: {}", image.name), || {
         let mut command = Command::new("mmdebstrap");
-        command.args(["--quiet", "--variant=custom", "--format=null", super::system::STALE]);
+        command.args(["--quiet", "--variant=custom", "--format=null", STALE]);
         command.arg(format!("--customize-hook=set -eu; {FETCH}")).env("OUT", folder);
         program::quietly(command.args([image.suite, "-"]))?;
         let (package, root) = (folder.join("kernel.deb"), folder.join("root"));

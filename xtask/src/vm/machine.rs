@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use guest_runner::Plan;
 
-use super::cache::Built;
+use super::built::Built;
 use super::image::{Image, Kind};
 use super::payload::Payload;
 use super::qemu::{Accel, Machine};

@@ -10,7 +10,8 @@ use anyhow::{Context, Result};
 use guest_runner::{PLAN, Plan};
 use tempfile::TempDir;
 
-use super::{cache, kernel, system};
+use super::built::store;
+use super::{kernel, system};
 use crate::programs::{self, TestProgram};
 use crate::{docker, program, this_run, workspace};
 
@@ -25,9 +26,9 @@ pub struct Payload {
 impl Payload {
     /// With the runner alone.
     pub fn new() -> Result<Self> {
-        fs::create_dir_all(cache::store()).context("cannot make target/vm")?;
+        fs::create_dir_all(store()).context("cannot make target/vm")?;
         let prefix = this_run::prefix(this_run::RUN);
-        let folder = tempfile::Builder::new().prefix(&prefix).tempdir_in(cache::store());
+        let folder = tempfile::Builder::new().prefix(&prefix).tempdir_in(store());
         let folder = folder.context("cannot make a folder in target/vm")?;
         let made = Self { folder };
         fs::create_dir_all(made.inside("bin")).context("cannot make the payload")?;

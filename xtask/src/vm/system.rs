@@ -7,13 +7,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use super::built::{DISK, INITRD, KERNEL};
 use super::image::{Image, PACKAGES};
-use super::kernel::{INITRD, KERNEL};
 use crate::program;
 use crate::say::step;
 
-/// The disk inside of an image's folder.
-pub const DISK: &str = "disk.img";
 /// The files of node's container image, in a guest, once for each engine, with one inode for both.
 pub const NODE: &str = "/var/lib/mcp-guard-test-node";
 /// Sparse: what is not used takes no room on the host.
