@@ -1,0 +1,98 @@
+//! Modules form a tree without circles.
+//!
+//! For each module with the submodules c1 to cn there is an edge ci -> cj when any file of ci's subtree
+//! names something of cj's subtree: in a `use`, groups included, or by a path in code. These edges have
+//! no circle, at any level of the tree.
+//!
+//! - A module may use items of the modules it stands in, and may use its own submodules: neither is an edge.
+//! - A name that a module re-exports, or imports for its submodules, leads to the module that defines it:
+//!   `crate::Time` is an edge to `time`. Where the re-exporting module is itself on another branch, the
+//!   name leads to that one as well.
+//! - Test code, comments and strings do not count.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::{
+    modules::{Tree, Use},
+    repository,
+};
+
+/// The crates that are checked. Not in the list yet: `mcp-guard/core/src` and `mcp-guard/src`.
+const WITHOUT_CIRCLES: [&str; 1] = ["xtask/src"];
+
+#[test]
+fn modules_form_no_circle() {
+    for folder in WITHOUT_CIRCLES {
+        let tree = Tree::of(&repository().join(folder));
+        let found = circles(&tree);
+        assert!(found.is_empty(), "{folder}: {} circles\n{}", found.len(), found.join("\n"));
+    }
+}
+
+/// Lines that explain a circle, one for each use that is part of it.
+type Explained = String;
+
+/// From each submodule of one module to those it uses, and by which uses.
+type Edges<'a> = BTreeMap<&'a str, BTreeMap<&'a str, Vec<&'a Use>>>;
+
+/// The shortest circle through each module that is on one.
+pub fn circles(tree: &Tree) -> Vec<Explained> {
+    let uses = tree.uses();
+    let mut levels: BTreeMap<&[String], Edges<'_>> = BTreeMap::new();
+    for one in &uses {
+        let depth = one.from.iter().zip(&one.to).take_while(|(from, to)| from == to).count();
+        let edges = levels.entry(&one.from[..depth]).or_default();
+        let targets = edges.entry(&one.from[depth]).or_default();
+        targets.entry(&one.to[depth]).or_default().push(one);
+    }
+    let mut found = Vec::new();
+    for (level, edges) in &levels {
+        let mut known = BTreeSet::new();
+        for start in edges.keys() {
+            let Some(circle) = shortest(edges, start) else { continue };
+            if known.insert(circle.iter().copied().collect::<BTreeSet<_>>()) {
+                found.push(explain(level, edges, &circle));
+            }
+        }
+    }
+    found
+}
+
+/// The modules of the shortest way from `start` back to it, `start` first.
+fn shortest<'a>(edges: &Edges<'a>, start: &'a str) -> Option<Vec<&'a str>> {
+    let mut came_from: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut waiting = VecDeque::from([start]);
+    while let Some(here) = waiting.pop_front() {
+        for next in edges.get(here).into_iter().flat_map(BTreeMap::keys).copied() {
+            if next == start {
+                let mut circle = vec![here];
+                while circle[circle.len() - 1] != start {
+                    circle.push(came_from[circle[circle.len() - 1]]);
+                }
+                circle.reverse();
+                return Some(circle);
+            }
+            if !came_from.contains_key(next) {
+                came_from.insert(next, here);
+                waiting.push_back(next);
+            }
+        }
+    }
+    None
+}
+
+fn explain(level: &[String], edges: &Edges<'_>, circle: &[&str]) -> Explained {
+    let place = if level.is_empty() { "crate".to_owned() } else { level.join("::") };
+    let round: Vec<&str> = circle.iter().chain(circle.first()).copied().collect();
+    let mut lines = format!("circle in {place}: {}\n", round.join(" -> "));
+    for pair in round.windows(2) {
+        for one in &edges[pair[0]][pair[1]] {
+            let Use { from_file, line, to_file, words, .. } = one;
+            lines.push_str(&format!("    {from_file}:{line} -> {to_file} ({words})\n"));
+        }
+    }
+    lines
+}

@@ -1,0 +1,177 @@
+//! The tree of a crate's modules, and which of them uses which.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::scopes::{Mention, Path, Scope, scopes};
+
+/// The modules of a crate that are compiled without `cfg(test)`.
+pub struct Tree {
+    modules: BTreeMap<Path, Module>,
+}
+
+struct Module {
+    file: String,
+    scope: Scope,
+}
+
+/// One module names something of another, neither of which contains the other.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Use {
+    pub from: Path,
+    pub to: Path,
+    pub from_file: String,
+    pub to_file: String,
+    pub line: usize,
+    /// As it is written: `use crate::repair::survives`, `super::answers`.
+    pub words: String,
+}
+
+/// What a path leads to.
+struct Found {
+    /// The module that it names, or that defines the item it names.
+    module: Path,
+    is_item: bool,
+    /// The modules that re-export the name on the way.
+    through: Vec<Path>,
+}
+
+/// More steps from one re-export to the next than any honest tree has.
+const MOST_STEPS: usize = 32;
+
+impl Tree {
+    /// Reads a crate from the folder of its sources.
+    pub fn of(folder: &std::path::Path) -> Self {
+        let below = |path: &std::path::Path| {
+            let path = path.strip_prefix(folder).expect("a path below the folder");
+            path.to_string_lossy().into_owned()
+        };
+        let files = crate::sources(folder);
+        let files: Vec<_> = files.into_iter().map(|(path, text)| (below(&path), text)).collect();
+        Self::read(&files)
+    }
+
+    /// Reads a crate from its files, as (path below `src/`, text).
+    pub fn read(files: &[(String, String)]) -> Self {
+        let files: BTreeMap<&str, &str> =
+            files.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+        let root = ["lib.rs", "main.rs"].into_iter().find(|file| files.contains_key(file));
+        let mut tree = Self { modules: BTreeMap::new() };
+        tree.add(&files, Path::new(), root.expect("lib.rs or main.rs"));
+        tree
+    }
+
+    /// Adds a file's module, those inside it, and those it declares.
+    fn add(&mut self, files: &BTreeMap<&str, &str>, at: Path, file: &str) {
+        let inside = scopes(files[file]);
+        let inline: BTreeSet<Path> = inside.keys().map(|path| joined(&at, path)).collect();
+        for (path, scope) in inside {
+            let here = joined(&at, &path);
+            for child in &scope.children {
+                let child = joined(&here, std::slice::from_ref(child));
+                if !inline.contains(&child) {
+                    let found = format!("{}.rs", child.join("/"));
+                    assert!(files.contains_key(found.as_str()), "{file} declares {found}");
+                    self.add(files, child, &found);
+                }
+            }
+            self.modules.insert(here, Module { file: file.to_owned(), scope });
+        }
+    }
+
+    /// Every use that leads from one branch of the tree into another.
+    pub fn uses(&self) -> BTreeSet<Use> {
+        let mut uses = BTreeSet::new();
+        for (from, module) in &self.modules {
+            self.refuse_globs(from, module);
+            for mention in &module.scope.mentions {
+                for to in self.targets(from, mention) {
+                    uses.insert(Use {
+                        from: from.clone(),
+                        from_file: module.file.clone(),
+                        to_file: self.modules[&to].file.clone(),
+                        to,
+                        line: mention.line,
+                        words: mention.shown(),
+                    });
+                }
+            }
+        }
+        uses
+    }
+
+    /// The modules on other branches that a path in `from` leads to.
+    fn targets(&self, from: &Path, mention: &Mention) -> Vec<Path> {
+        let Some(found) = self.resolve(from, &mention.path, MOST_STEPS) else { return Vec::new() };
+        let import = self.modules[from].scope.imports.get(&mention.path[0]);
+        let import = import.filter(|_| !mention.imported);
+        let imported = import.and_then(|path| self.resolve(from, path, MOST_STEPS));
+        if imported.is_some_and(|imported| imported.module == found.module) {
+            // The `use` behind `Code::Clamped` has said it.
+            return Vec::new();
+        }
+        let definer = found.module.clone();
+        let through = found.through.into_iter().filter(|module| !definer.starts_with(module));
+        let all = through.chain([found.module]);
+        all.filter(|to| !from.starts_with(to) && !to.starts_with(from)).collect()
+    }
+
+    /// All names of one of our modules at once: the sources no longer say which of them is used.
+    fn refuse_globs(&self, at: &Path, module: &Module) {
+        for glob in &module.scope.globs {
+            let found = self.resolve(at, glob, MOST_STEPS);
+            let is_module = found.is_some_and(|found| !found.is_item);
+            assert!(!is_module, "{}: use {}::* hides what it uses", module.file, glob.join("::"));
+        }
+    }
+
+    /// What a path in a module leads to, or nothing where it leads out of this crate.
+    fn resolve(&self, at: &Path, words: &[String], steps: usize) -> Option<Found> {
+        let mut found = Found { module: at.clone(), is_item: false, through: Vec::new() };
+        let mut words = words.iter().peekable();
+        match words.peek()?.as_str() {
+            "crate" => {
+                words.next();
+                found.module.clear();
+            }
+            "self" => drop(words.next()),
+            "super" => {
+                while words.next_if(|word| *word == "super").is_some() {
+                    found.module.pop();
+                }
+            }
+            name => {
+                let scope = &self.modules[at].scope;
+                if !scope.children.contains(name) && !scope.imports.contains_key(name) {
+                    return None;
+                }
+            }
+        }
+        for word in words {
+            if found.is_item {
+                break;
+            }
+            found = self.step(found, word, steps.checked_sub(1)?)?;
+        }
+        Some(found)
+    }
+
+    /// One word further: into a child, along an import, or to an item that the module defines.
+    fn step(&self, mut from: Found, word: &str, steps: usize) -> Option<Found> {
+        let scope = &self.modules[&from.module].scope;
+        if scope.children.contains(word) {
+            from.module.push(word.to_owned());
+            return Some(from);
+        }
+        let Some(import) = scope.imports.get(word) else {
+            return Some(Found { is_item: true, ..from });
+        };
+        let mut found = self.resolve(&from.module, import, steps)?;
+        found.through.extend(from.through);
+        found.through.push(from.module);
+        Some(found)
+    }
+}
+
+fn joined(one: &[String], other: &[String]) -> Path {
+    [one, other].concat()
+}
