@@ -10,7 +10,8 @@
 //! wanted    limits that no owner keeps yet
 //! ```
 //!
-//! `host`, `engine`, `audit` and `control` never see each other.
+//! `host`, `engine`, `control` and `wanted` use no other module of this crate; `audit` uses the clock of
+//! `host` alone.
 
 pub mod agent;
 pub mod audit;

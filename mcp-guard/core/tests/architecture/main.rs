@@ -1,6 +1,7 @@
 //! What ARCHITECTURE.md says about the structure of the code, checked against the sources themselves.
 
 mod circles;
+mod dependencies;
 mod modules;
 mod scopes;
 mod tokens;
@@ -82,36 +83,6 @@ fn the_core_depends_on_pure_crates_only() {
         "wildmatch",
     ];
     assert_eq!(names, pure);
-}
-
-#[test]
-fn adapters_do_not_see_each_other() {
-    let agent = root().join("../src");
-    let rules: [(&str, &[&str]); 4] = [
-        (
-            "host",
-            &["crate::engine", "crate::control", "crate::audit", "crate::agent", "crate::executor"],
-        ),
-        (
-            "control",
-            &["crate::engine", "crate::host", "crate::audit", "crate::agent", "crate::executor"],
-        ),
-        ("engine.rs", &["crate::"]),
-        ("executor", &["crate::agent", "crate::cli", "crate::control", "crate::engine"]),
-    ];
-    for (place, forbidden) in rules {
-        let place = agent.join(place);
-        let files = if place.is_dir() {
-            sources(&place)
-        } else {
-            vec![(place.clone(), fs::read_to_string(&place).expect("readable"))]
-        };
-        for (path, text) in files {
-            for word in forbidden {
-                assert!(!code(&text).contains(word), "{} uses {word}", path.display());
-            }
-        }
-    }
 }
 
 /// Only what the executor has checked and recorded reaches whoever keeps a limit.

@@ -78,6 +78,11 @@ impl Tree {
         }
     }
 
+    /// The names of the modules right below the root.
+    pub fn top(&self) -> BTreeSet<&str> {
+        self.modules.keys().filter(|path| path.len() == 1).map(|path| path[0].as_str()).collect()
+    }
+
     /// Every use that leads from one branch of the tree into another.
     pub fn uses(&self) -> BTreeSet<Use> {
         let mut uses = BTreeSet::new();

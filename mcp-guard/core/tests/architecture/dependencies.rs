@@ -1,0 +1,65 @@
+//! Which modules of the agent may use which.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    modules::{Tree, Use},
+    repository,
+};
+
+/// Each top-level module of `mcp-guard/src`, and what its files use of the others: a module with all
+/// below it, or one of its submodules alone. A row allows no more than is used, so that it stays true.
+const MAY_USE: [(&str, &[&str]); 11] = [
+    ("agent", &["audit", "control", "engine", "executor", "host", "owner", "snapshot", "wanted"]),
+    ("audit", &["host::clock"]),
+    (
+        "cli",
+        &[
+            "agent", "audit", "control", "engine", "executor", "host", "owner", "render",
+            "snapshot", "wanted",
+        ],
+    ),
+    ("control", &[]),
+    ("engine", &[]),
+    ("executor", &["audit", "host"]),
+    ("host", &[]),
+    ("owner", &["engine", "executor::limit", "host::systemd"]),
+    ("render", &["control::wire"]),
+    ("snapshot", &["engine", "host", "wanted"]),
+    ("wanted", &[]),
+];
+
+#[test]
+fn modules_use_what_the_table_says() {
+    let tree = Tree::of(&repository().join("mcp-guard/src"));
+    let listed: BTreeSet<&str> = MAY_USE.iter().map(|(name, _)| *name).collect();
+    assert_eq!(tree.top(), listed, "each top-level module has its row");
+    let uses = tree.uses();
+    let mut used = BTreeSet::new();
+    for one in uses.iter().filter(|one| one.from[0] != one.to[0]) {
+        let Use { from, from_file, line, to_file, words, .. } = one;
+        let allowed = row(&from[0]).find(|allowed| covers(allowed, &one.to));
+        let allowed = allowed.unwrap_or_else(|| {
+            panic!("{} may not use {to_file}: {from_file}:{line} ({words})", from[0])
+        });
+        used.insert((from[0].as_str(), allowed));
+    }
+    for (name, may) in MAY_USE {
+        for allowed in may {
+            assert!(
+                used.contains(&(name, *allowed)),
+                "{name} does not use {allowed}: its row may go"
+            );
+        }
+    }
+}
+
+fn row(name: &str) -> impl Iterator<Item = &'static str> {
+    MAY_USE.iter().filter(move |(row, _)| *row == name).flat_map(|(_, may)| may.iter().copied())
+}
+
+/// Whether `module` is the allowed one or below it.
+fn covers(allowed: &str, module: &[String]) -> bool {
+    let allowed: Vec<&str> = allowed.split("::").collect();
+    module.len() >= allowed.len() && allowed.iter().zip(module).all(|(one, other)| one == other)
+}
