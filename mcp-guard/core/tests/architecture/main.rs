@@ -5,6 +5,7 @@ mod dependencies;
 mod modules;
 mod scopes;
 mod tokens;
+mod walks;
 
 use std::{
     fs,

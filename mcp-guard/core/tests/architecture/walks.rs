@@ -1,0 +1,87 @@
+//! ARCHITECTURE.md walks through the code by names of functions; each of them exists.
+
+use std::{fs, path::Path};
+
+use crate::{repository, tokens::tokens};
+
+/// The headings of the walks.
+const WALKS: [&str; 2] = ["### One fork", "### One diagnosis"];
+/// A shorter walk leaves out too much.
+const FEWEST: usize = 10;
+
+/// A function in a file, the file's path relative to `mcp-guard/`.
+type Step<'a> = (&'a str, &'a str);
+
+#[test]
+fn walks_name_functions_that_exist() {
+    let text = fs::read_to_string(repository().join("ARCHITECTURE.md")).expect("readable");
+    let all = below(&text, "## Walks").expect("a section of walks");
+    for heading in WALKS {
+        let walk = below(all, heading).unwrap_or_else(|| panic!("no {heading:?}"));
+        assert!(steps(walk).expect(heading).len() >= FEWEST, "{heading}: too few functions");
+    }
+    for (file, function) in steps(all).expect("functions") {
+        let text = fs::read_to_string(repository().join("mcp-guard").join(file));
+        let text = text.unwrap_or_else(|error| panic!("{file}: {error}"));
+        assert!(defines(&text, function), "{file} has no fn {function}");
+    }
+}
+
+/// What stands below a heading, up to the next one of its rank or of a higher one.
+fn below<'a>(text: &'a str, heading: &str) -> Option<&'a str> {
+    let rank = |line: &str| line.bytes().take_while(|sign| *sign == b'#').count();
+    let start = text.find(&format!("\n{heading}\n"))? + heading.len() + 2;
+    let mut end = start;
+    for line in text[start..].split_inclusive('\n') {
+        if (1..=rank(heading)).contains(&rank(line)) {
+            break;
+        }
+        end += line.len();
+    }
+    Some(&text[start..end])
+}
+
+/// Every `path/to/file.rs: function` in backticks. An error where a file is named in another form, or a
+/// numbered step names none.
+fn steps(text: &str) -> Result<Vec<Step<'_>>, String> {
+    let mut found = Vec::new();
+    for step in text.lines().filter(|line| !line.starts_with('#')) {
+        let before = found.len();
+        for span in step.split('`').skip(1).step_by(2).filter(|span| span.contains(".rs")) {
+            let is_path = |path: &str| Path::new(path).extension().is_some_and(|end| end == "rs");
+            let pair = span.split_once(": ").filter(|(path, _)| is_path(path));
+            found.push(pair.ok_or_else(|| format!("`{span}` is not `path/to/file.rs: function`"))?);
+        }
+        let numbered = step.starts_with(|sign: char| sign.is_ascii_digit());
+        if numbered && found.len() == before {
+            return Err(format!("no function in {step:?}"));
+        }
+    }
+    Ok(found)
+}
+
+fn defines(text: &str, function: &str) -> bool {
+    tokens(text).windows(2).any(|pair| pair[0].text == "fn" && pair[1].text == function)
+}
+
+#[test]
+fn steps_are_found_and_odd_ones_refused() {
+    let text = "1. Reads it (`src/a.rs: read`), then `src/b/c.rs: judge_all`, not `Held`.\n";
+    assert_eq!(steps(text).unwrap(), [("src/a.rs", "read"), ("src/b/c.rs", "judge_all")]);
+    assert!(steps("See `src/a.rs::read`.").is_err());
+    assert!(steps("1. Reads it.").is_err());
+}
+
+#[test]
+fn a_section_ends_at_the_next_heading_of_its_rank() {
+    let text = "# A\n\n## Walks\n\n### One\n1\n\n### Two\n2\n\n## B\n";
+    assert_eq!(below(text, "## Walks"), Some("\n### One\n1\n\n### Two\n2\n\n"));
+    assert_eq!(below(text, "### One"), Some("1\n\n"));
+    assert_eq!(below(text, "### Three"), None);
+}
+
+#[test]
+fn a_function_is_defined_by_code_alone() {
+    assert!(defines("impl A { pub async fn go<T>() {} }", "go"));
+    assert!(!defines("// fn go()\nfn gone() { go(); }", "go"));
+}
