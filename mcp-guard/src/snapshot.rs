@@ -16,7 +16,7 @@ use std::{
 
 use mcp_guard_core::{
     container::container_in,
-    diagnose::facts::{self, Facts, Host, Subject, Unreadable},
+    diagnose::facts::{self, EngineKind, Facts, Host, Source, Subject, SubjectKind, Unreadable},
 };
 
 pub use self::host::host;
@@ -42,6 +42,21 @@ enum Reach {
     Limits,
 }
 
+/// The engine's list of containers.
+struct List {
+    running: Vec<Listed>,
+    /// Of all containers, also those that are stopped.
+    volumes: Volumes,
+}
+
+impl List {
+    fn new(all: Vec<Listed>) -> Self {
+        let volumes = all.iter().flat_map(|one| one.volumes.clone()).collect();
+        let running = all.into_iter().filter(|one| one.runs).collect();
+        Self { running, volumes: Volumes::new(volumes) }
+    }
+}
+
 /// What all targets of one diagnosis share.
 pub struct Snapshot {
     reach: Reach,
@@ -51,10 +66,8 @@ pub struct Snapshot {
     engine: Engine,
     /// What it says of itself; None where it does not answer.
     described: Option<facts::Engine>,
-    /// Every running container.
-    running: Vec<Listed>,
-    /// Of all containers; None where the list of them was not read.
-    volumes: Option<Volumes>,
+    /// None where the engine's list was not read.
+    listed: Option<List>,
     /// The own level of each, by id.
     levels: BTreeMap<String, facts::Level>,
     /// None where systemd does not run, or does not answer.
@@ -108,8 +121,7 @@ impl Snapshot {
             host,
             engine,
             described: None,
-            running: Vec::new(),
-            volumes: None,
+            listed: None,
             levels: BTreeMap::new(),
             systemd: None,
             systemd_is_late: AtomicBool::new(false),
@@ -144,23 +156,21 @@ impl Snapshot {
         // Each may take its time, and none needs another.
         let (described, listed, systemd) = tokio::join!(describe, list, Systemd::connect());
         match (described, listed) {
-            (Err(error), _) => self.unreadable.push(unread("engine", &error)),
+            (Err(error), _) => self.unreadable.push(Unreadable::new(Source::Engine, error)),
             (Ok(described), listed) => {
                 self.described = Some(described);
                 match listed {
-                    Some(Ok(listed)) => {
-                        let volumes = listed.iter().flat_map(|one| one.volumes.clone());
-                        self.volumes = Some(Volumes::new(volumes.collect()));
-                        self.running = listed.into_iter().filter(|one| one.runs).collect();
+                    Some(Ok(all)) => self.listed = Some(List::new(all)),
+                    Some(Err(error)) => {
+                        self.unreadable.push(Unreadable::new(Source::Containers, error));
                     }
-                    Some(Err(error)) => self.unreadable.push(unread("containers", &error)),
                     None => {}
                 }
             }
         }
         match systemd {
             Some(Ok(manager)) => self.systemd = Some(manager),
-            Some(Err(error)) => self.unreadable.push(unread("systemd", &error)),
+            Some(Err(error)) => self.unreadable.push(Unreadable::new(Source::Systemd, error)),
             None => {}
         }
         let Some(engine) = &self.described else { return };
@@ -196,19 +206,19 @@ impl Snapshot {
     /// Running containers, by id and name.
     #[must_use]
     pub fn running(&self) -> &[Listed] {
-        &self.running
+        self.listed.as_ref().map_or(&[], |list| &list.running)
     }
 
-    /// Where it does, no facts of a container mean that the engine knows no such one.
+    /// Whether the engine's list of containers was read.
     #[must_use]
-    pub fn engine_answers(&self) -> bool {
-        self.described.is_some()
+    pub fn has_list(&self) -> bool {
+        self.listed.is_some()
     }
 
-    /// Whether the engine says that a container runs; None where the list of them was not read.
+    /// Whether the engine says that a container runs; None where its list was not read.
     #[must_use]
     pub fn lists(&self, id: &str) -> Option<bool> {
-        self.volumes.as_ref().map(|_| self.running.iter().any(|one| one.id == id))
+        Some(self.listed.as_ref()?.running.iter().any(|one| one.id == id))
     }
 
     /// The cgroup of a container that has a process, whatever an engine says.
@@ -221,17 +231,17 @@ impl Snapshot {
     pub async fn container(&self, id: &str) -> Option<Facts> {
         let described = self.described.as_ref()?;
         let mut facts = self.shared();
-        let listed = self.running.iter().find(|one| one.id == id);
+        let listed = self.running().iter().find(|one| one.id == id);
         facts.target = Subject {
-            kind: "container".to_owned(),
+            kind: SubjectKind::Container,
             name: listed.map_or(id, |one| one.name.as_str()).to_owned(),
             id: Some(id.to_owned()),
             cgroup: String::new(),
         };
         let podman = async {
-            match described.kind.as_str() {
-                "podman" => Some(self.engine.cgroups_of_podman(id).await),
-                _ => None,
+            match described.kind {
+                EngineKind::Podman => Some(self.engine.cgroups_of_podman(id).await),
+                EngineKind::Docker => None,
             }
         };
         let (details, cgroups) = tokio::join!(self.engine.details(id), podman);
@@ -239,7 +249,7 @@ impl Snapshot {
             Ok(details) => details?,
             Err(error) => {
                 // Nothing is judged that the engine did not say.
-                facts.unreadable.push(unread("inspect", &error));
+                facts.unreadable.push(Unreadable::new(Source::Inspect, error));
                 return Some(self.over(facts));
             }
         };
@@ -253,7 +263,9 @@ impl Snapshot {
         container.state_limit = runtime::state_limit(id);
         match cgroups {
             Some(Ok(cgroups)) => container.cgroups = cgroups.unwrap_or_default(),
-            Some(Err(error)) => facts.unreadable.push(unread("HostConfig.Cgroups", &error)),
+            Some(Err(error)) => {
+                facts.unreadable.push(Unreadable::new(Source::PodmanCgroups, error));
+            }
             None => {}
         }
         let memory = chain::memory(&self.layout, &facts.target.cgroup);
@@ -282,7 +294,7 @@ impl Snapshot {
             path.ok_or("systemd does not answer here")?.map_err(|error| error.to_string())?;
         let Some(path) = path else { return Ok(None) };
         let mut facts = self.cgroup(&path).await;
-        (facts.target.kind, facts.target.name) = ("unit".to_owned(), name.to_owned());
+        (facts.target.kind, facts.target.name) = (SubjectKind::Unit, name.to_owned());
         Ok(Some(facts))
     }
 
@@ -290,8 +302,8 @@ impl Snapshot {
     pub async fn cgroup(&self, path: &str) -> Facts {
         let mut facts = self.shared();
         facts.engine = None;
-        facts.target =
-            Subject { kind: "cgroup".into(), name: path.into(), id: None, cgroup: path.into() };
+        let (kind, name) = (SubjectKind::Cgroup, path.to_owned());
+        facts.target = Subject { kind, name, id: None, cgroup: path.to_owned() };
         self.read_cgroup(&mut facts).await;
         self.over(facts)
     }
@@ -317,7 +329,7 @@ impl Snapshot {
         let Some(path) = self.census.cgroup_of(init) else {
             let hides = if self.census.is_partial() { ", or that /proc hides" } else { "" };
             let why = format!("the engine names a first process that is not there{hides}");
-            facts.unreadable.push(unread("cgroup", &why));
+            facts.unreadable.push(Unreadable::new(Source::CgroupOfInit, why));
             return;
         };
         // A systemd inside may have put it deeper.
@@ -331,21 +343,21 @@ impl Snapshot {
         let cgroup = facts.target.cgroup.clone();
         match chain::read(&self.layout, &cgroup) {
             Ok(chain) => facts.chain = chain,
-            Err(error) => facts.unreadable.push(unread(&cgroup, &error)),
+            Err(error) => {
+                facts.unreadable.push(Unreadable::new(Source::Cgroup(cgroup.clone()), error));
+            }
         }
         facts.clamp = clamp::read(&self.layout, &cgroup);
         facts.members = self.census.members(&cgroup);
         facts.zombies = self.census.zombies_of(&facts.members);
         match self.of_systemd(async |systemd| systemd.unit_of(&cgroup).await).await {
             Some(Ok(unit)) => facts.unit = unit,
-            Some(Err(error)) => facts.unreadable.push(unread("unit of the cgroup", &error)),
+            Some(Err(error)) => {
+                facts.unreadable.push(Unreadable::new(Source::UnitOfCgroup, error));
+            }
             None => {}
         }
     }
-}
-
-fn unread(what: &str, why: &impl ToString) -> Unreadable {
-    Unreadable { what: what.to_owned(), why: why.to_string() }
 }
 
 #[cfg(test)]

@@ -172,7 +172,7 @@ fn an_ordinary_user_learns_what_can_be_known() {
     let said = String::from_utf8_lossy(&done.stderr);
     let report: Report = serde_json::from_slice(&done.stdout).unwrap_or_else(|_| panic!("{said}"));
     assert_eq!((report.effective_limit, report.charged.tasks), (Some(25), Some(1)));
-    let why = |what: &str| report.unreadable.iter().find(|one| one.what.contains(what));
+    let why = |what: &str| report.unreadable.iter().find(|one| one.what.to_string().contains(what));
     assert!(why("engine").is_some_and(|one| one.why.contains("ermission")), "{report:#?}");
     assert!(why("pid namespaces").is_some(), "{report:#?}");
 }

@@ -5,8 +5,11 @@
 //! view     the numbers that rules ask for        rules    one file per family, each pure
 //! sizing   what a container needs                report   what is said
 //! compose  what compose files say                yaml     as much of YAML as that takes
-//! explain  the long form of each finding
+//! explain  the long form of each finding         words    enums that are one word each
 //! ```
+
+#[macro_use]
+mod words;
 
 pub mod code;
 pub mod compose;
@@ -23,7 +26,7 @@ pub use self::rules::is_nearly_full;
 use self::{
     code::Code,
     facts::{Facts, OciLimit, Says},
-    report::{Charged, Finding, Fine, Place, Report, Verdict},
+    report::{Charged, Finding, Fine, Layer, Place, Report, Verdict},
     sizing::Sizing,
     view::{Stored, View},
 };
@@ -66,7 +69,7 @@ fn is_elsewhere(code: Code) -> bool {
 /// All that is known of such a container is what its engine says.
 fn elsewhere(view: &View<'_>, findings: Vec<Finding>) -> Report {
     let mut places = places(view);
-    places.retain(|place| matches!(place.place.as_str(), "compose file" | "engine"));
+    places.retain(|place| matches!(place.place, Layer::ComposeFile | Layer::Engine));
     Report {
         target: view.facts.target.clone(),
         verdict: Verdict::Unknown,
@@ -117,11 +120,11 @@ fn places(view: &View<'_>) -> Vec<Place> {
     // As they came through so far, the nearest last. Where none was expected, none is lost, and one
     // that comes through in the end was not.
     let mut so_far: Vec<Limit> = Vec::new();
-    let mut add = |place: &str, r#where: String, value: String, limit: Option<Limit>| {
+    let mut add = |place: Layer, r#where: String, value: String, limit: Option<Limit>| {
         let expected = so_far.last().is_some_and(|limit| *limit != Limit::Max);
         let breaks = expected && limit.is_some_and(|limit| !so_far.contains(&limit));
         so_far.extend(limit);
-        places.push(Place { place: place.to_owned(), r#where, value, breaks });
+        places.push(Place { place, r#where, value, breaks });
     };
     if let Some(compose) = &view.facts.compose {
         let (r#where, value) = match &compose.says {
@@ -138,7 +141,7 @@ fn places(view: &View<'_>) -> Vec<Place> {
         let known =
             matches!(compose.says, Says::Limit { filled: false, .. } | Says::Nothing { .. });
         let limit = known.then(|| view.file.map_or(Limit::Max, Limit::Tasks));
-        add("compose file", r#where, value, limit);
+        add(Layer::ComposeFile, r#where, value, limit);
     }
     if let (Some(container), Some(stored)) = (view.container(), view.stored) {
         let (value, limit) = match stored {
@@ -146,17 +149,17 @@ fn places(view: &View<'_>) -> Vec<Place> {
             Stored::Unlimited(value) => (value.to_string(), Limit::Max),
             Stored::Limit(limit) => (limit.to_string(), Limit::Tasks(limit)),
         };
-        add("engine", "HostConfig.PidsLimit".to_owned(), value, Some(limit));
+        add(Layer::Engine, "HostConfig.PidsLimit".to_owned(), value, Some(limit));
         // Both are written once, when the container starts: neither must equal what came later.
         if let Some(oci) = container.oci_limit {
             let value = match oci {
                 OciLimit::Absent => "absent".to_owned(),
                 OciLimit::Limit(limit) => limit.to_string(),
             };
-            add("OCI config", "linux.resources.pids.limit".to_owned(), value, None);
+            add(Layer::OciConfig, "linux.resources.pids.limit".to_owned(), value, None);
         }
         if let Some(state) = container.state_limit {
-            add("runtime state", "cgroups.pids_limit".to_owned(), state.to_string(), None);
+            add(Layer::RuntimeState, "cgroups.pids_limit".to_owned(), state.to_string(), None);
         }
     }
     if let Some(unit) = view.unit()
@@ -165,11 +168,11 @@ fn places(view: &View<'_>) -> Vec<Place> {
         // Of a cgroup below its unit systemd keeps no number.
         let limit = view.is_the_units_own().then_some(tasks_max);
         let of = format!("TasksMax of {}", unit.name);
-        add("systemd", of, tasks_max.to_string(), limit);
+        add(Layer::Systemd, of, tasks_max.to_string(), limit);
     }
     let limit = (!view.is_our_repair()).then(|| view.lasting.unwrap_or(Limit::Max));
     let kernel = view.kernel.map_or_else(|| "no such file".to_owned(), |limit| limit.to_string());
-    add("kernel", view.file_of("pids.max"), kernel, limit);
+    add(Layer::Kernel, view.file_of("pids.max"), kernel, limit);
     places
 }
 

@@ -19,7 +19,7 @@ use crate::{
         code::Code,
         facts::{Facts, Says, Unit},
         judge,
-        report::{Place, Report},
+        report::{Layer, Place, Report},
         sizing::room_for,
     },
     escape::visible,
@@ -229,19 +229,19 @@ impl Plan {
     /// The places that must say the limit now, as a fresh look found them; true where all do.
     #[must_use]
     pub fn proof(&self, facts: &Facts) -> (bool, Vec<Place>) {
-        let must = |place: &str| match place {
-            "kernel" => true,
-            "engine" => matches!(self.owner, Owner::Docker | Owner::Podman),
-            "systemd" => self.unit.is_some() || matches!(self.owner, Owner::Unit { .. }),
-            _ => false,
+        let must = |place: Layer| match place {
+            Layer::Kernel => true,
+            Layer::Engine => matches!(self.owner, Owner::Docker | Owner::Podman),
+            Layer::Systemd => self.unit.is_some() || matches!(self.owner, Owner::Unit { .. }),
+            Layer::ComposeFile | Layer::OciConfig | Layer::RuntimeState => false,
         };
         let mut places = judge(facts).places;
-        places.retain(|place| must(&place.place));
+        places.retain(|place| must(place.place));
         let limit = self.limit.to_string();
         // One that could not be read says nothing, and does not hold.
-        let said = |wanted: &str| places.iter().any(|place| place.place == wanted);
-        let all_said =
-            ["engine", "systemd", "kernel"].into_iter().all(|one| !must(one) || said(one));
+        let said = |wanted: Layer| places.iter().any(|place| place.place == wanted);
+        let all = [Layer::Engine, Layer::Systemd, Layer::Kernel];
+        let all_said = all.into_iter().all(|one| !must(one) || said(one));
         let holds = all_said && places.iter().all(|place| place.value == limit);
         (holds, places)
     }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use mcp_guard_core::{
-    diagnose::facts::{self, Facts, Unreadable},
+    diagnose::facts::{self, Facts, Source, Unreadable},
     effect::GuardId,
 };
 use tokio::{sync::mpsc::UnboundedSender, time::timeout};
@@ -116,13 +116,15 @@ async fn of(snapshot: &Snapshot, ask: &Ask, has_engine: bool) -> Result<Facts, S
 
 /// Why the engine's word is not known.
 fn silent(unreadable: &[Unreadable]) -> Option<String> {
-    let of_engine = |what: &str| matches!(what, "engine" | "containers" | "inspect");
-    let one = unreadable.iter().find(|one| of_engine(&one.what))?;
-    Some(format!("{}: {}", one.what, one.why))
+    let of_engine =
+        |what: &Source| matches!(what, Source::Engine | Source::Containers | Source::Inspect);
+    unreadable.iter().find(|one| of_engine(&one.what)).map(ToString::to_string)
 }
 
 #[cfg(test)]
 mod tests {
+    use mcp_guard_core::diagnose::facts::SubjectKind;
+
     use super::*;
 
     /// A cgroup that no unit and no container has; wherever this runs.
@@ -158,11 +160,14 @@ mod tests {
         let [(1, 101, Ok(plain)), (2, 102, Err(why))] = &read_with[..] else {
             panic!("{read_with:?}")
         };
-        assert_eq!((plain.target.kind.as_str(), plain.target.cgroup.as_str()), ("cgroup", NOWHERE));
+        assert_eq!(
+            (&plain.target.kind, plain.target.cgroup.as_str()),
+            (&SubjectKind::Cgroup, NOWHERE)
+        );
         assert!(why.contains("engine"), "{why}");
         // Where there is no engine at all, the cgroup is all that can be known.
         let read_without = read(None, vec![ask(3, Some(id))]);
         let [(3, 103, Ok(plain))] = &read_without[..] else { panic!("{read_without:?}") };
-        assert_eq!(plain.target.kind, "cgroup");
+        assert_eq!(plain.target.kind, SubjectKind::Cgroup);
     }
 }

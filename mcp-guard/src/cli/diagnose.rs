@@ -11,7 +11,7 @@ use clap::Args;
 use mcp_guard_core::{
     container::{container_in, is_container_id},
     diagnose::{
-        facts::{Facts, SCHEMA, Unreadable},
+        facts::{Facts, SCHEMA, Source, Unreadable},
         judge,
         report::{Report, Verdict},
     },
@@ -79,7 +79,7 @@ fn all(host: &Host, as_json: bool) -> Result<Exit, Failure> {
     let (mut reports, unreadable, is_whole) = runtime()?.block_on(async {
         let snapshot = snapshot(host, Observer::start()).await?;
         let mut unreadable = snapshot.unreadable().to_vec();
-        let mut is_whole = snapshot.lists("").is_some();
+        let mut is_whole = snapshot.has_list();
         let mut reports = Vec::new();
         for listed in snapshot.running() {
             // One that vanished meanwhile is no error.
@@ -87,8 +87,7 @@ fn all(host: &Host, as_json: bool) -> Result<Exit, Failure> {
         }
         let guarded = guarded_cgroups(host, &snapshot).unwrap_or_else(|error| {
             is_whole = false;
-            let what = "cgroups that the agent guards".to_owned();
-            unreadable.push(Unreadable { what, why: error.to_string() });
+            unreadable.push(Unreadable::new(Source::Guards, error));
             Vec::new()
         });
         for cgroup in guarded {
@@ -121,8 +120,8 @@ fn table(reports: &[Report], unreadable: &[Unreadable], is_whole: bool) -> Strin
     // That nothing runs is known only where all were listed.
     let mut text =
         if reports.is_empty() && !is_whole { String::new() } else { render::table(reports) };
-    for Unreadable { what, why } in unreadable {
-        text += &format!("not read: {}: {}\n", visible(what), visible(why));
+    for one in unreadable {
+        text += &format!("not read: {}\n", visible(&one.to_string()));
     }
     text
 }
@@ -210,9 +209,9 @@ fn chosen(snapshot: &Snapshot, name: &str) -> Result<String, Failure> {
         Ok(found) => Ok(found.id.clone()),
         Err(NoMatch::None) => {
             // What else could not be read has nothing to do with a name.
-            let engine = |what: &str| matches!(what, "engine" | "containers");
+            let engine = |what: &Source| matches!(what, Source::Engine | Source::Containers);
             let why = snapshot.unreadable().iter().filter(|one| engine(&one.what));
-            let why: String = why.map(|one| format!("; {}: {}", one.what, one.why)).collect();
+            let why: String = why.map(|one| format!("; {one}")).collect();
             // That there is none is known only where all were listed.
             Err(Failure::could_not(match snapshot.lists(name) {
                 Some(_) => format!("no running container is called {name:?}{why}"),
@@ -315,7 +314,7 @@ mod tests {
 
     #[test]
     fn what_was_not_read_is_no_all_clear() {
-        let unread = Unreadable { what: "engine".to_owned(), why: "no\x1b[2J".to_owned() };
+        let unread = Unreadable::new(Source::Engine, "no\x1b[2J");
         let text = table(&[], &[unread], false);
         assert_eq!(text, "not read: engine: no\\u{1b}[2J\n");
         assert_eq!(table(&[], &[], true), render::table(&[]));

@@ -227,7 +227,7 @@ impl<'a> Repair<'a> {
             let why = format!("{}: it was started anew, in {cgroup}", self.target);
             return Err(Failure::could_not(why));
         }
-        let unread = repair::unit_unread(&facts).map(|one| format!("{}: {}", one.what, one.why));
+        let unread = repair::unit_unread(&facts).map(ToString::to_string);
         let plan = repair::plan(&facts, Some(self.plan.limit), self.force);
         match (plan, unread) {
             (Ok(plan), None) => self.plan = plan,

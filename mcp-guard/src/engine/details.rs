@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use mcp_guard_core::{
     container::is_container_id,
-    diagnose::facts::{self, Compose, Unreadable},
+    diagnose::facts::{self, CgroupDriver, Compose, ComposeTool, EngineKind, Source, Unreadable},
     escape::escape,
 };
 use serde::Deserialize;
@@ -92,7 +92,7 @@ impl Engine {
             Ok(Err(error)) => Some(error.to_string()),
             Err(_) => Some(format!("not all of them within {PATIENCE_FOR_EXECS:?}")),
         };
-        (running, why.map(|why| Unreadable { what: "docker exec".to_owned(), why }))
+        (running, why.map(|why| Unreadable::new(Source::Execs, why)))
     }
 
     /// `HostConfig.Cgroups` ("disabled", "split", ...), which Podman says in its own API alone.
@@ -163,10 +163,10 @@ fn describe(socket: &str, info: &Value, version: &Value) -> facts::Engine {
     let podman = components.into_iter().flatten().any(|one| one["Name"] == "Podman Engine");
     let options = strings(&info["SecurityOptions"]);
     facts::Engine {
-        kind: if podman { "podman" } else { "docker" }.to_owned(),
+        kind: if podman { EngineKind::Podman } else { EngineKind::Docker },
         version: text(&version["Version"]),
         api_version: text(&version["ApiVersion"]),
-        cgroup_driver: text(&info["CgroupDriver"]),
+        cgroup_driver: CgroupDriver::deserialize(&info["CgroupDriver"]).unwrap_or_default(),
         pids_limit: info["PidsLimit"].as_bool(),
         rootless: options.iter().any(|option| option.contains("name=rootless")),
         kernel: text(&info["KernelVersion"]),
@@ -222,12 +222,12 @@ fn details(id: &str, found: &Value) -> Details {
 fn compose(label: impl Fn(&str) -> Option<String>) -> Option<Compose> {
     let podman = label("io.podman.compose.version");
     let label = |name: &str| label(&format!("com.docker.compose.{name}"));
-    let tool = if podman.is_some() { facts::PODMAN_COMPOSE } else { "compose" };
+    let tool = if podman.is_some() { ComposeTool::PodmanCompose } else { ComposeTool::Docker };
     let files = label("project.config_files").unwrap_or_default();
     Some(Compose {
         project: label("project")?,
         service: label("service")?,
-        tool: tool.to_owned(),
+        tool,
         version: podman.or_else(|| label("version")),
         files: files
             .split(',')

@@ -17,7 +17,7 @@ const PROGRAMS: [&str; 4] = ["docker ", "mcp-guard ", "sysctl ", "systemctl "];
 pub fn report(report: &Report, colour: bool) -> String {
     let paint = Paint(colour);
     let name = visible(&report.target.name);
-    let mut text = format!("{} {}\n", visible(&report.target.kind), paint.bold(&name));
+    let mut text = format!("{} {}\n", visible(&report.target.kind.to_string()), paint.bold(&name));
     text += &wrapped("  ", &verdict(report));
     for finding in &report.findings {
         text += &one(finding, paint);
@@ -37,7 +37,7 @@ pub fn report(report: &Report, colour: bool) -> String {
         text += &copied("note: ", note);
     }
     for unread in &report.unreadable {
-        text += &wrapped("not read: ", &format!("{}: {}", unread.what, unread.why));
+        text += &wrapped("not read: ", &unread.to_string());
     }
     text
 }
@@ -118,7 +118,7 @@ fn one(finding: &Finding, paint: Paint) -> String {
     }
     let repair = &finding.repair;
     text += &copied("  = help: ", &repair.command);
-    text += &wrapped("  = owner: ", &repair.owner);
+    text += &wrapped("  = owner: ", &repair.owner.to_string());
     if !repair.survives.is_empty() {
         text += &wrapped("  = lasts over: ", &repair.survives.join(", "));
     }

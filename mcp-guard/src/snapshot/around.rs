@@ -1,11 +1,11 @@
 //! What the limit of a container does not rest on, and explains it.
 
 use mcp_guard_core::diagnose::{
-    facts::{Container, Facts, Other, PidNamespace},
+    facts::{Container, Facts, Other, PidNamespace, Source, Unreadable},
     version::version,
 };
 
-use super::{Snapshot, unread};
+use super::Snapshot;
 use crate::{
     engine::{Details, Listed},
     host::pidns,
@@ -45,13 +45,13 @@ impl Snapshot {
         };
         match pid_max {
             Ok(pid_max) => facts.host.pid_namespace = Some(PidNamespace { pid_max, tasks }),
-            Err(why) => facts.unreadable.push(unread("pid_max of its pid namespace", &why)),
+            Err(why) => facts.unreadable.push(Unreadable::new(Source::NamespacePidMax, why)),
         }
     }
 
     /// Other running containers of the same image or project.
     fn others(&self, id: &str, project: Option<&str>) -> Vec<Other> {
-        let image = self.running.iter().find(|one| one.id == id).map(|one| one.image.as_str());
+        let image = self.running().iter().find(|one| one.id == id).map(|one| one.image.as_str());
         let other = |one: &Listed| {
             let same_image = Some(one.image.as_str()) == image;
             let same_project = project.is_some() && one.project.as_deref() == project;
@@ -65,6 +65,6 @@ impl Snapshot {
                 tasks: level.and_then(|level| level.current),
             })
         };
-        self.running.iter().filter_map(other).take(MAX_OTHERS).collect()
+        self.running().iter().filter_map(other).take(MAX_OTHERS).collect()
     }
 }

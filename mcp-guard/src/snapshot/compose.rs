@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use mcp_guard_core::diagnose::{
     compose::{self, Tool, Variables},
-    facts::{Compose, PODMAN_COMPOSE, Says},
+    facts::{Compose, ComposeTool, Says},
     version::version,
 };
 
@@ -47,9 +47,9 @@ pub fn read(
     let (variables, modified) = variables(folder, environment, volumes);
     let files: Vec<compose::File<'_>> =
         texts.iter().map(|(path, text)| compose::File { path, text }).collect();
-    let tool = match found.tool.as_str() {
-        PODMAN_COMPOSE => Tool::Podman,
-        _ => Tool::Docker(found.version.as_deref().and_then(version)),
+    let tool = match found.tool {
+        ComposeTool::PodmanCompose => Tool::Podman,
+        ComposeTool::Docker => Tool::Docker(found.version.as_deref().and_then(version)),
     };
     found.says = compose::read(&files, &variables, &found.service, tool);
     if matches!(found.says, Says::Limit { filled: true, .. }) {

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use mcp_guard_core::diagnose::facts::{Host, Unreadable};
+use mcp_guard_core::diagnose::facts::{Cgroups, Host, Source, Unreadable};
 
 use crate::host::{
     census::{self, Census},
@@ -12,15 +12,10 @@ use crate::host::{
 
 /// What of the processes the kernel does not show to this user.
 pub fn hidden(census: &Census) -> Vec<Unreadable> {
-    let what = match census.hidden {
-        0 => None,
-        1 => Some("pid namespace of a process".to_owned()),
-        count => Some(format!("pid namespaces of {count} processes")),
-    };
-    let others = census.is_partial().then(|| "processes of other users".to_owned());
+    let namespaces = (census.hidden > 0).then_some(Source::PidNamespaces(census.hidden));
+    let others = census.is_partial().then_some(Source::ProcessesOfOthers);
     let why = "the kernel does not show them to this user";
-    let unreadable = |what| Unreadable { what, why: why.to_owned() };
-    what.into_iter().chain(others).map(unreadable).collect()
+    namespaces.into_iter().chain(others).map(|what| Unreadable::new(what, why)).collect()
 }
 
 /// What a diagnosis reads of the host itself.
@@ -30,14 +25,14 @@ pub fn host(layout: &Layout) -> Host {
     let words = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let about_cgroups = |word: &&str| word.contains("cgroup");
     let cgroups = match layout.kind {
-        Kind::Unified => "unified",
-        Kind::Hybrid => "hybrid",
-        Kind::Legacy => "legacy",
-        Kind::None => "none",
+        Kind::Unified => Cgroups::Unified,
+        Kind::Hybrid => Cgroups::Hybrid,
+        Kind::Legacy => Cgroups::Legacy,
+        Kind::None => Cgroups::None,
     };
     Host {
         kernel: kernel::release(),
-        cgroups: cgroups.to_owned(),
+        cgroups,
         pids_enabled: pids_enabled(&fs::read_to_string("/proc/cgroups").unwrap_or_default()),
         boot_words: words.split_whitespace().filter(about_cgroups).map(str::to_owned).collect(),
         nsdelegate: layout.nsdelegate,

@@ -17,7 +17,7 @@ impl Snapshot {
     /// What the labels of compose say, and the files that they name.
     pub(super) fn compose(&self, details: &Details) -> Option<Compose> {
         let mut found = details.compose.clone()?;
-        match &self.volumes {
+        match self.listed.as_ref().map(|list| &list.volumes) {
             _ if self.reach == Reach::Limits => {}
             Some(volumes) => {
                 let environment = details.environment_file.as_deref();

@@ -2,10 +2,17 @@
 //!
 //! Text in it comes from engines and containers and is escaped where it was read.
 
+mod kinds;
+mod unreadable;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::{
+    kinds::{CgroupDriver, Cgroups, ComposeTool, EngineKind, SubjectKind},
+    unreadable::{Source, Unreadable},
+};
 use crate::limit::Limit;
 
 /// Changes whenever older programs could not judge the facts of newer ones.
@@ -46,8 +53,7 @@ pub struct Facts {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Subject {
-    /// "container", "unit", "cgroup" or "process".
-    pub kind: String,
+    pub kind: SubjectKind,
     pub name: String,
     /// Of a container.
     pub id: Option<String>,
@@ -60,8 +66,7 @@ pub struct Subject {
 pub struct Host {
     /// `uname -r`.
     pub kernel: String,
-    /// "unified", "hybrid", "legacy" or "none".
-    pub cgroups: String,
+    pub cgroups: Cgroups,
     /// The row of `/proc/cgroups`; None where there is no row.
     pub pids_enabled: Option<bool>,
     /// Words of the kernel's command line that are about cgroups.
@@ -89,12 +94,10 @@ pub struct PidNamespace {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Engine {
-    /// "docker" or "podman".
-    pub kind: String,
+    pub kind: EngineKind,
     pub version: String,
     pub api_version: String,
-    /// "systemd", "cgroupfs" or "none".
-    pub cgroup_driver: String,
+    pub cgroup_driver: CgroupDriver,
     /// Whether it says that it can limit pids.
     pub pids_limit: Option<bool>,
     pub rootless: bool,
@@ -164,17 +167,13 @@ pub struct Memory {
     pub kills: Option<u64>,
 }
 
-/// A tool of its own, with labels and versions of its own.
-pub const PODMAN_COMPOSE: &str = "podman-compose";
-
 /// The labels compose leaves, and what its files say now.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Compose {
     pub project: String,
     pub service: String,
-    /// The tool that made the container: "podman-compose", else one of Docker's.
-    pub tool: String,
+    pub tool: ComposeTool,
     pub version: Option<String>,
     /// Full paths, the first is the base.
     pub files: Vec<String>,
@@ -275,12 +274,6 @@ pub struct Other {
     pub same_project: bool,
     pub limit: Option<Limit>,
     pub tasks: Option<u64>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Unreadable {
-    pub what: String,
-    pub why: String,
 }
 
 impl Facts {

@@ -74,7 +74,7 @@ pub struct Repair {
     /// Whether the command mends it at once, without making the container anew.
     pub possible: bool,
     /// Who keeps the value that must change.
-    pub owner: String,
+    pub owner: Keeper,
     pub command: String,
     /// What the repair outlives: "container restart", "daemon-reload", "reboot", "recreate".
     pub survives: Vec<String>,
@@ -89,11 +89,54 @@ pub struct Fine {
 /// One place a limit can be in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
-    pub place: String,
+    pub place: Layer,
     pub r#where: String,
     pub value: String,
     /// The number does not come through from the place before to this one.
     pub breaks: bool,
+}
+
+words! {
+    /// The layers that a limit passes on its way into the kernel, in that order.
+    Layer {
+        ComposeFile "compose file",
+        Engine "engine",
+        OciConfig "OCI config",
+        RuntimeState "runtime state",
+        Systemd "systemd",
+        Kernel "kernel",
+    }
+}
+
+words! {
+    /// Who keeps the value that a repair must change.
+    Keeper {
+        /// Nothing is to be changed.
+        Nobody "",
+        Host "host",
+        Systemd "systemd",
+        Lxc "LXC",
+        Kubelet "kubelet",
+        CgroupMaker "whoever made that cgroup",
+        Engine "engine",
+        Runtime "runtime",
+        Swarm "swarm",
+        /// The engine that a client talks to.
+        Context "context",
+        Compose "compose",
+        ComposeFile "compose file",
+        ComposeTool "compose tool",
+        ImageOrComposeFile "image or compose file",
+        ContainerConfig "container's configuration",
+        OtherContainer "that container",
+        Operator "operator",
+        ContainerMaker "whoever made it",
+        ContainerStarter "whoever starts them",
+        ProcessStarter "whoever started them",
+        ProcessMover "whoever moved them",
+        ExecCaller "whoever runs docker exec",
+        LimitLowerer "whoever lowered it",
+    }
 }
 
 /// What counts against the limit.
@@ -121,7 +164,7 @@ impl Finding {
             ruled_out: Vec::new(),
             repair: Repair {
                 possible: false,
-                owner: String::new(),
+                owner: Keeper::Nobody,
                 command: String::new(),
                 survives: Vec::new(),
             },
@@ -148,20 +191,25 @@ impl Finding {
 
     /// What one command mends at once.
     #[must_use]
-    pub fn repaired(mut self, owner: &str, command: impl Into<String>, survives: &[&str]) -> Self {
+    pub fn repaired(
+        mut self,
+        owner: Keeper,
+        command: impl Into<String>,
+        survives: &[&str],
+    ) -> Self {
         self.repair = repair(true, owner, command, survives);
         self
     }
 
     /// What only its owner can do.
     #[must_use]
-    pub fn by_hand(mut self, owner: &str, command: impl Into<String>) -> Self {
+    pub fn by_hand(mut self, owner: Keeper, command: impl Into<String>) -> Self {
         self.repair = repair(false, owner, command, &[]);
         self
     }
 }
 
-fn repair(possible: bool, owner: &str, command: impl Into<String>, survives: &[&str]) -> Repair {
+fn repair(possible: bool, owner: Keeper, command: impl Into<String>, survives: &[&str]) -> Repair {
     let survives = survives.iter().map(|what| (*what).to_owned()).collect();
-    Repair { possible, owner: owner.to_owned(), command: command.into(), survives }
+    Repair { possible, owner, command: command.into(), survives }
 }

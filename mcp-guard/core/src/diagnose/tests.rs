@@ -7,11 +7,11 @@ mod places;
 use super::{
     code::{Code, Severity},
     facts::{
-        Clamp, Compose, Container, Engine, Facts, Host, Level, Other, PODMAN_COMPOSE, PidNamespace,
-        Process, Says, Subject, Unit,
+        CgroupDriver, Cgroups, Clamp, Compose, ComposeTool, Container, Engine, EngineKind, Facts,
+        Host, Level, Other, PidNamespace, Process, Says, Subject, SubjectKind, Unit,
     },
     judge,
-    report::{Certainty, Report, Verdict},
+    report::{Certainty, Layer, Report, Verdict},
 };
 use crate::limit::Limit;
 
@@ -54,22 +54,22 @@ fn limited(limit: u64) -> Facts {
     );
     Facts {
         target: Subject {
-            kind: "container".into(),
+            kind: SubjectKind::Container,
             name: "web".into(),
             id: Some(ID.into()),
             cgroup: path(),
         },
         host: Host {
             kernel: "6.18".into(),
-            cgroups: "hybrid".into(),
+            cgroups: Cgroups::Hybrid,
             pids_enabled: Some(true),
             ..Host::default()
         },
         engine: Some(Engine {
-            kind: "docker".into(),
+            kind: EngineKind::Docker,
             version: "20.10.24".into(),
             api_version: "1.41".into(),
-            cgroup_driver: "cgroupfs".into(),
+            cgroup_driver: CgroupDriver::Cgroupfs,
             kernel: "6.18".into(),
             ..Engine::default()
         }),
@@ -109,7 +109,7 @@ fn composed(mut facts: Facts, value: i64, newer_by: i64) -> Facts {
     facts.compose = Some(Compose {
         project: "p".into(),
         service: "web".into(),
-        tool: "compose".into(),
+        tool: ComposeTool::Docker,
         version: Some("2.26.1".into()),
         files: vec!["/srv/compose.yml".into()],
         modified: CREATED.checked_add_signed(newer_by),
@@ -124,7 +124,7 @@ fn scoped(mut facts: Facts, tasks_max: Limit, systemd: u32) -> Facts {
     facts.chain[0].path = format!("/system.slice/{scope}");
     facts.chain[0].has_pids = Some(true);
     facts.target.cgroup = facts.chain[0].path.clone();
-    facts.host.cgroups = "unified".into();
+    facts.host.cgroups = Cgroups::Unified;
     facts.unit = Some(Unit {
         name: scope,
         tasks_max: Some(tasks_max),
@@ -189,7 +189,7 @@ fn not_made_anew_or_dropped_by_the_tool() {
     // Podman's own default stands in the engine.
     let mut podman = composed(limited(2048), 25, 10);
     let compose = podman.compose.as_mut().unwrap();
-    (compose.tool, compose.version) = (PODMAN_COMPOSE.into(), Some("1.3.0".into()));
+    (compose.tool, compose.version) = (ComposeTool::PodmanCompose, Some("1.3.0".into()));
     only(&podman, Code::ToolDropped, Proved);
     podman.compose.as_mut().unwrap().version = Some("1.4.0".into());
     only(&podman, Code::NotRecreated, Proved);
@@ -260,7 +260,7 @@ fn a_raw_value_with_and_without_systemd() {
     assert_eq!(codes(&judge(&scoped(limited(25), Limit::Tasks(25), 252))), []);
     container(&mut raw).privileged = true;
     only(&raw, Code::SelfRaised, Possible);
-    raw.host.cgroups = "unified".into();
+    raw.host.cgroups = Cgroups::Unified;
     raw.host.nsdelegate = Some(true);
     only(&raw, Code::RawWrite, Proved);
     container(&mut raw).cgroupns_mode = "host".into();
@@ -304,7 +304,7 @@ fn an_older_podman_loses_updates() {
     let mut facts = limited(25);
     facts.chain[0].max = Some(Limit::Max);
     let engine = facts.engine.as_mut().unwrap();
-    (engine.kind, engine.version) = ("podman".into(), "4.3.1".into());
+    (engine.kind, engine.version) = (EngineKind::Podman, "4.3.1".into());
     only(&facts, Code::PodmanUpdateLost, Possible);
     facts.engine.as_mut().unwrap().version = "5.4.2".into();
     only(&facts, Code::RawWrite, Proved);
@@ -428,7 +428,7 @@ fn no_controller_and_another_place() {
     only(&facts, Code::Sandbox, Proved);
     let mut facts = limited(25);
     let engine = facts.engine.as_mut().unwrap();
-    (engine.rootless, engine.cgroup_driver) = (true, "none".into());
+    (engine.rootless, engine.cgroup_driver) = (true, CgroupDriver::None);
     only(&facts, Code::Rootless, Proved);
     let mut facts = limited(25);
     facts.host.docker_api_version = Some("1.39".into());

@@ -5,7 +5,7 @@ use std::{
     iter::once,
 };
 
-use super::facts::{Clamp, Container, Facts, Level, Process, Says, Unit};
+use super::facts::{Clamp, Container, Facts, Level, Process, Says, SubjectKind, Unit};
 use crate::{limit::Limit, repair::survives};
 
 /// What the engine keeps of a container's limit.
@@ -187,10 +187,10 @@ impl<'a> View<'a> {
     /// The target as one word of a command.
     pub fn target_word(&self) -> String {
         let target = &self.facts.target;
-        match target.kind.as_str() {
-            "container" => shell_word(&target.name),
-            kind => shell_word(&format!("{kind}:{}", target.name)),
+        if target.kind == SubjectKind::Container {
+            return shell_word(&target.name);
         }
+        shell_word(&format!("{}:{}", target.kind, target.name))
     }
 }
 

@@ -4,7 +4,7 @@ use crate::{
     container::payload_below,
     diagnose::{
         code::Code,
-        facts::{Facts, Unit, Unreadable},
+        facts::{EngineKind, Facts, Source, Unit, Unreadable},
         version::version,
     },
     limit::Limit,
@@ -80,16 +80,16 @@ pub(super) fn owner(facts: &Facts, cgroup: &str) -> Result<Owner, Refused> {
         return unit_or_kernel(facts, cgroup);
     };
     let known = |text: &str| version(text).unwrap_or_default();
-    match engine.kind.as_str() {
-        "podman" if known(&engine.version) >= PODMAN_UPDATES => Ok(Owner::Podman),
+    match engine.kind {
+        EngineKind::Podman if known(&engine.version) >= PODMAN_UPDATES => Ok(Owner::Podman),
         // An older one loses an update, or resets what was not asked for.
-        "podman" => unit_or_kernel(facts, cgroup),
-        _ if known(&engine.api_version) < (1, 40, 0) => Err(Refused(format!(
+        EngineKind::Podman => unit_or_kernel(facts, cgroup),
+        EngineKind::Docker if known(&engine.api_version) < (1, 40, 0) => Err(Refused(format!(
             "{}: the engine speaks API {} at most, where an update of a limit is ignored",
             Code::ApiTooOld,
             engine.api_version
         ))),
-        _ => Ok(Owner::Docker),
+        EngineKind::Docker => Ok(Owner::Docker),
     }
 }
 
@@ -104,9 +104,8 @@ fn unit_or_kernel(facts: &Facts, cgroup: &str) -> Result<Owner, Refused> {
     // systemd leaves a payload's own limit alone; of any other it would undo what it is not told of.
     match unit_unread(facts) {
         Some(one) if above_payload(cgroup).is_none() => Err(Refused(format!(
-            "whether a unit of systemd owns the limit cannot be known ({}: {}), and it would be \
-             undone there; try again",
-            one.what, one.why
+            "whether a unit of systemd owns the limit cannot be known ({one}), and it would be \
+             undone there; try again"
         ))),
         _ => Ok(Owner::Kernel),
     }
@@ -115,7 +114,7 @@ fn unit_or_kernel(facts: &Facts, cgroup: &str) -> Result<Owner, Refused> {
 /// Why it is not known whether a unit of systemd owns the cgroup.
 #[must_use]
 pub fn unit_unread(facts: &Facts) -> Option<&Unreadable> {
-    let of_systemd = |what: &str| matches!(what, "systemd" | "unit of the cgroup");
+    let of_systemd = |what: &Source| matches!(what, Source::Systemd | Source::UnitOfCgroup);
     facts.unreadable.iter().find(|one| of_systemd(&one.what))
 }
 

@@ -2,7 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::diagnose::facts::{
-    Compose, Container, Engine, Host, Level, Process, Subject, Unreadable,
+    Compose, Container, Engine, EngineKind, Host, Level, Process, Source, Subject, SubjectKind,
+    Unreadable,
 };
 
 const ID: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
@@ -12,10 +13,10 @@ fn container(stored: Option<i64>, in_force: Limit) -> Facts {
     let path = format!("/docker/{ID}");
     let own = Level { path: path.clone(), max: Some(in_force), ..Level::default() };
     Facts {
-        target: Subject { kind: "container".into(), cgroup: path, ..Subject::default() },
+        target: Subject { kind: SubjectKind::Container, cgroup: path, ..Subject::default() },
         host: Host { pids_enabled: Some(true), ..Host::default() },
         engine: Some(Engine {
-            kind: "docker".into(),
+            kind: EngineKind::Docker,
             version: "20.10.24".into(),
             api_version: "1.41".into(),
             ..Engine::default()
@@ -43,7 +44,7 @@ fn in_scope(mut facts: Facts, tasks_max: Limit) -> Facts {
 }
 
 fn podman(mut facts: Facts, version: &str) -> Facts {
-    facts.engine.as_mut().unwrap().kind = "podman".into();
+    facts.engine.as_mut().unwrap().kind = EngineKind::Podman;
     facts.engine.as_mut().unwrap().version = version.into();
     let name = format!("libpod-{ID}.scope");
     facts.target.cgroup = format!("/machine.slice/{name}/container");
@@ -183,10 +184,10 @@ fn a_step_leaves_nothing_with_a_permanent_unit() {
 
 #[test]
 fn a_manager_that_does_not_answer_is_not_written_past() {
-    for what in ["systemd", "unit of the cgroup"] {
+    for what in [Source::Systemd, Source::UnitOfCgroup] {
         let mut facts = cgroup("/system.slice/gw.service", "gw.service", false);
         facts.unit = None;
-        facts.unreadable = vec![Unreadable { what: what.into(), why: "late".into() }];
+        facts.unreadable = vec![Unreadable::new(what.clone(), "late")];
         assert!(why(&facts, Some(40)).contains("late"), "{what}");
         // What binds inside of the scope is the engine's, and systemd leaves it alone.
         facts.chain[0].path = format!("/machine.slice/libpod-{ID}.scope/container");

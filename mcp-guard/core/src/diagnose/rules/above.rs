@@ -3,7 +3,7 @@
 use super::super::{
     code::Code,
     facts::Level,
-    report::{Certainty::Proved, Finding, Fine},
+    report::{Certainty::Proved, Finding, Fine, Keeper},
     view::{View, shell_word},
 };
 use super::is_nearly_full;
@@ -99,25 +99,29 @@ fn refused(own: &Level, above: &Level) -> Option<(String, u64)> {
     since.or_else(|| Some((format!("{}/pids.events", own.path), own.denials?)))
 }
 
-fn owner(level: &Level) -> (Code, &'static str, String) {
+fn owner(level: &Level) -> (Code, Keeper, String) {
     let name = level.path.rsplit('/').next().unwrap_or_default();
     if level.path.contains("/lxc.payload.") || level.path.contains("/lxc/") {
-        return (Code::Lxc, "LXC", "raise limits.processes of the system container".to_owned());
+        return (
+            Code::Lxc,
+            Keeper::Lxc,
+            "raise limits.processes of the system container".to_owned(),
+        );
     }
     if level.path.contains("kubepods") {
         let command = "raise podPidsLimit of the kubelet; pods take it when they are made anew";
-        return (Code::PodLevel, "kubelet", command.to_owned());
+        return (Code::PodLevel, Keeper::Kubelet, command.to_owned());
     }
     let set_property =
         |how: &str| format!("systemctl set-property {how}{} TasksMax=N", shell_word(name));
     if name.ends_with(".slice") || name.ends_with(".service") {
-        return (Code::AncestorLimit, "systemd", set_property(""));
+        return (Code::AncestorLimit, Keeper::Systemd, set_property(""));
     }
     if name.ends_with(".scope") {
         // It has no file that could keep it.
-        return (Code::AncestorLimit, "systemd", set_property("--runtime "));
+        return (Code::AncestorLimit, Keeper::Systemd, set_property("--runtime "));
     }
     let file = shell_word(&format!("{}/pids.max", level.path));
     let command = format!("raise {file} where it is set, or use another parent");
-    (Code::AncestorLimit, "whoever made that cgroup", command)
+    (Code::AncestorLimit, Keeper::CgroupMaker, command)
 }

@@ -2,8 +2,8 @@
 
 use super::super::{
     code::Code,
-    facts::Container,
-    report::{Certainty::Proved, Finding},
+    facts::{Container, EngineKind},
+    report::{Certainty::Proved, Finding, Keeper},
     view::{Stored, View},
 };
 use super::file::{against_the_file, as_sure_as_its_variables, from_compose};
@@ -28,7 +28,7 @@ pub fn cause(view: &View<'_>) -> Option<Finding> {
 }
 
 fn is_docker(view: &View<'_>) -> bool {
-    view.facts.engine.as_ref().is_some_and(|engine| engine.kind == "docker")
+    view.facts.engine.as_ref().is_some_and(|engine| engine.kind == EngineKind::Docker)
 }
 
 /// Whatever the cause, this is what it comes to.
@@ -53,7 +53,7 @@ fn unlimited(view: &View<'_>, container: &Container, stored: Stored) -> Finding 
         return Finding::new(Code::Swarm, Proved, "the swarm service has no PID limit")
             .seen("swarm service", "label com.docker.swarm.service.id", service)
             .seen("engine", "HostConfig.PidsLimit", stored_word(view))
-            .by_hand("swarm", "docker service update --limit-pids N SERVICE");
+            .by_hand(Keeper::Swarm, "docker service update --limit-pids N SERVICE");
     }
     if let Some(finding) = wrong_layer(view, container) {
         return finding;
@@ -77,7 +77,7 @@ fn explicit(view: &View<'_>, stored: Stored) -> Finding {
     };
     Finding::new(Code::ExplicitUnlimited, Proved, title)
         .seen("engine", "HostConfig.PidsLimit", stored_word(view))
-        .repaired("whoever made it", view.repair_command(view.declared()), view.survives())
+        .repaired(Keeper::ContainerMaker, view.repair_command(view.declared()), view.survives())
 }
 
 /// A limit that somebody set where it does not reach this container.
@@ -94,7 +94,11 @@ pub(super) fn wrong_layer(view: &View<'_>, container: &Container) -> Option<Find
             )
             .seen("ulimit", "HostConfig.Ulimits", format!("nproc={nproc}"))
             .seen("engine", "HostConfig.PidsLimit", stored_word(view))
-            .repaired("whoever made it", view.repair_command(None), view.survives()),
+            .repaired(
+                Keeper::ContainerMaker,
+                view.repair_command(None),
+                view.survives(),
+            ),
         );
     }
     let tasks_max = view.facts.engine.as_ref()?.own_tasks_max?;
@@ -108,7 +112,7 @@ pub(super) fn wrong_layer(view: &View<'_>, container: &Container) -> Option<Find
         )
         .seen("unit of the engine", "TasksMax", tasks_max)
         .seen("engine", "HostConfig.PidsLimit", stored_word(view))
-        .repaired("whoever made it", view.repair_command(None), view.survives())
+        .repaired(Keeper::ContainerMaker, view.repair_command(None), view.survives())
     })
 }
 

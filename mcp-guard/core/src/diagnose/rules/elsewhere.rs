@@ -7,7 +7,7 @@ use super::super::{
     facts::Process,
     report::{
         Certainty::{Possible, Proved},
-        Finding,
+        Finding, Keeper,
     },
     view::View,
 };
@@ -31,7 +31,7 @@ fn aliens(view: &View<'_>) -> Vec<Finding> {
                  host, and its limit counts its own",
             )
             .seen("pid namespace", "HostConfig.PidMode", "host")
-            .by_hand("container's configuration", "make it anew without --pid=host"),
+            .by_hand(Keeper::ContainerConfig, "make it anew without --pid=host"),
         ];
     }
     // runc on its way in: it joins the namespace first, and the cgroup a moment later.
@@ -92,7 +92,7 @@ fn left_it(view: &View<'_>, count: usize, inner: Option<&str>) -> Finding {
         return Finding::new(Code::InnerOutside, Proved, title)
             .not("MG-P050 another container's: their parents are inside the container")
             .by_hand(
-                "container's configuration",
+                Keeper::ContainerConfig,
                 "make it anew with a private cgroup namespace: the inner engine then stays below it",
             );
     }
@@ -101,7 +101,7 @@ fn left_it(view: &View<'_>, count: usize, inner: Option<&str>) -> Finding {
         return Finding::new(Code::Reclassified, Possible, title)
             .not("MG-P051 left by themselves: the container has no right to")
             .by_hand(
-                "host",
+                Keeper::Host,
                 "look for a rule daemon: /etc/cgrules.conf, pam_cgroup, a script that writes \
                  cgroup.procs",
             );
@@ -111,7 +111,7 @@ fn left_it(view: &View<'_>, count: usize, inner: Option<&str>) -> Finding {
     Finding::new(Code::EscapedCgroup, Proved, title)
         .not("MG-P050 entered from outside: their parents are inside the container")
         .by_hand(
-            "container's configuration",
+            Keeper::ContainerConfig,
             "make it anew without --privileged and with a private cgroup namespace",
         )
 }
@@ -124,7 +124,7 @@ fn entered_it(count: usize, other: Option<&str>) -> Finding {
              counts them"
         );
         return Finding::new(Code::PidNamespace, Proved, title)
-            .by_hand("that container", "limit that container too");
+            .by_hand(Keeper::OtherContainer, "limit that container too");
     }
     let title = format!(
         "{count} processes entered the pid namespace from outside (nsenter, a debugger, an agent) \
@@ -132,7 +132,7 @@ fn entered_it(count: usize, other: Option<&str>) -> Finding {
     );
     Finding::new(Code::PidNamespace, Proved, title)
         .not("MG-P051 left the cgroup: their parents are outside the container")
-        .by_hand("whoever started them", "end them where they were started")
+        .by_hand(Keeper::ProcessStarter, "end them where they were started")
 }
 
 /// Nothing inside could write another cgroup's files.
@@ -181,7 +181,7 @@ fn others(view: &View<'_>) -> Option<Finding> {
         finding =
             finding.seen("container", format!("{id} {}", other.name), format!("{tasks} tasks"));
     }
-    Some(finding.by_hand("whoever starts them", "give each its own --pids-limit"))
+    Some(finding.by_hand(Keeper::ContainerStarter, "give each its own --pids-limit"))
 }
 
 /// Its children are containers beside it.
@@ -196,7 +196,7 @@ fn siblings(view: &View<'_>) -> Option<Finding> {
         )
         .seen("bind", "HostConfig.Binds", "docker.sock")
         .seen("id", "container", &container.id)
-        .by_hand("container's configuration", "limit what it starts where it starts it")
+        .by_hand(Keeper::ContainerConfig, "limit what it starts where it starts it")
     })
 }
 
@@ -219,7 +219,7 @@ fn zombies(view: &View<'_>) -> Option<Finding> {
     let parents: Vec<String> = parents.iter().take(SHOWN).map(ToString::to_string).collect();
     let finding = finding.seen("parents that do not reap", "/proc/PID/stat", parents.join(", "));
     Some(finding.by_hand(
-        "image or compose file",
+        Keeper::ImageOrComposeFile,
         "init: true in compose, or --init; until then restart it",
     ))
 }

@@ -5,7 +5,7 @@ use super::super::{
     facts::Process,
     report::{
         Certainty::{Possible, Proved},
-        Finding,
+        Finding, Keeper,
     },
     view::View,
 };
@@ -48,7 +48,7 @@ fn lowered(view: &View<'_>, current: u64, limit: u64) -> Finding {
     ));
     let command =
         "end what is too much; until then every fork fails, docker exec and health checks too";
-    finding.by_hand("whoever lowered it", command)
+    finding.by_hand(Keeper::LimitLowerer, command)
 }
 
 fn moved_in(view: &View<'_>, current: u64, limit: u64) -> Finding {
@@ -84,8 +84,8 @@ fn moved_in(view: &View<'_>, current: u64, limit: u64) -> Finding {
         view.born_inside()
     ));
     if exec {
-        finding.by_hand("whoever runs docker exec", "end them; killing the client does not")
+        finding.by_hand(Keeper::ExecCaller, "end them; killing the client does not")
     } else {
-        finding.by_hand("whoever moved them", "end them, or move them back")
+        finding.by_hand(Keeper::ProcessMover, "end them, or move them back")
     }
 }

@@ -7,10 +7,10 @@ use humantime::format_duration;
 
 use super::super::{
     code::Code,
-    facts::{Compose, Container, PODMAN_COMPOSE, Says},
+    facts::{Compose, ComposeTool, Container, Says},
     report::{
         Certainty::{self, Possible, Proved},
-        Finding,
+        Finding, Keeper,
     },
     version::version,
     view::{View, shell_word},
@@ -48,7 +48,7 @@ pub(super) fn from_compose(
                     Finding::new(Code::ExplicitUnlimited, Proved, title)
                         .seen("compose file", format!("{file}:{line}"), format!("{key}: {value}"))
                         .by_hand(
-                            "compose file",
+                            Keeper::ComposeFile,
                             "put a number above 0 there, then docker compose up -d",
                         ),
                 );
@@ -71,7 +71,7 @@ pub(super) fn from_compose(
                 ),
             )
             .seen("engine", "HostConfig.PidsLimit", stored_word(view))
-            .repaired("compose file", view.repair_command(None), view.survives());
+            .repaired(Keeper::ComposeFile, view.repair_command(None), view.survives());
             for place in elsewhere {
                 finding = finding.seen("a limit that is not this service's", place, "");
             }
@@ -84,7 +84,7 @@ pub(super) fn from_compose(
                 format!("the engine has no limit; what the compose files say is not known: {why}"),
             )
             .seen("engine", "HostConfig.PidsLimit", stored_word(view))
-            .by_hand("compose file", compose_config(compose)),
+            .by_hand(Keeper::ComposeFile, compose_config(compose)),
         ),
         Says::NotAsked => None,
     }
@@ -113,7 +113,7 @@ fn never_arrived(view: &View<'_>, compose: &Compose, container: &Container, limi
             compose,
             container,
         )
-        .repaired("compose", view.repair_command(Some(limit)), view.survives()),
+        .repaired(Keeper::Compose, view.repair_command(Some(limit)), view.survives()),
         age => {
             let certainty = Certainty::Possible;
             let finding = times(
@@ -136,7 +136,7 @@ fn never_arrived(view: &View<'_>, compose: &Compose, container: &Container, limi
                 Some(_) => finding.not("MG-P001 not made anew: the file was there before"),
                 None => finding,
             };
-            finding.repaired("compose tool", view.repair_command(Some(limit)), view.survives())
+            finding.repaired(Keeper::ComposeTool, view.repair_command(Some(limit)), view.survives())
         }
     }
 }
@@ -144,13 +144,13 @@ fn never_arrived(view: &View<'_>, compose: &Compose, container: &Container, limi
 /// A version that is known to pass no limit on.
 fn dropped(view: &View<'_>, compose: &Compose, limit: u64, why: &str) -> Finding {
     let version = compose.version.clone().unwrap_or_default();
-    let tool = &compose.tool;
+    let tool = compose.tool;
     let title = format!("{tool} {version} ignored the limit {limit} of the file: {why}");
     file_line(Finding::new(Code::ToolDropped, Proved, title), compose)
         .seen("engine", "HostConfig.PidsLimit", stored_word(view))
         .seen("made by", format!("label with the version of {tool}"), version)
         .not("MG-P001 not made anew: this version never passes the key on")
-        .repaired("compose tool", view.repair_command(Some(limit)), view.survives())
+        .repaired(Keeper::ComposeTool, view.repair_command(Some(limit)), view.survives())
 }
 
 /// The engine has a limit, and the file another.
@@ -209,9 +209,9 @@ fn other_number(
     let finding = times(finding, compose, container);
     if view.filled {
         // The container may well have what its maker gave it.
-        return finding.by_hand("compose file", compose_config(compose));
+        return finding.by_hand(Keeper::ComposeFile, compose_config(compose));
     }
-    finding.repaired("compose file", view.repair_command(Some(file)), view.survives())
+    finding.repaired(Keeper::ComposeFile, view.repair_command(Some(file)), view.survives())
 }
 
 fn invalid(view: &View<'_>, compose: &Compose, container: &Container, why: &str) -> Finding {
@@ -223,7 +223,7 @@ fn invalid(view: &View<'_>, compose: &Compose, container: &Container, why: &str)
     .seen("compose file", compose.files.join(", "), why)
     .seen("engine", "HostConfig.PidsLimit", stored_word(view));
     let finding = times(finding, compose, container);
-    let finding = finding.by_hand("compose file", compose_config(compose));
+    let finding = finding.by_hand(Keeper::ComposeFile, compose_config(compose));
     match view.stored_limit() {
         Some(stored) => no_hole_below(finding, view, stored),
         None => finding,
@@ -275,7 +275,7 @@ fn compose_config(compose: &Compose) -> String {
 fn dropped_by(compose: &Compose) -> Option<&'static str> {
     let Says::Limit { key, .. } = &compose.says else { return None };
     let version = version(compose.version.as_deref()?)?;
-    if compose.tool == PODMAN_COMPOSE {
+    if compose.tool == ComposeTool::PodmanCompose {
         let reads = (1, 4, 0);
         return (version < reads).then_some("podman-compose reads limits from 1.4.0 on");
     }

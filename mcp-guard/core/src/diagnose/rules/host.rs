@@ -2,10 +2,10 @@
 
 use super::super::{
     code::Code,
-    facts::{Engine, Level, OciLimit},
+    facts::{CgroupDriver, Engine, Level, OciLimit},
     report::{
         Certainty::{Possible, Proved},
-        Finding,
+        Finding, Keeper,
     },
     version::version,
     view::{View, shell_word},
@@ -40,7 +40,7 @@ pub fn elsewhere(view: &View<'_>) -> Option<Finding> {
             )
             .seen("engine", "info.KernelVersion", &engine.kernel)
             .seen("this host", "uname -r", kernel)
-            .by_hand("context", "run mcp-guard where the engine's kernel is"),
+            .by_hand(Keeper::Context, "run mcp-guard where the engine's kernel is"),
         );
     }
     if ["runsc", "kata"].iter().any(|sandbox| container.runtime.contains(sandbox)) {
@@ -51,7 +51,7 @@ pub fn elsewhere(view: &View<'_>) -> Option<Finding> {
                 format!("the runtime {} runs it on a kernel of its own", container.runtime),
             )
             .seen("runtime", "HostConfig.Runtime", &container.runtime)
-            .by_hand("runtime", "limit the processes inside of the guest"),
+            .by_hand(Keeper::Runtime, "limit the processes inside of the guest"),
         );
     }
     if container.cgroups == "disabled" {
@@ -63,7 +63,7 @@ pub fn elsewhere(view: &View<'_>) -> Option<Finding> {
             )
             .seen("cgroups", "HostConfig.Cgroups", "disabled")
             .seen("its processes are in", "/proc/PID/cgroup", &view.facts.target.cgroup)
-            .by_hand("container's configuration", "make it anew without --cgroups=disabled"),
+            .by_hand(Keeper::ContainerConfig, "make it anew without --cgroups=disabled"),
         );
     }
     let path = &view.facts.target.cgroup;
@@ -76,7 +76,7 @@ pub fn elsewhere(view: &View<'_>) -> Option<Finding> {
         )
         .seen("first process", "State.Pid", container.init)
         .seen("its cgroup", "/proc/PID/cgroup", path)
-        .by_hand("context", "see which engine answers: docker context show, DOCKER_HOST")
+        .by_hand(Keeper::Context, "see which engine answers: docker context show, DOCKER_HOST")
     })
 }
 
@@ -94,7 +94,7 @@ pub fn no_controller(view: &View<'_>) -> Option<Finding> {
             .seen("controller", "/proc/cgroups", "pids, enabled 0")
             .seen("boot", "/proc/cmdline", host.boot_words.join(" "))
             .by_hand(
-                "host",
+                Keeper::Host,
                 "remove cgroup_disable=pids from the boot line, reboot, and make containers anew: \
                      the engine dropped their limits",
             ),
@@ -115,7 +115,7 @@ fn engine_has_none(view: &View<'_>) -> Option<Finding> {
         )
         .seen("engine", "info.PidsLimit", false)
         .seen("kernel", view.file_of("pids.max"), "no such file")
-        .by_hand("host", "mount the pids controller, or boot a kernel that has it")
+        .by_hand(Keeper::Host, "mount the pids controller, or boot a kernel that has it")
     })
 }
 
@@ -123,15 +123,15 @@ fn rootless(view: &View<'_>) -> Option<Finding> {
     let engine = view.facts.engine.as_ref().filter(|engine| engine.rootless)?;
     let container = view.container()?;
     let stripped = container.oci_limit == Some(OciLimit::Absent) && view.stored_limit().is_some();
-    (engine.cgroup_driver == "none" || stripped).then(|| {
+    (engine.cgroup_driver == CgroupDriver::None || stripped).then(|| {
         Finding::new(
             Code::Rootless,
             Proved,
             "the rootless engine cannot use the pids controller and drops the limit",
         )
-        .seen("engine", "info.CgroupDriver", &engine.cgroup_driver)
+        .seen("engine", "info.CgroupDriver", engine.cgroup_driver)
         .by_hand(
-            "host",
+            Keeper::Host,
             "delegate pids to user@.service (Delegate=cpu cpuset io memory pids), log in anew, \
              restart engine and container",
         )
@@ -160,7 +160,7 @@ fn not_handed_down(view: &View<'_>) -> Option<Finding> {
         .seen("controllers", format!("{}/cgroup.controllers", breaker.path), "pids is there")
         .seen("handed down", format!("{}/cgroup.subtree_control", breaker.path), "pids is not")
         .by_hand(
-            "systemd",
+            Keeper::Systemd,
             format!(
                 "look for DisableControllers= in systemctl cat {unit}, remove it, daemon-reload"
             ),
@@ -186,7 +186,7 @@ pub fn api_too_old(view: &View<'_>) -> Option<Finding> {
             ),
         )
         .seen("API", r#where, value)
-        .by_hand("operator", "unset DOCKER_API_VERSION, or upgrade the client"),
+        .by_hand(Keeper::Operator, "unset DOCKER_API_VERSION, or upgrade the client"),
     )
 }
 
@@ -209,7 +209,7 @@ pub fn exhausted(view: &View<'_>) -> Option<Finding> {
         )
         .seen("in use", what, tasks)
         .seen("limit", what, limit)
-        .by_hand("host", command)
+        .by_hand(Keeper::Host, command)
     };
     if let Some(inner) =
         host.pid_namespace.filter(|inner| is_nearly_full(inner.tasks, inner.pid_max))

@@ -2,10 +2,10 @@
 
 use super::super::{
     code::Code,
-    facts::{Container, Unit},
+    facts::{CgroupDriver, Cgroups, Container, EngineKind, Unit},
     report::{
         Certainty::{Possible, Proved},
-        Finding,
+        Finding, Keeper,
     },
     version::version,
     view::View,
@@ -30,7 +30,7 @@ pub fn cause(view: &View<'_>) -> Option<Finding> {
         .unwrap_or_else(|| raw(view, kernel, stored));
     let finding = no_hole_below(finding, view, stored);
     Some(witnesses(finding, view).repaired(
-        "engine",
+        Keeper::Engine,
         view.repair_command(Some(stored)),
         view.survives(),
     ))
@@ -68,7 +68,7 @@ fn toggled(view: &View<'_>, kernel: Limit) -> Option<Finding> {
 }
 
 fn podman_lost_it(view: &View<'_>, kernel: Limit, stored: u64) -> Option<Finding> {
-    let engine = view.facts.engine.as_ref().filter(|engine| engine.kind == "podman")?;
+    let engine = view.facts.engine.as_ref().filter(|engine| engine.kind == EngineKind::Podman)?;
     let version = version(&engine.version)?;
     (version < (5, 4, 0)).then(|| {
         Finding::new(
@@ -95,7 +95,7 @@ fn raised_from_inside(
     let can = container.privileged || container.binds_cgroupfs;
     let open = container.cgroupns_mode == "host"
         || view.facts.host.nsdelegate == Some(false)
-        || view.facts.host.cgroups != "unified";
+        || view.facts.host.cgroups != Cgroups::Unified;
     let raised = kernel > Limit::Tasks(stored);
     (can && open && raised).then(|| {
         Finding::new(
@@ -130,8 +130,11 @@ fn reset_by_systemd(view: &View<'_>, kernel: Limit, stored: u64) -> Option<Findi
 fn raw(view: &View<'_>, kernel: Limit, stored: u64) -> Finding {
     let tasks_max = view.unit().and_then(|unit| unit.tasks_max);
     // Where systemd owns the number and was not asked, it may have put it there itself.
-    let by_systemd =
-        view.facts.engine.as_ref().is_some_and(|engine| engine.cgroup_driver == "systemd");
+    let by_systemd = view
+        .facts
+        .engine
+        .as_ref()
+        .is_some_and(|engine| engine.cgroup_driver == CgroupDriver::Systemd);
     let finding = Finding::new(
         Code::RawWrite,
         if by_systemd && tasks_max.is_none() { Possible } else { Proved },
@@ -160,7 +163,7 @@ fn never_told_systemd(view: &View<'_>, stored: u64) -> Option<Finding> {
             ),
         );
         witnesses(finding, view).repaired(
-            "systemd",
+            Keeper::Systemd,
             view.repair_command(Some(stored)),
             view.survives(),
         )
@@ -185,7 +188,7 @@ pub fn raw_value_that_will_go(view: &View<'_>) -> Option<Finding> {
             ),
         );
         witnesses(finding, view).repaired(
-            "systemd",
+            Keeper::Systemd,
             view.repair_command(kernel.tasks()),
             view.survives(),
         )

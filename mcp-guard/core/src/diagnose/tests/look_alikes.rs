@@ -101,8 +101,8 @@ fn of_another_kernel_only_the_engine_knows() {
     assert_eq!((report.declared, report.effective_limit), (Some(25), None));
     assert_eq!((report.charged.tasks, report.sizing), (None, None));
     assert!(report.ok.is_empty(), "{:?}", report.ok);
-    let places: Vec<&str> = report.places.iter().map(|place| place.place.as_str()).collect();
-    assert_eq!(places, ["engine"]);
+    let places: Vec<Layer> = report.places.iter().map(|place| place.place).collect();
+    assert_eq!(places, [Layer::Engine]);
 }
 
 #[test]
@@ -205,7 +205,7 @@ fn a_zero_that_docker_keeps_is_an_update() {
     let report = only(&facts, Code::ExplicitUnlimited, Proved);
     assert!(report.findings[0].title.contains("update"));
     assert!(report.findings[0].repair.command.ends_with("--limit 25"));
-    facts.engine.as_mut().unwrap().kind = "podman".into();
+    facts.engine.as_mut().unwrap().kind = EngineKind::Podman;
     only(&facts, Code::NotRecreated, Proved);
 }
 
@@ -264,7 +264,7 @@ fn who_left_and_who_entered_are_told_apart_one_by_one() {
 fn a_raw_value_is_not_proved_where_systemd_was_not_asked() {
     let mut facts = limited(25);
     (facts.chain[0].max, facts.chain[0].denials) = (Some(Limit::Max), Some(4));
-    facts.engine.as_mut().unwrap().cgroup_driver = "systemd".into();
+    facts.engine.as_mut().unwrap().cgroup_driver = CgroupDriver::Systemd;
     only(&facts, Code::RawWrite, Possible);
     only(&scoped(facts, Limit::Tasks(25), 252), Code::RawWrite, Proved);
 }

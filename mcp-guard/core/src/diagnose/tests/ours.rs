@@ -47,7 +47,7 @@ fn what_a_clamp_found_is_still_judged() {
 #[test]
 fn the_command_that_ends_a_clamp_is_quoted() {
     let mut facts = clamped(limited(500), 320);
-    facts.target.kind = "cgroup".into();
+    facts.target.kind = SubjectKind::Cgroup;
     facts.target.name = "/a b;reboot".into();
     let notes = judge(&facts).notes;
     assert!(notes.iter().any(|note| note.contains("thaw 'cgroup:/a b;reboot'`")), "{notes:?}");

@@ -5,12 +5,12 @@ use super::*;
 /// Places at which the number is lost.
 fn breaks(facts: &Facts) -> Vec<String> {
     let places = judge(facts).places.into_iter();
-    places.filter(|place| place.breaks).map(|place| place.place).collect()
+    places.filter(|place| place.breaks).map(|place| place.place.to_string()).collect()
 }
 
 fn podman(mut facts: Facts, version: &str) -> Facts {
     let engine = facts.engine.as_mut().unwrap();
-    (engine.kind, engine.version) = ("podman".into(), version.into());
+    (engine.kind, engine.version) = (EngineKind::Podman, version.into());
     facts
 }
 

@@ -1,0 +1,125 @@
+//! What a target, a host or an engine may be.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What kind of thing was asked about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SubjectKind {
+    Container,
+    Unit,
+    Cgroup,
+    /// As a saved file has it.
+    #[serde(untagged)]
+    Other(String),
+}
+
+impl Default for SubjectKind {
+    fn default() -> Self {
+        Self::Other(String::new())
+    }
+}
+
+impl fmt::Display for SubjectKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Container => "container",
+            Self::Unit => "unit",
+            Self::Cgroup => "cgroup",
+            Self::Other(kind) => kind,
+        })
+    }
+}
+
+words! {
+    /// How a host mounts cgroups.
+    #[derive(Default)]
+    Cgroups {
+        /// Version 2 alone.
+        Unified "unified",
+        /// A version 2 tree beside version 1 controllers.
+        Hybrid "hybrid",
+        /// Version 1 alone.
+        Legacy "legacy",
+        None "none",
+        /// The file does not say.
+        #[default]
+        #[serde(other)]
+        Unknown "",
+    }
+}
+
+words! {
+    /// Whose engine it is.
+    #[derive(Default)]
+    EngineKind {
+        Podman "podman",
+        /// Every engine is spoken to through Docker's API, so one that is not known is taken for Docker.
+        #[default]
+        #[serde(other)]
+        Docker "docker",
+    }
+}
+
+words! {
+    /// How an engine makes cgroups.
+    #[derive(Default)]
+    CgroupDriver {
+        Systemd "systemd",
+        Cgroupfs "cgroupfs",
+        None "none",
+        /// The engine names no known driver.
+        #[default]
+        #[serde(other)]
+        Unknown "",
+    }
+}
+
+words! {
+    /// What made a container from compose files. Each has its own labels and versions.
+    #[derive(Default)]
+    ComposeTool {
+        PodmanCompose "podman-compose",
+        /// `docker compose` and `docker-compose`.
+        #[default]
+        #[serde(other)]
+        Docker "compose",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{from_str, to_string};
+
+    use super::*;
+
+    #[test]
+    fn words_are_saved_and_read_as_they_are_printed() {
+        let quoted = |word: &dyn fmt::Display| format!("\"{word}\"");
+        for kind in [SubjectKind::Container, SubjectKind::Unit, SubjectKind::Other("x".into())] {
+            assert_eq!(to_string(&kind).unwrap(), quoted(&kind));
+            assert_eq!(from_str::<SubjectKind>(&quoted(&kind)).unwrap(), kind);
+        }
+        for cgroups in [Cgroups::Unified, Cgroups::Legacy, Cgroups::Unknown] {
+            assert_eq!(to_string(&cgroups).unwrap(), quoted(&cgroups));
+            assert_eq!(from_str::<Cgroups>(&quoted(&cgroups)).unwrap(), cgroups);
+        }
+        for engine in [EngineKind::Docker, EngineKind::Podman] {
+            assert_eq!(from_str::<EngineKind>(&quoted(&engine)).unwrap(), engine);
+        }
+        let tool = ComposeTool::PodmanCompose;
+        assert_eq!(from_str::<ComposeTool>(&quoted(&tool)).unwrap(), tool);
+    }
+
+    #[test]
+    fn an_unknown_word_is_no_error() {
+        for word in ["\"\"", "\"cri-o\""] {
+            assert_eq!(from_str::<EngineKind>(word).unwrap(), EngineKind::Docker);
+            assert_eq!(from_str::<CgroupDriver>(word).unwrap(), CgroupDriver::Unknown);
+            assert_eq!(from_str::<Cgroups>(word).unwrap(), Cgroups::Unknown);
+            assert_eq!(from_str::<ComposeTool>(word).unwrap(), ComposeTool::Docker);
+        }
+    }
+}
