@@ -22,8 +22,13 @@ pub fn report(report: &Report, colour: bool) -> String {
     for finding in &report.findings {
         text += &one(finding, paint);
     }
+    let fine_head = if report.verdict == Verdict::Enforced {
+        paint.of("ok", "32")
+    } else {
+        paint.of("info", "36")
+    };
     for fine in &report.ok {
-        text += &format!("\n{} {}\n", paint.of("ok", "32"), fine.code);
+        text += &format!("\n{fine_head} {}\n", fine.code);
         text += &wrapped("  ", &fine.title);
     }
     text += "\nwhere the limit is kept\n";
@@ -222,6 +227,19 @@ mod tests {
         let prose = copied("  = help: ", &"word ".repeat(40));
         assert!(prose.lines().count() > 1 && prose.lines().all(|line| line.len() <= COLUMNS));
         assert_eq!(copied("", "docker x '\n\x1b'").matches('\n').count(), 1);
+    }
+
+    #[test]
+    fn nothing_is_called_ok_where_the_limit_does_not_hold() {
+        let own = |max| {
+            format!(
+                r#"{{"chain": [{{"path": "/a", "max": {max}, "current": 1, "threaded": true}}]}}"#
+            )
+        };
+        let holds = report(&judged(&own("25")), false);
+        assert!(holds.contains("ok MG-P088") && holds.contains("ok MG-P090"), "{holds}");
+        let none = report(&judged(&own(r#""max""#)), false);
+        assert!(none.contains("info MG-P088") && !none.contains("ok MG-"), "{none}");
     }
 
     fn judged(facts: &str) -> Report {

@@ -98,7 +98,6 @@ codes! {
     DesktopVm 81 Critical "the engine runs in a virtual machine of its own",
     Sandbox 82 High "a sandbox runtime: the host's limit does not reach the guest",
     PodLevel 83 High "the limit is the pod's",
-    StalePod 84 High "the pod is older than the kubelet's limit",
     Lxc 85 High "the limit is the one of the system container around it",
     Threaded 88 Info "a threaded cgroup",
     Enforced 90 Info "the limit is in force",

@@ -18,7 +18,7 @@ pub struct Report {
     pub effective_limit: Option<u64>,
     /// What is wrong, in the order in which it must be fixed.
     pub findings: Vec<Finding>,
-    /// What needs no action.
+    /// What needs no action of its own: look-alikes, and signs of a finding.
     pub ok: Vec<Fine>,
     pub unreadable: Vec<Unreadable>,
     /// The places a limit can be in, from the compose file to the kernel.

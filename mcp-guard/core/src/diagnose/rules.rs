@@ -53,7 +53,7 @@ pub fn findings(view: &View<'_>) -> Vec<Finding> {
     found
 }
 
-/// What looks wrong and is not.
+/// What looks wrong and is not, and signs that point to a finding beside them.
 pub fn fine(view: &View<'_>, verdict: Verdict) -> Vec<Fine> {
     let mut fine = Vec::new();
     let facts = view.facts;
@@ -93,6 +93,12 @@ pub fn fine(view: &View<'_>, verdict: Verdict) -> Vec<Fine> {
             ),
         };
         fine.push(Fine::new(Code::Enforced, title));
+    }
+    fine.extend(host::other_hierarchy(view));
+    fine.extend(kernel::default_in_force(view));
+    if verdict == Verdict::Unknown {
+        let title = "no limit was read on the way from its cgroup to the root";
+        fine.push(Fine::new(Code::Unknown, title));
     }
     fine
 }

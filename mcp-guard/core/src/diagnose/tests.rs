@@ -1,5 +1,6 @@
 //! Each cause beside its look-alike, on facts made by hand; real ones are in `tests/`.
 
+mod every_code;
 mod look_alikes;
 mod ours;
 mod places;

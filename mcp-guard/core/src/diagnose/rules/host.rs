@@ -2,10 +2,10 @@
 
 use super::super::{
     code::Code,
-    facts::{CgroupDriver, Engine, Level, OciLimit},
+    facts::{CgroupDriver, Cgroups, Engine, Level, OciLimit},
     report::{
         Certainty::{Possible, Proved},
-        Finding, Keeper,
+        Finding, Fine, Keeper,
     },
     version::version,
     view::{View, shell_word},
@@ -166,6 +166,20 @@ fn not_handed_down(view: &View<'_>) -> Option<Finding> {
             ),
         ),
     )
+}
+
+/// On a hybrid host a container has a cgroup in either tree, and only one of them can have a limit.
+pub fn other_hierarchy(view: &View<'_>) -> Option<Fine> {
+    let is_version_1 = view.own()?.has_pids.is_none();
+    let is_hybrid = view.facts.host.cgroups == Cgroups::Hybrid;
+    let limit = view.kernel?.tasks()?;
+    (is_hybrid && is_version_1).then(|| {
+        let title = format!(
+            "the limit {limit} is in the version 1 hierarchy of the pids controller; the cgroup of \
+             the version 2 tree has no pids.max"
+        );
+        Fine::new(Code::WrongHierarchy, title)
+    })
 }
 
 pub fn api_too_old(view: &View<'_>) -> Option<Finding> {

@@ -5,7 +5,7 @@ use super::super::{
     facts::{CgroupDriver, Cgroups, Container, EngineKind, Unit},
     report::{
         Certainty::{Possible, Proved},
-        Finding, Keeper,
+        Finding, Fine, Keeper,
     },
     version::version,
     view::View,
@@ -167,6 +167,20 @@ fn never_told_systemd(view: &View<'_>, stored: u64) -> Option<Finding> {
             view.repair_command(Some(stored)),
             view.survives(),
         )
+    })
+}
+
+/// The sign of a limit that nobody set: the kernel, the unit and systemd's default are one number.
+pub fn default_in_force(view: &View<'_>) -> Option<Fine> {
+    let unit = view.unit().filter(|_| view.is_the_units_own() && view.facts.wanted.is_none())?;
+    let default = unit.default_tasks_max?.tasks()?;
+    (view.has_only_the_default() && unit.tasks_max == unit.default_tasks_max).then(|| {
+        let title = format!(
+            "{default} in {} is systemd's DefaultTasksMax: nobody set a limit for {}",
+            view.file_of("pids.max"),
+            unit.name
+        );
+        Fine::new(Code::SystemdDefault, title)
     })
 }
 
