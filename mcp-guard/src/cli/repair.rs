@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use mcp_guard_core::{
-    diagnose::facts::Facts,
+    diagnose::{facts::Facts, judge},
     effect::Outcome,
     limit::Limit,
     policy::Mode,
@@ -71,7 +71,7 @@ pub fn repair(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
                 return Ok(Exit::Wrong);
             }
         };
-        out::answer(&render::repair::plan(&facts, &plan));
+        out::answer(&render::repair::plan(&judge(&facts), &plan));
         let mut repair = Repair::begin(host, observer, arguments, facts, plan).await?;
         if arguments.dry_run {
             return repair.all_but_the_last_step();

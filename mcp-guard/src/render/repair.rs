@@ -1,14 +1,14 @@
 //! What `repair` says.
 
 use mcp_guard_core::{
-    diagnose::{facts::Facts, judge, report::Place},
+    diagnose::report::{Place, Report},
     escape::visible,
-    repair::{Next, Owner, Plan, Write, edit},
+    repair::{Next, Owner, Plan, Write},
 };
 
-/// What is about to be done, and why that way.
+/// What is about to be done, and why that way; `report` is the diagnosis that the plan was made from.
 #[must_use]
-pub fn plan(facts: &Facts, plan: &Plan) -> String {
+pub fn plan(report: &Report, plan: &Plan) -> String {
     let owner = match &plan.owner {
         Owner::Docker => "Docker's update".to_owned(),
         Owner::Podman => "Podman's update".to_owned(),
@@ -16,8 +16,7 @@ pub fn plan(facts: &Facts, plan: &Plan) -> String {
         Owner::Kernel => "pids.max itself: no engine and no unit owns it".to_owned(),
     };
     let mut lines =
-        vec![format!("{}: a limit of {} by {owner}", visible(&facts.target.name), plan.limit)];
-    let report = judge(facts);
+        vec![format!("{}: a limit of {} by {owner}", visible(&report.target.name), plan.limit)];
     let now = report.charged.tasks.map_or_else(|| "?".to_owned(), |tasks| tasks.to_string());
     lines.push(format!("  now {now} tasks, {}", said(&report.places)));
     lines.extend(plan.notes.iter().map(|note| format!("  note: {note}")));
@@ -60,16 +59,16 @@ fn said(places: &[Place]) -> String {
     words.join(", ")
 }
 
-/// How long it lasts, and what a person still has to do.
+/// How long it lasts, and the edit of the compose file that a person still has to make.
 #[must_use]
-pub fn lasts(plan: &Plan, facts: &Facts) -> String {
+pub fn lasts(plan: &Plan, edit: Option<&str>) -> String {
     let survives = match plan.survives() {
         [] => "nothing but time".to_owned(),
         what => what.join(", "),
     };
     let mut lines =
         vec![format!("  survives: {survives}"), format!("  lost at: {}", plan.lost_at())];
-    if let Some(edit) = edit(facts, plan.limit) {
+    if let Some(edit) = edit {
         lines.push("  make the compose file agree:".to_owned());
         lines.extend(edit.lines().map(|line| format!("    {line}")));
     }

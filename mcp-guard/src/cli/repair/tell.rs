@@ -1,6 +1,9 @@
 //! What a repair came to: looked at anew, said, and remembered or forgotten.
 
-use mcp_guard_core::diagnose::{facts::Facts, report::Place};
+use mcp_guard_core::{
+    diagnose::{facts::Facts, report::Place},
+    repair,
+};
 
 use super::{LOOK, Reached, Repair};
 use crate::{
@@ -43,7 +46,8 @@ impl Repair<'_> {
             return Ok(Exit::Wrong);
         }
         self.settle()?;
-        out::answer(&render::repair::lasts(&self.plan, &facts));
+        let edit = repair::edit(&facts, self.plan.limit);
+        out::answer(&render::repair::lasts(&self.plan, edit.as_deref()));
         Ok(Exit::Done)
     }
 
