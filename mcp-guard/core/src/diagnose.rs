@@ -126,7 +126,7 @@ fn places(view: &View<'_>) -> Vec<Place> {
         so_far.extend(limit);
         places.push(Place { place, r#where, value, breaks });
     };
-    if let Some(compose) = &view.facts.compose {
+    if let Some(compose) = &view.compose {
         let (r#where, value) = match &compose.says {
             Says::Limit { value, key, file, line, .. } => {
                 (format!("{file}:{line}"), format!("{key}: {value}"))

@@ -17,6 +17,7 @@ use self::owner::{has_it, owner};
 use crate::{
     diagnose::{
         code::Code,
+        compose,
         facts::{Facts, Says, Unit},
         judge,
         report::{Layer, Place, Report},
@@ -265,7 +266,7 @@ pub fn undone_by(facts: &Facts, limit: u64, in_force: Limit) -> String {
 /// The edit that makes the compose file agree, for a person to make.
 #[must_use]
 pub fn edit(facts: &Facts, limit: u64) -> Option<String> {
-    let compose = facts.compose.as_ref()?;
+    let compose = compose::judged(facts.compose.as_ref()?);
     match &compose.says {
         Says::Limit { value, .. } if u64::try_from(*value) == Ok(limit) => None,
         Says::Limit { key, file, line, filled: true, .. } => {

@@ -3,58 +3,52 @@
 use std::{collections::BTreeMap, path::Path};
 
 use mcp_guard_core::diagnose::{
-    compose::{self, Tool, Variables},
-    facts::{Compose, ComposeTool, Says},
-    version::version,
+    compose,
+    facts::{Compose, ComposeFile, Content, Keys, Variables},
 };
 
 use super::trusted::{self, Unread, Volumes};
 use crate::engine::MAX_FILES;
 
-/// Reads what the labels name.
+/// Reads what the labels name, and keeps what a limit depends on.
 pub fn read(
     mut found: Compose,
     working_dir: &str,
     environment: Option<&str>,
     volumes: &Volumes,
 ) -> Compose {
+    let unread = |why: String| Some(Content::Unread { why });
     if found.files.len() > MAX_FILES {
         found.files.truncate(MAX_FILES);
-        found.says = Says::Unknown { why: format!("not read: more than {MAX_FILES} files") };
+        found.content = unread(format!("not read: more than {MAX_FILES} files"));
+        return found;
+    }
+    if found.files.is_empty() {
+        found.content = unread("no label names a file".to_owned());
         return found;
     }
     let folder = Path::new(working_dir);
     // Version 1 of compose stores a relative name.
     let full = |file: &String| folder.join(file).display().to_string();
     found.files = found.files.iter().map(full).collect();
-    let mut texts = Vec::new();
+    let mut files = Vec::new();
     for name in &found.files {
-        match trusted::text(Path::new(name), is_compose_file, volumes) {
+        let keys = match trusted::text(Path::new(name), is_compose_file, volumes) {
             Ok((text, modified)) => {
                 found.modified = found.modified.max(Some(modified));
-                texts.push((name.clone(), text));
+                compose::keys(&text, &found.service)
             }
-            Err(why) => {
-                found.says = Says::Unknown { why: format!("{name}: {why}") };
-                return found;
-            }
-        }
+            Err(why) => Keys::Unread { why: why.to_string() },
+        };
+        files.push(ComposeFile { path: name.clone(), keys });
     }
-    if texts.is_empty() {
-        found.says = Says::Unknown { why: "no label names a file".to_owned() };
-        return found;
-    }
-    let (variables, modified) = variables(folder, environment, volumes);
-    let files: Vec<compose::File<'_>> =
-        texts.iter().map(|(path, text)| compose::File { path, text }).collect();
-    let tool = match found.tool {
-        ComposeTool::PodmanCompose => Tool::Podman,
-        ComposeTool::Docker => Tool::Docker(found.version.as_deref().and_then(version)),
+    let (all, modified) = variables(folder, environment, volumes);
+    let (values, unread) = match all {
+        Ok(all) => (compose::used_variables(&files, &all), None),
+        Err(why) => (BTreeMap::new(), Some(why)),
     };
-    found.says = compose::read(&files, &variables, &found.service, tool);
-    if matches!(found.says, Says::Limit { filled: true, .. }) {
-        found.modified = found.modified.max(modified);
-    }
+    let variables = Variables { unread, modified, values };
+    found.content = Some(Content::Read { files, variables });
     found
 }
 
@@ -66,8 +60,11 @@ fn is_env_file(name: &str) -> bool {
     name.starts_with(".env") || name.ends_with(".env")
 }
 
+/// What the env files say, or why that is not known.
+type Environment = Result<BTreeMap<String, String>, String>;
+
 /// What the env files say, and when the newest of them changed. `named`: the label of `--env-file`.
-fn variables(folder: &Path, named: Option<&str>, volumes: &Volumes) -> (Variables, Option<u64>) {
+fn variables(folder: &Path, named: Option<&str>, volumes: &Volumes) -> (Environment, Option<u64>) {
     let named = named.filter(|names| !names.is_empty());
     let (mut all, mut newest) = (BTreeMap::new(), None);
     for (number, name) in named.unwrap_or(".env").split(',').enumerate() {
@@ -99,6 +96,8 @@ fn variable(line: &str) -> Option<(String, String)> {
 
 #[cfg(test)]
 mod tests {
+    use mcp_guard_core::diagnose::{compose::judged, facts::Says};
+
     use super::*;
 
     #[test]
@@ -137,7 +136,8 @@ mod tests {
             files: vec!["a.yml".to_owned()],
             ..Compose::default()
         };
-        let found = read(labels, &folder.path().display().to_string(), named, &Volumes::default());
+        let folder = folder.path().display().to_string();
+        let found = judged(&read(labels, &folder, named, &Volumes::default()));
         (found.says, found.modified)
     }
 
@@ -145,7 +145,7 @@ mod tests {
     fn of_many_files_none_is_read() {
         let files = vec!["/nonexistent/a.yml".to_owned(); MAX_FILES + 1];
         let labels = Compose { service: "web".to_owned(), files, ..Compose::default() };
-        let found = read(labels, "", None, &Volumes::default());
+        let found = judged(&read(labels, "", None, &Volumes::default()));
         let Says::Unknown { why } = &found.says else { panic!("{:?}", found.says) };
         assert!(why.contains("more than 32 files") && found.files.len() == MAX_FILES, "{why}");
     }

@@ -1,7 +1,7 @@
 //! What the labels of a container say of compose.
 
 use mcp_guard_core::{
-    diagnose::facts::{Compose, Says},
+    diagnose::facts::{Compose, ComposeFile, Content, Keys, Variables},
     escape::{escape, visible_within},
 };
 
@@ -26,7 +26,7 @@ impl Snapshot {
             // A container could have written what a label of it names.
             None => {
                 let why = "not read: where containers can write is not known";
-                found.says = Says::Unknown { why: why.to_owned() };
+                found.content = Some(Content::Unread { why: why.to_owned() });
             }
         }
         Some(shown(found))
@@ -43,18 +43,28 @@ fn shown(compose: Compose) -> Compose {
         service: label(&compose.service),
         version: compose.version.as_deref().map(label),
         files: compose.files.iter().map(path).collect(),
-        says: match compose.says {
-            Says::Limit { value, key, file, line, filled } => {
-                Says::Limit { value, key, file: path(&file), line, filled }
-            }
-            Says::Nothing { elsewhere } => {
-                Says::Nothing { elsewhere: elsewhere.iter().map(path).collect() }
-            }
-            Says::Invalid { why } => Says::Invalid { why: path(&why) },
-            Says::Unknown { why } => Says::Unknown { why: path(&why) },
-            Says::NotAsked => Says::NotAsked,
-        },
+        content: compose.content.map(shown_content),
         ..compose
+    }
+}
+
+/// Values and names in it are shown already; paths, and what is said of them, are not.
+fn shown_content(content: Content) -> Content {
+    let path = |text: &str| visible_within(text, MAX_PATH);
+    match content {
+        Content::Unread { why } => Content::Unread { why: path(&why) },
+        Content::Read { files, variables } => {
+            let shown = |file: ComposeFile| {
+                let keys = match file.keys {
+                    Keys::Unread { why } => Keys::Unread { why: path(&why) },
+                    keys @ (Keys::Broken { .. } | Keys::Read { .. }) => keys,
+                };
+                ComposeFile { path: path(&file.path), keys }
+            };
+            let unread = variables.unread.as_deref().map(path);
+            let files = files.into_iter().map(shown).collect();
+            Content::Read { files, variables: Variables { unread, ..variables } }
+        }
     }
 }
 
@@ -70,11 +80,20 @@ mod tests {
             service: "a\\b".to_owned(),
             version: Some(hostile.clone()),
             files: vec![hostile.clone()],
-            says: Says::Unknown { why: hostile },
+            content: Some(Content::Read {
+                files: vec![ComposeFile {
+                    path: hostile.clone(),
+                    keys: Keys::Unread { why: hostile.clone() },
+                }],
+                variables: Variables { unread: Some(hostile), ..Variables::default() },
+            }),
             ..Compose::default()
         });
-        let Says::Unknown { why } = &found.says else { panic!("{:?}", found.says) };
-        for text in [&found.project, found.version.as_ref().unwrap(), &found.files[0], why] {
+        let Some(Content::Read { files, variables }) = &found.content else { panic!("{found:?}") };
+        let Keys::Unread { why } = &files[0].keys else { panic!("{files:?}") };
+        let of_file = [&files[0].path, why, variables.unread.as_ref().unwrap()];
+        let labels = [&found.project, found.version.as_ref().unwrap(), &found.files[0]];
+        for text in labels.into_iter().chain(of_file) {
             assert!(text.starts_with("\\u{1b}[2J") && text.len() <= MAX_PATH, "{text}");
         }
         assert_eq!(found.service, "a\\\\b");

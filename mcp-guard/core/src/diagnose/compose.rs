@@ -1,18 +1,20 @@
 //! What compose files say of one service's PID limit. Nothing is run: where only compose itself could
 //! tell, the answer is that it is not known.
 
+mod interpolate;
+mod keys;
+
 use std::collections::BTreeMap;
 
+use self::interpolate::interpolate;
+pub use self::keys::keys;
 use super::{
-    facts::Says,
-    yaml::{At, Document},
+    facts::{
+        Compose, ComposeFile, ComposeTool, Content, Keys, Reached, Says, ServiceKeys, Variables,
+        Written,
+    },
+    version::version,
 };
-
-/// One file, in the order in which compose reads them: later ones win.
-pub struct File<'a> {
-    pub path: &'a str,
-    pub text: &'a str,
-}
 
 /// The two spellings.
 const SHORT: &str = "pids_limit";
@@ -21,19 +23,89 @@ const LONG: &str = "deploy.resources.limits.pids";
 const MUST_AGREE: Version = (2, 26, 0);
 /// Before it the long spelling was refused ("value 'pids' does not match any of the regexes: '^x-'").
 const TAKES_LONG: Version = (2, 0, 0);
-/// Keys of a service that change what another place says of it.
-const ONLY_COMPOSE: [&str; 2] = ["extends", "profiles"];
 const MAX_ELSEWHERE: usize = 8;
 
 type Version = (u32, u32, u32);
 
 /// What made the container, as far as it matters to how it reads its files.
 #[derive(Clone, Copy, Debug)]
-pub enum Tool {
+enum Tool {
     /// `docker-compose`, `docker compose`, of a version if it is known.
     Docker(Option<Version>),
     /// podman-compose checks no file against a schema.
     Podman,
+}
+
+impl Tool {
+    fn of(compose: &Compose) -> Self {
+        match compose.tool {
+            ComposeTool::PodmanCompose => Self::Podman,
+            ComposeTool::Docker => Self::Docker(compose.version.as_deref().and_then(version)),
+        }
+    }
+}
+
+/// The same facts with what the files come to. Those of schema 1 have that already.
+#[must_use]
+pub fn judged(compose: &Compose) -> Compose {
+    let mut judged = compose.clone();
+    let Some(content) = &compose.content else { return judged };
+    judged.says = says(content, Tool::of(compose));
+    if let (Says::Limit { filled: true, .. }, Content::Read { variables, .. }) =
+        (&judged.says, content)
+    {
+        // A change of the env file is one of the limit.
+        judged.modified = judged.modified.max(variables.modified);
+    }
+    judged
+}
+
+/// The variables that these files use where a limit depends on it, as [`Variables::values`] has them.
+#[must_use]
+pub fn used_variables(
+    files: &[ComposeFile],
+    all: &BTreeMap<String, String>,
+) -> BTreeMap<String, Option<String>> {
+    let texts = files.iter().flat_map(|file| written_in(&file.keys));
+    let texts = texts.filter_map(|written| written.text.as_deref());
+    texts.flat_map(|text| interpolate::used(text, all)).collect()
+}
+
+fn written_in(keys: &Keys) -> Vec<&Written> {
+    let Keys::Read { service: Reached::There(service), .. } = keys else { return Vec::new() };
+    let long = match &service.limits {
+        Reached::There(limits) => limits.pids.as_ref(),
+        Reached::Absent | Reached::Tagged { .. } => None,
+    };
+    service.pids_limit.iter().chain(long).collect()
+}
+
+/// Reads the files as compose would; `tool` is what made the container.
+fn says(content: &Content, tool: Tool) -> Says {
+    let (files, variables) = match content {
+        Content::Unread { why } => return Says::Unknown { why: why.clone() },
+        Content::Read { files, variables } => (files, variables),
+    };
+    // Whatever the others say, one that was not read may say otherwise.
+    let unread = files.iter().find_map(|file| match &file.keys {
+        Keys::Unread { why } => Some(format!("{}: {why}", file.path)),
+        Keys::Broken { .. } | Keys::Read { .. } => None,
+    });
+    if let Some(why) = unread {
+        return Says::Unknown { why };
+    }
+    let mut reader = Reader { variables, short: None, long: None, limits: false };
+    let mut places = Vec::new();
+    for ComposeFile { path, keys } in files {
+        if let Err(says) = reader.read(path, keys) {
+            return says;
+        }
+        if let Keys::Read { elsewhere, .. } = keys {
+            places.extend(elsewhere.iter().map(|one| format!("{path}:{} ({})", one.line, one.of)));
+        }
+    }
+    places.truncate(MAX_ELSEWHERE);
+    reader.verdict(tool, places)
 }
 
 /// A limit where it stands.
@@ -45,31 +117,8 @@ struct Found {
     filled: bool,
 }
 
-/// Those of the project's env files, or why they are not known.
-pub type Variables = Result<BTreeMap<String, String>, String>;
-
-/// Reads the files as compose would; `tool` is what made the container.
-#[must_use]
-pub fn read(files: &[File<'_>], variables: &Variables, service: &str, tool: Tool) -> Says {
-    let mut reader = Reader { variables, service, short: None, long: None, limits: false };
-    let mut elsewhere = Vec::new();
-    for file in files {
-        let document = match Document::parse(file.text) {
-            Ok(document) => document,
-            Err(error) => return Says::Invalid { why: format!("{}: {error}", file.path) },
-        };
-        if let Err(why) = reader.read(file.path, &document) {
-            return why;
-        }
-        elsewhere.extend(elsewhere_in(file.path, &document, service));
-    }
-    elsewhere.truncate(MAX_ELSEWHERE);
-    reader.verdict(tool, elsewhere)
-}
-
 struct Reader<'a> {
     variables: &'a Variables,
-    service: &'a str,
     short: Option<Found>,
     long: Option<Found>,
     /// There is a `deploy.resources.limits`.
@@ -77,44 +126,42 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn read(&mut self, path: &str, document: &Document) -> Result<(), Says> {
-        let Some(root) = document.root() else { return Ok(()) };
+    fn read(&mut self, path: &str, keys: &Keys) -> Result<(), Says> {
         let unknown = |why: String| Says::Unknown { why: format!("{path}: {why}") };
-        if document.get(root, "include").is_some() {
-            return Err(unknown("it uses include".to_owned()));
-        }
-        let go = |from, keys: &[&str]| walk(document, from, keys).map_err(&unknown);
-        let Some(service) = go(root, &["services", self.service])? else { return Ok(()) };
-        if let Some(key) = ONLY_COMPOSE.into_iter().find(|key| document.get(service, key).is_some())
-        {
+        let service = match keys {
+            Keys::Unread { why } => return Err(unknown(why.clone())),
+            Keys::Broken { why } => return Err(Says::Invalid { why: format!("{path}: {why}") }),
+            Keys::Read { include: true, .. } => return Err(unknown("it uses include".to_owned())),
+            Keys::Read { service, .. } => there(service).map_err(unknown)?,
+        };
+        let Some(service) = service else { return Ok(()) };
+        if let Some(key) = only_compose(service) {
             return Err(unknown(format!("the service uses {key}")));
         }
-        if let Some(at) = document.get(service, SHORT) {
-            self.short = Some(self.found(path, document, at)?);
+        if let Some(written) = &service.pids_limit {
+            self.short = Some(self.found(path, written)?);
         }
-        let limits = go(service, &["deploy", "resources", "limits"])?;
+        let limits = there(&service.limits).map_err(unknown)?;
         self.limits |= limits.is_some();
-        if let Some(at) = limits.and_then(|limits| document.get(limits, "pids")) {
-            self.long = Some(self.found(path, document, at)?);
+        if let Some(written) = limits.and_then(|limits| limits.pids.as_ref()) {
+            self.long = Some(self.found(path, written)?);
         }
         Ok(())
     }
 
-    fn found(&self, path: &str, document: &Document, at: At) -> Result<Found, Says> {
-        let line = document.line(at);
+    fn found(&self, path: &str, written: &Written) -> Result<Found, Says> {
+        let line = written.line;
         let place = || format!("{path}:{line}");
-        if let Some(tag) = document.tag(at) {
+        if let Some(tag) = &written.tag {
             return Err(Says::Unknown { why: format!("{}: it uses !{tag}", place()) });
         }
-        let text = document
-            .scalar(at)
-            .ok_or_else(|| Says::Invalid { why: format!("{}: the limit is no number", place()) })?;
+        let no_number = || Says::Invalid { why: format!("{}: the limit is no number", place()) };
+        let text = written.text.as_deref().ok_or_else(no_number)?;
         let (text, filled) = interpolate(text, self.variables)
             .map_err(|why| Says::Unknown { why: format!("{}: {why}", place()) })?;
-        // What was filled in is not printed: it may be any variable, a secret too.
         let value = text.trim().parse().map_err(|_| match filled {
             true => Says::Unknown { why: format!("{}: a variable that is no number", place()) },
-            false => Says::Invalid { why: format!("{}: the limit is no number", place()) },
+            false => no_number(),
         })?;
         Ok(Found { value, file: path.to_owned(), line, filled })
     }
@@ -159,80 +206,19 @@ impl Reader<'_> {
     }
 }
 
-/// The node below these keys. An error where a tag on the way (`!reset`, `!override`) changes how
-/// compose merges it.
-fn walk(document: &Document, from: At, keys: &[&str]) -> Result<Option<At>, String> {
-    let mut at = from;
-    for key in keys {
-        let Some(next) = document.get(at, key) else { return Ok(None) };
-        if let Some(tag) = document.tag(next) {
-            return Err(format!("{key} uses !{tag}"));
-        }
-        at = next;
+/// A key of a service that changes what another place says of it.
+fn only_compose(service: &ServiceKeys) -> Option<&'static str> {
+    let keys = [(service.extends, "extends"), (service.profiles, "profiles")];
+    keys.into_iter().find_map(|(is_used, key)| is_used.then_some(key))
+}
+
+/// None where there is nothing. An error where a tag on the way decides how it is merged.
+fn there<T>(reached: &Reached<T>) -> Result<Option<&T>, String> {
+    match reached {
+        Reached::Absent => Ok(None),
+        Reached::Tagged { key, tag } => Err(format!("{key} uses !{tag}")),
+        Reached::There(found) => Ok(Some(found)),
     }
-    Ok(Some(at))
-}
-
-/// Limits in the file that are not this service's: `FILE:LINE (service NAME)`.
-fn elsewhere_in(path: &str, document: &Document, service: &str) -> Vec<String> {
-    let Some(root) = document.root() else { return Vec::new() };
-    let services = document.get(root, "services");
-    let others = services.into_iter().flat_map(|services| document.pairs(services));
-    let others =
-        others.filter(|(name, _)| *name != service).map(|(name, at)| ("service", name, at));
-    let anchors = document.pairs(root).filter(|(name, _)| name.starts_with("x-"));
-    let anchors = anchors.map(|(name, at)| ("extension", name, at));
-    let place = |(kind, name, at): (&str, &str, At)| {
-        let line = document.line(document.get(at, SHORT)?);
-        Some(format!("{path}:{line} ({kind} {name})"))
-    };
-    others.chain(anchors).filter_map(place).collect()
-}
-
-/// `$V`, `${V}`, `${V:-default}`, `${V-default}` and `$$`, as compose fills them in; whether any was.
-fn interpolate(text: &str, variables: &Variables) -> Result<(String, bool), String> {
-    let (mut result, mut filled) = (String::new(), false);
-    let mut rest = text;
-    while let Some((before, after)) = rest.split_once('$') {
-        result.push_str(before);
-        if let Some(after) = after.strip_prefix('$') {
-            result.push('$');
-            rest = after;
-            continue;
-        }
-        let (expression, after) = match after.strip_prefix('{') {
-            Some(after) => after.split_once('}').ok_or("a ${ without an end")?,
-            None => {
-                let end = after.find(|c: char| !is_name(c)).unwrap_or(after.len());
-                after.split_at(end)
-            }
-        };
-        result.push_str(&value_of(expression, variables.as_ref()?)?);
-        filled = true;
-        rest = after;
-    }
-    result.push_str(rest);
-    Ok((result, filled))
-}
-
-fn value_of(expression: &str, variables: &BTreeMap<String, String>) -> Result<String, String> {
-    let end = expression.find(|c: char| !is_name(c)).unwrap_or(expression.len());
-    let (name, operator) = expression.split_at(end);
-    let known = variables.get(name);
-    let filled = known.filter(|value| !value.is_empty());
-    match (operator.strip_prefix(":-"), operator.strip_prefix('-')) {
-        (Some(default), _) => Ok(filled.map_or(default, String::as_str).to_owned()),
-        (None, Some(default)) => Ok(known.map_or(default, String::as_str).to_owned()),
-        (None, None) if operator.is_empty() && known.is_some() => {
-            Ok(known.cloned().unwrap_or_default())
-        }
-        // It may have been set in the shell that ran compose.
-        (None, None) => Err(format!("what ${{{expression}}} was is not known")),
-    }
-}
-
-fn is_name(c: char) -> bool {
-    c.is_ascii_alphanumeric() || c == '_'
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //!
 //! Text in it comes from engines and containers and is escaped where it was read.
 
+mod compose;
 mod kinds;
 mod unreadable;
 
@@ -10,13 +11,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    compose::{
+        Compose, ComposeFile, Content, Keys, LimitKeys, OtherLimit, Reached, Says, ServiceKeys,
+        Variables, Written,
+    },
     kinds::{CgroupDriver, Cgroups, ComposeTool, EngineKind, SubjectKind},
     unreadable::{Source, Unreadable},
 };
 use crate::limit::Limit;
 
 /// Changes whenever older programs could not judge the facts of newer ones.
-pub const SCHEMA: u32 = 1;
+///
+/// 2: compose files are kept as [`Content`], and judged where the rest is. 1 kept what they come to.
+pub const SCHEMA: u32 = 2;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -165,46 +172,6 @@ pub struct Memory {
     /// `memory.events`: times the limit was hit, and processes killed for it.
     pub hits: Option<u64>,
     pub kills: Option<u64>,
-}
-
-/// The labels compose leaves, and what its files say now.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Compose {
-    pub project: String,
-    pub service: String,
-    pub tool: ComposeTool,
-    pub version: Option<String>,
-    /// Full paths, the first is the base.
-    pub files: Vec<String>,
-    /// Seconds since 1970 of the newest of them.
-    pub modified: Option<u64>,
-    pub says: Says,
-}
-
-/// What the compose files say of the service's limit.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "outcome")]
-pub enum Says {
-    Limit {
-        value: i64,
-        /// `pids_limit` or `deploy.resources.limits.pids`.
-        key: String,
-        file: String,
-        /// From 1.
-        line: u64,
-        /// A variable or its default stands there: the shell that ran compose may have had another.
-        #[serde(default)]
-        filled: bool,
-    },
-    /// The service is there and has no limit.
-    Nothing { elsewhere: Vec<String> },
-    /// The file does not load.
-    Invalid { why: String },
-    /// Not read, or it uses what only compose itself resolves.
-    Unknown { why: String },
-    #[default]
-    NotAsked,
 }
 
 /// The systemd unit that owns the cgroup.

@@ -4,6 +4,7 @@ mod every_code;
 mod look_alikes;
 mod ours;
 mod places;
+mod saved;
 
 use super::{
     code::{Code, Severity},
@@ -115,6 +116,7 @@ fn composed(mut facts: Facts, value: i64, newer_by: i64) -> Facts {
         files: vec!["/srv/compose.yml".into()],
         modified: CREATED.checked_add_signed(newer_by),
         says,
+        content: None,
     });
     facts
 }

@@ -5,7 +5,8 @@ use std::{
     iter::once,
 };
 
-use super::facts::{Clamp, Container, Facts, Level, Process, Says, SubjectKind, Unit};
+use super::compose::judged;
+use super::facts::{Clamp, Compose, Container, Facts, Level, Process, Says, SubjectKind, Unit};
 use crate::{limit::Limit, repair::survives};
 
 /// What the engine keeps of a container's limit.
@@ -20,6 +21,8 @@ pub enum Stored {
 
 pub struct View<'a> {
     pub facts: &'a Facts,
+    /// With what its files come to.
+    pub compose: Option<Compose>,
     /// `pids.max` of the target's own cgroup.
     pub kernel: Option<Limit>,
     /// The same without a clamp of ours: what causes are looked for in.
@@ -43,7 +46,8 @@ impl<'a> View<'a> {
         let init = facts.container.as_ref().map(|container| container.init);
         let mut moved_in = facts.roots();
         moved_in.retain(|process| Some(process.pid) != init);
-        let (file, filled) = match facts.compose.as_ref().map(|compose| &compose.says) {
+        let compose = facts.compose.as_ref().map(judged);
+        let (file, filled) = match compose.as_ref().map(|compose| &compose.says) {
             Some(Says::Limit { value, filled, .. }) => {
                 (u64::try_from(*value).ok().filter(|limit| *limit > 0), *filled)
             }
@@ -55,6 +59,7 @@ impl<'a> View<'a> {
         let kernel = own.and_then(|own| own.max);
         Self {
             facts,
+            compose,
             kernel,
             lasting: clamp(facts, kernel).map(|clamp| clamp.found).or(kernel),
             current: own.and_then(|own| own.current),

@@ -3,15 +3,33 @@ use proptest::prelude::*;
 use super::*;
 
 fn says(files: &[&str], version: Option<(u32, u32, u32)>) -> Says {
-    let names = ["a.yml", "b.yml", "c.yml"];
-    let files: Vec<File<'_>> =
-        files.iter().zip(names).map(|(text, path)| File { path, text }).collect();
-    read(&files, &variables(), "web", Tool::Docker(version))
+    says_by(files, environment(files), Tool::Docker(version))
 }
 
-fn variables() -> Variables {
-    let all = [("LIMIT", "30"), ("WORD", "hunter2"), ("ZERO", "0")];
-    Ok(all.map(|(name, value)| (name.to_owned(), value.to_owned())).into())
+/// Judged from facts that were saved and read.
+fn says_by(files: &[&str], variables: Variables, tool: Tool) -> Says {
+    let content = Content::Read { files: taken(files), variables };
+    let saved = serde_json::to_string(&content).unwrap();
+    assert!(!saved.contains("hunter2"), "a secret is saved: {saved}");
+    let read: Content = serde_json::from_str(&saved).unwrap();
+    assert_eq!(read, content);
+    super::says(&read, tool)
+}
+
+fn taken(files: &[&str]) -> Vec<ComposeFile> {
+    let names = ["a.yml", "b.yml", "c.yml"];
+    let file = |(text, path): (&&str, &str)| ComposeFile {
+        path: path.to_owned(),
+        keys: keys(text, "web"),
+    };
+    files.iter().zip(names).map(file).collect()
+}
+
+/// What these files use of an env file.
+fn environment(files: &[&str]) -> Variables {
+    let all = [("LIMIT", "30"), ("WORD", "hunter2"), ("ZERO", "0"), ("OTHER", "7")];
+    let all = all.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    Variables { values: used_variables(&taken(files), &all), ..Variables::default() }
 }
 
 /// `VALUE FILE:LINE` of a limit.
@@ -92,9 +110,10 @@ fn what_a_variable_comes_to_is_neither_relied_upon_nor_printed() {
         assert!(matches!(&found, Says::Unknown { why } if !why.contains("hunter2")), "{found:?}");
     }
     // No env file could be read: a default may have been overridden there.
-    let unread: Variables = Err("/srv/.env: not read".to_owned());
+    let unread =
+        Variables { unread: Some("/srv/.env: not read".to_owned()), ..Variables::default() };
     for (text, known) in [(limit("${NO:-5}"), false), (limit("25"), true)] {
-        let found = read(&[File { path: "a.yml", text: &text }], &unread, "web", Tool::Podman);
+        let found = says_by(&[&text], unread.clone(), Tool::Podman);
         assert_eq!(matches!(found, Says::Limit { .. }), known, "{found:?}");
         assert!(known || matches!(&found, Says::Unknown { why } if why.contains("/srv/.env")));
     }
@@ -135,8 +154,7 @@ fn what_a_tool_refuses_depends_on_the_tool() {
     assert!(matches!(says(&[long], Some((1, 29, 2))), Says::Invalid { .. }));
     assert!(matches!(says(&[long], Some((2, 0, 0))), Says::Limit { value: 25, .. }));
     let short = "services: {web: {pids_limit: 25, deploy: {resources: {limits: {memory: 1g}}}}}";
-    let file = File { path: "a.yml", text: short };
-    let found = read(&[file], &variables(), "web", Tool::Podman);
+    let found = says_by(&[short], Variables::default(), Tool::Podman);
     assert!(matches!(found, Says::Limit { value: 25, .. }), "{found:?}");
 }
 
@@ -158,6 +176,37 @@ fn hostile_files_are_bounded() {
     assert!(matches!(says(&[&deep], None), Says::Invalid { .. }));
     let wide = "- a\n".repeat(200_000);
     assert!(matches!(says(&[&wide], None), Says::Invalid { .. }));
+}
+
+#[test]
+fn nothing_is_kept_that_a_limit_does_not_depend_on() {
+    let text = "x-a: &a {secret: hunter2}\nservices:\n  db: {pids_limit: hunter2}\n  web:\n    <<: *a\n    \
+                environment: {PASSWORD: hunter2}\n    pids_limit: \"${LIMIT:-5}\"\n";
+    assert!(matches!(says(&[text], None), Says::Limit { value: 30, line: 7, .. }));
+    let values = environment(&[text]).values;
+    assert_eq!(values.keys().collect::<Vec<_>>(), ["LIMIT"], "OTHER is not used");
+}
+
+#[test]
+fn a_file_that_was_not_read_decides_wherever_it_stands() {
+    let mut files = taken(&["services: {web: {pids_limit: 25}}", "{", ""]);
+    let why = "not read: there is no such file".to_owned();
+    files[2].keys = Keys::Unread { why };
+    let content = Content::Read { files, variables: Variables::default() };
+    let found = super::says(&content, Tool::Podman);
+    assert_eq!(found, Says::Unknown { why: "c.yml: not read: there is no such file".to_owned() });
+}
+
+#[test]
+fn a_filled_in_limit_is_as_young_as_its_env_file() {
+    let judged_with = |text: &str| {
+        let variables = Variables { modified: Some(9), ..environment(&[text]) };
+        let content = Content::Read { files: taken(&[text]), variables };
+        judged(&Compose { modified: Some(5), content: Some(content), ..Compose::default() })
+    };
+    let limit = |word: &str| format!("services: {{web: {{pids_limit: \"{word}\"}}}}");
+    assert_eq!(judged_with(&limit("$LIMIT")).modified, Some(9));
+    assert_eq!(judged_with(&limit("25")).modified, Some(5));
 }
 
 proptest! {

@@ -15,7 +15,7 @@ pub fn cause(view: &View<'_>) -> Option<Finding> {
         // Docker keeps no 0 that a container was made with, so no file and no tool is behind it.
         return Some(with_the_kernels_word(explicit(view, stored), view));
     }
-    let finding = match (stored, &view.facts.compose) {
+    let finding = match (stored, &view.compose) {
         (Stored::Limit(limit), Some(compose)) => against_the_file(view, compose, container, limit),
         (Stored::Limit(_), None) => None,
         (_, Some(compose)) => Some(
