@@ -75,6 +75,8 @@ pub struct Snapshot {
     /// It was late once: another target does not wait for it again.
     systemd_is_late: AtomicBool,
     limits: Limits,
+    /// Of the policy, where one is at hand.
+    headroom: Option<u64>,
     unreadable: Vec<Unreadable>,
     began: Instant,
 }
@@ -99,6 +101,12 @@ impl Snapshot {
         observer: Observer,
     ) -> std::io::Result<Self> {
         Self::reaching(Reach::Limits, engine, limits, known, observer).await
+    }
+
+    /// The same with a policy's `respond.clamp_headroom`, if there is one.
+    #[must_use]
+    pub fn with_headroom(self, headroom: Option<u64>) -> Self {
+        Self { headroom, ..self }
     }
 
     async fn reaching(
@@ -126,6 +134,7 @@ impl Snapshot {
             systemd: None,
             systemd_is_late: AtomicBool::new(false),
             limits,
+            headroom: None,
             unreadable,
             began,
         };
@@ -314,6 +323,7 @@ impl Snapshot {
             taken: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             host: self.host.clone(),
             engine: self.described.clone(),
+            headroom: self.headroom,
             unreadable: self.unreadable.clone(),
             ..Facts::default()
         }

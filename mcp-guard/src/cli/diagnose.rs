@@ -20,7 +20,7 @@ use mcp_guard_core::{
 };
 use serde_json::json;
 
-use super::{Exit, Failure, Host, out, runtime};
+use super::{Exit, Failure, Host, out, run::read_policy, runtime};
 use crate::{
     agent::lock,
     control::{client, wire::Status},
@@ -33,6 +33,8 @@ use crate::{
 
 /// Bytes of a saved snapshot; 65,536 processes fit.
 const MAX_FACTS: u64 = 64 << 20;
+/// Where the package installs the agent's policy; without it the default headroom counts.
+const POLICY: &str = "/etc/mcp-guard/policy.toml";
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -48,6 +50,9 @@ pub struct Arguments {
     /// Keep what was read, to judge it elsewhere or to report it.
     #[arg(long, value_name = "FILE", conflicts_with = "facts")]
     save: Option<PathBuf>,
+    /// The agent's policy file: what is proposed leaves its headroom free.
+    #[arg(long, value_name = "FILE", default_value = POLICY, conflicts_with = "facts")]
+    policy: PathBuf,
     /// JSON instead of text.
     #[arg(long)]
     json: bool,
@@ -55,14 +60,17 @@ pub struct Arguments {
 
 pub fn diagnose(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
     if arguments.all {
-        return all(host, arguments.json);
+        return all(host, arguments);
     }
     let facts = match (&arguments.facts, &arguments.target) {
         (Some(file), _) => read(file)?,
         (None, target) => {
             let target = target.as_deref().unwrap_or_default();
-            runtime()?
-                .block_on(async { one(&snapshot(host, Observer::start()).await?, target).await })?
+            let headroom = headroom(&arguments.policy)?;
+            runtime()?.block_on(async {
+                let snapshot = snapshot(host, Observer::start()).await?.with_headroom(headroom);
+                one(&snapshot, target).await
+            })?
         }
     };
     if let Some(file) = &arguments.save {
@@ -75,9 +83,10 @@ pub fn diagnose(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
     Ok(exit(&report))
 }
 
-fn all(host: &Host, as_json: bool) -> Result<Exit, Failure> {
+fn all(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
+    let headroom = headroom(&arguments.policy)?;
     let (mut reports, unreadable, is_whole) = runtime()?.block_on(async {
-        let snapshot = snapshot(host, Observer::start()).await?;
+        let snapshot = snapshot(host, Observer::start()).await?.with_headroom(headroom);
         let mut unreadable = snapshot.unreadable().to_vec();
         let mut is_whole = snapshot.has_list();
         let mut reports = Vec::new();
@@ -99,7 +108,7 @@ fn all(host: &Host, as_json: bool) -> Result<Exit, Failure> {
         let worst = report.findings.first().map(|finding| finding.severity);
         (worst.is_none(), worst, report.target.name.clone())
     });
-    let text = if as_json {
+    let text = if arguments.json {
         let all = json!({ "targets": reports, "unreadable": unreadable });
         serde_json::to_string(&all).map_err(Failure::could_not)?
     } else {
@@ -114,6 +123,20 @@ fn all(host: &Host, as_json: bool) -> Result<Exit, Failure> {
         Exit::Done | Exit::Usage | Exit::Data => 0,
     });
     Ok(worst.unwrap_or(Exit::Done))
+}
+
+/// What the policy leaves free. The package's policy need not be installed, nor readable by this user.
+fn headroom(policy: &Path) -> Result<Option<u64>, Failure> {
+    match read_policy(policy) {
+        Ok(policy) => Ok(Some(policy.respond.clamp_headroom)),
+        Err(failure) if policy == Path::new(POLICY) => {
+            if policy.exists() {
+                tracing::warn!(why = failure.message, "the default headroom counts");
+            }
+            Ok(None)
+        }
+        Err(failure) => Err(failure),
+    }
 }
 
 fn table(reports: &[Report], unreadable: &[Unreadable], is_whole: bool) -> String {
@@ -297,6 +320,15 @@ mod tests {
         assert!(save(&folder.path().join("none/x"), "").is_err());
         assert_eq!(fs::read_to_string(&file).unwrap(), "new");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing else is left");
+    }
+
+    #[test]
+    fn the_headroom_is_the_policys() {
+        let folder = tempfile::tempdir().unwrap();
+        let policy = folder.path().join("policy.toml");
+        assert!(headroom(&policy).is_err(), "a policy that was asked for is read");
+        fs::write(&policy, "[respond]\nclamp_headroom = 50\n").unwrap();
+        assert!(matches!(headroom(&policy), Ok(Some(50))));
     }
 
     #[test]

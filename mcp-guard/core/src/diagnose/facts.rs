@@ -39,6 +39,8 @@ pub struct Facts {
     pub compose: Option<Compose>,
     /// What `repair` was asked for, and what no owner keeps yet.
     pub wanted: Option<u64>,
+    /// Tasks that the policy's clamps leave free (`respond.clamp_headroom`); None where no policy is at hand.
+    pub headroom: Option<u64>,
     pub unit: Option<Unit>,
     /// What an incident holds here, by the mark of the target's own cgroup.
     pub clamp: Option<Clamp>,

@@ -32,6 +32,9 @@ pub struct Sizing {
     pub tasks_per_server: u64,
     /// Tasks outside of every tree.
     pub other_tasks: u64,
+    /// Tasks left free above those that are needed.
+    #[serde(default = "default_headroom")]
+    pub headroom: u64,
     /// What the limit must be for the servers that run.
     pub limit_now: u64,
     /// What the declared limit holds; None where nothing is declared.
@@ -56,6 +59,7 @@ impl Sizing {
             by_package,
             tasks_per_server,
             other_tasks,
+            headroom: facts.headroom.unwrap_or_else(default_headroom),
             limit_now: 0,
             servers_that_fit: None,
         };
@@ -68,13 +72,18 @@ impl Sizing {
     #[must_use]
     pub fn limit_for(&self, servers: u64) -> u64 {
         let tasks = self.other_tasks.saturating_add(servers.saturating_mul(self.tasks_per_server));
-        room_for(tasks, servers, Respond::default().clamp_headroom)
+        room_for(tasks, servers, self.headroom)
     }
 
     /// How many servers a limit holds, without any headroom.
     fn fit(&self, limit: u64) -> u64 {
         limit.saturating_sub(self.other_tasks) / self.tasks_per_server.max(1)
     }
+}
+
+/// Of a policy that says nothing of it.
+fn default_headroom() -> u64 {
+    Respond::default().clamp_headroom
 }
 
 /// Each live launcher tree: its package, and its tasks.

@@ -474,6 +474,9 @@ fn what_cannot_hold_a_server_is_said_with_numbers() {
     assert_eq!((sizing.servers, sizing.tasks_per_server, sizing.other_tasks), (1, 18, 1));
     assert_eq!(sizing.servers_that_fit, Some(1));
     assert_eq!((sizing.limit_now, sizing.limit_for(10)), (19 + 4 + 20, 181 + 40 + 20));
+    facts.headroom = Some(50);
+    let sizing = judge(&facts).sizing.unwrap();
+    assert_eq!((sizing.limit_now, sizing.limit_for(10)), (19 + 4 + 50, 181 + 40 + 50));
 }
 
 #[test]
