@@ -40,7 +40,7 @@ use self::{
 };
 use crate::{
     control::{server, wire::Reply},
-    engine::{Change, Container, Engine},
+    engine::{Change, Container, EngineId, Engines, LAST_WORD},
     executor::{Confirmed, Executor, reconcile},
     host::{
         bpf::{Kernel, Options as BpfOptions},
@@ -54,8 +54,6 @@ use crate::{
 
 /// How often totals are read and silent records are fetched at the least.
 const TICK: Duration = Duration::from_millis(250);
-/// How long the engine may take to say what is paused before something is given back.
-const LAST_WORD: Duration = Duration::from_secs(2);
 /// How often every running container is asked about, whatever the engine's events tell.
 const ASK_AGAIN: Duration = Duration::from_secs(30);
 /// What could not be guarded is not tried again before this time, which is shorter than the one above.
@@ -67,8 +65,8 @@ pub struct Options {
     pub policy: Policy,
     pub run_dir: PathBuf,
     pub audit: PathBuf,
-    /// None works without an engine.
-    pub docker: Option<String>,
+    /// There may be none.
+    pub engines: Engines,
     /// What must outlive a reboot.
     pub state_dir: PathBuf,
     pub bpf: BpfOptions,
@@ -79,7 +77,7 @@ enum Wake {
     Ring,
     Confirmed(Confirmed),
     Call(server::Waiting),
-    Change(Change),
+    Change(EngineId, Change),
     Limit(News),
     Time,
     Stop(&'static str),
@@ -95,10 +93,10 @@ pub struct Agent {
     executor: Executor,
     kernel: Kernel,
     layout: Layout,
-    engine: Option<Engine>,
+    engines: Engines,
     engine_state: String,
-    /// What the engine said of itself when it was last reached.
-    described: Option<facts::Engine>,
+    /// What each engine said of itself when it was last reached.
+    described: BTreeMap<EngineId, facts::Engine>,
     /// Slots that are free, longest first: a late record of an old guard must not hit a new one.
     free: VecDeque<GuardId>,
     /// Guards that only hold something for an operator, and the container that came up meanwhile, which the
@@ -135,7 +133,7 @@ struct Sources {
     ring: AsyncFd<std::os::fd::OwnedFd>,
     confirmed: mpsc::UnboundedReceiver<Confirmed>,
     calls: mpsc::Receiver<server::Waiting>,
-    changes: mpsc::Receiver<Change>,
+    changes: mpsc::Receiver<(EngineId, Change)>,
     news: mpsc::UnboundedReceiver<News>,
     terminate: Signal,
     interrupt: Signal,
@@ -186,7 +184,7 @@ impl Agent {
         }
         for mut orphan in orphans {
             let container = orphan.held.container.as_deref();
-            orphan.held.paused = is_paused(self.engine.as_ref(), container).await;
+            orphan.held.paused = self.engines.is_paused(container).await;
             self.executor.release_orphan(&orphan, end);
         }
     }
@@ -201,7 +199,7 @@ impl Agent {
                     }
                 }
                 Wake::Call(waiting) => self.answer(waiting),
-                Wake::Change(change) => self.change(change),
+                Wake::Change(engine, change) => self.change(engine, change),
                 Wake::Limit(news) => self.limit_news(news),
                 Wake::Stop(reason) => return Ok(reason),
             }
@@ -224,8 +222,8 @@ impl Agent {
         if let Ok(call) = calls.try_recv() {
             return Ok(Wake::Call(call));
         }
-        if let Ok(change) = changes.try_recv() {
-            return Ok(Wake::Change(change));
+        if let Ok((engine, change)) = changes.try_recv() {
+            return Ok(Wake::Change(engine, change));
         }
         if let Ok(news) = news.try_recv() {
             return Ok(Wake::Limit(news));
@@ -242,7 +240,7 @@ impl Agent {
             }
             Some(confirmed) = confirmed.recv() => Ok(Wake::Confirmed(confirmed)),
             Some(call) = calls.recv() => Ok(Wake::Call(call)),
-            Some(change) = changes.recv() => Ok(Wake::Change(change)),
+            Some((engine, change)) = changes.recv() => Ok(Wake::Change(engine, change)),
             Some(news) = news.recv() => Ok(Wake::Limit(news)),
             passed = alarm.at(deadline) => passed.map(|()| Wake::Time).map_err(Into::into),
         }
@@ -285,10 +283,9 @@ impl Agent {
 
     /// An event may still be on its way; whoever is paused now must not be thawed.
     async fn hear_of_pauses(&mut self) {
-        let Some(engine) = self.engine.clone() else { return };
         for held in self.executor.held_mut().values_mut() {
             if let Some(id) = &held.container
-                && let Ok(Some(container)) = engine.inspect(id).await
+                && let Ok(Some(container)) = self.engines.inspect(id).await
             {
                 held.paused = container.paused;
             }
@@ -318,12 +315,4 @@ fn clamped(input: &Input) -> Option<GuardId> {
         return None;
     };
     Some(*guard)
-}
-
-/// What the engine says now; false where there is nobody to ask, or no answer in time: an engine that
-/// hangs must not keep a container frozen.
-pub async fn is_paused(engine: Option<&Engine>, container: Option<&str>) -> bool {
-    let (Some(engine), Some(id)) = (engine, container) else { return false };
-    let answer = tokio::time::timeout(LAST_WORD, engine.inspect(id)).await;
-    matches!(answer, Ok(Ok(Some(container))) if container.paused)
 }

@@ -21,7 +21,11 @@ use tracing_subscriber::EnvFilter;
 
 pub use exit::{Exit, Failure};
 
-use crate::{agent::lock::DEFAULT_RUN_DIR, engine::DEFAULT_SOCKET, wanted::DEFAULT_STATE_DIR};
+use crate::{
+    agent::lock::DEFAULT_RUN_DIR,
+    engine::{DEFAULT_SOCKET, DEFAULT_TIMEOUT, Engines},
+    wanted::DEFAULT_STATE_DIR,
+};
 
 /// Finds, explains and contains process leaks of MCP servers in containers.
 ///
@@ -45,6 +49,15 @@ pub struct Host {
     /// Docker's socket.
     #[arg(long, global = true, value_name = "PATH", default_value = DEFAULT_SOCKET)]
     pub docker: String,
+    /// How long an engine may take to answer; a change may take three times as long.
+    #[arg(
+        long,
+        global = true,
+        value_name = "DURATION",
+        value_parser = engine_timeout,
+        default_value = DEFAULT_TIMEOUT
+    )]
+    pub engine_timeout: Duration,
     /// Audit log to append to.
     #[arg(
         long,
@@ -56,6 +69,22 @@ pub struct Host {
     /// What must outlive a reboot.
     #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
     pub state_dir: PathBuf,
+}
+
+impl Host {
+    #[must_use]
+    pub fn engines(&self) -> Engines {
+        Engines::at(&self.docker, self.engine_timeout)
+    }
+}
+
+/// bollard counts whole seconds, and an hour times anything fits.
+fn engine_timeout(text: &str) -> Result<Duration, String> {
+    let timeout = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if timeout < Duration::from_secs(1) || timeout > Duration::from_secs(3600) {
+        return Err("it must lie between 1s and 1h".to_owned());
+    }
+    Ok(timeout)
 }
 
 #[derive(Debug, Subcommand)]
@@ -189,6 +218,21 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_engine_may_take_ten_seconds_or_what_is_said_before_or_behind_the_verb() {
+        for (words, expected) in [
+            ("mcp-guard status", Some(10_000)),
+            ("mcp-guard --engine-timeout 60s status", Some(60_000)),
+            ("mcp-guard --engine-timeout 60s status --engine-timeout 1500ms", Some(1_500)),
+            ("mcp-guard --engine-timeout 0s status", None),
+            ("mcp-guard --engine-timeout 3y status", None),
+        ] {
+            let cli = Cli::try_parse_from(words.split(' ')).ok();
+            let found = cli.map(|cli| cli.host.engine_timeout.as_millis());
+            assert_eq!(found, expected, "{words}");
+        }
+    }
 
     #[test]
     fn as_many_files_as_allowed_may_be_open() {

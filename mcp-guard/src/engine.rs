@@ -1,48 +1,122 @@
-//! Container engines: Docker, and Podman's service of Docker's API, through bollard.
+//! Container engines: a list of sources of names, events and orders behind one trait.
 //!
-//! What an engine says is a hint: a container's cgroup is found from its first process and compared
-//! with the id. Only ids of 64 hex digits are ever sent to it, because bollard does not escape names.
+//! Docker, and Podman's service of Docker's API, are one [`socket`]: bollard where its types suffice,
+//! else plain HTTP. What an engine says is a hint: a container's cgroup is found from its first process
+//! and compared with the id. Only ids of 64 hex digits are ever sent, because bollard does not escape
+//! names.
 
+mod client;
 mod details;
+mod docker;
+mod error;
+mod flavour;
+mod list;
+mod podman;
 mod raw;
+mod socket;
 mod watch;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    time::Duration,
+use std::{collections::BTreeMap, time::Duration};
+
+use futures_util::{FutureExt as _, future, future::BoxFuture};
+use mcp_guard_core::{
+    diagnose::facts::{self, Unreadable},
+    target::Candidate,
 };
 
-use bollard::{
-    API_DEFAULT_VERSION, Docker,
-    models::ContainerInspectResponse,
-    query_parameters::{InspectContainerOptions, ListContainersOptionsBuilder},
+pub use self::{
+    details::{Details, Listed, MAX_FILES},
+    error::Error,
+    list::{Candidates, EngineId, Engines, LAST_WORD},
+    watch::Changes,
 };
-use mcp_guard_core::{container::is_container_id, diagnose::facts, target::Candidate};
-use serde_json::json;
-
-pub use details::{Details, Listed, MAX_FILES};
 
 /// Where Docker listens unless the operator says otherwise.
 pub const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
-/// Seconds for an answer to begin.
-const ANSWER: u64 = 10;
-/// The same for it to end, which bollard leaves open.
-const WHOLE_ANSWER: Duration = Duration::from_secs(20);
-/// Characters of a name that is kept, see `docker run --name`.
-const MAX_NAME: usize = 255;
+/// How long an engine may take to answer unless the operator says otherwise.
+pub const DEFAULT_TIMEOUT: &str = "10s";
 
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("Docker at {socket} does not answer: {source}; is it running, and is --docker right?")]
-    Away { socket: String, source: bollard::errors::Error },
-    #[error("Docker: {0}")]
-    Refused(#[from] bollard::errors::Error),
-    #[error("Docker at {socket} did not answer within {WHOLE_ANSWER:?}")]
-    Late { socket: String },
-    #[error("Docker gives no container id for {0:?}")]
-    BadId(String),
-    #[error("the engine at {socket}: {why}")]
-    Raw { socket: String, why: String },
+/// What an engine answers, sooner or later.
+pub type Answer<'a, T> = BoxFuture<'a, Result<T, Error>>;
+
+/// A container engine. It may be down at the start and come later.
+///
+/// An engine that can do no more than list names implements the first three.
+pub trait Engine: Send + Sync {
+    /// Where it listens, which identifies it in saved files.
+    fn socket(&self) -> &str;
+
+    /// As messages name it: `Docker at /var/run/docker.sock`.
+    fn name(&self) -> String;
+
+    /// Every container, running or not.
+    ///
+    /// # Errors
+    /// The engine does not answer.
+    fn candidates(&self) -> Answer<'_, Vec<Candidate>>;
+
+    /// Every container, running or not, with what its neighbours are judged by.
+    ///
+    /// # Errors
+    /// The engine does not answer.
+    fn containers(&self) -> Answer<'_, Vec<Listed>> {
+        cannot(self.name(), "describe its containers")
+    }
+
+    /// A container; None where it does not run.
+    ///
+    /// # Errors
+    /// The engine does not answer, or knows no such container.
+    fn inspect<'a>(&'a self, _id: &'a str) -> Answer<'a, Option<Container>> {
+        cannot(self.name(), "describe its containers")
+    }
+
+    /// All that a diagnosis asks about a container; None where it is gone.
+    ///
+    /// # Errors
+    /// The engine does not answer.
+    fn details<'a>(&'a self, _id: &'a str) -> Answer<'a, Option<Details>> {
+        cannot(self.name(), "describe its containers")
+    }
+
+    /// Host pids of the `docker exec` calls that run; those found before it took too long.
+    fn execs<'a>(&'a self, _details: &'a Details) -> BoxFuture<'a, (Vec<u32>, Option<Unreadable>)> {
+        future::ready((Vec::new(), None)).boxed()
+    }
+
+    /// The engine itself.
+    ///
+    /// # Errors
+    /// It does not answer.
+    fn describe(&self) -> Answer<'_, facts::Engine> {
+        cannot(self.name(), "describe itself")
+    }
+
+    /// Stores a limit of a container and puts it in force.
+    ///
+    /// # Errors
+    /// The engine does not answer, or refuses.
+    fn update_limit<'a>(&'a self, _id: &'a str, _limit: u64) -> Answer<'a, ()> {
+        cannot(self.name(), "change a limit")
+    }
+
+    /// Stops a container, as the engine's own `stop` does: its signal, then its patience, then a kill.
+    ///
+    /// # Errors
+    /// The engine refuses, or does not answer. It may still stop a container that takes its time.
+    fn stop<'a>(&'a self, _id: &'a str) -> Answer<'a, ()> {
+        cannot(self.name(), "stop a container")
+    }
+
+    /// Tells of every running container, then of changes, until nobody listens. Every container is
+    /// asked about again this time after the last answer.
+    fn watch(&self, _changes: Changes, _again: Duration) -> BoxFuture<'_, ()> {
+        future::ready(()).boxed()
+    }
+}
+
+fn cannot<'a, T: Send + 'a>(engine: String, what: &'static str) -> Answer<'a, T> {
+    future::ready(Err(Error::Cannot { engine, what })).boxed()
 }
 
 /// A running container.
@@ -67,134 +141,11 @@ pub enum Change {
         id: String,
         paused: bool,
     },
-    /// The engine itself, whenever it is reached anew.
+    /// The engine itself, whenever it is reached again.
     Described(Box<facts::Engine>),
     /// The engine cannot be reached; what is known stays in force.
     Away(String),
     Back,
-}
-
-/// One engine, by its socket. Each request connects anew, so that it may come and go.
-#[derive(Clone)]
-pub struct Engine {
-    socket: String,
-}
-
-impl Engine {
-    #[must_use]
-    pub fn new(socket: &str) -> Self {
-        Self { socket: socket.to_owned() }
-    }
-
-    /// Where it listens.
-    #[must_use]
-    pub fn socket(&self) -> String {
-        self.socket.clone()
-    }
-
-    fn connect(&self) -> Result<Docker, Error> {
-        Docker::connect_with_unix(&self.socket, ANSWER, API_DEFAULT_VERSION)
-            .map_err(|source| self.away(source))
-    }
-
-    fn away(&self, source: bollard::errors::Error) -> Error {
-        Error::Away { socket: self.socket.clone(), source }
-    }
-
-    /// Every container, running or not; those that run, while another is in a state that only Podman
-    /// has ("stopped": ended and not cleaned up), which bollard's closed enums do not know.
-    ///
-    /// # Errors
-    /// The engine does not answer.
-    pub async fn candidates(&self) -> Result<Vec<Candidate>, Error> {
-        match self.list(ListContainersOptionsBuilder::default().all(true)).await {
-            Err(Error::Away { source: bollard::errors::Error::JsonDataError { .. }, .. }) => {
-                self.running().await
-            }
-            other => other,
-        }
-    }
-
-    /// Every container that runs or is paused.
-    async fn running(&self) -> Result<Vec<Candidate>, Error> {
-        let filters = HashMap::from([("status", vec!["running", "paused"])]);
-        self.list(ListContainersOptionsBuilder::default().filters(&filters)).await
-    }
-
-    async fn list(&self, options: ListContainersOptionsBuilder) -> Result<Vec<Candidate>, Error> {
-        let docker = self.connect()?;
-        let found = self.whole(docker.list_containers(Some(options.build()))).await?;
-        let found = found.map_err(|source| self.away(source))?;
-        let candidate = |one: bollard::models::ContainerSummary| {
-            let name = one.names.unwrap_or_default().into_iter().next().unwrap_or_default();
-            Some(Candidate { id: one.id?, name: plain_name(&name) })
-        };
-        Ok(found.into_iter().filter_map(candidate).collect())
-    }
-
-    async fn whole<T>(&self, answer: impl Future<Output = T>) -> Result<T, Error> {
-        let answer = tokio::time::timeout(WHOLE_ANSWER, answer).await;
-        answer.map_err(|_| Error::Late { socket: self.socket.clone() })
-    }
-
-    /// None where it does not run.
-    ///
-    /// # Errors
-    /// The engine does not answer or knows no such container.
-    pub async fn inspect(&self, id: &str) -> Result<Option<Container>, Error> {
-        if !is_container_id(id) {
-            return Err(Error::BadId(id.to_owned()));
-        }
-        let docker = self.connect()?;
-        let asked = docker.inspect_container(id, None::<InspectContainerOptions>);
-        Ok(running(id, self.whole(asked).await??))
-    }
-
-    /// Writes a limit: Docker stores it, tells systemd, and writes pids.max.
-    ///
-    /// # Errors
-    /// It does not answer, or refuses.
-    pub async fn update_limit(&self, id: &str, limit: u64) -> Result<(), Error> {
-        raw::post(&self.socket, &update_path(id)?, &json!({ "PidsLimit": limit })).await
-    }
-
-    /// The same in Podman, whose service of Docker's API would reset the restart policy.
-    ///
-    /// # Errors
-    /// As for [`Engine::update_limit`].
-    pub async fn update_limit_of_podman(&self, id: &str, limit: u64) -> Result<(), Error> {
-        let body = json!({ "pids": { "limit": limit } });
-        raw::post_to_podman(&self.socket, &update_path(id)?, &body).await
-    }
-}
-
-fn update_path(id: &str) -> Result<String, Error> {
-    if !is_container_id(id) {
-        return Err(Error::BadId(id.to_owned()));
-    }
-    Ok(format!("/containers/{id}/update"))
-}
-
-fn running(id: &str, found: ContainerInspectResponse) -> Option<Container> {
-    let state = found.state?;
-    let init = u32::try_from(state.pid?).ok().filter(|pid| *pid > 0)?;
-    let config = found.config.unwrap_or_default();
-    let labels = config.labels.unwrap_or_default();
-    let limit = found.host_config.and_then(|host| host.pids_limit);
-    Some(Container {
-        id: id.to_owned(),
-        name: plain_name(&found.name.unwrap_or_default()),
-        image: config.image.unwrap_or_default().chars().take(MAX_NAME).collect(),
-        labels: labels.into_iter().collect(),
-        init,
-        paused: state.paused.unwrap_or(false),
-        limit: limit.and_then(|limit| u64::try_from(limit).ok()).filter(|limit| *limit > 0),
-    })
-}
-
-/// Docker puts a slash before names.
-fn plain_name(name: &str) -> String {
-    name.trim_start_matches('/').chars().take(MAX_NAME).collect()
 }
 
 #[cfg(test)]

@@ -4,19 +4,20 @@
 use mcp_guard_core::{container::payload_below, limit::Limit, repair::Write};
 
 use crate::{
-    engine::Engine,
+    engine::{self, Engines},
     executor::limit::{Carried, Change},
     host::systemd::{self, Systemd},
 };
 
 /// # Errors
 /// Says what the owner said.
-pub async fn ask(change: &Change, engine: &Engine) -> Carried {
+pub async fn ask(change: &Change, engines: &Engines) -> Carried {
     let id = change.container().unwrap_or_default();
-    let said = |error: crate::engine::Error| error.to_string();
     match change.write() {
-        Write::Docker { limit } => engine.update_limit(id, *limit).await.map_err(said)?,
-        Write::Podman { limit } => engine.update_limit_of_podman(id, *limit).await.map_err(said)?,
+        Write::Docker { limit } | Write::Podman { limit } => {
+            let said = |error: engine::Error| error.to_string();
+            engines.update_limit(id, *limit).await.map_err(said)?;
+        }
         Write::TasksMax { unit, limit, runtime } => {
             return tasks_max(change.cgroup(), unit, Limit::Tasks(*limit), *runtime).await;
         }

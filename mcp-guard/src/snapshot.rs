@@ -14,15 +14,16 @@ use std::{
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
+use futures_util::future::join_all;
 use mcp_guard_core::{
     container::container_in,
-    diagnose::facts::{self, EngineKind, Facts, Host, Source, Subject, SubjectKind, Unreadable},
+    diagnose::facts::{self, Facts, Host, Source, Subject, SubjectKind, Unreadable},
 };
 
 pub use self::host::host;
 use self::trusted::Volumes;
 use crate::{
-    engine::{Engine, Listed},
+    engine::{self, Engine, EngineId, Engines, Listed},
     host::{
         census::Census,
         chain,
@@ -43,17 +44,20 @@ enum Reach {
 }
 
 /// The engine's list of containers.
+#[derive(Default)]
 struct List {
     running: Vec<Listed>,
     /// Of all containers, also those that are stopped.
     volumes: Volumes,
+    /// Every engine was asked, and answered.
+    is_whole: bool,
 }
 
 impl List {
-    fn new(all: Vec<Listed>) -> Self {
+    fn new(all: Vec<Listed>, is_whole: bool) -> Self {
         let volumes = all.iter().flat_map(|one| one.volumes.clone()).collect();
         let running = all.into_iter().filter(|one| one.runs).collect();
-        Self { running, volumes: Volumes::new(volumes) }
+        Self { running, volumes: Volumes::new(volumes), is_whole }
     }
 }
 
@@ -63,11 +67,10 @@ pub struct Snapshot {
     layout: Layout,
     census: Census,
     host: Host,
-    engine: Engine,
-    /// What it says of itself; None where it does not answer.
-    described: Option<facts::Engine>,
-    /// None where the engine's list was not read.
-    listed: Option<List>,
+    engines: Engines,
+    /// What each engine that answers says of itself.
+    described: BTreeMap<EngineId, facts::Engine>,
+    list: List,
     /// The own level of each, by id.
     levels: BTreeMap<String, facts::Level>,
     /// None where systemd does not run, or does not answer.
@@ -84,23 +87,27 @@ pub struct Snapshot {
 impl Snapshot {
     /// # Errors
     /// Not even `/proc` can be read.
-    pub async fn take(engine: Engine, limits: Limits, observer: Observer) -> std::io::Result<Self> {
-        Self::reaching(Reach::Whole, engine, limits, None, observer).await
+    pub async fn take(
+        engines: Engines,
+        limits: Limits,
+        observer: Observer,
+    ) -> std::io::Result<Self> {
+        Self::reaching(Reach::Whole, engines, limits, BTreeMap::new(), observer).await
     }
 
     /// What the repair of a limit rests on and no more: no other container, no file that a label names,
-    /// no process that is started. `known` is what the engine says of itself, where that is known: Podman
+    /// no process that is started. `known` is what engines say of themselves, where that is known: Podman
     /// starts programs to find out.
     ///
     /// # Errors
     /// Not even `/proc` can be read.
     pub async fn take_for_limits(
-        engine: Engine,
+        engines: Engines,
         limits: Limits,
-        known: Option<facts::Engine>,
+        known: BTreeMap<EngineId, facts::Engine>,
         observer: Observer,
     ) -> std::io::Result<Self> {
-        Self::reaching(Reach::Limits, engine, limits, known, observer).await
+        Self::reaching(Reach::Limits, engines, limits, known, observer).await
     }
 
     /// The same with a policy's `respond.clamp_headroom`, if there is one.
@@ -111,9 +118,9 @@ impl Snapshot {
 
     async fn reaching(
         reach: Reach,
-        engine: Engine,
+        engines: Engines,
         limits: Limits,
-        known: Option<facts::Engine>,
+        known: BTreeMap<EngineId, facts::Engine>,
         observer: Observer,
     ) -> std::io::Result<Self> {
         let began = Instant::now();
@@ -127,9 +134,9 @@ impl Snapshot {
             layout,
             census,
             host,
-            engine,
-            described: None,
-            listed: None,
+            engines,
+            described: known,
+            list: List::default(),
             levels: BTreeMap::new(),
             systemd: None,
             systemd_is_late: AtomicBool::new(false),
@@ -138,7 +145,7 @@ impl Snapshot {
             unreadable,
             began,
         };
-        snapshot.ask(known).await;
+        snapshot.ask().await;
         if reach == Reach::Whole {
             let level = |(id, path): (&str, &str)| {
                 Some((id.to_owned(), chain::own(&snapshot.layout, path)?))
@@ -148,44 +155,69 @@ impl Snapshot {
         Ok(snapshot)
     }
 
-    /// Engine and systemd.
-    async fn ask(&mut self, known: Option<facts::Engine>) {
-        let describe = async {
-            match known {
-                Some(known) => Ok(known),
-                None => self.engine.describe().await,
-            }
-        };
-        let list = async {
-            match self.reach {
-                Reach::Whole => Some(self.engine.containers().await),
-                Reach::Limits => None,
-            }
-        };
+    /// Engines and systemd.
+    async fn ask(&mut self) {
         // Each may take its time, and none needs another.
-        let (described, listed, systemd) = tokio::join!(describe, list, Systemd::connect());
-        match (described, listed) {
-            (Err(error), _) => self.unreadable.push(Unreadable::new(Source::Engine, error)),
-            (Ok(described), listed) => {
-                self.described = Some(described);
-                match listed {
-                    Some(Ok(all)) => self.listed = Some(List::new(all)),
-                    Some(Err(error)) => {
-                        self.unreadable.push(Unreadable::new(Source::Containers, error));
-                    }
-                    None => {}
+        let asked = join_all(self.engines.iter().map(|(id, engine)| self.ask_engine(id, engine)));
+        let (engines, systemd) = tokio::join!(asked, Systemd::connect());
+        let (mut all, mut is_whole) = (Vec::new(), self.reach == Reach::Whole);
+        for (id, described, listed) in engines {
+            match described {
+                Ok(described) => self.described.insert(id, described),
+                Err(error) => {
+                    self.unreadable.push(Unreadable::new(Source::Engine, error));
+                    is_whole = false;
+                    continue;
                 }
+            };
+            match listed {
+                Some(Ok(listed)) => all.extend(listed),
+                Some(Err(error)) => {
+                    self.unreadable.push(Unreadable::new(Source::Containers, error));
+                    is_whole = false;
+                }
+                None => {}
             }
         }
+        self.list = List::new(all, is_whole);
         match systemd {
             Some(Ok(manager)) => self.systemd = Some(manager),
             Some(Err(error)) => self.unreadable.push(Unreadable::new(Source::Systemd, error)),
             None => {}
         }
-        let Some(engine) = &self.described else { return };
+        for id in self.described.keys().copied().collect::<Vec<_>>() {
+            self.ask_for_own_unit(id).await;
+        }
+    }
+
+    /// What an engine says of itself, unless that is known, and what it lists, where that is wanted.
+    async fn ask_engine(
+        &self,
+        id: EngineId,
+        engine: &dyn Engine,
+    ) -> (EngineId, Result<facts::Engine, engine::Error>, Option<Result<Vec<Listed>, engine::Error>>)
+    {
+        let describe = async {
+            match self.described.get(&id) {
+                Some(known) => Ok(known.clone()),
+                None => engine.describe().await,
+            }
+        };
+        let list = async {
+            match self.reach {
+                Reach::Whole => Some(engine.containers().await),
+                Reach::Limits => None,
+            }
+        };
+        let (described, listed) = tokio::join!(describe, list);
+        (id, described, listed)
+    }
+
+    async fn ask_for_own_unit(&mut self, id: EngineId) {
+        let Some(engine) = self.described.get(&id) else { return };
         let unit = format!("{}.service", engine.kind);
         let own = self.of_systemd(async |systemd| systemd.own_tasks_max(&unit).await).await;
-        if let Some(engine) = &mut self.described {
+        if let Some(engine) = self.described.get_mut(&id) {
             engine.own_tasks_max = own.and_then(Result::ok).flatten();
         }
     }
@@ -215,19 +247,19 @@ impl Snapshot {
     /// Running containers, by id and name.
     #[must_use]
     pub fn running(&self) -> &[Listed] {
-        self.listed.as_ref().map_or(&[], |list| &list.running)
+        &self.list.running
     }
 
     /// Whether the engine's list of containers was read.
     #[must_use]
     pub fn has_list(&self) -> bool {
-        self.listed.is_some()
+        self.list.is_whole
     }
 
     /// Whether the engine says that a container runs; None where its list was not read.
     #[must_use]
     pub fn lists(&self, id: &str) -> Option<bool> {
-        Some(self.listed.as_ref()?.running.iter().any(|one| one.id == id))
+        self.has_list().then(|| self.running().iter().any(|one| one.id == id))
     }
 
     /// The cgroup of a container that has a process, whatever an engine says.
@@ -236,10 +268,28 @@ impl Snapshot {
         self.census.containers().get(id).map(|path| (*path).to_owned())
     }
 
-    /// The facts of a container; None where its engine does not answer or knows no such one.
+    /// The facts of a container; None where no engine that answers knows such a one.
     pub async fn container(&self, id: &str) -> Option<Facts> {
-        let described = self.described.as_ref()?;
+        let mut silent = None;
+        for (from, engine) in self.engines.iter() {
+            let Some(described) = self.described.get(&from) else { continue };
+            match self.container_of(engine, described, id).await {
+                Some(facts) if facts.container.is_some() => return Some(facts),
+                Some(facts) => silent = Some(facts),
+                None => {}
+            }
+        }
+        silent
+    }
+
+    async fn container_of(
+        &self,
+        engine: &dyn Engine,
+        described: &facts::Engine,
+        id: &str,
+    ) -> Option<Facts> {
         let mut facts = self.shared();
+        facts.engine = Some(described.clone());
         let listed = self.running().iter().find(|one| one.id == id);
         facts.target = Subject {
             kind: SubjectKind::Container,
@@ -247,14 +297,7 @@ impl Snapshot {
             id: Some(id.to_owned()),
             cgroup: String::new(),
         };
-        let podman = async {
-            match described.kind {
-                EngineKind::Podman => Some(self.engine.cgroups_of_podman(id).await),
-                EngineKind::Docker => None,
-            }
-        };
-        let (details, cgroups) = tokio::join!(self.engine.details(id), podman);
-        let details = match details {
+        let details = match engine.details(id).await {
             Ok(details) => details?,
             Err(error) => {
                 // Nothing is judged that the engine did not say.
@@ -270,19 +313,13 @@ impl Snapshot {
         facts.wanted = self.limits.get(id);
         container.oci_limit = runtime::oci_limit(id);
         container.state_limit = runtime::state_limit(id);
-        match cgroups {
-            Some(Ok(cgroups)) => container.cgroups = cgroups.unwrap_or_default(),
-            Some(Err(error)) => {
-                facts.unreadable.push(Unreadable::new(Source::PodmanCgroups, error));
-            }
-            None => {}
-        }
+        facts.unreadable.extend(details.unread.clone());
         let memory = chain::memory(&self.layout, &facts.target.cgroup);
         container.memory = memory.unwrap_or(container.memory);
         facts.container = Some(container);
         facts.compose = self.compose(&details);
         if self.reach == Reach::Whole {
-            self.look_around(&mut facts, &details).await;
+            self.look_around(engine, &mut facts, &details).await;
         }
         Some(self.over(facts))
     }
@@ -310,7 +347,6 @@ impl Snapshot {
     /// The facts of a cgroup that is named by its path in the hierarchy of the pids controller.
     pub async fn cgroup(&self, path: &str) -> Facts {
         let mut facts = self.shared();
-        facts.engine = None;
         let (kind, name) = (SubjectKind::Cgroup, path.to_owned());
         facts.target = Subject { kind, name, id: None, cgroup: path.to_owned() };
         self.read_cgroup(&mut facts).await;
@@ -322,7 +358,6 @@ impl Snapshot {
             schema: facts::SCHEMA,
             taken: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             host: self.host.clone(),
-            engine: self.described.clone(),
             headroom: self.headroom,
             unreadable: self.unreadable.clone(),
             ..Facts::default()

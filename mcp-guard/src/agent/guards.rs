@@ -15,7 +15,7 @@ use mcp_guard_core::{
 
 use super::{Agent, TRY_AGAIN};
 use crate::{
-    engine::{Change, Container},
+    engine::{Change, Container, EngineId},
     executor::Held,
     host::{cgroup::Cgroup, clock, facts},
 };
@@ -32,7 +32,7 @@ pub(super) struct Unguardable {
 }
 
 impl Agent {
-    pub(super) fn change(&mut self, change: Change) {
+    pub(super) fn change(&mut self, engine: EngineId, change: Change) {
         match change {
             Change::Up(container) => self.container_is_up(container),
             Change::Paused { id, paused } => {
@@ -43,10 +43,10 @@ impl Agent {
             }
             // It is reached anew, and may have lost containers meanwhile.
             Change::Described(described) => {
-                self.described = Some(*described);
+                self.described.insert(engine, *described);
                 // It may have no container that would tell.
                 "connected".clone_into(&mut self.engine_state);
-                self.ask_for_list();
+                self.ask_for_list(engine);
             }
             Change::Away(error) => {
                 tracing::warn!(error, "the engine is away; guards stay in force");

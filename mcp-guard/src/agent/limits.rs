@@ -4,11 +4,7 @@
 //! The look reads one small file per guard and sees whoever wrote it, by whatever way. What takes time
 //! (facts, an engine, systemd) is asked elsewhere, and its answer comes back to the loop.
 
-use std::{
-    collections::VecDeque,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{collections::VecDeque, sync::Arc, time::SystemTime};
 
 use mcp_guard_core::{
     diagnose::facts::Facts,
@@ -20,13 +16,10 @@ use mcp_guard_core::{
 
 use super::{Agent, reader::Ask};
 use crate::{
-    engine::Engine,
+    engine::EngineId,
     executor::limit::{Carried, Change},
     host::clock,
 };
-
-/// For the list of all containers.
-const LIST: Duration = Duration::from_secs(10);
 
 /// How the limit of one guard is held.
 #[derive(Default)]
@@ -62,8 +55,8 @@ pub(super) enum News {
         facts: Result<Box<Facts>, String>,
     },
     Written(Arc<Change>, Carried),
-    /// Ids of all containers of the engine, running or not, as it listed them after this time.
-    Listed(Vec<String>, SystemTime),
+    /// Ids of all containers of an engine, running or not, as it listed them after this time.
+    Listed(EngineId, Vec<String>, SystemTime),
 }
 
 impl Agent {
@@ -173,15 +166,15 @@ impl Agent {
         }
     }
 
-    /// Asks the engine, which has just been reached, for all that it has.
-    pub(super) fn ask_for_list(&self) {
-        let Some(engine) = self.engine.clone() else { return };
+    /// Asks an engine, which has just been reached, for all that it has.
+    pub(super) fn ask_for_list(&self, id: EngineId) {
+        let Some(engine) = self.engines.get(id) else { return };
         let news = self.news.clone();
         tokio::spawn(async move {
             let since = SystemTime::now();
-            if let Ok(Ok(listed)) = tokio::time::timeout(LIST, engine.containers()).await {
+            if let Ok(listed) = engine.containers().await {
                 let ids = listed.into_iter().map(|one| one.id).collect();
-                let _ = news.send(News::Listed(ids, since));
+                let _ = news.send(News::Listed(id, ids, since));
             }
         });
     }
@@ -201,9 +194,9 @@ impl Agent {
                 }
             }
             News::Written(change, carried) => self.limit_written(&change, carried),
-            News::Listed(ids, since) => {
-                let engine = self.engine.as_ref().map_or_else(String::new, Engine::socket);
-                if let Err(error) = self.limits.forget_gone(&ids, &engine, since) {
+            News::Listed(engine, ids, since) => {
+                let Some(engine) = self.engines.get(engine) else { return };
+                if let Err(error) = self.limits.forget_gone(&ids, engine.socket(), since) {
                     tracing::warn!(%error, "wanted limits of containers that are gone");
                 }
             }

@@ -2,6 +2,7 @@
 //! thread of its own, made at the start, because a host that is full of processes gives none later.
 
 use std::{
+    collections::BTreeMap,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::mpsc,
@@ -15,7 +16,12 @@ use mcp_guard_core::{
 use tokio::{sync::mpsc::UnboundedSender, time::timeout};
 
 use super::limits::News;
-use crate::{engine::Engine, host::observer::Observer, snapshot::Snapshot, wanted::Limits};
+use crate::{
+    engine::{EngineId, Engines},
+    host::observer::Observer,
+    snapshot::Snapshot,
+    wanted::Limits,
+};
 
 /// For the host, and then for each guard; what is not read by then is asked for again.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -28,8 +34,8 @@ pub(super) struct Ask {
     pub container: Option<String>,
     /// Its path.
     pub cgroup: String,
-    /// What the engine said of itself.
-    pub described: Option<facts::Engine>,
+    /// What each engine said of itself.
+    pub described: BTreeMap<EngineId, facts::Engine>,
 }
 
 /// The thread's end that the loop holds. Nobody waits for the thread: it changes nothing, and ends with
@@ -40,7 +46,7 @@ impl Reader {
     /// # Errors
     /// There is no room for a thread.
     pub fn start(
-        engine: Option<Engine>,
+        engines: Engines,
         limits: Limits,
         observer: Observer,
         news: UnboundedSender<News>,
@@ -53,7 +59,7 @@ impl Reader {
                 let asks: Vec<Ask> = std::iter::once(first).chain(waiting.try_iter()).collect();
                 let whose: Vec<_> = asks.iter().map(|ask| (ask.guard, ask.number)).collect();
                 let answered = catch_unwind(AssertUnwindSafe(|| {
-                    runtime.block_on(answer(engine.as_ref(), &limits, &observer, asks, &news));
+                    runtime.block_on(answer(&engines, &limits, &observer, asks, &news));
                 }));
                 // Whoever has an answer already waits for none of this number.
                 for (guard, number) in whose.into_iter().filter(|_| answered.is_err()) {
@@ -73,23 +79,23 @@ impl Reader {
 
 /// One look at the host for all of them.
 async fn answer(
-    engine: Option<&Engine>,
+    engines: &Engines,
     limits: &Limits,
     observer: &Observer,
     asks: Vec<Ask>,
     news: &UnboundedSender<News>,
 ) {
-    let late = |_| format!("not read within {PATIENCE:?}");
-    let described = asks.iter().rev().find_map(|ask| ask.described.clone());
-    let asked = engine.cloned().unwrap_or_else(|| Engine::new(""));
+    let patience = PATIENCE + engines.timeout();
+    let late = |_| format!("not read within {patience:?}");
+    let described = asks.last().map(|ask| ask.described.clone()).unwrap_or_default();
     let (limits, observer) = (limits.clone(), observer.clone());
-    let taken = Snapshot::take_for_limits(asked, limits, described, observer);
-    let taken = timeout(PATIENCE, taken).await;
+    let taken = Snapshot::take_for_limits(engines.clone(), limits, described, observer);
+    let taken = timeout(patience, taken).await;
     let taken = taken.map_err(late).and_then(|taken| taken.map_err(|error| error.to_string()));
     for ask in asks {
         let facts = match &taken {
             Ok(snapshot) => {
-                let read = timeout(PATIENCE, of(snapshot, &ask, engine.is_some())).await;
+                let read = timeout(patience, of(snapshot, &ask)).await;
                 read.map_err(late).and_then(|read| read)
             }
             Err(why) => Err(why.clone()),
@@ -101,15 +107,15 @@ async fn answer(
 }
 
 /// As `diagnose` reads them.
-async fn of(snapshot: &Snapshot, ask: &Ask, has_engine: bool) -> Result<Facts, String> {
+async fn of(snapshot: &Snapshot, ask: &Ask) -> Result<Facts, String> {
     let Some(id) = &ask.container else { return Ok(snapshot.cgroup(&ask.cgroup).await) };
     match snapshot.container(id).await {
         Some(facts) if facts.container.is_some() => Ok(facts),
         Some(facts) => Err(silent(&facts.unreadable).unwrap_or_default()),
         // A cgroup may be named by its path, and be of a container of another engine or of none.
         None => match silent(snapshot.unreadable()) {
-            Some(why) if has_engine => Err(why),
-            _ => Ok(snapshot.cgroup(&ask.cgroup).await),
+            Some(why) => Err(why),
+            None => Ok(snapshot.cgroup(&ask.cgroup).await),
         },
     }
 }
@@ -132,17 +138,14 @@ mod tests {
 
     fn ask(guard: GuardId, container: Option<String>) -> Ask {
         let (number, cgroup) = (u64::from(guard) + 100, NOWHERE.to_owned());
-        Ask { guard, number, container, cgroup, described: None }
+        Ask { guard, number, container, cgroup, described: BTreeMap::new() }
     }
 
-    fn read(
-        engine: Option<Engine>,
-        asks: Vec<Ask>,
-    ) -> Vec<(GuardId, u64, Result<Box<Facts>, String>)> {
+    fn read(engines: Engines, asks: Vec<Ask>) -> Vec<(GuardId, u64, Result<Box<Facts>, String>)> {
         let folder = tempfile::tempdir().unwrap();
         let (news, mut answers) = tokio::sync::mpsc::unbounded_channel();
         let reader =
-            Reader::start(engine, Limits::new(folder.path()), Observer::start(), news).unwrap();
+            Reader::start(engines, Limits::new(folder.path()), Observer::start(), news).unwrap();
         let count = asks.len();
         assert!(asks.into_iter().all(|ask| reader.ask(ask)));
         let mut read = || match answers.blocking_recv().unwrap() {
@@ -155,8 +158,8 @@ mod tests {
     #[test]
     fn each_gets_its_answer_and_an_engine_that_is_silent_is_not_an_answer() {
         let id = "a".repeat(64);
-        let away = Engine::new("/nowhere/docker.sock");
-        let read_with = read(Some(away), vec![ask(1, None), ask(2, Some(id.clone()))]);
+        let away = Engines::at("/nowhere/docker.sock", Duration::from_secs(10));
+        let read_with = read(away, vec![ask(1, None), ask(2, Some(id.clone()))]);
         let [(1, 101, Ok(plain)), (2, 102, Err(why))] = &read_with[..] else {
             panic!("{read_with:?}")
         };
@@ -166,7 +169,7 @@ mod tests {
         );
         assert!(why.contains("engine"), "{why}");
         // Where there is no engine at all, the cgroup is all that can be known.
-        let read_without = read(None, vec![ask(3, Some(id))]);
+        let read_without = read(Engines::default(), vec![ask(3, Some(id))]);
         let [(3, 103, Ok(plain))] = &read_without[..] else { panic!("{read_without:?}") };
         assert_eq!(plain.target.kind, SubjectKind::Cgroup);
     }

@@ -17,7 +17,6 @@ use super::{
     limits::{News, Then},
 };
 use crate::{
-    engine::Engine,
     executor::limit::{Carried, Change},
     host::clock,
     owner,
@@ -106,11 +105,10 @@ impl Agent {
         let reason = kept.reason.clone();
         match self.executor.begin_limit(guard, write, &reason) {
             Some(Ok(change)) => {
-                let engine =
-                    Engine::new(&self.engine.as_ref().map_or_else(String::new, Engine::socket));
+                let engines = self.engines.clone();
                 let news = self.news.clone();
                 tokio::spawn(async move {
-                    let carried = owner::ask(&change, &engine).await;
+                    let carried = owner::ask(&change, &engines).await;
                     let _ = news.send(News::Written(change, carried));
                 });
             }

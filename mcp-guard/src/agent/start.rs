@@ -19,7 +19,6 @@ use super::{
 use crate::{
     audit::Audit,
     control::server,
-    engine::Engine,
     executor::{Confirmed, Executor},
     host::{
         bpf::Kernel,
@@ -37,23 +36,23 @@ impl Agent {
         let audit = Audit::open(&options.audit)
             .with_context(|| format!("the audit log {}", options.audit.display()))?;
         let (executor, confirmed) = Executor::new(audit, layout.clone());
-        let engine = options.docker.as_deref().map(Engine::new);
+        let engines = options.engines;
         let kernel = Kernel::start(options.bpf)?;
         let now = clock::now();
         // At most one answer for each guard is under way.
         let (news, answered) = mpsc::unbounded_channel();
         let limits = Limits::new(&options.state_dir);
         let observer = Observer::start();
-        let reader = Reader::start(engine.clone(), limits.clone(), observer.clone(), news.clone())
+        let reader = Reader::start(engines.clone(), limits.clone(), observer.clone(), news.clone())
             .context("a thread that reads facts")?;
         let mut agent = Self {
             core: Core::new(options.policy),
             executor,
             kernel,
             layout,
-            engine_state: if engine.is_some() { "connecting" } else { "none" }.to_owned(),
-            engine,
-            described: None,
+            engine_state: if engines.is_empty() { "none" } else { "connecting" }.to_owned(),
+            engines,
+            described: BTreeMap::new(),
             free: (0..mcp_guard_common::MAX_GUARDS).collect(),
             by_hand: BTreeMap::new(),
             unguardable: BTreeMap::new(),
@@ -91,9 +90,7 @@ impl Agent {
         let (to_changes, changes) = mpsc::channel(QUEUE);
         let listener = server::listen(&lock::socket(run_dir)).context("control socket")?;
         tokio::spawn(server::serve(listener, to_loop));
-        if let Some(engine) = self.engine.clone() {
-            tokio::spawn(engine.watch(to_changes, ASK_AGAIN));
-        }
+        self.engines.watch(&to_changes, ASK_AGAIN);
         Ok(Sources {
             ring: poll::register(self.kernel.readiness()?, Interest::READABLE)?,
             confirmed,

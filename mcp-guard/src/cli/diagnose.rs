@@ -24,7 +24,7 @@ use super::{Exit, Failure, Host, out, run::read_policy, runtime};
 use crate::{
     agent::lock,
     control::{client, wire::Status},
-    engine::Engine,
+    engine::Listed,
     host::observer::Observer,
     render,
     snapshot::Snapshot,
@@ -171,7 +171,7 @@ fn exit(report: &Report) -> Exit {
 
 pub async fn snapshot(host: &Host, observer: Observer) -> Result<Snapshot, Failure> {
     let limits = Limits::new(&host.state_dir);
-    let taken = Snapshot::take(Engine::new(&host.docker), limits, observer).await;
+    let taken = Snapshot::take(host.engines(), limits, observer).await;
     taken.map_err(|error| Failure::could_not(format!("reading this host: {error}")))
 }
 
@@ -225,8 +225,7 @@ async fn named(snapshot: &Snapshot, name: &str) -> Result<Facts, Failure> {
 }
 
 fn chosen(snapshot: &Snapshot, name: &str) -> Result<String, Failure> {
-    let candidate =
-        |one: &crate::engine::Listed| Candidate { id: one.id.clone(), name: one.name.clone() };
+    let candidate = |one: &Listed| Candidate { id: one.id.clone(), name: one.name.clone() };
     let all: Vec<Candidate> = snapshot.running().iter().map(candidate).collect();
     match choose(name, &all) {
         Ok(found) => Ok(found.id.clone()),

@@ -51,7 +51,12 @@ pub fn doctor(host: &Host, json: bool) -> Result<Exit, Failure> {
         Err(error) => checks.push(check("cgroups", State::Missing, error.to_string())),
     }
     checks.extend([btf(), bpf(), lsm()]);
-    checks.extend(runtime()?.block_on(async { [systemd().await, docker(host).await] }));
+    runtime()?.block_on(async {
+        checks.push(systemd().await);
+        for (_, one) in host.engines().iter() {
+            checks.push(engine(one).await);
+        }
+    });
     checks.push(agent(host));
     let missing = checks.iter().any(|check| check.state == State::Missing);
     let text = if json {
@@ -234,9 +239,9 @@ async fn systemd() -> Check {
     }
 }
 
-async fn docker(host: &Host) -> Check {
+async fn engine(engine: &dyn Engine) -> Check {
     const NAME: &str = "Docker";
-    match Engine::new(&host.docker).describe().await {
+    match engine.describe().await {
         Ok(facts::Engine { version, socket, .. }) if version.is_empty() => {
             check(NAME, State::Degraded, format!("at {socket} answers, and not as an engine does"))
         }

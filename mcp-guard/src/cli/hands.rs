@@ -14,10 +14,9 @@ use tokio::{
 
 use super::{Exit, Failure, Host, out, resolve::resolve, runtime};
 use crate::{
-    agent::{is_paused, lock},
+    agent::lock,
     audit::Audit,
     control::{client, wire::Answer},
-    engine::Engine,
     executor::{Confirmed, Executor, Held, reconcile, together},
     host::{clock, layout::Layout},
 };
@@ -94,12 +93,12 @@ pub fn thaw_owned(host: &Host) -> Result<Exit, Failure> {
     runtime()?.block_on(async {
         let (mut executor, _confirmed) = Executor::new(audit_or_none(host)?, read_layout()?);
         let layout = read_layout()?;
-        let engine = Engine::new(&host.docker);
+        let engines = host.engines();
         let mut exit = Exit::Done;
         let (orphans, read) = reconcile::find(&layout);
         for mut orphan in orphans {
             let container = orphan.held.container.as_deref();
-            orphan.held.paused = is_paused(Some(&engine), container).await;
+            orphan.held.paused = engines.is_paused(container).await;
             let outcome = executor.release_orphan(&orphan, End::Reconcile);
             if tell(&orphan.held.subject.cgroup, "thaw", outcome, &orphan.mark.reason) != Exit::Done
             {
@@ -156,9 +155,9 @@ impl Hands {
 
     /// The engine may have paused the target since it was frozen.
     async fn hear_of_pause(&mut self, host: &Host) {
-        let engine = Engine::new(&host.docker);
+        let engines = host.engines();
         for held in self.executor.held_mut().values_mut() {
-            held.paused = is_paused(Some(&engine), held.container.as_deref()).await;
+            held.paused = engines.is_paused(held.container.as_deref()).await;
         }
     }
 

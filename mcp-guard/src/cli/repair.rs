@@ -27,7 +27,7 @@ use crate::{
         client,
         wire::{Status, WatchedStatus},
     },
-    engine::Engine,
+    engine::Engines,
     executor::{Executor, Held},
     host::{layout::Kind, observer::Observer},
     owner, render,
@@ -106,7 +106,7 @@ struct Repair<'a> {
     former: Option<u64>,
     /// The last step down.
     step: Option<u64>,
-    engine: Engine,
+    engines: Engines,
     executor: Executor,
     ends: Ends,
 }
@@ -144,7 +144,7 @@ impl<'a> Repair<'a> {
             cgroup,
             limits,
             step: None,
-            engine: Engine::new(&host.docker),
+            engines: host.engines(),
             executor,
             ends: Ends::listen()?,
         })
@@ -257,7 +257,7 @@ impl<'a> Repair<'a> {
         for write in writes {
             let begun = self.executor.begin_limit(TARGET, write.clone(), "operator");
             let change = begun.unwrap_or_else(|| Err("the target is gone".to_owned()))?;
-            let carried = owner::ask(&change, &self.engine).await;
+            let carried = owner::ask(&change, &self.engines).await;
             match self.executor.end_limit(&change, carried) {
                 (Outcome::Done, _) => {}
                 (_, detail) => return Err(detail),

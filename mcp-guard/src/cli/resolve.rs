@@ -13,7 +13,7 @@ use crate::{
         client,
         wire::{Status, WatchedStatus},
     },
-    engine::Engine,
+    engine::{self, Candidates},
     executor::Held,
     host::{cgroup::Cgroup, layout::Layout, systemd::Systemd},
 };
@@ -47,31 +47,19 @@ pub async fn resolve(host: &Host, text: &str) -> Result<Held, Failure> {
 }
 
 async fn container(host: &Host, layout: &Layout, name: &str) -> Result<Held, Failure> {
-    let engine = Engine::new(&host.docker);
-    let all = match engine.candidates().await {
-        Ok(all) => all,
-        Err(error) => {
-            let without = "; cgroup:/PATH and pid:N name a target without an engine";
-            let failure = || Failure::could_not(format!("{error}{without}"));
+    let engines = host.engines();
+    let Candidates { found, errors } = engines.candidates().await;
+    let all: Vec<Candidate> = found.into_iter().map(|(_, one)| one).collect();
+    let chosen = match choose(name, &all) {
+        Ok(chosen) => chosen,
+        // An engine that does not answer may have it.
+        Err(NoMatch::None) if !errors.is_empty() => {
+            let failure = || Failure::could_not(unanswered(&errors));
             return guarded(host, layout, |one| is_named(name, one)).ok_or_else(failure);
         }
+        Err(no_match) => return Err(Failure::could_not(unchosen(name, &no_match))),
     };
-    let chosen = choose(name, &all).map_err(|no_match| {
-        Failure::could_not(match no_match {
-            NoMatch::None => format!(
-                "no container is called {name:?}; `docker ps` lists them, and cgroup:/path or pid:N \
-                 name what is in no engine"
-            ),
-            NoMatch::Several(candidates) => {
-                let lines: Vec<String> = candidates
-                    .iter()
-                    .map(|one| format!("\n  {} {}", one.id.get(..12).unwrap_or(&one.id), one.name))
-                    .collect();
-                format!("{name:?} is ambiguous; it may mean:{}", lines.concat())
-            }
-        })
-    })?;
-    let found = match engine.inspect(&chosen.id).await {
+    let found = match engines.inspect(&chosen.id).await {
         Ok(found) => found,
         Err(error) => {
             let guarded = guarded(host, layout, |one| one.id == chosen.id);
@@ -83,6 +71,28 @@ async fn container(host: &Host, layout: &Layout, name: &str) -> Result<Held, Fai
     let cgroup =
         Cgroup::of_process(layout, found.init, Some(&found.id)).map_err(Failure::could_not)?;
     Ok(Held::new(cgroup, &found.name, Some(found.id), found.paused))
+}
+
+fn unanswered(errors: &[engine::Error]) -> String {
+    let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    let errors = errors.join("; ");
+    format!("{errors}; cgroup:/PATH and pid:N name a target without an engine")
+}
+
+fn unchosen(name: &str, no_match: &NoMatch) -> String {
+    match no_match {
+        NoMatch::None => format!(
+            "no container is called {name:?}; `docker ps` or `podman ps` lists them, and cgroup:/path \
+             or pid:N name what is in no engine"
+        ),
+        NoMatch::Several(candidates) => {
+            let lines: Vec<String> = candidates
+                .iter()
+                .map(|one| format!("\n  {} {}", one.id.get(..12).unwrap_or(&one.id), one.name))
+                .collect();
+            format!("{name:?} is ambiguous; it may mean:{}", lines.concat())
+        }
+    }
 }
 
 /// What an agent guards it knows without the engine, which may hang in the very storm that is to be stopped.
@@ -107,8 +117,7 @@ fn guarded(host: &Host, layout: &Layout, is_it: impl Fn(&Candidate) -> bool) -> 
 /// A cgroup by path may be a container's all the same; then its engine's pause counts.
 async fn plain(host: &Host, cgroup: Cgroup) -> Held {
     let id = container_in(cgroup.path()).map(|found| found.id.to_owned());
-    let engine = Engine::new(&host.docker);
-    let paused = crate::agent::is_paused(Some(&engine), id.as_deref()).await;
+    let paused = host.engines().is_paused(id.as_deref()).await;
     let name = cgroup.path().to_owned();
     Held::new(cgroup, &name, id, paused)
 }

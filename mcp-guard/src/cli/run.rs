@@ -44,7 +44,7 @@ pub fn run(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
         policy,
         run_dir: host.run_dir.clone(),
         audit: host.audit.clone(),
-        docker: Some(host.docker.clone()),
+        engines: host.engines(),
         state_dir: host.state_dir.clone(),
         bpf: bpf::Options { ring_bytes: arguments.ring_bytes, ..bpf::Options::default() },
     };

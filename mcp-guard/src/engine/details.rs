@@ -1,21 +1,23 @@
 //! Everything an engine knows of one container that a diagnosis asks for.
 
-use std::time::Duration;
-
 use jiff::Timestamp;
 use mcp_guard_core::{
     container::is_container_id,
-    diagnose::facts::{self, CgroupDriver, Compose, ComposeTool, EngineKind, Source, Unreadable},
+    diagnose::facts::{self, CgroupDriver, Compose, ComposeTool, Source, Unreadable},
     escape::escape,
 };
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Engine, Error, MAX_NAME, raw};
+use super::{
+    Error,
+    client::MAX_NAME,
+    flavour::Flavour,
+    socket::{Socket, container},
+};
 
-/// Running `docker exec` calls asked about, and for how long.
+/// Running `docker exec` calls asked about.
 const MAX_EXECS: usize = 4096;
-const PATIENCE_FOR_EXECS: Duration = Duration::from_secs(10);
 /// Items of any other list: binds, mounts.
 const MAX_ITEMS: usize = 4096;
 /// Characters of any other text.
@@ -36,6 +38,8 @@ pub struct Details {
     pub working_dir: String,
     /// `com.docker.compose.project.environment_file`.
     pub environment_file: Option<String>,
+    /// What the engine would not say of it.
+    pub unread: Option<Unreadable>,
     /// Its `docker exec` calls; they may be asked about.
     execs: Vec<String>,
 }
@@ -54,67 +58,52 @@ pub struct Listed {
     pub runs: bool,
 }
 
-impl Engine {
-    /// Every container, also those that are stopped.
-    ///
-    /// # Errors
-    /// The engine does not answer.
-    pub async fn containers(&self) -> Result<Vec<Listed>, Error> {
-        let found: Vec<Line> = raw::list(&self.socket, "/containers/json?all=true").await?;
+impl Socket {
+    pub(super) async fn lines(&self) -> Result<Vec<Listed>, Error> {
+        let found: Vec<Line> = self.list("/containers/json?all=true").await?;
         Ok(found.into_iter().filter_map(listed).collect())
     }
 
-    /// None where it is gone.
-    ///
-    /// # Errors
-    /// The engine does not answer, or not in its own language.
-    pub async fn details(&self, id: &str) -> Result<Option<Details>, Error> {
-        if !is_container_id(id) {
-            return Err(Error::BadId(id.to_owned()));
+    pub(super) async fn all_of(&self, id: &str) -> Result<Option<Details>, Error> {
+        let container = container(id)?;
+        let flavour = self.flavour().await?;
+        let inspect = format!("{container}/json");
+        let (found, cgroups) = tokio::join!(self.get(&inspect), flavour.cgroups(self, &container));
+        let Some(mut details) = found?.map(|found| details(id, &found)) else { return Ok(None) };
+        match cgroups {
+            Ok(Some(cgroups)) => details.container.cgroups = cgroups,
+            Ok(None) => {}
+            Err(error) => {
+                details.unread = Some(Unreadable::new(Source::PodmanCgroups, error));
+            }
         }
-        let found = raw::get(&self.socket, &format!("/containers/{id}/json")).await?;
-        Ok(found.map(|found| details(id, &found)))
+        Ok(Some(details))
     }
 
-    /// Host pids of the `docker exec` calls that run; those that were found before it took too long.
-    pub async fn execs(&self, details: &Details) -> (Vec<u32>, Option<Unreadable>) {
+    pub(super) async fn running_execs(&self, details: &Details) -> (Vec<u32>, Option<Unreadable>) {
         let mut running = Vec::new();
         let ask = async {
             for exec in details.execs.iter().filter(|exec| is_container_id(exec)) {
-                let found = raw::get(&self.socket, &format!("/exec/{exec}/json")).await?;
+                let found = self.get(&format!("/exec/{exec}/json")).await?;
                 let found = found.filter(|exec| exec["Running"] == true);
                 running.extend(found.and_then(|exec| process(&exec["Pid"])));
             }
             Ok::<_, Error>(())
         };
-        let why = match tokio::time::timeout(PATIENCE_FOR_EXECS, ask).await {
+        let patience = self.timeout();
+        let why = match tokio::time::timeout(patience, ask).await {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error.to_string()),
-            Err(_) => Some(format!("not all of them within {PATIENCE_FOR_EXECS:?}")),
+            Err(_) => Some(format!("not all of them within {patience:?}")),
         };
         (running, why.map(|why| Unreadable::new(Source::Execs, why)))
     }
 
-    /// `HostConfig.Cgroups` ("disabled", "split", ...), which Podman says in its own API alone.
-    ///
-    /// # Errors
-    /// Podman does not answer.
-    pub async fn cgroups_of_podman(&self, id: &str) -> Result<Option<String>, Error> {
-        if !is_container_id(id) {
-            return Err(Error::BadId(id.to_owned()));
-        }
-        let found = raw::get_of_podman(&self.socket, &format!("/containers/{id}/json")).await?;
-        Ok(found.map(|found| text(&found["HostConfig"]["Cgroups"])))
-    }
-
-    /// The engine itself.
-    ///
-    /// # Errors
-    /// It does not answer.
-    pub async fn describe(&self) -> Result<facts::Engine, Error> {
-        let (info, version) =
-            tokio::join!(raw::get(&self.socket, "/info"), raw::get(&self.socket, "/version"));
-        Ok(describe(&self.socket, &info?.unwrap_or_default(), &version?.unwrap_or_default()))
+    pub(super) async fn itself(&self) -> Result<facts::Engine, Error> {
+        let (info, version) = tokio::join!(self.get("/info"), self.get("/version"));
+        let version = version?.unwrap_or_default();
+        let flavour = self.remember(&version);
+        Ok(describe(self.path(), flavour, &info?.unwrap_or_default(), &version))
     }
 }
 
@@ -158,12 +147,10 @@ fn listed(found: Line) -> Option<Listed> {
     })
 }
 
-fn describe(socket: &str, info: &Value, version: &Value) -> facts::Engine {
-    let components = version["Components"].as_array();
-    let podman = components.into_iter().flatten().any(|one| one["Name"] == "Podman Engine");
+fn describe(socket: &str, flavour: &dyn Flavour, info: &Value, version: &Value) -> facts::Engine {
     let options = strings(&info["SecurityOptions"]);
     facts::Engine {
-        kind: if podman { EngineKind::Podman } else { EngineKind::Docker },
+        kind: flavour.kind(),
         version: text(&version["Version"]),
         api_version: text(&version["ApiVersion"]),
         cgroup_driver: CgroupDriver::deserialize(&info["CgroupDriver"]).unwrap_or_default(),
@@ -214,6 +201,7 @@ fn details(id: &str, found: &Value) -> Details {
             .filter(|folder| folder.len() < MAX_PATH)
             .unwrap_or_default(),
         environment_file: label("com.docker.compose.project.environment_file"),
+        unread: None,
         execs: strings(&found["ExecIDs"]).into_iter().take(MAX_EXECS).collect(),
     }
 }
@@ -257,7 +245,7 @@ fn process(value: &Value) -> Option<u32> {
     value.as_u64().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0)
 }
 
-fn text(value: &Value) -> String {
+pub(super) fn text(value: &Value) -> String {
     shown(value.as_str().unwrap_or_default(), MAX_TEXT)
 }
 

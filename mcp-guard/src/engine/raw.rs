@@ -1,9 +1,7 @@
-//! A question or a request to the engine whose answer is kept as it came.
+//! Requests over plain HTTP, whose answers are kept as they come.
 //!
 //! bollard's types have no place for what only Podman says (`HostConfig.Cgroups`), and one closed enum
 //! that is new takes the whole answer with it. A diagnosis must live with both.
-
-use std::time::Duration;
 
 use mcp_guard_core::escape::escape;
 use serde::de::DeserializeOwned;
@@ -13,15 +11,11 @@ use tokio::{
     net::UnixStream,
 };
 
-use super::Error;
+use super::{Engine as _, Error, socket::Socket};
 
-/// Podman's own, beside Docker's: 4.0 is older than what any supported system has.
-const LIBPOD: &str = "/v4.0.0/libpod";
-/// On a host with a full process table an engine takes its time, and Podman starts programs to describe
-/// itself.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// An update starts the runtime, which takes its time on a busy host.
-const PATIENCE_FOR_CHANGES: Duration = Duration::from_secs(30);
+/// A change may take this many times the timeout: an update starts the runtime, and a stop waits for the
+/// container.
+const CHANGE: u32 = 3;
 /// Bytes of an answer about one thing; an inspect of a container with a thousand labels is a fortieth.
 const MAX_ANSWER: u64 = 16 << 20;
 /// The same of a list.
@@ -29,33 +23,38 @@ const MAX_LIST: u64 = 64 << 20;
 /// Characters of what it says of an error.
 const MAX_MESSAGE: usize = 512;
 
-/// The JSON at a path of Docker's API; None where the engine says 404. `path` is not escaped.
-///
-/// Without a version the newest that the engine speaks is meant: Docker 29 refuses those before 1.44, and
-/// an older one knows none after its own.
-pub async fn get(socket: &str, path: &str) -> Result<Option<Value>, Error> {
-    read(request(socket, &format!("GET {path}"), None, MAX_ANSWER).await?, socket)
-}
+/// Paths are not escaped, and have no version of Docker's API: Docker 29 refuses those before 1.44, an
+/// older one knows none after its own, and without one the newest that the engine speaks is meant.
+impl Socket {
+    /// The JSON at a path; None where the engine says 404.
+    pub(super) async fn get(&self, path: &str) -> Result<Option<Value>, Error> {
+        read(self.request(&format!("GET {path}"), None, MAX_ANSWER).await?, &self.name())
+    }
 
-/// The same of a list, of which only what `T` names is kept.
-pub async fn list<T: DeserializeOwned>(socket: &str, path: &str) -> Result<Vec<T>, Error> {
-    let found = read(request(socket, &format!("GET {path}"), None, MAX_LIST).await?, socket)?;
-    Ok(found.unwrap_or_default())
-}
+    /// The JSON list at a path, of which only what `T` names is kept.
+    pub(super) async fn list<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, Error> {
+        let found = read(self.request(&format!("GET {path}"), None, MAX_LIST).await?, &self.name());
+        Ok(found?.unwrap_or_default())
+    }
 
-/// The same as [`get`] of Podman's own API.
-pub async fn get_of_podman(socket: &str, path: &str) -> Result<Option<Value>, Error> {
-    read(request(socket, &format!("GET {LIBPOD}{path}"), None, MAX_ANSWER).await?, socket)
-}
+    /// A change; an error unless the engine says that it is made.
+    pub(super) async fn post(&self, path: &str, body: Option<&Value>) -> Result<(), Error> {
+        made(&self.request(&format!("POST {path}"), body, MAX_ANSWER).await?, &self.name())
+    }
 
-/// A change through Docker's API; an error unless the engine says that it is made.
-pub async fn post(socket: &str, path: &str, body: &Value) -> Result<(), Error> {
-    made(request(socket, &format!("POST {path}"), Some(body), MAX_ANSWER).await?, socket)
-}
-
-/// The same through Podman's own API.
-pub async fn post_to_podman(socket: &str, path: &str, body: &Value) -> Result<(), Error> {
-    made(request(socket, &format!("POST {LIBPOD}{path}"), Some(body), MAX_ANSWER).await?, socket)
+    /// `line`: method and path. `most`: bytes of the answer.
+    async fn request(&self, line: &str, body: Option<&Value>, most: u64) -> Result<Answer, Error> {
+        let failed = |why: String| failed(&self.name(), why);
+        let is_change = line.starts_with("POST ");
+        let patience = if is_change { CHANGE * self.timeout() } else { self.timeout() };
+        let answer = tokio::time::timeout(patience, ask(self.path(), line, body, most)).await;
+        let answer = answer.map_err(|_| failed(format!("no answer within {patience:?}")))?;
+        let answer = answer.map_err(|error| failed(error.to_string()))?;
+        if u64::try_from(answer.len()).is_ok_and(|length| length > most) {
+            return Err(failed(format!("an answer larger than {most} bytes")));
+        }
+        parse(answer).ok_or_else(|| failed("an answer that is no HTTP".to_owned()))
+    }
 }
 
 /// What an engine answered.
@@ -65,26 +64,8 @@ struct Answer {
     body: Vec<u8>,
 }
 
-/// `line`: method and path. `most`: bytes of the answer.
-async fn request(
-    socket: &str,
-    line: &str,
-    body: Option<&Value>,
-    most: u64,
-) -> Result<Answer, Error> {
-    let failed = |why: String| failed(socket, why);
-    let patience = if body.is_some() { PATIENCE_FOR_CHANGES } else { PATIENCE };
-    let answer = tokio::time::timeout(patience, ask(socket, line, body, most)).await;
-    let answer = answer.map_err(|_| failed(format!("no answer within {patience:?}")))?;
-    let answer = answer.map_err(|error| failed(error.to_string()))?;
-    if u64::try_from(answer.len()).is_ok_and(|length| length > most) {
-        return Err(failed(format!("an answer larger than {most} bytes")));
-    }
-    parse(answer).ok_or_else(|| failed("an answer that is no HTTP".to_owned()))
-}
-
-fn failed(socket: &str, why: String) -> Error {
-    Error::Raw { socket: socket.to_owned(), why }
+fn failed(engine: &str, why: String) -> Error {
+    Error::Raw { engine: engine.to_owned(), why }
 }
 
 /// HTTP/1.0: the answer ends with the connection, and is never chunked.
@@ -116,13 +97,13 @@ fn parse(mut answer: Vec<u8>) -> Option<Answer> {
     Some(Answer { status: status.to_owned(), body })
 }
 
-fn read<T: DeserializeOwned>(answer: Answer, socket: &str) -> Result<Option<T>, Error> {
+fn read<T: DeserializeOwned>(answer: Answer, engine: &str) -> Result<Option<T>, Error> {
     match answer.status.as_str() {
         "200" => serde_json::from_slice(&answer.body)
             .map(Some)
-            .map_err(|error| failed(socket, not_json(&error))),
+            .map_err(|error| failed(engine, not_json(&error))),
         "404" => Ok(None),
-        _ => Err(failed(socket, answer.refusal())),
+        _ => Err(failed(engine, answer.refusal())),
     }
 }
 
@@ -132,10 +113,11 @@ fn not_json(error: &serde_json::Error) -> String {
     format!("an answer that {what}: {}", escape(error.to_string().as_bytes(), MAX_MESSAGE))
 }
 
-fn made(answer: Answer, socket: &str) -> Result<(), Error> {
+fn made(answer: &Answer, engine: &str) -> Result<(), Error> {
     match answer.status.as_str() {
-        "200" | "201" | "204" => Ok(()),
-        _ => Err(failed(socket, answer.refusal())),
+        // 304: it was so before.
+        "200" | "201" | "204" | "304" => Ok(()),
+        _ => Err(failed(engine, answer.refusal())),
     }
 }
 
@@ -177,7 +159,7 @@ mod tests {
     #[test]
     fn a_change_is_made_or_the_engine_says_why_not() {
         let post =
-            |answer: &[u8]| made(parse(answer.to_vec()).unwrap(), "s").map_err(|e| e.to_string());
+            |answer: &[u8]| made(&parse(answer.to_vec()).unwrap(), "s").map_err(|e| e.to_string());
         assert_eq!(post(b"HTTP/1.0 200 OK\r\n\r\n{\"Warnings\":null}"), Ok(()));
         assert_eq!(post(b"HTTP/1.0 201 Created\r\n\r\nabc\n"), Ok(()));
         let refused = post(b"HTTP/1.0 409 Oh\r\n\r\n{\"message\":\"not \x1b now\"}");

@@ -1,12 +1,20 @@
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
     sync::mpsc,
+    task::JoinHandle,
 };
 
-use super::*;
+use super::{socket::Socket, *};
+
+mod orders;
+
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// As Podman 5.4 answers it, shortened: `stopped` is a state that Docker does not have.
 const ALL: &str = r#"[
@@ -25,20 +33,35 @@ const SILENCE: u16 = 0;
 const ENDLESS: u16 = 1;
 
 /// An engine that gives each request to `answer`, which returns status and body.
-fn engine(answer: fn(&str) -> (u16, String)) -> (tempfile::TempDir, Engine) {
+fn engine(
+    answer: impl Fn(&str) -> (u16, String) + Send + Sync + 'static,
+) -> (tempfile::TempDir, Arc<dyn Engine>) {
+    let answer = Arc::new(answer);
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("engine.sock");
     let listener = UnixListener::bind(&socket).unwrap();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(converse(stream, answer));
+            tokio::spawn(converse(stream, Arc::clone(&answer)));
         }
     });
-    let engine = Engine::new(socket.to_str().unwrap());
-    (folder, engine)
+    let engine = Socket::new(socket.to_str().unwrap(), TIMEOUT);
+    (folder, Arc::new(engine))
 }
 
-async fn converse(mut stream: UnixStream, answer: fn(&str) -> (u16, String)) {
+fn watch(
+    engine: Arc<dyn Engine>,
+    again: Duration,
+) -> (JoinHandle<()>, mpsc::Receiver<(EngineId, Change)>) {
+    let (to, told) = mpsc::channel(8);
+    let changes = Changes::new(EngineId::default(), to);
+    (tokio::spawn(async move { engine.watch(changes, again).await }), told)
+}
+
+async fn converse(
+    mut stream: UnixStream,
+    answer: Arc<impl Fn(&str) -> (u16, String) + Send + Sync>,
+) {
     let mut request = vec![0; 4096];
     let length = stream.read(&mut request).await.unwrap();
     let (status, body) = answer(&String::from_utf8_lossy(&request[..length]));
@@ -88,9 +111,8 @@ async fn what_podman_says_of_a_container_is_understood() {
 #[tokio::test]
 async fn watching_begins_with_what_runs() {
     let (_folder, engine) = engine(podman);
-    let (changes, mut told) = mpsc::channel(8);
-    let watch = tokio::spawn(engine.watch(changes, Duration::from_secs(3600)));
-    let Some(Change::Up(container)) = told.recv().await else { panic!("not the container") };
+    let (watch, mut told) = watch(engine, Duration::from_secs(3600));
+    let Some((_, Change::Up(container))) = told.recv().await else { panic!("not the container") };
     assert_eq!(container.name, "runs");
     watch.abort();
 }
@@ -108,10 +130,9 @@ async fn a_container_without_an_answer_is_asked_about_again() {
         }
         _ => podman(request),
     });
-    let (changes, mut told) = mpsc::channel(8);
-    let watch = tokio::spawn(engine.watch(changes, Duration::from_millis(10)));
+    let (watch, mut told) = watch(engine, Duration::from_millis(10));
     let is_told = async {
-        while let Some(change) = told.recv().await {
+        while let Some((_, change)) = told.recv().await {
             if matches!(change, Change::Up(_)) {
                 return;
             }
@@ -133,9 +154,8 @@ async fn a_container_whose_start_was_not_told_is_found() {
         }
         _ => podman(request),
     });
-    let (changes, mut told) = mpsc::channel(8);
-    let watch = tokio::spawn(engine.watch(changes, Duration::from_millis(10)));
-    let is_told = async { while !matches!(told.recv().await, Some(Change::Up(_))) {} };
+    let (watch, mut told) = watch(engine, Duration::from_millis(10));
+    let is_told = async { while !matches!(told.recv().await, Some((_, Change::Up(_)))) {} };
     tokio::time::timeout(Duration::from_secs(5), is_told).await.expect("it is told");
     watch.abort();
 }
@@ -150,13 +170,12 @@ async fn a_container_that_an_event_told_of_is_asked_about_again() {
         }
         _ => podman(request),
     });
-    let (changes, mut told) = mpsc::channel(8);
-    let watch = tokio::spawn(engine.watch(changes, Duration::from_millis(10)));
+    let (watch, mut told) = watch(engine, Duration::from_millis(10));
     let is_told = async {
         let mut times = 0;
         // The first list, the event, and what comes after them.
         while times < 5 {
-            times += u32::from(matches!(told.recv().await, Some(Change::Up(_))));
+            times += u32::from(matches!(told.recv().await, Some((_, Change::Up(_)))));
         }
     };
     tokio::time::timeout(Duration::from_secs(5), is_told).await.expect("it is told");
@@ -178,10 +197,9 @@ async fn events_pass_a_container_that_hangs() {
         }
         _ => podman(request),
     });
-    let (changes, mut told) = mpsc::channel(8);
-    let watch = tokio::spawn(engine.watch(changes, Duration::ZERO));
+    let (watch, mut told) = watch(engine, Duration::ZERO);
     let is_told = async {
-        while let Some(change) = told.recv().await {
+        while let Some((_, change)) = told.recv().await {
             if matches!(change, Change::Paused { paused: true, .. }) {
                 return;
             }
@@ -216,7 +234,7 @@ async fn no_version_is_asked_for_that_an_engine_may_refuse() {
     let runs: Vec<_> = all.iter().map(|one| (one.name.as_str(), one.runs)).collect();
     assert_eq!(runs, [("runs", true), ("ended", false)]);
     assert!(engine.details(&"0".repeat(64)).await.unwrap().is_some());
-    raw::post(&engine.socket, "/containers/x/update", &json!({})).await.unwrap();
+    engine.update_limit(&"0".repeat(64), 7).await.unwrap();
 }
 
 #[tokio::test]

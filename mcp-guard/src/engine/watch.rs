@@ -5,14 +5,12 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use bollard::{
-    errors::Error as Bollard, models::EventMessage, query_parameters::EventsOptionsBuilder,
-};
+use bollard::{models::EventMessage, query_parameters::EventsOptionsBuilder};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream, stream::BoxStream};
 use mcp_guard_core::{container::is_container_id, target::Candidate};
 use tokio::{sync::mpsc, time::sleep};
 
-use super::{Change, Container, Engine, Error};
+use super::{Change, Container, Engine as _, EngineId, Error, socket::Socket};
 
 /// Between attempts to reach an engine that is away.
 const RETRY: Duration = Duration::from_secs(2);
@@ -21,18 +19,41 @@ const AT_A_TIME: usize = 4;
 
 type Answer = Result<Option<Container>, Error>;
 
-impl Engine {
-    /// Tells of every running container, then of changes, for as long as anybody listens. No event is
-    /// needed to be right: after an error it begins again with all of them, and beside the events all
-    /// are asked about again, this time after the last answer. Docker keeps 256 events for who is slow.
-    pub async fn watch(self, changes: mpsc::Sender<Change>, again: Duration) {
+/// Where an engine tells of its containers.
+#[derive(Clone)]
+pub struct Changes {
+    from: EngineId,
+    to: mpsc::Sender<(EngineId, Change)>,
+}
+
+impl Changes {
+    #[must_use]
+    pub fn new(from: EngineId, to: mpsc::Sender<(EngineId, Change)>) -> Self {
+        Self { from, to }
+    }
+
+    /// Waits for room. A listener that is gone is no loss.
+    pub async fn send(&self, change: Change) {
+        let _ = self.to.send((self.from, change)).await;
+    }
+
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.to.is_closed()
+    }
+}
+
+impl Socket {
+    /// No event is needed to be right: after an error it begins again with all containers, and beside
+    /// the events all are asked about again. Docker keeps 256 events for a slow reader.
+    pub(super) async fn follow(&self, changes: Changes, again: Duration) {
         let mut away = false;
         while !changes.is_closed() {
-            match Stream::new(&self, &changes).follow(&mut away, again).await {
-                Ok(()) => tracing::debug!("Docker ended its event stream"),
+            match Stream::new(self, &changes).follow(&mut away, again).await {
+                Ok(()) => tracing::debug!(engine = self.name(), "the stream of events ended"),
                 Err(error) if !away => {
                     away = true;
-                    let _ = changes.send(Change::Away(error.to_string())).await;
+                    changes.send(Change::Away(error.to_string())).await;
                 }
                 Err(_) => {}
             }
@@ -50,14 +71,14 @@ enum Heard {
 
 /// One stream of events; beside it, everything is asked about again and again.
 struct Stream<'a> {
-    engine: &'a Engine,
-    changes: &'a mpsc::Sender<Change>,
+    engine: &'a Socket,
+    changes: &'a Changes,
     /// What events told since the questions began whose answers come: those may be older.
     heard: HashMap<String, Heard>,
 }
 
 impl<'a> Stream<'a> {
-    fn new(engine: &'a Engine, changes: &'a mpsc::Sender<Change>) -> Self {
+    fn new(engine: &'a Socket, changes: &'a Changes) -> Self {
         Self { engine, changes, heard: HashMap::new() }
     }
 
@@ -70,7 +91,7 @@ impl<'a> Stream<'a> {
         let docker = self.engine.connect()?;
         let mut answers = ask(self.engine, self.engine.running().await?);
         if std::mem::take(away) {
-            let _ = self.changes.send(Change::Back).await;
+            self.changes.send(Change::Back).await;
         }
         let mut events = docker.events(Some(options));
         let (mut is_over, mut is_described) = (false, false);
@@ -79,7 +100,7 @@ impl<'a> Stream<'a> {
             tokio::select! {
                 event = events.next() => match event {
                     Some(Ok(event)) => self.heed(event).await,
-                    Some(Err(error)) => break Err(error.into()),
+                    Some(Err(error)) => break Err(self.engine.refused(error)),
                     None => break Ok(()),
                 },
                 answer = answers.next(), if !is_over => match answer {
@@ -116,7 +137,7 @@ impl<'a> Stream<'a> {
         match event.action.as_deref() {
             Some("start" | "update") => {
                 self.heard.insert(id.clone(), Heard::Anew);
-                let answer = self.engine.inspect(&id).await;
+                let answer = self.engine.running_container(&id).await;
                 self.tell(&id, answer).await;
             }
             Some(action @ ("pause" | "unpause")) => {
@@ -125,7 +146,7 @@ impl<'a> Stream<'a> {
                 if let Heard::Paused(known) = heard {
                     *known = paused;
                 }
-                let _ = self.changes.send(Change::Paused { id, paused }).await;
+                self.changes.send(Change::Paused { id, paused }).await;
             }
             _ => {}
         }
@@ -142,20 +163,18 @@ impl<'a> Stream<'a> {
 
     async fn describe(&self) {
         if let Ok(described) = self.engine.describe().await {
-            let _ = self.changes.send(Change::Described(Box::new(described))).await;
+            self.changes.send(Change::Described(Box::new(described))).await;
         }
     }
 
     async fn tell(&self, id: &str, answer: Answer) {
         match answer {
             Ok(Some(container)) => {
-                let _ = self.changes.send(Change::Up(container)).await;
+                self.changes.send(Change::Up(container)).await;
             }
             Ok(None) => {}
             // Gone between the list and the question.
-            Err(Error::Refused(Bollard::DockerResponseServerError {
-                status_code: 404, ..
-            })) => {}
+            Err(error) if error.is_unknown_container() => {}
             Err(error) => {
                 tracing::warn!(id, %error, "container not inspected, it is asked about again")
             }
@@ -164,15 +183,15 @@ impl<'a> Stream<'a> {
 }
 
 /// What the engine says of each container that runs.
-fn look(engine: &Engine) -> BoxStream<'_, Result<(String, Answer), Error>> {
+fn look(engine: &Socket) -> BoxStream<'_, Result<(String, Answer), Error>> {
     let listed = stream::once(engine.running());
     listed.map_ok(|running| ask(engine, running)).try_flatten().boxed()
 }
 
 /// What it says of each of these, as it says it.
-fn ask(engine: &Engine, running: Vec<Candidate>) -> BoxStream<'_, Result<(String, Answer), Error>> {
+fn ask(engine: &Socket, running: Vec<Candidate>) -> BoxStream<'_, Result<(String, Answer), Error>> {
     let ask = move |Candidate { id, .. }| async move {
-        let answer = engine.inspect(&id).await;
+        let answer = engine.running_container(&id).await;
         Ok((id, answer))
     };
     stream::iter(running).map(ask).buffer_unordered(AT_A_TIME).boxed()
@@ -193,8 +212,9 @@ mod tests {
 
     #[tokio::test]
     async fn an_event_is_newer_than_the_answer_to_an_older_question() {
-        let engine = Engine::new("/nonexistent");
-        let (changes, mut told) = mpsc::channel(8);
+        let engine = Socket::new("/nonexistent", Duration::from_secs(10));
+        let (to, mut told) = mpsc::channel(8);
+        let changes = Changes::new(EngineId::default(), to);
         let mut stream = Stream::new(&engine, &changes);
         let container = Container {
             id: "0".repeat(64),
@@ -208,16 +228,19 @@ mod tests {
         let answer = || Ok(Some(container.clone()));
         let id = || container.id.clone();
         stream.answered(id(), answer()).await;
-        assert!(matches!(told.try_recv(), Ok(Change::Up(told)) if !told.paused));
+        assert!(matches!(told.try_recv(), Ok((_, Change::Up(told))) if !told.paused));
         for (action, paused) in [("pause", true), ("unpause", false), ("pause", true)] {
             stream.heed(event(&container.id, action)).await;
-            let Ok(Change::Paused { paused: told, .. }) = told.try_recv() else {
+            let Ok((_, Change::Paused { paused: told, .. })) = told.try_recv() else {
                 panic!("{action}")
             };
             assert_eq!(told, paused);
         }
         stream.answered(id(), answer()).await;
-        assert!(matches!(told.try_recv(), Ok(Change::Up(told)) if told.paused), "it is, by now");
+        assert!(
+            matches!(told.try_recv(), Ok((_, Change::Up(told))) if told.paused),
+            "it is, by now"
+        );
         stream.heed(event(&container.id, "update")).await;
         stream.answered(id(), answer()).await;
         assert!(told.try_recv().is_err(), "the limit in it may be an old one");

@@ -7,7 +7,7 @@ use mcp_guard_core::diagnose::{
 
 use super::Snapshot;
 use crate::{
-    engine::{Details, Listed},
+    engine::{Details, Engine, Listed},
     host::pidns,
 };
 
@@ -19,12 +19,17 @@ const OWN_PID_MAX: (u32, u32, u32) = (6, 14, 0);
 const MAX_OTHERS: usize = 64;
 
 impl Snapshot {
-    pub(super) async fn look_around(&self, facts: &mut Facts, details: &Details) {
+    pub(super) async fn look_around(
+        &self,
+        engine: &dyn Engine,
+        facts: &mut Facts,
+        details: &Details,
+    ) {
         let Container { id, init, .. } = &details.container;
         facts.aliens = self.census.aliens(*init, &facts.target.cgroup).unwrap_or_default();
         facts.others = self.others(id, details.compose.as_ref().map(|one| one.project.as_str()));
         self.look_into_pid_namespace(facts, *init).await;
-        let (execs, late) = self.engine.execs(details).await;
+        let (execs, late) = engine.execs(details).await;
         facts.unreadable.extend(late);
         if let Some(container) = &mut facts.container {
             container.execs = execs;

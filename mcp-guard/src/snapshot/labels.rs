@@ -17,14 +17,15 @@ impl Snapshot {
     /// What the labels of compose say, and the files that they name.
     pub(super) fn compose(&self, details: &Details) -> Option<Compose> {
         let mut found = details.compose.clone()?;
-        match self.listed.as_ref().map(|list| &list.volumes) {
+        match self.has_list() {
             _ if self.reach == Reach::Limits => {}
-            Some(volumes) => {
+            true => {
                 let environment = details.environment_file.as_deref();
+                let volumes = &self.list.volumes;
                 found = compose::read(found, &details.working_dir, environment, volumes);
             }
             // A container could have written what a label of it names.
-            None => {
+            false => {
                 let why = "not read: where containers can write is not known";
                 found.content = Some(Content::Unread { why: why.to_owned() });
             }

@@ -3,12 +3,15 @@ use std::{
     os::unix::net::UnixListener,
     path::Path,
     sync::mpsc,
+    time::Duration,
 };
 
 use super::*;
 
+const TIMEOUT: Duration = Duration::from_secs(10);
+
 /// An engine that knows one container, which is this process; tells what it was asked for.
-fn engine(folder: &Path) -> (Engine, mpsc::Receiver<String>) {
+fn engine(folder: &Path) -> (Engines, mpsc::Receiver<String>) {
     let socket = folder.join("engine.sock");
     let listener = UnixListener::bind(&socket).unwrap();
     let (tell, asked) = mpsc::channel();
@@ -36,7 +39,7 @@ fn engine(folder: &Path) -> (Engine, mpsc::Receiver<String>) {
             let _ = tell.send(path);
         }
     });
-    (Engine::new(socket.to_str().unwrap()), asked)
+    (Engines::at(socket.to_str().unwrap(), TIMEOUT), asked)
 }
 
 /// The snapshot says that the engine did not answer.
@@ -47,11 +50,13 @@ fn is_silent(snapshot: &Snapshot) -> bool {
 #[tokio::test]
 async fn a_limit_is_read_without_other_containers_files_or_execs() {
     let folder = tempfile::tempdir().unwrap();
-    let (engine, asked) = engine(folder.path());
+    let (engines, asked) = engine(folder.path());
     let limits = Limits::new(folder.path());
-    let known = facts::Engine { api_version: "1.52".to_owned(), ..facts::Engine::default() };
+    let (id, engine) = engines.iter().next().unwrap();
+    let known = BTreeMap::from([(id, engine.describe().await.unwrap())]);
+    assert_eq!(asked.try_iter().count(), 2, "it said what it is");
     let snapshot =
-        Snapshot::take_for_limits(engine, limits, Some(known), Observer::start()).await.unwrap();
+        Snapshot::take_for_limits(engines, limits, known, Observer::start()).await.unwrap();
     let id = "a".repeat(64);
     let found = snapshot.container(&id).await.unwrap();
     let container = found.container.unwrap();
@@ -70,8 +75,8 @@ async fn a_limit_is_read_without_other_containers_files_or_execs() {
 async fn an_engine_that_does_not_answer_is_told_from_one_that_knows_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let limits = || Limits::new(folder.path());
-    let none =
-        Snapshot::take(Engine::new("/nonexistent"), limits(), Observer::start()).await.unwrap();
+    let none = Engines::at("/nonexistent", TIMEOUT);
+    let none = Snapshot::take(none, limits(), Observer::start()).await.unwrap();
     let id = "a".repeat(64);
     assert!(is_silent(&none) && none.container(&id).await.is_none());
     assert_eq!((none.lists(&id), none.cgroup_of_container(&id)), (None, None));

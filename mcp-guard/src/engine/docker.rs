@@ -1,0 +1,33 @@
+//! Docker itself.
+
+use futures_util::FutureExt as _;
+use mcp_guard_core::diagnose::facts::EngineKind;
+use serde_json::json;
+
+use super::{Answer, flavour::Flavour, socket::Socket};
+
+pub struct Docker;
+
+impl Flavour for Docker {
+    fn name(&self) -> &'static str {
+        "Docker"
+    }
+
+    fn kind(&self) -> EngineKind {
+        EngineKind::Docker
+    }
+
+    /// Docker stores it, tells systemd, and writes pids.max.
+    fn update_limit<'a>(
+        &'a self,
+        socket: &'a Socket,
+        container: &'a str,
+        limit: u64,
+    ) -> Answer<'a, ()> {
+        async move {
+            let body = json!({ "PidsLimit": limit });
+            socket.post(&format!("{container}/update"), Some(&body)).await
+        }
+        .boxed()
+    }
+}

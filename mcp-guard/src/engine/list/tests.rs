@@ -1,0 +1,159 @@
+use futures_util::{FutureExt as _, future};
+
+use super::{super::Answer, *};
+
+const ID: &str = "an id";
+
+/// Can do no more than list names.
+struct Names;
+
+impl Engine for Names {
+    fn socket(&self) -> &str {
+        "/run/names.sock"
+    }
+
+    fn name(&self) -> String {
+        "names".to_owned()
+    }
+
+    fn candidates(&self) -> Answer<'_, Vec<Candidate>> {
+        future::ready(Ok(vec![Candidate { id: ID.to_owned(), name: "named".to_owned() }])).boxed()
+    }
+}
+
+/// What one says of its only container.
+#[derive(Clone, Copy)]
+enum Says {
+    Paused,
+    Stopped,
+    Away,
+    Unknown,
+    Nothing,
+}
+
+struct One(Says);
+
+impl Engine for One {
+    fn socket(&self) -> &str {
+        "/run/one.sock"
+    }
+
+    fn name(&self) -> String {
+        "one".to_owned()
+    }
+
+    fn candidates(&self) -> Answer<'_, Vec<Candidate>> {
+        future::ready(Err(away())).boxed()
+    }
+
+    fn inspect<'a>(&'a self, id: &'a str) -> Answer<'a, Option<Container>> {
+        let container = || Container {
+            id: id.to_owned(),
+            name: String::new(),
+            image: String::new(),
+            labels: Default::default(),
+            init: 1,
+            paused: true,
+            limit: None,
+        };
+        match self.0 {
+            Says::Paused => future::ready(Ok(Some(container()))).boxed(),
+            Says::Stopped => future::ready(Ok(None)).boxed(),
+            Says::Away => future::ready(Err(away())).boxed(),
+            Says::Unknown => future::ready(Err(unknown())).boxed(),
+            Says::Nothing => future::pending().boxed(),
+        }
+    }
+
+    fn update_limit<'a>(&'a self, _id: &'a str, _limit: u64) -> Answer<'a, ()> {
+        future::ready(Ok(())).boxed()
+    }
+}
+
+fn away() -> Error {
+    Error::Raw { engine: "one".to_owned(), why: "away".to_owned() }
+}
+
+fn unknown() -> Error {
+    let source = bollard::errors::Error::DockerResponseServerError {
+        status_code: 404,
+        message: "no such container".to_owned(),
+    };
+    Error::Refused { engine: "one".to_owned(), source }
+}
+
+fn engines(all: impl IntoIterator<Item = Arc<dyn Engine>>) -> Engines {
+    Engines { all: all.into_iter().collect(), timeout: Duration::ZERO }
+}
+
+fn ones(says: &[Says]) -> Engines {
+    engines(says.iter().map(|says| Arc::new(One(*says)) as Arc<dyn Engine>))
+}
+
+#[tokio::test]
+async fn an_engine_that_is_away_hides_no_other() {
+    let both = engines([Arc::new(One(Says::Away)) as Arc<dyn Engine>, Arc::new(Names)]);
+    let Candidates { found, errors } = both.candidates().await;
+    let found: Vec<_> = found.iter().map(|(from, one)| (from.0, one.name.as_str())).collect();
+    assert_eq!((found, errors.len()), (vec![(1, "named")], 1));
+}
+
+#[tokio::test]
+async fn a_container_is_where_an_engine_says_that_it_runs() {
+    use Says::{Away, Nothing, Paused, Stopped, Unknown};
+    // containerd has the containers of Docker too, and one that hangs must not hide what another says.
+    for says in
+        [&[Paused][..], &[Away, Paused], &[Unknown, Paused], &[Stopped, Paused], &[Nothing, Paused]]
+    {
+        let found = ones(says).inspect(ID).await.unwrap();
+        assert!(found.is_some_and(|one| one.paused) && ones(says).is_paused(Some(ID)).await);
+        assert!(ones(says).update_limit(ID, 7).await.is_ok());
+    }
+    assert!(ones(&[Away, Stopped]).inspect(ID).await.unwrap().is_none());
+    assert!(ones(&[Unknown, Unknown]).inspect(ID).await.unwrap_err().is_unknown_container());
+    for says in [[Away, Unknown], [Unknown, Away]] {
+        let silent = ones(&says).inspect(ID).await.unwrap_err();
+        assert!(silent.to_string().contains("away"), "the other may have it: {silent}");
+    }
+    assert!(matches!(ones(&[]).inspect(ID).await, Err(Error::NoEngine)));
+}
+
+#[tokio::test]
+async fn what_no_engine_says_in_time_is_not_paused() {
+    for says in [&[Says::Nothing][..], &[Says::Stopped], &[Says::Away], &[]] {
+        assert!(!ones(says).is_paused(Some(ID)).await);
+    }
+    assert!(!ones(&[Says::Paused]).is_paused(None).await, "it is no container");
+}
+
+#[tokio::test]
+async fn an_engine_that_only_lists_names_says_what_it_cannot() {
+    let names = engines([Arc::new(Names) as Arc<dyn Engine>]);
+    for error in [
+        names.update_limit(ID, 7).await.unwrap_err(),
+        names.stop(ID).await.unwrap_err(),
+        names.inspect(ID).await.unwrap_err(),
+    ] {
+        assert!(error.to_string().starts_with("names cannot "), "{error}");
+    }
+    let (to, mut told) = mpsc::channel(1);
+    names.watch(&to, Duration::ZERO);
+    drop(to);
+    assert!(told.recv().await.is_none(), "nobody watches it");
+}
+
+#[tokio::test]
+async fn changes_say_which_engine_they_are_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = |name: &str| {
+        let path = folder.path().join(name).display().to_string();
+        Arc::new(Socket::new(&path, Duration::from_secs(10))) as Arc<dyn Engine>
+    };
+    let both = engines([socket("a.sock"), socket("b.sock")]);
+    let (to, mut told) = mpsc::channel(8);
+    both.watch(&to, Duration::from_secs(3600));
+    for _ in 0..2 {
+        let Some((from, Change::Away(why))) = told.recv().await else { panic!("they are away") };
+        assert!(why.contains(both.get(from).unwrap().socket()), "{why}");
+    }
+}

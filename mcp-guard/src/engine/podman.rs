@@ -1,0 +1,44 @@
+//! Podman, through its service of Docker's API, and its own API where the other falls short.
+
+use futures_util::FutureExt as _;
+use mcp_guard_core::diagnose::facts::EngineKind;
+use serde_json::json;
+
+use super::{Answer, details::text, flavour::Flavour, socket::Socket};
+
+/// Podman's own API, beside Docker's: 4.0 is older than what any supported system has.
+const LIBPOD: &str = "/v4.0.0/libpod";
+
+pub struct Podman;
+
+impl Flavour for Podman {
+    fn name(&self) -> &'static str {
+        "Podman"
+    }
+
+    fn kind(&self) -> EngineKind {
+        EngineKind::Podman
+    }
+
+    /// Through its own API: its service of Docker's would reset the restart policy.
+    fn update_limit<'a>(
+        &'a self,
+        socket: &'a Socket,
+        container: &'a str,
+        limit: u64,
+    ) -> Answer<'a, ()> {
+        async move {
+            let body = json!({ "pids": { "limit": limit } });
+            socket.post(&format!("{LIBPOD}{container}/update"), Some(&body)).await
+        }
+        .boxed()
+    }
+
+    fn cgroups<'a>(&'a self, socket: &'a Socket, container: &'a str) -> Answer<'a, Option<String>> {
+        async move {
+            let found = socket.get(&format!("{LIBPOD}{container}/json")).await?;
+            Ok(Some(found.map(|found| text(&found["HostConfig"]["Cgroups"])).unwrap_or_default()))
+        }
+        .boxed()
+    }
+}
