@@ -20,6 +20,9 @@ use crate::{wait, workload};
 /// Every wait of a test ends by then; an emulated guest takes ten times as long as a host.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
+/// How long an engine may take: on a slow host that is more than the default.
+pub const ENGINE_TIMEOUT: [&str; 2] = ["--engine-timeout", "60s"];
+
 /// A running agent with its own lock, socket, policy and audit log. Ended and removed on drop, in
 /// order where it still can.
 pub struct Agent {
@@ -200,6 +203,7 @@ pub fn command(folder: &Path, docker: &str) -> anyhow::Result<Command> {
         .arg(folder.join("audit.jsonl"))
         .arg("--state-dir")
         .arg(folder.join("state"))
-        .args(["--docker", docker]);
+        .args(["--docker", docker])
+        .args(ENGINE_TIMEOUT);
     Ok(command)
 }

@@ -16,6 +16,7 @@ use mcp_guard_core::{
     policy::Response,
 };
 use mcp_guard_tests::{
+    agent::ENGINE_TIMEOUT,
     docker::{Container, Engine, Place, podman::PodmanService, wait_until},
     unit::Unit,
 };
@@ -79,6 +80,11 @@ struct Story {
     container: Container,
 }
 
+fn with_engine(socket: &str) -> [&str; 4] {
+    let [flag, timeout] = ENGINE_TIMEOUT;
+    ["--docker", socket, flag, timeout]
+}
+
 impl Story {
     fn begin(engine: Engine, response: &str) -> Self {
         let container = Container::gateway_in(engine, "story").unwrap();
@@ -86,7 +92,7 @@ impl Story {
         let keeper = Keeper::of(&container);
         let socket = engine.socket().unwrap();
         let policy = policy(&container.name, response);
-        let unit = Unit::start(&policy, &["--docker", &socket]).unwrap();
+        let unit = Unit::start(&policy, &with_engine(&socket)).unwrap();
         unit.wait_until("it is guarded", |unit| Ok(unit.guard(place.id).is_ok())).unwrap();
         Self { clients: Vec::new(), unit, keeper, place, container }
     }
@@ -94,7 +100,7 @@ impl Story {
     /// The command line, for the engine of the story.
     fn cli(&self, words: &[&str]) -> Output {
         let socket = self.container.engine.socket().unwrap();
-        self.unit.cli(&[&["--docker", &socket], words].concat()).unwrap()
+        self.unit.cli(&[&with_engine(&socket), words].concat()).unwrap()
     }
 
     /// One that must say that it did what it was asked for.
