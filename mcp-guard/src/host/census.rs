@@ -12,7 +12,7 @@ use mcp_guard_core::{
     registry::Observed,
 };
 
-use super::{observer::Observer, process::Process};
+use super::{observer::Observer, proc, process::Process};
 
 /// Words of a command line that are kept.
 const MAX_WORDS: usize = 32;
@@ -164,7 +164,8 @@ fn is_in(path: &str, cgroup: &str) -> bool {
 fn row(pid: u32, v1: bool) -> Option<Row> {
     let process = Process::open(pid).ok()?;
     let stat = process.stat().ok()?;
-    let places = process.cgroup().ok()?;
+    let membership = process.membership().ok()?;
+    let cgroup = if v1 { membership.v1_pids() } else { membership.unified() };
     let pid_ns = process.pid_namespace().ok();
     Some(Row {
         parent: stat.parent,
@@ -174,21 +175,7 @@ fn row(pid: u32, v1: bool) -> Option<Row> {
         zombie: stat.zombie && stat.threads <= 1,
         is_hidden: pid_ns.is_none() && !stat.zombie,
         pid_ns,
-        cgroup: cgroup_path(pids_path(&places, v1)?),
-    })
-}
-
-/// The line of the hierarchy that has the pids controller.
-fn pids_path(places: &[u8], v1: bool) -> Option<&[u8]> {
-    places.split(|byte| *byte == b'\n').find_map(|line| {
-        let mut fields = line.splitn(3, |byte| *byte == b':');
-        let (number, controllers) = (fields.next()?, fields.next()?);
-        let wanted = if v1 {
-            controllers.split(|byte| *byte == b',').any(|name| name == b"pids")
-        } else {
-            number == b"0"
-        };
-        wanted.then(|| fields.next()).flatten()
+        cgroup: cgroup_path(cgroup?),
     })
 }
 
@@ -211,11 +198,10 @@ fn shown(pid: u32, row: &Row, seen: Option<&Observed>) -> facts::Process {
     }
 }
 
-/// Tasks on the whole host, the fourth field of `/proc/loadavg`: `running/all`.
+/// Tasks on the whole host.
 #[must_use]
 pub fn host_tasks() -> Option<u64> {
-    let text = fs::read_to_string("/proc/loadavg").ok()?;
-    text.split(' ').nth(3)?.split('/').nth(1)?.parse().ok()
+    proc::tasks(&fs::read_to_string("/proc/loadavg").ok()?)
 }
 
 #[cfg(test)]
@@ -228,14 +214,6 @@ mod tests {
         assert!(!is_in("/docker/ab", "/docker/a") && !is_in("/docker", "/docker/a"));
         assert!(is_in("/docker", "/"));
         assert!(is_in(&cgroup_path(b"/docker/a/\xff"), "/docker/a"), "whatever it is called");
-    }
-
-    #[test]
-    fn the_line_of_the_pids_controller_is_found() {
-        let places = b"3:pids,misc:/a\n2:name=pids:/b\n0::/c\n";
-        assert_eq!(pids_path(places, true), Some(&b"/a"[..]));
-        assert_eq!(pids_path(places, false), Some(&b"/c"[..]));
-        assert_eq!(pids_path(b"0::/c", true), None);
     }
 
     #[test]

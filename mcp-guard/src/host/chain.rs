@@ -8,7 +8,10 @@ use mcp_guard_core::{
     limit::Limit,
 };
 
-use super::layout::Layout;
+use super::{
+    cgroupfs::{keyed, lists_pids},
+    layout::Layout,
+};
 
 /// No hierarchy is this deep; the kernel's own default is `cgroup.max.depth` max.
 const MAX_LEVELS: usize = 256;
@@ -44,17 +47,17 @@ pub fn own(layout: &Layout, path: &str) -> Option<Level> {
 fn level(mount: &Path, inside: &Path, v1: bool) -> Level {
     let dir = mount.join(inside);
     let number = |file: &str| read_line(&dir, file)?.parse().ok();
-    let lists_pids =
-        |file: &str| Some(read_line(&dir, file)?.split_whitespace().any(|name| name == "pids"));
+    let denials = |file: &str| keyed(&read_line(&dir, file)?, "max");
+    let has_pids = |file: &str| Some(lists_pids(&read_line(&dir, file)?));
     Level {
         path: format!("/{}", inside.display()),
         max: read_line(&dir, "pids.max").and_then(|text| Limit::parse(&text)),
         current: number("pids.current"),
         peak: number("pids.peak"),
-        denials: denials(&dir, "pids.events"),
-        own_denials: denials(&dir, "pids.events.local"),
-        has_pids: (!v1).then(|| lists_pids("cgroup.controllers")).flatten(),
-        hands_pids_down: (!v1).then(|| lists_pids("cgroup.subtree_control")).flatten(),
+        denials: denials("pids.events"),
+        own_denials: denials("pids.events.local"),
+        has_pids: (!v1).then(|| has_pids("cgroup.controllers")).flatten(),
+        hands_pids_down: (!v1).then(|| has_pids("cgroup.subtree_control")).flatten(),
         threaded: read_line(&dir, "cgroup.type").is_some_and(|kind| kind == "threaded"),
     }
 }
@@ -62,10 +65,6 @@ fn level(mount: &Path, inside: &Path, v1: bool) -> Level {
 /// These files are a line or two, whatever is in the cgroup.
 fn read_line(dir: &Path, file: &str) -> Option<String> {
     fs::read_to_string(dir.join(file)).ok().map(|text| text.trim().to_owned())
-}
-
-fn denials(dir: &Path, file: &str) -> Option<u64> {
-    read_line(dir, file)?.lines().find_map(|line| line.strip_prefix("max ")?.parse().ok())
 }
 
 /// What the memory controller says of a cgroup; None without one in version 2.
@@ -76,14 +75,11 @@ pub fn memory(layout: &Layout, path: &str) -> Option<Memory> {
     let dir = tree.mount.join(path.trim_start_matches('/'));
     let max = read_line(&dir, "memory.max")?;
     let events = read_line(&dir, "memory.events").unwrap_or_default();
-    let event = |name: &str| {
-        events.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
-    };
     Some(Memory {
         max: max.parse().ok(),
         current: read_line(&dir, "memory.current")?.parse().ok(),
-        hits: event("max"),
-        kills: event("oom_kill"),
+        hits: keyed(&events, "max"),
+        kills: keyed(&events, "oom_kill"),
     })
 }
 

@@ -10,6 +10,7 @@ use mcp_guard_core::{
 
 use super::{
     cgroup::{Cgroup, MAX_DESCENDANTS},
+    proc::membership::Membership,
     process::Process,
 };
 
@@ -37,16 +38,45 @@ pub fn gather(cgroup: &Cgroup) -> io::Result<Facts> {
 }
 
 fn own_path() -> io::Result<String> {
-    let places = fs::read("/proc/self/cgroup")?;
-    let unified = places.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"0::"));
-    Ok(cgroup_path(unified.unwrap_or_default()).trim_end_matches('/').to_owned())
+    let membership = Membership::new(fs::read("/proc/self/cgroup")?);
+    let unified = membership.unified().unwrap_or_default();
+    Ok(cgroup_path(unified).trim_end_matches('/').to_owned())
 }
 
 /// A container can call its programs what it likes; an engine lives in the host's pid namespace.
 fn engine(pid: u32) -> Option<(u32, String)> {
-    let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;
-    let comm = comm.strip_suffix(b"\n").unwrap_or(&comm);
-    let is_engine = ENGINES.iter().any(|name| comm == &name.as_bytes()[..name.len().min(COMM)]);
-    let process = is_engine.then(|| Process::open(pid).ok()).flatten()?;
-    process.shares_our_pid_namespace().then(|| (pid, escape(comm, 64)))
+    let process = Process::open(pid).ok()?;
+    let comm = process.comm().ok()?;
+    let is_engine = ENGINES.iter().any(|name| comm == name.as_bytes()[..name.len().min(COMM)]);
+    (is_engine && process.shares_our_pid_namespace()).then(|| (pid, escape(&comm, 64)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, os::fd::OwnedFd};
+
+    use super::*;
+    use crate::host::{
+        cgroup::Dir,
+        layout::{Kind, Layout},
+        mark::Slot,
+    };
+
+    #[test]
+    fn a_session_that_was_not_seen_is_not_acted_upon() {
+        let folder = tempfile::tempdir().unwrap();
+        for number in 0..=MAX_DESCENDANTS {
+            fs::create_dir(folder.path().join(number.to_string())).unwrap();
+        }
+        fs::write(folder.path().join("cgroup.procs"), "").unwrap();
+        let dir = Dir::from(OwnedFd::from(File::open(folder.path()).unwrap()));
+        let layout = Layout { kind: Kind::Unified, unified: None, pids: None, nsdelegate: None };
+        let cgroup = |path: &str| Cgroup::at(&dir, path, Slot::Freeze, &layout).unwrap();
+        let other = cgroup("/");
+        assert_eq!(other.descendants().unwrap().len(), MAX_DESCENDANTS);
+        assert!(gather(&other).unwrap_err().to_string().contains("16384 cgroups below it"));
+        // A container's own are the container's, and it must not get out of reach by making some.
+        let container = cgroup(&format!("/docker/{}", "0123456789abcdef".repeat(4)));
+        assert_eq!(gather(&container).unwrap().descendants.len(), MAX_DESCENDANTS);
+    }
 }

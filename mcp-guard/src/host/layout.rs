@@ -7,6 +7,8 @@ use std::{
 
 use serde::Serialize;
 
+use super::{cgroupfs, proc::mount::Mount};
+
 /// How this host mounts cgroups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -47,7 +49,7 @@ impl PidsTree {
 }
 
 fn lists_pids(file: &Path) -> bool {
-    fs::read_to_string(file).is_ok_and(|list| list.split_whitespace().any(|name| name == "pids"))
+    fs::read_to_string(file).is_ok_and(|list| cgroupfs::lists_pids(&list))
 }
 
 impl Layout {
@@ -69,14 +71,12 @@ impl Layout {
             match mount.kind {
                 // Of several mounts of one hierarchy the first is the host's usual place.
                 b"cgroup2" if unified.is_none() => {
-                    nsdelegate = Some(
-                        mount.options.split(|byte| *byte == b',').any(|one| one == b"nsdelegate"),
-                    );
+                    nsdelegate = Some(mount.has(b"nsdelegate"));
                     unified = Some(mount.point);
                 }
                 b"cgroup" => {
                     any_v1 = true;
-                    if mount.options.split(|byte| *byte == b',').any(|option| option == b"pids") {
+                    if mount.has(b"pids") {
                         v1_pids = v1_pids.or(Some(mount.point));
                     }
                 }
@@ -98,40 +98,6 @@ impl Layout {
         };
         Self { kind, unified, pids, nsdelegate }
     }
-}
-
-struct Mount<'a> {
-    point: PathBuf,
-    kind: &'a [u8],
-    options: &'a [u8],
-}
-
-impl<'a> Mount<'a> {
-    /// One line of mountinfo, see proc_pid_mountinfo(5).
-    fn parse(line: &'a [u8]) -> Option<Self> {
-        let mut fields = line.split(|byte| *byte == b' ');
-        let point = unescape(fields.nth(4)?);
-        let mut after_dash = fields.skip_while(|field| *field != b"-").skip(1);
-        let kind = after_dash.next()?;
-        let options = after_dash.nth(1).unwrap_or_default();
-        Some(Self { point, kind, options })
-    }
-}
-
-/// mountinfo writes space, tab, newline and backslash as three octal digits.
-fn unescape(field: &[u8]) -> PathBuf {
-    use std::os::unix::ffi::OsStringExt as _;
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((first, tail)) = rest.split_first() {
-        let octal = tail
-            .get(..3)
-            .filter(|_| *first == b'\\')
-            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        bytes.push(octal.unwrap_or(*first));
-        rest = if octal.is_some() { &tail[3..] } else { tail };
-    }
-    std::ffi::OsString::from_vec(bytes).into()
 }
 
 #[cfg(test)]

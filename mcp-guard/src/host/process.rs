@@ -8,31 +8,16 @@ use rustix::{
     process::{Pid, PidfdFlags, pidfd_open},
 };
 
+use super::proc::{membership::Membership, stat::Stat, status};
+
 /// Bytes read of a command line; as many as the kernel side reads.
 const MAX_ARGV: usize = 1024;
-/// `PF_EXITING` of `include/linux/sched.h`, in the flags field of stat.
-const PF_EXITING: u64 = 0x4;
-
-/// Number of `CAP_SYS_PTRACE`, capabilities(7).
-const SYS_PTRACE: u32 = 19;
 
 /// A process that cannot turn into another one: all reads go through one `/proc/PID` directory,
 /// which stays the dead process's own.
 pub struct Process {
     pid: u32,
     dir: OwnedFd,
-}
-
-/// What `/proc/PID/stat` says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stat {
-    pub parent: u32,
-    /// Clock ticks since boot.
-    pub start: u64,
-    pub threads: u64,
-    pub zombie: bool,
-    /// A zombie, or on its way out, with all of its threads: the first of them may end before the others.
-    ending: bool,
 }
 
 impl Process {
@@ -44,12 +29,12 @@ impl Process {
         Ok(Self { pid, dir })
     }
 
-    /// `/proc/PID/cgroup`, as bytes: names in it are arbitrary.
+    /// Its cgroups.
     ///
     /// # Errors
     /// The process is gone.
-    pub fn cgroup(&self) -> io::Result<Vec<u8>> {
-        self.read("cgroup", 64 * 1024)
+    pub fn membership(&self) -> io::Result<Membership> {
+        self.read("cgroup", 64 * 1024).map(Membership::new)
     }
 
     /// The name of the program, at most 15 bytes.
@@ -73,7 +58,7 @@ impl Process {
     /// Whether it may trace processes that are not its own. True where that is not known.
     #[must_use]
     pub fn may_trace(&self) -> bool {
-        self.read("status", 64 * 1024).map_or(true, |status| may_have(&status, SYS_PTRACE))
+        self.read("status", 64 * 1024).map_or(true, |status| status::may_trace(&status))
     }
 
     /// Whether it lives in the same pid namespace as we do: an engine does, a container does not.
@@ -100,24 +85,13 @@ impl Process {
     /// The process is gone.
     pub fn stat(&self) -> io::Result<Stat> {
         let stat = self.read("stat", 4096)?;
-        parse_stat(&stat).ok_or_else(|| io::Error::other("unreadable /proc stat line"))
+        Stat::parse(&stat).ok_or_else(|| io::Error::other("unreadable /proc stat line"))
     }
 
     fn read(&self, file: &str, limit: usize) -> io::Result<Vec<u8>> {
         let fd = openat(&self.dir, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         read_at_most(&fd, limit)
     }
-}
-
-/// What it has, or may get from a program that it starts, by `/proc/PID/status`.
-fn may_have(status: &[u8], capability: u32) -> bool {
-    let status = String::from_utf8_lossy(status);
-    let set = |name: &str| {
-        let set = status.lines().find_map(|line| line.strip_prefix(name))?;
-        u64::from_str_radix(set.trim(), 16).ok()
-    };
-    let sets = set("CapPrm:").zip(set("CapBnd:"));
-    sets.is_none_or(|(permitted, bounding)| (permitted | bounding) & (1 << capability) != 0)
 }
 
 /// Reads up to `limit` bytes from the start.
@@ -190,59 +164,9 @@ pub fn still_runs(pidfd: &OwnedFd) -> bool {
     poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&now)) == Ok(0)
 }
 
-/// The name in parentheses may hold anything, parentheses and newlines too; fields follow the last.
-fn parse_stat(stat: &[u8]) -> Option<Stat> {
-    let after_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
-    let text = std::str::from_utf8(stat.get(after_name..)?).ok()?;
-    let fields: Vec<&str> = text.split_whitespace().collect();
-    let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
-    // Numbers of proc_pid_stat(5), less the two fields before: state 3, ppid 4, flags 9, threads 20,
-    // start 22.
-    let zombie = matches!(*fields.first()?, "Z" | "X" | "x");
-    let threads = number(17)?;
-    Some(Stat {
-        parent: u32::try_from(number(1)?).ok()?,
-        start: number(19)?,
-        threads,
-        zombie,
-        ending: threads <= 1 && (zombie || number(6)? & PF_EXITING != 0),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_name_cannot_forge_the_fields_behind_it() {
-        let stat = b"42 (a) R 1 2) S 7 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 9912 0 0\n";
-        let expected = Stat { parent: 7, start: 9912, threads: 1, zombie: false, ending: false };
-        assert_eq!(parse_stat(stat), Some(expected));
-        let zombie = b"42 (x) Z 7 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 9912 0 0\n";
-        assert!(parse_stat(zombie).is_some_and(|stat| stat.ending));
-        let exiting = b"42 (x) R 7 1 1 0 -1 4194564 1 2 3 4 5 6 7 8 20 0 1 0 9912 0 0\n";
-        assert!(parse_stat(exiting).is_some_and(|stat| stat.ending));
-        let others_live = b"42 (x) Z 7 1 1 0 -1 4194564 1 2 3 4 5 6 7 8 20 0 3 0 9912 0 0\n";
-        assert!(parse_stat(others_live).is_some_and(|stat| !stat.ending));
-        for bad in [&b""[..], b"42 (x", b"42 (x)", b"42 (x) S 7"] {
-            assert_eq!(parse_stat(bad), None);
-        }
-    }
-
-    #[test]
-    fn capabilities_tell_who_may_trace() {
-        // Docker's default, the same with SYS_PTRACE, all of Linux 6.
-        for (set, expected) in
-            [("00000000a80425fb", false), ("00000000a80c25fb", true), ("000001ffffffffff", true)]
-        {
-            let none = "0000000000000000";
-            for (permitted, bounding) in [(none, set), (set, none)] {
-                let status = format!("Name:\tsh\nCapPrm:\t{permitted}\nCapBnd:\t{bounding}\n");
-                assert_eq!(may_have(status.as_bytes(), SYS_PTRACE), expected, "{status}");
-            }
-        }
-        assert!(may_have(b"Name:\tsh\n", SYS_PTRACE), "not known");
-    }
 
     #[test]
     fn we_can_observe_ourselves() {

@@ -9,7 +9,10 @@ use std::{
 };
 
 use super::leak;
-use crate::{cli::Failure, host::layout::Layout};
+use crate::{
+    cli::Failure,
+    host::{cgroupfs::Events, layout::Layout},
+};
 
 /// The demo's policy: the shipped detector with shortened ages.
 const POLICY: &str = r#"mode = "enforce"
@@ -98,7 +101,7 @@ impl Scratch {
 
     pub fn is_frozen(&self) -> bool {
         fs::read_to_string(self.unified.join("cgroup.events"))
-            .is_ok_and(|text| text.lines().any(|line| line == "frozen 1"))
+            .is_ok_and(|text| Events::parse(&text).frozen)
     }
 
     pub fn processes(&self) -> usize {

@@ -3,10 +3,7 @@
 use std::{
     ffi::OsStr,
     io,
-    os::{
-        fd::{BorrowedFd, OwnedFd},
-        unix::ffi::OsStrExt as _,
-    },
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
 };
 
@@ -14,11 +11,9 @@ use mcp_guard_core::{
     container::{container_in, payload_below},
     escape::{cgroup_path, is_cgroup_path},
 };
-use rustix::fs::{
-    Access, AtFlags, CWD, Mode, OFlags, ResolveFlags, accessat, fstat, openat, openat2,
-};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 
-use super::{Cgroup, pids::Pids};
+use super::{Cgroup, Dir, pids::Pids};
 use crate::host::{
     layout::Layout,
     mark::Slot,
@@ -66,24 +61,15 @@ impl Cgroup {
     pub fn of_process(layout: &Layout, pid: u32, container: Option<&str>) -> Result<Self, Error> {
         let alive = pidfd(pid).map_err(|source| Error::Process { pid, source })?;
         let places = Process::open(pid)
-            .and_then(|process| process.cgroup())
+            .and_then(|process| process.membership())
             .map_err(|source| Error::Process { pid, source })?;
-        let line = |wanted: &dyn Fn(&[u8], &[u8]) -> bool| {
-            places.split(|byte| *byte == b'\n').find_map(|line| {
-                let mut fields = line.splitn(3, |byte| *byte == b':');
-                let (number, controllers) = (fields.next()?, fields.next()?);
-                wanted(number, controllers).then(|| fields.next()).flatten()
-            })
-        };
-        let unified = line(&|number, _| number == b"0").ok_or(Error::NoUnified)?;
+        let unified = places.unified().ok_or(Error::NoUnified)?;
         let unified = trim(pid, unified, container)?;
         let dir = open_unified(layout, &unified)?;
         let mut cgroup = Self::hold(dir, show(&unified))?;
         match &layout.pids {
             Some(tree) if tree.v1 => {
-                let has_pids =
-                    |list: &[u8]| list.split(|byte| *byte == b',').any(|one| one == b"pids");
-                if let Some(path) = line(&|_, controllers| has_pids(controllers)) {
+                if let Some(path) = places.v1_pids() {
                     let dir = open_below(&tree.mount, &trim(pid, path, container)?)?;
                     cgroup.pids = Some(Pids { dir, v1: true });
                 }
@@ -94,10 +80,9 @@ impl Cgroup {
         if still_runs(&alive) { Ok(cgroup) } else { Err(Error::Moved { pid }) }
     }
 
-    fn hold(dir: OwnedFd, path: String) -> Result<Self, Error> {
-        let stat = fstat(&dir)
-            .map_err(|source| Error::Open { path: path.clone(), source: source.into() })?;
-        Ok(Self { dir, id: stat.st_ino, path, pids: None })
+    fn hold(dir: Dir, path: String) -> Result<Self, Error> {
+        let id = dir.id().map_err(|source| Error::Open { path: path.clone(), source })?;
+        Ok(Self { dir, id, path, pids: None })
     }
 
     /// The roots of the trees in which marks of each slot lie.
@@ -119,12 +104,11 @@ impl Cgroup {
     ///
     /// # Errors
     /// It is gone.
-    pub fn at(dir: BorrowedFd<'_>, path: &str, slot: Slot, layout: &Layout) -> io::Result<Self> {
-        let own = dir.try_clone_to_owned()?;
-        let mut cgroup = Self::hold(own, path.to_owned()).map_err(io::Error::other)?;
+    pub fn at(dir: &Dir, path: &str, slot: Slot, layout: &Layout) -> io::Result<Self> {
+        let mut cgroup = Self::hold(dir.try_clone()?, path.to_owned()).map_err(io::Error::other)?;
         if slot == Slot::Clamp {
             let v1 = layout.pids.as_ref().is_some_and(|tree| tree.v1);
-            cgroup.pids = Some(Pids { dir: dir.try_clone_to_owned()?, v1 });
+            cgroup.pids = Some(Pids { dir: dir.try_clone()?, v1 });
         }
         Ok(cgroup)
     }
@@ -133,9 +117,8 @@ impl Cgroup {
     /// container's own, and no payload lies in one below.
     #[must_use]
     pub fn is_where_an_engine_pauses(&self) -> bool {
-        let exists = |name| accessat(&self.dir, name, Access::EXISTS, AtFlags::empty()).is_ok();
         container_in(&self.path).is_some_and(|found| found.path == self.path)
-            && !payload_below(&self.path).is_some_and(exists)
+            && !payload_below(&self.path).is_some_and(|name| self.dir.has(name))
     }
 
     /// Finds the pids directory where it is not known yet: a hybrid guard may have been empty, or the
@@ -144,7 +127,7 @@ impl Cgroup {
         let Some(tree) = layout.pids.as_ref().filter(|_| self.pids.is_none()) else { return };
         if !tree.v1 {
             // A cgroup has the file only where the one above hands the controller down.
-            if accessat(&self.dir, "pids.max", Access::EXISTS, AtFlags::empty()).is_ok() {
+            if self.dir.has("pids.max") {
                 self.pids = self.dir.try_clone().ok().map(|dir| Pids { dir, v1: false });
             }
             return;
@@ -160,13 +143,13 @@ impl Cgroup {
     }
 }
 
-fn open_unified(layout: &Layout, path: &Path) -> Result<OwnedFd, Error> {
+fn open_unified(layout: &Layout, path: &Path) -> Result<Dir, Error> {
     open_below(layout.unified.as_ref().ok_or(Error::NoUnified)?, path)
 }
 
 /// Opens a directory below a mount point without following links or leaving the mount.
-fn open_below(mount: &Path, path: &Path) -> Result<OwnedFd, Error> {
-    let open = || -> rustix::io::Result<OwnedFd> {
+fn open_below(mount: &Path, path: &Path) -> Result<Dir, Error> {
+    let open = || -> rustix::io::Result<std::os::fd::OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = openat(CWD, mount, flags, Mode::empty())?;
         let inside = path.strip_prefix("/").unwrap_or(path);
@@ -179,7 +162,8 @@ fn open_below(mount: &Path, path: &Path) -> Result<OwnedFd, Error> {
             | ResolveFlags::NO_XDEV;
         openat2(&root, inside, flags, Mode::empty(), resolve)
     };
-    open().map_err(|source| Error::Open { path: show(path), source: source.into() })
+    let opened = open().map(Dir::from);
+    opened.map_err(|source| Error::Open { path: show(path), source: source.into() })
 }
 
 /// The container's own part of a process's cgroup path, or the whole path.

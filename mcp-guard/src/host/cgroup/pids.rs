@@ -3,18 +3,19 @@
 
 use std::{
     io,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
     path::PathBuf,
 };
 
 use cgroups_rs::fs::{MaxValue, pid::PidController};
 use mcp_guard_core::limit::Limit;
 
-use super::{Cgroup, read_file};
+use super::{Cgroup, Dir};
+use crate::host::cgroupfs::keyed;
 
 /// Where `pids.max` of the same processes lies: the same directory, or one of the v1 tree.
 pub(super) struct Pids {
-    pub(super) dir: OwnedFd,
+    pub(super) dir: Dir,
     pub(super) v1: bool,
 }
 
@@ -60,15 +61,14 @@ impl Cgroup {
     /// There is no pids controller, or the cgroup is gone.
     pub fn pids_denials(&self) -> io::Result<u64> {
         let pids = self.pids.as_ref().ok_or_else(no_pids)?;
-        match read_file(pids.dir.as_fd(), "pids.events.local") {
+        match pids.dir.read("pids.events.local") {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             local => return refused(&local?),
         }
-        let tree = Self { dir: pids.dir.try_clone()?, id: 0, path: String::new(), pids: None };
         let mut sum = 0;
         // One below without the file is charged, and counted, above it.
-        tree.walk(&mut |dir, _| {
-            sum += refused(&read_file(dir, "pids.events")?)?;
+        pids.dir.walk("", &mut |dir, _| {
+            sum += refused(&dir.read("pids.events")?)?;
             Ok(())
         })?;
         Ok(sum)
@@ -80,25 +80,21 @@ impl Cgroup {
     /// # Errors
     /// There is no pids controller, or the cgroup is gone.
     pub fn pids_processes(&self) -> io::Result<Vec<u32>> {
-        let pids = self.pids.as_ref().ok_or_else(no_pids)?;
-        let dir = pids.dir.try_clone()?;
-        let same = Self { dir, id: 0, path: String::new(), pids: None };
-        same.processes()
+        self.pids.as_ref().ok_or_else(no_pids)?.dir.processes()
     }
 
     fn pids_controller(&self) -> io::Result<PidController> {
         let pids = self.pids.as_ref().ok_or_else(no_pids)?;
         // It creates files that are missing, so the directory must be a live cgroup's.
-        read_file(pids.dir.as_fd(), "pids.current")?;
+        pids.dir.read("pids.current")?;
         let held = PathBuf::from(format!("/proc/self/fd/{}", pids.dir.as_raw_fd()));
         Ok(PidController::new(held, PathBuf::new(), !pids.v1))
     }
 }
 
-/// `pids.events`: "max" and how often.
+/// `pids.events` counts refused forks as "max".
 fn refused(events: &str) -> io::Result<u64> {
-    let count = events.lines().find_map(|line| line.strip_prefix("max ")?.parse().ok());
-    count.ok_or_else(|| io::Error::other("unreadable pids.events"))
+    keyed(events, "max").ok_or_else(|| io::Error::other("unreadable pids.events"))
 }
 
 fn no_pids() -> io::Error {

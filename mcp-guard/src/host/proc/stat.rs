@@ -1,0 +1,58 @@
+//! `/proc/PID/stat`, see proc_pid_stat(5).
+
+/// `PF_EXITING` of `include/linux/sched.h`, in the flags field.
+const PF_EXITING: u64 = 0x4;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    pub parent: u32,
+    /// Clock ticks since boot.
+    pub start: u64,
+    pub threads: u64,
+    pub zombie: bool,
+    /// A zombie or exiting, with all of its threads: the first of them may end before the others.
+    pub ending: bool,
+}
+
+impl Stat {
+    /// The name in parentheses may hold anything, parentheses and newlines too; fields follow the last.
+    #[must_use]
+    pub fn parse(stat: &[u8]) -> Option<Self> {
+        let after_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
+        let text = std::str::from_utf8(stat.get(after_name..)?).ok()?;
+        let fields: Vec<&str> = text.split_whitespace().collect();
+        let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
+        // The manual's numbers, less the two fields before: state 3, ppid 4, flags 9, threads 20,
+        // start 22.
+        let zombie = matches!(*fields.first()?, "Z" | "X" | "x");
+        let threads = number(17)?;
+        Some(Self {
+            parent: u32::try_from(number(1)?).ok()?,
+            start: number(19)?,
+            threads,
+            zombie,
+            ending: threads <= 1 && (zombie || number(6)? & PF_EXITING != 0),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_forge_the_fields_behind_it() {
+        let stat = b"42 (a) R 1 2) S 7 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 9912 0 0\n";
+        let expected = Stat { parent: 7, start: 9912, threads: 1, zombie: false, ending: false };
+        assert_eq!(Stat::parse(stat), Some(expected));
+        let zombie = b"42 (x) Z 7 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 9912 0 0\n";
+        assert!(Stat::parse(zombie).is_some_and(|stat| stat.ending));
+        let exiting = b"42 (x) R 7 1 1 0 -1 4194564 1 2 3 4 5 6 7 8 20 0 1 0 9912 0 0\n";
+        assert!(Stat::parse(exiting).is_some_and(|stat| stat.ending));
+        let others_live = b"42 (x) Z 7 1 1 0 -1 4194564 1 2 3 4 5 6 7 8 20 0 3 0 9912 0 0\n";
+        assert!(Stat::parse(others_live).is_some_and(|stat| !stat.ending));
+        for bad in [&b""[..], b"42 (x", b"42 (x)", b"42 (x) S 7"] {
+            assert_eq!(Stat::parse(bad), None);
+        }
+    }
+}
