@@ -4,7 +4,6 @@
 mod calls;
 mod guards;
 mod limits;
-pub mod lock;
 mod notify;
 mod reader;
 mod restore;
@@ -39,7 +38,7 @@ use self::{
     reader::Reader,
 };
 use crate::{
-    control::{server, wire::Reply},
+    control::{lock::Lock, server, wire::Reply},
     engine::{Change, Container, EngineId, Engines, LAST_WORD},
     executor::{Confirmed, Executor, reconcile},
     host::{
@@ -146,7 +145,7 @@ struct Sources {
 /// # Errors
 /// It cannot start: another agent, no BPF, no rights.
 pub async fn run(options: Options) -> anyhow::Result<()> {
-    let _lock = lock::Lock::take(&options.run_dir)?;
+    let _lock = Lock::take(&options.run_dir)?;
     raise_priority();
     let (mut agent, mut sources) = Agent::start(options).await?;
     let ended = AssertUnwindSafe(agent.serve(&mut sources)).catch_unwind().await;

@@ -22,7 +22,7 @@ use tracing_subscriber::EnvFilter;
 pub use exit::{Exit, Failure};
 
 use crate::{
-    agent::lock::DEFAULT_RUN_DIR,
+    control::lock::DEFAULT_RUN_DIR,
     engine::{DEFAULT_SOCKET, DEFAULT_TIMEOUT, Engines},
     wanted::DEFAULT_STATE_DIR,
 };

@@ -3,5 +3,6 @@
 //! `varlinkctl call /run/mcp-guard/control.sock io.mcpguard.Status '{}'` works as well as our CLI.
 
 pub mod client;
+pub mod lock;
 pub mod server;
 pub mod wire;

@@ -5,9 +5,9 @@
 //! cli       one file per verb                      agent     the one loop
 //! executor  the one place that changes the host    audit     one line before, one after
 //! host      kernel, cgroups, processes, clock      engine    Docker
-//! control   the local socket (Varlink framing)     render    every human view
+//! control   the local socket (Varlink), the lock   render    every human view
 //! snapshot  everything a diagnosis reads          owner     who is asked to keep a limit
-//! wanted    limits that no owner keeps yet
+//! wanted    limits that no owner keeps yet         pause     what an engine has paused
 //! ```
 //!
 //! `host`, `engine`, `control` and `wanted` use no other module of this crate; `audit` uses the clock of

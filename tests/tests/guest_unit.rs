@@ -15,7 +15,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use mcp_guard::agent::lock;
+use mcp_guard::control::lock;
 use mcp_guard_core::{audit::Record, policy::Mode};
 use mcp_guard_tests::{
     cgroup::FixtureCgroup,

@@ -14,11 +14,11 @@ use tokio::{
 };
 
 use super::{
-    ASK_AGAIN, Agent, Options, QUEUE, Sources, limits::News, lock, notify::Notify, reader::Reader,
+    ASK_AGAIN, Agent, Options, QUEUE, Sources, limits::News, notify::Notify, reader::Reader,
 };
 use crate::{
     audit::Audit,
-    control::server,
+    control::{lock, server},
     executor::{Confirmed, Executor},
     host::{
         bpf::Kernel,

@@ -22,8 +22,7 @@ use serde_json::json;
 
 use super::{Exit, Failure, Host, out, run::read_policy, runtime};
 use crate::{
-    agent::lock,
-    control::{client, wire::Status},
+    control::{client, lock, wire::Status},
     engine::Listed,
     host::observer::Observer,
     render,

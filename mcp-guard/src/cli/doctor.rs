@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{Exit, Failure, Host, out, runtime};
 use crate::{
-    agent::lock,
+    control::lock,
     engine::Engine,
     host::{
         bpf::{Kernel, Options, VMLINUX},

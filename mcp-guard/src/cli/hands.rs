@@ -14,9 +14,8 @@ use tokio::{
 
 use super::{Exit, Failure, Host, out, resolve::resolve, runtime};
 use crate::{
-    agent::lock,
     audit::Audit,
-    control::{client, wire::Answer},
+    control::{client, lock, wire::Answer},
     executor::{Confirmed, Executor, Held, reconcile, together},
     host::{clock, layout::Layout},
 };

@@ -22,9 +22,8 @@ use super::{
     runtime,
 };
 use crate::{
-    agent::lock,
     control::{
-        client,
+        client, lock,
         wire::{Status, WatchedStatus},
     },
     engine::Engines,

@@ -8,9 +8,8 @@ use serde_json::json;
 
 use super::{Failure, Host};
 use crate::{
-    agent::lock,
     control::{
-        client,
+        client, lock,
         wire::{Status, WatchedStatus},
     },
     engine::{self, Candidates},

@@ -2,8 +2,7 @@ use serde_json::json;
 
 use super::{Exit, Failure, Host, out};
 use crate::{
-    agent::lock,
-    control::{client, wire::Status},
+    control::{client, lock, wire::Status},
     render,
 };
 
