@@ -38,7 +38,11 @@ use self::{
     reader::Reader,
 };
 use crate::{
-    control::{lock::Lock, server, wire::Reply},
+    control::{
+        lock::Lock,
+        server,
+        wire::{EngineState, Reply},
+    },
     engine::{Change, Container, EngineId, Engines, LAST_WORD},
     executor::{Confirmed, Executor, reconcile},
     host::{
@@ -93,7 +97,7 @@ pub struct Agent {
     kernel: Kernel,
     layout: Layout,
     engines: Engines,
-    engine_state: String,
+    engine_state: EngineState,
     /// What each engine said of itself when it was last reached.
     described: BTreeMap<EngineId, facts::Engine>,
     /// Slots that are free, longest first: a late record of an old guard must not hit a new one.

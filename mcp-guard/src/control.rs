@@ -3,6 +3,11 @@
 //! `varlinkctl call /run/mcp-guard/control.sock io.mcpguard.Status '{}'` works as well as our CLI.
 
 pub mod client;
+pub mod description;
 pub mod lock;
+pub mod request;
 pub mod server;
+#[cfg(test)]
+mod tests;
+mod varlink;
 pub mod wire;

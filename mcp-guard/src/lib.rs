@@ -7,7 +7,7 @@
 //! host      kernel, cgroups, processes, clock      engine    Docker
 //! control   the local socket (Varlink), the lock   render    every human view
 //! snapshot  everything a diagnosis reads          owner     who is asked to keep a limit
-//! wanted    limits that no owner keeps yet         pause     what an engine has paused
+//! wanted    limits that no owner keeps yet
 //! ```
 //!
 //! `host`, `engine`, `control` and `wanted` use no other module of this crate; `audit` uses the clock of

@@ -14,7 +14,7 @@ use crate::control::wire::{Status, WatchedStatus};
 pub fn status(status: &Status) -> String {
     let Status { version, pid, uptime_ms, mode, guards, losses, audit_lost, engine } = status;
     let uptime = humantime::format_duration(Duration::from_secs(uptime_ms / 1000));
-    let engine = visible(engine);
+    let engine = visible(&engine.to_string());
     let mut text =
         format!("mcp-guard {version}, process {pid}, up {uptime}, mode {mode}, Docker {engine}\n");
     text += &lost(losses, *audit_lost);

@@ -9,6 +9,7 @@ use mcp_guard_core::{
     audit::{Change, Record},
     effect::{Detector, End, Outcome},
     policy::Response,
+    status::GuardState,
 };
 use mcp_guard_tests::{
     agent::Agent,
@@ -128,7 +129,7 @@ fn frozen_it_is_what_docker_shows_and_thawed_it_answers_again() {
 
     let shown = leak.container.top().unwrap();
     let guard = leak.agent.guard(leak.place.id).unwrap().guard;
-    assert_eq!(guard.state, "frozen");
+    assert_eq!(guard.state, GuardState::Frozen);
     let pids: BTreeSet<u32> = guard.pids.iter().copied().collect();
     assert_eq!(pids, shown.iter().map(|(pid, _)| *pid).collect(), "{shown:?}");
     let servers = shown.iter().filter(|(_, command)| is_launcher(command)).count();

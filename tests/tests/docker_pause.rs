@@ -9,7 +9,10 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use mcp_guard::host::layout::{Kind, Layout};
+use mcp_guard::{
+    control::wire::EngineState,
+    host::layout::{Kind, Layout},
+};
 use mcp_guard_core::{
     audit::Record,
     effect::{End, Outcome},
@@ -48,7 +51,7 @@ fn agent(policy: &str, place: &Place, guarded: bool) -> Agent {
     let connected = |agent: &mut Agent| {
         let status = agent.status()?;
         let found = status.guards.iter().any(|guard| guard.cgroup_id == place.id);
-        Ok(status.engine == "connected" && found == guarded)
+        Ok(status.engine == EngineState::Connected && found == guarded)
     };
     agent.wait_until("the agent knows the engine's containers", connected).unwrap();
     agent

@@ -9,6 +9,7 @@ use std::{
     process::Output,
 };
 
+use mcp_guard::control::wire::EngineState;
 use mcp_guard_core::audit::{Line, Record};
 use mcp_guard_tests::{
     agent::{Agent, command},
@@ -173,7 +174,7 @@ fn an_engine_that_comes_after_the_agent_is_found() {
     early.engine_comes();
     let agent = &mut early.agent;
     agent.wait_until("it is guarded", |agent| Ok(agent.guard(place.id).is_ok())).unwrap();
-    assert_eq!(agent.status().unwrap().engine, "connected");
+    assert_eq!(agent.status().unwrap().engine, EngineState::Connected);
 }
 
 /// Docker was away when an operator froze it by its path.
@@ -186,7 +187,9 @@ fn a_container_that_was_held_by_hand_is_guarded_after_that() {
     assert!(early.agent.cli(&["freeze", &by_path]).unwrap().status.success());
     early.engine_comes();
     let agent = &mut early.agent;
-    agent.wait_until("it is reached", |agent| Ok(agent.status()?.engine == "connected")).unwrap();
+    agent
+        .wait_until("it is reached", |agent| Ok(agent.status()?.engine == EngineState::Connected))
+        .unwrap();
     assert_eq!(agent.guard(place.id).unwrap().guard.name, by_path.replace("cgroup:", ""));
     assert!(agent.cli(&["thaw", &by_path]).unwrap().status.success());
     let named = |agent: &mut Agent| {

@@ -11,6 +11,7 @@ use std::{
 use mcp_guard_core::{
     audit::Record,
     effect::{End, Outcome},
+    status::GuardState,
 };
 use mcp_guard_tests::{
     agent::Agent,
@@ -281,7 +282,7 @@ fn an_unpause_ends_our_lease_too() {
     let dropped = agent.await_record("the lease is dropped", dropped).unwrap();
     assert_eq!(dropped, (End::ThawedByOther, Outcome::NotOurs));
     assert!(!place.is_marked_frozen().unwrap());
-    let free = |agent: &mut Agent| Ok(agent.guard(place.id)?.guard.state == "free");
+    let free = |agent: &mut Agent| Ok(agent.guard(place.id)?.guard.state == GuardState::Free);
     agent.wait_until("it holds nothing", free).unwrap();
 }
 

@@ -14,6 +14,7 @@ use mcp_guard_core::{
     audit::{Change, Record},
     effect::{Detector, End, Outcome},
     policy::Response,
+    status::GuardState,
 };
 use mcp_guard_tests::{
     agent::ENGINE_TIMEOUT,
@@ -260,7 +261,7 @@ fn docker_leaks_are_frozen_and_thawed_by_hand() {
     story.leak();
     story.contained_by(Response::Freeze);
     assert!(story.place.is_frozen().unwrap() && story.place.is_marked_frozen().unwrap());
-    assert_eq!(story.unit.guard(story.place.id).unwrap().guard.state, "frozen");
+    assert_eq!(story.unit.guard(story.place.id).unwrap().guard.state, GuardState::Frozen);
     story.agrees_with_the_kernel();
     story.keeper.assert_untouched();
 
@@ -291,7 +292,7 @@ fn podman_leaks_are_clamped_and_a_lease_ends() {
     let Change { found, wanted } = story.contained_by(Response::Clamp).unwrap();
     assert_eq!(found, limit);
     assert!(wanted.parse::<u64>().unwrap() < 1000, "a limit near what runs: {wanted}");
-    assert_eq!(story.unit.guard(story.place.id).unwrap().guard.state, "clamped");
+    assert_eq!(story.unit.guard(story.place.id).unwrap().guard.state, GuardState::Clamped);
     assert!(story.place.is_marked_clamped().unwrap());
     assert_ne!(story.place.pids_max().unwrap(), limit);
     assert!(!story.place.is_frozen().unwrap(), "a clamp stops nobody");

@@ -6,7 +6,7 @@
     reason = "a test looks for one record and steps over the rest"
 )]
 
-use mcp_guard_core::{audit::Record, effect::Outcome};
+use mcp_guard_core::{audit::Record, effect::Outcome, status::GuardState};
 use mcp_guard_tests::{
     agent::Agent,
     cgroup::FixtureCgroup,
@@ -57,7 +57,7 @@ fn observing_changes_nothing_and_records_what_it_would_do() {
         assert_eq!((outcome, done.as_str()), (Outcome::WouldDo, response), "{said}");
         assert!(said.starts_with(would), "{said}");
         assert_eq!(Holds::of(&cgroup).unwrap(), Holds::nothing(FOUND));
-        assert_eq!(agent.guard(cgroup.id()).unwrap().guard.state, "free");
+        assert_eq!(agent.guard(cgroup.id()).unwrap().guard.state, GuardState::Free);
         agent.signal(rustix::process::Signal::TERM).unwrap();
         assert!(agent.ended().unwrap().success());
         let released = |record: &Record| matches!(record, Record::Release { .. });
@@ -149,7 +149,7 @@ fn freeze_thaw_and_kill_by_hand_go_through_the_agent() {
         agent.pid(),
         "the agent's, which outlives the CLI"
     );
-    assert_eq!(agent.guard(cgroup.id()).unwrap().guard.state, "frozen");
+    assert_eq!(agent.guard(cgroup.id()).unwrap().guard.state, GuardState::Frozen);
     cli(&agent, &["thaw"]);
     assert_eq!(Holds::of(&cgroup).unwrap(), Holds::nothing(FOUND));
     assert!(cli(&agent, &["kill", "--dry-run"]).contains("would write 1 to cgroup.kill"));

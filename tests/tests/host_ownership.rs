@@ -13,6 +13,7 @@ use mcp_guard_core::{
     audit::Record,
     effect::{End, Outcome},
     policy::Response::{self, Clamp, Freeze},
+    status::GuardState,
 };
 use mcp_guard_tests::{
     agent::{Agent, DEADLINE},
@@ -208,7 +209,7 @@ fn a_freeze_ends_with_its_lease() {
     assert_eq!(outcome, Outcome::Done);
     scene.assert_given_back();
     // The servers are still there, and D has acted upon them: it does not freeze them again.
-    assert_eq!(scene.agent.guard(scene.cgroup.id()).unwrap().guard.state, "free");
+    assert_eq!(scene.agent.guard(scene.cgroup.id()).unwrap().guard.state, GuardState::Free);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What the operator is shown of a guard. JSON is these types' own.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use mcp_guard_common::Totals;
 use serde::{Deserialize, Serialize};
@@ -18,8 +18,7 @@ pub struct GuardStatus {
     pub name: String,
     pub mode: Mode,
     pub highest: Response,
-    /// "free", "clamped", "frozen", or "frozen, clamped".
-    pub state: String,
+    pub state: GuardState,
     /// Why no action is taken here, where that is so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
@@ -34,6 +33,39 @@ pub struct GuardStatus {
     pub execs_per_second: PerSecond,
     /// Launcher trees started per second, all identities together.
     pub starts_per_second: PerSecond,
+}
+
+/// What is held on a guard's cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GuardState {
+    Free,
+    Clamped,
+    Frozen,
+    #[serde(rename = "frozen, clamped")]
+    FrozenAndClamped,
+}
+
+impl GuardState {
+    fn of(guard: &Guard) -> Self {
+        match (guard.freeze, guard.clamp) {
+            (None, None) => Self::Free,
+            (None, Some(_)) => Self::Clamped,
+            (Some(_), None) => Self::Frozen,
+            (Some(_), Some(_)) => Self::FrozenAndClamped,
+        }
+    }
+}
+
+impl fmt::Display for GuardState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Free => "free",
+            Self::Clamped => "clamped",
+            Self::Frozen => "frozen",
+            Self::FrozenAndClamped => "frozen, clamped",
+        })
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -87,7 +119,7 @@ impl GuardStatus {
             name: guard.name.clone(),
             mode: guard.terms.mode,
             highest: guard.terms.highest,
-            state: state(guard),
+            state: GuardState::of(guard),
             refused: guard.refusal.as_ref().map(ToString::to_string),
             processes: guard.registry.processes(),
             pids: guard.registry.pids(),
@@ -105,16 +137,6 @@ fn rate(events: usize, window: Duration) -> f64 {
     events as f64 / window.as_secs_f64()
 }
 
-fn state(guard: &Guard) -> String {
-    match (guard.freeze, guard.clamp) {
-        (None, None) => "free",
-        (None, Some(_)) => "clamped",
-        (Some(_), None) => "frozen",
-        (Some(_), Some(_)) => "frozen, clamped",
-    }
-    .to_owned()
-}
-
 fn totals(guard: &Guard) -> TotalsStatus {
     let totals = guard.rates.totals();
     TotalsStatus {
@@ -126,5 +148,27 @@ fn totals(guard: &Guard) -> TotalsStatus {
         arrivals: guard.arrivals,
         departures: guard.departures,
         dropped: totals.dropped,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::GuardState;
+
+    #[test]
+    fn a_state_is_sent_as_it_is_shown_and_read_again() {
+        for (state, text) in [
+            (GuardState::Free, "free"),
+            (GuardState::Clamped, "clamped"),
+            (GuardState::Frozen, "frozen"),
+            (GuardState::FrozenAndClamped, "frozen, clamped"),
+        ] {
+            let json = format!("{text:?}");
+            assert_eq!(
+                (state.to_string().as_str(), serde_json::to_string(&state).unwrap()),
+                (text, json.clone())
+            );
+            assert_eq!(serde_json::from_str::<GuardState>(&json).unwrap(), state);
+        }
     }
 }

@@ -88,7 +88,7 @@ impl Story {
     }
 
     fn state(&self) -> String {
-        self.core.status(self.now)[0].state.clone()
+        self.core.status(self.now)[0].state.to_string()
     }
 }
 

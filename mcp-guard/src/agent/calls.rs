@@ -5,6 +5,7 @@ use std::time::Duration;
 use mcp_guard_core::{
     container::container_in,
     effect::{GuardId, Input, Outcome, Request},
+    status::GuardState,
 };
 
 use super::{Agent, Asker};
@@ -115,8 +116,9 @@ impl Agent {
             self.read_totals(guard, now);
         }
         let guarded = self.core.status(now).into_iter();
-        let guarded = guarded
-            .filter(|guard| !self.by_hand.contains_key(&guard.guard) || guard.state != "free");
+        let guarded = guarded.filter(|guard| {
+            !self.by_hand.contains_key(&guard.guard) || guard.state != GuardState::Free
+        });
         let guards = guarded.filter_map(|guard| {
             let held = self.executor.held().get(&guard.guard)?;
             let held_guard = guard.guard;

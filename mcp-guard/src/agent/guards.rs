@@ -15,6 +15,7 @@ use mcp_guard_core::{
 
 use super::{Agent, TRY_AGAIN};
 use crate::{
+    control::wire::EngineState,
     engine::{Change, Container, EngineId},
     executor::Held,
     host::{cgroup::Cgroup, clock, facts},
@@ -45,22 +46,20 @@ impl Agent {
             Change::Described(described) => {
                 self.described.insert(engine, *described);
                 // It may have no container that would tell.
-                "connected".clone_into(&mut self.engine_state);
+                self.engine_state = EngineState::Connected;
                 self.ask_for_list(engine);
             }
             Change::Away(error) => {
                 tracing::warn!(error, "the engine is away; guards stay in force");
-                self.engine_state = format!("away: {error}");
+                self.engine_state = EngineState::Away(error);
             }
-            Change::Back => {
-                "connected".clone_into(&mut self.engine_state);
-            }
+            Change::Back => self.engine_state = EngineState::Connected,
         }
     }
 
     fn container_is_up(&mut self, container: Container) {
-        if self.engine_state == "connecting" {
-            "connected".clone_into(&mut self.engine_state);
+        if self.engine_state == EngineState::Connecting {
+            self.engine_state = EngineState::Connected;
         }
         let cgroup = match Cgroup::of_process(&self.layout, container.init, Some(&container.id)) {
             Ok(cgroup) => cgroup,

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     audit::Audit,
-    control::{lock, server},
+    control::{lock, server, wire::EngineState},
     executor::{Confirmed, Executor},
     host::{
         bpf::Kernel,
@@ -50,7 +50,10 @@ impl Agent {
             executor,
             kernel,
             layout,
-            engine_state: if engines.is_empty() { "none" } else { "connecting" }.to_owned(),
+            engine_state: match engines.is_empty() {
+                true => EngineState::None,
+                false => EngineState::Connecting,
+            },
             engines,
             described: BTreeMap::new(),
             free: (0..mcp_guard_common::MAX_GUARDS).collect(),

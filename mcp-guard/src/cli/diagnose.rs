@@ -22,7 +22,7 @@ use serde_json::json;
 
 use super::{Exit, Failure, Host, out, run::read_policy, runtime};
 use crate::{
-    control::{client, lock, wire::Status},
+    control::{client, lock},
     engine::Listed,
     host::observer::Observer,
     render,
@@ -153,7 +153,7 @@ fn guarded_cgroups(host: &Host, snapshot: &Snapshot) -> Result<Vec<String>, clie
     if !lock::is_held(&host.run_dir) {
         return Ok(Vec::new());
     }
-    let status: Status = client::call(&lock::socket(&host.run_dir), "Status", json!({}))?;
+    let status = client::status(&lock::socket(&host.run_dir))?;
     let guards = status.guards.into_iter();
     let is_untold = |id: &str| snapshot.lists(id).is_none();
     let untold = guards.filter(|guard| guard.container.as_deref().is_none_or(is_untold));

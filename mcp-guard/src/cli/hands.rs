@@ -6,7 +6,6 @@ use mcp_guard_core::{
     effect::{Cause, Containment, Effect, End, Outcome},
     policy::{Mode, Respond, Response},
 };
-use serde_json::json;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
@@ -15,7 +14,10 @@ use tokio::{
 use super::{Exit, Failure, Host, out, resolve::resolve, runtime};
 use crate::{
     audit::Audit,
-    control::{client, lock, wire::Answer},
+    control::{
+        client, lock,
+        wire::{Answer, Freeze, Kill, Method, Place, Thaw},
+    },
     executor::{Confirmed, Executor, Held, reconcile, together},
     host::{clock, layout::Layout},
 };
@@ -32,8 +34,7 @@ pub fn freeze(host: &Host, target: &str, lease: Duration, dry_run: bool) -> Resu
         let held = resolve(host, target).await?;
         if lock::is_held(&host.run_dir) {
             let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
-            let more = json!({ "lease_ms": lease_ms, "dry_run": dry_run });
-            return ask(host, "Freeze", &held, more);
+            return ask(host, &held, &Freeze { target: place(&held), lease_ms, dry_run });
         }
         let mut hands = Hands::new(host, held)?;
         // Before the freeze: a signal in between must find somebody who thaws.
@@ -58,7 +59,7 @@ pub fn kill(host: &Host, target: &str, dry_run: bool) -> Result<Exit, Failure> {
     runtime()?.block_on(async {
         let held = resolve(host, target).await?;
         if lock::is_held(&host.run_dir) {
-            return ask(host, "Kill", &held, json!({ "dry_run": dry_run }));
+            return ask(host, &held, &Kill { target: place(&held), dry_run });
         }
         let mut hands = Hands::new(host, held)?;
         let (outcome, detail) = hands.contain(Response::Kill, Duration::ZERO, dry_run).await?;
@@ -70,7 +71,7 @@ pub fn thaw(host: &Host, target: &str) -> Result<Exit, Failure> {
     runtime()?.block_on(async {
         let held = resolve(host, target).await?;
         if lock::is_held(&host.run_dir) {
-            return ask(host, "Thaw", &held, json!({}));
+            return ask(host, &held, &Thaw { target: place(&held) });
         }
         let mut hands = Hands::new(host, held)?;
         let (outcome, detail) = hands.thaw(End::Operator);
@@ -244,19 +245,19 @@ pub fn open_audit(host: &Host) -> Result<Audit, Failure> {
     })
 }
 
-fn ask(host: &Host, method: &str, held: &Held, more: serde_json::Value) -> Result<Exit, Failure> {
-    let mut parameters = json!({
-        "cgroup": held.cgroup.path(),
-        "cgroup_id": held.cgroup.id(),
-        "name": held.subject.name,
-        "paused": held.paused,
-    });
-    if let (Some(all), Some(more)) = (parameters.as_object_mut(), more.as_object()) {
-        all.extend(more.clone());
+/// Has the agent do it.
+fn ask<M: Method<Reply = Answer>>(host: &Host, held: &Held, call: &M) -> Result<Exit, Failure> {
+    let answer = client::call(&lock::socket(&host.run_dir), call).map_err(Failure::could_not)?;
+    Ok(tell(&held.subject.name, &M::NAME.to_lowercase(), answer.outcome, &answer.detail))
+}
+
+fn place(held: &Held) -> Place {
+    Place {
+        cgroup: held.cgroup.path().to_owned(),
+        cgroup_id: held.cgroup.id(),
+        name: held.subject.name.clone(),
+        paused: held.paused,
     }
-    let answer: Answer = client::call(&lock::socket(&host.run_dir), method, parameters)
-        .map_err(Failure::could_not)?;
-    Ok(tell(&held.subject.name, &method.to_lowercase(), answer.outcome, &answer.detail))
 }
 
 fn tell(name: &str, verb: &str, outcome: Outcome, detail: &str) -> Exit {

@@ -11,6 +11,7 @@ use mcp_guard_core::{
     limit::Limit,
     policy::Mode,
     repair::{self, Next, Plan, STEP, Write},
+    status::GuardState,
 };
 
 use super::{
@@ -22,10 +23,7 @@ use super::{
     runtime,
 };
 use crate::{
-    control::{
-        client, lock,
-        wire::{Status, WatchedStatus},
-    },
+    control::{client, lock, wire::WatchedStatus},
     engine::Engines,
     executor::{Executor, Held},
     host::{layout::Kind, observer::Observer},
@@ -289,8 +287,7 @@ impl<'a> Repair<'a> {
         // What has no id is not told to it.
         let is_told = self.id.is_some() && lock::is_held(&self.host.run_dir);
         let held = self.held().filter(|_| is_told)?;
-        let socket = lock::socket(&self.host.run_dir);
-        let status: Status = client::call(&socket, "Status", serde_json::json!({})).ok()?;
+        let status = client::status(&lock::socket(&self.host.run_dir)).ok()?;
         status.guards.into_iter().find(|one| one.cgroup_id == held.cgroup.id())
     }
 
@@ -299,7 +296,7 @@ impl<'a> Repair<'a> {
         self.guarded().is_some_and(|one| {
             one.guard.mode == Mode::Enforce
                 && one.guard.refused.is_none()
-                && one.guard.state == "free"
+                && one.guard.state == GuardState::Free
                 && !one.pids_left
         })
     }

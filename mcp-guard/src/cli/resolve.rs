@@ -4,14 +4,10 @@ use mcp_guard_core::{
     container::container_in,
     target::{Candidate, NoMatch, Target, choose, is_named},
 };
-use serde_json::json;
 
 use super::{Failure, Host};
 use crate::{
-    control::{
-        client, lock,
-        wire::{Status, WatchedStatus},
-    },
+    control::{client, lock, wire::WatchedStatus},
     engine::{self, Candidates},
     executor::Held,
     host::{cgroup::Cgroup, layout::Layout, systemd::Systemd},
@@ -99,7 +95,7 @@ fn guarded(host: &Host, layout: &Layout, is_it: impl Fn(&Candidate) -> bool) -> 
     if !lock::is_held(&host.run_dir) {
         return None;
     }
-    let status: Status = client::call(&lock::socket(&host.run_dir), "Status", json!({})).ok()?;
+    let status = client::status(&lock::socket(&host.run_dir)).ok()?;
     // A guard may also be of a cgroup inside of a container.
     let container = |one: WatchedStatus| {
         let id = one.container.clone()?;

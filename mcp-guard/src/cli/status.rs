@@ -1,17 +1,16 @@
-use serde_json::json;
+//! `status`: what the agent says of itself and its guards.
 
 use super::{Exit, Failure, Host, out};
 use crate::{
-    control::{client, lock, wire::Status},
+    control::{client, lock},
     render,
 };
 
 pub fn status(host: &Host, json: bool) -> Result<Exit, Failure> {
-    let status: Status =
-        client::call(&lock::socket(&host.run_dir), "Status", json!({})).map_err(|error| {
-            let hint = "; start it with `mcp-guard run`, as root";
-            Failure::could_not(format!("{error}{}", if no_agent(&error) { hint } else { "" }))
-        })?;
+    let status = client::status(&lock::socket(&host.run_dir)).map_err(|error| {
+        let hint = "; start it with `mcp-guard run`, as root";
+        Failure::could_not(format!("{error}{}", if no_agent(&error) { hint } else { "" }))
+    })?;
     let text = if json {
         serde_json::to_string(&status).map_err(Failure::could_not)?
     } else {

@@ -7,10 +7,7 @@ use std::{
     time::Duration,
 };
 
-use serde::de::DeserializeOwned;
-use serde_json::Value;
-
-use super::wire::{Reply, Request};
+use super::wire::{GetStatus, INTERFACE, Method, Reply, Request, Status};
 
 /// Longer than the agent needs to confirm a freeze or to fail.
 const ANSWER: Duration = Duration::from_secs(15);
@@ -36,9 +33,17 @@ pub enum Error {
     Refused(String),
 }
 
+/// The agent's view.
+///
 /// # Errors
 /// No agent listens, or it refuses.
-pub fn call<T: DeserializeOwned>(path: &Path, method: &str, parameters: Value) -> Result<T, Error> {
+pub fn status(path: &Path) -> Result<Status, Error> {
+    call(path, &GetStatus {})
+}
+
+/// # Errors
+/// No agent listens, or it refuses.
+pub fn call<M: Method>(path: &Path, parameters: &M) -> Result<M::Reply, Error> {
     let mut stream = UnixStream::connect(path).map_err(|error| {
         if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
             return Error::NoAgent(path.display().to_string());
@@ -47,7 +52,8 @@ pub fn call<T: DeserializeOwned>(path: &Path, method: &str, parameters: Value) -
         if is_root { Error::Io(error) } else { Error::NotRoot }
     })?;
     stream.set_read_timeout(Some(ANSWER))?;
-    let method = format!("{}.{method}", super::wire::INTERFACE);
+    let method = format!("{INTERFACE}.{}", M::NAME);
+    let parameters = serde_json::to_value(parameters).map_err(io::Error::from)?;
     let mut message =
         serde_json::to_vec(&Request { method, parameters }).map_err(io::Error::from)?;
     message.push(0);

@@ -15,7 +15,10 @@ use tokio::{
     time::sleep,
 };
 
-use super::wire::{Asked, Call, MAX_MESSAGE, Reply, read};
+use super::{
+    request::{Asked, read},
+    wire::{Call, MAX_MESSAGE, Reply, failed},
+};
 
 /// Connections served at once; further ones wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 16;
@@ -100,8 +103,8 @@ async fn answer(message: &[u8], calls: &mpsc::Sender<Waiting>) -> Reply {
     };
     let (reply, answer) = oneshot::channel();
     if calls.send(Waiting { call, reply }).await.is_err() {
-        return super::wire::failed("the agent is stopping");
+        return failed("the agent is stopping");
     }
     let gone = "the target went away before an answer came, or the agent is stopping";
-    answer.await.unwrap_or_else(|_| super::wire::failed(gone))
+    answer.await.unwrap_or_else(|_| failed(gone))
 }

@@ -1,31 +1,15 @@
 //! What goes over the socket.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use mcp_guard_core::{effect::Outcome, policy::Mode, status::GuardStatus};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 /// A message of more bytes ends the connection.
 pub const MAX_MESSAGE: usize = 4 << 20;
 
 pub const INTERFACE: &str = "io.mcpguard";
-
-/// The interface in Varlink's own language.
-pub const DESCRIPTION: &str = "\
-# What mcp-guard watches and holds. Times are milliseconds.
-interface io.mcpguard
-
-# The agent's view, as `mcp-guard status --json` prints it.
-method Status() -> (version: string, pid: int, uptime_ms: int, mode: string, guards: []object, losses: object, audit_lost: int)
-
-# TARGET is a cgroup of the unified tree, by path and id; the id must still be the path's.
-method Freeze(cgroup: string, cgroup_id: int, name: string, paused: ?bool, lease_ms: int, dry_run: bool) -> (outcome: string, detail: string)
-method Thaw(cgroup: string, cgroup_id: int, name: string, paused: ?bool) -> (outcome: string, detail: string)
-method Kill(cgroup: string, cgroup_id: int, name: string, paused: ?bool, dry_run: bool) -> (outcome: string, detail: string)
-
-error Failed (reason: string)
-";
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Request {
@@ -84,7 +68,53 @@ pub struct Status {
     pub losses: BTreeMap<String, u64>,
     /// Audit lines given up because the log could not be written.
     pub audit_lost: u64,
-    pub engine: String,
+    pub engine: EngineState,
+}
+
+/// How the agent stands with the engine. Sent as the text that is shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum EngineState {
+    /// The agent was started without one.
+    None,
+    /// It has not answered yet.
+    Connecting,
+    Connected,
+    /// It cannot be reached, and why.
+    Away(String),
+}
+
+impl fmt::Display for EngineState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::Connecting => f.write_str("connecting"),
+            Self::Connected => f.write_str("connected"),
+            Self::Away(why) => write!(f, "away: {why}"),
+        }
+    }
+}
+
+impl From<EngineState> for String {
+    fn from(state: EngineState) -> Self {
+        state.to_string()
+    }
+}
+
+impl TryFrom<String> for EngineState {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "none" => Ok(Self::None),
+            "connecting" => Ok(Self::Connecting),
+            "connected" => Ok(Self::Connected),
+            other => match other.strip_prefix("away: ") {
+                Some(why) => Ok(Self::Away(why.to_owned())),
+                None => Err(format!("{other:?} is no state of an engine")),
+            },
+        }
+    }
 }
 
 /// A guard with what the host says of its cgroup.
@@ -114,117 +144,91 @@ pub struct Answer {
     pub detail: String,
 }
 
-#[derive(Deserialize)]
-struct FreezeParameters {
-    #[serde(flatten)]
-    target: Place,
-    lease_ms: u64,
-    #[serde(default)]
-    dry_run: bool,
+/// Why a method of ours could not be carried out.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Failed {
+    pub reason: String,
 }
 
-#[derive(Deserialize)]
-struct KillParameters {
-    #[serde(flatten)]
-    target: Place,
-    #[serde(default)]
-    dry_run: bool,
-}
+/// A method of [`INTERFACE`]: the type has its parameters.
+pub trait Method: Serialize + DeserializeOwned {
+    const NAME: &'static str;
+    type Reply: Serialize + DeserializeOwned;
 
-/// What a request asks for: an answer at hand, or a call for the loop.
-pub enum Asked {
-    Reply(Reply),
-    Call(Call),
-}
-
-/// Reads one message.
-#[must_use]
-pub fn read(message: &[u8]) -> Asked {
-    let request: Request = match serde_json::from_slice(message) {
-        Ok(request) => request,
-        Err(error) => return Asked::Reply(bad_parameter(&error.to_string())),
-    };
-    let Request { method, parameters } = request;
-    let call = match method.as_str() {
-        "io.mcpguard.Status" => Ok(Call::Status),
-        "io.mcpguard.Freeze" => serde_json::from_value(parameters).map(
-            |FreezeParameters { target, lease_ms, dry_run }| Call::Freeze {
-                target,
-                lease_ms,
-                dry_run,
-            },
-        ),
-        "io.mcpguard.Thaw" => {
-            serde_json::from_value(parameters).map(|target| Call::Thaw { target })
-        }
-        "io.mcpguard.Kill" => serde_json::from_value(parameters)
-            .map(|KillParameters { target, dry_run }| Call::Kill { target, dry_run }),
-        "io.mcpguard.Panic" if cfg!(debug_assertions) => Ok(Call::Panic),
-        "org.varlink.service.GetInfo" => return Asked::Reply(info()),
-        "org.varlink.service.GetInterfaceDescription" => {
-            return Asked::Reply(describe(&parameters));
-        }
-        _ => {
-            let parameters = serde_json::json!({ "method": method });
-            let error = Some("org.varlink.service.MethodNotFound".to_owned());
-            return Asked::Reply(Reply { error, parameters });
-        }
-    };
-    match call {
-        Ok(call) => Asked::Call(call),
-        Err(error) => Asked::Reply(bad_parameter(&error.to_string())),
+    /// # Errors
+    /// A parameter is missing, or is of another type.
+    fn read(parameters: Value) -> serde_json::Result<Self> {
+        serde_json::from_value(parameters)
     }
 }
 
-fn info() -> Reply {
-    let parameters = serde_json::json!({
-        "vendor": "mcp-guard",
-        "product": "mcp-guard",
-        "version": env!("CARGO_PKG_VERSION"),
-        "url": "",
-        "interfaces": ["org.varlink.service", INTERFACE],
-    });
-    Reply { error: None, parameters }
+#[derive(Debug, Serialize, Deserialize)]
+pub struct GetStatus {}
+
+impl Method for GetStatus {
+    const NAME: &'static str = "Status";
+    type Reply = Status;
 }
 
-fn describe(parameters: &Value) -> Reply {
-    if parameters["interface"] == INTERFACE {
-        let parameters = serde_json::json!({ "description": DESCRIPTION });
-        return Reply { error: None, parameters };
-    }
-    let error = Some("org.varlink.service.InterfaceNotFound".to_owned());
-    Reply { error, parameters: parameters.clone() }
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Freeze {
+    #[serde(flatten)]
+    pub target: Place,
+    pub lease_ms: u64,
+    #[serde(default)]
+    pub dry_run: bool,
 }
 
-fn bad_parameter(reason: &str) -> Reply {
-    let error = Some("org.varlink.service.InvalidParameter".to_owned());
-    Reply { error, parameters: serde_json::json!({ "parameter": reason }) }
+impl Method for Freeze {
+    const NAME: &'static str = "Freeze";
+    type Reply = Answer;
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Thaw {
+    #[serde(flatten)]
+    pub target: Place,
+}
+
+impl Method for Thaw {
+    const NAME: &'static str = "Thaw";
+    type Reply = Answer;
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Kill {
+    #[serde(flatten)]
+    pub target: Place,
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+impl Method for Kill {
+    const NAME: &'static str = "Kill";
+    type Reply = Answer;
 }
 
 #[must_use]
 pub fn failed(reason: &str) -> Reply {
     let error = Some("io.mcpguard.Failed".to_owned());
-    Reply { error, parameters: serde_json::json!({ "reason": reason }) }
+    Reply { error, parameters: serde_json::json!(Failed { reason: reason.to_owned() }) }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::EngineState;
 
     #[test]
-    fn calls_are_read_and_nonsense_is_answered() {
-        let freeze = br#"{"method":"io.mcpguard.Freeze","parameters":
-            {"cgroup":"/x","cgroup_id":7,"name":"x","lease_ms":5}}"#;
-        let target = Place { cgroup: "/x".into(), cgroup_id: 7, name: "x".into(), paused: false };
-        let expected = Call::Freeze { target, lease_ms: 5, dry_run: false };
-        assert!(matches!(read(freeze), Asked::Call(call) if call == expected));
-        for (message, error) in [
-            (&b"nonsense"[..], "InvalidParameter"),
-            (br#"{"method":"io.mcpguard.Freeze","parameters":{}}"#, "InvalidParameter"),
-            (br#"{"method":"a.b"}"#, "MethodNotFound"),
+    fn the_state_of_the_engine_is_sent_as_a_text_and_read_again() {
+        for (state, text) in [
+            (EngineState::None, "none"),
+            (EngineState::Connecting, "connecting"),
+            (EngineState::Connected, "connected"),
+            (EngineState::Away("no such file: away: 2".to_owned()), "away: no such file: away: 2"),
         ] {
-            let Asked::Reply(reply) = read(message) else { panic!("a call") };
-            assert!(reply.error.is_some_and(|text| text.ends_with(error)));
+            assert_eq!(serde_json::to_value(&state).unwrap(), text);
+            assert_eq!(serde_json::from_value::<EngineState>(text.into()).unwrap(), state);
         }
+        assert!(serde_json::from_value::<EngineState>("away".into()).is_err());
     }
 }

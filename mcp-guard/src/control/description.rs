@@ -1,0 +1,114 @@
+//! The interface in Varlink's own language, made from the types that are sent and read.
+
+use std::fmt::Write as _;
+
+use mcp_guard_core::{
+    effect::Outcome,
+    policy::{Mode, Response},
+    rates::PerSecond,
+    status::{GuardState, GuardStatus, IdentityStatus, TotalsStatus},
+};
+
+use super::{
+    varlink::{Fields, Types, fields, named, plain, words},
+    wire::{
+        Answer, EngineState, Failed, Freeze, GetStatus, INTERFACE, Kill, Method, Place, Status,
+        Thaw, WatchedStatus,
+    },
+};
+
+/// The description of [`INTERFACE`].
+#[must_use]
+pub fn description() -> String {
+    let mut types = Types::new();
+    let methods = [
+        "# The agent's view, as `mcp-guard status --json` prints it.".to_owned(),
+        method::<GetStatus>(&mut types),
+        "\n# TARGET is a cgroup of the unified tree, by path and id; the id must still be the path's."
+            .to_owned(),
+        method::<Freeze>(&mut types),
+        method::<Thaw>(&mut types),
+        method::<Kill>(&mut types),
+        format!("\nerror Failed {}", list::<Failed>(&mut types)),
+    ];
+    let mut text = format!(
+        "# What mcp-guard watches and holds. Times are milliseconds.\ninterface {INTERFACE}\n\n"
+    );
+    for (name, definition) in types {
+        let _ = writeln!(text, "type {name} {definition}\n");
+    }
+    text + &methods.join("\n") + "\n"
+}
+
+fn method<M: Method + Fields>(types: &mut Types) -> String
+where
+    M::Reply: Fields,
+{
+    format!("method {}{} -> {}", M::NAME, list::<M>(types), list::<M::Reply>(types))
+}
+
+fn list<T: Fields>(types: &mut Types) -> String {
+    format!("({})", T::fields(types).join(", "))
+}
+
+fields!(GetStatus {});
+fields!(Freeze { target: flattened, lease_ms, dry_run: optional });
+fields!(Thaw { target: flattened });
+fields!(Kill { target: flattened, dry_run: optional });
+fields!(Place { cgroup, cgroup_id, name, paused: optional });
+fields!(Answer { outcome, detail });
+fields!(Failed { reason });
+fields!(Status { version, pid, uptime_ms, mode, guards, losses, audit_lost, engine });
+fields!(WatchedStatus {
+    guard: flattened,
+    cgroup,
+    cgroup_id,
+    container,
+    paused,
+    pids_max,
+    pids_current,
+    pids_wanted,
+    pids_policy,
+    pids_left,
+});
+fields!(GuardStatus {
+    guard,
+    name,
+    mode,
+    highest,
+    state,
+    refused,
+    processes,
+    pids,
+    not_kept,
+    identities,
+    totals,
+    forks_per_second,
+    execs_per_second,
+    starts_per_second,
+});
+fields!(IdentityStatus { starts, live, live_peak, oldest_seconds, starts_per_second });
+fields!(TotalsStatus {
+    process_forks,
+    thread_forks,
+    execs,
+    process_exits,
+    thread_exits,
+    arrivals,
+    departures,
+    dropped,
+});
+
+named! { WatchedStatus => "Guard", IdentityStatus => "Identity", TotalsStatus => "Totals" }
+
+words!(Mode { Observe, Enforce });
+words!(Response { Record, Clamp, Freeze, Kill });
+
+plain! {
+    // By window; "10s" is no name of a field in Varlink.
+    PerSecond => "[string]float",
+    // Words that Varlink does not allow in an enum: "not-ours", "frozen, clamped", "away: WHY".
+    Outcome => "string",
+    GuardState => "string",
+    EngineState => "string",
+}

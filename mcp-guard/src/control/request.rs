@@ -1,0 +1,105 @@
+//! What a message asks for.
+
+use serde_json::{Value, json};
+
+use super::{
+    description::description,
+    wire::{Call, Freeze, GetStatus, INTERFACE, Kill, Method, Reply, Request, Thaw},
+};
+
+/// An answer at hand, or a call for the loop.
+pub enum Asked {
+    Reply(Reply),
+    Call(Call),
+}
+
+/// Reads one message.
+#[must_use]
+pub fn read(message: &[u8]) -> Asked {
+    let request: Request = match serde_json::from_slice(message) {
+        Ok(request) => request,
+        Err(error) => return Asked::Reply(bad_parameter(&error.to_string())),
+    };
+    let Request { method, parameters } = request;
+    let call = match method.as_str() {
+        "org.varlink.service.GetInfo" => return Asked::Reply(info()),
+        "org.varlink.service.GetInterfaceDescription" => {
+            return Asked::Reply(describe(&parameters));
+        }
+        own => own.strip_prefix(INTERFACE).and_then(|own| call(own.strip_prefix('.')?, parameters)),
+    };
+    match call {
+        Some(Ok(call)) => Asked::Call(call),
+        Some(Err(error)) => Asked::Reply(bad_parameter(&error.to_string())),
+        None => {
+            let error = Some("org.varlink.service.MethodNotFound".to_owned());
+            Asked::Reply(Reply { error, parameters: json!({ "method": method }) })
+        }
+    }
+}
+
+/// A method of our own interface; None where it has no such method.
+fn call(method: &str, parameters: Value) -> Option<serde_json::Result<Call>> {
+    Some(match method {
+        // It has no parameters, and any are ignored.
+        GetStatus::NAME => Ok(Call::Status),
+        Freeze::NAME => Freeze::read(parameters)
+            .map(|Freeze { target, lease_ms, dry_run }| Call::Freeze { target, lease_ms, dry_run }),
+        Thaw::NAME => Thaw::read(parameters).map(|Thaw { target }| Call::Thaw { target }),
+        Kill::NAME => {
+            Kill::read(parameters).map(|Kill { target, dry_run }| Call::Kill { target, dry_run })
+        }
+        "Panic" if cfg!(debug_assertions) => Ok(Call::Panic),
+        _ => return None,
+    })
+}
+
+fn info() -> Reply {
+    let parameters = json!({
+        "vendor": "mcp-guard",
+        "product": "mcp-guard",
+        "version": env!("CARGO_PKG_VERSION"),
+        "url": "",
+        "interfaces": ["org.varlink.service", INTERFACE],
+    });
+    Reply { error: None, parameters }
+}
+
+fn describe(parameters: &Value) -> Reply {
+    if parameters["interface"] == INTERFACE {
+        return Reply { error: None, parameters: json!({ "description": description() }) };
+    }
+    let error = Some("org.varlink.service.InterfaceNotFound".to_owned());
+    Reply { error, parameters: parameters.clone() }
+}
+
+fn bad_parameter(reason: &str) -> Reply {
+    let error = Some("org.varlink.service.InvalidParameter".to_owned());
+    Reply { error, parameters: json!({ "parameter": reason }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::wire::Place, *};
+
+    #[test]
+    fn calls_are_read_and_nonsense_is_answered() {
+        let freeze = br#"{"method":"io.mcpguard.Freeze","parameters":
+            {"cgroup":"/x","cgroup_id":7,"name":"x","lease_ms":5}}"#;
+        let target = Place { cgroup: "/x".into(), cgroup_id: 7, name: "x".into(), paused: false };
+        let expected = Call::Freeze { target, lease_ms: 5, dry_run: false };
+        assert!(matches!(read(freeze), Asked::Call(call) if call == expected));
+        for (message, error) in [
+            (&b"nonsense"[..], "InvalidParameter"),
+            (br#"{"method":"io.mcpguard.Freeze","parameters":{}}"#, "InvalidParameter"),
+            (br#"{"method":"a.b"}"#, "MethodNotFound"),
+            (br#"{"method":"io.mcpguardFreeze"}"#, "MethodNotFound"),
+            (br#"{"method":"io.mcpguard"}"#, "MethodNotFound"),
+        ] {
+            let Asked::Reply(reply) = read(message) else { panic!("a call") };
+            assert!(reply.error.is_some_and(|text| text.ends_with(error)));
+        }
+        let status = br#"{"method":"io.mcpguard.Status"}"#;
+        assert!(matches!(read(status), Asked::Call(Call::Status)));
+    }
+}

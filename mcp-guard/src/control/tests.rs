@@ -1,0 +1,261 @@
+//! The description against what is really sent and read.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mcp_guard_core::{
+    effect::Outcome,
+    policy::{Mode, Response},
+    rates::PerSecond,
+    status::{GuardState, GuardStatus, IdentityStatus, TotalsStatus},
+};
+use serde_json::{Value, json};
+
+use super::{
+    description::description,
+    request::{Asked, read},
+    wire::{
+        Answer, EngineState, Freeze, GetStatus, INTERFACE, Kill, Method, Place, Status, Thaw,
+        WatchedStatus, failed,
+    },
+};
+
+/// A description that was read again: definitions of types, and for each method its parameters and its reply.
+struct Read {
+    types: BTreeMap<String, String>,
+    methods: BTreeMap<String, (String, String)>,
+    errors: BTreeMap<String, String>,
+}
+
+fn read_description() -> Read {
+    let text = description();
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let text = lines.map(str::trim).collect::<Vec<_>>().join(" ");
+    let text = text.trim().strip_prefix("interface io.mcpguard").unwrap().to_owned();
+    let mut found =
+        Read { types: BTreeMap::new(), methods: BTreeMap::new(), errors: BTreeMap::new() };
+    let mut rest = text.trim();
+    while let Some((word, after)) = rest.split_once(' ') {
+        let open = after.find('(').unwrap();
+        let name = after[..open].trim().to_owned();
+        let (first, after) = in_parentheses(&after[open..]);
+        rest = after.trim();
+        match word {
+            "type" => drop(found.types.insert(name, first.to_owned())),
+            "error" => drop(found.errors.insert(name, first.to_owned())),
+            "method" => {
+                let (reply, after) = in_parentheses(rest.strip_prefix("-> ").unwrap());
+                found.methods.insert(name, (first.to_owned(), reply.to_owned()));
+                rest = after.trim();
+            }
+            other => panic!("{other:?} is no member of an interface"),
+        }
+    }
+    found
+}
+
+/// What is in the parentheses that the text begins with, and what follows them.
+fn in_parentheses(text: &str) -> (&str, &str) {
+    let end = text.find(')').unwrap();
+    assert!(text.starts_with('(') && !text[1..end].contains('('), "nested: {text}");
+    (&text[1..end], &text[end + 1..])
+}
+
+fn fields(list: &str) -> BTreeMap<&str, &str> {
+    let fields = list.split(',').map(str::trim).filter(|field| !field.is_empty());
+    let fields: Vec<_> = fields.map(|field| field.split_once(": ").unwrap()).collect();
+    let by_name: BTreeMap<_, _> = fields.iter().copied().collect();
+    assert_eq!(by_name.len(), fields.len(), "a field twice: {list}");
+    by_name
+}
+
+impl Read {
+    /// An object has exactly the described fields, each of its type.
+    fn check_fields(&self, value: &Value, list: &str, place: &str) {
+        let (described, object) = (fields(list), value.as_object().unwrap());
+        let names: BTreeSet<&str> = described.keys().copied().collect();
+        let keys: BTreeSet<&str> = object.keys().map(String::as_str).collect();
+        assert_eq!(keys, names, "{place}: sent, described");
+        for (name, kind) in described {
+            self.check(&object[name], kind, &format!("{place}.{name}"));
+        }
+    }
+
+    fn check(&self, value: &Value, kind: &str, place: &str) {
+        if let Some(kind) = kind.strip_prefix('?') {
+            return if value.is_null() {
+            } else {
+                self.check(value, kind, place)
+            };
+        }
+        if let Some(kind) = kind.strip_prefix("[]") {
+            let all = value.as_array().unwrap();
+            assert!(!all.is_empty(), "{place}: nothing to compare");
+            return all.iter().for_each(|one| self.check(one, kind, place));
+        }
+        if let Some(kind) = kind.strip_prefix("[string]") {
+            let all = value.as_object().unwrap();
+            assert!(!all.is_empty(), "{place}: nothing to compare");
+            return all.values().for_each(|one| self.check(one, kind, place));
+        }
+        match kind {
+            "bool" => assert!(value.is_boolean(), "{place}: {value}"),
+            "int" => assert!(value.is_u64(), "{place}: {value}"),
+            "float" => assert!(value.is_f64(), "{place}: {value}"),
+            "string" => assert!(value.is_string(), "{place}: {value}"),
+            name => match self.types[name].as_str() {
+                fields if fields.contains(':') => self.check_fields(value, fields, place),
+                words => {
+                    let word = value.as_str().unwrap();
+                    assert!(words.split(", ").any(|one| one == word), "{place}: {word}: {words}");
+                }
+            },
+        }
+    }
+
+    fn check_call<M: Method>(&self, parameters: &M, replies: &[M::Reply]) {
+        let (described, reply) = &self.methods[M::NAME];
+        let parameters = serde_json::to_value(parameters).unwrap();
+        self.check_fields(&parameters, described, M::NAME);
+        assert!(is_read::<M>(&parameters), "{}", M::NAME);
+        for (name, kind) in fields(described) {
+            let mut fewer = parameters.clone();
+            fewer.as_object_mut().unwrap().remove(name);
+            assert_eq!(is_read::<M>(&fewer), kind.starts_with('?'), "{} without {name}", M::NAME);
+        }
+        for value in replies {
+            self.check_fields(&serde_json::to_value(value).unwrap(), reply, M::NAME);
+        }
+    }
+}
+
+fn is_read<M: Method>(parameters: &Value) -> bool {
+    let method = format!("{INTERFACE}.{}", M::NAME);
+    let message = json!({ "method": method, "parameters": parameters });
+    matches!(read(message.to_string().as_bytes()), Asked::Call(_))
+}
+
+fn per_second() -> PerSecond {
+    PerSecond { one: 1.5, ten: 0.5, sixty: 0.0 }
+}
+
+fn guard(mode: Mode, highest: Response, state: GuardState) -> WatchedStatus {
+    let identity = IdentityStatus {
+        starts: 4,
+        live: 2,
+        live_peak: 3,
+        oldest_seconds: Some(60),
+        starts_per_second: per_second(),
+    };
+    let totals = TotalsStatus {
+        process_forks: 1,
+        thread_forks: 2,
+        execs: 3,
+        process_exits: 4,
+        thread_exits: 5,
+        arrivals: 6,
+        departures: 7,
+        dropped: 8,
+    };
+    let guard = GuardStatus {
+        guard: 0,
+        name: "gateway".to_owned(),
+        mode,
+        highest,
+        state,
+        refused: Some("it holds PID 1".to_owned()),
+        processes: 2,
+        pids: vec![7, 8],
+        not_kept: 0,
+        identities: BTreeMap::from([("@acme/server".to_owned(), identity)]),
+        totals,
+        forks_per_second: per_second(),
+        execs_per_second: per_second(),
+        starts_per_second: per_second(),
+    };
+    WatchedStatus {
+        guard,
+        cgroup: "/docker/a".to_owned(),
+        cgroup_id: u64::MAX,
+        container: Some("a".to_owned()),
+        paused: false,
+        pids_max: Some("max".to_owned()),
+        pids_current: Some(12),
+        pids_wanted: Some(100),
+        pids_policy: Some(100),
+        pids_left: false,
+    }
+}
+
+fn status(engine: EngineState) -> Status {
+    Status {
+        version: "0.1.0".to_owned(),
+        pid: 7,
+        uptime_ms: 1000,
+        mode: Mode::Observe,
+        guards: vec![
+            guard(Mode::Observe, Response::Record, GuardState::Free),
+            guard(Mode::Enforce, Response::Clamp, GuardState::Clamped),
+            guard(Mode::Enforce, Response::Freeze, GuardState::Frozen),
+            guard(Mode::Enforce, Response::Kill, GuardState::FrozenAndClamped),
+        ],
+        losses: BTreeMap::from([("ring-full".to_owned(), 0)]),
+        audit_lost: 0,
+        engine,
+    }
+}
+
+#[test]
+fn what_is_sent_has_exactly_the_described_fields() {
+    let described = read_description();
+    let target = || Place { cgroup: "/x".into(), cgroup_id: 7, name: "x".into(), paused: true };
+    let outcomes =
+        [Outcome::Done, Outcome::WouldDo, Outcome::Refused, Outcome::NotOurs, Outcome::Failed];
+    let answers = outcomes.map(|outcome| Answer { outcome, detail: "frozen 1".to_owned() });
+    let away = EngineState::Away("no such file".to_owned());
+    let engines = [EngineState::None, EngineState::Connecting, EngineState::Connected, away];
+    described.check_call(&GetStatus {}, &engines.map(status));
+    let freeze = Freeze { target: target(), lease_ms: 5, dry_run: true };
+    described.check_call(&freeze, &answers);
+    described.check_call(&Thaw { target: target() }, &answers);
+    described.check_call(&Kill { target: target(), dry_run: true }, &answers);
+    let failure = failed("why");
+    assert_eq!(failure.error.as_deref(), Some("io.mcpguard.Failed"));
+    described.check_fields(&failure.parameters, &described.errors["Failed"], "Failed");
+    // No other is described.
+    let names: Vec<&str> = described.methods.keys().map(String::as_str).collect();
+    assert_eq!(names, ["Freeze", "Kill", "Status", "Thaw"]);
+    assert_eq!(described.errors.len(), 1);
+}
+
+/// What is null here may be left out, and only that.
+#[test]
+fn what_may_be_missing_is_described_so() {
+    let described = read_description();
+    let mut empty = guard(Mode::Observe, Response::Record, GuardState::Free);
+    (empty.guard.refused, empty.container, empty.pids_max) = (None, None, None);
+    (empty.pids_current, empty.pids_wanted, empty.pids_policy) = (None, None, None);
+    let sent = serde_json::to_value(empty).unwrap();
+    let is_missing = |name: &str| sent.get(name).is_none_or(Value::is_null);
+    for (name, kind) in fields(&described.types["Guard"]) {
+        assert_eq!(is_missing(name), kind.starts_with('?'), "{name}: {kind}");
+    }
+}
+
+/// The grammar's: a letter first, and underscores between letters and digits only.
+#[test]
+fn names_are_those_that_varlink_allows() {
+    let described = read_description();
+    let is_name = |name: &str| {
+        let parts_are_plain = name
+            .split('_')
+            .all(|part| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric()));
+        name.starts_with(|c: char| c.is_ascii_alphabetic()) && parts_are_plain
+    };
+    for (name, definition) in &described.types {
+        assert!(name.starts_with(|c: char| c.is_ascii_uppercase()) && is_name(name), "{name}");
+        for member in definition.split(',') {
+            let member = member.split(':').next().unwrap_or_default().trim();
+            assert!(is_name(member), "{name}: {member}");
+        }
+    }
+}

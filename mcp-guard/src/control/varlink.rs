@@ -1,0 +1,135 @@
+//! Rust types as Varlink's language writes them, see <https://varlink.org/Interface-Definition>.
+
+use std::{collections::BTreeMap, fmt::Display};
+
+/// The named types of an interface: name to definition.
+pub(super) type Types = BTreeMap<&'static str, String>;
+
+/// The type of a value on the wire.
+pub(super) trait Type {
+    /// As it is written behind the name of a field. Named types that it refers to are added to `types`.
+    fn describe(types: &mut Types) -> String;
+}
+
+/// A struct, by the fields it is serialised with. [`fields`] implements it.
+pub(super) trait Fields {
+    /// Each as `name: type`.
+    fn fields(types: &mut Types) -> Vec<String>;
+}
+
+/// Implements [`Fields`]. The types are those of the struct, and a field of the struct that is not listed is
+/// an error of the compiler. `field: optional` is one that a caller may leave out, `field: flattened` has its own
+/// fields in the place of itself.
+macro_rules! fields {
+    ($name:ident { $($field:ident $(: $how:ident)?),* $(,)? }) => {
+        impl $crate::control::varlink::Fields for $name {
+            #[allow(unused_variables, reason = "a struct may be empty")]
+            fn fields(types: &mut $crate::control::varlink::Types) -> Vec<String> {
+                let _is_complete = |one: Self| {
+                    let Self { $($field: _),* } = one;
+                };
+                let all: &[Vec<String>] =
+                    &[$($crate::control::varlink::fields!(@ types, $field $($how)?)),*];
+                all.concat()
+            }
+        }
+    };
+    (@ $types:ident, $field:ident) => {
+        vec![$crate::control::varlink::field(stringify!($field), |one: &Self| &one.$field, $types)]
+    };
+    (@ $types:ident, $field:ident optional) => {
+        vec![$crate::control::varlink::optional(stringify!($field), |one: &Self| &one.$field, $types)]
+    };
+    (@ $types:ident, $field:ident flattened) => {
+        $crate::control::varlink::flattened(|one: &Self| &one.$field, $types)
+    };
+}
+
+/// Implements [`Type`] for types that have no name in Varlink.
+macro_rules! plain {
+    ($($rust:ty => $varlink:literal),* $(,)?) => {
+        $(impl $crate::control::varlink::Type for $rust {
+            fn describe(_types: &mut $crate::control::varlink::Types) -> String {
+                $varlink.to_owned()
+            }
+        })*
+    };
+}
+
+/// Implements [`Type`] for a struct that has [`Fields`], under a name.
+macro_rules! named {
+    ($($rust:ty => $varlink:literal),* $(,)?) => {
+        $(impl $crate::control::varlink::Type for $rust {
+            fn describe(types: &mut $crate::control::varlink::Types) -> String {
+                $crate::control::varlink::declare::<Self>($varlink, types)
+            }
+        })*
+    };
+}
+
+/// Implements [`Type`] for an enum that is serialised as it is displayed. A variant that is not listed is an
+/// error of the compiler.
+macro_rules! words {
+    ($name:ident { $($variant:ident),* $(,)? }) => {
+        impl $crate::control::varlink::Type for $name {
+            fn describe(types: &mut $crate::control::varlink::Types) -> String {
+                let _is_complete = |one: Self| match one {
+                    $(Self::$variant => {}),*
+                };
+                let words = [$(&Self::$variant as &dyn std::fmt::Display),*];
+                $crate::control::varlink::declare_words(stringify!($name), &words, types)
+            }
+        }
+    };
+}
+
+pub(super) use {fields, named, plain, words};
+
+plain! { bool => "bool", f64 => "float", String => "string", u32 => "int", u64 => "int", usize => "int" }
+
+impl<T: Type> Type for Option<T> {
+    fn describe(types: &mut Types) -> String {
+        format!("?{}", T::describe(types))
+    }
+}
+
+impl<T: Type> Type for Vec<T> {
+    fn describe(types: &mut Types) -> String {
+        format!("[]{}", T::describe(types))
+    }
+}
+
+impl<T: Type> Type for BTreeMap<String, T> {
+    fn describe(types: &mut Types) -> String {
+        format!("[string]{}", T::describe(types))
+    }
+}
+
+/// `_of` is there for its type only.
+pub(super) fn field<S, T: Type>(name: &str, _of: fn(&S) -> &T, types: &mut Types) -> String {
+    format!("{name}: {}", T::describe(types))
+}
+
+pub(super) fn optional<S, T: Type>(name: &str, _of: fn(&S) -> &T, types: &mut Types) -> String {
+    format!("{name}: {}", Option::<T>::describe(types))
+}
+
+pub(super) fn flattened<S, T: Fields>(_of: fn(&S) -> &T, types: &mut Types) -> Vec<String> {
+    T::fields(types)
+}
+
+pub(super) fn declare<T: Fields>(name: &'static str, types: &mut Types) -> String {
+    let fields = T::fields(types).join(",\n  ");
+    types.insert(name, format!("(\n  {fields}\n)"));
+    name.to_owned()
+}
+
+pub(super) fn declare_words(
+    name: &'static str,
+    words: &[&dyn Display],
+    types: &mut Types,
+) -> String {
+    let words: Vec<String> = words.iter().map(ToString::to_string).collect();
+    types.insert(name, format!("({})", words.join(", ")));
+    name.to_owned()
+}
