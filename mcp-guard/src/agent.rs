@@ -1,17 +1,19 @@
 //! The agent: one loop on one thread. Its sources only feed it; it alone has state, and the core
 //! alone decides.
 
+mod askers;
 mod calls;
-mod guards;
+mod counting;
+mod guarding;
+mod known;
 mod limits;
 mod notify;
 mod reader;
-mod restore;
 mod start;
 mod turn;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     panic::AssertUnwindSafe,
     path::PathBuf,
     time::Duration,
@@ -21,38 +23,22 @@ use futures_util::FutureExt as _;
 use mcp_guard_core::{
     Core, Time,
     audit::Record,
-    diagnose::facts,
-    effect::{Effect, End, GuardId, Input, Outcome},
-    policy::{Policy, Response},
+    effect::{Effect, Input, Settled},
+    incident::End,
+    policy::Policy,
 };
-use tokio::{
-    io::unix::AsyncFd,
-    signal::unix::Signal,
-    sync::{mpsc, oneshot},
-};
+use tokio::{io::unix::AsyncFd, signal::unix::Signal, sync::mpsc};
 
 use self::{
-    guards::Unguardable,
-    limits::{Kept, News},
-    notify::Notify,
-    reader::Reader,
+    askers::Askers, counting::Counting, guarding::Unguardable, known::KnownEngines, limits::Upkeep,
+    notify::Notify, reader::News,
 };
 use crate::{
-    control::{
-        lock::Lock,
-        server,
-        wire::{EngineState, Reply},
-    },
-    engine::{Change, Container, EngineId, Engines, LAST_WORD},
-    executor::{Confirmed, Executor, reconcile},
-    host::{
-        bpf::{Kernel, Options as BpfOptions},
-        clock,
-        layout::Layout,
-        observer::Observer,
-        poll::Alarm,
-    },
-    wanted::Limits,
+    control::{lock::Lock, server},
+    engine::{Change, EngineId, Engines, LAST_WORD},
+    executor::{Executor, reconcile},
+    guards::Guards,
+    host::{bpf::Options as BpfOptions, clock, layout::Layout, observer::Observer, poll::Alarm},
 };
 
 /// How often totals are read and silent records are fetched at the least.
@@ -78,63 +64,39 @@ pub struct Options {
 /// Why the loop woke.
 enum Wake {
     Ring,
-    Confirmed(Confirmed),
+    Settled(Settled),
     Call(server::Waiting),
     Change(EngineId, Change),
-    Limit(News),
+    News(News),
     Time,
     Stop(&'static str),
 }
 
-struct Asker {
-    guard: GuardId,
-    reply: oneshot::Sender<Reply>,
-}
-
 pub struct Agent {
+    /// What is decided.
     core: Core,
+    /// What is guarded, and held open.
+    guards: Guards,
+    /// What is done.
     executor: Executor,
-    kernel: Kernel,
-    layout: Layout,
-    engines: Engines,
-    engine_state: EngineState,
-    /// What each engine said of itself when it was last reached.
-    described: BTreeMap<EngineId, facts::Engine>,
-    /// Slots that are free, longest first: a late record of an old guard must not hit a new one.
-    free: VecDeque<GuardId>,
-    /// Guards that only hold something for an operator, and the container that came up meanwhile, which the
-    /// policy names.
-    by_hand: BTreeMap<GuardId, Option<Container>>,
+    /// What the kernel counts.
+    counting: Counting,
+    engines: KnownEngines,
+    /// What the limits of guards are read from.
+    upkeep: Upkeep,
+    askers: Askers,
     /// Cgroups that could not be guarded, by id.
     unguardable: BTreeMap<u64, Unguardable>,
-    /// Containers whose cgroup could not be found, which was said.
-    unfound: BTreeSet<String>,
-    /// How the limit of each guard is held.
-    keeps: BTreeMap<GuardId, Kept>,
-    limits: Limits,
-    /// Facts asked for so far, and who reads them.
-    questions: u64,
-    reader: Reader,
+    layout: Layout,
     observer: Observer,
-    /// Where what was asked for a limit is answered.
-    news: mpsc::UnboundedSender<News>,
-    /// Who waits for the end of an incident.
-    askers: BTreeMap<String, Asker>,
-    losses: BTreeMap<String, u64>,
     notify: Notify,
-    /// Records lost to a full ring, as of the last tick.
-    dropped: u64,
-    /// Records were lost, and the ring was not empty since.
-    behind_a_loss: bool,
     started: Time,
     next_tick: Time,
     next_look: Time,
-    next_untold: Time,
 }
 
 struct Sources {
     ring: AsyncFd<std::os::fd::OwnedFd>,
-    confirmed: mpsc::UnboundedReceiver<Confirmed>,
     calls: mpsc::Receiver<server::Waiting>,
     changes: mpsc::Receiver<(EngineId, Change)>,
     news: mpsc::UnboundedReceiver<News>,
@@ -158,11 +120,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         Ok(Err(error)) => format!("error: {error:#}"),
         Err(_) => "panic".to_owned(),
     };
-    // An owner that hangs must not keep what is frozen.
-    let _ = tokio::time::timeout(LAST_WORD, agent.last_limits(&mut sources.news)).await;
-    agent.executor.abandon_limits();
-    // The kernel answers within a bound of its own.
-    let _ = tokio::time::timeout(2 * LAST_WORD, agent.last_answers(&mut sources.confirmed)).await;
+    agent.last_answers().await;
     agent.stop(reason).await;
     match ended {
         Ok(Ok(_)) => Ok(()),
@@ -179,48 +137,31 @@ fn raise_priority() {
 }
 
 impl Agent {
-    /// Gives back what no holder will.
-    async fn release_orphans(&mut self, end: End) {
-        let (orphans, read) = reconcile::find(&self.layout);
-        if let Err(error) = read {
-            tracing::error!(%error, "not all cgroups could be looked at for what is still held");
-        }
-        for mut orphan in orphans {
-            let container = orphan.held.container.as_deref();
-            orphan.held.paused = self.engines.is_paused(container).await;
-            self.executor.release_orphan(&orphan, end);
-        }
-    }
-
     async fn serve(&mut self, sources: &mut Sources) -> anyhow::Result<&'static str> {
         loop {
-            match self.wait(sources).await? {
+            let wake = self.wait(sources).await?;
+            // Whatever woke it: records first, so that an answer has detail up to this moment.
+            self.drain();
+            match wake {
                 Wake::Ring | Wake::Time => {}
-                Wake::Confirmed(confirmed) => {
-                    if let Some(settled) = self.executor.confirm(confirmed) {
-                        self.step(settled);
-                    }
-                }
+                Wake::Settled(settled) => self.settled(settled),
                 Wake::Call(waiting) => self.answer(waiting),
                 Wake::Change(engine, change) => self.change(engine, change),
-                Wake::Limit(news) => self.limit_news(news),
+                Wake::News(news) => self.news(news),
                 Wake::Stop(reason) => return Ok(reason),
             }
-            // Whatever woke it: records first, then what is due.
-            self.drain();
             self.tick();
         }
     }
 
     /// The ring comes first, and cannot starve the others: a turn drains a bounded part of it and
     /// then looks whether anything else waits.
-    async fn wait(&self, sources: &mut Sources) -> anyhow::Result<Wake> {
+    async fn wait(&mut self, sources: &mut Sources) -> anyhow::Result<Wake> {
         let deadline =
             self.core.next_deadline().map_or(self.next_tick, |at| at.min(self.next_tick));
-        let Sources { ring, confirmed, calls, changes, news, terminate, interrupt, hangup, alarm } =
-            sources;
-        if let Ok(confirmed) = confirmed.try_recv() {
-            return Ok(Wake::Confirmed(confirmed));
+        let Sources { ring, calls, changes, news, terminate, interrupt, hangup, alarm } = sources;
+        if let Some(settled) = self.executor.settled(&mut self.guards) {
+            return Ok(Wake::Settled(settled));
         }
         if let Ok(call) = calls.try_recv() {
             return Ok(Wake::Call(call));
@@ -229,7 +170,7 @@ impl Agent {
             return Ok(Wake::Change(engine, change));
         }
         if let Ok(news) = news.try_recv() {
-            return Ok(Wake::Limit(news));
+            return Ok(Wake::News(news));
         }
         tokio::select! {
             biased;
@@ -241,21 +182,11 @@ impl Agent {
                 ready?.clear_ready();
                 Ok(Wake::Ring)
             }
-            Some(confirmed) = confirmed.recv() => Ok(Wake::Confirmed(confirmed)),
+            settled = self.executor.next_settled(&mut self.guards) => Ok(Wake::Settled(settled)),
             Some(call) = calls.recv() => Ok(Wake::Call(call)),
             Some((engine, change)) = changes.recv() => Ok(Wake::Change(engine, change)),
-            Some(news) = news.recv() => Ok(Wake::Limit(news)),
+            Some(news) = news.recv() => Ok(Wake::News(news)),
             passed = alarm.at(deadline) => passed.map(|()| Wake::Time).map_err(Into::into),
-        }
-    }
-
-    /// What was written and is not confirmed yet gets its outcome in the log. Nobody is told of it: what is
-    /// held now is given back in a moment.
-    async fn last_answers(&mut self, confirmed: &mut mpsc::UnboundedReceiver<Confirmed>) {
-        while self.executor.awaits_confirmation()
-            && let Some(answer) = confirmed.recv().await
-        {
-            self.executor.confirm(answer);
         }
     }
 
@@ -265,30 +196,82 @@ impl Agent {
     }
 
     fn step_at(&mut self, now: Time, input: Input) {
-        // Those of an earlier step interest nobody.
-        self.executor.take_released();
         let mut inputs = VecDeque::from([input]);
         let mut effects = Vec::new();
         while let Some(input) = inputs.pop_front() {
-            let clamped = clamped(&input);
             self.core.step(now, input, &mut effects);
-            // What is refused from here on is the clamp's doing.
-            inputs.extend(clamped.and_then(|guard| self.denials(guard)));
             for effect in effects.drain(..) {
-                if let Effect::Rescan { guard } = effect {
-                    inputs.extend(self.baseline(guard));
-                }
-                inputs.extend(self.executor.apply(effect));
+                inputs.extend(self.carry_out(effect));
+            }
+            while let Some(settled) = self.executor.settled(&mut self.guards) {
+                self.askers.settled(&settled);
+                inputs.push_back(Input::Settled(settled));
             }
         }
-        self.tell_askers();
+    }
+
+    /// Carries one effect out. Returns what was read for it.
+    fn carry_out(&mut self, effect: Effect) -> Option<Input> {
+        match effect {
+            Effect::Act(order) => {
+                self.askers.ordered(&order);
+                self.executor.apply(&mut self.guards, order);
+            }
+            Effect::Rescan { guard } => return self.baseline(guard),
+            Effect::ReadDenials { guard } => return self.denials(guard),
+            Effect::ReadFacts { guard, ticket } => return self.ask_for_facts(guard, ticket),
+            Effect::ForgetRequest { guard } => self.forget_request(guard),
+            Effect::Unguard { guard } => self.unguard(guard),
+            Effect::Log { guard, message } => {
+                let name = self.guards.get(guard).map_or("", |held| held.subject.name.as_str());
+                tracing::warn!(name, "{message}");
+            }
+        }
+        None
+    }
+
+    fn settled(&mut self, settled: Settled) {
+        self.askers.settled(&settled);
+        self.step(Input::Settled(settled));
+    }
+
+    /// Gives back what no holder will.
+    async fn release_orphans(&mut self, end: End) {
+        let (orphans, read) = reconcile::find(&self.layout);
+        if let Err(error) = read {
+            tracing::error!(%error, "not all cgroups could be looked at for what is still held");
+        }
+        for mut orphan in orphans {
+            let container = orphan.held.container.as_deref();
+            orphan.held.paused = self.engines.all.is_paused(container).await;
+            self.executor.release_orphan(&orphan, end);
+        }
+    }
+
+    /// What was written and is not answered yet gets its outcome in the log. Nobody is told of it: what is
+    /// held now is given back in a moment.
+    async fn last_answers(&mut self) {
+        // An owner that hangs must not keep what is frozen. The kernel answers within a bound of its own.
+        let owners = async {
+            while self.executor.awaits_owners() {
+                self.executor.next_settled(&mut self.guards).await;
+            }
+        };
+        let _ = tokio::time::timeout(LAST_WORD, owners).await;
+        self.executor.abandon_limits(&mut self.guards);
+        let kernel = async {
+            while self.executor.has_orders_under_way() {
+                self.executor.next_settled(&mut self.guards).await;
+            }
+        };
+        let _ = tokio::time::timeout(2 * LAST_WORD, kernel).await;
     }
 
     /// An event may still be on its way; whoever is paused now must not be thawed.
     async fn hear_of_pauses(&mut self) {
-        for held in self.executor.held_mut().values_mut() {
+        for held in self.guards.all_mut() {
             if let Some(id) = &held.container
-                && let Ok(Some(container)) = self.engines.inspect(id).await
+                && let Ok(Some(container)) = self.engines.all.inspect(id).await
             {
                 held.paused = container.paused;
             }
@@ -303,19 +286,12 @@ impl Agent {
         let mut effects = Vec::new();
         self.core.release_all(End::Shutdown, &mut effects);
         for effect in effects {
-            self.executor.apply(effect);
+            if let Effect::Act(order) = effect {
+                self.executor.apply(&mut self.guards, order);
+            }
         }
         // What a panic, or an answer that never came, kept from the core's books.
         self.release_orphans(End::Shutdown).await;
         self.executor.audit.write(Record::AgentStop { reason });
     }
-}
-
-/// The guard of a clamp that has just been done.
-fn clamped(input: &Input) -> Option<GuardId> {
-    let Input::Settled { guard, response: Response::Clamp, outcome: Outcome::Done, .. } = input
-    else {
-        return None;
-    };
-    Some(*guard)
 }

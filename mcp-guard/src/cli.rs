@@ -24,7 +24,7 @@ pub use exit::{Exit, Failure};
 use crate::{
     control::lock::DEFAULT_RUN_DIR,
     engine::{DEFAULT_SOCKET, DEFAULT_TIMEOUT, Engines},
-    wanted::DEFAULT_STATE_DIR,
+    requests::DEFAULT_STATE_DIR,
 };
 
 /// Finds, explains and contains process leaks of MCP servers in containers.

@@ -1,165 +1,172 @@
 //! The one place that changes the host. Each change writes one audit line before and one after.
+//!
+//! One way in: [`Executor::apply`] takes an order. One way out: [`Executor::settled`], or
+//! [`Executor::next_settled`] where somebody waits for it, gives back how it ended, under the ticket of the
+//! order. Some orders are settled at once, others when the kernel or the owner of a limit has answered.
 
 mod confirm;
+mod contain;
 mod hold;
-pub mod limit;
+mod limit;
 pub mod reconcile;
 mod steps;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::collections::{BTreeMap, VecDeque};
 
 use mcp_guard_core::{
     Time,
-    audit::{Record, Subject, Timing},
-    effect::{Cause, Containment, Effect, GuardId, Input, Outcome},
-    escape::visible_within,
-    policy::{Mode, Response},
-    refusal::refusal,
+    audit::{Record, Subject},
+    effect::{Action, Order, Settled},
+    id::{GuardId, Incident, Ticket},
+    incident::Outcome,
 };
 use tokio::sync::mpsc;
 
-pub use confirm::Confirmed;
-pub use hold::together;
-pub use steps::Holder;
-use steps::Step;
-
+pub use self::hold::{is_marked, is_unclamped, marks, together};
+use self::{confirm::Awaited, limit::Change, steps::Holder};
 use crate::{
     audit::Audit,
-    host::{
-        cgroup::Cgroup,
-        clock, facts,
-        layout::{self, Layout},
-    },
+    engine::Engines,
+    guards::{Guards, Held},
+    host::layout::{self, Layout},
+    owner,
 };
 
-/// A guarded cgroup, held.
-pub struct Held {
-    pub cgroup: Cgroup,
-    pub subject: Subject,
-    /// Id of its container in the engine.
-    pub container: Option<String>,
-    /// The engine says Paused: its freeze is not ours to touch.
-    pub paused: bool,
-    /// When to try again to give back what could not be.
-    try_again: Time,
+/// An order that is under way: somebody else answers it.
+enum UnderWay {
+    /// The kernel confirms a freeze or a kill.
+    Kernel(Awaited),
+    /// The owner of a limit writes it.
+    Owner(Change),
 }
 
-impl Held {
-    #[must_use]
-    pub fn new(cgroup: Cgroup, name: &str, container: Option<String>, paused: bool) -> Self {
-        let subject = Subject {
-            name: visible_within(name, 256),
-            cgroup: cgroup.path().to_owned(),
-            cgroup_id: cgroup.id(),
-        };
-        Self { cgroup, subject, container, paused, try_again: Time::default() }
-    }
-}
-
-/// How an incident ended, for whoever asked for it.
-pub struct Settled {
-    pub incident: String,
-    pub outcome: Outcome,
-    pub detail: String,
+/// What came of an order that was under way.
+enum Answer {
+    Kernel { reached: std::io::Result<bool>, at: Time },
+    Owner(owner::Answer),
 }
 
 pub struct Executor {
-    held: BTreeMap<GuardId, Held>,
     pub audit: Audit,
     layout: Layout,
+    engines: Engines,
     holder: Holder,
-    incidents: u64,
-    settled: Vec<Settled>,
-    released: Vec<(Outcome, String)>,
-    /// Writes of limits that are announced and have no outcome yet; one for each guard at most.
-    changes: Vec<Arc<limit::Change>>,
-    confirmations: mpsc::UnboundedSender<Confirmed>,
-    /// Of these so many are under way.
-    awaited: usize,
+    under_way: BTreeMap<Ticket, UnderWay>,
+    settled: VecDeque<Settled>,
+    /// At most one answer for each order that is under way, so the queue needs no other bound.
+    answers: mpsc::UnboundedReceiver<(Ticket, Answer)>,
+    to_answers: mpsc::UnboundedSender<(Ticket, Answer)>,
 }
 
 impl Executor {
-    /// Confirmations arrive on the receiver; hand each to [`Executor::confirm`]. There is at most
-    /// one for each guard and response at a time, so the queue needs no other bound.
     #[must_use]
-    pub fn new(audit: Audit, layout: Layout) -> (Self, mpsc::UnboundedReceiver<Confirmed>) {
-        let (confirmations, receiver) = mpsc::unbounded_channel();
-        let holder = Holder::this_process();
-        (
-            Self {
-                held: BTreeMap::new(),
-                audit,
-                layout,
-                holder,
-                incidents: 0,
-                settled: Vec::new(),
-                released: Vec::new(),
-                changes: Vec::new(),
-                confirmations,
-                awaited: 0,
-            },
-            receiver,
-        )
-    }
-
-    /// The incident that the next effect will be.
-    #[must_use]
-    pub fn next_incident(&self) -> String {
-        format!("{}-{}", self.audit.run(), self.incidents + 1)
-    }
-
-    /// What has been settled since the last call.
-    pub fn take_settled(&mut self) -> Vec<Settled> {
-        std::mem::take(&mut self.settled)
-    }
-
-    /// How the releases since the last call ended.
-    pub fn take_released(&mut self) -> Vec<(Outcome, String)> {
-        std::mem::take(&mut self.released)
-    }
-
-    pub fn hold(&mut self, guard: GuardId, held: Held) {
-        self.held.insert(guard, held);
-    }
-
-    pub fn forget(&mut self, guard: GuardId) -> Option<Held> {
-        self.held.remove(&guard)
-    }
-
-    #[must_use]
-    pub fn held(&self) -> &BTreeMap<GuardId, Held> {
-        &self.held
-    }
-
-    pub fn held_mut(&mut self) -> &mut BTreeMap<GuardId, Held> {
-        &mut self.held
-    }
-
-    /// Carries out one effect. What comes back goes into the core; a freeze or kill answers later,
-    /// through [`Executor::confirm`].
-    pub fn apply(&mut self, effect: Effect) -> Option<Input> {
-        match effect {
-            Effect::Warn { guard, cause } => {
-                let guard = self.subject(guard)?;
-                self.audit.write(Record::Warning { guard, cause });
-                None
-            }
-            Effect::Contain(containment) => self.contain(containment),
-            Effect::Refuse { guard, response, mode, cause, refusal } => {
-                self.refuse(guard, response, mode, cause, refusal.to_string())
-            }
-            Effect::Renew { guard, lease } => self.renew(guard, lease),
-            Effect::Loosen { guard, by, aborts, denials } => {
-                self.loosen(guard, by, aborts, denials)
-            }
-            Effect::Release { guard, response, end } => {
-                self.release(guard, response, end);
-                None
-            }
-            Effect::Disown { guard, response, end } => self.disown(guard, response, end),
-            // The loop's, which has the kernel side at hand.
-            Effect::Rescan { .. } => None,
+    pub fn new(audit: Audit, layout: Layout, engines: Engines) -> Self {
+        let (to_answers, answers) = mpsc::unbounded_channel();
+        Self {
+            audit,
+            layout,
+            engines,
+            holder: Holder::this_process(),
+            under_way: BTreeMap::new(),
+            settled: VecDeque::new(),
+            answers,
+            to_answers,
         }
+    }
+
+    /// Carries out one order.
+    pub fn apply(&mut self, guards: &mut Guards, order: Order) {
+        let Order { ticket, guard, action, .. } = order;
+        let place = Place { ticket, guard, incident: Incident::new(self.audit.run(), ticket) };
+        let Some(held) = guards.get_mut(guard) else {
+            let detail = "the guard is gone, and nothing was done; try again".to_owned();
+            return self.settle(place, Outcome::NotOurs, detail);
+        };
+        match action {
+            Action::Warn { cause } => {
+                self.audit.write(Record::Warning { guard: held.subject.clone(), cause });
+            }
+            Action::Contain(wanted) => self.contain(place, held, wanted),
+            Action::Refuse { response, mode, cause, refusal } => {
+                let detail = refusal.to_string();
+                self.refuse(place, held, (response, mode, cause), detail);
+            }
+            Action::Renew { lease } => self.renew(place, held, lease),
+            Action::Loosen { by, aborts, denials } => {
+                self.loosen(place, held, by, aborts, denials);
+            }
+            Action::Release { hold, end } => self.release(place, held, hold, end),
+            Action::Disown { hold, end } => self.disown(place, held, hold, end),
+            Action::WriteLimit { write, reason } => self.write_limit(place, held, write, reason),
+            Action::LeaveLimit { write, reason, outcome, detail } => {
+                self.leave_limit(place, held, (write, reason), outcome, detail);
+            }
+        }
+    }
+
+    /// The next order that ended, if one has.
+    pub fn settled(&mut self, guards: &mut Guards) -> Option<Settled> {
+        if self.settled.is_empty()
+            && let Ok((ticket, answer)) = self.answers.try_recv()
+        {
+            self.take_answer(guards, ticket, answer);
+        }
+        self.settled.pop_front()
+    }
+
+    /// Waits for the next order that ends. Whoever stops waiting loses nothing.
+    pub async fn next_settled(&mut self, guards: &mut Guards) -> Settled {
+        loop {
+            if let Some(settled) = self.settled(guards) {
+                return settled;
+            }
+            // Open for as long as this executor has its own sender.
+            if let Some((ticket, answer)) = self.answers.recv().await {
+                self.take_answer(guards, ticket, answer);
+            }
+        }
+    }
+
+    /// Whether an order waits for its answer.
+    #[must_use]
+    pub fn has_orders_under_way(&self) -> bool {
+        !self.under_way.is_empty() || !self.settled.is_empty()
+    }
+
+    /// Whether the owner of a limit has not answered yet.
+    #[must_use]
+    pub fn awaits_owners(&self) -> bool {
+        self.under_way.values().any(|one| matches!(one, UnderWay::Owner(_)))
+    }
+
+    /// The last record of each limit whose owner has not answered by now.
+    pub fn abandon_limits(&mut self, guards: &mut Guards) {
+        let of_limits = |one: &UnderWay| matches!(one, UnderWay::Owner(_));
+        let limits = self.under_way.extract_if(.., |_, one| of_limits(one));
+        for (_, change) in limits.collect::<Vec<_>>() {
+            if let UnderWay::Owner(change) = change {
+                let detail = "no answer before the agent ended; it may still be carried out";
+                self.end_limit(guards, change, Err(detail.to_owned()));
+            }
+        }
+    }
+
+    fn take_answer(&mut self, guards: &mut Guards, ticket: Ticket, answer: Answer) {
+        match (self.under_way.remove(&ticket), answer) {
+            (Some(UnderWay::Kernel(awaited)), Answer::Kernel { reached, at }) => {
+                self.confirm(guards, awaited, reached, at);
+            }
+            (Some(UnderWay::Owner(change)), Answer::Owner(answer)) => {
+                self.end_limit(guards, change, answer);
+            }
+            // It was abandoned.
+            (Some(UnderWay::Kernel(_) | UnderWay::Owner(_)) | None, _) => {}
+        }
+    }
+
+    fn settle(&mut self, place: Place, outcome: Outcome, detail: String) {
+        let Place { ticket, guard, .. } = place;
+        self.settled.push_back(Settled { ticket, guard, outcome, detail });
     }
 
     /// Whether the engine's pause is the same switch as our freeze. Beside a version 1 hierarchy it is
@@ -170,143 +177,19 @@ impl Executor {
         let unified = self.layout.kind == layout::Kind::Unified;
         held.paused && unified && held.cgroup.is_where_an_engine_pauses()
     }
+}
 
-    fn subject(&self, guard: GuardId) -> Option<Subject> {
-        self.held.get(&guard).map(|held| held.subject.clone())
-    }
+/// Which order is carried out, and under which name the audit log has it.
+#[derive(Clone)]
+struct Place {
+    ticket: Ticket,
+    guard: GuardId,
+    incident: Incident,
+}
 
-    fn incident(&mut self) -> String {
-        let incident = self.next_incident();
-        self.incidents += 1;
-        incident
-    }
-
-    fn contain(&mut self, wanted: Containment) -> Option<Input> {
-        let subject = self.subject(wanted.guard)?;
-        let incident = self.incident();
-        let held = self.held.get_mut(&wanted.guard)?;
-        if wanted.response == Response::Clamp {
-            // On a hybrid host it is found through a process, and the guard may have begun empty.
-            held.cgroup.find_pids(&self.layout);
-        }
-        let pids_max = (wanted.response == Response::Clamp)
-            .then(|| steps::planned_clamp(&held.cgroup, wanted.headroom).ok())
-            .flatten();
-        let processes = held.cgroup.processes().map_or(0, |pids| pids.len() as u64);
-        let has_lease = wanted.lease > Duration::ZERO;
-        self.audit.write(Record::Intent {
-            incident: incident.clone(),
-            guard: subject,
-            response: wanted.response,
-            mode: wanted.mode,
-            cause: wanted.cause.clone(),
-            lease_ms: has_lease
-                .then(|| u64::try_from(wanted.lease.as_millis()).unwrap_or(u64::MAX)),
-            pids_max,
-            processes: Some(processes),
-        });
-        match self.attempt(&wanted, &incident) {
-            Step::Settled(outcome, detail) => {
-                let written = matches!(outcome, Outcome::Done).then(clock::now);
-                self.settle(&wanted, incident, outcome, detail, written)
-            }
-            Step::Written(at) => {
-                self.await_confirmation(&wanted, incident, at);
-                None
-            }
-        }
-    }
-
-    /// The same checks for every mode; the last step is left out where the mode says so.
-    fn attempt(&mut self, wanted: &Containment, incident: &str) -> Step {
-        let Some(held) = self.held.get(&wanted.guard) else {
-            return Step::Settled(Outcome::Failed, "the guard is gone".to_owned());
-        };
-        let facts = match facts::gather(&held.cgroup) {
-            Ok(facts) => facts,
-            Err(error) => {
-                let what = if is_gone(&error) {
-                    "the cgroup is gone or was replaced"
-                } else {
-                    "not all of the cgroup could be looked at"
-                };
-                return Step::Settled(
-                    Outcome::NotOurs,
-                    format!("{what} ({error}); nothing was done"),
-                );
-            }
-        };
-        if let Some(refusal) = refusal(&facts) {
-            return Step::Settled(Outcome::Refused, refusal.to_string());
-        }
-        let mark = self.holder.mark(incident, &wanted.cause, clock::now().after(wanted.lease));
-        match wanted.response {
-            Response::Record => Step::Settled(Outcome::Done, "recorded".to_owned()),
-            Response::Clamp => steps::clamp(&held.cgroup, wanted.headroom, wanted.mode, mark),
-            Response::Freeze => steps::freeze(&held.cgroup, held.paused, wanted.mode, &mark),
-            Response::Kill => steps::kill(&held.cgroup, wanted.mode),
-        }
-    }
-
-    fn settle(
-        &mut self,
-        wanted: &Containment,
-        incident: String,
-        outcome: Outcome,
-        detail: String,
-        written: Option<Time>,
-    ) -> Option<Input> {
-        let guard = wanted.guard;
-        let timing = written.map(|at| Timing {
-            decided_boot_ns: wanted.decided.0,
-            written_us: micros(wanted.decided, at),
-            confirmed_us: None,
-        });
-        let subject = self.subject(guard)?;
-        self.outcome(subject, incident, wanted.response, outcome, detail, timing);
-        let (response, lease) = (wanted.response, wanted.lease);
-        Some(Input::Settled { guard, response, outcome, lease })
-    }
-
-    fn outcome(
-        &mut self,
-        guard: Subject,
-        incident: String,
-        response: Response,
-        outcome: Outcome,
-        detail: String,
-        timing: Option<Timing>,
-    ) {
-        tracing::info!(name = guard.name, %response, ?outcome, detail);
-        let settled = Settled { incident: incident.clone(), outcome, detail: detail.clone() };
-        self.settled.push(settled);
-        self.audit.write(Record::Outcome { incident, guard, response, outcome, detail, timing });
-    }
-
-    fn refuse(
-        &mut self,
-        guard: GuardId,
-        response: Response,
-        mode: Mode,
-        cause: Cause,
-        detail: String,
-    ) -> Option<Input> {
-        let subject = self.subject(guard)?;
-        let incident = self.incident();
-        self.audit.write(Record::Intent {
-            incident: incident.clone(),
-            guard: subject.clone(),
-            response,
-            mode,
-            cause,
-            lease_ms: None,
-            pids_max: None,
-            processes: None,
-        });
-        self.outcome(subject, incident, response, Outcome::Refused, detail, None);
-        let lease = Duration::ZERO;
-        Some(Input::Settled { guard, response, outcome: Outcome::Refused, lease })
-    }
+/// Whether a guard still has the cgroup that an order was for: its slot may have another by now.
+fn still_there<'a>(guards: &'a mut Guards, guard: GuardId, of: &Subject) -> Option<&'a mut Held> {
+    guards.get_mut(guard).filter(|held| held.subject == *of)
 }
 
 fn is_gone(error: &std::io::Error) -> bool {

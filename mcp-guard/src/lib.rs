@@ -7,10 +7,10 @@
 //! host      kernel, cgroups, processes, clock      engine    Docker
 //! control   the local socket (Varlink), the lock   render    every human view
 //! snapshot  everything a diagnosis reads          owner     who is asked to keep a limit
-//! wanted    limits that no owner keeps yet
+//! requests  limits that no owner keeps yet        guards    the table of guards
 //! ```
 //!
-//! `host`, `engine`, `control` and `wanted` use no other module of this crate; `audit` uses the clock of
+//! `host`, `engine`, `control` and `requests` use no other module of this crate; `audit` uses the clock of
 //! `host` alone.
 
 pub mod agent;
@@ -19,8 +19,9 @@ pub mod cli;
 pub mod control;
 pub mod engine;
 pub mod executor;
+pub mod guards;
 pub mod host;
 pub mod owner;
 pub mod render;
+pub mod requests;
 pub mod snapshot;
-pub mod wanted;

@@ -1,34 +1,46 @@
-//! Asks whoever keeps a limit: an engine, or systemd. Only for a [`Change`], which the executor has
-//! checked and recorded, and reads back.
+//! Asks whoever keeps a limit: an engine, or systemd. Only the executor does, which has checked and
+//! recorded the write, and reads it back.
 
 use mcp_guard_core::{container::payload_below, limit::Limit, repair::Write};
 
 use crate::{
     engine::{self, Engines},
-    executor::limit::{Carried, Change},
     host::systemd::{self, Systemd},
 };
 
+/// What an owner answered: why not, or where that is systemd, TasksMax as it now keeps it.
+pub type Answer = Result<Option<Limit>, String>;
+
+/// A write as its owner is asked for it.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    pub write: Write,
+    /// Path of the cgroup.
+    pub cgroup: String,
+    /// Id of the container, for its engine.
+    pub container: Option<String>,
+}
+
 /// # Errors
 /// Says what the owner said.
-pub async fn ask(change: &Change, engines: &Engines) -> Carried {
-    let id = change.container().unwrap_or_default();
-    match change.write() {
+pub async fn ask(ask: Ask, engines: &Engines) -> Answer {
+    let id = ask.container.unwrap_or_default();
+    match &ask.write {
         Write::Docker { limit } | Write::Podman { limit } => {
             let said = |error: engine::Error| error.to_string();
-            engines.update_limit(id, *limit).await.map_err(said)?;
+            engines.update_limit(&id, *limit).await.map_err(said)?;
         }
         Write::TasksMax { unit, limit, runtime } => {
-            return tasks_max(change.cgroup(), unit, Limit::Tasks(*limit), *runtime).await;
+            return tasks_max(&ask.cgroup, unit, Limit::Tasks(*limit), *runtime).await;
         }
-        // Nobody's: the executor writes it.
+        // Nobody's: the executor writes it, which holds the cgroup.
         Write::PidsMax { .. } => {}
     }
     Ok(None)
 }
 
 /// Sets it where the unit is the cgroup's by its whole path, and asks what systemd keeps then.
-async fn tasks_max(cgroup: &str, unit: &str, limit: Limit, runtime: bool) -> Carried {
+async fn tasks_max(cgroup: &str, unit: &str, limit: Limit, runtime: bool) -> Answer {
     let said = |error: systemd::Error| error.to_string();
     let systemd = Systemd::for_a_write().await.ok_or("systemd is not the init here")?;
     let systemd = systemd.map_err(said)?;

@@ -31,7 +31,7 @@ use crate::{
         observer::Observer,
         systemd::{self, Systemd},
     },
-    wanted::Limits,
+    requests::Requests,
 };
 
 /// How much is read.
@@ -77,7 +77,7 @@ pub struct Snapshot {
     systemd: Option<Systemd>,
     /// It was late once: another target does not wait for it again.
     systemd_is_late: AtomicBool,
-    limits: Limits,
+    requests: Requests,
     /// Of the policy, where one is at hand.
     headroom: Option<u64>,
     unreadable: Vec<Unreadable>,
@@ -89,10 +89,10 @@ impl Snapshot {
     /// Not even `/proc` can be read.
     pub async fn take(
         engines: Engines,
-        limits: Limits,
+        requests: Requests,
         observer: Observer,
     ) -> std::io::Result<Self> {
-        Self::reaching(Reach::Whole, engines, limits, BTreeMap::new(), observer).await
+        Self::reaching(Reach::Whole, engines, requests, BTreeMap::new(), observer).await
     }
 
     /// What the repair of a limit rests on and no more: no other container, no file that a label names,
@@ -103,11 +103,11 @@ impl Snapshot {
     /// Not even `/proc` can be read.
     pub async fn take_for_limits(
         engines: Engines,
-        limits: Limits,
+        requests: Requests,
         known: BTreeMap<EngineId, facts::Engine>,
         observer: Observer,
     ) -> std::io::Result<Self> {
-        Self::reaching(Reach::Limits, engines, limits, known, observer).await
+        Self::reaching(Reach::Limits, engines, requests, known, observer).await
     }
 
     /// The same with a policy's `respond.clamp_headroom`, if there is one.
@@ -119,7 +119,7 @@ impl Snapshot {
     async fn reaching(
         reach: Reach,
         engines: Engines,
-        limits: Limits,
+        requests: Requests,
         known: BTreeMap<EngineId, facts::Engine>,
         observer: Observer,
     ) -> std::io::Result<Self> {
@@ -140,7 +140,7 @@ impl Snapshot {
             levels: BTreeMap::new(),
             systemd: None,
             systemd_is_late: AtomicBool::new(false),
-            limits,
+            requests,
             headroom: None,
             unreadable,
             began,
@@ -310,7 +310,7 @@ impl Snapshot {
             facts.target.name.clone_from(&container.name);
         }
         self.place(&mut facts, container.init, id).await;
-        facts.wanted = self.limits.get(id);
+        facts.wanted = self.requests.get(id).map(|request| request.limit);
         container.oci_limit = runtime::oci_limit(id);
         container.state_limit = runtime::state_limit(id);
         facts.unreadable.extend(details.unread.clone());

@@ -3,8 +3,8 @@
 use std::{fs, fs::File};
 
 use anyhow::{Context as _, Result};
-use mcp_guard::host::mark::{self, Mark, Slot};
-use mcp_guard_core::policy::Response;
+use mcp_guard::host::mark::{self, Mark};
+use mcp_guard_core::{incident::Hold, policy::Response};
 
 use crate::cgroup::FixtureCgroup;
 
@@ -25,9 +25,9 @@ impl Holds {
         Ok(Self {
             freeze: cgroup.read("cgroup.freeze")?.trim() == "1",
             frozen: cgroup.is_frozen()?,
-            freeze_mark: mark::read(File::open(cgroup.unified_dir())?, Slot::Freeze)?,
+            freeze_mark: mark::read(File::open(cgroup.unified_dir())?, Hold::Freeze)?,
             pids_max: pids_max(cgroup)?,
-            clamp_mark: mark::read(File::open(cgroup.pids_dir())?, Slot::Clamp)?,
+            clamp_mark: mark::read(File::open(cgroup.pids_dir())?, Hold::Clamp)?,
         })
     }
 

@@ -4,6 +4,7 @@
 use std::{process::Command, sync::Mutex, time::Duration};
 
 use mcp_guard::host::bpf::{Kernel, Options};
+use mcp_guard_core::id::GuardId;
 use mcp_guard_tests::wait;
 
 static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -37,7 +38,7 @@ fn a_fork_in_a_guard_is_logged() {
     let own = places.lines().find_map(|line| line.strip_prefix("0::")).unwrap();
     let layout = mcp_guard::host::layout::Layout::read().unwrap();
     let cgroup = mcp_guard::host::cgroup::Cgroup::open(&layout, own).unwrap();
-    kernel.add_cgroup(cgroup.id(), 7).unwrap();
+    kernel.add_cgroup(cgroup.id(), GuardId(7)).unwrap();
     let child = Command::new("true").spawn().unwrap();
     let expected = format!("fork of {} in guard 7", child.id());
     let logged = wait::until(Duration::from_secs(5), || {

@@ -18,7 +18,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use mcp_guard::host::mark::{self, Mark, Slot};
+use mcp_guard::host::mark::{self, Mark};
 use mcp_guard_core::{
     Time,
     diagnose::{
@@ -26,6 +26,7 @@ use mcp_guard_core::{
         report::{Certainty, Report, Verdict},
         version::version,
     },
+    incident::Hold,
 };
 use mcp_guard_tests::{
     cgroup::FixtureCgroup,
@@ -71,7 +72,7 @@ fn a_clamp_of_ours_is_no_cause() {
     let container = sleeper("clamp", &["--pids-limit", "50"]);
     let pids = container.cgroup().unwrap().pids;
     let mark = Mark {
-        incident: "i-1".to_owned(),
+        incident: "i-1".into(),
         reason: "a test".to_owned(),
         deadline: Time(0),
         boot_id: String::new(),
@@ -82,7 +83,7 @@ fn a_clamp_of_ours_is_no_cause() {
         before: None,
     };
     let dir = fs::File::open(&pids).unwrap();
-    mark::write(&dir, Slot::Clamp, &mark).unwrap();
+    mark::write(&dir, Hold::Clamp, &mark).unwrap();
     fs::write(pids.join("pids.max"), "20").unwrap();
     let report = fine(&container, Code::Enforced);
     assert_eq!((report.declared, report.effective_limit), (Some(50), Some(20)));

@@ -13,6 +13,7 @@ use std::{
 
 use mcp_guard::host::bpf::{Kernel, Options, Record};
 use mcp_guard_common::Kind;
+use mcp_guard_core::id::GuardId;
 use mcp_guard_tests::{
     docker::{Container, docker, node_image},
     workload,
@@ -20,7 +21,7 @@ use mcp_guard_tests::{
 use serde::{Deserialize, Serialize};
 
 /// The guard's slot; no other one exists here.
-const GUARD: u32 = 0;
+const GUARD: GuardId = GuardId(0);
 
 /// A start of npm takes a second, and ten in a guest without hardware virtualisation.
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use mcp_guard_core::{
     audit::{Change, Record},
-    effect::{Detector, End, Outcome},
+    incident::{Detector, End, Outcome},
     policy::Response,
     status::GuardState,
 };

@@ -15,7 +15,7 @@ use mcp_guard::{
 };
 use mcp_guard_core::{
     audit::Record,
-    effect::{End, Outcome},
+    incident::{End, Outcome},
     policy::Response,
 };
 use mcp_guard_tests::{

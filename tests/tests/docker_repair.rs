@@ -10,8 +10,9 @@ use std::{
 };
 
 use anyhow::Result;
-use mcp_guard::wanted::Limits;
-use mcp_guard_core::{audit::Record, effect::Outcome};
+use mcp_guard::requests::Requests;
+use mcp_guard_core::effect::PolicyThen;
+use mcp_guard_core::{audit::Record, incident::Outcome};
 use mcp_guard_tests::{
     agent::{Agent, command},
     cgroup::FixtureCgroup,
@@ -304,10 +305,10 @@ fn a_request_is_over_when_the_engine_keeps_it() {
     let (container, place) = sleeper("over", &[]);
     let mut agent = keeper(&container, &place, "mode = \"enforce\"");
     let (socket, gone) = (socket().unwrap(), "f".repeat(64));
-    let limits = Limits::new(&agent.folder().join("state"));
-    limits.put(&container.id, 40, &socket).unwrap();
+    let requests = Requests::new(&agent.folder().join("state"));
+    requests.put(&container.id, 40, &socket, PolicyThen::Unknown).unwrap();
     agent.wait_until("it is in force", |_| Ok(place.pids_max()? == "40")).unwrap();
-    agent.wait_until("it is over", |_| Ok(limits.get(&container.id).is_none())).unwrap();
+    agent.wait_until("it is over", |_| Ok(requests.get(&container.id).is_none())).unwrap();
     assert_eq!(stored(&container), "40");
     // So that this is the engine's own later word, and stays.
     output(&["update", "--pids-limit", "200", &container.name]).unwrap();
@@ -316,12 +317,16 @@ fn a_request_is_over_when_the_engine_keeps_it() {
 
     agent.signal(Signal::TERM).unwrap();
     agent.ended().unwrap();
-    limits.put(&gone, 40, &socket).unwrap();
-    limits.put(&container.id, 100, &socket).unwrap();
+    requests.put(&gone, 40, &socket, PolicyThen::Unknown).unwrap();
+    requests.put(&container.id, 100, &socket, PolicyThen::Unknown).unwrap();
     let policy = format!("[[guard]]\nname = \"{}\"\n", container.name);
     let mut agent = agent.restart(&policy).unwrap();
-    agent.wait_until("it is forgotten", |_| Ok(limits.get(&gone).is_none())).unwrap();
-    assert_eq!(limits.get(&container.id), Some(100), "of a container that is there");
+    agent.wait_until("it is forgotten", |_| Ok(requests.get(&gone).is_none())).unwrap();
+    assert_eq!(
+        requests.get(&container.id).map(|one| one.limit),
+        Some(100),
+        "of a container that is there"
+    );
 }
 
 /// Its word ranks before the policy's, also where the engine keeps it.
@@ -351,8 +356,8 @@ fn who_asks_again_is_heard_by_an_agent_that_gave_up() {
         assert!(before < 4, "{:?}", outcomes(&agent));
     }
     assert_eq!(place.pids_max().unwrap(), "max");
-    let limits = Limits::new(&agent.folder().join("state"));
-    limits.put(&container.id, 25, &socket().unwrap()).unwrap();
+    let requests = Requests::new(&agent.folder().join("state"));
+    requests.put(&container.id, 25, &socket().unwrap(), PolicyThen::Unknown).unwrap();
     agent.wait_until("it is in force", |_| Ok(place.pids_max()? == "25")).unwrap();
     agent.wait_until("it is kept", |agent| Ok(!agent.guard(place.id)?.pids_left)).unwrap();
 }

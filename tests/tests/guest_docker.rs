@@ -10,7 +10,7 @@ use std::{
 
 use mcp_guard_core::{
     audit::Record,
-    effect::{End, Outcome},
+    incident::{End, Outcome},
     status::GuardState,
 };
 use mcp_guard_tests::{

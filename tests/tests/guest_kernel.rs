@@ -18,9 +18,10 @@ use mcp_guard::host::{
     cgroup::Cgroup,
     kernel,
     layout::Layout,
-    mark::{self, Mark, Slot},
+    mark::{self, Mark},
 };
 use mcp_guard_core::Time;
+use mcp_guard_core::incident::Hold;
 use mcp_guard_tests::{
     agent::DEADLINE, cgroup::FixtureCgroup, fact, holds::write_freeze, sleeper::Sleeper, workload,
 };
@@ -225,7 +226,7 @@ fn a_mark_is_of_the_cgroup_and_not_of_its_path() {
     let length = fgetxattr(&dir, NAME, &mut value[..]).unwrap();
     assert_eq!(&value[..length], b"ours");
     let mark = Mark {
-        incident: "i".to_owned(),
+        incident: "i".into(),
         reason: "r".to_owned(),
         deadline: Time(1),
         boot_id: "b".to_owned(),
@@ -235,7 +236,7 @@ fn a_mark_is_of_the_cgroup_and_not_of_its_path() {
         wrote: None,
         before: None,
     };
-    for slot in [Slot::Freeze, Slot::Clamp] {
+    for slot in [Hold::Freeze, Hold::Clamp] {
         mark::write(&dir, slot, &mark).unwrap();
         assert_eq!(mark::read(&dir, slot).unwrap().as_ref(), Some(&mark));
     }
@@ -246,7 +247,7 @@ fn a_mark_is_of_the_cgroup_and_not_of_its_path() {
     assert_ne!(again.id(), id);
     let dir = File::open(again.unified_dir()).unwrap();
     assert_eq!(fgetxattr(&dir, NAME, &mut value[..]), Err(Errno::NODATA));
-    for slot in [Slot::Freeze, Slot::Clamp] {
+    for slot in [Hold::Freeze, Hold::Clamp] {
         assert_eq!(mark::read(&dir, slot).unwrap(), None);
     }
 }

@@ -12,7 +12,7 @@ use std::{
 
 use mcp_guard_core::{
     audit::{Change, Record},
-    effect::{Detector, End, Outcome},
+    incident::{Detector, End, Outcome},
     policy::Response,
     status::GuardState,
 };

@@ -6,7 +6,7 @@
     reason = "a test looks for one record and steps over the rest"
 )]
 
-use mcp_guard_core::{audit::Record, effect::Outcome, status::GuardState};
+use mcp_guard_core::{audit::Record, incident::Outcome, status::GuardState};
 use mcp_guard_tests::{
     agent::Agent,
     cgroup::FixtureCgroup,

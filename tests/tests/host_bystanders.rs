@@ -9,7 +9,7 @@
 
 use std::fs;
 
-use mcp_guard_core::{audit::Record, effect::Outcome};
+use mcp_guard_core::{audit::Record, incident::Outcome};
 use mcp_guard_tests::{
     agent::Agent,
     cgroup::FixtureCgroup,

@@ -15,10 +15,11 @@ use mcp_guard::host::{
     layout::Layout,
 };
 use mcp_guard_common::{Kind, Totals};
+use mcp_guard_core::id::GuardId;
 use mcp_guard_tests::{cgroup::FixtureCgroup, workload};
 use serde::Deserialize;
 
-const GUARD: u32 = 9;
+const GUARD: GuardId = GuardId(9);
 const WORKERS: &str = "4";
 const PIDS_MAX: u64 = 200;
 

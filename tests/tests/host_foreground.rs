@@ -14,7 +14,7 @@ use std::{
 use mcp_guard::host::clock;
 use mcp_guard_core::{
     audit::Record,
-    effect::{End, Outcome},
+    incident::{End, Outcome},
     policy::Response,
 };
 use mcp_guard_tests::{

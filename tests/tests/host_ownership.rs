@@ -11,7 +11,7 @@ use std::{os::unix::process::ExitStatusExt as _, process::Command};
 use mcp_guard::host::clock;
 use mcp_guard_core::{
     audit::Record,
-    effect::{End, Outcome},
+    incident::{End, Outcome},
     policy::Response::{self, Clamp, Freeze},
     status::GuardState,
 };

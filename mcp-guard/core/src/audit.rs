@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    effect::{Cause, End, Outcome},
+    id::Incident,
+    incident::{Cause, End, Outcome},
     policy::{Mode, Response},
     repair::Write,
 };
@@ -51,7 +52,7 @@ pub enum Record {
     },
     /// Something is about to be done. The outcome has the same incident.
     Intent {
-        incident: String,
+        incident: Incident,
         guard: Subject,
         response: Response,
         mode: Mode,
@@ -66,7 +67,7 @@ pub enum Record {
         processes: Option<u64>,
     },
     Outcome {
-        incident: String,
+        incident: Incident,
         guard: Subject,
         response: Response,
         outcome: Outcome,
@@ -77,7 +78,7 @@ pub enum Record {
     },
     /// A hold is about to be given back, and then was.
     Release {
-        incident: String,
+        incident: Incident,
         guard: Subject,
         response: Response,
         end: End,
@@ -87,7 +88,7 @@ pub enum Record {
     },
     /// A limit is about to be written at its owner, and then was.
     Limit {
-        incident: String,
+        incident: Incident,
         guard: Subject,
         #[serde(flatten)]
         write: Write,

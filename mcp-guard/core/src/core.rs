@@ -1,14 +1,19 @@
+use std::collections::BTreeMap;
+
+use mcp_guard_common::Totals;
+
 use crate::{
     Time,
     detect::sooner,
-    effect::{Effect, End, GuardId, Input},
+    effect::{Effect, Input, Outbox, Settled},
     guard::Guard,
+    id::{GuardId, Ticket, Tickets},
+    incident::End,
     launcher::Launchers,
     policy::Policy,
     registry::Observed,
     status::GuardStatus,
 };
-use std::collections::BTreeMap;
 
 /// All guards. The only way in is [`Core::step`]; it cannot fail, and an input for a guard that is
 /// gone does nothing.
@@ -17,13 +22,14 @@ pub struct Core {
     policy: Policy,
     launchers: Launchers,
     guards: BTreeMap<GuardId, Guard>,
+    tickets: Tickets,
 }
 
 impl Core {
     #[must_use]
     pub fn new(policy: Policy) -> Self {
         let launchers = Launchers::extended_by(&policy.launcher);
-        Self { policy, launchers, guards: BTreeMap::new() }
+        Self { policy, launchers, guards: BTreeMap::new(), tickets: Tickets::default() }
     }
 
     #[must_use]
@@ -44,31 +50,62 @@ impl Core {
 
     #[must_use]
     pub fn status(&self, now: Time) -> Vec<GuardStatus> {
-        self.guards.values().map(|guard| GuardStatus::of(now, guard)).collect()
+        self.status_with(now, |_| None)
+    }
+
+    /// The same with the kernel's totals as they are now, where they can be read. Nothing is decided by
+    /// them.
+    #[must_use]
+    pub fn status_with(
+        &self,
+        now: Time,
+        totals: impl Fn(GuardId) -> Option<Totals>,
+    ) -> Vec<GuardStatus> {
+        let status = |guard: &Guard| {
+            let totals = totals(guard.id).unwrap_or_else(|| guard.rates.totals());
+            GuardStatus::of(now, guard, totals)
+        };
+        self.guards.values().map(status).collect()
+    }
+
+    /// A ticket for an order that the core does not decide: what another agent left is given back.
+    pub fn ticket(&mut self) -> Ticket {
+        self.tickets.draw()
     }
 
     /// Everything we hold, to be given back in an orderly end.
-    pub fn release_all(&mut self, end: End, out: &mut Vec<Effect>) {
+    pub fn release_all(&mut self, end: End, effects: &mut Vec<Effect>) {
+        let mut out = Outbox { tickets: &mut self.tickets, effects };
         for guard in self.guards.values_mut() {
-            guard.release_all(end, out);
+            guard.release_all(end, None, &mut out);
         }
     }
 
-    pub fn step(&mut self, now: Time, input: Input, out: &mut Vec<Effect>) {
+    pub fn step(&mut self, now: Time, input: Input, effects: &mut Vec<Effect>) {
+        let mut out = Outbox { tickets: &mut self.tickets, effects };
         match input {
             Input::Tick => {
                 for guard in self.guards.values_mut() {
-                    guard.evaluate(now, &self.policy, out);
+                    guard.evaluate(now, &self.policy, &mut out);
                 }
             }
-            Input::Guarded { guard, name, terms, refusal } => {
-                self.guards.insert(guard, Guard::new(guard, name, terms, refusal));
+            Input::Policy(policy) => {
+                self.launchers = Launchers::extended_by(&policy.launcher);
+                self.policy = *policy;
+                for guard in self.guards.values_mut() {
+                    guard.apply_policy(&self.policy, &mut out);
+                    guard.evaluate(now, &self.policy, &mut out);
+                }
+            }
+            Input::Guarded { guard, name, terms, workload, refusal } => {
+                let new = Guard::new(guard, name, terms, workload, refusal);
+                self.guards.insert(guard, new);
             }
             Input::Released { guard } => {
                 self.guards.remove(&guard);
             }
             Input::Attach { guard, born, pid, seen } => {
-                self.attach(now, guard, (born, pid, seen), out);
+                self.attach(now, guard, (born, pid, seen), effects);
             }
             Input::Fork { guard, .. }
             | Input::Exec { guard, .. }
@@ -77,13 +114,17 @@ impl Core {
             | Input::Totals { guard, .. }
             | Input::Denials { guard, .. }
             | Input::Standing { guard, .. }
-            | Input::Settled { guard, .. }
+            | Input::Settled(Settled { guard, .. })
             | Input::ThawedByOther { guard }
             | Input::UnclampedByOther { guard }
+            | Input::Overdue { guard, .. }
+            | Input::Declared { guard, .. }
+            | Input::LimitSeen { guard, .. }
+            | Input::LimitFacts { guard, .. }
             | Input::Operator { guard, .. } => {
                 if let Some(guard) = self.guards.get_mut(&guard) {
-                    feed(guard, now, input, &self.policy, &self.launchers, out);
-                    guard.evaluate(now, &self.policy, out);
+                    feed(guard, now, input, &self.policy, &self.launchers, &mut out);
+                    guard.evaluate(now, &self.policy, &mut out);
                 }
             }
         }
@@ -95,19 +136,20 @@ impl Core {
         now: Time,
         to: Option<GuardId>,
         (born, pid, seen): (Time, u32, Option<Observed>),
-        out: &mut Vec<Effect>,
+        effects: &mut Vec<Effect>,
     ) {
+        let mut out = Outbox { tickets: &mut self.tickets, effects };
         for guard in self.guards.values_mut().filter(|guard| Some(guard.id) != to) {
             if guard.registry.exit(pid) {
                 guard.departures += 1;
-                guard.evaluate(now, &self.policy, out);
+                guard.evaluate(now, &self.policy, &mut out);
             }
         }
         let Some(guard) = to.and_then(|to| self.guards.get_mut(&to)) else { return };
         if !guard.registry.holds(pid) {
             guard.arrivals += 1;
             guard.registry.arrive(born, pid, seen.as_ref(), &self.launchers);
-            guard.evaluate(now, &self.policy, out);
+            guard.evaluate(now, &self.policy, &mut out);
         }
     }
 }
@@ -119,8 +161,9 @@ fn feed(
     input: Input,
     policy: &Policy,
     launchers: &Launchers,
-    out: &mut Vec<Effect>,
+    out: &mut Outbox<'_>,
 ) {
+    let respond = &policy.respond;
     match input {
         Input::Fork { born, child, parent, .. } => guard.registry.fork(born, child, parent),
         Input::Exec { born, pid, argv, .. } => {
@@ -131,12 +174,20 @@ fn feed(
         Input::Totals { totals, .. } => guard.totals(now, totals, policy, out),
         Input::Denials { count, .. } => guard.denials(count),
         Input::Standing { refusal, .. } => guard.standing(refusal),
-        Input::Settled { response, outcome, lease, .. } => {
-            guard.settled(now, response, outcome, lease, &policy.respond);
+        Input::Settled(settled) => guard.settled(now, &settled, respond, out),
+        Input::ThawedByOther { .. } => guard.thawed_by_other(now, respond, out),
+        Input::UnclampedByOther { .. } => guard.unclamped_by_other(now, respond, out),
+        Input::Overdue { hold, .. } => guard.overdue(now, hold, out),
+        Input::Operator { id, request, .. } => guard.operator(now, (id, request), respond, out),
+        Input::Declared { limit, .. } => guard.limits.declare(limit),
+        Input::LimitSeen { seen, .. } => guard.limit_seen(now, &seen, respond, out),
+        Input::LimitFacts { ticket, facts, seen, .. } => {
+            guard.limit_facts(now, (ticket, facts), seen, respond, out);
         }
-        Input::ThawedByOther { .. } => guard.thawed_by_other(now, &policy.respond, out),
-        Input::UnclampedByOther { .. } => guard.unclamped_by_other(now, &policy.respond, out),
-        Input::Operator { request, .. } => guard.operator(now, request, &policy.respond, out),
-        Input::Guarded { .. } | Input::Released { .. } | Input::Attach { .. } | Input::Tick => {}
+        Input::Guarded { .. }
+        | Input::Released { .. }
+        | Input::Policy(_)
+        | Input::Attach { .. }
+        | Input::Tick => {}
     }
 }

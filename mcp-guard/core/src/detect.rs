@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::{
     Time,
-    effect::{Cause, Detector},
+    incident::{Cause, Detector},
     policy::Response,
 };
 

@@ -5,7 +5,8 @@
 //! view     the numbers that rules ask for        rules    one file per family, each pure
 //! sizing   what a container needs                report   what is said
 //! compose  what compose files say                yaml     as much of YAML as that takes
-//! explain  the long form of each finding         words    enums that are one word each
+//! owner    who keeps the number                  explain  the long form of each finding
+//! words    enums that are one word each
 //! ```
 
 #[macro_use]
@@ -15,6 +16,7 @@ pub mod code;
 pub mod compose;
 pub mod explain;
 pub mod facts;
+pub mod owner;
 pub mod report;
 mod rules;
 pub mod sizing;

@@ -1,35 +1,20 @@
 //! What goes into the core and what comes out of it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use mcp_guard_common::Totals;
-use serde::{Deserialize, Serialize};
 
 use crate::{
     Time,
-    policy::{Mode, Response, Terms},
+    diagnose::facts::Facts,
+    id::{GuardId, RequestId, Ticket, Tickets},
+    incident::{Cause, End, Hold, Outcome},
+    limit::Limit,
+    policy::{Mode, Policy, Response, Terms, Workload},
     refusal::Refusal,
     registry::Observed,
+    repair::Write,
 };
-
-/// A guard's slot in the kernel's maps; reused only long after the guard is gone.
-pub type GuardId = u32;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Detector {
-    /// Live duplicates of one identity.
-    #[serde(rename = "D")]
-    Duplicates,
-    /// Start burst of one identity.
-    #[serde(rename = "B")]
-    Burst,
-    /// Emergency growth, whatever the processes are.
-    #[serde(rename = "E")]
-    Emergency,
-    /// Raw fork rate.
-    #[serde(rename = "R")]
-    Raw,
-}
 
 /// Something that happened, from the kernel, the engine, the executor or the operator.
 #[derive(Clone, Debug)]
@@ -39,12 +24,16 @@ pub enum Input {
         guard: GuardId,
         name: String,
         terms: Terms,
+        /// What the rules of a later policy are matched against; None where no policy set the terms.
+        workload: Option<Box<Workload>>,
         refusal: Option<Refusal>,
     },
     /// Its cgroup is gone, or the policy no longer names it.
     Released {
         guard: GuardId,
     },
+    /// Another policy holds from now on.
+    Policy(Box<Policy>),
     Fork {
         guard: GuardId,
         born: Time,
@@ -90,13 +79,8 @@ pub enum Input {
         guard: GuardId,
         refusal: Option<Refusal>,
     },
-    /// What became of an effect.
-    Settled {
-        guard: GuardId,
-        response: Response,
-        outcome: Outcome,
-        lease: Duration,
-    },
+    /// What became of an order.
+    Settled(Settled),
     /// Somebody else thawed what we had frozen.
     ThawedByOther {
         guard: GuardId,
@@ -105,9 +89,33 @@ pub enum Input {
     UnclampedByOther {
         guard: GuardId,
     },
+    /// The cgroup carries a mark whose time is over, and the core holds nothing there.
+    Overdue {
+        guard: GuardId,
+        hold: Hold,
+    },
     Operator {
         guard: GuardId,
+        id: RequestId,
         request: Request,
+    },
+    /// What the engine keeps of the container's limit; None where it keeps none.
+    Declared {
+        guard: GuardId,
+        limit: Option<u64>,
+    },
+    /// A look at the limit in force; once a second for every guard.
+    LimitSeen {
+        guard: GuardId,
+        seen: SeenLimit,
+    },
+    /// The facts that [`Effect::ReadFacts`] asked for, or why they cannot be read; `seen` is read after
+    /// them.
+    LimitFacts {
+        guard: GuardId,
+        ticket: Ticket,
+        facts: Result<Box<Facts>, String>,
+        seen: Option<SeenLimit>,
     },
     /// Time has passed.
     Tick,
@@ -120,60 +128,76 @@ pub enum Request {
     Kill { dry_run: bool },
 }
 
-/// How an action ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Outcome {
-    /// Done and read back.
-    Done,
-    /// Observe mode or a dry run: all checks passed, the last step was left out.
-    WouldDo,
-    /// A bystander rule forbids it.
-    Refused,
-    /// The state is somebody else's: frozen or paused by another.
-    NotOurs,
-    /// It did not work and was undone.
-    Failed,
+/// A cheap look at the limit of one cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SeenLimit {
+    /// `pids.max`.
+    pub in_force: Limit,
+    /// `pids.current`; None where it cannot be read.
+    pub tasks: Option<u64>,
+    /// What `repair` was asked for and no owner keeps yet.
+    pub request: Option<LimitRequest>,
+    /// An agent lowers this limit by itself. Only `repair` is told so: it lets the agent do it.
+    pub agent_goes_on: bool,
 }
 
-/// Why something is done, with the numbers that decided.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cause {
-    /// None for an operator's request.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub detector: Option<Detector>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub identity: Option<String>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub numbers: BTreeMap<String, u64>,
+/// A limit that an operator asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LimitRequest {
+    pub limit: u64,
+    /// When, since 1970. Another time is another request, also for the same limit.
+    pub at: Duration,
+    /// What the policy said then.
+    pub policy: PolicyThen,
 }
 
-/// Why a hold ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum End {
-    LeaseOver,
-    Operator,
-    /// The agent stops in order.
-    Shutdown,
-    /// Left by an agent that did not stop in order.
-    Reconcile,
-    /// Somebody else undid it.
-    ThawedByOther,
-    UnclampedByOther,
+/// What the policy said of a guard's limit when a request was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PolicyThen {
+    /// No agent was there to tell.
+    Unknown,
+    /// Its `pids_limit`; None where it named none.
+    Said(Option<u64>),
 }
 
-/// What the executor is to do. Data only.
+/// What follows from an input. Data only.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
+    /// For the executor.
+    Act(Order),
+    /// Records were lost: read the processes of the guard again, see [`Input::Baseline`].
+    Rescan { guard: GuardId },
+    /// Read [`Input::Denials`] of the guard now.
+    ReadDenials { guard: GuardId },
+    /// Read the facts of the guard for a repair, see [`Input::LimitFacts`].
+    ReadFacts { guard: GuardId, ticket: Ticket },
+    /// Remove the stored request of the guard's container: it is over.
+    ForgetRequest { guard: GuardId },
+    /// The policy no longer names the guard, and nothing is held there.
+    Unguard { guard: GuardId },
+    /// For the log of the agent, not for the audit log.
+    Log { guard: GuardId, message: String },
+}
+
+/// One thing to do, by the executor. It answers each of them once, by [`Settled`], but for
+/// [`Action::Warn`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Order {
+    pub ticket: Ticket,
+    pub guard: GuardId,
+    /// The operator's request it follows from.
+    pub asked_by: Option<RequestId>,
+    pub action: Action,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
     Warn {
-        guard: GuardId,
         cause: Cause,
     },
     Contain(Containment),
     /// A decision that a bystander rule forbids.
     Refuse {
-        guard: GuardId,
         response: Response,
         mode: Mode,
         cause: Cause,
@@ -181,36 +205,40 @@ pub enum Effect {
     },
     /// The clamp's reason still holds when its lease ends.
     Renew {
-        guard: GuardId,
         lease: Duration,
     },
     /// Raise a new clamp once: it harmed somebody inside.
     Loosen {
-        guard: GuardId,
         by: u64,
         aborts: u64,
         denials: u64,
     },
+    /// Give a hold back.
     Release {
-        guard: GuardId,
-        response: Response,
+        hold: Hold,
         end: End,
     },
     /// Drop the mark of a hold that is no longer ours, without touching the state.
     Disown {
-        guard: GuardId,
-        response: Response,
+        hold: Hold,
         end: End,
     },
-    /// Records were lost: look at `/proc` again.
-    Rescan {
-        guard: GuardId,
+    /// Write a limit where it is kept.
+    WriteLimit {
+        write: Write,
+        reason: String,
+    },
+    /// All checks and both records of a write, and no write.
+    LeaveLimit {
+        write: Write,
+        reason: String,
+        outcome: Outcome,
+        detail: String,
     },
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Containment {
-    pub guard: GuardId,
     pub response: Response,
     pub mode: Mode,
     /// For clamp and freeze.
@@ -220,4 +248,41 @@ pub struct Containment {
     pub cause: Cause,
     /// Kernel time of the record, or the deadline, that decided.
     pub decided: Time,
+}
+
+/// How an order ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settled {
+    pub ticket: Ticket,
+    pub guard: GuardId,
+    pub outcome: Outcome,
+    /// What was read back, or what went wrong.
+    pub detail: String,
+}
+
+/// Where the effects of one step are put, each order with a ticket of its own.
+pub struct Outbox<'a> {
+    pub tickets: &'a mut Tickets,
+    pub effects: &'a mut Vec<Effect>,
+}
+
+impl Outbox<'_> {
+    pub fn act(&mut self, guard: GuardId, action: Action) -> Ticket {
+        self.act_for(guard, None, action)
+    }
+
+    pub fn act_for(
+        &mut self,
+        guard: GuardId,
+        asked_by: Option<RequestId>,
+        action: Action,
+    ) -> Ticket {
+        let ticket = self.tickets.draw();
+        self.effects.push(Effect::Act(Order { ticket, guard, asked_by, action }));
+        ticket
+    }
+
+    pub fn push(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
 }

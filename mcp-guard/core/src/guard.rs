@@ -7,9 +7,13 @@ use mcp_guard_common::Totals;
 use crate::{
     Time,
     detect::{Finding, burst, duplicates, emergency::Aged, raw, sooner},
-    diagnose::sizing::room_for,
-    effect::{Cause, Containment, Detector, Effect, End, GuardId, Outcome, Request},
-    policy::{Mode, Policy, Respond, Response, Terms},
+    diagnose::facts::Facts,
+    effect::{Action, Containment, Effect, Outbox, Request, SeenLimit, Settled},
+    id::{GuardId, RequestId, Ticket},
+    incident::{Cause, Detector, End, Hold, Outcome},
+    limit::room_for,
+    limits::{Limits, Rules},
+    policy::{Mode, Policy, Respond, Response, Terms, Workload},
     rates::Rates,
     refusal::Refusal,
     registry::Registry,
@@ -20,6 +24,8 @@ use crate::{
 const EPISODE_QUIET: Duration = Duration::from_secs(30);
 /// A clamp that had nothing to lower, or was somebody else's, is decided anew after this time.
 const LEFT_ALONE: Duration = Duration::from_secs(600);
+/// What could not be given back is tried again after this time.
+const GIVE_BACK_AGAIN: Duration = Duration::from_secs(10);
 /// For so long after a clamp its effect on the processes inside is watched.
 const CLAMP_WATCH: Duration = Duration::from_secs(30);
 const SIGABRT: u32 = 6;
@@ -37,11 +43,18 @@ struct Episode {
     not_before: Time,
 }
 
-/// A state of the host that we own.
+/// For how long a hold is ours.
 #[derive(Clone, Copy, Debug)]
-pub struct Hold {
+pub struct Lease {
     pub since: Time,
     pub until: Time,
+}
+
+/// An order whose outcome matters.
+#[derive(Clone, Copy, Debug)]
+enum UnderWay {
+    Contain { response: Response, lease: Duration },
+    Release(Hold),
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -57,14 +70,21 @@ pub struct Guard {
     pub id: GuardId,
     pub name: String,
     pub terms: Terms,
+    /// What the rules of a policy are matched against; None where no policy set the terms.
+    workload: Option<Box<Workload>>,
+    pub limits: Limits,
     pub refusal: Option<Refusal>,
     pub registry: Registry,
     pub rates: Rates,
     /// Processes that came in from outside, and that were moved out.
     pub arrivals: u64,
     pub departures: u64,
-    pub clamp: Option<Hold>,
-    pub freeze: Option<Hold>,
+    pub clamp: Option<Lease>,
+    pub freeze: Option<Lease>,
+    /// Orders that are not answered yet.
+    under_way: BTreeMap<Ticket, UnderWay>,
+    /// When to try again to give back what could not be.
+    give_back_again: BTreeMap<Hold, Time>,
     aged: Aged,
     episodes: BTreeMap<(Detector, Option<String>), Episode>,
     warnings: Budget,
@@ -79,11 +99,19 @@ pub struct Guard {
 
 impl Guard {
     #[must_use]
-    pub fn new(id: GuardId, name: String, terms: Terms, refusal: Option<Refusal>) -> Self {
+    pub fn new(
+        id: GuardId,
+        name: String,
+        terms: Terms,
+        workload: Option<Box<Workload>>,
+        refusal: Option<Refusal>,
+    ) -> Self {
         Self {
             id,
             name,
             terms,
+            workload,
+            limits: Limits::new(id),
             refusal,
             registry: Registry::default(),
             rates: Rates::default(),
@@ -91,6 +119,8 @@ impl Guard {
             departures: 0,
             clamp: None,
             freeze: None,
+            under_way: BTreeMap::new(),
+            give_back_again: BTreeMap::new(),
             aged: Aged::default(),
             episodes: BTreeMap::new(),
             warnings: Budget::default(),
@@ -103,7 +133,7 @@ impl Guard {
     }
 
     /// Takes the kernel's totals; a grown `dropped` means that records are missing.
-    pub fn totals(&mut self, now: Time, totals: Totals, policy: &Policy, out: &mut Vec<Effect>) {
+    pub fn totals(&mut self, now: Time, totals: Totals, policy: &Policy, out: &mut Outbox<'_>) {
         if totals.dropped > self.rates.totals().dropped {
             out.push(Effect::Rescan { guard: self.id });
         }
@@ -131,32 +161,55 @@ impl Guard {
         self.clamp_watch.denials = count.saturating_sub(before);
     }
 
-    /// The executor tells what became of an action; `lease` is the one it marked.
+    /// What became of an order.
     pub fn settled(
+        &mut self,
+        now: Time,
+        settled: &Settled,
+        respond: &Respond,
+        out: &mut Outbox<'_>,
+    ) {
+        self.limits.settled(now, settled, out);
+        match self.under_way.remove(&settled.ticket) {
+            Some(UnderWay::Contain { response, lease }) => {
+                self.contained(now, response, settled.outcome, lease, respond, out);
+            }
+            Some(UnderWay::Release(hold)) if settled.outcome == Outcome::Failed => {
+                self.give_back_again.insert(hold, now.after(GIVE_BACK_AGAIN));
+            }
+            Some(UnderWay::Release(_)) | None => {}
+        }
+    }
+
+    fn contained(
         &mut self,
         now: Time,
         response: Response,
         outcome: Outcome,
         lease: Duration,
         respond: &Respond,
+        out: &mut Outbox<'_>,
     ) {
-        let hold = Some(Hold { since: now, until: now.after(lease) });
-        match (response, outcome) {
-            (Response::Freeze, Outcome::Done) => self.freeze = hold,
-            (Response::Clamp, Outcome::Done) => {
-                self.clamp = hold;
+        let lease = Some(Lease { since: now, until: now.after(lease) });
+        match (Hold::of(response), outcome) {
+            (Some(Hold::Freeze), Outcome::Done) => self.freeze = lease,
+            (Some(Hold::Clamp), Outcome::Done) => {
+                self.clamp = lease;
                 self.clamp_watch = ClampWatch::default();
+                // What is refused from here on is the clamp's doing.
+                out.push(Effect::ReadDenials { guard: self.id });
             }
             (_, Outcome::Failed) => {
                 self.recovers.insert(response, now.after(respond.cool_down));
                 self.decide_anew(|acted| acted == response);
             }
-            // Not by a rule that stands against this guard, whose end is heard of: by what ran there then.
+            // By what ran there at that moment: a rule that stands against this guard is heard of when it
+            // ends.
             (_, Outcome::Refused) if self.refusal.is_none() && !self.holds(response) => {
                 self.try_again(now, response, respond.cool_down);
             }
             // A freeze is somebody's own, or ours and not confirmed yet.
-            (Response::Clamp, Outcome::NotOurs) if self.clamp.is_none() => {
+            (Some(Hold::Clamp), Outcome::NotOurs) if self.clamp.is_none() => {
                 self.try_again(now, response, LEFT_ALONE);
             }
             (_, Outcome::Done | Outcome::WouldDo | Outcome::Refused | Outcome::NotOurs) => {}
@@ -164,10 +217,13 @@ impl Guard {
     }
 
     fn holds(&self, response: Response) -> bool {
-        match response {
-            Response::Freeze => self.freeze.is_some(),
-            Response::Clamp => self.clamp.is_some(),
-            Response::Record | Response::Kill => false,
+        Hold::of(response).is_some_and(|hold| self.lease(hold).is_some())
+    }
+
+    fn lease(&self, hold: Hold) -> Option<Lease> {
+        match hold {
+            Hold::Freeze => self.freeze,
+            Hold::Clamp => self.clamp,
         }
     }
 
@@ -190,22 +246,22 @@ impl Guard {
         self.refusal = refusal;
     }
 
-    pub fn thawed_by_other(&mut self, now: Time, respond: &Respond, out: &mut Vec<Effect>) {
+    pub fn thawed_by_other(&mut self, now: Time, respond: &Respond, out: &mut Outbox<'_>) {
         if self.freeze.take().is_some() {
             self.not_before = now.after(respond.cool_down);
             let end = End::ThawedByOther;
-            out.push(Effect::Disown { guard: self.id, response: Response::Freeze, end });
+            out.act(self.id, Action::Disown { hold: Hold::Freeze, end });
         }
     }
 
     /// Unlike a thaw this is nobody's word on the leak: systemd and engines write the limit whenever
     /// they apply their own settings. So a detector that still asks may clamp again, and freeze at once.
-    pub fn unclamped_by_other(&mut self, now: Time, respond: &Respond, out: &mut Vec<Effect>) {
+    pub fn unclamped_by_other(&mut self, now: Time, respond: &Respond, out: &mut Outbox<'_>) {
         if self.clamp.take().is_some() {
             self.recovers.insert(Response::Clamp, now.after(respond.cool_down));
             self.decide_anew(|response| response == Response::Clamp);
             let end = End::UnclampedByOther;
-            out.push(Effect::Disown { guard: self.id, response: Response::Clamp, end });
+            out.act(self.id, Action::Disown { hold: Hold::Clamp, end });
         }
     }
 
@@ -219,31 +275,100 @@ impl Guard {
     pub fn operator(
         &mut self,
         now: Time,
-        request: Request,
+        (id, request): (RequestId, Request),
         respond: &Respond,
-        out: &mut Vec<Effect>,
+        out: &mut Outbox<'_>,
     ) {
-        let cause = Cause { detector: None, identity: None, numbers: BTreeMap::new() };
         let (response, lease, dry_run) = match request {
             Request::Freeze { lease, dry_run } => (Response::Freeze, lease, dry_run),
             Request::Kill { dry_run } => (Response::Kill, Duration::ZERO, dry_run),
             Request::Thaw => {
                 self.not_before = now.after(respond.cool_down);
-                return self.release_all(End::Operator, out);
+                return self.release_all(End::Operator, Some(id), out);
             }
         };
         let mode = if dry_run { Mode::Observe } else { Mode::Enforce };
-        out.push(self.contain(now, response, mode, Some(lease), cause, respond));
+        let cause = Cause::operator();
+        self.contain(now, (response, mode, Some(lease)), cause, Some(id), respond, out);
     }
 
-    pub fn release_all(&mut self, end: End, out: &mut Vec<Effect>) {
-        for (response, hold) in
-            [(Response::Freeze, &mut self.freeze), (Response::Clamp, &mut self.clamp)]
-        {
-            if hold.take().is_some() {
-                out.push(Effect::Release { guard: self.id, response, end });
+    pub fn release_all(&mut self, end: End, asked_by: Option<RequestId>, out: &mut Outbox<'_>) {
+        for hold in Hold::ALL {
+            let lease = match hold {
+                Hold::Freeze => &mut self.freeze,
+                Hold::Clamp => &mut self.clamp,
+            };
+            if lease.take().is_some() {
+                self.release(hold, end, asked_by, out);
             }
         }
+    }
+
+    fn release(&mut self, hold: Hold, end: End, asked_by: Option<RequestId>, out: &mut Outbox<'_>) {
+        let ticket = out.act_for(self.id, asked_by, Action::Release { hold, end });
+        self.under_way.insert(ticket, UnderWay::Release(hold));
+    }
+
+    /// The cgroup carries a mark whose time is over: it could not be given back, or its holder does not.
+    pub fn overdue(&mut self, now: Time, hold: Hold, out: &mut Outbox<'_>) {
+        let is_early = self.give_back_again.get(&hold).is_some_and(|at| now < *at);
+        if self.lease(hold).is_none() && !is_early {
+            self.release(hold, End::LeaseOver, None, out);
+        }
+    }
+
+    /// Another policy holds. What is held stays held with the terms it began with.
+    pub fn apply_policy(&mut self, policy: &Policy, out: &mut Outbox<'_>) {
+        let Some(workload) = &self.workload else { return };
+        match policy.terms(workload) {
+            Some(terms) => {
+                self.terms = terms;
+                let is_held =
+                    Hold::ALL.map(|hold| (Response::from(hold), self.lease(hold).is_some()));
+                self.decide_anew(|acted| !is_held.contains(&(acted, true)));
+                self.seen_changes = u64::MAX;
+            }
+            None => {
+                self.release_all(End::Unguarded, None, out);
+                out.push(Effect::Unguard { guard: self.id });
+            }
+        }
+    }
+
+    fn rules(&self, respond: &Respond) -> Rules {
+        let Terms { mode, pids_limit, .. } = self.terms;
+        Rules { mode, policy: pids_limit, headroom: respond.clamp_headroom }
+    }
+
+    /// No limit is written while a clamp is in force, or while nothing may be done here.
+    fn may_write_limits(&self) -> bool {
+        self.clamp.is_none() && self.refusal.is_none()
+    }
+
+    pub fn limit_seen(
+        &mut self,
+        now: Time,
+        seen: &SeenLimit,
+        respond: &Respond,
+        out: &mut Outbox<'_>,
+    ) {
+        if self.may_write_limits() {
+            let rules = self.rules(respond);
+            self.limits.look(now, &rules, seen, out);
+        }
+    }
+
+    pub fn limit_facts(
+        &mut self,
+        now: Time,
+        answer: (Ticket, Result<Box<Facts>, String>),
+        seen: Option<SeenLimit>,
+        respond: &Respond,
+        out: &mut Outbox<'_>,
+    ) {
+        let seen = seen.filter(|_| self.may_write_limits());
+        let rules = self.rules(respond);
+        self.limits.facts(now, &rules, answer, seen.as_ref(), out);
     }
 
     /// When time alone changes something.
@@ -254,7 +379,7 @@ impl Guard {
     }
 
     /// Looks again at what may have changed since the last time.
-    pub fn evaluate(&mut self, now: Time, policy: &Policy, out: &mut Vec<Effect>) {
+    pub fn evaluate(&mut self, now: Time, policy: &Policy, out: &mut Outbox<'_>) {
         let changed = self.seen_changes != self.registry.changes();
         if changed || self.next.is_some_and(|next| next <= now) {
             self.seen_changes = self.registry.changes();
@@ -277,41 +402,16 @@ impl Guard {
         detectors: &[Detector],
         findings: Vec<Finding>,
         respond: &Respond,
-        out: &mut Vec<Effect>,
+        out: &mut Outbox<'_>,
     ) {
         for ((detector, _), episode) in &mut self.episodes {
             episode.acting &= !detectors.contains(detector);
         }
-        for Finding { cause, act } in findings {
-            let Some(detector) = cause.detector else { continue };
-            let key = (detector, cause.identity.clone());
-            let new = Episode {
-                last_seen: now,
-                told: false,
-                acted: None,
-                acting: false,
-                not_before: now,
-            };
-            let episode = self.episodes.entry(key).or_insert(new);
-            if !episode.told
-                && let Some(cause) = self.warnings.spend(now, &cause)
-            {
-                episode.told = true;
-                out.push(Effect::Warn { guard: self.id, cause });
-            }
-            episode.last_seen = now;
-            episode.acting = act.is_some();
-            let Some(response) = act.filter(|_| episode.acted.is_none()) else { continue };
-            let response = response.min(self.terms.highest);
-            let recovers = self.recovers.get(&response).copied().unwrap_or_default();
-            let earliest = recovers.max(self.not_before).max(episode.not_before);
-            if now < earliest {
-                self.next = sooner(self.next, Some(earliest));
-                continue;
-            }
-            episode.acted = Some(response);
-            if response > Response::Record {
-                out.push(self.contain(now, response, self.terms.mode, None, cause, respond));
+        for finding in findings {
+            let asked = self.heed(now, &finding, out);
+            if let Some(response) = asked.filter(|response| *response > Response::Record) {
+                let how = (response, self.terms.mode, None);
+                self.contain(now, how, finding.cause, None, respond, out);
             }
         }
         self.episodes.retain(|_, episode| {
@@ -323,35 +423,61 @@ impl Guard {
         });
     }
 
-    /// The effect for a decision; a refusal where a bystander rule stands against it.
-    fn contain(
-        &self,
-        now: Time,
-        response: Response,
-        mode: Mode,
-        lease: Option<Duration>,
-        cause: Cause,
-        respond: &Respond,
-    ) -> Effect {
-        if let Some(refusal) = &self.refusal {
-            let refusal = refusal.clone();
-            return Effect::Refuse { guard: self.id, response, mode, cause, refusal };
+    /// Keeps the episode of one finding. Returns the response that it asks for now.
+    fn heed(&mut self, now: Time, finding: &Finding, out: &mut Outbox<'_>) -> Option<Response> {
+        let Finding { cause, act } = finding;
+        let key = (cause.detector?, cause.identity.clone());
+        let new =
+            Episode { last_seen: now, told: false, acted: None, acting: false, not_before: now };
+        let episode = self.episodes.entry(key).or_insert(new);
+        if !episode.told
+            && let Some(cause) = self.warnings.spend(now, cause)
+        {
+            episode.told = true;
+            out.act(self.id, Action::Warn { cause });
         }
-        let lease = lease.unwrap_or(match response {
-            Response::Clamp => respond.clamp_lease,
-            Response::Freeze => respond.freeze_lease,
-            Response::Record | Response::Kill => Duration::ZERO,
+        episode.last_seen = now;
+        episode.acting = act.is_some();
+        let response = act.filter(|_| episode.acted.is_none())?.min(self.terms.highest);
+        let recovers = self.recovers.get(&response).copied().unwrap_or_default();
+        let earliest = recovers.max(self.not_before).max(episode.not_before);
+        if now < earliest {
+            self.next = sooner(self.next, Some(earliest));
+            return None;
+        }
+        episode.acted = Some(response);
+        Some(response)
+    }
+
+    /// Orders what was decided; or a refusal, where a bystander rule stands against it.
+    fn contain(
+        &mut self,
+        now: Time,
+        (response, mode, lease): (Response, Mode, Option<Duration>),
+        cause: Cause,
+        asked_by: Option<RequestId>,
+        respond: &Respond,
+        out: &mut Outbox<'_>,
+    ) {
+        let lease = lease.unwrap_or(match Hold::of(response) {
+            Some(Hold::Clamp) => respond.clamp_lease,
+            Some(Hold::Freeze) => respond.freeze_lease,
+            None => Duration::ZERO,
         });
-        Effect::Contain(Containment {
-            guard: self.id,
-            response,
-            mode,
-            lease,
-            // Beside the tasks that the executor finds there.
-            headroom: room_for(0, self.servers(), respond.clamp_headroom),
-            cause,
-            decided: now,
-        })
+        let action = match self.refusal.clone() {
+            Some(refusal) => Action::Refuse { response, mode, cause, refusal },
+            None => Action::Contain(Containment {
+                response,
+                mode,
+                lease,
+                // Beside the tasks that the executor finds there.
+                headroom: room_for(0, self.servers(), respond.clamp_headroom),
+                cause,
+                decided: now,
+            }),
+        };
+        let ticket = out.act_for(self.id, asked_by, action);
+        self.under_way.insert(ticket, UnderWay::Contain { response, lease });
     }
 
     /// Live servers, all packages together.
@@ -361,32 +487,31 @@ impl Guard {
     }
 
     /// Ends holds whose lease is over. A clamp is held on while its detector still asks for it.
-    fn expire(&mut self, now: Time, respond: &Respond, out: &mut Vec<Effect>) {
-        let guard = self.id;
+    fn expire(&mut self, now: Time, respond: &Respond, out: &mut Outbox<'_>) {
         if self.freeze.is_some_and(|hold| hold.until <= now) {
             self.freeze = None;
-            out.push(Effect::Release { guard, response: Response::Freeze, end: End::LeaseOver });
+            self.release(Hold::Freeze, End::LeaseOver, None, out);
         }
         let Some(clamp) = self.clamp.filter(|hold| hold.until <= now) else { return };
         if self.episodes.values().any(|episode| episode.acting && episode.acted.is_some()) {
             let lease = respond.clamp_lease;
-            self.clamp = Some(Hold { since: clamp.since, until: now.after(lease) });
-            out.push(Effect::Renew { guard, lease });
+            self.clamp = Some(Lease { since: clamp.since, until: now.after(lease) });
+            out.act(self.id, Action::Renew { lease });
         } else {
             self.clamp = None;
-            out.push(Effect::Release { guard, response: Response::Clamp, end: End::LeaseOver });
+            self.release(Hold::Clamp, End::LeaseOver, None, out);
         }
     }
 
     /// A clamp can break what is inside: node aborts without its thread pool, an exec'd health check
     /// fails. The first sign of it, soon after the clamp, gives back one headroom.
-    fn soften(&mut self, now: Time, respond: &Respond, out: &mut Vec<Effect>) {
+    fn soften(&mut self, now: Time, respond: &Respond, out: &mut Outbox<'_>) {
         let ClampWatch { denials, aborts, loosened, .. } = self.clamp_watch;
         let young = self.clamp.is_some_and(|clamp| now.since(clamp.since) < CLAMP_WATCH);
         if young && !loosened && (denials > 0 || aborts > 0) {
             self.clamp_watch.loosened = true;
             let by = respond.clamp_headroom;
-            out.push(Effect::Loosen { guard: self.id, by, aborts, denials });
+            out.act(self.id, Action::Loosen { by, aborts, denials });
         }
     }
 

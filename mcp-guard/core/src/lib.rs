@@ -12,7 +12,8 @@
 //! replay     a recorded trace through the core status    what the operator is shown
 //! target     what an operator may name         audit     the lines of the audit log
 //! limit      a number of tasks, or none        diagnose  why a limit does not hold
-//! repair     where a limit must be written     keep      when, and when no more
+//! repair     where a limit must be written     limits    which limit a guard has, and who wins
+//! incident   why and how something is done     id        numbers that name things
 //! warnings   how many a guard may tell
 //! ```
 #![forbid(unsafe_code)]
@@ -25,9 +26,11 @@ pub mod diagnose;
 pub mod effect;
 pub mod escape;
 pub mod guard;
-pub mod keep;
+pub mod id;
+pub mod incident;
 pub mod launcher;
 pub mod limit;
+pub mod limits;
 pub mod policy;
 pub mod rates;
 pub mod refusal;

@@ -4,6 +4,24 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
+/// Tasks that runc takes for a `docker exec`, and so for a health check.
+pub const EXEC: u64 = 5;
+/// Less cannot hold a `docker exec`: runc's own tasks, and those of a health check.
+pub const LEAST: u64 = 8;
+/// What the kernel takes (`PIDS_MAX`, which is `PID_MAX_LIMIT`).
+pub const MOST: u64 = 4_194_304;
+/// Tasks left free above those that run, unless the policy says otherwise (`clamp_headroom`).
+pub const HEADROOM: u64 = 20;
+/// Threads of libuv's pool. Node makes all of them at its first use, and aborts where it cannot.
+pub const POOL: u64 = 4;
+
+/// The limit that lets `tasks` live on, with room for the pools of `servers` that may not have made
+/// theirs. The one formula for a clamp and for what is proposed.
+#[must_use]
+pub fn room_for(tasks: u64, servers: u64, headroom: u64) -> u64 {
+    tasks.saturating_add(servers.saturating_mul(POOL)).saturating_add(headroom)
+}
+
 /// A limit as the kernel writes it: a number or "max". Serialised alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Limit {

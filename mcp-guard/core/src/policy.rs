@@ -9,7 +9,7 @@ use wildmatch::WildMatch;
 use crate::{
     escape::is_plain_path,
     launcher::Launcher,
-    repair::{LEAST, MOST},
+    limit::{HEADROOM, LEAST, MOST},
 };
 
 /// Whether decisions change the host.
@@ -193,7 +193,7 @@ pub struct Respond {
 impl Default for Respond {
     fn default() -> Self {
         Self {
-            clamp_headroom: 20,
+            clamp_headroom: HEADROOM,
             clamp_lease: Duration::from_secs(600),
             freeze_lease: Duration::from_secs(300),
             cool_down: Duration::from_secs(60),
@@ -243,13 +243,13 @@ impl From<String> for Pattern {
     }
 }
 
-/// What a rule is matched against.
+/// What a rule is matched against: a container, or a cgroup that no engine knows.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Subject<'a> {
-    pub name: &'a str,
-    pub image: &'a str,
-    pub labels: Option<&'a BTreeMap<String, String>>,
-    pub cgroup: &'a str,
+pub struct Workload {
+    pub name: String,
+    pub image: String,
+    pub labels: BTreeMap<String, String>,
+    pub cgroup: String,
 }
 
 /// What applies to one guard.
@@ -279,13 +279,13 @@ impl Policy {
         Ok(policy)
     }
 
-    /// The terms for a subject, None where it is not guarded.
+    /// The terms for a workload, None where it is not guarded.
     #[must_use]
-    pub fn terms(&self, subject: &Subject<'_>) -> Option<Terms> {
+    pub fn terms(&self, workload: &Workload) -> Option<Terms> {
         if self.guard.is_empty() {
             return Some(Terms { mode: self.mode, highest: default_highest(), pids_limit: None });
         }
-        let rule = self.guard.iter().find(|rule| rule.matches(subject))?;
+        let rule = self.guard.iter().find(|rule| rule.matches(workload))?;
         let mode = rule.mode.unwrap_or(self.mode);
         Some(Terms { mode, highest: rule.highest, pids_limit: rule.pids_limit })
     }
@@ -362,24 +362,23 @@ impl Rule {
         }
     }
 
-    fn matches(&self, subject: &Subject<'_>) -> bool {
+    fn matches(&self, workload: &Workload) -> bool {
         let fits = |pattern: &Option<Pattern>, text: &str| {
             pattern.as_ref().is_none_or(|pattern| pattern.0.matches(text))
         };
-        fits(&self.name, subject.name)
-            && fits(&self.image, subject.image)
-            && self.cgroup.as_ref().is_none_or(|path| path == subject.cgroup)
-            && self.label.as_ref().is_none_or(|label| label_matches(label, subject.labels))
+        fits(&self.name, &workload.name)
+            && fits(&self.image, &workload.image)
+            && self.cgroup.as_ref().is_none_or(|path| *path == workload.cgroup)
+            && self.label.as_ref().is_none_or(|label| label_matches(label, &workload.labels))
     }
 }
 
-fn label_matches(label: &str, labels: Option<&BTreeMap<String, String>>) -> bool {
+fn label_matches(label: &str, labels: &BTreeMap<String, String>) -> bool {
     let (key, pattern) = match label.split_once('=') {
         Some((key, value)) => (key, Some(WildMatch::new(value))),
         None => (label, None),
     };
-    let value = labels.and_then(|labels| labels.get(key));
-    value.is_some_and(|value| pattern.is_none_or(|pattern| pattern.matches(value)))
+    labels.get(key).is_some_and(|value| pattern.is_none_or(|pattern| pattern.matches(value)))
 }
 
 #[cfg(test)]

@@ -6,36 +6,37 @@
 //! Steps are run-time writes; the owner's own store is written last, when the tasks fit, so that
 //! whoever dies half-way leaves no step behind as "declared".
 
-mod owner;
-
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::owner::{Owner, Standing, survives, unit_unread};
-use self::owner::{has_it, owner};
 use crate::{
     diagnose::{
         code::Code,
         compose,
         facts::{Facts, Says, Unit},
         judge,
+        owner::{Owner, Refused, Standing, has_it, owner},
         report::{Layer, Place, Report},
-        sizing::room_for,
     },
     escape::visible,
-    limit::Limit,
-    policy::Respond,
+    limit::{EXEC, LEAST, Limit, MOST, room_for},
 };
 
-/// Tasks that runc takes for a `docker exec`, and so for a health check.
-const EXEC: u64 = 5;
-/// Less cannot hold a `docker exec`: runc's own tasks, and those of a health check.
-pub const LEAST: u64 = 8;
-/// What the kernel takes (`PIDS_MAX`, which is `PID_MAX_LIMIT`).
-pub const MOST: u64 = 4_194_304;
 /// Between two steps of a ratchet.
 pub const STEP: Duration = Duration::from_secs(10);
+
+/// What a limit is asked to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// None takes what is declared.
+    pub limit: Option<u64>,
+    /// At once, also below what runs.
+    pub force: bool,
+    /// Tasks that a step on the way down leaves free.
+    pub headroom: u64,
+}
+
 /// One write.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "write")]
@@ -59,6 +60,7 @@ pub struct Plan {
     /// Its owner has this very limit: what runs there lived with it before.
     restores: bool,
     force: bool,
+    headroom: u64,
     /// What a person should know before.
     pub notes: Vec<String>,
 }
@@ -82,15 +84,20 @@ impl Next {
             Self::Wait => &[],
         }
     }
-}
 
-/// Why nothing can be repaired, and what to do instead.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refused(pub String);
+    #[must_use]
+    pub fn into_writes(self) -> Vec<Write> {
+        match self {
+            Self::Last(writes) | Self::Lower(writes, _) => writes,
+            Self::Wait => Vec::new(),
+        }
+    }
+}
 
 /// # Errors
 /// No limit is known, it is out of bounds, or no write here would bind.
-pub fn plan(facts: &Facts, limit: Option<u64>, force: bool) -> Result<Plan, Refused> {
+pub fn plan(facts: &Facts, wanted: Wanted) -> Result<Plan, Refused> {
+    let Wanted { limit, force, headroom } = wanted;
     let report = judge(facts);
     let refused = |why: String| Err(Refused(why));
     let Some(limit) = limit.or(report.declared) else {
@@ -125,6 +132,7 @@ pub fn plan(facts: &Facts, limit: Option<u64>, force: bool) -> Result<Plan, Refu
         servers: report.sizing.as_ref().map_or(0, |sizing| sizing.servers),
         restores: has_it(facts, unit, limit),
         force,
+        headroom,
         notes: notes(&report, limit),
     })
 }
@@ -169,7 +177,7 @@ impl Plan {
             return Next::Last(self.last());
         }
         // Never below what runs, never up again: also not where somebody undid the last step.
-        let room = room_for(tasks, self.servers, Respond::default().clamp_headroom);
+        let room = room_for(tasks, self.servers, self.headroom);
         let next = step.map_or(room, |step| step.min(room));
         if Limit::Tasks(next) < in_force {
             return Next::Lower(self.steps(next), next);

@@ -10,8 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Core, Time,
-    effect::{Detector, Effect, GuardId, Input, Outcome},
-    policy::{Mode, Policy, Response, Subject, Terms},
+    effect::{Action as Ordered, Effect, Input, Order, Settled},
+    id::GuardId,
+    incident::{Detector, Outcome},
+    policy::{Mode, Policy, Response, Terms, Workload},
 };
 
 /// After the last event time runs on for so long and nothing dies: a leak shows by what stays.
@@ -19,7 +21,7 @@ const AFTERWARDS_NS: u64 = 120_000_000_000;
 /// Every second of a trace is gone through; a damaged time must not make that endless.
 const LONGEST_NS: u64 = 366 * 86_400 * SECOND_NS;
 const SECOND_NS: u64 = 1_000_000_000;
-const GUARD: GuardId = 0;
+const GUARD: GuardId = GuardId(0);
 
 /// A line that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -163,7 +165,8 @@ impl Run {
     fn new(policy: Policy) -> Self {
         let terms = Terms { mode: Mode::Enforce, highest: highest(&policy), pids_limit: None };
         let mut core = Core::new(policy);
-        let guarded = Input::Guarded { guard: GUARD, name: "trace".into(), terms, refusal: None };
+        let (name, workload) = ("trace".to_owned(), None);
+        let guarded = Input::Guarded { guard: GUARD, name, terms, workload, refusal: None };
         core.step(Time(0), guarded, &mut Vec::new());
         let report = Report::default();
         Self { core, now: Time(0), next_totals: 0, totals: Totals::default(), report }
@@ -218,30 +221,46 @@ impl Run {
         self.core.step(self.now, input, &mut effects);
         for effect in effects {
             match effect {
-                Effect::Warn { cause, .. } => {
-                    if let Some(detector) = cause.detector {
-                        let (t_ns, identity) = (self.now.0, cause.identity);
-                        self.report.warnings.push(Warning { t_ns, detector, identity });
-                    }
-                }
-                Effect::Contain(done) => {
-                    if let Some(detector) = done.cause.detector {
-                        let (t_ns, response) = (self.now.0, done.response);
-                        let identity = done.cause.identity;
-                        self.report.actions.push(Action { t_ns, detector, response, identity });
-                    }
-                    let (response, outcome, lease) = (done.response, Outcome::Done, done.lease);
-                    self.step(Input::Settled { guard: GUARD, response, outcome, lease });
-                }
-                // A trace cannot react.
-                Effect::Refuse { .. }
-                | Effect::Renew { .. }
-                | Effect::Loosen { .. }
-                | Effect::Release { .. }
-                | Effect::Disown { .. }
-                | Effect::Rescan { .. } => {}
+                Effect::Act(order) => self.carry_out(order),
+                // A trace has no more to read, and no limits.
+                Effect::Rescan { .. }
+                | Effect::ReadDenials { .. }
+                | Effect::ReadFacts { .. }
+                | Effect::ForgetRequest { .. }
+                | Effect::Unguard { .. }
+                | Effect::Log { .. } => {}
             }
         }
+    }
+
+    /// Whatever is ordered is done: a trace cannot react.
+    fn carry_out(&mut self, order: Order) {
+        let t_ns = self.now.0;
+        match order.action {
+            Ordered::Warn { cause } => {
+                if let Some(detector) = cause.detector {
+                    let identity = cause.identity;
+                    self.report.warnings.push(Warning { t_ns, detector, identity });
+                }
+                return;
+            }
+            Ordered::Contain(done) => {
+                if let Some(detector) = done.cause.detector {
+                    let (response, identity) = (done.response, done.cause.identity);
+                    self.report.actions.push(Action { t_ns, detector, response, identity });
+                }
+            }
+            Ordered::Refuse { .. }
+            | Ordered::Renew { .. }
+            | Ordered::Loosen { .. }
+            | Ordered::Release { .. }
+            | Ordered::Disown { .. }
+            | Ordered::WriteLimit { .. }
+            | Ordered::LeaveLimit { .. } => {}
+        }
+        let Order { ticket, guard, .. } = order;
+        let settled = Settled { ticket, guard, outcome: Outcome::Done, detail: String::new() };
+        self.step(Input::Settled(settled));
     }
 
     /// What lives at the last event.
@@ -267,6 +286,6 @@ impl Run {
 fn highest(policy: &Policy) -> Response {
     match policy.guard.first() {
         Some(rule) => rule.highest,
-        None => policy.terms(&Subject::default()).map_or(Response::Freeze, |terms| terms.highest),
+        None => policy.terms(&Workload::default()).map_or(Response::Freeze, |terms| terms.highest),
     }
 }

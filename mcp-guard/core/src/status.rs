@@ -8,13 +8,14 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Time,
     guard::Guard,
+    id::GuardId,
     policy::{Mode, Response},
     rates::PerSecond,
 };
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct GuardStatus {
-    pub guard: u32,
+    pub guard: GuardId,
     pub name: String,
     pub mode: Mode,
     pub highest: Response,
@@ -91,7 +92,7 @@ pub struct TotalsStatus {
 
 impl GuardStatus {
     #[must_use]
-    pub fn of(now: Time, guard: &Guard) -> Self {
+    pub fn of(now: Time, guard: &Guard, totals_now: Totals) -> Self {
         let identities: BTreeMap<_, _> = guard
             .registry
             .identities()
@@ -111,9 +112,11 @@ impl GuardStatus {
             let starts = guard.registry.identities().map(|(_, one)| one.starts_within(now, window));
             rate(starts.sum(), window)
         };
-        let per_second = |field: fn(&Totals) -> u64| {
-            PerSecond::of(|window| guard.rates.per_second(window, field))
-        };
+        // As they will be once these totals are taken.
+        let mut rates = guard.rates.clone();
+        rates.add(now, totals_now);
+        let per_second =
+            |field: fn(&Totals) -> u64| PerSecond::of(|window| rates.per_second(window, field));
         Self {
             guard: guard.id,
             name: guard.name.clone(),
@@ -126,7 +129,7 @@ impl GuardStatus {
             not_kept: guard.registry.overflowed,
             starts_per_second: PerSecond::of(all_starts),
             identities,
-            totals: totals(guard),
+            totals: totals(guard, totals_now),
             forks_per_second: per_second(|totals| totals.process_forks),
             execs_per_second: per_second(|totals| totals.execs),
         }
@@ -137,8 +140,7 @@ fn rate(events: usize, window: Duration) -> f64 {
     events as f64 / window.as_secs_f64()
 }
 
-fn totals(guard: &Guard) -> TotalsStatus {
-    let totals = guard.rates.totals();
+fn totals(guard: &Guard, totals: Totals) -> TotalsStatus {
     TotalsStatus {
         process_forks: totals.process_forks,
         thread_forks: totals.thread_forks,

@@ -2,7 +2,7 @@
 
 use std::{mem, time::Duration};
 
-use crate::{Time, effect::Cause};
+use crate::{Time, incident::Cause};
 
 /// Of one guard in an hour. A leak of a few packages stays far below it.
 const PER_HOUR: u64 = 60;

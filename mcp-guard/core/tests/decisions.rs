@@ -5,18 +5,25 @@ use std::time::Duration;
 use mcp_guard_common::Totals;
 use mcp_guard_core::{
     Core, Time,
-    effect::{Detector, Effect, End, Input, Outcome, Request},
-    policy::{Mode, Policy, Response, Terms},
+    effect::{Action, Effect, Input, Order, Request, Settled},
+    id::{GuardId, RequestId, Ticket},
+    incident::{Detector, End, Hold, Outcome},
+    policy::{Mode, Policy, Response, Terms, Workload},
     refusal::Refusal,
     registry::Observed,
 };
 
-const GUARD: u32 = 3;
+const GUARD: GuardId = GuardId(3);
 
 struct Story {
     core: Core,
     now: Time,
-    effects: Vec<Effect>,
+    /// What was ordered since it was last taken.
+    orders: Vec<Action>,
+    /// What is to be read, or let go.
+    others: Vec<Effect>,
+    /// Responses that were ordered and are not settled, oldest first.
+    unsettled: Vec<(Ticket, Response)>,
     next_pid: u32,
 }
 
@@ -27,14 +34,43 @@ impl Story {
 
     fn refused(policy: &str, refusal: Option<Refusal>) -> Self {
         let core = Core::new(Policy::parse(policy).expect("valid"));
-        let mut story = Self { core, now: Time(0), effects: Vec::new(), next_pid: 100 };
+        let mut story = Self {
+            core,
+            now: Time(0),
+            orders: Vec::new(),
+            others: Vec::new(),
+            unsettled: Vec::new(),
+            next_pid: 100,
+        };
         let terms = Terms { mode: Mode::Enforce, highest: Response::Kill, pids_limit: None };
-        story.step(Input::Guarded { guard: GUARD, name: "story".into(), terms, refusal });
+        let (name, workload) = ("story".into(), None);
+        story.step(Input::Guarded { guard: GUARD, name, terms, workload, refusal });
         story
     }
 
     fn step(&mut self, input: Input) {
-        self.core.step(self.now, input, &mut self.effects);
+        let mut effects = Vec::new();
+        self.core.step(self.now, input, &mut effects);
+        for effect in effects {
+            match effect {
+                Effect::Act(Order { ticket, action, .. }) => {
+                    if let Action::Contain(wanted) = &action {
+                        self.unsettled.push((ticket, wanted.response));
+                    }
+                    self.orders.push(action);
+                }
+                other @ (Effect::Rescan { .. }
+                | Effect::ReadDenials { .. }
+                | Effect::ReadFacts { .. }
+                | Effect::ForgetRequest { .. }
+                | Effect::Unguard { .. }
+                | Effect::Log { .. }) => self.others.push(other),
+            }
+        }
+    }
+
+    fn operator(&mut self, request: Request) {
+        self.step(Input::Operator { guard: GUARD, id: RequestId(1), request });
     }
 
     /// Time passes; deadlines and the totals of each second come when they are due.
@@ -69,19 +105,22 @@ impl Story {
         self.step(Input::Exit { guard: GUARD, pid, code });
     }
 
+    /// Answers the oldest order of a response that is not answered yet.
     fn settle(&mut self, response: Response, outcome: Outcome) {
-        let lease = Duration::from_secs(300);
-        self.step(Input::Settled { guard: GUARD, response, outcome, lease });
+        let at = self.unsettled.iter().position(|(_, ordered)| *ordered == response);
+        let (ticket, _) = self.unsettled.remove(at.expect("it was ordered"));
+        let detail = String::new();
+        self.step(Input::Settled(Settled { ticket, guard: GUARD, outcome, detail }));
     }
 
-    fn take(&mut self) -> Vec<Effect> {
-        std::mem::take(&mut self.effects)
+    fn take(&mut self) -> Vec<Action> {
+        std::mem::take(&mut self.orders)
     }
 
     fn contained(&mut self) -> Vec<(Detector, Response)> {
         let effects = self.take();
-        let contained = effects.into_iter().filter_map(|effect| {
-            let Effect::Contain(done) = effect else { return None };
+        let contained = effects.into_iter().filter_map(|action| {
+            let Action::Contain(done) = action else { return None };
             done.cause.detector.map(|detector| (detector, done.response))
         });
         contained.collect()
@@ -101,12 +140,12 @@ fn a_leak_is_warned_about_and_then_clamped_at_the_very_moment() {
     }
     let born_last = story.now.0 - 1_000_000_000;
     story.wait(100);
-    let warned = story.effects.iter().filter(|effect| matches!(effect, Effect::Warn { .. }));
+    let warned = story.orders.iter().filter(|effect| matches!(effect, Action::Warn { .. }));
     assert_eq!(warned.count(), 2, "B for ten starts in ten seconds, D for five of age");
-    let Some(Effect::Contain(clamp)) =
-        story.effects.iter().find(|effect| matches!(effect, Effect::Contain(c) if c.cause.detector == Some(Detector::Duplicates)))
+    let Some(Action::Contain(clamp)) =
+        story.orders.iter().find(|effect| matches!(effect, Action::Contain(c) if c.cause.detector == Some(Detector::Duplicates)))
     else {
-        panic!("{:?}", story.effects)
+        panic!("{:?}", story.orders)
     };
     assert_eq!(clamp.response, Response::Clamp);
     assert_eq!(clamp.decided, Time(born_last + 60_000_000_000), "the tenth turns 60 s");
@@ -119,7 +158,7 @@ fn the_warnings_of_an_hour_are_bounded_and_none_is_forgotten() {
     let mut story = Story::new("");
     let warnings = |story: &mut Story| -> Vec<_> {
         let told = |effect| {
-            let Effect::Warn { cause, .. } = effect else { return None };
+            let Action::Warn { cause, .. } = effect else { return None };
             Some((cause.identity, cause.numbers))
         };
         story.take().into_iter().filter_map(told).collect()
@@ -192,7 +231,7 @@ fn a_fork_rate_warns_and_never_acts() {
         let totals = Totals { process_forks: second * 5000, ..Totals::default() };
         story.step(Input::Totals { guard: GUARD, totals });
     }
-    let [Effect::Warn { cause, .. }] = &story.take()[..] else { panic!("one warning") };
+    let [Action::Warn { cause, .. }] = &story.take()[..] else { panic!("one warning") };
     assert_eq!(cause.detector, Some(Detector::Raw));
 }
 
@@ -211,13 +250,13 @@ fn clamped(extra: &str) -> (Story, Vec<u32>) {
 #[test]
 fn a_clamp_is_held_while_its_reason_lasts_and_then_given_back() {
     let (mut story, pids) = clamped("");
-    story.wait(301);
-    assert!(matches!(story.take()[..], [Effect::Renew { .. }]));
+    story.wait(601);
+    assert!(matches!(story.take()[..], [Action::Renew { .. }]));
     for pid in pids {
         story.exit(pid, 0);
     }
     story.wait(601);
-    let release = Effect::Release { guard: GUARD, response: Response::Clamp, end: End::LeaseOver };
+    let release = Action::Release { hold: Hold::Clamp, end: End::LeaseOver };
     assert_eq!(story.take(), [release]);
     assert_eq!(story.state(), "free");
 }
@@ -228,13 +267,13 @@ fn a_clamp_that_hurts_is_loosened_once() {
     story.exit(pids[0], 6);
     story.exit(pids[1], 6);
     let effects = story.take();
-    assert!(matches!(effects[..], [Effect::Loosen { by: 20, aborts: 1, .. }]), "{effects:?}");
+    assert!(matches!(effects[..], [Action::Loosen { by: 20, aborts: 1, .. }]), "{effects:?}");
 
     let (mut story, _) = clamped("");
     story.step(Input::Denials { guard: GUARD, count: 7 });
     assert_eq!(story.take(), [], "those of the time before the clamp");
     story.step(Input::Denials { guard: GUARD, count: 8 });
-    assert!(matches!(story.take()[..], [Effect::Loosen { denials: 1, .. }]));
+    assert!(matches!(story.take()[..], [Action::Loosen { denials: 1, .. }]));
 
     let (mut story, pids) = clamped("");
     story.wait(31);
@@ -246,23 +285,24 @@ fn a_clamp_that_hurts_is_loosened_once() {
 fn a_freeze_ends_with_its_lease() {
     let mut story = Story::new("");
     let lease = Duration::from_secs(300);
-    story
-        .step(Input::Operator { guard: GUARD, request: Request::Freeze { lease, dry_run: false } });
-    assert!(matches!(&story.take()[..], [Effect::Contain(c)] if c.response == Response::Freeze));
+    story.operator(Request::Freeze { lease, dry_run: false });
+    assert!(matches!(&story.take()[..], [Action::Contain(c)] if c.response == Response::Freeze));
     story.settle(Response::Freeze, Outcome::Done);
     story.wait(299);
     assert_eq!(story.state(), "frozen");
     story.wait(2);
-    let release = Effect::Release { guard: GUARD, response: Response::Freeze, end: End::LeaseOver };
+    let release = Action::Release { hold: Hold::Freeze, end: End::LeaseOver };
     assert_eq!(story.take(), [release]);
 }
 
 #[test]
 fn what_somebody_else_thawed_is_no_longer_ours() {
     let mut story = Story::new("");
+    story.operator(Request::Freeze { lease: Duration::from_secs(300), dry_run: false });
     story.settle(Response::Freeze, Outcome::Done);
+    story.take();
     story.step(Input::ThawedByOther { guard: GUARD });
-    assert!(matches!(story.take()[..], [Effect::Disown { .. }]));
+    assert!(matches!(story.take()[..], [Action::Disown { .. }]));
     story.wait(600);
     assert_eq!(story.take(), [], "no thaw of what may be another's freeze by now");
 }
@@ -272,7 +312,7 @@ fn a_clamp_that_somebody_else_undid_is_made_again_while_its_detector_asks() {
     let (mut story, _) = clamped("[respond]\ncool_down = \"60s\"\n");
     story.step(Input::UnclampedByOther { guard: GUARD });
     let end = End::UnclampedByOther;
-    assert_eq!(story.take(), [Effect::Disown { guard: GUARD, response: Response::Clamp, end }]);
+    assert_eq!(story.take(), [Action::Disown { hold: Hold::Clamp, end }]);
     assert_eq!(story.state(), "free");
     story.births(400);
     story.wait(59);
@@ -285,8 +325,8 @@ fn a_clamp_that_somebody_else_undid_is_made_again_while_its_detector_asks() {
 #[test]
 fn after_an_operators_thaw_detectors_keep_still_for_a_while() {
     let (mut story, _) = clamped("[respond]\ncool_down = \"60s\"\n");
-    story.step(Input::Operator { guard: GUARD, request: Request::Thaw });
-    let release = Effect::Release { guard: GUARD, response: Response::Clamp, end: End::Operator };
+    story.operator(Request::Thaw);
+    let release = Action::Release { hold: Hold::Clamp, end: End::Operator };
     assert_eq!(story.take(), [release]);
     for _ in 0..3 {
         story.server("b");
@@ -299,7 +339,12 @@ fn after_an_operators_thaw_detectors_keep_still_for_a_while() {
 
 #[test]
 fn a_failed_action_is_tried_again_later_and_not_in_a_loop() {
-    let (mut story, _) = clamped("[respond]\ncool_down = \"60s\"\n");
+    let mut story = Story::new(&format!("{QUICK}[respond]\ncool_down = \"60s\"\n"));
+    for _ in 0..3 {
+        story.server("a");
+    }
+    story.wait(3);
+    assert_eq!(story.contained(), [(Detector::Duplicates, Response::Clamp)]);
     story.settle(Response::Clamp, Outcome::Failed);
     story.wait(59);
     assert_eq!(story.contained(), []);
@@ -371,8 +416,8 @@ fn packages_beyond_the_bound_are_warned_about_and_not_acted_upon() {
         story.server(&format!("p{package}"));
     }
     story.wait(120);
-    let warned = |effect: &Effect| matches!(effect, Effect::Warn { cause, .. } if cause.identity.as_deref() == Some("(other)"));
-    assert!(story.effects.iter().any(warned), "{:?}", story.effects);
+    let warned = |effect: &Action| matches!(effect, Action::Warn { cause, .. } if cause.identity.as_deref() == Some("(other)"));
+    assert!(story.orders.iter().any(warned), "{:?}", story.orders);
     assert_eq!(story.contained(), []);
 }
 
@@ -382,12 +427,12 @@ fn a_bystander_is_refused_in_the_core() {
     for _ in 0..3 {
         story.server("a");
     }
-    story.step(Input::Operator { guard: GUARD, request: Request::Kill { dry_run: false } });
+    story.operator(Request::Kill { dry_run: false });
     story.wait(3);
     let effects = story.take();
-    let refusals = effects.iter().filter(|effect| matches!(effect, Effect::Refuse { .. })).count();
+    let refusals = effects.iter().filter(|effect| matches!(effect, Action::Refuse { .. })).count();
     assert_eq!(refusals, 2, "the operator's and the detector's: {effects:?}");
-    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Contain(_))));
+    assert!(!effects.iter().any(|effect| matches!(effect, Action::Contain(_))));
 }
 
 #[test]
@@ -410,7 +455,7 @@ fn a_clamp_leaves_room_for_the_pool_of_each_server() {
     }
     story.wait(3);
     let headroom = story.take().into_iter().find_map(|effect| {
-        let Effect::Contain(done) = effect else { return None };
+        let Action::Contain(done) = effect else { return None };
         Some(done.headroom)
     });
     assert_eq!(headroom, Some(20 + 3 * 4));
@@ -421,9 +466,9 @@ fn lost_records_ask_for_a_rescan_of_that_guard() {
     let mut story = Story::new("");
     let totals = Totals { dropped: 4, ..Totals::default() };
     story.step(Input::Totals { guard: GUARD, totals });
-    assert_eq!(story.take(), [Effect::Rescan { guard: GUARD }]);
+    assert_eq!(std::mem::take(&mut story.others), [Effect::Rescan { guard: GUARD }]);
     story.step(Input::Totals { guard: GUARD, totals });
-    assert_eq!(story.take(), [], "once per loss");
+    assert_eq!(story.others, [], "once per loss");
 }
 
 #[test]
@@ -451,4 +496,83 @@ fn a_server_that_is_moved_in_counts() {
     story.step(Input::Attach { guard: Some(GUARD), born: Time(5), pid: 8, seen: Some(reused) });
     let live = story.core.status(story.now)[0].identities["figma-mcp"].live;
     assert_eq!(live, 1, "what /proc said was of another process with that number");
+}
+
+fn guarded_by_policy(policy: &str) -> Story {
+    let mut story = Story::new(policy);
+    let workload = Workload { name: "gateway".to_owned(), ..Workload::default() };
+    let terms = story.core.policy().terms(&workload).expect("guarded");
+    let (name, workload, refusal) = ("gateway".to_owned(), Some(Box::new(workload)), None);
+    story.step(Input::Guarded { guard: GUARD, name, terms, workload, refusal });
+    story
+}
+
+#[test]
+fn a_new_policy_holds_for_every_guard_at_once() {
+    let mut story = guarded_by_policy(&format!("mode = \"observe\"\n{QUICK}"));
+    for _ in 0..3 {
+        story.server("a");
+    }
+    story.wait(3);
+    story.settle(Response::Clamp, Outcome::WouldDo);
+    story.take();
+    story.wait(5);
+    assert_eq!(story.contained(), [], "once an episode");
+    let enforce = Policy::parse(&format!("mode = \"enforce\"\n{QUICK}")).expect("valid");
+    story.step(Input::Policy(Box::new(enforce)));
+    let [Action::Contain(clamp)] = &story.take()[..] else { panic!("a clamp") };
+    assert_eq!((clamp.mode, clamp.headroom), (Mode::Enforce, 20 + 3 * 4));
+    assert_eq!(story.core.status(story.now)[0].mode, Mode::Enforce);
+}
+
+#[test]
+fn what_is_held_stays_held_under_a_new_policy_that_names_it() {
+    let mut story = guarded_by_policy(&format!("mode = \"enforce\"\n{QUICK}"));
+    for _ in 0..3 {
+        story.server("a");
+    }
+    story.wait(3);
+    story.settle(Response::Clamp, Outcome::Done);
+    story.take();
+    let other = format!("mode = \"enforce\"\n{QUICK}[respond]\nclamp_headroom = 50\n");
+    story.step(Input::Policy(Box::new(Policy::parse(&other).expect("valid"))));
+    assert_eq!((story.take(), story.state().as_str()), (vec![], "clamped"));
+}
+
+#[test]
+fn a_guard_that_a_new_policy_does_not_name_is_given_back() {
+    let mut story = guarded_by_policy(&format!("mode = \"enforce\"\n{QUICK}"));
+    for _ in 0..3 {
+        story.server("a");
+    }
+    story.wait(3);
+    story.settle(Response::Clamp, Outcome::Done);
+    story.take();
+    story.others.clear();
+    let other = Policy::parse("[[guard]]\nname = \"another\"\n").expect("valid");
+    story.step(Input::Policy(Box::new(other)));
+    let release = Action::Release { hold: Hold::Clamp, end: End::Unguarded };
+    assert_eq!(story.take(), [release]);
+    assert_eq!(story.others, [Effect::Unguard { guard: GUARD }]);
+}
+
+#[test]
+fn what_cannot_be_given_back_is_tried_again_after_a_while() {
+    let mut story = Story::new("");
+    let overdue = |story: &mut Story| {
+        story.step(Input::Overdue { guard: GUARD, hold: Hold::Freeze });
+        !story.take().is_empty()
+    };
+    let mut effects = Vec::new();
+    let input = Input::Overdue { guard: GUARD, hold: Hold::Freeze };
+    story.core.step(story.now, input, &mut effects);
+    let [Effect::Act(Order { ticket, action: Action::Release { .. }, .. })] = &effects[..] else {
+        panic!("{effects:?}")
+    };
+    let (outcome, detail) = (Outcome::Failed, String::new());
+    let settled = Settled { ticket: *ticket, guard: GUARD, outcome, detail };
+    story.step(Input::Settled(settled));
+    assert!(!overdue(&mut story));
+    story.now = story.now.after(Duration::from_secs(10));
+    assert!(overdue(&mut story));
 }

@@ -6,21 +6,20 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::mpsc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use mcp_guard_core::{
     diagnose::facts::{self, Facts, Source, Unreadable},
-    effect::GuardId,
+    id::{GuardId, Ticket},
 };
 use tokio::{sync::mpsc::UnboundedSender, time::timeout};
 
-use super::limits::News;
 use crate::{
     engine::{EngineId, Engines},
     host::observer::Observer,
+    requests::Requests,
     snapshot::Snapshot,
-    wanted::Limits,
 };
 
 /// For the host, and then for each guard; what is not read by then is asked for again.
@@ -30,12 +29,23 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(super) struct Ask {
     pub guard: GuardId,
     /// Comes back with the answer.
-    pub number: u64,
+    pub ticket: Ticket,
     pub container: Option<String>,
     /// Its path.
     pub cgroup: String,
     /// What each engine said of itself.
     pub described: BTreeMap<EngineId, facts::Engine>,
+}
+
+/// An answer to something that was asked for a limit.
+pub(super) enum News {
+    Facts {
+        guard: GuardId,
+        ticket: Ticket,
+        facts: Result<Box<Facts>, String>,
+    },
+    /// Ids of all containers of an engine, running or not, as it listed them after this time.
+    Listed(EngineId, Vec<String>, SystemTime),
 }
 
 /// The thread's end that the loop holds. Nobody waits for the thread: it changes nothing, and ends with
@@ -47,7 +57,7 @@ impl Reader {
     /// There is no room for a thread.
     pub fn start(
         engines: Engines,
-        limits: Limits,
+        requests: Requests,
         observer: Observer,
         news: UnboundedSender<News>,
     ) -> io::Result<Self> {
@@ -57,14 +67,14 @@ impl Reader {
         std::thread::Builder::new().name("facts".to_owned()).spawn(move || {
             while let Ok(first) = waiting.recv() {
                 let asks: Vec<Ask> = std::iter::once(first).chain(waiting.try_iter()).collect();
-                let whose: Vec<_> = asks.iter().map(|ask| (ask.guard, ask.number)).collect();
+                let whose: Vec<_> = asks.iter().map(|ask| (ask.guard, ask.ticket)).collect();
                 let answered = catch_unwind(AssertUnwindSafe(|| {
-                    runtime.block_on(answer(&engines, &limits, &observer, asks, &news));
+                    runtime.block_on(answer(&engines, &requests, &observer, asks, &news));
                 }));
-                // Whoever has an answer already waits for none of this number.
-                for (guard, number) in whose.into_iter().filter(|_| answered.is_err()) {
+                // Those that have an answer already do not wait for this ticket.
+                for (guard, ticket) in whose.into_iter().filter(|_| answered.is_err()) {
                     let facts = Err("reading them panicked".to_owned());
-                    let _ = news.send(News::Facts { guard, number, facts });
+                    let _ = news.send(News::Facts { guard, ticket, facts });
                 }
             }
         })?;
@@ -80,7 +90,7 @@ impl Reader {
 /// One look at the host for all of them.
 async fn answer(
     engines: &Engines,
-    limits: &Limits,
+    requests: &Requests,
     observer: &Observer,
     asks: Vec<Ask>,
     news: &UnboundedSender<News>,
@@ -88,8 +98,8 @@ async fn answer(
     let patience = PATIENCE + engines.timeout();
     let late = |_| format!("not read within {patience:?}");
     let described = asks.last().map(|ask| ask.described.clone()).unwrap_or_default();
-    let (limits, observer) = (limits.clone(), observer.clone());
-    let taken = Snapshot::take_for_limits(engines.clone(), limits, described, observer);
+    let (requests, observer) = (requests.clone(), observer.clone());
+    let taken = Snapshot::take_for_limits(engines.clone(), requests, described, observer);
     let taken = timeout(patience, taken).await;
     let taken = taken.map_err(late).and_then(|taken| taken.map_err(|error| error.to_string()));
     for ask in asks {
@@ -100,9 +110,9 @@ async fn answer(
             }
             Err(why) => Err(why.clone()),
         };
-        let Ask { guard, number, .. } = ask;
+        let Ask { guard, ticket, .. } = ask;
         // The loop is gone only when the program ends.
-        let _ = news.send(News::Facts { guard, number, facts: facts.map(Box::new) });
+        let _ = news.send(News::Facts { guard, ticket, facts: facts.map(Box::new) });
     }
 }
 
@@ -129,48 +139,53 @@ fn silent(unreadable: &[Unreadable]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use mcp_guard_core::diagnose::facts::SubjectKind;
+    use mcp_guard_core::{diagnose::facts::SubjectKind, id::Tickets};
 
     use super::*;
 
     /// A cgroup that no unit and no container has; wherever this runs.
     const NOWHERE: &str = "/mcp-guard-test-none";
 
-    fn ask(guard: GuardId, container: Option<String>) -> Ask {
-        let (number, cgroup) = (u64::from(guard) + 100, NOWHERE.to_owned());
-        Ask { guard, number, container, cgroup, described: BTreeMap::new() }
-    }
+    type Answered = (GuardId, Ticket, Result<Box<Facts>, String>);
 
-    fn read(engines: Engines, asks: Vec<Ask>) -> Vec<(GuardId, u64, Result<Box<Facts>, String>)> {
+    /// Asks once for each of these containers, or cgroups, and returns what was asked with the answers.
+    fn read(engines: Engines, asked: Vec<Option<String>>) -> Vec<Answered> {
         let folder = tempfile::tempdir().unwrap();
         let (news, mut answers) = tokio::sync::mpsc::unbounded_channel();
-        let reader =
-            Reader::start(engines, Limits::new(folder.path()), Observer::start(), news).unwrap();
-        let count = asks.len();
-        assert!(asks.into_iter().all(|ask| reader.ask(ask)));
+        let requests = Requests::new(folder.path());
+        let reader = Reader::start(engines, requests, Observer::start(), news).unwrap();
+        let mut tickets = Tickets::default();
+        let mut expected = Vec::new();
+        for (number, container) in (1..).zip(asked) {
+            let (guard, ticket) = (GuardId(number), tickets.draw());
+            let (cgroup, described) = (NOWHERE.to_owned(), BTreeMap::new());
+            assert!(reader.ask(Ask { guard, ticket, container, cgroup, described }));
+            expected.push((guard, ticket));
+        }
         let mut read = || match answers.blocking_recv().unwrap() {
-            News::Facts { guard, number, facts } => (guard, number, facts),
-            News::Written(..) | News::Listed(..) => panic!("no facts"),
+            News::Facts { guard, ticket, facts } => (guard, ticket, facts),
+            News::Listed(..) => panic!("no facts"),
         };
-        (0..count).map(|_| read()).collect()
+        let found: Vec<_> = expected.iter().map(|_| read()).collect();
+        let whose: Vec<_> = found.iter().map(|(guard, ticket, _)| (*guard, *ticket)).collect();
+        assert_eq!(whose, expected, "each gets its answer");
+        found
     }
 
     #[test]
     fn each_gets_its_answer_and_an_engine_that_is_silent_is_not_an_answer() {
         let id = "a".repeat(64);
         let away = Engines::at("/nowhere/docker.sock", Duration::from_secs(10));
-        let read_with = read(away, vec![ask(1, None), ask(2, Some(id.clone()))]);
-        let [(1, 101, Ok(plain)), (2, 102, Err(why))] = &read_with[..] else {
-            panic!("{read_with:?}")
-        };
+        let read_with = read(away, vec![None, Some(id.clone())]);
+        let [(_, _, Ok(plain)), (_, _, Err(why))] = &read_with[..] else { panic!("{read_with:?}") };
         assert_eq!(
             (&plain.target.kind, plain.target.cgroup.as_str()),
             (&SubjectKind::Cgroup, NOWHERE)
         );
         assert!(why.contains("engine"), "{why}");
         // Where there is no engine at all, the cgroup is all that can be known.
-        let read_without = read(Engines::default(), vec![ask(3, Some(id))]);
-        let [(3, 103, Ok(plain))] = &read_without[..] else { panic!("{read_without:?}") };
+        let read_without = read(Engines::default(), vec![Some(id)]);
+        let [(_, _, Ok(plain))] = &read_without[..] else { panic!("{read_without:?}") };
         assert_eq!(plain.target.kind, SubjectKind::Cgroup);
     }
 }

@@ -1,12 +1,9 @@
 //! How the agent begins: everything that can fail fails here, before it says that it is ready.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-};
+use std::{collections::BTreeMap, path::Path};
 
 use anyhow::Context as _;
-use mcp_guard_core::{Core, audit::Record, effect::End, policy::Mode};
+use mcp_guard_core::{Core, audit::Record, incident::End, policy::Mode};
 use tokio::{
     io::Interest,
     signal::unix::{SignalKind, signal},
@@ -14,12 +11,19 @@ use tokio::{
 };
 
 use super::{
-    ASK_AGAIN, Agent, Options, QUEUE, Sources, limits::News, notify::Notify, reader::Reader,
+    ASK_AGAIN, Agent, Options, QUEUE, Sources,
+    askers::Askers,
+    counting::Counting,
+    known::KnownEngines,
+    limits::Upkeep,
+    notify::Notify,
+    reader::{News, Reader},
 };
 use crate::{
     audit::Audit,
-    control::{lock, server, wire::EngineState},
-    executor::{Confirmed, Executor},
+    control::{lock, server},
+    executor::Executor,
+    guards::Guards,
     host::{
         bpf::Kernel,
         clock,
@@ -27,7 +31,7 @@ use crate::{
         observer::Observer,
         poll::{self, Alarm},
     },
-    wanted::Limits,
+    requests::Requests,
 };
 
 impl Agent {
@@ -35,49 +39,35 @@ impl Agent {
         let layout = Layout::read().context("reading the cgroup layout")?;
         let audit = Audit::open(&options.audit)
             .with_context(|| format!("the audit log {}", options.audit.display()))?;
-        let (executor, confirmed) = Executor::new(audit, layout.clone());
         let engines = options.engines;
+        let executor = Executor::new(audit, layout.clone(), engines.clone());
         let kernel = Kernel::start(options.bpf)?;
         let now = clock::now();
         // At most one answer for each guard is under way.
-        let (news, answered) = mpsc::unbounded_channel();
-        let limits = Limits::new(&options.state_dir);
+        let (to_news, news) = mpsc::unbounded_channel();
+        let requests = Requests::new(&options.state_dir);
         let observer = Observer::start();
-        let reader = Reader::start(engines.clone(), limits.clone(), observer.clone(), news.clone())
+        let (asked, seen_by) = (engines.clone(), observer.clone());
+        let reader = Reader::start(asked, requests.clone(), seen_by, to_news.clone())
             .context("a thread that reads facts")?;
         let mut agent = Self {
             core: Core::new(options.policy),
+            guards: Guards::new(),
             executor,
-            kernel,
-            layout,
-            engine_state: match engines.is_empty() {
-                true => EngineState::None,
-                false => EngineState::Connecting,
-            },
-            engines,
-            described: BTreeMap::new(),
-            free: (0..mcp_guard_common::MAX_GUARDS).collect(),
-            by_hand: BTreeMap::new(),
+            counting: Counting::new(kernel, now),
+            engines: KnownEngines::new(engines),
+            upkeep: Upkeep { requests, reader, to_news },
+            askers: Askers::default(),
             unguardable: BTreeMap::new(),
-            unfound: BTreeSet::new(),
-            keeps: BTreeMap::new(),
-            limits,
-            questions: 0,
-            reader,
+            layout,
             observer,
-            news,
-            askers: BTreeMap::new(),
-            losses: BTreeMap::new(),
             notify: Notify::from_environment(),
-            dropped: 0,
-            behind_a_loss: false,
             started: now,
             next_tick: now,
             next_look: now,
-            next_untold: now,
         };
         let mode = agent.begin().await;
-        let sources = agent.listen(&options.run_dir, confirmed, answered)?;
+        let sources = agent.listen(&options.run_dir, news)?;
         tracing::info!(%mode, "mcp-guard {} is watching", env!("CARGO_PKG_VERSION"));
         Ok((agent, sources))
     }
@@ -86,17 +76,15 @@ impl Agent {
     fn listen(
         &self,
         run_dir: &Path,
-        confirmed: mpsc::UnboundedReceiver<Confirmed>,
         news: mpsc::UnboundedReceiver<News>,
     ) -> anyhow::Result<Sources> {
         let (to_loop, calls) = mpsc::channel(QUEUE);
         let (to_changes, changes) = mpsc::channel(QUEUE);
         let listener = server::listen(&lock::socket(run_dir)).context("control socket")?;
         tokio::spawn(server::serve(listener, to_loop));
-        self.engines.watch(&to_changes, ASK_AGAIN);
+        self.engines.all.watch(&to_changes, ASK_AGAIN);
         Ok(Sources {
-            ring: poll::register(self.kernel.readiness()?, Interest::READABLE)?,
-            confirmed,
+            ring: poll::register(self.counting.kernel.readiness()?, Interest::READABLE)?,
             calls,
             changes,
             news,

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use mcp_guard_core::{audit::Record, effect::Outcome, policy::Response};
+use mcp_guard_core::{audit::Record, incident::Outcome, policy::Response};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Exit, Failure, out, runtime};

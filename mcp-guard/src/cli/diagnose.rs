@@ -26,14 +26,14 @@ use crate::{
     engine::Listed,
     host::observer::Observer,
     render,
+    requests::Requests,
     snapshot::Snapshot,
-    wanted::Limits,
 };
 
 /// Bytes of a saved snapshot; 65,536 processes fit.
 const MAX_FACTS: u64 = 64 << 20;
 /// Where the package installs the agent's policy; without it the default headroom counts.
-const POLICY: &str = "/etc/mcp-guard/policy.toml";
+pub const DEFAULT_POLICY: &str = "/etc/mcp-guard/policy.toml";
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -50,7 +50,7 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE", conflicts_with = "facts")]
     save: Option<PathBuf>,
     /// The agent's policy file: what is proposed leaves its headroom free.
-    #[arg(long, value_name = "FILE", default_value = POLICY, conflicts_with = "facts")]
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_POLICY, conflicts_with = "facts")]
     policy: PathBuf,
     /// JSON instead of text.
     #[arg(long)]
@@ -125,10 +125,10 @@ fn all(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
 }
 
 /// What the policy leaves free. The package's policy need not be installed, nor readable by this user.
-fn headroom(policy: &Path) -> Result<Option<u64>, Failure> {
+pub fn headroom(policy: &Path) -> Result<Option<u64>, Failure> {
     match read_policy(policy) {
         Ok(policy) => Ok(Some(policy.respond.clamp_headroom)),
-        Err(failure) if policy == Path::new(POLICY) => {
+        Err(failure) if policy == Path::new(DEFAULT_POLICY) => {
             if policy.exists() {
                 tracing::warn!(why = failure.message, "the default headroom counts");
             }
@@ -169,8 +169,8 @@ fn exit(report: &Report) -> Exit {
 }
 
 pub async fn snapshot(host: &Host, observer: Observer) -> Result<Snapshot, Failure> {
-    let limits = Limits::new(&host.state_dir);
-    let taken = Snapshot::take(host.engines(), limits, observer).await;
+    let requests = Requests::new(&host.state_dir);
+    let taken = Snapshot::take(host.engines(), requests, observer).await;
     taken.map_err(|error| Failure::could_not(format!("reading this host: {error}")))
 }
 

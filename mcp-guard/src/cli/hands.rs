@@ -1,15 +1,15 @@
 //! freeze, thaw, kill by hand: through the agent where one runs, else by the same executor.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
 use mcp_guard_core::{
-    effect::{Cause, Containment, Effect, End, Outcome},
-    policy::{Mode, Respond, Response},
+    effect::{Action, Containment, Order},
+    id::{GuardId, Tickets},
+    incident::{Cause, End, Hold, Outcome},
+    limit::HEADROOM,
+    policy::{Mode, Response},
 };
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    sync::mpsc,
-};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Exit, Failure, Host, out, resolve::resolve, runtime};
 use crate::{
@@ -18,12 +18,13 @@ use crate::{
         client, lock,
         wire::{Answer, Freeze, Kill, Method, Place, Thaw},
     },
-    executor::{Confirmed, Executor, Held, reconcile, together},
+    executor::{Executor, marks, reconcile, together},
+    guards::{Guards, Held, Role},
     host::{clock, layout::Layout},
 };
 
 /// The only guard of an executor without an agent.
-const TARGET: u32 = 0;
+const TARGET: GuardId = GuardId(0);
 
 pub fn freeze(host: &Host, target: &str, lease: Duration, dry_run: bool) -> Result<Exit, Failure> {
     if lease < Duration::from_secs(1) || lease > Duration::from_secs(86_400) {
@@ -39,7 +40,7 @@ pub fn freeze(host: &Host, target: &str, lease: Duration, dry_run: bool) -> Resu
         let mut hands = Hands::new(host, held)?;
         // Before the freeze: a signal in between must find somebody who thaws.
         let mut ends = Ends::listen()?;
-        let (outcome, detail) = hands.contain(Response::Freeze, lease, dry_run).await?;
+        let (outcome, detail) = hands.contain(Response::Freeze, lease, dry_run).await;
         if outcome != Outcome::Done {
             return Ok(tell(&hands.name, "freeze", outcome, &detail));
         }
@@ -50,7 +51,7 @@ pub fn freeze(host: &Host, target: &str, lease: Duration, dry_run: bool) -> Resu
         ));
         let why = ends.within(lease).await.unwrap_or("the time is over");
         hands.hear_of_pause(host).await;
-        let (outcome, detail) = hands.thaw(End::LeaseOver);
+        let (outcome, detail) = hands.thaw(End::LeaseOver).await;
         Ok(tell(&hands.name, &format!("thaw ({why})"), outcome, &detail))
     })
 }
@@ -62,7 +63,7 @@ pub fn kill(host: &Host, target: &str, dry_run: bool) -> Result<Exit, Failure> {
             return ask(host, &held, &Kill { target: place(&held), dry_run });
         }
         let mut hands = Hands::new(host, held)?;
-        let (outcome, detail) = hands.contain(Response::Kill, Duration::ZERO, dry_run).await?;
+        let (outcome, detail) = hands.contain(Response::Kill, Duration::ZERO, dry_run).await;
         Ok(tell(&hands.name, "kill", outcome, &detail))
     })
 }
@@ -74,7 +75,7 @@ pub fn thaw(host: &Host, target: &str) -> Result<Exit, Failure> {
             return ask(host, &held, &Thaw { target: place(&held) });
         }
         let mut hands = Hands::new(host, held)?;
-        let (outcome, detail) = hands.thaw(End::Operator);
+        let (outcome, detail) = hands.thaw(End::Operator).await;
         Ok(tell(&hands.name, "thaw", outcome, &detail))
     })
 }
@@ -91,9 +92,8 @@ pub fn thaw_owned(host: &Host) -> Result<Exit, Failure> {
     // Others do not see the marks, and would find nothing to give back.
     need_root()?;
     runtime()?.block_on(async {
-        let (mut executor, _confirmed) = Executor::new(audit_or_none(host)?, read_layout()?);
-        let layout = read_layout()?;
-        let engines = host.engines();
+        let (layout, engines) = (read_layout()?, host.engines());
+        let mut executor = Executor::new(audit_or_none(host)?, layout.clone(), engines.clone());
         let mut exit = Exit::Done;
         let (orphans, read) = reconcile::find(&layout);
         for mut orphan in orphans {
@@ -115,17 +115,26 @@ pub fn thaw_owned(host: &Host) -> Result<Exit, Failure> {
 /// An executor with one target and no agent.
 struct Hands {
     executor: Executor,
-    confirmed: mpsc::UnboundedReceiver<Confirmed>,
+    guards: Guards,
+    tickets: Tickets,
     name: String,
 }
 
 impl Hands {
     fn new(host: &Host, held: Held) -> Result<Self, Failure> {
         need_root()?;
-        let (mut executor, confirmed) = Executor::new(open_audit(host)?, read_layout()?);
+        let executor = Executor::new(open_audit(host)?, read_layout()?, host.engines());
         let name = held.subject.name.clone();
-        executor.hold(TARGET, held);
-        Ok(Self { executor, confirmed, name })
+        let mut guards = Guards::new();
+        guards.insert(TARGET, held, Role::ByHand { seen: None });
+        Ok(Self { executor, guards, tickets: Tickets::default(), name })
+    }
+
+    async fn order(&mut self, action: Action) -> (Outcome, String) {
+        let order = Order { ticket: self.tickets.draw(), guard: TARGET, asked_by: None, action };
+        self.executor.apply(&mut self.guards, order);
+        let settled = self.executor.next_settled(&mut self.guards).await;
+        (settled.outcome, settled.detail)
     }
 
     async fn contain(
@@ -133,45 +142,41 @@ impl Hands {
         response: Response,
         lease: Duration,
         dry_run: bool,
-    ) -> Result<(Outcome, String), Failure> {
-        let containment = Containment {
-            guard: TARGET,
+    ) -> (Outcome, String) {
+        self.order(Action::Contain(Containment {
             response,
             mode: if dry_run { Mode::Observe } else { Mode::Enforce },
             lease,
-            headroom: Respond::default().clamp_headroom,
-            cause: Cause { detector: None, identity: None, numbers: BTreeMap::new() },
+            // Of a clamp, which is not made by hand.
+            headroom: HEADROOM,
+            cause: Cause::operator(),
             decided: clock::now(),
-        };
-        if self.executor.apply(Effect::Contain(containment)).is_none()
-            && let Some(confirmed) = self.confirmed.recv().await
-        {
-            self.executor.confirm(confirmed);
-        }
-        let none = || Failure::could_not(format!("{}: no answer from the kernel", self.name));
-        let settled = self.executor.take_settled().pop().ok_or_else(none)?;
-        Ok((settled.outcome, settled.detail))
+        }))
+        .await
     }
 
     /// The engine may have paused the target since it was frozen.
     async fn hear_of_pause(&mut self, host: &Host) {
         let engines = host.engines();
-        for held in self.executor.held_mut().values_mut() {
+        for held in self.guards.all_mut() {
             held.paused = engines.is_paused(held.container.as_deref()).await;
         }
     }
 
     /// All that carries a mark.
-    fn thaw(&mut self, end: End) -> (Outcome, String) {
-        let marks = self.executor.marks(TARGET).into_iter();
-        let mut slots: Vec<Response> = marks.map(|(slot, _)| slot).collect();
-        if slots.is_empty() {
+    async fn thaw(&mut self, end: End) -> (Outcome, String) {
+        let marks = self.guards.get(TARGET).map(marks).unwrap_or_default();
+        let mut holds: Vec<Hold> = marks.into_iter().map(|(hold, _)| hold).collect();
+        if holds.is_empty() {
             // Then it is said whose the freeze is.
-            slots.push(Response::Freeze);
+            holds.push(Hold::Freeze);
         }
-        let release = |slot| self.executor.release(TARGET, slot, end);
+        let mut released = Vec::new();
+        for hold in holds {
+            released.push(self.order(Action::Release { hold, end }).await);
+        }
         let gone = || (Outcome::NotOurs, "the target is gone".to_owned());
-        together(slots.into_iter().filter_map(release).collect()).unwrap_or_else(gone)
+        together(released).unwrap_or_else(gone)
     }
 }
 

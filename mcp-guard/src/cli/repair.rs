@@ -1,44 +1,46 @@
 //! `repair`: a limit, written where it is kept, and proved.
+//!
+//! What is written, when and in which steps is decided by the same machine that the agent steps
+//! (`mcp_guard_core::limits`). Here are its eyes and hands: what is read, asked and waited for.
 
 mod tell;
+mod watch;
 
-use std::time::{Duration, Instant};
+use std::{collections::VecDeque, path::PathBuf, time::Duration};
 
 use clap::Args;
 use mcp_guard_core::{
     diagnose::{facts::Facts, judge},
-    effect::Outcome,
-    limit::Limit,
+    effect::{Effect, LimitRequest, Outbox, PolicyThen, SeenLimit, Settled},
+    id::{GuardId, Ticket, Tickets},
+    incident::Outcome,
+    limit::HEADROOM,
+    limits::{Ended, Limits, Rules},
     policy::Mode,
-    repair::{self, Next, Plan, STEP, Write},
-    status::GuardState,
+    repair::{self, Plan, Wanted},
 };
 
+use self::watch::AgentWatch;
 use super::{
     Exit, Failure, Host,
-    diagnose::{one, snapshot},
+    diagnose::{DEFAULT_POLICY, headroom, one, snapshot},
     hands::{Ends, need_root, open_audit, read_layout},
     out,
     resolve::resolve,
     runtime,
 };
 use crate::{
-    control::{client, lock, wire::WatchedStatus},
-    engine::Engines,
-    executor::{Executor, Held},
-    host::{layout::Kind, observer::Observer},
-    owner, render,
-    wanted::Limits,
+    executor::Executor,
+    guards::{Guards, Role},
+    host::{clock, layout::Kind, observer::Observer},
+    render,
+    requests::Requests,
 };
 
 /// The only guard of an executor without an agent.
-const TARGET: u32 = 0;
-/// Between two looks at what an agent has reached, and at a proof that is not there yet.
+const TARGET: GuardId = GuardId(0);
+/// Between two looks at what is in force, and at a proof that is not there yet.
 const LOOK: Duration = Duration::from_secs(1);
-/// Looks after which the agent is asked again whether it goes on.
-const ASK: u32 = 5;
-/// An agent that is restarted goes on within this time.
-const GRACE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -53,15 +55,22 @@ pub struct Arguments {
     /// At once, also below what runs there now: every new process and thread in it will fail.
     #[arg(long)]
     force: bool,
+    /// The agent's policy file: each step down leaves its headroom free.
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_POLICY)]
+    policy: PathBuf,
 }
 
 pub fn repair(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
     need_root()?;
+    let headroom = headroom(&arguments.policy)?;
     runtime()?.block_on(async {
         // One for all looks: each process that hangs takes a thread of it.
         let observer = Observer::start();
-        let facts = one(&snapshot(host, observer.clone()).await?, &arguments.target).await?;
-        let plan = match repair::plan(&facts, arguments.limit, arguments.force) {
+        let snapshot = snapshot(host, observer.clone()).await?.with_headroom(headroom);
+        let facts = one(&snapshot, &arguments.target).await?;
+        let headroom = headroom.unwrap_or(HEADROOM);
+        let wanted = Wanted { limit: arguments.limit, force: arguments.force, headroom };
+        let plan = match repair::plan(&facts, wanted) {
             Ok(plan) => plan,
             Err(refused) => {
                 out::answer(&format!("{}: not repaired: {}", facts.target.name, refused.0));
@@ -69,9 +78,9 @@ pub fn repair(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
             }
         };
         out::answer(&render::repair::plan(&judge(&facts), &plan));
-        let mut repair = Repair::begin(host, observer, arguments, facts, plan).await?;
+        let mut repair = Repair::begin(host, observer, arguments, facts, plan, headroom).await?;
         if arguments.dry_run {
-            return repair.all_but_the_last_step();
+            return repair.all_but_the_last_step().await;
         }
         let reached = repair.run().await?;
         repair.tell(reached).await
@@ -92,19 +101,25 @@ struct Repair<'a> {
     host: &'a Host,
     observer: Observer,
     target: &'a str,
-    force: bool,
+    /// What decides.
+    limits: Limits,
+    rules: Rules,
+    tickets: Tickets,
+    /// The last plan that could be made: what must say the limit in the end.
     plan: Plan,
-    /// Of a container: by it the wanted limit is kept.
+    wanted: Wanted,
+    /// Of the container; its request is stored under it.
     id: Option<String>,
     /// The path of its cgroup.
     cgroup: String,
-    limits: Limits,
-    /// What was wanted of it before.
-    former: Option<u64>,
-    /// The last step down.
-    step: Option<u64>,
-    engines: Engines,
+    /// Read before this began, for the first plan.
+    first_facts: Option<Facts>,
+    requests: Requests,
+    /// The request that was stored before this one.
+    former: Option<LimitRequest>,
+    agent: AgentWatch,
     executor: Executor,
+    guards: Guards,
     ends: Ends,
 }
 
@@ -115,11 +130,13 @@ impl<'a> Repair<'a> {
         arguments: &'a Arguments,
         facts: Facts,
         plan: Plan,
+        headroom: u64,
     ) -> Result<Self, Failure> {
         let target = arguments.target.as_str();
         let held = resolve(host, target).await?;
         let layout = read_layout()?;
-        let (id, cgroup) = (facts.container.map(|container| container.id), facts.target.cgroup);
+        let id = facts.container.as_ref().map(|container| container.id.clone());
+        let cgroup = facts.target.cgroup.clone();
         // On a hybrid host the two may be named differently.
         let is_there = layout.kind != Kind::Unified || cgroup == held.subject.cgroup;
         if (id.is_some() && id != held.container) || !is_there {
@@ -127,44 +144,43 @@ impl<'a> Repair<'a> {
                 "{target}: it was replaced meanwhile; try again"
             )));
         }
-        let (mut executor, _confirmed) = Executor::new(open_audit(host)?, layout);
-        executor.hold(TARGET, held);
-        let limits = Limits::new(&host.state_dir);
+        let executor = Executor::new(open_audit(host)?, layout, host.engines());
+        // What has no id is not told to an agent, and its request is not stored.
+        let agent = AgentWatch::new(host, id.is_some().then(|| held.cgroup.id()));
+        let mut guards = Guards::new();
+        guards.insert(TARGET, held, Role::ByHand { seen: None });
+        let requests = Requests::new(&host.state_dir);
+        let (limit, force) = (plan.limit, arguments.force);
+        let mode = if arguments.dry_run { Mode::Observe } else { Mode::Enforce };
+        let is_stored = id.is_some() && !arguments.dry_run;
         Ok(Self {
             host,
             observer,
             target,
-            force: arguments.force,
+            limits: Limits::once(TARGET, limit, force, is_stored),
+            rules: Rules { mode, policy: None, headroom },
+            tickets: Tickets::default(),
             plan,
-            former: id.as_deref().and_then(|id| limits.get(id)),
+            wanted: Wanted { limit: Some(limit), force, headroom },
+            former: id.as_deref().and_then(|id| requests.get(id)),
             id,
             cgroup,
-            limits,
-            step: None,
-            engines: host.engines(),
+            first_facts: Some(facts),
+            requests,
+            agent,
             executor,
+            guards,
             ends: Ends::listen()?,
         })
     }
 
-    fn held(&self) -> Option<&Held> {
-        self.executor.held().get(&TARGET)
-    }
-
-    /// The same checks and records as without `--dry-run`.
-    fn all_but_the_last_step(&mut self) -> Result<Exit, Failure> {
-        let (tasks, in_force) = self.look()?;
-        let next = self.plan.next(tasks, in_force, None);
-        for write in next.writes() {
-            let left = self.executor.leave_limit(
-                TARGET,
-                write.clone(),
-                "operator",
-                Outcome::WouldDo,
-                "dry run",
-            );
-            if let Err(refused) = left {
-                out::answer(&format!("  would be refused: {refused}"));
+    /// The same way as without `--dry-run`, to the last step.
+    async fn all_but_the_last_step(&mut self) -> Result<Exit, Failure> {
+        let seen = self.look()?;
+        let next = self.plan.next(seen.tasks.unwrap_or_default(), seen.in_force, None);
+        for settled in self.step(seen).await? {
+            if settled.outcome == Outcome::Refused {
+                out::answer(&format!("  would be refused: {}", settled.detail));
                 return Ok(Exit::Wrong);
             }
         }
@@ -174,159 +190,126 @@ impl<'a> Repair<'a> {
 
     /// Down to the limit, however long that takes.
     async fn run(&mut self) -> Result<Reached, Failure> {
-        self.keep_wanted()?;
+        self.store_request()?;
+        let (mut step, mut follows) = (None, false);
         loop {
-            let (tasks, in_force) = self.look()?;
-            if let Some(other) = self.other_wanted(in_force) {
-                return Ok(Reached::Failed(other));
+            let seen = self.look()?;
+            self.step(seen).await?;
+            match self.limits.ended() {
+                Some(Ended::Reached) => return Ok(Reached::End),
+                Some(Ended::Failed(why)) => return Ok(Reached::Failed(why.clone())),
+                None => {}
             }
-            match self.plan.next(tasks, in_force, self.step) {
-                Next::Last(writes) => {
-                    return Ok(self
-                        .write(&writes)
-                        .await
-                        .map_or_else(Reached::Failed, |()| Reached::End));
-                }
-                Next::Lower(..) | Next::Wait if self.agent_goes_on() => {
-                    match self.follow_agent().await? {
-                        Some(reached) => return Ok(reached),
-                        None => continue,
-                    }
-                }
-                Next::Lower(writes, limit) => {
-                    if let Err(why) = self.write(&writes).await {
-                        return Ok(Reached::Failed(why));
-                    }
-                    self.step = Some(limit);
-                    out::answer(&format!("  {tasks} tasks: lowered to {limit}"));
-                }
-                Next::Wait => {}
+            if follows != self.limits.follows() {
+                follows = !follows;
+                out::answer(match follows {
+                    true => "  the agent lowers it from here, also when this ends",
+                    false => "  the agent does not go on; it is lowered from here",
+                });
             }
-            if let Some(signal) = self.ends.within(STEP).await {
+            if !follows && step != self.limits.step() {
+                step = self.limits.step();
+                let tasks = seen.tasks.unwrap_or_default();
+                let lowered = step.map(|step| format!("  {tasks} tasks: lowered to {step}"));
+                lowered.iter().for_each(|line| out::answer(line));
+            }
+            if let Some(signal) = self.ends.within(LOOK).await {
                 return Ok(Reached::Stopped(signal));
             }
-            self.plan_anew().await?;
         }
     }
 
-    /// Servers have ended meanwhile, and need no room any more.
-    async fn plan_anew(&mut self) -> Result<(), Failure> {
-        let facts = match self.facts().await {
-            Ok(facts) => facts,
-            Err(failure) => {
-                let why = failure.message;
-                tracing::warn!(why, "its facts cannot be read now; going on as planned before");
-                return Ok(());
+    /// One look through the machine, and what follows from it: how its orders ended.
+    async fn step(&mut self, seen: SeenLimit) -> Result<Vec<Settled>, Failure> {
+        let mut effects =
+            self.decide(|limits, now, rules, out| limits.look(now, rules, &seen, out));
+        let mut ended = Vec::new();
+        while let Some(effect) = effects.pop_front() {
+            match effect {
+                Effect::ReadFacts { ticket, .. } => effects.extend(self.answer(ticket).await?),
+                Effect::Act(order) => {
+                    self.executor.apply(&mut self.guards, order);
+                    let settled = self.executor.next_settled(&mut self.guards).await;
+                    effects.extend(self.decide(|limits, now, _, out| {
+                        limits.settled(now, &settled, out);
+                    }));
+                    ended.push(settled);
+                }
+                Effect::Log { message, .. } => tracing::warn!("{message}"),
+                // An agent's alone.
+                Effect::Rescan { .. }
+                | Effect::ReadDenials { .. }
+                | Effect::ForgetRequest { .. }
+                | Effect::Unguard { .. } => {}
             }
+        }
+        Ok(ended)
+    }
+
+    fn decide(
+        &mut self,
+        step: impl FnOnce(&mut Limits, mcp_guard_core::Time, &Rules, &mut Outbox<'_>),
+    ) -> VecDeque<Effect> {
+        let mut effects = Vec::new();
+        let mut out = Outbox { tickets: &mut self.tickets, effects: &mut effects };
+        step(&mut self.limits, clock::now(), &self.rules, &mut out);
+        effects.into()
+    }
+
+    /// Reads the facts that the machine asks for.
+    async fn answer(&mut self, ticket: Ticket) -> Result<VecDeque<Effect>, Failure> {
+        let facts = match self.first_facts.take() {
+            Some(facts) => Ok(facts),
+            None => self.facts().await.map_err(|failure| failure.message),
         };
-        if facts.target.cgroup != self.cgroup {
-            let cgroup = facts.target.cgroup;
-            let why = format!("{}: it was started anew, in {cgroup}", self.target);
-            return Err(Failure::could_not(why));
-        }
-        let unread = repair::unit_unread(&facts).map(ToString::to_string);
-        let plan = repair::plan(&facts, Some(self.plan.limit), self.force);
-        match (plan, unread) {
-            (Ok(plan), None) => self.plan = plan,
-            (Err(repair::Refused(why)), _) | (Ok(_), Some(why)) => {
-                tracing::warn!(why, "no new plan can be made now; going on as planned before");
+        if let Ok(facts) = &facts {
+            if facts.target.cgroup != self.cgroup {
+                let cgroup = &facts.target.cgroup;
+                let why = format!("{}: it was started again, in {cgroup}", self.target);
+                return Err(Failure::could_not(why));
+            }
+            if let Ok(plan) = repair::plan(facts, self.wanted) {
+                self.plan = plan;
             }
         }
-        Ok(())
+        let answer = (ticket, facts.map(Box::new));
+        let seen = self.look()?;
+        Ok(self.decide(|limits, now, rules, out| {
+            limits.facts(now, rules, answer, Some(&seen), out);
+        }))
     }
 
     /// Of what is held, whatever its name or pid means by now.
     async fn facts(&self) -> Result<Facts, Failure> {
         let snapshot = snapshot(self.host, self.observer.clone()).await?;
+        let snapshot = snapshot.with_headroom(Some(self.rules.headroom));
         let Some(id) = &self.id else { return Ok(snapshot.cgroup(&self.cgroup).await) };
         let facts = snapshot.container(id).await.filter(|facts| facts.container.is_some());
         facts.ok_or_else(|| Failure::could_not(format!("{}: no engine tells of it", self.target)))
     }
 
-    fn look(&self) -> Result<(u64, Limit), Failure> {
+    fn look(&mut self) -> Result<SeenLimit, Failure> {
         let gone = || Failure::could_not(format!("{}: it ended meanwhile", self.target));
-        let cgroup = &self.held().ok_or_else(gone)?.cgroup;
+        let cgroup = &self.guards.get(TARGET).ok_or_else(gone)?.cgroup;
         let tasks = cgroup.pids_current().map_err(|_| gone())?;
-        Ok((tasks, cgroup.pids_max().map_err(|_| gone())?))
+        let in_force = cgroup.pids_max().map_err(|_| gone())?;
+        let request = self.id.as_deref().and_then(|id| self.requests.get(id));
+        let agent_goes_on = self.agent.goes_on();
+        Ok(SeenLimit { in_force, tasks: Some(tasks), request, agent_goes_on })
     }
 
-    async fn write(&mut self, writes: &[Write]) -> Result<(), String> {
-        for write in writes {
-            let begun = self.executor.begin_limit(TARGET, write.clone(), "operator");
-            let change = begun.unwrap_or_else(|| Err("the target is gone".to_owned()))?;
-            let carried = owner::ask(&change, &self.engines).await;
-            match self.executor.end_limit(&change, carried) {
-                (Outcome::Done, _) => {}
-                (_, detail) => return Err(detail),
-            }
-        }
-        Ok(())
-    }
-
-    /// Before the first write, so that whoever comes after us knows where it goes, and an agent has no
-    /// other number in mind. Nothing where it has no id to be kept by.
-    fn keep_wanted(&self) -> Result<(), Failure> {
+    /// Before the first write, so that a later `repair` knows where this one was going, and an agent has no
+    /// other number in mind. Nothing is stored for what has no id.
+    fn store_request(&self) -> Result<(), Failure> {
         let Some(id) = &self.id else { return Ok(()) };
-        let put = self.limits.put(id, self.plan.limit, &self.host.docker);
+        let policy = self
+            .agent
+            .guarded()
+            .map_or(PolicyThen::Unknown, |guard| PolicyThen::Said(guard.pids_policy));
+        let put = self.requests.put(id, self.plan.limit, &self.host.docker, policy);
         put.map(drop).map_err(|error| {
             let folder = self.host.state_dir.display();
             Failure::could_not(format!("{folder}: {error}; nothing was done without it"))
         })
-    }
-
-    /// The later request counts: two that want different limits would undo each other. One that is gone
-    /// was reached, ours or another.
-    fn other_wanted(&self, in_force: Limit) -> Option<String> {
-        let (ours, wanted) = (self.plan.limit, self.limits.get(self.id.as_deref()?));
-        let is_ours = wanted == Some(ours) || in_force == Limit::Tasks(ours);
-        (!is_ours).then(|| "another repair was asked for meanwhile".to_owned())
-    }
-
-    /// As an agent guards it, if one does.
-    fn guarded(&self) -> Option<WatchedStatus> {
-        // What has no id is not told to it.
-        let is_told = self.id.is_some() && lock::is_held(&self.host.run_dir);
-        let held = self.held().filter(|_| is_told)?;
-        let status = client::status(&lock::socket(&self.host.run_dir)).ok()?;
-        status.guards.into_iter().find(|one| one.cgroup_id == held.cgroup.id())
-    }
-
-    /// Whether an agent keeps this target by itself.
-    fn agent_goes_on(&self) -> bool {
-        self.guarded().is_some_and(|one| {
-            one.guard.mode == Mode::Enforce
-                && one.guard.refused.is_none()
-                && one.guard.state == GuardState::Free
-                && !one.pids_left
-        })
-    }
-
-    /// None where it does not go on.
-    async fn follow_agent(&mut self) -> Result<Option<Reached>, Failure> {
-        out::answer("  the agent lowers it from here, also when this ends");
-        let mut went_on = Instant::now();
-        for look in 1_u32.. {
-            let (_, in_force) = self.look()?;
-            if let Some(other) = self.other_wanted(in_force) {
-                return Ok(Some(Reached::Failed(other)));
-            }
-            // A lower one is somebody's brake, or the agent's clamp, which will be over.
-            let limit = Limit::Tasks(self.plan.limit);
-            if in_force == limit || (in_force < limit && self.agent_goes_on()) {
-                return Ok(Some(Reached::End));
-            }
-            self.step = self.step.into_iter().chain(in_force.tasks()).min();
-            if let Some(signal) = self.ends.within(LOOK).await {
-                return Ok(Some(Reached::Stopped(signal)));
-            }
-            if look % ASK == 0 && self.agent_goes_on() {
-                went_on = Instant::now();
-            }
-            if went_on.elapsed() > GRACE {
-                break;
-            }
-        }
-        out::answer("  the agent does not go on; it is lowered from here");
-        Ok(None)
     }
 }

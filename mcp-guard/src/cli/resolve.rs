@@ -9,7 +9,7 @@ use super::{Failure, Host};
 use crate::{
     control::{client, lock, wire::WatchedStatus},
     engine::{self, Candidates},
-    executor::Held,
+    guards::Held,
     host::{cgroup::Cgroup, layout::Layout, systemd::Systemd},
 };
 

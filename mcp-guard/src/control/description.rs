@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use mcp_guard_core::{
-    effect::Outcome,
+    incident::Outcome,
     policy::{Mode, Response},
     rates::PerSecond,
     status::{GuardState, GuardStatus, IdentityStatus, TotalsStatus},

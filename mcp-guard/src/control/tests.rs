@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mcp_guard_core::{
-    effect::Outcome,
+    incident::Outcome,
     policy::{Mode, Response},
     rates::PerSecond,
     status::{GuardState, GuardStatus, IdentityStatus, TotalsStatus},
@@ -157,7 +157,7 @@ fn guard(mode: Mode, highest: Response, state: GuardState) -> WatchedStatus {
         dropped: 8,
     };
     let guard = GuardStatus {
-        guard: 0,
+        guard: mcp_guard_core::id::GuardId(0),
         name: "gateway".to_owned(),
         mode,
         highest,

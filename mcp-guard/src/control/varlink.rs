@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, fmt::Display};
 
+use mcp_guard_core::id::GuardId;
+
 /// The named types of an interface: name to definition.
 pub(super) type Types = BTreeMap<&'static str, String>;
 
@@ -85,7 +87,7 @@ macro_rules! words {
 
 pub(super) use {fields, named, plain, words};
 
-plain! { bool => "bool", f64 => "float", String => "string", u32 => "int", u64 => "int", usize => "int" }
+plain! { GuardId => "int", bool => "bool", f64 => "float", String => "string", u32 => "int", u64 => "int", usize => "int" }
 
 impl<T: Type> Type for Option<T> {
     fn describe(types: &mut Types) -> String {

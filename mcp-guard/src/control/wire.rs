@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use mcp_guard_core::{effect::Outcome, policy::Mode, status::GuardStatus};
+use mcp_guard_core::{incident::Outcome, policy::Mode, status::GuardStatus};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 

@@ -1,124 +1,132 @@
 //! A freeze or kill is done when the kernel says so, not when it was written.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use mcp_guard_core::{
     Time,
     audit::{Subject, Timing},
-    effect::{Containment, GuardId, Input, Outcome},
+    effect::Containment,
+    incident::Outcome,
     policy::Response,
 };
 
-use super::{Executor, is_gone, micros, steps};
-use crate::host::{cgroup::wait_events, clock};
+use super::{Answer, Executor, Place, UnderWay, is_gone, micros, steps, still_there};
+use crate::{
+    guards::{Guards, Held},
+    host::{cgroup::wait_events, clock},
+};
 
 /// A freeze or a kill that the kernel does not confirm within this time has failed.
 const CONFIRM: Duration = Duration::from_secs(2);
 
-/// The kernel's answer to a freeze or kill, sent by the task that waited for it.
-pub struct Confirmed {
-    incident: String,
-    guard: GuardId,
+/// What the kernel is to confirm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// `frozen 1` in `cgroup.events`.
+    Frozen,
+    /// `populated 0` in `cgroup.events`.
+    Dead,
+}
+
+/// An order that the kernel has not confirmed yet.
+pub struct Awaited {
+    place: Place,
     /// Kept here: the guard may be gone by then, and its record must not be.
     subject: Subject,
     response: Response,
-    lease: Duration,
+    until: Until,
     decided: Time,
     written: Time,
-    reached: std::io::Result<bool>,
-    at: Time,
 }
 
 impl Executor {
-    pub(super) fn await_confirmation(
+    pub(super) fn await_kernel(
         &mut self,
+        place: Place,
+        held: &Held,
         wanted: &Containment,
-        incident: String,
         written: Time,
+        until: Until,
     ) {
-        let Some(held) = self.held.get(&wanted.guard) else { return };
-        let (dir, subject) = (held.cgroup.dir().try_clone_to_owned(), held.subject.clone());
-        let (guard, response, lease) = (wanted.guard, wanted.response, wanted.lease);
-        let decided = wanted.decided;
-        let confirmations = self.confirmations.clone();
-        self.awaited += 1;
+        let dir = held.cgroup.dir().try_clone_to_owned();
+        let (ticket, answers) = (place.ticket, self.to_answers.clone());
+        let (subject, response, decided) = (held.subject.clone(), wanted.response, wanted.decided);
+        let awaited = Awaited { place, subject, response, until, decided, written };
+        self.under_way.insert(ticket, UnderWay::Kernel(awaited));
         tokio::spawn(async move {
-            let reached = match dir {
-                Ok(dir) if response == Response::Kill => {
+            let reached = match (dir, until) {
+                (Ok(dir), Until::Dead) => {
                     gone_is_dead(wait_events(dir, CONFIRM, |events| !events.populated).await)
                 }
-                Ok(dir) => wait_events(dir, CONFIRM, |events| events.frozen).await,
-                Err(error) => Err(error),
+                (Ok(dir), Until::Frozen) => wait_events(dir, CONFIRM, |events| events.frozen).await,
+                (Err(error), _) => Err(error),
             };
             let at = clock::now();
             // The receiver is gone only when the program ends.
-            let _ = confirmations.send(Confirmed {
-                incident,
-                guard,
-                subject,
-                response,
-                lease,
-                decided,
-                written,
-                reached,
-                at,
-            });
+            let _ = answers.send((ticket, Answer::Kernel { reached, at }));
         });
     }
 
-    /// Whether the kernel's answer to something is under way.
-    #[must_use]
-    pub fn awaits_confirmation(&self) -> bool {
-        self.awaited > 0
-    }
-
-    /// Takes the kernel's answer; what was not reached is undone.
-    pub fn confirm(&mut self, confirmed: Confirmed) -> Option<Input> {
-        let Confirmed { incident, guard, subject, response, lease, decided, written, reached, at } =
-            confirmed;
-        self.awaited -= 1;
-        let (outcome, detail) = match reached {
-            Ok(true) if response == Response::Kill => {
-                (Outcome::Done, "cgroup.kill written, populated 0 read back".to_owned())
-            }
-            Ok(true) => (Outcome::Done, "cgroup.freeze 1, frozen 1 read back".to_owned()),
-            Ok(false) if response == Response::Kill => {
-                (Outcome::Failed, format!("processes are still there after {CONFIRM:?}"))
-            }
-            Ok(false) => {
-                let undone = self.undo_freeze(guard);
-                (Outcome::Failed, format!("frozen 1 not seen within {CONFIRM:?}; {undone}"))
-            }
-            Err(error) if is_gone(&error) => {
-                (Outcome::Failed, format!("the cgroup went away: {error}"))
-            }
-            Err(error) if response == Response::Kill => {
-                (Outcome::Failed, format!("cgroup.kill written, what came of it not seen: {error}"))
-            }
-            Err(error) => {
-                let undone = self.undo_freeze(guard);
-                (Outcome::Failed, format!("frozen 1 could not be looked for: {error}; {undone}"))
-            }
+    /// Takes the kernel's answer; a freeze that was not reached is undone.
+    pub(super) fn confirm(
+        &mut self,
+        guards: &mut Guards,
+        awaited: Awaited,
+        reached: io::Result<bool>,
+        at: Time,
+    ) {
+        let Awaited { place, subject, response, until, decided, written } = awaited;
+        let answer = match until {
+            Until::Dead => dead(reached),
+            Until::Frozen => frozen(reached, || {
+                let held = still_there(guards, place.guard, &subject);
+                held.map_or_else(
+                    || "the cgroup is gone".to_owned(),
+                    |held| steps::thaw(&held.cgroup, self.engine_freezes(held)).1,
+                )
+            }),
         };
         let timing = Timing {
             decided_boot_ns: decided.0,
             written_us: micros(decided, written),
             confirmed_us: Some(micros(decided, at)),
         };
-        self.outcome(subject, incident, response, outcome, detail, Some(timing));
-        Some(Input::Settled { guard, response, outcome, lease })
-    }
-
-    fn undo_freeze(&self, guard: GuardId) -> String {
-        self.held.get(&guard).map_or_else(
-            || "the cgroup is gone".to_owned(),
-            |held| steps::thaw(&held.cgroup, self.engine_freezes(held)).1,
-        )
+        self.outcome(place, subject, response, answer, Some(timing));
     }
 }
 
+fn frozen(reached: io::Result<bool>, undo: impl FnOnce() -> String) -> (Outcome, String) {
+    match reached {
+        Ok(true) => (Outcome::Done, "cgroup.freeze 1, frozen 1 read back".to_owned()),
+        Ok(false) => {
+            let undone = undo();
+            (Outcome::Failed, format!("frozen 1 not seen within {CONFIRM:?}; {undone}"))
+        }
+        Err(error) if is_gone(&error) => went_away(&error),
+        Err(error) => {
+            let undone = undo();
+            (Outcome::Failed, format!("frozen 1 could not be looked for: {error}; {undone}"))
+        }
+    }
+}
+
+fn dead(reached: io::Result<bool>) -> (Outcome, String) {
+    match reached {
+        Ok(true) => (Outcome::Done, "cgroup.kill written, populated 0 read back".to_owned()),
+        Ok(false) => (Outcome::Failed, format!("processes are still there after {CONFIRM:?}")),
+        Err(error) if is_gone(&error) => went_away(&error),
+        Err(error) => {
+            (Outcome::Failed, format!("cgroup.kill written, what came of it not seen: {error}"))
+        }
+    }
+}
+
+fn went_away(error: &io::Error) -> (Outcome, String) {
+    (Outcome::Failed, format!("the cgroup went away: {error}"))
+}
+
 /// A cgroup whose last process is killed may be removed by its engine before it is read again.
-fn gone_is_dead(reached: std::io::Result<bool>) -> std::io::Result<bool> {
+fn gone_is_dead(reached: io::Result<bool>) -> io::Result<bool> {
     match reached {
         Err(error) if is_gone(&error) => Ok(true),
         other => other,

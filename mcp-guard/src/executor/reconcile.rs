@@ -5,34 +5,34 @@ use std::io;
 use mcp_guard_core::{
     audit::Record,
     container::container_in,
-    effect::{End, Outcome},
-    policy::Response,
+    incident::{End, Hold, Outcome},
 };
 
-use super::{Executor, Held, hold::release_record, steps};
+use super::{Executor, hold::release_record, steps};
+use crate::guards::Held;
 use crate::host::{
     cgroup::Cgroup,
     clock,
     layout::Layout,
-    mark::{self, Mark, Slot},
+    mark::{self, Mark},
     process,
 };
 
 /// A marked cgroup whose owner is gone.
 pub struct Orphan {
-    pub slot: Slot,
+    pub hold: Hold,
     pub held: Held,
     pub mark: Mark,
 }
 
 impl Orphan {
     /// Whether somebody released it and another holds it since.
-    fn is_held_anew(&self) -> bool {
-        let dir = match self.slot {
-            Slot::Freeze => Some(self.held.cgroup.dir()),
-            Slot::Clamp => self.held.cgroup.pids_dir(),
+    fn has_new_holder(&self) -> bool {
+        let dir = match self.hold {
+            Hold::Freeze => Some(self.held.cgroup.dir()),
+            Hold::Clamp => self.held.cgroup.pids_dir(),
         };
-        let now = dir.and_then(|dir| mark::read(dir, self.slot).ok()).flatten();
+        let now = dir.and_then(|dir| mark::read(dir, self.hold).ok()).flatten();
         now.is_some_and(|now| now != self.mark)
     }
 }
@@ -48,16 +48,16 @@ pub fn find(layout: &Layout) -> (Vec<Orphan>, io::Result<()>) {
 fn search(layout: &Layout, found: &mut Vec<Orphan>) -> io::Result<()> {
     let boot_id = clock::boot_id();
     let mut read = Ok(());
-    for (slot, root) in Cgroup::roots(layout)? {
+    for (hold, root) in Cgroup::roots(layout)? {
         let walked = root.walk_all(&mut |dir, path| {
-            if let Ok(Some(mark)) = mark::read(dir, slot)
+            if let Ok(Some(mark)) = mark::read(dir, hold)
                 && !will_be_undone(&mark, &boot_id)
-                && let Ok(cgroup) = Cgroup::at(dir, path, slot, layout)
+                && let Ok(cgroup) = Cgroup::at(dir, path, hold, layout)
             {
                 let name = container_in(path).map_or(path, |container| container.id).to_owned();
                 let container = container_in(path).map(|container| container.id.to_owned());
                 let held = Held::new(cgroup, &name, container, false);
-                found.push(Orphan { slot, held, mark });
+                found.push(Orphan { hold, held, mark });
             }
             Ok(())
         });
@@ -76,25 +76,21 @@ fn will_be_undone(mark: &Mark, boot_id: &str) -> bool {
 impl Executor {
     /// Gives one back. `held.paused` must say what the engine says.
     pub fn release_orphan(&mut self, orphan: &Orphan, end: End) -> Outcome {
-        let Orphan { slot, held, mark } = orphan;
-        let response = match slot {
-            Slot::Freeze => Response::Freeze,
-            Slot::Clamp => Response::Clamp,
-        };
+        let Orphan { hold, held, mark } = orphan;
         let subject = &held.subject;
         let begin = format!("marked by process {}: {}", mark.holder, mark.reason);
-        self.audit.write(release_record(&mark.incident, subject, response, end, None, begin));
-        let (outcome, detail) = match slot {
+        self.audit.write(release_record(&mark.incident, subject, *hold, end, None, begin));
+        let (outcome, detail) = match hold {
             // The engine was asked since it was found, which takes time.
-            _ if orphan.is_held_anew() => {
+            _ if orphan.has_new_holder() => {
                 (Outcome::NotOurs, "another has it now; left to its new holder".to_owned())
             }
-            Slot::Freeze => steps::thaw(&held.cgroup, self.engine_freezes(held)),
-            Slot::Clamp => steps::unclamp(&held.cgroup),
+            Hold::Freeze => steps::thaw(&held.cgroup, self.engine_freezes(held)),
+            Hold::Clamp => steps::unclamp(&held.cgroup),
         };
-        tracing::info!(cgroup = subject.cgroup, %response, ?outcome, detail, "released an orphan");
+        tracing::info!(cgroup = subject.cgroup, ?hold, ?outcome, detail, "released an orphan");
         let record: Record =
-            release_record(&mark.incident, subject, response, end, Some(outcome), detail);
+            release_record(&mark.incident, subject, *hold, end, Some(outcome), detail);
         self.audit.write(record);
         outcome
     }

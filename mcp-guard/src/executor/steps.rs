@@ -6,15 +6,17 @@ use std::{collections::BTreeSet, io};
 use mcp_guard_core::{
     Time,
     audit::Change,
-    effect::{Cause, Outcome},
+    id::Incident,
+    incident::{Cause, Hold, Outcome},
     limit::Limit,
-    policy::{Mode, Response},
+    policy::Mode,
 };
 
+use super::confirm::Until;
 use crate::host::{
     cgroup::Cgroup,
     clock,
-    mark::{self, Mark, Slot},
+    mark::{self, Mark},
     process,
 };
 
@@ -22,7 +24,7 @@ use crate::host::{
 pub enum Step {
     Settled(Outcome, String),
     /// Written at this time; the kernel confirms later.
-    Written(Time),
+    Written(Time, Until),
 }
 
 /// The process that owns what it marks.
@@ -42,14 +44,14 @@ impl Holder {
     }
 
     #[must_use]
-    pub fn mark(&self, incident: &str, cause: &Cause, deadline: Time) -> Mark {
+    pub fn mark(&self, incident: &Incident, cause: &Cause, deadline: Time) -> Mark {
         let reason = match (&cause.detector, &cause.identity) {
             (None, _) => "operator".to_owned(),
             (Some(detector), None) => format!("{detector:?}"),
             (Some(detector), Some(identity)) => format!("{detector:?} of {identity}"),
         };
         Mark {
-            incident: incident.to_owned(),
+            incident: incident.clone(),
             reason,
             deadline,
             boot_id: self.boot_id.clone(),
@@ -68,7 +70,7 @@ pub fn freeze(cgroup: &Cgroup, paused: bool, mode: Mode, mark: &Mark) -> Step {
             return Ok(not_ours("the engine says Paused; its freeze is left alone"));
         }
         if cgroup.freeze_requested()? {
-            return Ok(match mark::read(cgroup.dir(), Slot::Freeze)? {
+            return Ok(match mark::read(cgroup.dir(), Hold::Freeze)? {
                 Some(_) => not_ours("it is already frozen by mcp-guard"),
                 None => not_ours("it is already frozen by somebody else, whose state it is"),
             });
@@ -79,12 +81,12 @@ pub fn freeze(cgroup: &Cgroup, paused: bool, mode: Mode, mark: &Mark) -> Step {
                 "would write 1 to cgroup.freeze".to_owned(),
             ));
         }
-        mark::write(cgroup.dir(), Slot::Freeze, mark)?;
+        mark::write(cgroup.dir(), Hold::Freeze, mark)?;
         if let Err(error) = cgroup.request_freeze(true) {
-            let _ = mark::remove(cgroup.dir(), Slot::Freeze);
+            let _ = mark::remove(cgroup.dir(), Hold::Freeze);
             return Err(error);
         }
-        Ok(Step::Written(clock::now()))
+        Ok(Step::Written(clock::now(), Until::Frozen))
     };
     attempt().unwrap_or_else(failed)
 }
@@ -93,22 +95,22 @@ pub fn freeze(cgroup: &Cgroup, paused: bool, mode: Mode, mark: &Mark) -> Step {
 /// same switch.
 pub fn thaw(cgroup: &Cgroup, engine_freezes: bool) -> (Outcome, String) {
     let attempt = || -> io::Result<(Outcome, String)> {
-        if mark::read(cgroup.dir(), Slot::Freeze)?.is_none() {
+        if mark::read(cgroup.dir(), Hold::Freeze)?.is_none() {
             return Ok(left("it carries no mark of mcp-guard, so its freeze is somebody else's"));
         }
         if engine_freezes {
-            mark::remove(cgroup.dir(), Slot::Freeze)?;
+            mark::remove(cgroup.dir(), Hold::Freeze)?;
             return Ok(left("the engine says Paused: it owns the freeze now, the mark is removed"));
         }
         if !cgroup.freeze_requested()? {
-            mark::remove(cgroup.dir(), Slot::Freeze)?;
+            mark::remove(cgroup.dir(), Hold::Freeze)?;
             return Ok(left("somebody else had thawed it, the mark is removed"));
         }
         cgroup.request_freeze(false)?;
         if cgroup.freeze_requested()? {
             return Ok((Outcome::Failed, "cgroup.freeze reads 1 again after writing 0".to_owned()));
         }
-        mark::remove(cgroup.dir(), Slot::Freeze)?;
+        mark::remove(cgroup.dir(), Hold::Freeze)?;
         let frozen_above = cgroup.events()?.frozen;
         let note = if frozen_above { "; a cgroup above it is frozen" } else { "" };
         Ok((Outcome::Done, format!("cgroup.freeze 0 read back{note}")))
@@ -121,7 +123,7 @@ pub fn kill(cgroup: &Cgroup, mode: Mode) -> Step {
         return Step::Settled(Outcome::WouldDo, "would write 1 to cgroup.kill".to_owned());
     }
     match cgroup.kill() {
-        Ok(()) => Step::Written(clock::now()),
+        Ok(()) => Step::Written(clock::now(), Until::Dead),
         Err(error) => failed(error),
     }
 }
@@ -144,7 +146,7 @@ pub fn clamp(cgroup: &Cgroup, headroom: u64, mode: Mode, mut mark: Mark) -> Step
         let Some(dir) = cgroup.pids_dir() else {
             return Ok(Step::Settled(Outcome::Failed, "it has no pids controller".to_owned()));
         };
-        if mark::read(dir, Slot::Clamp)?.is_some() {
+        if mark::read(dir, Hold::Clamp)?.is_some() {
             return Ok(not_ours("it is already clamped by mcp-guard"));
         }
         // The guard's own are read second: what is born in between is then among them.
@@ -167,9 +169,9 @@ pub fn clamp(cgroup: &Cgroup, headroom: u64, mode: Mode, mut mark: Mark) -> Step
         }
         mark.found = Some(found.to_string());
         mark.wrote = Some(wanted.to_string());
-        mark::write(dir, Slot::Clamp, &mark)?;
+        mark::write(dir, Hold::Clamp, &mark)?;
         if let Err(error) = cgroup.set_pids_max(wanted) {
-            let _ = mark::remove(dir, Slot::Clamp);
+            let _ = mark::remove(dir, Hold::Clamp);
             return Err(error);
         }
         let read = cgroup.pids_max()?;
@@ -188,13 +190,13 @@ pub fn clamp(cgroup: &Cgroup, headroom: u64, mode: Mode, mut mark: Mark) -> Step
 pub fn unclamp(cgroup: &Cgroup) -> (Outcome, String) {
     let attempt = || -> io::Result<(Outcome, String)> {
         let Some(dir) = cgroup.pids_dir() else { return Ok(left("it has no pids controller")) };
-        let Some(mark) = mark::read(dir, Slot::Clamp)? else {
+        let Some(mark) = mark::read(dir, Hold::Clamp)? else {
             return Ok(left("it carries no mark of mcp-guard, so its limit is somebody else's"));
         };
         let found = mark.found.as_deref().and_then(Limit::parse);
         let now = cgroup.pids_max()?;
         let (Some(found), true) = (found, mark.wrote_limit(now)) else {
-            mark::remove(dir, Slot::Clamp)?;
+            mark::remove(dir, Hold::Clamp)?;
             return Ok(left(&format!(
                 "pids.max is {now} by somebody else's hand, the mark is removed"
             )));
@@ -205,7 +207,7 @@ pub fn unclamp(cgroup: &Cgroup) -> (Outcome, String) {
             let detail = format!("wrote {found} to pids.max and read {read}");
             return Ok((Outcome::Failed, detail));
         }
-        mark::remove(dir, Slot::Clamp)?;
+        mark::remove(dir, Hold::Clamp)?;
         Ok((Outcome::Done, format!("pids.max {now} -> {read} read back")))
     };
     attempt().unwrap_or_else(gone)
@@ -238,7 +240,7 @@ pub fn limit_is(cgroup: &Cgroup, found: &str, wanted: Limit) -> (Outcome, String
 
 /// Whether a clamp is in force, of this process or of one that is gone.
 pub fn is_clamped(cgroup: &Cgroup) -> bool {
-    let mark = cgroup.pids_dir().and_then(|dir| mark::read(dir, Slot::Clamp).ok()).flatten();
+    let mark = cgroup.pids_dir().and_then(|dir| mark::read(dir, Hold::Clamp).ok()).flatten();
     let now = cgroup.pids_max();
     mark.is_some_and(|mark| now.is_ok_and(|now| mark.wrote_limit(now)))
 }
@@ -246,7 +248,7 @@ pub fn is_clamped(cgroup: &Cgroup) -> bool {
 /// Whether the limit is another than we wrote. False where it cannot be read: then nobody knows.
 pub fn is_unclamped(cgroup: &Cgroup) -> bool {
     let Some(dir) = cgroup.pids_dir() else { return false };
-    match (mark::read(dir, Slot::Clamp), cgroup.pids_max()) {
+    match (mark::read(dir, Hold::Clamp), cgroup.pids_max()) {
         (Ok(Some(mark)), Ok(now)) => !mark.wrote_limit(now),
         _ => false,
     }
@@ -255,7 +257,7 @@ pub fn is_unclamped(cgroup: &Cgroup) -> bool {
 pub fn loosen(cgroup: &Cgroup, by: u64) -> (Outcome, String) {
     let attempt = || -> io::Result<(Outcome, String)> {
         let dir = cgroup.pids_dir().ok_or_else(|| io::Error::other("no pids controller"))?;
-        let Some(mut mark) = mark::read(dir, Slot::Clamp)? else {
+        let Some(mut mark) = mark::read(dir, Hold::Clamp)? else {
             return Ok(left("it carries no mark of mcp-guard"));
         };
         let now = cgroup.pids_max()?;
@@ -267,12 +269,12 @@ pub fn loosen(cgroup: &Cgroup, by: u64) -> (Outcome, String) {
         // Both are ours until the new one is in force.
         mark.before = Some(now.to_string());
         mark.wrote = Some(wanted.to_string());
-        mark::write(dir, Slot::Clamp, &mark)?;
+        mark::write(dir, Hold::Clamp, &mark)?;
         cgroup.set_pids_max(wanted)?;
         let read = cgroup.pids_max()?;
         if read == wanted {
             mark.before = None;
-            mark::write(dir, Slot::Clamp, &mark)?;
+            mark::write(dir, Hold::Clamp, &mark)?;
         }
         let outcome = if read == wanted { Outcome::Done } else { Outcome::Failed };
         Ok((outcome, format!("loosened: pids.max {now} -> {read} read back")))
@@ -283,29 +285,26 @@ pub fn loosen(cgroup: &Cgroup, by: u64) -> (Outcome, String) {
 pub fn renew_clamp(cgroup: &Cgroup, deadline: Time) -> (Outcome, String) {
     let attempt = || -> io::Result<(Outcome, String)> {
         let dir = cgroup.pids_dir().ok_or_else(|| io::Error::other("no pids controller"))?;
-        let Some(mut mark) = mark::read(dir, Slot::Clamp)? else {
+        let Some(mut mark) = mark::read(dir, Hold::Clamp)? else {
             return Ok(left("it carries no mark of mcp-guard"));
         };
         mark.deadline = deadline;
-        mark::write(dir, Slot::Clamp, &mark)?;
+        mark::write(dir, Hold::Clamp, &mark)?;
         Ok((Outcome::Done, "the lease is renewed: the reason still holds".to_owned()))
     };
     attempt().unwrap_or_else(gone)
 }
 
 /// Removes the mark and leaves the state.
-pub fn disown(cgroup: &Cgroup, response: Response) -> String {
-    let (state, removed) = match response {
-        Response::Freeze => {
-            ("cgroup.freeze is 0".to_owned(), mark::remove(cgroup.dir(), Slot::Freeze))
-        }
-        Response::Clamp => {
+pub fn disown(cgroup: &Cgroup, hold: Hold) -> String {
+    let (state, removed) = match hold {
+        Hold::Freeze => ("cgroup.freeze is 0".to_owned(), mark::remove(cgroup.dir(), Hold::Freeze)),
+        Hold::Clamp => {
             let now =
                 cgroup.pids_max().map_or_else(|error| error.to_string(), |now| now.to_string());
-            let removed = cgroup.pids_dir().map_or(Ok(()), |dir| mark::remove(dir, Slot::Clamp));
+            let removed = cgroup.pids_dir().map_or(Ok(()), |dir| mark::remove(dir, Hold::Clamp));
             (format!("pids.max is {now}"), removed)
         }
-        Response::Record | Response::Kill => ("nothing is held".to_owned(), Ok(())),
     };
     let mark = match removed {
         Ok(()) => "the mark is removed".to_owned(),

@@ -13,6 +13,7 @@ use aya::{
     programs::{BtfTracePoint, Program, ProgramError},
 };
 use mcp_guard_common::{Event, Kind, Loss, RING_BYTES, Totals, decode};
+use mcp_guard_core::id::GuardId;
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use super::btf;
@@ -193,8 +194,8 @@ impl Kernel {
     ///
     /// # Errors
     /// The map cannot be written.
-    pub fn add_cgroup(&mut self, cgroup: u64, guard: u32) -> Result<(), Error> {
-        match self.guards.insert(cgroup, guard, 0) {
+    pub fn add_cgroup(&mut self, cgroup: u64, guard: GuardId) -> Result<(), Error> {
+        match self.guards.insert(cgroup, guard.0, 0) {
             Err(MapError::SyscallError(error))
                 if error.io_error.raw_os_error() == Some(libc::E2BIG) =>
             {
@@ -207,16 +208,16 @@ impl Kernel {
 
     /// The guard a cgroup is counted to.
     #[must_use]
-    pub fn guard_of(&self, cgroup: u64) -> Option<u32> {
-        self.guards.get(&cgroup, 0).ok()
+    pub fn guard_of(&self, cgroup: u64) -> Option<GuardId> {
+        self.guards.get(&cgroup, 0).ok().map(GuardId)
     }
 
     /// Forgets every cgroup of the guard.
-    pub fn remove_guard(&mut self, guard: u32) {
+    pub fn remove_guard(&mut self, guard: GuardId) {
         let cgroups: Vec<u64> = self
             .guards
             .iter()
-            .filter_map(|entry| entry.ok().filter(|(_, owner)| *owner == guard))
+            .filter_map(|entry| entry.ok().filter(|(_, owner)| *owner == guard.0))
             .map(|(cgroup, _)| cgroup)
             .collect();
         for cgroup in cgroups {
@@ -229,17 +230,17 @@ impl Kernel {
     ///
     /// # Errors
     /// The slot is out of range.
-    pub fn clear_totals(&mut self, guard: u32) -> Result<(), Error> {
+    pub fn clear_totals(&mut self, guard: GuardId) -> Result<(), Error> {
         let zeros = vec![[0; size_of::<Totals>()]; aya::util::nr_cpus().map_or(1, |cpus| cpus)];
         let zeros = aya::maps::PerCpuValues::try_from(zeros).map_err(Error::Poll)?;
-        Ok(self.totals.set(guard, zeros, 0)?)
+        Ok(self.totals.set(guard.0, zeros, 0)?)
     }
 
     /// # Errors
     /// The slot is out of range.
-    pub fn totals(&self, guard: u32) -> Result<Totals, Error> {
+    pub fn totals(&self, guard: GuardId) -> Result<Totals, Error> {
         let mut sum = Totals::default();
-        for cpu in self.totals.get(&guard, 0)?.iter() {
+        for cpu in self.totals.get(&guard.0, 0)?.iter() {
             let Ok(one) = Totals::read_from_bytes(cpu.as_bytes()) else { continue };
             sum.process_forks += one.process_forks;
             sum.thread_forks += one.thread_forks;

@@ -55,11 +55,12 @@ fn engine(pid: u32) -> Option<(u32, String)> {
 mod tests {
     use std::{fs::File, os::fd::OwnedFd};
 
+    use mcp_guard_core::incident::Hold;
+
     use super::*;
     use crate::host::{
         cgroup::Dir,
         layout::{Kind, Layout},
-        mark::Slot,
     };
 
     #[test]
@@ -71,7 +72,7 @@ mod tests {
         fs::write(folder.path().join("cgroup.procs"), "").unwrap();
         let dir = Dir::from(OwnedFd::from(File::open(folder.path()).unwrap()));
         let layout = Layout { kind: Kind::Unified, unified: None, pids: None, nsdelegate: None };
-        let cgroup = |path: &str| Cgroup::at(&dir, path, Slot::Freeze, &layout).unwrap();
+        let cgroup = |path: &str| Cgroup::at(&dir, path, Hold::Freeze, &layout).unwrap();
         let other = cgroup("/");
         assert_eq!(other.descendants().unwrap().len(), MAX_DESCENDANTS);
         assert!(gather(&other).unwrap_err().to_string().contains("16384 cgroups below it"));

@@ -6,33 +6,25 @@
 
 use std::{io, os::fd::AsFd};
 
-use mcp_guard_core::{Time, limit::Limit};
+use mcp_guard_core::{Time, id::Incident, incident::Hold, limit::Limit};
 use rustix::{
     fs::{XattrFlags, fgetxattr, fremovexattr, fsetxattr},
     io::Errno,
 };
 use serde::{Deserialize, Serialize};
 
-/// Which state is owned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Slot {
-    Freeze,
-    Clamp,
-}
-
-impl Slot {
-    fn attribute(self) -> &'static str {
-        match self {
-            Self::Freeze => "trusted.mcp-guard.lease",
-            Self::Clamp => "trusted.mcp-guard.clamp",
-        }
+/// The attribute that says so.
+fn attribute(hold: Hold) -> &'static str {
+    match hold {
+        Hold::Freeze => "trusted.mcp-guard.lease",
+        Hold::Clamp => "trusted.mcp-guard.clamp",
     }
 }
 
 /// Who owns the state, why, and until when.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
-    pub incident: String,
+    pub incident: Incident,
     pub reason: String,
     /// `CLOCK_BOOTTIME`, of the boot below.
     pub deadline: Time,
@@ -61,18 +53,18 @@ impl Mark {
 
 /// # Errors
 /// The attribute cannot be written; nothing may be changed then.
-pub fn write(dir: impl AsFd, slot: Slot, mark: &Mark) -> io::Result<()> {
+pub fn write(dir: impl AsFd, hold: Hold, mark: &Mark) -> io::Result<()> {
     let value = serde_json::to_vec(mark).map_err(io::Error::other)?;
-    Ok(fsetxattr(dir, slot.attribute(), &value, XattrFlags::empty())?)
+    Ok(fsetxattr(dir, attribute(hold), &value, XattrFlags::empty())?)
 }
 
 /// None where the state is not ours, or the mark is no longer readable as one.
 ///
 /// # Errors
 /// The directory is gone.
-pub fn read(dir: impl AsFd, slot: Slot) -> io::Result<Option<Mark>> {
+pub fn read(dir: impl AsFd, hold: Hold) -> io::Result<Option<Mark>> {
     let mut value = vec![0; 4096];
-    match fgetxattr(dir, slot.attribute(), &mut value[..]) {
+    match fgetxattr(dir, attribute(hold), &mut value[..]) {
         Ok(length) => Ok(serde_json::from_slice(&value[..length]).ok()),
         Err(Errno::NODATA | Errno::NOTSUP) => Ok(None),
         Err(error) => Err(error.into()),
@@ -81,8 +73,8 @@ pub fn read(dir: impl AsFd, slot: Slot) -> io::Result<Option<Mark>> {
 
 /// # Errors
 /// The attribute is there and cannot be removed.
-pub fn remove(dir: impl AsFd, slot: Slot) -> io::Result<()> {
-    match fremovexattr(dir, slot.attribute()) {
+pub fn remove(dir: impl AsFd, hold: Hold) -> io::Result<()> {
+    match fremovexattr(dir, attribute(hold)) {
         Ok(()) | Err(Errno::NODATA) => Ok(()),
         Err(error) => Err(error.into()),
     }

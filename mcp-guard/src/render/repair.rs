@@ -1,9 +1,12 @@
 //! What `repair` says.
 
 use mcp_guard_core::{
-    diagnose::report::{Place, Report},
+    diagnose::{
+        owner::Owner,
+        report::{Place, Report},
+    },
     escape::visible,
-    repair::{Next, Owner, Plan, Write},
+    repair::{Next, Plan, Write},
 };
 
 /// What is about to be done, and why that way; `report` is the diagnosis that the plan was made from.

@@ -5,12 +5,9 @@ use std::{
     path::{Component, Path},
 };
 
-use mcp_guard_core::{diagnose::facts::Clamp, limit::Limit};
+use mcp_guard_core::{diagnose::facts::Clamp, incident::Hold, limit::Limit};
 
-use crate::host::{
-    layout::Layout,
-    mark::{self, Slot},
-};
+use crate::host::{layout::Layout, mark};
 
 /// None where nothing is clamped, or the mark cannot be read: only root may.
 pub fn read(layout: &Layout, path: &str) -> Option<Clamp> {
@@ -19,7 +16,7 @@ pub fn read(layout: &Layout, path: &str) -> Option<Clamp> {
         return None;
     }
     let folder = layout.pids.as_ref()?.mount.join(inside);
-    let mark = mark::read(File::open(&folder).ok()?, Slot::Clamp).ok()??;
+    let mark = mark::read(File::open(&folder).ok()?, Hold::Clamp).ok()??;
     let limit = |text: &str| Limit::parse(text.trim());
     let now = fs::read_to_string(folder.join("pids.max")).ok().as_deref().and_then(limit);
     // Where it died between two steps, the one before the newest is in force.

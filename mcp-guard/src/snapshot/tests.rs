@@ -51,12 +51,12 @@ fn is_silent(snapshot: &Snapshot) -> bool {
 async fn a_limit_is_read_without_other_containers_files_or_execs() {
     let folder = tempfile::tempdir().unwrap();
     let (engines, asked) = engine(folder.path());
-    let limits = Limits::new(folder.path());
+    let requests = Requests::new(folder.path());
     let (id, engine) = engines.iter().next().unwrap();
     let known = BTreeMap::from([(id, engine.describe().await.unwrap())]);
     assert_eq!(asked.try_iter().count(), 2, "it said what it is");
     let snapshot =
-        Snapshot::take_for_limits(engines, limits, known, Observer::start()).await.unwrap();
+        Snapshot::take_for_limits(engines, requests, known, Observer::start()).await.unwrap();
     let id = "a".repeat(64);
     let found = snapshot.container(&id).await.unwrap();
     let container = found.container.unwrap();
@@ -74,7 +74,7 @@ async fn a_limit_is_read_without_other_containers_files_or_execs() {
 #[tokio::test]
 async fn an_engine_that_does_not_answer_is_told_from_one_that_knows_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let limits = || Limits::new(folder.path());
+    let limits = || Requests::new(folder.path());
     let none = Engines::at("/nonexistent", TIMEOUT);
     let none = Snapshot::take(none, limits(), Observer::start()).await.unwrap();
     let id = "a".repeat(64);

@@ -8,7 +8,7 @@ use mcp_guard::host::{
     kernel::release,
 };
 use mcp_guard_common::Kind;
-use mcp_guard_core::{audit, effect::Outcome};
+use mcp_guard_core::{audit, id::GuardId, incident::Outcome};
 use mcp_guard_tests::{
     agent::{Agent, DEADLINE, command},
     cgroup::FixtureCgroup,
@@ -20,7 +20,7 @@ use serde_json::Value;
 
 use super::{lsm, run};
 
-const GUARD: u32 = 9;
+const GUARD: GuardId = GuardId(9);
 /// `USER_HZ`: clock ticks of `/proc/PID/stat` are hundredths of a second.
 const TICK_NS: u64 = 10_000_000;
 const SIGKILL: u32 = 9;
@@ -73,7 +73,7 @@ fn what_the_programs_read_is_what_proc_shows() {
         assert_eq!(kinds, [came, Kind::Exec, Kind::Exit], "{pid}");
         let [birth, exec, exit] = mine[..] else { panic!("as just seen") };
         for record in [birth, exec] {
-            assert_eq!((record.event.guard, record.event.cgroup), (GUARD, cgroup.id()));
+            assert_eq!((record.event.guard, record.event.cgroup), (GUARD.0, cgroup.id()));
             assert_eq!(record.event.start_ns / TICK_NS, shown.start_ticks);
         }
         if came == Kind::Fork {

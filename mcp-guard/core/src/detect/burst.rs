@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Finding, comes_of_age, count, sooner};
 use crate::{
     Time,
-    effect::Detector,
+    incident::Detector,
     policy::Burst,
     registry::{Identity, OTHER_IDENTITIES, Registry},
 };

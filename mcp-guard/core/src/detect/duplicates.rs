@@ -3,7 +3,7 @@
 use super::{Finding, comes_of_age, count, sooner};
 use crate::{
     Time,
-    effect::Detector,
+    incident::Detector,
     policy::Duplicates,
     registry::{Identity, OTHER_IDENTITIES, Registry},
 };

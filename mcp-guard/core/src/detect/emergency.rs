@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::{Finding, count};
-use crate::{Time, effect::Detector, policy::Emergency, registry::Registry};
+use crate::{Time, incident::Detector, policy::Emergency, registry::Registry};
 
 /// The number of processes of age, once a second.
 #[derive(Clone, Debug, Default)]

@@ -2,7 +2,7 @@
 //! this only warns.
 
 use super::Finding;
-use crate::{effect::Detector, policy::Raw, rates::Rates};
+use crate::{incident::Detector, policy::Raw, rates::Rates};
 
 pub fn look(rates: &Rates, limits: &Raw) -> Option<Finding> {
     let seconds = rates.seconds_at(limits.warn, |totals| totals.process_forks);

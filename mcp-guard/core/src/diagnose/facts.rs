@@ -18,7 +18,7 @@ pub use self::{
     kinds::{CgroupDriver, Cgroups, ComposeTool, EngineKind, SubjectKind},
     unreadable::{Source, Unreadable},
 };
-use crate::limit::Limit;
+use crate::{id::Incident, limit::Limit};
 
 /// Changes whenever older programs could not judge the facts of newer ones.
 ///
@@ -193,7 +193,7 @@ pub struct Unit {
 /// A limit of ours that lasts as long as its incident.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Clamp {
-    pub incident: String,
+    pub incident: Incident,
     /// `pids.max` as it was, and as we wrote it.
     pub found: Limit,
     pub wrote: Limit,

@@ -8,6 +8,7 @@ mod exceeded;
 mod file;
 mod host;
 mod kernel;
+mod layer;
 
 pub use self::host::is_nearly_full;
 use super::{

@@ -7,19 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::facts::{Facts, Process};
 use crate::{
     launcher::Launchers,
-    limit::Limit,
-    policy::Respond,
+    limit::{HEADROOM, Limit, room_for},
     registry::{Observed, Registry},
 };
-
-/// Threads of libuv's pool. Node makes all of them at its first use, and aborts where it cannot.
-pub const POOL: u64 = 4;
-/// The limit that lets `tasks` live on, with room for the pools of `servers` that may not have made
-/// theirs. The one formula for a clamp and for what is proposed.
-#[must_use]
-pub fn room_for(tasks: u64, servers: u64, headroom: u64) -> u64 {
-    tasks.saturating_add(servers.saturating_mul(POOL)).saturating_add(headroom)
-}
 
 /// What the servers in a container take, measured.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,7 +73,7 @@ impl Sizing {
 
 /// Of a policy that says nothing of it.
 fn default_headroom() -> u64 {
-    Respond::default().clamp_headroom
+    HEADROOM
 }
 
 /// Each live launcher tree: its package, and its tasks.

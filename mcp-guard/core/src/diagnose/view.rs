@@ -5,9 +5,12 @@ use std::{
     iter::once,
 };
 
-use super::compose::judged;
-use super::facts::{Clamp, Compose, Container, Facts, Level, Process, Says, SubjectKind, Unit};
-use crate::{limit::Limit, repair::survives};
+use super::{
+    compose::judged,
+    facts::{Clamp, Compose, Container, Facts, Level, Process, Says, SubjectKind, Unit},
+    owner::survives,
+};
+use crate::limit::Limit;
 
 /// What the engine keeps of a container's limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +79,16 @@ impl<'a> View<'a> {
     pub fn declared(&self) -> Option<u64> {
         let stored = self.stored_limit();
         if self.filled { stored.or(self.file) } else { self.file.or(stored) }
+    }
+
+    /// What the engine keeps, as its API shows it.
+    pub fn stored_word(&self) -> String {
+        match self.stored {
+            None => "unknown".to_owned(),
+            Some(Stored::Null) => "null".to_owned(),
+            Some(Stored::Unlimited(value)) => value.to_string(),
+            Some(Stored::Limit(limit)) => limit.to_string(),
+        }
     }
 
     pub fn stored_limit(&self) -> Option<u64> {

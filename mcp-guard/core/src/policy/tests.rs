@@ -4,7 +4,7 @@ use super::*;
 fn the_defaults_observe_and_guard_every_container() {
     let policy = Policy::parse("").expect("an empty policy");
     assert_eq!(policy, Policy::default());
-    let terms = policy.terms(&Subject { name: "anything", ..Subject::default() });
+    let terms = policy.terms(&Workload { name: "anything".into(), ..Workload::default() });
     assert_eq!(
         terms,
         Some(Terms { mode: Mode::Observe, highest: Response::Freeze, pids_limit: None })
@@ -61,8 +61,14 @@ fn the_first_matching_rule_decides() {
     .expect("valid");
     let labels = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
     let (mcp, guarded) = (labels("mcp", "yes"), labels("guarded", ""));
-    let terms = |name, image, labels, cgroup| {
-        policy.terms(&Subject { name, image, labels, cgroup }).map(|t| (t.mode, t.highest))
+    let terms = |name: &str, image: &str, labels: Option<&BTreeMap<_, _>>, cgroup: &str| {
+        let workload = Workload {
+            name: name.into(),
+            image: image.into(),
+            labels: labels.cloned().unwrap_or_default(),
+            cgroup: cgroup.into(),
+        };
+        policy.terms(&workload).map(|terms| (terms.mode, terms.highest))
     };
     let observe = |highest| Some((Mode::Observe, highest));
     assert_eq!(

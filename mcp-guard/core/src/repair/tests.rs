@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::*;
+use super::{plan as plan_with, *};
 use crate::diagnose::facts::{
     Compose, Container, Engine, EngineKind, Host, Level, Process, Source, Subject, SubjectKind,
     Unreadable,
@@ -53,6 +53,11 @@ fn podman(mut facts: Facts, version: &str) -> Facts {
     facts
 }
 
+/// With the policy's default headroom.
+fn plan(facts: &Facts, limit: Option<u64>, force: bool) -> Result<Plan, Refused> {
+    plan_with(facts, Wanted { limit, force, headroom: 20 })
+}
+
 fn why(facts: &Facts, limit: Option<u64>) -> String {
     plan(facts, limit, false).unwrap_err().0
 }
@@ -86,7 +91,7 @@ fn steps_down_are_run_time_writes_and_the_store_comes_last() {
     assert_eq!(plan.next(305, Limit::Tasks(320), Some(320)), Next::Wait, "never up again");
     let last = Next::Last(vec![Write::Docker { limit: 40 }]);
     assert_eq!(plan.next(20, Limit::Tasks(100), Some(100)), last);
-    let forced = super::plan(&facts, Some(40), true).unwrap();
+    let forced = super::tests::plan(&facts, Some(40), true).unwrap();
     assert!(matches!(forced.next(300, Limit::Tasks(500), None), Next::Last(_)));
 }
 
@@ -98,6 +103,15 @@ fn a_step_that_was_undone_is_set_again_and_no_higher() {
         assert_eq!(next, 80, "{tasks} tasks");
     }
     let Next::Lower(_, 70) = plan.next(50, Limit::Max, Some(80)) else { panic!("lower") };
+}
+
+#[test]
+fn a_step_leaves_the_headroom_of_the_policy() {
+    let facts = container(None, Limit::Max);
+    let wanted = Wanted { limit: Some(40), force: false, headroom: 50 };
+    let Next::Lower(_, 350) = plan_with(&facts, wanted).unwrap().next(300, Limit::Max, None) else {
+        panic!("a step")
+    };
 }
 
 /// One npm exec server of 20 tasks, where the limit of 25 held it before.

@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf, process::Child, time::Duration};
 
 use mcp_guard_core::{
     audit::{Line, Record},
-    effect::Cause,
+    incident::Cause,
 };
 
 use crate::cli::Failure;

@@ -2,6 +2,7 @@
 
 use mcp_guard_core::{
     diagnose::{facts::Facts, report::Place},
+    effect::LimitRequest,
     repair,
 };
 
@@ -30,7 +31,7 @@ impl Repair<'_> {
                 out::answer(&format!("  NOT repaired: {why}"));
             }
             Reached::Stopped(signal) => {
-                let goes_on = match (&self.id, self.agent_goes_on()) {
+                let goes_on = match (&self.id, self.agent.goes_on_now()) {
                     (_, true) => "the agent goes on",
                     (Some(_), false) => {
                         "run it again to go on; an agent that starts goes on by itself"
@@ -69,17 +70,17 @@ impl Repair<'_> {
 
     /// Whether nobody has asked for another number since.
     fn is_still_wanted(&self, id: &str) -> bool {
-        self.limits.get(id) == Some(self.plan.limit)
+        self.requests.get(id).map(|request| request.limit) == Some(self.plan.limit)
     }
 
     /// Forgets what its owner keeps, but where it stands against an agent's policy.
     fn settle(&self) -> Result<(), Failure> {
-        let policy = self.guarded().and_then(|one| one.pids_policy);
+        let policy = self.agent.guarded().and_then(|one| one.pids_policy);
         let is_over =
             policy.is_none_or(|limit| limit == self.plan.limit) && self.plan.is_kept_by_its_owner();
         match &self.id {
             Some(id) if is_over && self.is_still_wanted(id) => {
-                self.limits.remove(id).map_err(Failure::could_not)
+                self.requests.remove(id).map_err(Failure::could_not)
             }
             Some(_) | None => Ok(()),
         }
@@ -87,12 +88,14 @@ impl Repair<'_> {
 
     /// What could not even be begun is not wanted any more.
     fn unwant(&self) -> Result<(), Failure> {
-        let is_begun = self.step.is_some();
+        let is_begun = self.limits.step().is_some();
         let id = self.id.as_ref().filter(|id| !is_begun && self.is_still_wanted(id));
         let Some(id) = id else { return Ok(()) };
         let done = match self.former {
-            Some(former) => self.limits.put(id, former, &self.host.docker).map(drop),
-            None => self.limits.remove(id),
+            Some(LimitRequest { limit, policy, .. }) => {
+                self.requests.put(id, limit, &self.host.docker, policy).map(drop)
+            }
+            None => self.requests.remove(id),
         };
         done.map_err(Failure::could_not)
     }

@@ -10,13 +10,13 @@ use std::{
 use mcp_guard_core::{
     container::{container_in, payload_below},
     escape::{cgroup_path, is_cgroup_path},
+    incident::Hold,
 };
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 
 use super::{Cgroup, Dir, pids::Pids};
 use crate::host::{
     layout::Layout,
-    mark::Slot,
     process::{Process, pidfd, still_runs},
 };
 
@@ -89,10 +89,10 @@ impl Cgroup {
     ///
     /// # Errors
     /// A tree that is mounted cannot be opened.
-    pub fn roots(layout: &Layout) -> io::Result<Vec<(Slot, Self)>> {
+    pub fn roots(layout: &Layout) -> io::Result<Vec<(Hold, Self)>> {
         let mut roots = Vec::new();
-        let freeze = layout.unified.as_ref().map(|mount| (Slot::Freeze, mount));
-        let clamp = layout.pids.as_ref().map(|tree| (Slot::Clamp, &tree.mount));
+        let freeze = layout.unified.as_ref().map(|mount| (Hold::Freeze, mount));
+        let clamp = layout.pids.as_ref().map(|tree| (Hold::Clamp, &tree.mount));
         for (slot, mount) in freeze.into_iter().chain(clamp) {
             let dir = open_below(mount, Path::new("/")).map_err(io::Error::other)?;
             roots.push((slot, Self::hold(dir, "/".to_owned()).map_err(io::Error::other)?));
@@ -104,9 +104,9 @@ impl Cgroup {
     ///
     /// # Errors
     /// It is gone.
-    pub fn at(dir: &Dir, path: &str, slot: Slot, layout: &Layout) -> io::Result<Self> {
+    pub fn at(dir: &Dir, path: &str, hold: Hold, layout: &Layout) -> io::Result<Self> {
         let mut cgroup = Self::hold(dir.try_clone()?, path.to_owned()).map_err(io::Error::other)?;
-        if slot == Slot::Clamp {
+        if hold == Hold::Clamp {
             let v1 = layout.pids.as_ref().is_some_and(|tree| tree.v1);
             cgroup.pids = Some(Pids { dir: dir.try_clone()?, v1 });
         }

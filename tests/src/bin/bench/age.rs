@@ -58,7 +58,7 @@ pub fn measure(runs: u64, report: &mut Report) -> Result<()> {
 }
 
 fn lateness(mut storm: Storm, agent: &mut Agent, observer: &mut Observer) -> Result<Duration> {
-    observer.watch(storm.cgroup.id(), 0)?;
+    observer.watch(storm.cgroup.id())?;
     storm.rage(TREES as u64)?;
     storm.await_frozen()?;
     let timing = storm::freeze_of(agent, storm.cgroup.id())?;

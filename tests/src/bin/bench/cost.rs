@@ -160,7 +160,7 @@ impl Bench {
             Subject::Ours { program, tracepoint, guarded, events } => {
                 let mut observer = Observer::start(&[(program, tracepoint)], events, &self.btf)?;
                 let guard = if guarded { &self.cgroup } else { &self.other };
-                observer.watch(guard.id(), 0)?;
+                observer.watch(guard.id())?;
                 let before = stats::of_process("self")?;
                 let mut child = load::start(case.load, &self.cgroup)?;
                 while child.try_wait()?.is_none() {

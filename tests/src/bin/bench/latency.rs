@@ -72,7 +72,7 @@ pub fn measure(runs: u64, report: &mut Report) -> Result<()> {
 
 impl Found {
     fn add(&mut self, storm: &mut Storm, agent: &mut Agent, observer: &mut Observer) -> Result<()> {
-        observer.watch(storm.cgroup.id(), 0)?;
+        observer.watch(storm.cgroup.id())?;
         storm.rage(TREES)?;
         storm.await_frozen()?;
         let timing = storm::freeze_of(agent, storm.cgroup.id())?;

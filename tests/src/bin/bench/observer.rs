@@ -4,6 +4,7 @@
 use anyhow::{Context, Result};
 use aya::Btf;
 use mcp_guard::host::bpf::{Kernel, Options, Record};
+use mcp_guard_core::id::GuardId;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -24,8 +25,8 @@ impl Observer {
         Ok(Self { kernel, ring })
     }
 
-    pub fn watch(&mut self, cgroup: u64, slot: u32) -> Result<()> {
-        Ok(self.kernel.add_cgroup(cgroup, slot)?)
+    pub fn watch(&mut self, cgroup: u64) -> Result<()> {
+        Ok(self.kernel.add_cgroup(cgroup, GuardId(0))?)
     }
 
     /// Everything that waits, as the agent reads it.

@@ -6,8 +6,10 @@ use super::super::{
     report::{Certainty::Proved, Finding, Keeper},
     view::{Stored, View},
 };
-use super::file::{against_the_file, as_sure_as_its_variables, from_compose};
-use crate::limit::Limit;
+use super::{
+    file::{against_the_file, as_sure_as_its_variables, from_compose},
+    layer::wrong_layer,
+};
 
 pub fn cause(view: &View<'_>) -> Option<Finding> {
     let (container, stored) = (view.container()?, view.stored?);
@@ -52,7 +54,7 @@ fn unlimited(view: &View<'_>, container: &Container, stored: Stored) -> Finding 
         let service = container.swarm_service.as_deref().unwrap_or_default();
         return Finding::new(Code::Swarm, Proved, "the swarm service has no PID limit")
             .seen("swarm service", "label com.docker.swarm.service.id", service)
-            .seen("engine", "HostConfig.PidsLimit", stored_word(view))
+            .seen("engine", "HostConfig.PidsLimit", view.stored_word())
             .by_hand(Keeper::Swarm, "docker service update --limit-pids N SERVICE");
     }
     if let Some(finding) = wrong_layer(view, container) {
@@ -76,51 +78,6 @@ fn explicit(view: &View<'_>, stored: Stored) -> Finding {
         Stored::Limit(_) => "the engine keeps a limit",
     };
     Finding::new(Code::ExplicitUnlimited, Proved, title)
-        .seen("engine", "HostConfig.PidsLimit", stored_word(view))
+        .seen("engine", "HostConfig.PidsLimit", view.stored_word())
         .repaired(Keeper::ContainerMaker, view.repair_command(view.declared()), view.survives())
-}
-
-/// A limit that somebody set where it does not reach this container.
-pub(super) fn wrong_layer(view: &View<'_>, container: &Container) -> Option<Finding> {
-    if let Some(nproc) = container.nproc_ulimit.filter(|nproc| *nproc > 0) {
-        return Some(
-            Finding::new(
-                Code::WrongLayer,
-                Proved,
-                format!(
-                    "the limit was given as ulimit nproc={nproc}, which counts a user's processes \
-                     on the whole host and does not bind root"
-                ),
-            )
-            .seen("ulimit", "HostConfig.Ulimits", format!("nproc={nproc}"))
-            .seen("engine", "HostConfig.PidsLimit", stored_word(view))
-            .repaired(
-                Keeper::ContainerMaker,
-                view.repair_command(None),
-                view.survives(),
-            ),
-        );
-    }
-    let tasks_max = view.facts.engine.as_ref()?.own_tasks_max?;
-    (tasks_max != Limit::Max).then(|| {
-        Finding::new(
-            Code::WrongLayer,
-            Proved,
-            format!(
-                "TasksMax={tasks_max} stands on the engine's own unit; containers are not below it"
-            ),
-        )
-        .seen("unit of the engine", "TasksMax", tasks_max)
-        .seen("engine", "HostConfig.PidsLimit", stored_word(view))
-        .repaired(Keeper::ContainerMaker, view.repair_command(None), view.survives())
-    })
-}
-
-pub(super) fn stored_word(view: &View<'_>) -> String {
-    match view.stored {
-        None => "unknown".to_owned(),
-        Some(Stored::Null) => "null".to_owned(),
-        Some(Stored::Unlimited(value)) => value.to_string(),
-        Some(Stored::Limit(limit)) => limit.to_string(),
-    }
 }

@@ -15,10 +15,7 @@ use super::super::{
     version::version,
     view::{View, shell_word},
 };
-use super::{
-    declared::{stored_word, wrong_layer},
-    no_hole_below,
-};
+use super::{layer::wrong_layer, no_hole_below};
 
 /// What compose was given wins over every file, and nothing keeps it.
 pub(super) fn as_sure_as_its_variables(mut finding: Finding, view: &View<'_>) -> Finding {
@@ -70,7 +67,7 @@ pub(super) fn from_compose(
                     compose.service
                 ),
             )
-            .seen("engine", "HostConfig.PidsLimit", stored_word(view))
+            .seen("engine", "HostConfig.PidsLimit", view.stored_word())
             .repaired(Keeper::ComposeFile, view.repair_command(None), view.survives());
             for place in elsewhere {
                 finding = finding.seen("a limit that is not this service's", place, "");
@@ -83,7 +80,7 @@ pub(super) fn from_compose(
                 Possible,
                 format!("the engine has no limit; what the compose files say is not known: {why}"),
             )
-            .seen("engine", "HostConfig.PidsLimit", stored_word(view))
+            .seen("engine", "HostConfig.PidsLimit", view.stored_word())
             .by_hand(Keeper::ComposeFile, compose_config(compose)),
         ),
         Says::NotAsked => None,
@@ -108,7 +105,7 @@ fn never_arrived(view: &View<'_>, compose: &Compose, container: &Container, limi
                 ),
                 compose,
             )
-            .seen("engine", "HostConfig.PidsLimit", stored_word(view))
+            .seen("engine", "HostConfig.PidsLimit", view.stored_word())
             .not("mended by a restart: it reads no file, only `up -d` makes the container anew"),
             compose,
             container,
@@ -128,7 +125,7 @@ fn never_arrived(view: &View<'_>, compose: &Compose, container: &Container, limi
                     ),
                     compose,
                 )
-                .seen("engine", "HostConfig.PidsLimit", stored_word(view)),
+                .seen("engine", "HostConfig.PidsLimit", view.stored_word()),
                 compose,
                 container,
             );
@@ -147,7 +144,7 @@ fn dropped(view: &View<'_>, compose: &Compose, limit: u64, why: &str) -> Finding
     let tool = compose.tool;
     let title = format!("{tool} {version} ignored the limit {limit} of the file: {why}");
     file_line(Finding::new(Code::ToolDropped, Proved, title), compose)
-        .seen("engine", "HostConfig.PidsLimit", stored_word(view))
+        .seen("engine", "HostConfig.PidsLimit", view.stored_word())
         .seen("made by", format!("label with the version of {tool}"), version)
         .not("MG-P001 not made anew: this version never passes the key on")
         .repaired(Keeper::ComposeTool, view.repair_command(Some(limit)), view.survives())
@@ -221,7 +218,7 @@ fn invalid(view: &View<'_>, compose: &Compose, container: &Container, why: &str)
         format!("compose refuses the file, so the old container runs on: {why}"),
     )
     .seen("compose file", compose.files.join(", "), why)
-    .seen("engine", "HostConfig.PidsLimit", stored_word(view));
+    .seen("engine", "HostConfig.PidsLimit", view.stored_word());
     let finding = times(finding, compose, container);
     let finding = finding.by_hand(Keeper::ComposeFile, compose_config(compose));
     match view.stored_limit() {

@@ -1,19 +1,18 @@
 //! Who keeps the number, and so must write it.
 
-use crate::{
-    container::payload_below,
-    diagnose::{
-        code::Code,
-        facts::{EngineKind, Facts, Source, Unit, Unreadable},
-        version::version,
-    },
-    limit::Limit,
+use super::{
+    code::Code,
+    facts::{EngineKind, Facts, Source, Unit, Unreadable},
+    version::version,
 };
-
-use super::Refused;
+use crate::{container::payload_below, limit::Limit};
 
 /// The first version of Podman whose update is kept and changes nothing else.
 const PODMAN_UPDATES: (u32, u32, u32) = (5, 4, 0);
+
+/// Why nothing can be repaired, and what to do instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused(pub String);
 
 /// How a cgroup stands to a unit whose limit binds nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +57,8 @@ pub enum Owner {
 }
 
 impl Owner {
-    pub(super) fn keeps_over(&self) -> &'static [&'static str] {
+    #[must_use]
+    pub fn keeps_over(&self) -> &'static [&'static str] {
         match self {
             Self::Docker | Self::Podman => &["container restart", "daemon-reload", "reboot"],
             Self::Unit { transient: true, .. } => &["daemon-reload"],
@@ -75,7 +75,9 @@ pub fn survives(facts: &Facts) -> &'static [&'static str] {
     owner(facts, cgroup).map_or(&[], |owner| owner.keeps_over())
 }
 
-pub(super) fn owner(facts: &Facts, cgroup: &str) -> Result<Owner, Refused> {
+/// # Errors
+/// No write here would bind, or the owner cannot be known.
+pub fn owner(facts: &Facts, cgroup: &str) -> Result<Owner, Refused> {
     let Some(engine) = facts.engine.as_ref().filter(|_| facts.container.is_some()) else {
         return unit_or_kernel(facts, cgroup);
     };
@@ -119,7 +121,8 @@ pub fn unit_unread(facts: &Facts) -> Option<&Unreadable> {
 }
 
 /// Whether whoever keeps the limit has this number already, and it is only not in force.
-pub(super) fn has_it(facts: &Facts, unit: Option<&Unit>, limit: u64) -> bool {
+#[must_use]
+pub fn has_it(facts: &Facts, unit: Option<&Unit>, limit: u64) -> bool {
     match &facts.container {
         Some(container) => {
             container.pids_limit.and_then(|kept| kept.try_into().ok()) == Some(limit)

@@ -1,0 +1,9 @@
+//! Who wins over a limit, told as stories with times: the table of `limits`, row by row, and every
+//! order in which two events can meet.
+
+mod limits {
+    pub mod orders;
+    pub mod repair;
+    pub mod rows;
+    pub mod world;
+}

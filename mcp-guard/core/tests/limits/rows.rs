@@ -1,0 +1,186 @@
+//! The table of who wins, a row at a time.
+
+use mcp_guard_core::{
+    effect::{Input, PolicyThen},
+    incident::Outcome,
+    limit::Limit,
+    repair::Write,
+};
+
+use super::world::{CLAMP, GUARD, World, policy};
+
+const NO_POLICY: PolicyThen = PolicyThen::Said(None);
+
+#[test]
+fn our_clamp_stands_until_it_is_given_back() {
+    let mut world = World::leaking(Some(90), Some(200));
+    world.settle_clamp(Outcome::Done);
+    world.ask(60, PolicyThen::Said(Some(90)));
+    world.step(Input::Declared { guard: GUARD, limit: Some(70) });
+    world.wait(30);
+    assert_eq!((world.in_force, world.written.len()), (CLAMP, 0), "whoever asks");
+    world.thaw();
+    world.wait(30);
+    assert_eq!(world.in_force, Limit::Tasks(60), "what was asked for meanwhile");
+}
+
+#[test]
+fn what_somebody_writes_over_our_clamp_stands_until_the_cool_down() {
+    let mut world = World::leaking(None, Some(200));
+    world.settle_clamp(Outcome::Done);
+    world.in_force = Limit::Tasks(150);
+    world.wait(1);
+    assert!(!world.is_clamped() && world.disowned == 1, "the clamp is no longer ours");
+    world.wait(50);
+    assert_eq!((world.in_force, world.clamp), (Limit::Tasks(150), None));
+    world.wait(20);
+    assert!(world.clamp.is_some(), "the leak goes on, and its detector asks again");
+}
+
+#[test]
+fn a_request_stands_against_the_policy_until_the_policys_number_changes() {
+    let mut world = World::new(Some(90), None);
+    world.ask(120, PolicyThen::Said(Some(90)));
+    world.wait(30);
+    assert_eq!((world.in_force, world.request.is_some()), (Limit::Tasks(120), true));
+    world.step(Input::Policy(policy(Some(80))));
+    world.wait(30);
+    assert_eq!((world.in_force, world.request), (Limit::Tasks(80), None));
+    assert!(world.logged.iter().any(|line| line.contains("120 is over")), "{:?}", world.logged);
+}
+
+#[test]
+fn a_policy_that_changed_while_no_agent_ran_ends_a_request_too() {
+    for (then, kept) in [
+        (PolicyThen::Said(Some(90)), false),
+        (NO_POLICY, false),
+        (PolicyThen::Said(Some(80)), true),
+        // Nobody knows what it stood against: what it meets first.
+        (PolicyThen::Unknown, true),
+    ] {
+        let mut world = World::new(Some(80), None);
+        world.ask(120, then);
+        world.wait(30);
+        let expected = if kept { 120 } else { 80 };
+        assert_eq!(
+            (world.in_force, world.request.is_some()),
+            (Limit::Tasks(expected), kept),
+            "{then:?}"
+        );
+    }
+}
+
+#[test]
+fn the_policy_stands_against_what_the_engine_keeps() {
+    let mut world = World::new(Some(90), Some(200));
+    world.wait(5);
+    assert_eq!(world.written, [Write::Docker { limit: 90 }]);
+    // An operator's own update of the engine, above and then below.
+    (world.stored, world.in_force) = (Some(150), Limit::Tasks(150));
+    world.step(Input::Declared { guard: GUARD, limit: Some(150) });
+    world.wait(5);
+    assert_eq!((world.stored, world.in_force), (Some(90), Limit::Tasks(90)));
+}
+
+#[test]
+fn without_a_policy_the_engines_word_counts() {
+    let mut world = World::new(None, Some(90));
+    world.in_force = Limit::Max;
+    world.wait(5);
+    assert_eq!(world.written, [Write::Docker { limit: 90 }]);
+    // The engine was told another number, and nobody said so yet: the facts do.
+    (world.stored, world.in_force) = (Some(150), Limit::Tasks(150));
+    world.wait(5);
+    assert_eq!((world.written.len(), world.wanted()), (1, Some(150)));
+}
+
+#[test]
+fn a_lower_number_is_somebodys_brake() {
+    for (policy, stored, request) in
+        [(Some(90), None, None), (None, Some(90), None), (None, None, Some(90))]
+    {
+        let mut world = World::new(policy, stored);
+        world.in_force = Limit::Tasks(50);
+        if let Some(limit) = request {
+            world.ask(limit, PolicyThen::Said(policy));
+        }
+        world.wait(60);
+        assert_eq!((world.in_force, world.written.len()), (Limit::Tasks(50), 0));
+        assert_eq!(world.wanted(), Some(90));
+    }
+}
+
+#[test]
+fn the_third_reversion_within_an_hour_is_left_and_both_are_named() {
+    let mut world = World::new(Some(90), None);
+    world.wait(5);
+    for _ in 0..3 {
+        world.in_force = Limit::Tasks(500);
+        world.wait(20);
+    }
+    assert_eq!((world.written.len(), world.in_force), (3, Limit::Tasks(500)));
+    let [(Outcome::NotOurs, detail)] = &world.left[..] else { panic!("{:?}", world.left) };
+    assert!(detail.contains("90 is wanted, 500 is in force"), "{detail}");
+    assert!(world.core.guard(GUARD).is_some_and(|guard| guard.limits.is_left()));
+    world.wait(600);
+    assert_eq!((world.written.len(), world.left.len()), (3, 1), "said once, and left");
+    world.ask(90, PolicyThen::Said(Some(90)));
+    world.wait(20);
+    assert_eq!(world.in_force, Limit::Tasks(90), "an operator who asks again is heard");
+}
+
+#[test]
+fn a_request_is_over_when_the_engine_keeps_it() {
+    let mut world = World::new(None, None);
+    world.ask(60, NO_POLICY);
+    world.wait(5);
+    assert_eq!((world.stored, world.request), (Some(60), None));
+    // It would undo the engine's next word.
+    (world.stored, world.in_force) = (Some(100), Limit::Tasks(100));
+    world.step(Input::Declared { guard: GUARD, limit: Some(100) });
+    world.wait(60);
+    assert_eq!(world.in_force, Limit::Tasks(100));
+}
+
+#[test]
+fn what_runs_there_is_not_broken_on_the_way_down() {
+    let mut world = World::new(Some(40), None);
+    world.tasks = 300;
+    world.wait(1);
+    assert_eq!(world.in_force, Limit::Tasks(320));
+    let mut last = world.in_force;
+    while world.tasks > 20 {
+        world.tasks -= 20;
+        world.wait(11);
+        assert!(world.in_force <= last, "never up again");
+        assert!(world.in_force >= Limit::Tasks(world.tasks + 20) || world.tasks <= 35);
+        last = world.in_force;
+    }
+    assert_eq!((world.in_force, world.stored), (Limit::Tasks(40), Some(40)));
+    let (store, steps) = world.written.split_last().expect("written");
+    assert_eq!(*store, Write::Docker { limit: 40 });
+    assert!(steps.iter().all(|write| matches!(write, Write::PidsMax { .. })), "the store is last");
+}
+
+#[test]
+fn observe_mode_goes_the_same_way_to_the_last_step() {
+    let mut world = World::observing(Some(90), Some(200));
+    world.wait(60);
+    let [(Outcome::WouldDo, _)] = &world.left[..] else { panic!("{:?}", world.left) };
+    assert_eq!((world.written.len(), world.in_force), (0, Limit::Tasks(200)));
+}
+
+#[test]
+fn what_fails_is_tried_again_and_said_once() {
+    let mut world = World::new(Some(90), None);
+    world.unread = Some("the engine is away".to_owned());
+    world.wait(60);
+    assert_eq!((world.logged.len(), world.written.len()), (1, 0), "{:?}", world.logged);
+    world.unread = None;
+    world.refuses = true;
+    world.wait(120);
+    assert_eq!(world.in_force, Limit::Max);
+    world.refuses = false;
+    world.wait(60);
+    assert_eq!(world.in_force, Limit::Tasks(90));
+}

@@ -1,0 +1,306 @@
+//! A container with a limit, an engine that keeps one, and everybody who writes it.
+
+use std::time::Duration;
+
+use mcp_guard_common::Totals;
+use mcp_guard_core::{
+    Core, Time,
+    diagnose::facts::{self, Facts},
+    effect::{Action, Effect, Input, LimitRequest, Order, PolicyThen, Request, SeenLimit, Settled},
+    id::{GuardId, RequestId, Ticket},
+    incident::{Hold, Outcome},
+    limit::Limit,
+    policy::{Policy, Response, Workload},
+    repair::Write,
+};
+
+pub const GUARD: GuardId = GuardId(3);
+/// What a clamp of ours writes here.
+pub const CLAMP: Limit = Limit::Tasks(30);
+const ID: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+
+/// Three servers of one package are duplicates after two seconds.
+const DETECT: &str =
+    "[detect.duplicates]\nwarn = 2\nwarn_age = \"1s\"\nact = 3\nact_age = \"2s\"\n";
+
+/// In enforce mode, with this `pids_limit`.
+pub fn policy(pids_limit: Option<u64>) -> Box<Policy> {
+    policy_of("enforce", pids_limit)
+}
+
+fn policy_of(mode: &str, pids_limit: Option<u64>) -> Box<Policy> {
+    let limit = pids_limit.map_or_else(String::new, |limit| format!("pids_limit = {limit}\n"));
+    let text = format!("mode = \"{mode}\"\n{DETECT}[[guard]]\nname = \"*\"\n{limit}");
+    Box::new(Policy::parse(&text).expect("valid"))
+}
+
+/// Docker's container as a diagnosis sees it.
+pub fn facts(stored: Option<u64>, in_force: Limit) -> Facts {
+    let cgroup = format!("/docker/{ID}");
+    let own = facts::Level { path: cgroup.clone(), max: Some(in_force), ..Default::default() };
+    let engine = facts::Engine { api_version: "1.41".into(), ..docker() };
+    let container = facts::Container {
+        id: ID.into(),
+        init: 7,
+        pids_limit: stored.map(|limit| i64::try_from(limit).expect("small")),
+        ..Default::default()
+    };
+    Facts {
+        target: facts::Subject { cgroup, ..Default::default() },
+        host: facts::Host { pids_enabled: Some(true), ..Default::default() },
+        engine: Some(engine),
+        container: Some(container),
+        chain: vec![own, facts::Level { path: "/".into(), ..Default::default() }],
+        members: vec![facts::Process { pid: 7, parent: 1, threads: 1, ..Default::default() }],
+        ..Facts::default()
+    }
+}
+
+fn docker() -> facts::Engine {
+    facts::Engine {
+        kind: facts::EngineKind::Docker,
+        version: "20.10.24".into(),
+        ..Default::default()
+    }
+}
+
+/// What somebody has to answer.
+pub enum Asked {
+    Facts(Ticket),
+    Write(Ticket, Write),
+}
+
+pub struct World {
+    pub core: Core,
+    pub now: Time,
+    /// `pids.max`.
+    pub in_force: Limit,
+    /// What the engine keeps.
+    pub stored: Option<u64>,
+    pub tasks: u64,
+    pub request: Option<LimitRequest>,
+    /// Why facts cannot be read now.
+    pub unread: Option<String>,
+    /// The owner refuses to write.
+    pub refuses: bool,
+    /// Asked for and not answered, oldest first.
+    pub waiting: Vec<Asked>,
+    pub written: Vec<Write>,
+    pub left: Vec<(Outcome, String)>,
+    pub logged: Vec<String>,
+    pub disowned: usize,
+    /// Writes for a container that is gone.
+    stale: Vec<Ticket>,
+    /// What our clamp found, while it is in force by the cgroup's mark.
+    found: Option<Limit>,
+    /// A clamp that is ordered and not answered.
+    pub clamp: Option<Ticket>,
+}
+
+impl World {
+    /// A guard without servers: nobody clamps.
+    pub fn new(pids_limit: Option<u64>, stored: Option<u64>) -> Self {
+        Self::with(policy(pids_limit), stored)
+    }
+
+    pub fn observing(pids_limit: Option<u64>, stored: Option<u64>) -> Self {
+        Self::with(policy_of("observe", pids_limit), stored)
+    }
+
+    fn with(policy: Box<Policy>, stored: Option<u64>) -> Self {
+        let workload = Workload { name: "gateway".into(), ..Workload::default() };
+        let terms = policy.terms(&workload).expect("every name is guarded");
+        let mut world = Self {
+            core: Core::new(*policy),
+            now: Time(1_000_000_000),
+            in_force: stored.map_or(Limit::Max, Limit::Tasks),
+            stored,
+            tasks: 10,
+            request: None,
+            unread: None,
+            refuses: false,
+            waiting: Vec::new(),
+            written: Vec::new(),
+            left: Vec::new(),
+            logged: Vec::new(),
+            disowned: 0,
+            stale: Vec::new(),
+            found: None,
+            clamp: None,
+        };
+        let (name, workload, refusal) = ("gateway".to_owned(), Some(Box::new(workload)), None);
+        world.step(Input::Guarded { guard: GUARD, name, terms, workload, refusal });
+        world.step(Input::Declared { guard: GUARD, limit: stored });
+        world
+    }
+
+    /// The same with a leak, and a clamp that is ordered and not answered.
+    pub fn leaking(pids_limit: Option<u64>, stored: Option<u64>) -> Self {
+        let mut world = Self::new(pids_limit, stored);
+        for pid in 100..103 {
+            let (guard, born) = (GUARD, world.now);
+            world.step(Input::Fork { guard, born, child: pid, parent: 1 });
+            let argv = b"npx\0-y\0figma-mcp\0".to_vec();
+            world.step(Input::Exec { guard, born, pid, argv });
+        }
+        world.now = world.now.after(Duration::from_secs(3));
+        world.step(Input::Tick);
+        assert!(world.clamp.is_some(), "the leak is seen");
+        world
+    }
+
+    pub fn step(&mut self, input: Input) {
+        let mut effects = Vec::new();
+        self.core.step(self.now, input, &mut effects);
+        for effect in effects {
+            match effect {
+                Effect::Act(order) => self.order(order),
+                Effect::ReadFacts { ticket, .. } => self.waiting.push(Asked::Facts(ticket)),
+                Effect::ForgetRequest { .. } => self.request = None,
+                Effect::Log { message, .. } => self.logged.push(message),
+                Effect::Rescan { .. } | Effect::ReadDenials { .. } | Effect::Unguard { .. } => {}
+            }
+        }
+    }
+
+    fn order(&mut self, order: Order) {
+        let Order { ticket, action, .. } = &order;
+        match action {
+            Action::Contain(wanted) if wanted.response == Response::Clamp => {
+                self.clamp = Some(*ticket);
+            }
+            Action::WriteLimit { write, .. } => {
+                assert!(!self.is_clamped(), "no limit is written over our clamp");
+                self.waiting.push(Asked::Write(*ticket, write.clone()));
+            }
+            Action::LeaveLimit { outcome, detail, .. } => {
+                self.left.push((*outcome, detail.clone()))
+            }
+            Action::Release { hold: Hold::Clamp, .. } => {
+                if let Some(found) = self.found.take() {
+                    self.in_force = found;
+                }
+            }
+            Action::Disown { .. } => {
+                self.found = None;
+                self.disowned += 1;
+            }
+            Action::Contain(_)
+            | Action::Warn { .. }
+            | Action::Refuse { .. }
+            | Action::Renew { .. }
+            | Action::Loosen { .. }
+            | Action::Release { .. } => {}
+        }
+    }
+
+    /// What the core believes.
+    pub fn is_clamped(&self) -> bool {
+        self.core.guard(GUARD).is_some_and(|guard| guard.clamp.is_some())
+    }
+
+    pub fn settle_clamp(&mut self, outcome: Outcome) {
+        let Some(ticket) = self.clamp.take() else { return };
+        if outcome == Outcome::Done {
+            self.found = Some(self.in_force);
+            self.in_force = CLAMP;
+        }
+        self.settle(ticket, outcome);
+    }
+
+    fn settle(&mut self, ticket: Ticket, outcome: Outcome) {
+        let detail = "as the owner says".to_owned();
+        self.step(Input::Settled(Settled { ticket, guard: GUARD, outcome, detail }));
+    }
+
+    pub fn seen(&self) -> SeenLimit {
+        SeenLimit {
+            in_force: self.in_force,
+            tasks: Some(self.tasks),
+            request: self.request,
+            agent_goes_on: false,
+        }
+    }
+
+    /// One second passes, and the agent looks. Nobody answers what waits.
+    pub fn look(&mut self) {
+        self.now = self.now.after(Duration::from_secs(1));
+        self.step(Input::Totals { guard: GUARD, totals: Totals::default() });
+        if self.is_clamped() && self.in_force != CLAMP {
+            self.step(Input::UnclampedByOther { guard: GUARD });
+        }
+        self.step(Input::LimitSeen { guard: GUARD, seen: self.seen() });
+    }
+
+    /// Answers the oldest of what waits.
+    pub fn answer(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        match self.waiting.remove(0) {
+            Asked::Facts(ticket) => {
+                let facts = match &self.unread {
+                    Some(why) => Err(why.clone()),
+                    None => Ok(Box::new(facts(self.stored, self.in_force))),
+                };
+                let seen = Some(self.seen());
+                self.step(Input::LimitFacts { guard: GUARD, ticket, facts, seen });
+            }
+            Asked::Write(ticket, write) => {
+                if self.refuses || self.stale.contains(&ticket) {
+                    return self.settle(ticket, Outcome::Failed);
+                }
+                match write {
+                    Write::Docker { limit } => {
+                        (self.stored, self.in_force) = (Some(limit), Limit::Tasks(limit));
+                    }
+                    Write::PidsMax { limit } => self.in_force = Limit::Tasks(limit),
+                    Write::Podman { .. } | Write::TasksMax { .. } => panic!("it is Docker's"),
+                }
+                self.written.push(write);
+                self.settle(ticket, Outcome::Done);
+            }
+        }
+    }
+
+    /// Time passes, and everybody answers.
+    pub fn wait(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            self.look();
+            while !self.waiting.is_empty() {
+                self.answer();
+            }
+        }
+    }
+
+    /// The container is gone, and the slot has another one of the same name.
+    pub fn begin_again(&mut self) {
+        let guard = self.core.guard(GUARD).expect("guarded").clone();
+        self.step(Input::Released { guard: GUARD });
+        for asked in &self.waiting {
+            if let Asked::Write(ticket, _) = asked {
+                self.stale.push(*ticket);
+            }
+        }
+        (self.in_force, self.stored, self.request, self.found) = (Limit::Max, None, None, None);
+        self.clamp = None;
+        let workload = Workload { name: guard.name.clone(), ..Workload::default() };
+        let (name, terms, refusal) = (guard.name, guard.terms, None);
+        let workload = Some(Box::new(workload));
+        self.step(Input::Guarded { guard: GUARD, name, terms, workload, refusal });
+    }
+
+    pub fn ask(&mut self, limit: u64, policy: PolicyThen) {
+        let at = Duration::from_nanos(self.now.0);
+        self.request = Some(LimitRequest { limit, at, policy });
+    }
+
+    pub fn thaw(&mut self) {
+        self.step(Input::Operator { guard: GUARD, id: RequestId(1), request: Request::Thaw });
+    }
+
+    pub fn wanted(&self) -> Option<u64> {
+        let guard = self.core.guard(GUARD)?;
+        guard.limits.wanted(guard.terms.pids_limit)
+    }
+}

@@ -1,0 +1,119 @@
+//! A response to a leak: announced, checked, attempted.
+
+use std::time::Duration;
+
+use mcp_guard_core::{
+    audit::{Record, Subject, Timing},
+    effect::Containment,
+    incident::{Cause, Outcome},
+    policy::{Mode, Response},
+    refusal::refusal,
+};
+
+use super::{Executor, Place, is_gone, micros, steps, steps::Step};
+use crate::{
+    guards::Held,
+    host::{clock, facts},
+};
+
+impl Executor {
+    pub(super) fn contain(&mut self, place: Place, held: &mut Held, wanted: Containment) {
+        let response = wanted.response;
+        let pids_max = match response {
+            Response::Clamp => {
+                // On a hybrid host it is found through a process, and the guard may have begun empty.
+                held.cgroup.find_pids(&self.layout);
+                steps::planned_clamp(&held.cgroup, wanted.headroom).ok()
+            }
+            Response::Record | Response::Freeze | Response::Kill => None,
+        };
+        let processes = held.cgroup.processes().map_or(0, |pids| pids.len() as u64);
+        let lease_ms = (wanted.lease > Duration::ZERO)
+            .then(|| u64::try_from(wanted.lease.as_millis()).unwrap_or(u64::MAX));
+        self.audit.write(Record::Intent {
+            incident: place.incident.clone(),
+            guard: held.subject.clone(),
+            response,
+            mode: wanted.mode,
+            cause: wanted.cause.clone(),
+            lease_ms,
+            pids_max,
+            processes: Some(processes),
+        });
+        match self.attempt(&place, held, &wanted) {
+            Step::Settled(outcome, detail) => {
+                let timing = (outcome == Outcome::Done).then(|| Timing {
+                    decided_boot_ns: wanted.decided.0,
+                    written_us: micros(wanted.decided, clock::now()),
+                    confirmed_us: None,
+                });
+                self.outcome(place, held.subject.clone(), response, (outcome, detail), timing);
+            }
+            Step::Written(written, until) => {
+                self.await_kernel(place, held, &wanted, written, until);
+            }
+        }
+    }
+
+    /// The same checks for every mode; the last step is left out where the mode says so.
+    fn attempt(&self, place: &Place, held: &Held, wanted: &Containment) -> Step {
+        let facts = match facts::gather(&held.cgroup) {
+            Ok(facts) => facts,
+            Err(error) => {
+                let what = if is_gone(&error) {
+                    "the cgroup is gone or was replaced"
+                } else {
+                    "not all of the cgroup could be looked at"
+                };
+                let detail = format!("{what} ({error}); nothing was done");
+                return Step::Settled(Outcome::NotOurs, detail);
+            }
+        };
+        if let Some(refusal) = refusal(&facts) {
+            return Step::Settled(Outcome::Refused, refusal.to_string());
+        }
+        let deadline = clock::now().after(wanted.lease);
+        let mark = self.holder.mark(&place.incident, &wanted.cause, deadline);
+        match wanted.response {
+            Response::Record => Step::Settled(Outcome::Done, "recorded".to_owned()),
+            Response::Clamp => steps::clamp(&held.cgroup, wanted.headroom, wanted.mode, mark),
+            Response::Freeze => steps::freeze(&held.cgroup, held.paused, wanted.mode, &mark),
+            Response::Kill => steps::kill(&held.cgroup, wanted.mode),
+        }
+    }
+
+    pub(super) fn refuse(
+        &mut self,
+        place: Place,
+        held: &Held,
+        (response, mode, cause): (Response, Mode, Cause),
+        detail: String,
+    ) {
+        self.audit.write(Record::Intent {
+            incident: place.incident.clone(),
+            guard: held.subject.clone(),
+            response,
+            mode,
+            cause,
+            lease_ms: None,
+            pids_max: None,
+            processes: None,
+        });
+        self.outcome(place, held.subject.clone(), response, (Outcome::Refused, detail), None);
+    }
+
+    pub(super) fn outcome(
+        &mut self,
+        place: Place,
+        guard: Subject,
+        response: Response,
+        (outcome, detail): (Outcome, String),
+        timing: Option<Timing>,
+    ) {
+        tracing::info!(name = guard.name, %response, ?outcome, detail);
+        let incident = place.incident.clone();
+        let said = detail.clone();
+        self.audit.write(Record::Outcome { incident, guard, response, outcome, detail, timing });
+        self.settle(place, outcome, said);
+    }
+}

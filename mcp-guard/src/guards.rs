@@ -1,0 +1,142 @@
+//! The table of guards: one value for each cgroup that is guarded, or held for an operator.
+//!
+//! What is decided about a guard is the core's; what counts in the kernel mirrors this table.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use mcp_guard_core::{audit::Subject, escape::visible_within, id::GuardId};
+
+use crate::{engine::Container, host::cgroup::Cgroup};
+
+/// A cgroup, held by descriptors, and what is known of it from outside.
+pub struct Held {
+    pub cgroup: Cgroup,
+    pub subject: Subject,
+    /// Id of its container in the engine.
+    pub container: Option<String>,
+    /// The engine says Paused: its freeze is not ours to touch.
+    pub paused: bool,
+}
+
+impl Held {
+    #[must_use]
+    pub fn new(cgroup: Cgroup, name: &str, container: Option<String>, paused: bool) -> Self {
+        let subject = Subject {
+            name: visible_within(name, 256),
+            cgroup: cgroup.path().to_owned(),
+            cgroup_id: cgroup.id(),
+        };
+        Self { cgroup, subject, container, paused }
+    }
+}
+
+/// Why a cgroup has a guard.
+pub enum Role {
+    /// A policy names it: its tasks are counted and judged.
+    Watched,
+    /// An operator acts upon it: it is neither counted nor judged, and let go once nothing of it is held.
+    /// `seen`: its container, where a policy that names it came up meanwhile.
+    ByHand { seen: Option<Box<Container>> },
+}
+
+struct Guard {
+    held: Held,
+    role: Role,
+}
+
+/// All of them, by slot.
+pub struct Guards {
+    guards: BTreeMap<GuardId, Guard>,
+    /// Free slots, longest free first: a late record of an old guard must not hit a new one.
+    free: VecDeque<GuardId>,
+}
+
+impl Guards {
+    /// Empty, with as many slots as the kernel's maps have.
+    #[must_use]
+    pub fn new() -> Self {
+        let free = (0..mcp_guard_common::MAX_GUARDS).map(GuardId).collect();
+        Self { guards: BTreeMap::new(), free }
+    }
+
+    /// A slot for a new guard; None where all are taken.
+    pub fn take_slot(&mut self) -> Option<GuardId> {
+        self.free.pop_front()
+    }
+
+    /// Gives a slot back that no guard has.
+    pub fn give_slot_back(&mut self, guard: GuardId) {
+        self.free.push_back(guard);
+    }
+
+    pub fn insert(&mut self, guard: GuardId, held: Held, role: Role) {
+        self.guards.insert(guard, Guard { held, role });
+    }
+
+    /// Lets a guard go. Its slot stays taken until it is given back.
+    pub fn remove(&mut self, guard: GuardId) -> Option<(Held, Role)> {
+        self.guards.remove(&guard).map(|Guard { held, role }| (held, role))
+    }
+
+    #[must_use]
+    pub fn get(&self, guard: GuardId) -> Option<&Held> {
+        self.guards.get(&guard).map(|guard| &guard.held)
+    }
+
+    pub fn get_mut(&mut self, guard: GuardId) -> Option<&mut Held> {
+        self.guards.get_mut(&guard).map(|guard| &mut guard.held)
+    }
+
+    #[must_use]
+    pub fn is_by_hand(&self, guard: GuardId) -> bool {
+        self.guards.get(&guard).is_some_and(|guard| matches!(guard.role, Role::ByHand { .. }))
+    }
+
+    /// Remembers the container of a guard that is held by hand. Gives it back where the guard is watched.
+    pub fn remember(
+        &mut self,
+        guard: GuardId,
+        container: Box<Container>,
+    ) -> Option<Box<Container>> {
+        match self.guards.get_mut(&guard).map(|guard| &mut guard.role) {
+            Some(Role::ByHand { seen }) => {
+                *seen = Some(container);
+                None
+            }
+            Some(Role::Watched) | None => Some(container),
+        }
+    }
+
+    /// The guard of a cgroup.
+    #[must_use]
+    pub fn of_cgroup(&self, id: u64) -> Option<GuardId> {
+        self.find(|held| held.subject.cgroup_id == id)
+    }
+
+    /// The first guard of which this is true.
+    pub fn find(&self, is_it: impl Fn(&Held) -> bool) -> Option<GuardId> {
+        self.guards.iter().find(|(_, guard)| is_it(&guard.held)).map(|(id, _)| *id)
+    }
+
+    #[must_use]
+    pub fn ids(&self) -> Vec<GuardId> {
+        self.guards.keys().copied().collect()
+    }
+
+    /// Guards whose tasks are counted.
+    #[must_use]
+    pub fn watched(&self) -> Vec<GuardId> {
+        let watched = self.guards.iter().filter(|(_, guard)| matches!(guard.role, Role::Watched));
+        watched.map(|(id, _)| *id).collect()
+    }
+
+    pub fn all_mut(&mut self) -> impl Iterator<Item = &mut Held> {
+        self.guards.values_mut().map(|guard| &mut guard.held)
+    }
+}
+
+impl Default for Guards {
+    fn default() -> Self {
+        Self::new()
+    }
+}
