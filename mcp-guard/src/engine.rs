@@ -5,7 +5,9 @@
 //! and compared with the id. Only ids of 64 hex digits are ever sent, because bollard does not escape
 //! names.
 
+mod changes;
 mod client;
+mod container;
 mod details;
 mod docker;
 mod error;
@@ -16,7 +18,7 @@ mod raw;
 mod socket;
 mod watch;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use futures_util::{FutureExt as _, future, future::BoxFuture};
 use mcp_guard_core::{
@@ -25,10 +27,10 @@ use mcp_guard_core::{
 };
 
 pub use self::{
-    details::{Details, Listed, MAX_FILES},
+    changes::{Change, Changes, EngineId},
+    container::{Container, Details, Listed, MAX_FILES},
     error::Error,
-    list::{Candidates, EngineId, Engines, LAST_WORD},
-    watch::Changes,
+    list::{Candidates, Engines, LAST_WORD},
 };
 
 /// Where Docker listens unless the operator says otherwise.
@@ -117,35 +119,6 @@ pub trait Engine: Send + Sync {
 
 fn cannot<'a, T: Send + 'a>(engine: String, what: &'static str) -> Answer<'a, T> {
     future::ready(Err(Error::Cannot { engine, what })).boxed()
-}
-
-/// A running container.
-#[derive(Clone, Debug)]
-pub struct Container {
-    pub id: String,
-    pub name: String,
-    pub image: String,
-    pub labels: BTreeMap<String, String>,
-    /// Its first process, as the host numbers it.
-    pub init: u32,
-    pub paused: bool,
-    /// `HostConfig.PidsLimit` where it is a limit.
-    pub limit: Option<u64>,
-}
-
-/// A change the agent must know of.
-#[derive(Clone, Debug)]
-pub enum Change {
-    Up(Container),
-    Paused {
-        id: String,
-        paused: bool,
-    },
-    /// The engine itself, whenever it is reached again.
-    Described(Box<facts::Engine>),
-    /// The engine cannot be reached; what is known stays in force.
-    Away(String),
-    Back,
 }
 
 #[cfg(test)]

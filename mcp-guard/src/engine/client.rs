@@ -10,19 +10,22 @@ use bollard::{
 };
 use mcp_guard_core::{container::is_container_id, target::Candidate};
 
-use super::{Container, Engine as _, Error, socket::Socket};
+use super::{
+    Engine as _,
+    container::{Container, MAX_NAME},
+    error::Error,
+    socket::Socket,
+};
 
-/// Characters of a name that is kept, see `docker run --name`.
-pub(super) const MAX_NAME: usize = 255;
 /// An answer may take this many times the timeout to end, which bollard leaves open.
 const WHOLE_ANSWER: u32 = 2;
 
 impl Socket {
     pub(super) fn connect(&self) -> Result<Docker, Error> {
         // For an answer to begin, in whole seconds.
-        let timeout = self.timeout();
+        let timeout = self.api.timeout();
         let seconds = timeout.as_secs() + u64::from(timeout.subsec_nanos() > 0);
-        Docker::connect_with_unix(self.path(), seconds, API_DEFAULT_VERSION)
+        Docker::connect_with_unix(self.api.path(), seconds, API_DEFAULT_VERSION)
             .map_err(|source| self.away(source))
     }
 
@@ -64,7 +67,7 @@ impl Socket {
     }
 
     async fn whole<T>(&self, answer: impl Future<Output = T>) -> Result<T, Error> {
-        let within = WHOLE_ANSWER * self.timeout();
+        let within = WHOLE_ANSWER * self.api.timeout();
         let answer = tokio::time::timeout(within, answer).await;
         answer.map_err(|_| Error::Late { engine: self.name(), within })
     }

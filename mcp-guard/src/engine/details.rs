@@ -4,63 +4,28 @@ use jiff::Timestamp;
 use mcp_guard_core::{
     container::is_container_id,
     diagnose::facts::{self, CgroupDriver, Compose, ComposeTool, Source, Unreadable},
-    escape::escape,
 };
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    Error,
-    client::MAX_NAME,
+    container::{Details, Listed, MAX_FILES, MAX_NAME, MAX_TEXT, shown, text},
+    error::Error,
     flavour::Flavour,
-    socket::{Socket, container},
+    raw::container,
+    socket::Socket,
 };
 
 /// Running `docker exec` calls asked about.
 const MAX_EXECS: usize = 4096;
 /// Items of any other list: binds, mounts.
 const MAX_ITEMS: usize = 4096;
-/// Characters of any other text.
-const MAX_TEXT: usize = 1024;
-/// Files of one compose project, and env files: whoever names more has them not read.
-pub const MAX_FILES: usize = 32;
 /// Bytes of a path that the kernel takes (`PATH_MAX` of `limits.h`).
 const MAX_PATH: usize = 4096;
 
-/// One container, as its engine describes it.
-#[derive(Clone, Debug, Default)]
-pub struct Details {
-    pub container: facts::Container,
-    /// What its labels say, as they say it: to open files by, and not to be shown. They are not read
-    /// here.
-    pub compose: Option<Compose>,
-    /// `com.docker.compose.project.working_dir`; empty where it is no path.
-    pub working_dir: String,
-    /// `com.docker.compose.project.environment_file`.
-    pub environment_file: Option<String>,
-    /// What the engine would not say of it.
-    pub unread: Option<Unreadable>,
-    /// Its `docker exec` calls; they may be asked about.
-    execs: Vec<String>,
-}
-
-/// One line of the list of containers.
-#[derive(Clone, Debug, Default)]
-pub struct Listed {
-    pub id: String,
-    pub name: String,
-    pub image: String,
-    /// Of compose.
-    pub project: Option<String>,
-    /// Folders of the host that it can write to.
-    pub volumes: Vec<String>,
-    /// It has processes; a stopped one may still have left files.
-    pub runs: bool,
-}
-
 impl Socket {
     pub(super) async fn lines(&self) -> Result<Vec<Listed>, Error> {
-        let found: Vec<Line> = self.list("/containers/json?all=true").await?;
+        let found: Vec<Line> = self.api.list("/containers/json?all=true").await?;
         Ok(found.into_iter().filter_map(listed).collect())
     }
 
@@ -68,7 +33,8 @@ impl Socket {
         let container = container(id)?;
         let flavour = self.flavour().await?;
         let inspect = format!("{container}/json");
-        let (found, cgroups) = tokio::join!(self.get(&inspect), flavour.cgroups(self, &container));
+        let (found, cgroups) =
+            tokio::join!(self.api.get(&inspect), flavour.cgroups(&self.api, &container));
         let Some(mut details) = found?.map(|found| details(id, &found)) else { return Ok(None) };
         match cgroups {
             Ok(Some(cgroups)) => details.container.cgroups = cgroups,
@@ -84,13 +50,13 @@ impl Socket {
         let mut running = Vec::new();
         let ask = async {
             for exec in details.execs.iter().filter(|exec| is_container_id(exec)) {
-                let found = self.get(&format!("/exec/{exec}/json")).await?;
+                let found = self.api.get(&format!("/exec/{exec}/json")).await?;
                 let found = found.filter(|exec| exec["Running"] == true);
                 running.extend(found.and_then(|exec| process(&exec["Pid"])));
             }
             Ok::<_, Error>(())
         };
-        let patience = self.timeout();
+        let patience = self.api.timeout();
         let why = match tokio::time::timeout(patience, ask).await {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error.to_string()),
@@ -100,10 +66,10 @@ impl Socket {
     }
 
     pub(super) async fn itself(&self) -> Result<facts::Engine, Error> {
-        let (info, version) = tokio::join!(self.get("/info"), self.get("/version"));
+        let (info, version) = tokio::join!(self.api.get("/info"), self.api.get("/version"));
         let version = version?.unwrap_or_default();
         let flavour = self.remember(&version);
-        Ok(describe(self.path(), flavour, &info?.unwrap_or_default(), &version))
+        Ok(describe(self.api.path(), flavour, &info?.unwrap_or_default(), &version))
     }
 }
 
@@ -243,14 +209,6 @@ fn nproc(ulimits: &Value) -> Option<i64> {
 
 fn process(value: &Value) -> Option<u32> {
     value.as_u64().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0)
-}
-
-pub(super) fn text(value: &Value) -> String {
-    shown(value.as_str().unwrap_or_default(), MAX_TEXT)
-}
-
-fn shown(text: &str, limit: usize) -> String {
-    escape(text.as_bytes(), limit)
 }
 
 fn strings(value: &Value) -> Vec<String> {

@@ -4,7 +4,7 @@ use futures_util::FutureExt as _;
 use mcp_guard_core::diagnose::facts::EngineKind;
 use serde_json::json;
 
-use super::{Answer, flavour::Flavour, socket::Socket};
+use super::{Answer, flavour::Flavour, raw::Api};
 
 pub struct Docker;
 
@@ -18,15 +18,10 @@ impl Flavour for Docker {
     }
 
     /// Docker stores it, tells systemd, and writes pids.max.
-    fn update_limit<'a>(
-        &'a self,
-        socket: &'a Socket,
-        container: &'a str,
-        limit: u64,
-    ) -> Answer<'a, ()> {
+    fn update_limit<'a>(&'a self, api: &'a Api, container: &'a str, limit: u64) -> Answer<'a, ()> {
         async move {
             let body = json!({ "PidsLimit": limit });
-            socket.post(&format!("{container}/update"), Some(&body)).await
+            api.post(&format!("{container}/update"), Some(&body)).await
         }
         .boxed()
     }

@@ -6,15 +6,17 @@ use futures_util::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use mcp_guard_core::target::Candidate;
 use tokio::{sync::mpsc, time::timeout};
 
-use super::{Change, Changes, Container, Engine, Error, socket::Socket};
+use super::{
+    Engine,
+    changes::{Change, Changes, EngineId},
+    container::Container,
+    error::Error,
+    socket::Socket,
+};
 
 /// How long engines may take to say what is paused before something is given back: one that hangs must
 /// not keep a container frozen.
 pub const LAST_WORD: Duration = Duration::from_secs(2);
-
-/// An engine's place in the list.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct EngineId(usize);
 
 #[derive(Clone, Default)]
 pub struct Engines {

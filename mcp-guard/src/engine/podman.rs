@@ -4,7 +4,7 @@ use futures_util::FutureExt as _;
 use mcp_guard_core::diagnose::facts::EngineKind;
 use serde_json::json;
 
-use super::{Answer, details::text, flavour::Flavour, socket::Socket};
+use super::{Answer, container::text, flavour::Flavour, raw::Api};
 
 /// Podman's own API, beside Docker's: 4.0 is older than what any supported system has.
 const LIBPOD: &str = "/v4.0.0/libpod";
@@ -21,22 +21,17 @@ impl Flavour for Podman {
     }
 
     /// Through its own API: its service of Docker's would reset the restart policy.
-    fn update_limit<'a>(
-        &'a self,
-        socket: &'a Socket,
-        container: &'a str,
-        limit: u64,
-    ) -> Answer<'a, ()> {
+    fn update_limit<'a>(&'a self, api: &'a Api, container: &'a str, limit: u64) -> Answer<'a, ()> {
         async move {
             let body = json!({ "pids": { "limit": limit } });
-            socket.post(&format!("{LIBPOD}{container}/update"), Some(&body)).await
+            api.post(&format!("{LIBPOD}{container}/update"), Some(&body)).await
         }
         .boxed()
     }
 
-    fn cgroups<'a>(&'a self, socket: &'a Socket, container: &'a str) -> Answer<'a, Option<String>> {
+    fn cgroups<'a>(&'a self, api: &'a Api, container: &'a str) -> Answer<'a, Option<String>> {
         async move {
-            let found = socket.get(&format!("{LIBPOD}{container}/json")).await?;
+            let found = api.get(&format!("{LIBPOD}{container}/json")).await?;
             Ok(Some(found.map(|found| text(&found["HostConfig"]["Cgroups"])).unwrap_or_default()))
         }
         .boxed()

@@ -3,7 +3,12 @@
 //! bollard's types have no place for what only Podman says (`HostConfig.Cgroups`), and one closed enum
 //! that is new takes the whole answer with it. A diagnosis must live with both.
 
-use mcp_guard_core::escape::escape;
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use mcp_guard_core::{container::is_container_id, escape::escape};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::{
@@ -11,7 +16,7 @@ use tokio::{
     net::UnixStream,
 };
 
-use super::{Engine as _, Error, socket::Socket};
+use super::error::Error;
 
 /// A change may take this many times the timeout: an update starts the runtime, and a stop waits for the
 /// container.
@@ -23,9 +28,44 @@ const MAX_LIST: u64 = 64 << 20;
 /// Characters of what it says of an error.
 const MAX_MESSAGE: usize = 512;
 
-/// Paths are not escaped, and have no version of Docker's API: Docker 29 refuses those before 1.44, an
+/// The API of an engine at a socket. Paths are not escaped, and have no version of Docker's API: Docker 29 refuses those before 1.44, an
 /// older one knows none after its own, and without one the newest that the engine speaks is meant.
-impl Socket {
+pub struct Api {
+    path: String,
+    timeout: Duration,
+    /// What its engine calls itself, once that is known.
+    engine: Mutex<Option<&'static str>>,
+}
+
+impl Api {
+    #[must_use]
+    pub fn new(path: &str, timeout: Duration) -> Self {
+        Self { path: path.to_owned(), timeout, engine: Mutex::new(None) }
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// For one answer.
+    #[must_use]
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// For messages.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let engine = *self.engine.lock().unwrap_or_else(PoisonError::into_inner);
+        format!("{} at {}", engine.unwrap_or("the engine"), self.path)
+    }
+
+    pub fn is_served_by(&self, engine: &'static str) {
+        *self.engine.lock().unwrap_or_else(PoisonError::into_inner) = Some(engine);
+    }
+
     /// The JSON at a path; None where the engine says 404.
     pub(super) async fn get(&self, path: &str) -> Result<Option<Value>, Error> {
         read(self.request(&format!("GET {path}"), None, MAX_ANSWER).await?, &self.name())
@@ -55,6 +95,14 @@ impl Socket {
         }
         parse(answer).ok_or_else(|| failed("an answer that is no HTTP".to_owned()))
     }
+}
+
+/// The path of a container in the API, by its id and nothing else.
+pub(super) fn container(id: &str) -> Result<String, Error> {
+    if !is_container_id(id) {
+        return Err(Error::BadId(id.to_owned()));
+    }
+    Ok(format!("/containers/{id}"))
 }
 
 /// What an engine answered.

@@ -7,21 +7,25 @@ use std::{
 
 use futures_util::{FutureExt as _, future::BoxFuture};
 use mcp_guard_core::{
-    container::is_container_id,
     diagnose::facts::{self, Unreadable},
     target::Candidate,
 };
 use serde_json::Value;
 
 use super::{
-    Answer, Changes, Container, Details, Engine, Error, Listed,
-    flavour::{self, Flavour},
+    Answer, Engine,
+    changes::Changes,
+    container::{Container, Details, Listed},
+    docker::Docker,
+    error::Error,
+    flavour::Flavour,
+    podman::Podman,
+    raw::{Api, container},
 };
 
 /// Each request connects again, so that the engine may come and go.
 pub struct Socket {
-    path: String,
-    timeout: Duration,
+    pub(super) api: Api,
     /// Which engine it is, as it last said. None before its first word.
     flavour: Mutex<Option<&'static dyn Flavour>>,
 }
@@ -29,16 +33,7 @@ pub struct Socket {
 impl Socket {
     #[must_use]
     pub fn new(path: &str, timeout: Duration) -> Self {
-        Self { path: path.to_owned(), timeout, flavour: Mutex::new(None) }
-    }
-
-    pub(super) fn path(&self) -> &str {
-        &self.path
-    }
-
-    /// For one answer.
-    pub(super) fn timeout(&self) -> Duration {
-        self.timeout
+        Self { api: Api::new(path, timeout), flavour: Mutex::new(None) }
     }
 
     fn known(&self) -> Option<&'static dyn Flavour> {
@@ -49,33 +44,28 @@ impl Socket {
     pub(super) async fn flavour(&self) -> Result<&'static dyn Flavour, Error> {
         match self.known() {
             Some(known) => Ok(known),
-            None => Ok(self.remember(&self.get("/version").await?.unwrap_or_default())),
+            None => Ok(self.remember(&self.api.get("/version").await?.unwrap_or_default())),
         }
     }
 
+    /// Notes which engine it is, by what it answers to `/version`.
     pub(super) fn remember(&self, version: &Value) -> &'static dyn Flavour {
-        let found = flavour::of(version);
+        let components = version["Components"].as_array();
+        let is_podman = components.into_iter().flatten().any(|one| one["Name"] == "Podman Engine");
+        let found: &dyn Flavour = if is_podman { &Podman } else { &Docker };
+        self.api.is_served_by(found.name());
         *self.flavour.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
         found
     }
 }
 
-/// The path of a container in the API, by its id and nothing else.
-pub(super) fn container(id: &str) -> Result<String, Error> {
-    if !is_container_id(id) {
-        return Err(Error::BadId(id.to_owned()));
-    }
-    Ok(format!("/containers/{id}"))
-}
-
 impl Engine for Socket {
     fn socket(&self) -> &str {
-        &self.path
+        self.api.path()
     }
 
     fn name(&self) -> String {
-        let name = self.known().map_or("the engine", |flavour| flavour.name());
-        format!("{name} at {}", self.path)
+        self.api.name()
     }
 
     fn candidates(&self) -> Answer<'_, Vec<Candidate>> {
@@ -105,13 +95,13 @@ impl Engine for Socket {
     fn update_limit<'a>(&'a self, id: &'a str, limit: u64) -> Answer<'a, ()> {
         async move {
             let container = container(id)?;
-            self.flavour().await?.update_limit(self, &container, limit).await
+            self.flavour().await?.update_limit(&self.api, &container, limit).await
         }
         .boxed()
     }
 
     fn stop<'a>(&'a self, id: &'a str) -> Answer<'a, ()> {
-        async move { self.post(&format!("{}/stop", container(id)?), None).await }.boxed()
+        async move { self.api.post(&format!("{}/stop", container(id)?), None).await }.boxed()
     }
 
     fn watch(&self, changes: Changes, again: Duration) -> BoxFuture<'_, ()> {

@@ -8,9 +8,15 @@ use std::{
 use bollard::{models::EventMessage, query_parameters::EventsOptionsBuilder};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream, stream::BoxStream};
 use mcp_guard_core::{container::is_container_id, target::Candidate};
-use tokio::{sync::mpsc, time::sleep};
+use tokio::time::sleep;
 
-use super::{Change, Container, Engine as _, EngineId, Error, socket::Socket};
+use super::{
+    Engine as _,
+    changes::{Change, Changes},
+    container::Container,
+    error::Error,
+    socket::Socket,
+};
 
 /// Between attempts to reach an engine that is away.
 const RETRY: Duration = Duration::from_secs(2);
@@ -18,30 +24,6 @@ const RETRY: Duration = Duration::from_secs(2);
 const AT_A_TIME: usize = 4;
 
 type Answer = Result<Option<Container>, Error>;
-
-/// Where an engine tells of its containers.
-#[derive(Clone)]
-pub struct Changes {
-    from: EngineId,
-    to: mpsc::Sender<(EngineId, Change)>,
-}
-
-impl Changes {
-    #[must_use]
-    pub fn new(from: EngineId, to: mpsc::Sender<(EngineId, Change)>) -> Self {
-        Self { from, to }
-    }
-
-    /// Waits for room. A listener that is gone is no loss.
-    pub async fn send(&self, change: Change) {
-        let _ = self.to.send((self.from, change)).await;
-    }
-
-    #[must_use]
-    pub fn is_closed(&self) -> bool {
-        self.to.is_closed()
-    }
-}
 
 impl Socket {
     /// No event is needed to be right: after an error it begins again with all containers, and beside
@@ -208,7 +190,10 @@ mod tests {
 
     use bollard::models::EventActor;
 
+    use tokio::sync::mpsc;
+
     use super::*;
+    use crate::engine::EngineId;
 
     #[tokio::test]
     async fn an_event_is_newer_than_the_answer_to_an_older_question() {

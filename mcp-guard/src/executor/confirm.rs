@@ -10,7 +10,11 @@ use mcp_guard_core::{
     policy::Response,
 };
 
-use super::{Answer, Executor, Place, UnderWay, is_gone, micros, steps, still_there};
+use super::{
+    Answer, Executor, Place, UnderWay, is_gone, micros,
+    steps::{self, Until},
+    still_there,
+};
 use crate::{
     guards::{Guards, Held},
     host::{cgroup::wait_events, clock},
@@ -18,15 +22,6 @@ use crate::{
 
 /// A freeze or a kill that the kernel does not confirm within this time has failed.
 const CONFIRM: Duration = Duration::from_secs(2);
-
-/// What the kernel is to confirm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Until {
-    /// `frozen 1` in `cgroup.events`.
-    Frozen,
-    /// `populated 0` in `cgroup.events`.
-    Dead,
-}
 
 /// An order that the kernel has not confirmed yet.
 pub struct Awaited {

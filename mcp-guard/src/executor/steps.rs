@@ -12,7 +12,6 @@ use mcp_guard_core::{
     policy::Mode,
 };
 
-use super::confirm::Until;
 use crate::host::{
     cgroup::Cgroup,
     clock,
@@ -25,6 +24,15 @@ pub enum Step {
     Settled(Outcome, String),
     /// Written at this time; the kernel confirms later.
     Written(Time, Until),
+}
+
+/// What the kernel is to confirm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// `frozen 1` in `cgroup.events`.
+    Frozen,
+    /// `populated 0` in `cgroup.events`.
+    Dead,
 }
 
 /// The process that owns what it marks.
