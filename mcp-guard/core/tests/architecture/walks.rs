@@ -1,6 +1,6 @@
 //! ARCHITECTURE.md walks through the code by names of functions; each of them exists.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use crate::{repository, tokens::tokens};
 
@@ -24,6 +24,34 @@ fn walks_name_functions_that_exist() {
         let text = fs::read_to_string(repository().join("mcp-guard").join(file));
         let text = text.unwrap_or_else(|error| panic!("{file}: {error}"));
         assert!(defines(&text, function), "{file} has no fn {function}");
+    }
+}
+
+/// Whoever follows a walk goes from one module to another and back, and never there a second time.
+#[test]
+fn walks_cross_each_boundary_once_each_way() {
+    let text = fs::read_to_string(repository().join("ARCHITECTURE.md")).expect("readable");
+    for heading in WALKS {
+        let walk = steps(below(&text, heading).expect(heading)).expect(heading);
+        if let Some((from, to)) = crossed_twice(&walk) {
+            panic!("{heading} goes from {from} to {to} twice");
+        }
+    }
+}
+
+/// The first boundary that is crossed twice in the same direction.
+fn crossed_twice<'a>(walk: &[Step<'a>]) -> Option<(&'a str, &'a str)> {
+    let mut seen = BTreeSet::new();
+    let modules: Vec<&str> = walk.iter().map(|(file, _)| module(file)).collect();
+    let mut crossings = modules.windows(2).map(|pair| (pair[0], pair[1]));
+    crossings.find(|(from, to)| from != to && !seen.insert((*from, *to)))
+}
+
+/// The crate of a file, or the module at the top of the agent's.
+fn module(file: &str) -> &str {
+    match file.strip_prefix("src/") {
+        Some(inside) => inside.split(['/', '.']).next().unwrap_or(inside),
+        None => file.trim_start_matches("../").split('/').next().unwrap_or(file),
     }
 }
 
@@ -84,4 +112,13 @@ fn a_section_ends_at_the_next_heading_of_its_rank() {
 fn a_function_is_defined_by_code_alone() {
     assert!(defines("impl A { pub async fn go<T>() {} }", "go"));
     assert!(!defines("// fn go()\nfn gone() { go(); }", "go"));
+}
+
+#[test]
+fn a_boundary_that_is_crossed_twice_is_found() {
+    let walk = |files: &[&'static str]| files.iter().map(|file| (*file, "f")).collect::<Vec<_>>();
+    let there_and_back = ["src/cli.rs", "core/src/a.rs", "core/src/b.rs", "src/cli/out.rs"];
+    assert_eq!(crossed_twice(&walk(&there_and_back)), None);
+    let again = ["src/cli.rs", "core/src/a.rs", "src/cli/out.rs", "core/src/b.rs"];
+    assert_eq!(crossed_twice(&walk(&again)), Some(("cli", "core")));
 }
