@@ -4,6 +4,7 @@
 use std::{fmt::Display, time::Duration};
 
 use anyhow::anyhow;
+use mcp_guard_common::Totals;
 use mcp_guard_core::{
     Time,
     audit::Record,
@@ -154,6 +155,8 @@ impl Agent {
         self.guards.insert(guard, held, Role::Watched);
         let workload = Some(Box::new(workload));
         self.step(Input::Guarded { guard, name, terms, workload, refusal });
+        // The counts began at zero: rates are of what was born since.
+        self.step_at(now, Input::Totals { guard, totals: Totals::default() });
         self.rescan(guard);
         Some(guard)
     }

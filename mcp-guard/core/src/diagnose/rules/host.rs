@@ -2,7 +2,7 @@
 
 use super::super::{
     code::Code,
-    facts::{CgroupDriver, Cgroups, Engine, Level, OciLimit},
+    facts::{CgroupDriver, Cgroups, Engine, Level, OciLimit, SubjectKind},
     report::{
         Certainty::{Possible, Proved},
         Finding, Fine, Keeper,
@@ -168,9 +168,11 @@ fn not_handed_down(view: &View<'_>) -> Option<Finding> {
     )
 }
 
-/// On a hybrid host a container has a cgroup in either tree, and only one of them can have a limit.
+/// On a hybrid host a cgroup of one path is in either tree, and only one of them can have a limit. Who names
+/// a container does not look at a tree.
 pub fn other_hierarchy(view: &View<'_>) -> Option<Fine> {
-    let is_version_1 = view.own()?.has_pids.is_none();
+    let is_named_by_path = view.facts.target.kind == SubjectKind::Cgroup;
+    let is_version_1 = is_named_by_path && view.own()?.has_pids.is_none();
     let is_hybrid = view.facts.host.cgroups == Cgroups::Hybrid;
     let limit = view.kernel?.tasks()?;
     (is_hybrid && is_version_1).then(|| {

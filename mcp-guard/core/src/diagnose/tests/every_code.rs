@@ -130,12 +130,18 @@ fn around() -> Vec<Facts> {
     ]
 }
 
+/// As `cgroup:/PATH` names it.
+fn by_path(facts: Facts) -> Facts {
+    edited(facts, |facts| facts.target.kind = SubjectKind::Cgroup)
+}
+
 /// P060, P062 to P064, P088, P090 and P099.
 fn fine() -> Vec<Facts> {
     vec![
         edited(limited(25), |facts| facts.members[0].threads = 7),
         edited(limited(25), |facts| facts.members[0].cgroup = format!("{}/inner", path())),
         limited(25),
+        by_path(limited(25)),
         edited(limited(25), |facts| {
             (facts.container, facts.chain[0].max) = (None, Some(Limit::Max));
             facts.chain[1].max = Some(Limit::Tasks(100));
@@ -180,11 +186,13 @@ fn the_default_of_systemd_is_a_sign_only_where_nobody_asked_for_a_number() {
 fn a_limit_of_version_1_is_told_from_the_tree_of_version_2() {
     let is_said =
         |facts: &Facts| judge(facts).ok.iter().any(|one| one.code == Code::WrongHierarchy);
-    assert!(is_said(&limited(25)));
-    assert!(!is_said(&unlimited()), "there is none anywhere");
-    assert!(!is_said(&edited(limited(25), |facts| facts.host.cgroups = Cgroups::Unified)));
+    assert!(is_said(&by_path(limited(25))));
+    assert!(!is_said(&limited(25)), "who names a container does not look at a tree");
+    assert!(!is_said(&by_path(unlimited())), "there is none anywhere");
+    let edited = |edit: fn(&mut Facts)| edited(by_path(limited(25)), edit);
+    assert!(!is_said(&edited(|facts| facts.host.cgroups = Cgroups::Unified)));
     // The tree of version 2 itself has the controller.
-    assert!(!is_said(&edited(limited(25), |facts| facts.chain[0].has_pids = Some(true))));
+    assert!(!is_said(&edited(|facts| facts.chain[0].has_pids = Some(true))));
 }
 
 #[test]
