@@ -143,6 +143,16 @@ impl Limits {
         }
     }
 
+    /// The same with the request that is stored at this moment, which may be newer than the last look.
+    #[must_use]
+    pub fn wanted_now(&self, policy: Option<u64>, stored: Option<LimitRequest>) -> Option<u64> {
+        let is_new = |request: &LimitRequest| Some(request.at) != self.heard;
+        match stored.filter(is_new) {
+            Some(request) => Some(request.limit),
+            None => self.wanted(policy),
+        }
+    }
+
     /// It is not in force, and nothing is done about it.
     #[must_use]
     pub fn is_left(&self) -> bool {

@@ -97,6 +97,7 @@ impl Agent {
             let held = self.guards.get(guard.guard)?;
             let state = self.core.guard(guard.guard)?;
             let policy = state.terms.pids_limit;
+            let request = held.container.as_deref().and_then(|id| self.upkeep.requests.get(id));
             Some(WatchedStatus {
                 guard,
                 cgroup: held.subject.cgroup.clone(),
@@ -105,7 +106,7 @@ impl Agent {
                 paused: held.paused,
                 pids_max: held.cgroup.pids_max().ok().map(|limit| limit.to_string()),
                 pids_current: held.cgroup.pids_current().ok(),
-                pids_wanted: state.limits.wanted(policy),
+                pids_wanted: state.limits.wanted_now(policy, request),
                 pids_policy: policy,
                 pids_left: state.limits.is_left(),
             })

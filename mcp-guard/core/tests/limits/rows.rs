@@ -184,3 +184,24 @@ fn what_fails_is_tried_again_and_said_once() {
     world.wait(60);
     assert_eq!(world.in_force, Limit::Tasks(90));
 }
+
+#[test]
+fn a_request_is_wanted_as_soon_as_it_is_stored() {
+    let mut world = World::new(Some(90), None);
+    world.wait(5);
+    world.ask(120, PolicyThen::Said(Some(90)));
+    let limits = |world: &World| {
+        let guard = world.core.guard(GUARD).expect("guarded");
+        guard.limits.wanted_now(guard.terms.pids_limit, world.request)
+    };
+    assert_eq!((world.wanted(), limits(&world)), (Some(90), Some(120)), "before the next look");
+    world.wait(1);
+    assert_eq!((world.wanted(), limits(&world)), (Some(120), Some(120)));
+    // One that a change of the policy has ended is not wanted while its file is still there.
+    let stored = world.request;
+    world.step(Input::Policy(policy(Some(80))));
+    world.wait(1);
+    world.request = stored;
+    world.look();
+    assert_eq!(limits(&world), Some(80));
+}
