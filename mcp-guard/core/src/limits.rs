@@ -285,6 +285,10 @@ impl Limits {
             return;
         }
         self.reading = None;
+        if let (Aim::Hold, Some(seen)) = (self.aim, seen) {
+            // A request that was made meanwhile is the one to plan for.
+            self.hear(rules, seen, out);
+        }
         match (facts, seen) {
             (Ok(facts), Some(seen)) => self.repair(now, rules, &facts, seen, out),
             (Ok(_), None) => self.failed(now, "its limit cannot be read or written now"),

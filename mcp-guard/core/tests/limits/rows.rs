@@ -205,3 +205,13 @@ fn a_request_is_wanted_as_soon_as_it_is_stored() {
     world.look();
     assert_eq!(limits(&world), Some(80));
 }
+
+#[test]
+fn a_request_that_comes_while_facts_are_read_is_the_one_that_is_written() {
+    let mut world = World::new(Some(90), None);
+    world.look();
+    world.ask(60, PolicyThen::Said(Some(90)));
+    world.answer();
+    world.answer();
+    assert_eq!(world.written, [Write::Docker { limit: 60 }]);
+}
