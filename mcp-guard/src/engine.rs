@@ -1,6 +1,6 @@
 //! Container engines: a list of sources of names, events and orders behind one trait.
 //!
-//! Docker, and Podman's service of Docker's API, are one [`socket`]: bollard where its types suffice,
+//! Docker, and Podman's service of Docker's API, are one `socket`: bollard where its types suffice,
 //! else plain HTTP. What an engine says is a hint: a container's cgroup is found from its first process
 //! and compared with the id. Only ids of 64 hex digits are ever sent, because bollard does not escape
 //! names.
