@@ -11,6 +11,7 @@ use clap::Args;
 use mcp_guard_core::{
     container::{container_in, is_container_id},
     diagnose::{
+        compose,
         facts::{Facts, SCHEMA, Source, Unreadable},
         judge,
         report::{Report, Verdict},
@@ -73,7 +74,10 @@ pub fn diagnose(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
         }
     };
     if let Some(file) = &arguments.save {
-        let text = serde_json::to_string_pretty(&facts).map_err(Failure::could_not)?;
+        // With what the compose files come to, for programs that read it there.
+        let compose = facts.compose.as_ref().map(compose::judged);
+        let saved = Facts { compose, ..facts.clone() };
+        let text = serde_json::to_string_pretty(&saved).map_err(Failure::could_not)?;
         save(file, &text)
             .map_err(|error| Failure::could_not(format!("{}: {error}", file.display())))?;
     }

@@ -22,7 +22,7 @@ pub struct Compose {
     /// None where the files were not asked for, and in a saved file of schema 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<Content>,
-    /// What the files come to. Saved by schema 1 alone; later ones judge it from the content.
+    /// What the files came to when they were saved. Where there is content, that is judged again.
     #[serde(skip_serializing_if = "Says::is_not_asked")]
     pub says: Says,
 }
