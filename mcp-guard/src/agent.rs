@@ -160,7 +160,7 @@ impl Agent {
         let deadline =
             self.core.next_deadline().map_or(self.next_tick, |at| at.min(self.next_tick));
         let Sources { ring, calls, changes, news, terminate, interrupt, hangup, alarm } = sources;
-        if let Some(settled) = self.executor.settled(&mut self.guards) {
+        if let Some(settled) = self.executor.answered(&mut self.guards) {
             return Ok(Wake::Settled(settled));
         }
         if let Ok(call) = calls.try_recv() {
@@ -203,7 +203,8 @@ impl Agent {
             for effect in effects.drain(..) {
                 inputs.extend(self.carry_out(effect));
             }
-            while let Some(settled) = self.executor.settled(&mut self.guards) {
+            // Not what was answered later: `now` may be the time of an old record.
+            while let Some(settled) = self.executor.settled() {
                 self.askers.settled(&settled);
                 inputs.push_back(Input::Settled(settled));
             }

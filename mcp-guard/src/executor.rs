@@ -104,8 +104,13 @@ impl Executor {
         }
     }
 
-    /// The next order that ended, if one has.
-    pub fn settled(&mut self, guards: &mut Guards) -> Option<Settled> {
+    /// The next order that was settled when it was applied, if there is one.
+    pub fn settled(&mut self) -> Option<Settled> {
+        self.settled.pop_front()
+    }
+
+    /// The next order that ended, also one that was answered later, if there is one.
+    pub fn answered(&mut self, guards: &mut Guards) -> Option<Settled> {
         if self.settled.is_empty()
             && let Ok((ticket, answer)) = self.answers.try_recv()
         {
@@ -117,7 +122,7 @@ impl Executor {
     /// Waits for the next order that ends. Whoever stops waiting loses nothing.
     pub async fn next_settled(&mut self, guards: &mut Guards) -> Settled {
         loop {
-            if let Some(settled) = self.settled(guards) {
+            if let Some(settled) = self.answered(guards) {
                 return settled;
             }
             // Open for as long as this executor has its own sender.

@@ -322,6 +322,9 @@ impl Guard {
         let Some(workload) = &self.workload else { return };
         match policy.terms(workload) {
             Some(terms) => {
+                if self.terms.mode != terms.mode {
+                    self.limits.begin_again();
+                }
                 self.terms = terms;
                 let is_held =
                     Hold::ALL.map(|hold| (Response::from(hold), self.lease(hold).is_some()));

@@ -177,6 +177,11 @@ impl Limits {
         self.follows
     }
 
+    /// Another policy holds: what was left alone under the former one is looked into again.
+    pub fn begin_again(&mut self) {
+        self.pacing.asked_again();
+    }
+
     /// What the engine keeps.
     pub fn declare(&mut self, limit: Option<u64>) {
         self.declared = limit;
@@ -377,8 +382,10 @@ impl Limits {
             (Verdict::GiveUp, next) => self.leave(Outcome::NotOurs, next.into_writes(), out),
             (Verdict::Repair, next) => {
                 let is_last = matches!(next, Next::Last(_));
-                if matches!(self.aim, Aim::Once { .. }) && seen.agent_goes_on && !is_last {
-                    self.follows = true;
+                let is_repair = matches!(self.aim, Aim::Once { .. }) && mode == Mode::Enforce;
+                if is_repair && seen.agent_goes_on && !is_last {
+                    // For the case that neither the agent nor the facts are there later.
+                    (self.follows, self.plan) = (true, Some(plan));
                     return self.pacing.waits(now);
                 }
                 self.begin(now, mode, plan, next, out);

@@ -16,7 +16,7 @@ use mcp_guard_core::{
     incident::Outcome,
     limit::HEADROOM,
     limits::{Ended, Limits, Rules},
-    policy::Mode,
+    policy::{Mode, Response},
     repair::{self, Plan, Wanted},
 };
 
@@ -302,10 +302,9 @@ impl<'a> Repair<'a> {
     /// other number in mind. Nothing is stored for what has no id.
     fn store_request(&self) -> Result<(), Failure> {
         let Some(id) = &self.id else { return Ok(()) };
-        let policy = self
-            .agent
-            .guarded()
-            .map_or(PolicyThen::Unknown, |guard| PolicyThen::Said(guard.pids_policy));
+        // A guard that is held by hand has no policy, and may get one later.
+        let guarded = self.agent.guarded().filter(|one| one.guard.highest > Response::Record);
+        let policy = guarded.map_or(PolicyThen::Unknown, |one| PolicyThen::Said(one.pids_policy));
         let put = self.requests.put(id, self.plan.limit, &self.host.docker, policy);
         put.map(drop).map_err(|error| {
             let folder = self.host.state_dir.display();

@@ -193,7 +193,7 @@ mod tests {
         executor.under_way.insert(ticket, UnderWay::Owner(change));
         let mut guards = Guards::new();
         executor.abandon_limits(&mut guards);
-        let settled = executor.settled(&mut guards).unwrap();
+        let settled = executor.settled().unwrap();
         assert_eq!((settled.ticket, settled.outcome), (ticket, Outcome::Failed));
         assert!(!executor.has_orders_under_way());
         executor.audit.flush();

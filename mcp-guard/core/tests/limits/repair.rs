@@ -195,9 +195,20 @@ fn an_agent_that_lowers_it_is_left_to_do_so() {
 }
 
 #[test]
-fn a_dry_run_leaves_the_last_step_out() {
+fn an_agent_that_goes_away_with_its_engine_is_taken_over_from_by_the_former_plan() {
     let mut repair = Repair::to(40, false);
-    repair.rules.mode = Mode::Observe;
+    (repair.seen.tasks, repair.seen.agent_goes_on) = (Some(300), true);
+    repair.wait(2);
+    (repair.seen.agent_goes_on, repair.unread) = (false, true);
+    repair.wait(11);
+    assert_eq!((repair.limits.step(), repair.limits.ended()), (Some(320), None));
+}
+
+#[test]
+fn a_dry_run_leaves_the_last_step_out_also_beside_an_agent() {
+    let mut repair = Repair::to(40, false);
+    (repair.rules.mode, repair.seen.agent_goes_on) = (Mode::Observe, true);
+    repair.seen.tasks = Some(300);
     repair.wait(5);
     assert_eq!((repair.left, repair.written.len()), (vec![Outcome::WouldDo], 0));
 }

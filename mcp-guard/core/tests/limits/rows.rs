@@ -168,6 +168,10 @@ fn observe_mode_goes_the_same_way_to_the_last_step() {
     world.wait(60);
     let [(Outcome::WouldDo, _)] = &world.left[..] else { panic!("{:?}", world.left) };
     assert_eq!((world.written.len(), world.in_force), (0, Limit::Tasks(200)));
+    // A new policy enforces it, though the number is the same.
+    world.step(Input::Policy(policy(Some(90))));
+    world.wait(5);
+    assert_eq!(world.in_force, Limit::Tasks(90));
 }
 
 #[test]
