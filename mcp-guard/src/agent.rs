@@ -35,10 +35,10 @@ use self::{
 };
 use crate::{
     control::{lock::Lock, server},
-    engine::{Change, EngineId, Engines, LAST_WORD},
+    engine::{EngineEvent, EngineId, Engines, LAST_WORD},
     executor::{Executor, reconcile},
     guards::Guards,
-    host::{bpf::Options as BpfOptions, clock, layout::Layout, observer::Observer, poll::Alarm},
+    host::{bpf::KernelOptions, clock, layout::Layout, observer::Observer, poll::Alarm},
 };
 
 /// How often totals are read and silent records are fetched at the least.
@@ -47,10 +47,10 @@ const TICK: Duration = Duration::from_millis(250);
 const ASK_AGAIN: Duration = Duration::from_secs(30);
 /// What could not be guarded is not tried again before this time, which is shorter than the one above.
 const TRY_AGAIN: Duration = Duration::from_secs(20);
-/// Calls and engine changes that wait for the loop.
+/// Calls and events of engines that wait for the loop.
 const QUEUE: usize = 256;
 
-pub struct Options {
+pub struct AgentOptions {
     pub policy: Policy,
     pub run_dir: PathBuf,
     pub audit: PathBuf,
@@ -58,7 +58,7 @@ pub struct Options {
     pub engines: Engines,
     /// What must outlive a reboot.
     pub state_dir: PathBuf,
-    pub bpf: BpfOptions,
+    pub bpf: KernelOptions,
 }
 
 /// Why the loop woke.
@@ -66,7 +66,7 @@ enum Wake {
     Ring,
     Settled(Settled),
     Call(server::Waiting),
-    Change(EngineId, Change),
+    Engine(EngineId, EngineEvent),
     News(News),
     Time,
     Stop(&'static str),
@@ -98,7 +98,7 @@ pub struct Agent {
 struct Sources {
     ring: AsyncFd<std::os::fd::OwnedFd>,
     calls: mpsc::Receiver<server::Waiting>,
-    changes: mpsc::Receiver<(EngineId, Change)>,
+    engine_events: mpsc::Receiver<(EngineId, EngineEvent)>,
     news: mpsc::UnboundedReceiver<News>,
     terminate: Signal,
     interrupt: Signal,
@@ -110,7 +110,7 @@ struct Sources {
 ///
 /// # Errors
 /// It cannot start: another agent, no BPF, no rights.
-pub async fn run(options: Options) -> anyhow::Result<()> {
+pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     let _lock = Lock::take(&options.run_dir)?;
     raise_priority();
     let (mut agent, mut sources) = Agent::start(options).await?;
@@ -146,7 +146,7 @@ impl Agent {
                 Wake::Ring | Wake::Time => {}
                 Wake::Settled(settled) => self.settled(settled),
                 Wake::Call(waiting) => self.answer(waiting),
-                Wake::Change(engine, change) => self.change(engine, change),
+                Wake::Engine(engine, event) => self.engine_event(engine, event),
                 Wake::News(news) => self.news(news),
                 Wake::Stop(reason) => return Ok(reason),
             }
@@ -159,15 +159,16 @@ impl Agent {
     async fn wait(&mut self, sources: &mut Sources) -> anyhow::Result<Wake> {
         let deadline =
             self.core.next_deadline().map_or(self.next_tick, |at| at.min(self.next_tick));
-        let Sources { ring, calls, changes, news, terminate, interrupt, hangup, alarm } = sources;
+        let Sources { ring, calls, engine_events, news, terminate, interrupt, hangup, alarm } =
+            sources;
         if let Some(settled) = self.executor.answered(&mut self.guards) {
             return Ok(Wake::Settled(settled));
         }
         if let Ok(call) = calls.try_recv() {
             return Ok(Wake::Call(call));
         }
-        if let Ok((engine, change)) = changes.try_recv() {
-            return Ok(Wake::Change(engine, change));
+        if let Ok((engine, event)) = engine_events.try_recv() {
+            return Ok(Wake::Engine(engine, event));
         }
         if let Ok(news) = news.try_recv() {
             return Ok(Wake::News(news));
@@ -184,7 +185,7 @@ impl Agent {
             }
             settled = self.executor.next_settled(&mut self.guards) => Ok(Wake::Settled(settled)),
             Some(call) = calls.recv() => Ok(Wake::Call(call)),
-            Some((engine, change)) = changes.recv() => Ok(Wake::Change(engine, change)),
+            Some((engine, event)) = engine_events.recv() => Ok(Wake::Engine(engine, event)),
             Some(news) = news.recv() => Ok(Wake::News(news)),
             passed = alarm.at(deadline) => passed.map(|()| Wake::Time).map_err(Into::into),
         }

@@ -35,14 +35,14 @@ use crate::{
 #[command(name = "mcp-guard", version, propagate_version = true)]
 struct Cli {
     #[command(flatten)]
-    host: Host,
+    host: HostOptions,
     #[command(subcommand)]
     verb: Verb,
 }
 
 /// Where things are on this host.
 #[derive(Clone, Debug, Args)]
-pub struct Host {
+pub struct HostOptions {
     /// Directory of the agent's lock and control socket.
     #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_RUN_DIR)]
     pub run_dir: PathBuf,
@@ -71,7 +71,7 @@ pub struct Host {
     pub state_dir: PathBuf,
 }
 
-impl Host {
+impl HostOptions {
     #[must_use]
     pub fn engines(&self) -> Engines {
         Engines::at(&self.docker, self.engine_timeout)

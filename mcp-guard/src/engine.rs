@@ -5,12 +5,12 @@
 //! and compared with the id. Only ids of 64 hex digits are ever sent, because bollard does not escape
 //! names.
 
-mod changes;
 mod client;
 mod container;
 mod details;
 mod docker;
 mod error;
+mod events;
 mod flavour;
 mod list;
 mod podman;
@@ -27,9 +27,9 @@ use mcp_guard_core::{
 };
 
 pub use self::{
-    changes::{Change, Changes, EngineId},
     container::{Container, Details, Listed, MAX_FILES},
     error::Error,
+    events::{EngineEvent, EngineEvents, EngineId},
     list::{Candidates, Engines, LAST_WORD},
 };
 
@@ -39,7 +39,7 @@ pub const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
 pub const DEFAULT_TIMEOUT: &str = "10s";
 
 /// What an engine answers, sooner or later.
-pub type Answer<'a, T> = BoxFuture<'a, Result<T, Error>>;
+pub type EngineAnswer<'a, T> = BoxFuture<'a, Result<T, Error>>;
 
 /// A container engine. It may be down at the start and come later.
 ///
@@ -55,13 +55,13 @@ pub trait Engine: Send + Sync {
     ///
     /// # Errors
     /// The engine does not answer.
-    fn candidates(&self) -> Answer<'_, Vec<Candidate>>;
+    fn candidates(&self) -> EngineAnswer<'_, Vec<Candidate>>;
 
     /// Every container, running or not, with what its neighbours are judged by.
     ///
     /// # Errors
     /// The engine does not answer.
-    fn containers(&self) -> Answer<'_, Vec<Listed>> {
+    fn containers(&self) -> EngineAnswer<'_, Vec<Listed>> {
         cannot(self.name(), "describe its containers")
     }
 
@@ -69,7 +69,7 @@ pub trait Engine: Send + Sync {
     ///
     /// # Errors
     /// The engine does not answer, or knows no such container.
-    fn inspect<'a>(&'a self, _id: &'a str) -> Answer<'a, Option<Container>> {
+    fn inspect<'a>(&'a self, _id: &'a str) -> EngineAnswer<'a, Option<Container>> {
         cannot(self.name(), "describe its containers")
     }
 
@@ -77,7 +77,7 @@ pub trait Engine: Send + Sync {
     ///
     /// # Errors
     /// The engine does not answer.
-    fn details<'a>(&'a self, _id: &'a str) -> Answer<'a, Option<Details>> {
+    fn details<'a>(&'a self, _id: &'a str) -> EngineAnswer<'a, Option<Details>> {
         cannot(self.name(), "describe its containers")
     }
 
@@ -90,7 +90,7 @@ pub trait Engine: Send + Sync {
     ///
     /// # Errors
     /// It does not answer.
-    fn describe(&self) -> Answer<'_, facts::Engine> {
+    fn describe(&self) -> EngineAnswer<'_, facts::EngineFacts> {
         cannot(self.name(), "describe itself")
     }
 
@@ -98,7 +98,7 @@ pub trait Engine: Send + Sync {
     ///
     /// # Errors
     /// The engine does not answer, or refuses.
-    fn update_limit<'a>(&'a self, _id: &'a str, _limit: u64) -> Answer<'a, ()> {
+    fn update_limit<'a>(&'a self, _id: &'a str, _limit: u64) -> EngineAnswer<'a, ()> {
         cannot(self.name(), "change a limit")
     }
 
@@ -106,18 +106,18 @@ pub trait Engine: Send + Sync {
     ///
     /// # Errors
     /// The engine refuses, or does not answer. It may still stop a container that takes its time.
-    fn stop<'a>(&'a self, _id: &'a str) -> Answer<'a, ()> {
+    fn stop<'a>(&'a self, _id: &'a str) -> EngineAnswer<'a, ()> {
         cannot(self.name(), "stop a container")
     }
 
     /// Tells of every running container, then of changes, until nobody listens. Every container is
     /// asked about again this time after the last answer.
-    fn watch(&self, _changes: Changes, _again: Duration) -> BoxFuture<'_, ()> {
+    fn watch(&self, _events: EngineEvents, _again: Duration) -> BoxFuture<'_, ()> {
         future::ready(()).boxed()
     }
 }
 
-fn cannot<'a, T: Send + 'a>(engine: String, what: &'static str) -> Answer<'a, T> {
+fn cannot<'a, T: Send + 'a>(engine: String, what: &'static str) -> EngineAnswer<'a, T> {
     future::ready(Err(Error::Cannot { engine, what })).boxed()
 }
 

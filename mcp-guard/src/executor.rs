@@ -23,7 +23,7 @@ use mcp_guard_core::{
 use tokio::sync::mpsc;
 
 pub use self::hold::{is_marked, is_unclamped, marks, together};
-use self::{confirm::Awaited, limit::Change, steps::Holder};
+use self::{confirm::Awaited, limit::LimitWrite, steps::Holder};
 use crate::{
     audit::Audit,
     engine::Engines,
@@ -37,13 +37,13 @@ enum UnderWay {
     /// The kernel confirms a freeze or a kill.
     Kernel(Awaited),
     /// The owner of a limit writes it.
-    Owner(Change),
+    Owner(LimitWrite),
 }
 
 /// What came of an order that was under way.
-enum Answer {
+enum LateAnswer {
     Kernel { reached: std::io::Result<bool>, at: Time },
-    Owner(owner::Answer),
+    Owner(owner::OwnerAnswer),
 }
 
 pub struct Executor {
@@ -54,8 +54,8 @@ pub struct Executor {
     under_way: BTreeMap<Ticket, UnderWay>,
     settled: VecDeque<Settled>,
     /// At most one answer for each order that is under way, so the queue needs no other bound.
-    answers: mpsc::UnboundedReceiver<(Ticket, Answer)>,
-    to_answers: mpsc::UnboundedSender<(Ticket, Answer)>,
+    answers: mpsc::UnboundedReceiver<(Ticket, LateAnswer)>,
+    to_answers: mpsc::UnboundedSender<(Ticket, LateAnswer)>,
 }
 
 impl Executor {
@@ -77,29 +77,29 @@ impl Executor {
     /// Carries out one order.
     pub fn apply(&mut self, guards: &mut Guards, order: Order) {
         let Order { ticket, guard, action, .. } = order;
-        let place = Place { ticket, guard, incident: Incident::new(self.audit.run(), ticket) };
+        let order = OrderId { ticket, guard, incident: Incident::new(self.audit.run(), ticket) };
         let Some(held) = guards.get_mut(guard) else {
             let detail = "the guard is gone, and nothing was done; try again".to_owned();
-            return self.settle(place, Outcome::NotOurs, detail);
+            return self.settle(order, Outcome::NotOurs, detail);
         };
         match action {
             Action::Warn { cause } => {
                 self.audit.write(Record::Warning { guard: held.subject.clone(), cause });
             }
-            Action::Contain(wanted) => self.contain(place, held, wanted),
+            Action::Contain(wanted) => self.contain(order, held, wanted),
             Action::Refuse { response, mode, cause, refusal } => {
                 let detail = refusal.to_string();
-                self.refuse(place, held, (response, mode, cause), detail);
+                self.refuse(order, held, (response, mode, cause), detail);
             }
-            Action::Renew { lease } => self.renew(place, held, lease),
+            Action::Renew { lease } => self.renew(order, held, lease),
             Action::Loosen { by, aborts, denials } => {
-                self.loosen(place, held, by, aborts, denials);
+                self.loosen(order, held, by, aborts, denials);
             }
-            Action::Release { hold, end } => self.release(place, held, hold, end),
-            Action::Disown { hold, end } => self.disown(place, held, hold, end),
-            Action::WriteLimit { write, reason } => self.write_limit(place, held, write, reason),
+            Action::Release { hold, end } => self.release(order, held, hold, end),
+            Action::Disown { hold, end } => self.disown(order, held, hold, end),
+            Action::WriteLimit { write, reason } => self.write_limit(order, held, write, reason),
             Action::LeaveLimit { write, reason, outcome, detail } => {
-                self.leave_limit(place, held, (write, reason), outcome, detail);
+                self.leave_limit(order, held, (write, reason), outcome, detail);
             }
         }
     }
@@ -148,29 +148,29 @@ impl Executor {
     pub fn abandon_limits(&mut self, guards: &mut Guards) {
         let of_limits = |one: &UnderWay| matches!(one, UnderWay::Owner(_));
         let limits = self.under_way.extract_if(.., |_, one| of_limits(one));
-        for (_, change) in limits.collect::<Vec<_>>() {
-            if let UnderWay::Owner(change) = change {
+        for (_, announced) in limits.collect::<Vec<_>>() {
+            if let UnderWay::Owner(announced) = announced {
                 let detail = "no answer before the agent ended; it may still be carried out";
-                self.end_limit(guards, change, Err(detail.to_owned()));
+                self.end_limit(guards, announced, Err(detail.to_owned()));
             }
         }
     }
 
-    fn take_answer(&mut self, guards: &mut Guards, ticket: Ticket, answer: Answer) {
+    fn take_answer(&mut self, guards: &mut Guards, ticket: Ticket, answer: LateAnswer) {
         match (self.under_way.remove(&ticket), answer) {
-            (Some(UnderWay::Kernel(awaited)), Answer::Kernel { reached, at }) => {
+            (Some(UnderWay::Kernel(awaited)), LateAnswer::Kernel { reached, at }) => {
                 self.confirm(guards, awaited, reached, at);
             }
-            (Some(UnderWay::Owner(change)), Answer::Owner(answer)) => {
-                self.end_limit(guards, change, answer);
+            (Some(UnderWay::Owner(announced)), LateAnswer::Owner(answer)) => {
+                self.end_limit(guards, announced, answer);
             }
             // It was abandoned.
             (Some(UnderWay::Kernel(_) | UnderWay::Owner(_)) | None, _) => {}
         }
     }
 
-    fn settle(&mut self, place: Place, outcome: Outcome, detail: String) {
-        let Place { ticket, guard, .. } = place;
+    fn settle(&mut self, order: OrderId, outcome: Outcome, detail: String) {
+        let OrderId { ticket, guard, .. } = order;
         self.settled.push_back(Settled { ticket, guard, outcome, detail });
     }
 
@@ -179,14 +179,14 @@ impl Executor {
     /// freeze, and our thaw leaves its pause alone. Nor is it in a cgroup around or inside the one
     /// that the engine pauses.
     fn engine_freezes(&self, held: &Held) -> bool {
-        let unified = self.layout.kind == layout::Kind::Unified;
+        let unified = self.layout.kind == layout::LayoutKind::Unified;
         held.paused && unified && held.cgroup.is_where_an_engine_pauses()
     }
 }
 
 /// Which order is carried out, and under which name the audit log has it.
 #[derive(Clone)]
-struct Place {
+struct OrderId {
     ticket: Ticket,
     guard: GuardId,
     incident: Incident,

@@ -39,14 +39,14 @@ pub enum Role {
     ByHand { seen: Option<Box<Container>> },
 }
 
-struct Guard {
+struct Entry {
     held: Held,
     role: Role,
 }
 
 /// All of them, by slot.
 pub struct Guards {
-    guards: BTreeMap<GuardId, Guard>,
+    guards: BTreeMap<GuardId, Entry>,
     /// Free slots, longest free first: a late record of an old guard must not hit a new one.
     free: VecDeque<GuardId>,
 }
@@ -70,12 +70,12 @@ impl Guards {
     }
 
     pub fn insert(&mut self, guard: GuardId, held: Held, role: Role) {
-        self.guards.insert(guard, Guard { held, role });
+        self.guards.insert(guard, Entry { held, role });
     }
 
     /// Lets a guard go. Its slot stays taken until it is given back.
     pub fn remove(&mut self, guard: GuardId) -> Option<(Held, Role)> {
-        self.guards.remove(&guard).map(|Guard { held, role }| (held, role))
+        self.guards.remove(&guard).map(|Entry { held, role }| (held, role))
     }
 
     #[must_use]

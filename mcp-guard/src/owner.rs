@@ -9,11 +9,11 @@ use crate::{
 };
 
 /// What an owner answered: why not, or where that is systemd, TasksMax as it now keeps it.
-pub type Answer = Result<Option<Limit>, String>;
+pub type OwnerAnswer = Result<Option<Limit>, String>;
 
 /// A write as its owner is asked for it.
 #[derive(Clone, Debug)]
-pub struct Ask {
+pub struct OwnerQuestion {
     pub write: Write,
     /// Path of the cgroup.
     pub cgroup: String,
@@ -23,7 +23,7 @@ pub struct Ask {
 
 /// # Errors
 /// Says what the owner said.
-pub async fn ask(ask: Ask, engines: &Engines) -> Answer {
+pub async fn ask(ask: OwnerQuestion, engines: &Engines) -> OwnerAnswer {
     let id = ask.container.unwrap_or_default();
     match &ask.write {
         Write::Docker { limit } | Write::Podman { limit } => {
@@ -40,7 +40,7 @@ pub async fn ask(ask: Ask, engines: &Engines) -> Answer {
 }
 
 /// Sets it where the unit is the cgroup's by its whole path, and asks what systemd keeps then.
-async fn tasks_max(cgroup: &str, unit: &str, limit: Limit, runtime: bool) -> Answer {
+async fn tasks_max(cgroup: &str, unit: &str, limit: Limit, runtime: bool) -> OwnerAnswer {
     let said = |error: systemd::Error| error.to_string();
     let systemd = Systemd::for_a_write().await.ok_or("systemd is not the init here")?;
     let systemd = systemd.map_err(said)?;

@@ -13,7 +13,7 @@ use std::{
 use mcp_guard_core::{
     container::is_container_id,
     effect::{LimitRequest, PolicyThen},
-    limits::requests::{Stored, gone},
+    limits::requests::{StoredRequest, gone},
 };
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -25,7 +25,7 @@ const MAX_FILE: u64 = 4096;
 /// What is in a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Content {
+struct RequestFile {
     limit: u64,
     /// Where the engine listens that has the container; none in a file of an older version.
     #[serde(default)]
@@ -54,7 +54,7 @@ impl Requests {
     /// engine says counts.
     #[must_use]
     pub fn get(&self, id: &str) -> Option<LimitRequest> {
-        let Content { limit, policy, .. } = self.read(id)?;
+        let RequestFile { limit, policy, .. } = self.read(id)?;
         let at = self.asked_at(id)?;
         let policy = policy.map_or(PolicyThen::Unknown, PolicyThen::Said);
         Some(LimitRequest { limit, at, policy })
@@ -66,12 +66,12 @@ impl Requests {
         modified.duration_since(UNIX_EPOCH).ok()
     }
 
-    fn read(&self, id: &str) -> Option<Content> {
+    fn read(&self, id: &str) -> Option<RequestFile> {
         let path = self.path(id)?;
         let known =
             fs::metadata(&path).ok().filter(|meta| meta.is_file() && meta.len() <= MAX_FILE);
         let text = known.and_then(|_| fs::read(&path).ok())?;
-        match serde_json::from_slice::<Content>(&text) {
+        match serde_json::from_slice::<RequestFile>(&text) {
             Ok(content) => Some(content),
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "a requested limit cannot be read");
@@ -100,7 +100,7 @@ impl Requests {
             PolicyThen::Unknown => None,
             PolicyThen::Said(limit) => Some(limit),
         };
-        let content = Content { limit, engine: engine.to_owned(), policy };
+        let content = RequestFile { limit, engine: engine.to_owned(), policy };
         file.write_all(serde_json::to_string(&content)?.as_bytes())?;
         file.sync_all()?;
         fs::rename(&new, &path)?;
@@ -137,7 +137,7 @@ impl Requests {
         Ok(())
     }
 
-    fn stored(&self) -> io::Result<Vec<Stored>> {
+    fn stored(&self) -> io::Result<Vec<StoredRequest>> {
         let entries = match fs::read_dir(&self.0) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             other => other?,
@@ -147,7 +147,7 @@ impl Requests {
             let name = entry?.file_name();
             let Some(id) = name.to_str().filter(|name| is_container_id(name)) else { continue };
             let engine = self.read(id).map_or_else(String::new, |content| content.engine);
-            stored.push(Stored { id: id.to_owned(), engine, at: self.asked_at(id) });
+            stored.push(StoredRequest { id: id.to_owned(), engine, at: self.asked_at(id) });
         }
         Ok(stored)
     }

@@ -17,7 +17,7 @@ use std::{
 use futures_util::future::join_all;
 use mcp_guard_core::{
     container::container_in,
-    diagnose::facts::{self, Facts, Host, Source, Subject, SubjectKind, Unreadable},
+    diagnose::facts::{self, Facts, HostFacts, Source, SubjectKind, TargetFacts, Unreadable},
 };
 
 pub use self::host::host;
@@ -66,10 +66,10 @@ pub struct Snapshot {
     reach: Reach,
     layout: Layout,
     census: Census,
-    host: Host,
+    host: HostFacts,
     engines: Engines,
     /// What each engine that answers says of itself.
-    described: BTreeMap<EngineId, facts::Engine>,
+    described: BTreeMap<EngineId, facts::EngineFacts>,
     list: List,
     /// The own level of each, by id.
     levels: BTreeMap<String, facts::Level>,
@@ -104,7 +104,7 @@ impl Snapshot {
     pub async fn take_for_limits(
         engines: Engines,
         requests: Requests,
-        known: BTreeMap<EngineId, facts::Engine>,
+        known: BTreeMap<EngineId, facts::EngineFacts>,
         observer: Observer,
     ) -> std::io::Result<Self> {
         Self::reaching(Reach::Limits, engines, requests, known, observer).await
@@ -120,7 +120,7 @@ impl Snapshot {
         reach: Reach,
         engines: Engines,
         requests: Requests,
-        known: BTreeMap<EngineId, facts::Engine>,
+        known: BTreeMap<EngineId, facts::EngineFacts>,
         observer: Observer,
     ) -> std::io::Result<Self> {
         let began = Instant::now();
@@ -195,8 +195,11 @@ impl Snapshot {
         &self,
         id: EngineId,
         engine: &dyn Engine,
-    ) -> (EngineId, Result<facts::Engine, engine::Error>, Option<Result<Vec<Listed>, engine::Error>>)
-    {
+    ) -> (
+        EngineId,
+        Result<facts::EngineFacts, engine::Error>,
+        Option<Result<Vec<Listed>, engine::Error>>,
+    ) {
         let describe = async {
             match self.described.get(&id) {
                 Some(known) => Ok(known.clone()),
@@ -285,13 +288,13 @@ impl Snapshot {
     async fn container_of(
         &self,
         engine: &dyn Engine,
-        described: &facts::Engine,
+        described: &facts::EngineFacts,
         id: &str,
     ) -> Option<Facts> {
         let mut facts = self.shared();
         facts.engine = Some(described.clone());
         let listed = self.running().iter().find(|one| one.id == id);
-        facts.target = Subject {
+        facts.target = TargetFacts {
             kind: SubjectKind::Container,
             name: listed.map_or(id, |one| one.name.as_str()).to_owned(),
             id: Some(id.to_owned()),
@@ -348,7 +351,7 @@ impl Snapshot {
     pub async fn cgroup(&self, path: &str) -> Facts {
         let mut facts = self.shared();
         let (kind, name) = (SubjectKind::Cgroup, path.to_owned());
-        facts.target = Subject { kind, name, id: None, cgroup: path.to_owned() };
+        facts.target = TargetFacts { kind, name, id: None, cgroup: path.to_owned() };
         self.read_cgroup(&mut facts).await;
         self.over(facts)
     }

@@ -3,7 +3,7 @@
 
 use std::{process::Command, sync::Mutex, time::Duration};
 
-use mcp_guard::host::bpf::{Kernel, Options};
+use mcp_guard::host::bpf::{Kernel, KernelOptions};
 use mcp_guard_core::id::GuardId;
 use mcp_guard_tests::wait;
 
@@ -32,7 +32,7 @@ fn a_fork_in_a_guard_is_logged() {
     assert!(std::env::var_os("MCP_GUARD_BPF_OBJECT").is_some(), "run by `cargo xtask test`");
     log::set_logger(&Collect).unwrap();
     log::set_max_level(log::LevelFilter::Debug);
-    let mut kernel = Kernel::start(Options::default()).expect("the programs load");
+    let mut kernel = Kernel::start(KernelOptions::default()).expect("the programs load");
 
     let places = std::fs::read_to_string("/proc/self/cgroup").unwrap();
     let own = places.lines().find_map(|line| line.strip_prefix("0::")).unwrap();

@@ -13,7 +13,7 @@ use std::{
     process::{Command, Output},
 };
 
-use mcp_guard_core::replay::Report;
+use mcp_guard_core::replay::ReplayReport;
 use mcp_guard_tests::{agent::command, workload};
 use serde_json::Value;
 
@@ -264,7 +264,7 @@ fn replay_answers_with_one_object() {
         ["events", "processes", "execs", "live_at_end", "identities", "warnings", "actions"];
     expected.sort_unstable();
     assert_eq!(keys, expected);
-    let report: Report = serde_json::from_value(object.clone()).unwrap();
+    let report: ReplayReport = serde_json::from_value(object.clone()).unwrap();
     let counts = (report.events, report.processes, report.execs, report.live_at_end);
     assert_eq!(counts, (60, 24, 24, 12));
     let demo = &report.identities["demo-mcp"];
@@ -280,7 +280,7 @@ fn replay_answers_with_one_object() {
     let action = |line: &str| line.contains("150.000 s") && line.contains("clamp");
     assert!(text.lines().any(action), "{text}");
     let lenient = scene.file("lenient.toml", "[detect.duplicates]\nact = 100\n");
-    let answer: Report =
+    let answer: ReplayReport =
         serde_json::from_str(&replay(&["--json", "--policy", path(&lenient)])).unwrap();
     assert!(answer.actions.is_empty(), "the policy's thresholds count");
 }

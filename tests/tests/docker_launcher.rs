@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mcp_guard::host::bpf::{Kernel, Options, Record};
+use mcp_guard::host::bpf::{Kernel, KernelOptions, RingRecord};
 use mcp_guard_common::Kind;
 use mcp_guard_core::id::GuardId;
 use mcp_guard_tests::{
@@ -78,7 +78,7 @@ fn record(start: &Start) -> Vec<Exec> {
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
     let image = node_image().unwrap();
     let container = Container::run("launcher", &image, &options, &["sleep", "600"]).unwrap();
-    let mut kernel = Kernel::start(Options::default()).unwrap();
+    let mut kernel = Kernel::start(KernelOptions::default()).unwrap();
     kernel.add_cgroup(container.cgroup().unwrap().id, GUARD).unwrap();
 
     let typed: Vec<&str> = start.typed.iter().map(String::as_str).collect();
@@ -111,7 +111,7 @@ impl Recorder {
         self.seen
     }
 
-    fn take(&mut self, record: &Record) {
+    fn take(&mut self, record: &RingRecord) {
         let pid = record.event.tgid;
         match record.kind {
             Kind::Fork => drop(self.parents.insert(pid, record.event.parent)),

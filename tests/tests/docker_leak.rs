@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use mcp_guard_core::{
-    audit::{Change, Record},
+    audit::{LimitChange, Record},
     incident::{Detector, End, Outcome},
     policy::Response,
     status::GuardState,
@@ -188,7 +188,7 @@ fn clamped_by_default_and_given_its_limit_back() {
         let Record::Intent { pids_max, .. } = record else { return None };
         pids_max.clone()
     };
-    let Change { found, wanted } = records.iter().find_map(planned).unwrap();
+    let LimitChange { found, wanted } = records.iter().find_map(planned).unwrap();
     assert_eq!(found, unlimited);
     assert_eq!(leak.place.pids_max().unwrap(), wanted);
     assert!(wanted.parse::<u64>().unwrap() < 1000, "a limit near what runs: {wanted}");

@@ -11,7 +11,7 @@ use std::{
 
 use mcp_guard::{
     control::wire::EngineState,
-    host::layout::{Kind, Layout},
+    host::layout::{Layout, LayoutKind},
 };
 use mcp_guard_core::{
     audit::Record,
@@ -73,7 +73,7 @@ fn pause_over_freeze(container: &Container, place: &Place) {
 
 /// Whether Docker's pause is our cgroup.freeze, and not the version 1 freezer.
 fn same_switch() -> bool {
-    Layout::read().unwrap().kind == Kind::Unified
+    Layout::read().unwrap().kind == LayoutKind::Unified
 }
 
 /// Docker's own unpause brings it back, whatever we did.

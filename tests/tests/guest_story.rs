@@ -11,7 +11,7 @@ use std::{
 };
 
 use mcp_guard_core::{
-    audit::{Change, Record},
+    audit::{LimitChange, Record},
     incident::{Detector, End, Outcome},
     policy::Response,
     status::GuardState,
@@ -147,7 +147,7 @@ impl Story {
     }
 
     /// Waits until the agent has acted, and returns what it planned for pids.max.
-    fn contained_by(&self, response: Response) -> Option<Change> {
+    fn contained_by(&self, response: Response) -> Option<LimitChange> {
         // In steps: a start takes a second, in a slow guest ten, and a wait ends early.
         for count in 1..=usize::try_from(ACTS).unwrap() {
             let what = format!("{count} servers of {IDENTITY}");
@@ -216,7 +216,7 @@ impl Drop for Story {
 }
 
 /// A warning, then the intent with what decided it, then the outcome of the same incident.
-fn check_order(records: &[Record], wanted: Response) -> Option<Change> {
+fn check_order(records: &[Record], wanted: Response) -> Option<LimitChange> {
     let place = |found: &dyn Fn(&Record) -> bool| records.iter().position(found).unwrap();
     let warning = place(&|record| matches!(record, Record::Warning { .. }));
     let decided = |record: &Record| matches!(record, Record::Intent { cause, .. } if cause.detector.is_some());
@@ -289,7 +289,7 @@ fn podman_leaks_are_clamped_and_a_lease_ends() {
     story.answers_to_its_names();
 
     story.leak();
-    let Change { found, wanted } = story.contained_by(Response::Clamp).unwrap();
+    let LimitChange { found, wanted } = story.contained_by(Response::Clamp).unwrap();
     assert_eq!(found, limit);
     assert!(wanted.parse::<u64>().unwrap() < 1000, "a limit near what runs: {wanted}");
     assert_eq!(story.unit.guard(story.place.id).unwrap().guard.state, GuardState::Clamped);

@@ -9,7 +9,7 @@ use std::{
 };
 
 use mcp_guard::host::{
-    bpf::{Kernel, Options},
+    bpf::{Kernel, KernelOptions},
     cgroup::Cgroup,
     kernel::{release, version},
     layout::Layout,
@@ -52,7 +52,7 @@ struct Counted {
 
 /// Guards `fixture`, runs the workload in `place`, and counts it both ways.
 fn count(
-    options: Options,
+    options: KernelOptions,
     fixture: &FixtureCgroup,
     place: &FixtureCgroup,
     arguments: &[&str],
@@ -122,7 +122,7 @@ fn exact(case: &str, more: &[&str]) -> Ledger {
     let seconds = seconds();
     // The workload takes the last word where an option is given twice.
     let arguments = [&["--case", case, "--seconds", &seconds], more].concat();
-    let counted = count(Options::default(), &fixture, &fixture, &arguments);
+    let counted = count(KernelOptions::default(), &fixture, &fixture, &arguments);
     assert_exact(case, &counted);
     counted.ledger
 }
@@ -182,7 +182,7 @@ fn everything_at_once() {
 #[test]
 fn a_nested_cgroup_made_after_the_guard() {
     let fixture = FixtureCgroup::new("exact").expect("a cgroup");
-    let mut kernel = Kernel::start(Options::default()).expect("the programs load");
+    let mut kernel = Kernel::start(KernelOptions::default()).expect("the programs load");
     kernel.clear_totals(GUARD).expect("slot");
     kernel.add_cgroup(fixture.id(), GUARD).expect("membership");
     let nested = fixture.child("late").expect("nested");
@@ -203,7 +203,7 @@ fn children_born_into_another_cgroup() {
     let into = text(guarded.unified_dir()).to_owned();
     // So many, however long a slow guest takes for them.
     let arguments = ["--case", "into-cgroup", "--seconds", "60", "--max", "5000", "--into", &into];
-    let counted = count(Options::default(), &guarded, &outside, &arguments);
+    let counted = count(KernelOptions::default(), &guarded, &outside, &arguments);
     let Counted { ledger, totals, kernel } = counted;
     let workers: u64 = WORKERS.parse().expect("number");
     let expected = ledger.processes - workers;
@@ -223,7 +223,7 @@ fn ends_of_processes_where_the_tracepoint_does_not_tell() {
     for case in ["mix", "threads"] {
         let fixture = FixtureCgroup::new("exact").expect("a cgroup");
         fixture.set_pids_max(PIDS_MAX).expect("pids.max");
-        let options = Options { use_group_dead: false, ..Options::default() };
+        let options = KernelOptions { use_group_dead: false, ..KernelOptions::default() };
         let arguments = ["--case", case, "--seconds", &seconds()];
         let counted = count(options, &fixture, &fixture, &arguments);
         assert_exact(case, &counted);
@@ -235,7 +235,7 @@ fn ends_of_processes_where_the_tracepoint_does_not_tell() {
 fn a_full_ring_costs_no_count() {
     let fixture = FixtureCgroup::new("exact").expect("a cgroup");
     fixture.set_pids_max(PIDS_MAX).expect("pids.max");
-    let options = Options { ring_bytes: 4096, ..Options::default() };
+    let options = KernelOptions { ring_bytes: 4096, ..KernelOptions::default() };
     let arguments = ["--case", "mix", "--seconds", &seconds()];
     let mut counted = count(options, &fixture, &fixture, &arguments);
     assert_exact("mix", &counted);
@@ -261,7 +261,7 @@ fn a_task_outside_every_guard_leaves_no_trace() {
     let outside = FixtureCgroup::new("outside").expect("a cgroup");
     let arguments = ["--case", "fork", "--seconds", "1"];
     let Counted { totals, mut kernel, .. } =
-        count(Options::default(), &guarded, &outside, &arguments);
+        count(KernelOptions::default(), &guarded, &outside, &arguments);
     assert_eq!(totals.process_forks + totals.execs + totals.process_exits, 0);
     let mut attached_elsewhere = 0;
     while let Some(record) = kernel.next_record() {

@@ -61,7 +61,7 @@ pub enum Record {
         lease_ms: Option<u64>,
         /// What it found and what it wants to write, for a clamp.
         #[serde(skip_serializing_if = "Option::is_none")]
-        pids_max: Option<Change>,
+        pids_max: Option<LimitChange>,
         /// Processes in the cgroup at that moment.
         #[serde(skip_serializing_if = "Option::is_none")]
         processes: Option<u64>,
@@ -116,7 +116,7 @@ pub struct Subject {
 
 /// A limit before and after; "max" is no limit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Change {
+pub struct LimitChange {
     pub found: String,
     pub wanted: String,
 }

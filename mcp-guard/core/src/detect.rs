@@ -1,4 +1,4 @@
-//! The detectors: pure functions from what is known of a guard to findings.
+//! The detectors: pure functions from what is known of a guard to detections.
 
 pub mod burst;
 pub mod duplicates;
@@ -15,13 +15,13 @@ use crate::{
 
 /// A detector's present opinion.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Finding {
+pub struct Detection {
     pub cause: Cause,
     /// None where it only warns.
     pub act: Option<Response>,
 }
 
-impl Finding {
+impl Detection {
     fn new(
         detector: Detector,
         identity: Option<&str>,

@@ -30,7 +30,7 @@ use self::{
     facts::{Facts, OciLimit, Says},
     report::{Charged, Finding, Fine, Layer, Place, Report, Verdict},
     sizing::Sizing,
-    view::{Stored, View},
+    view::{StoredLimit, View},
 };
 use crate::limit::Limit;
 
@@ -147,9 +147,9 @@ fn places(view: &View<'_>) -> Vec<Place> {
     }
     if let (Some(container), Some(stored)) = (view.container(), view.stored) {
         let (value, limit) = match stored {
-            Stored::Null => ("null".to_owned(), Limit::Max),
-            Stored::Unlimited(value) => (value.to_string(), Limit::Max),
-            Stored::Limit(limit) => (limit.to_string(), Limit::Tasks(limit)),
+            StoredLimit::Null => ("null".to_owned(), Limit::Max),
+            StoredLimit::Unlimited(value) => (value.to_string(), Limit::Max),
+            StoredLimit::Limit(limit) => (limit.to_string(), Limit::Tasks(limit)),
         };
         add(Layer::Engine, "HostConfig.PidsLimit".to_owned(), value, Some(limit));
         // Both are written once, when the container starts: neither must equal what came later.

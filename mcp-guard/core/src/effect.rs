@@ -97,7 +97,7 @@ pub enum Input {
     Operator {
         guard: GuardId,
         id: RequestId,
-        request: Request,
+        request: OperatorRequest,
     },
     /// What the engine keeps of the container's limit; None where it keeps none.
     Declared {
@@ -122,7 +122,7 @@ pub enum Input {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request {
+pub enum OperatorRequest {
     Freeze { lease: Duration, dry_run: bool },
     Thaw,
     Kill { dry_run: bool },

@@ -6,9 +6,9 @@ use mcp_guard_common::Totals;
 
 use crate::{
     Time,
-    detect::{Finding, burst, duplicates, emergency::Aged, raw, sooner},
+    detect::{Detection, burst, duplicates, emergency::Aged, raw, sooner},
     diagnose::facts::Facts,
-    effect::{Action, Containment, Effect, Outbox, Request, SeenLimit, Settled},
+    effect::{Action, Containment, Effect, OperatorRequest, Outbox, SeenLimit, Settled},
     id::{GuardId, RequestId, Ticket},
     incident::{Cause, Detector, End, Hold, Outcome},
     limit::room_for,
@@ -52,7 +52,7 @@ pub struct Lease {
 
 /// An order whose outcome matters.
 #[derive(Clone, Copy, Debug)]
-enum UnderWay {
+enum Expected {
     Contain { response: Response, lease: Duration },
     Release(Hold),
 }
@@ -82,7 +82,7 @@ pub struct Guard {
     pub clamp: Option<Lease>,
     pub freeze: Option<Lease>,
     /// Orders that are not answered yet.
-    under_way: BTreeMap<Ticket, UnderWay>,
+    under_way: BTreeMap<Ticket, Expected>,
     /// When to try again to give back what could not be.
     give_back_again: BTreeMap<Hold, Time>,
     aged: Aged,
@@ -140,12 +140,12 @@ impl Guard {
         if !self.rates.add(now, totals) {
             return;
         }
-        let findings = [
+        let detections = [
             self.aged.look(now, &self.registry, &policy.detect.emergency),
             raw::look(&self.rates, &policy.detect.raw),
         ];
-        let findings = findings.into_iter().flatten().collect();
-        self.note(now, &[Detector::Emergency, Detector::Raw], findings, &policy.respond, out);
+        let detections = detections.into_iter().flatten().collect();
+        self.note(now, &[Detector::Emergency, Detector::Raw], detections, &policy.respond, out);
         self.next = Some(now); // Episodes end by silence, which nothing else announces.
     }
 
@@ -171,13 +171,13 @@ impl Guard {
     ) {
         self.limits.settled(now, settled, out);
         match self.under_way.remove(&settled.ticket) {
-            Some(UnderWay::Contain { response, lease }) => {
+            Some(Expected::Contain { response, lease }) => {
                 self.contained(now, response, settled.outcome, lease, respond, out);
             }
-            Some(UnderWay::Release(hold)) if settled.outcome == Outcome::Failed => {
+            Some(Expected::Release(hold)) if settled.outcome == Outcome::Failed => {
                 self.give_back_again.insert(hold, now.after(GIVE_BACK_AGAIN));
             }
-            Some(UnderWay::Release(_)) | None => {}
+            Some(Expected::Release(_)) | None => {}
         }
     }
 
@@ -275,14 +275,14 @@ impl Guard {
     pub fn operator(
         &mut self,
         now: Time,
-        (id, request): (RequestId, Request),
+        (id, request): (RequestId, OperatorRequest),
         respond: &Respond,
         out: &mut Outbox<'_>,
     ) {
         let (response, lease, dry_run) = match request {
-            Request::Freeze { lease, dry_run } => (Response::Freeze, lease, dry_run),
-            Request::Kill { dry_run } => (Response::Kill, Duration::ZERO, dry_run),
-            Request::Thaw => {
+            OperatorRequest::Freeze { lease, dry_run } => (Response::Freeze, lease, dry_run),
+            OperatorRequest::Kill { dry_run } => (Response::Kill, Duration::ZERO, dry_run),
+            OperatorRequest::Thaw => {
                 self.not_before = now.after(respond.cool_down);
                 return self.release_all(End::Operator, Some(id), out);
             }
@@ -306,7 +306,7 @@ impl Guard {
 
     fn release(&mut self, hold: Hold, end: End, asked_by: Option<RequestId>, out: &mut Outbox<'_>) {
         let ticket = out.act_for(self.id, asked_by, Action::Release { hold, end });
-        self.under_way.insert(ticket, UnderWay::Release(hold));
+        self.under_way.insert(ticket, Expected::Release(hold));
     }
 
     /// The cgroup carries a mark whose time is over: it could not be given back, or its holder does not.
@@ -387,12 +387,12 @@ impl Guard {
         if changed || self.next.is_some_and(|next| next <= now) {
             self.seen_changes = self.registry.changes();
             let detect = &policy.detect;
-            let (mut findings, soon) = duplicates::look(now, &self.registry, &detect.duplicates);
+            let (mut detections, soon) = duplicates::look(now, &self.registry, &detect.duplicates);
             let (bursts, later) = burst::look(now, &self.registry, &detect.burst);
-            findings.extend(bursts);
+            detections.extend(bursts);
             self.next = sooner(soon, later);
             let detectors = [Detector::Duplicates, Detector::Burst];
-            self.note(now, &detectors, findings, &policy.respond, out);
+            self.note(now, &detectors, detections, &policy.respond, out);
         }
         self.expire(now, &policy.respond, out);
         self.soften(now, &policy.respond, out);
@@ -403,18 +403,18 @@ impl Guard {
         &mut self,
         now: Time,
         detectors: &[Detector],
-        findings: Vec<Finding>,
+        detections: Vec<Detection>,
         respond: &Respond,
         out: &mut Outbox<'_>,
     ) {
         for ((detector, _), episode) in &mut self.episodes {
             episode.acting &= !detectors.contains(detector);
         }
-        for finding in findings {
-            let asked = self.heed(now, &finding, out);
+        for detection in detections {
+            let asked = self.heed(now, &detection, out);
             if let Some(response) = asked.filter(|response| *response > Response::Record) {
                 let how = (response, self.terms.mode, None);
-                self.contain(now, how, finding.cause, None, respond, out);
+                self.contain(now, how, detection.cause, None, respond, out);
             }
         }
         self.episodes.retain(|_, episode| {
@@ -426,9 +426,9 @@ impl Guard {
         });
     }
 
-    /// Keeps the episode of one finding. Returns the response that it asks for now.
-    fn heed(&mut self, now: Time, finding: &Finding, out: &mut Outbox<'_>) -> Option<Response> {
-        let Finding { cause, act } = finding;
+    /// Keeps the episode of one detection. Returns the response that it asks for now.
+    fn heed(&mut self, now: Time, detection: &Detection, out: &mut Outbox<'_>) -> Option<Response> {
+        let Detection { cause, act } = detection;
         let key = (cause.detector?, cause.identity.clone());
         let new =
             Episode { last_seen: now, told: false, acted: None, acting: false, not_before: now };
@@ -480,7 +480,7 @@ impl Guard {
             }),
         };
         let ticket = out.act_for(self.id, asked_by, action);
-        self.under_way.insert(ticket, UnderWay::Contain { response, lease });
+        self.under_way.insert(ticket, Expected::Contain { response, lease });
     }
 
     /// Live servers, all packages together.

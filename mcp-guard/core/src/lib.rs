@@ -7,7 +7,7 @@
 //! launcher   argv -> package identity          policy    the typed, validated policy
 //! registry   live processes and launcher trees detect    one file per detector
 //! rates      totals over time                  guard     one guarded cgroup: state and decisions
-//! core       all guards: step(now, input)      effect    what comes in and what comes out
+//! machine    all guards: step(now, input)      effect    what comes in and what comes out
 //! refusal    what may never be acted upon      container cgroup path -> container
 //! replay     a recorded trace through the core status    what the operator is shown
 //! target     what an operator may name         audit     the lines of the audit log
@@ -20,7 +20,6 @@
 
 pub mod audit;
 pub mod container;
-mod core;
 pub mod detect;
 pub mod diagnose;
 pub mod effect;
@@ -31,6 +30,7 @@ pub mod incident;
 pub mod launcher;
 pub mod limit;
 pub mod limits;
+mod machine;
 pub mod policy;
 pub mod rates;
 pub mod refusal;
@@ -42,4 +42,4 @@ pub mod target;
 mod time;
 mod warnings;
 
-pub use self::{core::Core, time::Time};
+pub use self::{machine::Core, time::Time};

@@ -17,7 +17,7 @@ pub mod requests;
 
 use std::{collections::VecDeque, mem, time::Duration};
 
-use self::pacing::{Pacing, Verdict};
+use self::pacing::{Pacing, Ruling};
 use crate::{
     Time,
     diagnose::{
@@ -315,8 +315,8 @@ impl Limits {
         }
         match (self.aim, self.plan.take(), seen) {
             (Aim::Once { .. }, Some(plan), Some(seen)) => {
-                let verdict = self.pacing.judge(now, Some(plan.limit), seen.in_force);
-                self.carry_out(now, rules.mode, verdict, plan, seen, out);
+                let ruling = self.pacing.judge(now, Some(plan.limit), seen.in_force);
+                self.carry_out(now, rules.mode, ruling, plan, seen, out);
             }
             _ => self.failed(now, why),
         }
@@ -336,8 +336,8 @@ impl Limits {
         }
         self.said_unread = false;
         let wanted = self.wanted(rules.policy);
-        let verdict = self.pacing.judge(now, wanted, seen.in_force);
-        let (Some(limit), Verdict::Repair | Verdict::GiveUp) = (wanted, verdict) else { return };
+        let ruling = self.pacing.judge(now, wanted, seen.in_force);
+        let (Some(limit), Ruling::Repair | Ruling::GiveUp) = (wanted, ruling) else { return };
         self.reason = match self.aim {
             Aim::Hold => repair::undone_by(facts, limit, seen.in_force),
             Aim::Once { .. } => "operator".to_owned(),
@@ -347,15 +347,15 @@ impl Limits {
         let unread = unit_unread(facts).map(ToString::to_string);
         match (repair::plan(facts, wanted), self.plan.take(), unread) {
             // The record names what cannot be written.
-            (Err(_), _, _) if verdict == Verdict::GiveUp => {
+            (Err(_), _, _) if ruling == Ruling::GiveUp => {
                 self.leave(Outcome::NotOurs, vec![Write::PidsMax { limit }], out);
             }
             // Only `repair` has a former plan here. Its owner answered then.
             (Err(Refused(why)), Some(plan), _) | (Ok(_), Some(plan), Some(why)) => {
                 self.log(format!("no new plan can be made: {why}; the former one holds"), out);
-                self.carry_out(now, rules.mode, verdict, plan, seen, out);
+                self.carry_out(now, rules.mode, ruling, plan, seen, out);
             }
-            (Ok(plan), _, _) => self.carry_out(now, rules.mode, verdict, plan, seen, out),
+            (Ok(plan), _, _) => self.carry_out(now, rules.mode, ruling, plan, seen, out),
             (Err(Refused(why)), None, _) => {
                 self.log(format!("its limit is not in force and not repaired: {why}"), out);
                 self.failed(now, &why);
@@ -367,7 +367,7 @@ impl Limits {
         &mut self,
         now: Time,
         mode: Mode,
-        verdict: Verdict,
+        ruling: Ruling,
         plan: Plan,
         seen: &SeenLimit,
         out: &mut Outbox<'_>,
@@ -376,11 +376,11 @@ impl Limits {
             return self.failed(now, "its tasks cannot be counted");
         };
         let next = plan.next(tasks, seen.in_force, self.pacing.step());
-        match (verdict, next) {
-            (Verdict::Rest, _) => {}
-            (Verdict::GiveUp, Next::Wait) => self.leave(Outcome::NotOurs, plan.last(), out),
-            (Verdict::GiveUp, next) => self.leave(Outcome::NotOurs, next.into_writes(), out),
-            (Verdict::Repair, next) => {
+        match (ruling, next) {
+            (Ruling::Rest, _) => {}
+            (Ruling::GiveUp, Next::Wait) => self.leave(Outcome::NotOurs, plan.last(), out),
+            (Ruling::GiveUp, next) => self.leave(Outcome::NotOurs, next.into_writes(), out),
+            (Ruling::Repair, next) => {
                 let is_last = matches!(next, Next::Last(_));
                 let is_repair = matches!(self.aim, Aim::Once { .. }) && mode == Mode::Enforce;
                 if is_repair && seen.agent_goes_on && !is_last {

@@ -9,7 +9,7 @@ use crate::container::container_in;
 
 /// What the rules look at. Paths are in the unified hierarchy, `/` first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Facts {
+pub struct BystanderFacts {
     pub path: String,
     /// Paths of the cgroups below it.
     pub descendants: Vec<String>,
@@ -75,7 +75,7 @@ pub const ENGINES: [&str; 9] = [
 
 /// The first rule that stands against acting on a cgroup.
 #[must_use]
-pub fn refusal(facts: &Facts) -> Option<Refusal> {
+pub fn refusal(facts: &BystanderFacts) -> Option<Refusal> {
     let path = facts.path.trim_end_matches('/');
     if path.is_empty() {
         return Some(Refusal::RootCgroup);
@@ -122,12 +122,12 @@ fn login_or_init(path: &str) -> Option<&str> {
 mod tests {
     use super::*;
 
-    fn facts(path: &str, descendants: &[&str]) -> Facts {
-        Facts {
+    fn facts(path: &str, descendants: &[&str]) -> BystanderFacts {
+        BystanderFacts {
             path: path.to_owned(),
             descendants: descendants.iter().map(|path| (*path).to_owned()).collect(),
             own: "/system.slice/mcp-guard.service".to_owned(),
-            ..Facts::default()
+            ..BystanderFacts::default()
         }
     }
 
@@ -145,9 +145,9 @@ mod tests {
         assert_eq!(verdict("/system.slice/mcp-guard.service", &[]), Some(Refusal::OwnCgroup));
         assert_eq!(verdict("/system.slice", &[]), Some(Refusal::OwnCgroup), "an ancestor");
         assert_eq!(verdict("/system.slice/mcp", &[]), None, "a name that only begins alike");
-        let agent_inside = Facts { holds_the_agent: true, ..facts("/x", &[]) };
+        let agent_inside = BystanderFacts { holds_the_agent: true, ..facts("/x", &[]) };
         assert_eq!(refusal(&agent_inside), Some(Refusal::OwnCgroup));
-        let init_inside = Facts { holds_pid_1: true, ..facts("/x", &[]) };
+        let init_inside = BystanderFacts { holds_pid_1: true, ..facts("/x", &[]) };
         assert_eq!(refusal(&init_inside), Some(Refusal::HoldsPid1));
     }
 

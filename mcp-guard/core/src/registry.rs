@@ -40,7 +40,7 @@ pub struct Observed {
 }
 
 #[derive(Clone, Debug)]
-struct Process {
+struct LiveProcess {
     born: Time,
     /// The parent it was born to; where it is adopted later does not matter.
     parent: u32,
@@ -117,7 +117,7 @@ impl Identity {
 
 #[derive(Clone, Debug, Default)]
 pub struct Registry {
-    processes: BTreeMap<u32, Process>,
+    processes: BTreeMap<u32, LiveProcess>,
     births: BTreeSet<(Time, u32)>,
     trees: BTreeMap<TreeId, Tree>,
     identities: BTreeMap<String, Identity>,
@@ -187,12 +187,12 @@ impl Registry {
             Some(parent) => (parent.tree, parent.program.clone()),
             None => (None, Program::Other),
         };
-        self.add(child, Process { born, parent, tree, program });
+        self.add(child, LiveProcess { born, parent, tree, program });
     }
 
     pub fn exec(&mut self, now: Time, born: Time, pid: u32, argv: &[u8], launchers: &Launchers) {
         if !self.holds(pid) {
-            self.add(pid, Process { born, parent: 0, tree: None, program: Program::Other });
+            self.add(pid, LiveProcess { born, parent: 0, tree: None, program: Program::Other });
         }
         self.run(now, pid, launchers.classify(argv));
     }
@@ -201,7 +201,7 @@ impl Registry {
     /// launcher that will never exec again, so what `/proc` says of it counts.
     pub fn arrive(&mut self, born: Time, pid: u32, seen: Option<&Observed>, launchers: &Launchers) {
         if !self.holds(pid) {
-            self.add(pid, Process { born, parent: 0, tree: None, program: Program::Other });
+            self.add(pid, LiveProcess { born, parent: 0, tree: None, program: Program::Other });
         }
         if let Some(seen) = seen.filter(|seen| seen.start_ticks == ticks(born)) {
             self.observe(seen, launchers);
@@ -351,7 +351,7 @@ impl Registry {
         self.identities.len() < MAX_IDENTITIES
     }
 
-    fn add(&mut self, pid: u32, process: Process) {
+    fn add(&mut self, pid: u32, process: LiveProcess) {
         if self.processes.len() >= MAX_PROCESSES {
             self.overflowed += 1;
             return;

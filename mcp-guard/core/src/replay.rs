@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Core, Time,
-    effect::{Action as Ordered, Effect, Input, Order, Settled},
+    effect::{Action, Effect, Input, Order, Settled},
     id::GuardId,
     incident::{Detector, Outcome},
     policy::{Mode, Policy, Response, Terms, Workload},
@@ -26,7 +26,7 @@ const GUARD: GuardId = GuardId(0);
 /// A line that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {reason}")]
-pub struct Malformed {
+pub struct MalformedTrace {
     pub line: usize,
     pub reason: String,
 }
@@ -39,7 +39,7 @@ struct Header {
 /// Unknown keys are ignored, so that a recorder may add some.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(tag = "e", rename_all = "lowercase")]
-enum Event {
+enum TraceEvent {
     Fork {
         t: u64,
         p: u32,
@@ -60,7 +60,7 @@ enum Event {
     },
 }
 
-impl Event {
+impl TraceEvent {
     fn time(&self) -> u64 {
         match self {
             Self::Fork { t, .. } | Self::Exec { t, .. } | Self::Exit { t, .. } => *t,
@@ -69,14 +69,14 @@ impl Event {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Report {
+pub struct ReplayReport {
     pub events: u64,
     pub processes: u64,
     pub execs: u64,
     pub live_at_end: usize,
     pub identities: BTreeMap<String, IdentityReport>,
     pub warnings: Vec<Warning>,
-    pub actions: Vec<Action>,
+    pub actions: Vec<ReplayAction>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,7 +94,7 @@ pub struct Warning {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Action {
+pub struct ReplayAction {
     pub t_ns: u64,
     pub detector: Detector,
     pub response: Response,
@@ -105,7 +105,7 @@ pub struct Action {
 ///
 /// # Errors
 /// The first line that is not what the format says; nothing of the trace is reported then.
-pub fn replay(trace: &str, policy: Policy) -> Result<Report, Malformed> {
+pub fn replay(trace: &str, policy: Policy) -> Result<ReplayReport, MalformedTrace> {
     let events = parse(trace)?;
     let mut run = Run::new(policy);
     for event in &events {
@@ -117,9 +117,9 @@ pub fn replay(trace: &str, policy: Policy) -> Result<Report, Malformed> {
     Ok(run.report)
 }
 
-fn parse(trace: &str) -> Result<Vec<Event>, Malformed> {
+fn parse(trace: &str) -> Result<Vec<TraceEvent>, MalformedTrace> {
     let mut lines = trace.lines().enumerate().map(|(at, line)| (at + 1, line));
-    let malformed = |line, reason: String| Malformed { line, reason };
+    let malformed = |line, reason: String| MalformedTrace { line, reason };
     let (_, header) =
         lines.next().ok_or_else(|| malformed(1, "the file is empty; a header is due".into()))?;
     let header: Header = serde_json::from_str(header)
@@ -128,12 +128,12 @@ fn parse(trace: &str) -> Result<Vec<Event>, Malformed> {
         let reason = format!("format {:?}; only \"spawn-trace/1\" is known", header.format);
         return Err(malformed(1, reason));
     }
-    let mut events: Vec<Event> = Vec::new();
+    let mut events: Vec<TraceEvent> = Vec::new();
     for (number, line) in lines {
         if line.trim().is_empty() {
             continue;
         }
-        let event: Event =
+        let event: TraceEvent =
             serde_json::from_str(line).map_err(|error| malformed(number, in_line(&error)))?;
         if event.time() > LONGEST_NS {
             return Err(malformed(number, "its time is more than a year after the start".into()));
@@ -158,7 +158,7 @@ struct Run {
     /// When the kernel's totals are due again; they come each second, as from a live host.
     next_totals: u64,
     totals: Totals,
-    report: Report,
+    report: ReplayReport,
 }
 
 impl Run {
@@ -168,7 +168,7 @@ impl Run {
         let (name, workload) = ("trace".to_owned(), None);
         let guarded = Input::Guarded { guard: GUARD, name, terms, workload, refusal: None };
         core.step(Time(0), guarded, &mut Vec::new());
-        let report = Report::default();
+        let report = ReplayReport::default();
         Self { core, now: Time(0), next_totals: 0, totals: Totals::default(), report }
     }
 
@@ -191,25 +191,25 @@ impl Run {
         self.now = self.now.max(until);
     }
 
-    fn feed(&mut self, event: &Event) {
+    fn feed(&mut self, event: &TraceEvent) {
         self.report.events += 1;
         // Records of two CPUs may stand in the wrong order by a little: time does not go back.
         let (guard, born) = (GUARD, self.now);
         match event {
-            Event::Fork { thread: true, .. } => self.totals.thread_forks += 1,
-            Event::Exit { thread: true, .. } => self.totals.thread_exits += 1,
-            Event::Fork { p, c, .. } => {
+            TraceEvent::Fork { thread: true, .. } => self.totals.thread_forks += 1,
+            TraceEvent::Exit { thread: true, .. } => self.totals.thread_exits += 1,
+            TraceEvent::Fork { p, c, .. } => {
                 self.report.processes += 1;
                 self.totals.process_forks += 1;
                 self.step(Input::Fork { guard, born, child: *c, parent: *p });
             }
-            Event::Exec { p, argv, .. } => {
+            TraceEvent::Exec { p, argv, .. } => {
                 self.report.execs += 1;
                 self.totals.execs += 1;
                 let argv = argv.iter().flat_map(|word| word.bytes().chain([0])).collect();
                 self.step(Input::Exec { guard, born, pid: *p, argv });
             }
-            Event::Exit { p, .. } => {
+            TraceEvent::Exit { p, .. } => {
                 self.totals.process_exits += 1;
                 self.step(Input::Exit { guard, pid: *p, code: 0 });
             }
@@ -237,26 +237,26 @@ impl Run {
     fn carry_out(&mut self, order: Order) {
         let t_ns = self.now.0;
         match order.action {
-            Ordered::Warn { cause } => {
+            Action::Warn { cause } => {
                 if let Some(detector) = cause.detector {
                     let identity = cause.identity;
                     self.report.warnings.push(Warning { t_ns, detector, identity });
                 }
                 return;
             }
-            Ordered::Contain(done) => {
+            Action::Contain(done) => {
                 if let Some(detector) = done.cause.detector {
                     let (response, identity) = (done.response, done.cause.identity);
-                    self.report.actions.push(Action { t_ns, detector, response, identity });
+                    self.report.actions.push(ReplayAction { t_ns, detector, response, identity });
                 }
             }
-            Ordered::Refuse { .. }
-            | Ordered::Renew { .. }
-            | Ordered::Loosen { .. }
-            | Ordered::Release { .. }
-            | Ordered::Disown { .. }
-            | Ordered::WriteLimit { .. }
-            | Ordered::LeaveLimit { .. } => {}
+            Action::Refuse { .. }
+            | Action::Renew { .. }
+            | Action::Loosen { .. }
+            | Action::Release { .. }
+            | Action::Disown { .. }
+            | Action::WriteLimit { .. }
+            | Action::LeaveLimit { .. } => {}
         }
         let Order { ticket, guard, .. } = order;
         let settled = Settled { ticket, guard, outcome: Outcome::Done, detail: String::new() };

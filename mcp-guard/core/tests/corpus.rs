@@ -7,13 +7,13 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use mcp_guard_core::{
     policy::{Policy, Response},
-    replay::{Report, replay},
+    replay::{ReplayReport, replay},
 };
 
 struct Trace {
     kind: String,
     header: serde_json::Value,
-    report: Report,
+    report: ReplayReport,
 }
 
 fn corpus() -> BTreeMap<String, Trace> {

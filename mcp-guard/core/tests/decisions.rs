@@ -5,7 +5,7 @@ use std::time::Duration;
 use mcp_guard_common::Totals;
 use mcp_guard_core::{
     Core, Time,
-    effect::{Action, Effect, Input, Order, Request, Settled},
+    effect::{Action, Effect, Input, OperatorRequest, Order, Settled},
     id::{GuardId, RequestId, Ticket},
     incident::{Detector, End, Hold, Outcome},
     policy::{Mode, Policy, Response, Terms, Workload},
@@ -69,7 +69,7 @@ impl Story {
         }
     }
 
-    fn operator(&mut self, request: Request) {
+    fn operator(&mut self, request: OperatorRequest) {
         self.step(Input::Operator { guard: GUARD, id: RequestId(1), request });
     }
 
@@ -285,7 +285,7 @@ fn a_clamp_that_hurts_is_loosened_once() {
 fn a_freeze_ends_with_its_lease() {
     let mut story = Story::new("");
     let lease = Duration::from_secs(300);
-    story.operator(Request::Freeze { lease, dry_run: false });
+    story.operator(OperatorRequest::Freeze { lease, dry_run: false });
     assert!(matches!(&story.take()[..], [Action::Contain(c)] if c.response == Response::Freeze));
     story.settle(Response::Freeze, Outcome::Done);
     story.wait(299);
@@ -298,7 +298,7 @@ fn a_freeze_ends_with_its_lease() {
 #[test]
 fn what_somebody_else_thawed_is_no_longer_ours() {
     let mut story = Story::new("");
-    story.operator(Request::Freeze { lease: Duration::from_secs(300), dry_run: false });
+    story.operator(OperatorRequest::Freeze { lease: Duration::from_secs(300), dry_run: false });
     story.settle(Response::Freeze, Outcome::Done);
     story.take();
     story.step(Input::ThawedByOther { guard: GUARD });
@@ -325,7 +325,7 @@ fn a_clamp_that_somebody_else_undid_is_made_again_while_its_detector_asks() {
 #[test]
 fn after_an_operators_thaw_detectors_keep_still_for_a_while() {
     let (mut story, _) = clamped("[respond]\ncool_down = \"60s\"\n");
-    story.operator(Request::Thaw);
+    story.operator(OperatorRequest::Thaw);
     let release = Action::Release { hold: Hold::Clamp, end: End::Operator };
     assert_eq!(story.take(), [release]);
     for _ in 0..3 {
@@ -427,7 +427,7 @@ fn a_bystander_is_refused_in_the_core() {
     for _ in 0..3 {
         story.server("a");
     }
-    story.operator(Request::Kill { dry_run: false });
+    story.operator(OperatorRequest::Kill { dry_run: false });
     story.wait(3);
     let effects = story.take();
     let refusals = effects.iter().filter(|effect| matches!(effect, Action::Refuse { .. })).count();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mcp_guard_core::{
     container::container_in,
-    effect::{Input, Request},
+    effect::{Input, OperatorRequest},
     id::GuardId,
     status::GuardState,
 };
@@ -16,7 +16,7 @@ use super::{
 use crate::{
     control::{
         server::Waiting,
-        wire::{Call, Place, Status, WatchedStatus, failed},
+        wire::{Call, Status, TargetCgroup, WatchedStatus, failed},
     },
     guards::Held,
     host::{cgroup::Cgroup, clock},
@@ -36,27 +36,27 @@ impl Agent {
             }
             Call::Freeze { target, lease_ms, dry_run } => {
                 let lease = Duration::from_millis(lease_ms);
-                self.operate(&target, Request::Freeze { lease, dry_run }, reply);
+                self.operate(&target, OperatorRequest::Freeze { lease, dry_run }, reply);
             }
             Call::Kill { target, dry_run } => {
-                self.operate(&target, Request::Kill { dry_run }, reply);
+                self.operate(&target, OperatorRequest::Kill { dry_run }, reply);
             }
-            Call::Thaw { target } => self.operate(&target, Request::Thaw, reply),
+            Call::Thaw { target } => self.operate(&target, OperatorRequest::Thaw, reply),
             #[expect(clippy::panic, reason = "this is what the call is for; debug builds only")]
             Call::Panic => panic!("asked for through the control socket"),
         }
     }
 
-    fn operate(&mut self, target: &Place, request: Request, reply: ReplyTo) {
+    fn operate(&mut self, target: &TargetCgroup, request: OperatorRequest, reply: ReplyTo) {
         let guard = match self.guard_for_hand(target) {
             Ok(guard) => guard,
             Err(reason) => return send_reply(reply, failed(&reason)),
         };
         let nothing = match request {
-            Request::Thaw => {
+            OperatorRequest::Thaw => {
                 "mcp-guard holds nothing here; a freeze that is not its own is left alone"
             }
-            Request::Freeze { .. } | Request::Kill { .. } => {
+            OperatorRequest::Freeze { .. } | OperatorRequest::Kill { .. } => {
                 self.refresh_refusal(guard);
                 "the guard is gone; try again"
             }
@@ -66,19 +66,19 @@ impl Agent {
         self.askers.decided(id, nothing);
     }
 
-    /// The guard of a place; one that is not guarded is held for this request.
-    fn guard_for_hand(&mut self, place: &Place) -> Result<GuardId, String> {
-        if let Some(guard) = self.guards.of_cgroup(place.cgroup_id) {
+    /// The guard of a target; one that is not guarded is held for this request.
+    fn guard_for_hand(&mut self, target: &TargetCgroup) -> Result<GuardId, String> {
+        if let Some(guard) = self.guards.of_cgroup(target.cgroup_id) {
             return Ok(guard);
         }
         let cgroup =
-            Cgroup::open(&self.layout, &place.cgroup).map_err(|error| error.to_string())?;
-        if cgroup.id() != place.cgroup_id {
-            return Err(format!("cgroup {} was replaced meanwhile; try again", place.cgroup));
+            Cgroup::open(&self.layout, &target.cgroup).map_err(|error| error.to_string())?;
+        if cgroup.id() != target.cgroup_id {
+            return Err(format!("cgroup {} was replaced meanwhile; try again", target.cgroup));
         }
         // With its container, so that the engine's pauses are heard of.
         let container = container_in(cgroup.path()).map(|found| found.id.to_owned());
-        let held = Held::new(cgroup, &place.name, container, place.paused);
+        let held = Held::new(cgroup, &target.name, container, target.paused);
         self.hold_by_hand(held).ok_or_else(|| "no guard slot is free".to_owned())
     }
 

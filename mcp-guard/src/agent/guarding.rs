@@ -18,7 +18,7 @@ use mcp_guard_core::{
 use super::{Agent, TRY_AGAIN};
 use crate::{
     control::wire::EngineState,
-    engine::{Change, Container, EngineId},
+    engine::{Container, EngineEvent, EngineId},
     guards::{Held, Role},
     host::{cgroup::Cgroup, clock, facts},
 };
@@ -32,27 +32,27 @@ pub(super) struct Unguardable {
 }
 
 impl Agent {
-    pub(super) fn change(&mut self, engine: EngineId, change: Change) {
-        match change {
-            Change::Up(container) => self.container_is_up(container),
-            Change::Paused { id, paused } => {
+    pub(super) fn engine_event(&mut self, engine: EngineId, event: EngineEvent) {
+        match event {
+            EngineEvent::Up(container) => self.container_is_up(container),
+            EngineEvent::Paused { id, paused } => {
                 let all = self.guards.all_mut();
                 for held in all.filter(|held| held.container.as_deref() == Some(&id)) {
                     held.paused = paused;
                 }
             }
             // It is reached again, and may have lost containers meanwhile.
-            Change::Described(described) => {
+            EngineEvent::Described(described) => {
                 self.engines.described.insert(engine, *described);
                 // It may have no container that would tell.
                 self.engines.state = EngineState::Connected;
                 self.ask_for_list(engine);
             }
-            Change::Away(error) => {
+            EngineEvent::Away(error) => {
                 tracing::warn!(error, "the engine is away; guards stay in force");
                 self.engines.state = EngineState::Away(error);
             }
-            Change::Back => self.engines.state = EngineState::Connected,
+            EngineEvent::Back => self.engines.state = EngineState::Connected,
         }
     }
 

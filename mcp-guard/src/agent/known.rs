@@ -19,7 +19,7 @@ pub(super) struct KnownEngines {
     pub all: Engines,
     pub state: EngineState,
     /// What each engine said of itself when it was last reached.
-    pub described: BTreeMap<EngineId, facts::Engine>,
+    pub described: BTreeMap<EngineId, facts::EngineFacts>,
     /// Containers whose cgroup could not be found, which was said.
     unfound: BTreeSet<String>,
 }

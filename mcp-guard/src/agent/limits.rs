@@ -14,14 +14,14 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::{
     Agent,
-    reader::{Ask, News, Reader},
+    reader::{FactsQuestion, FactsReader, News},
 };
 use crate::{engine::EngineId, requests::Requests};
 
 pub(super) struct Upkeep {
     /// What operators asked for.
     pub requests: Requests,
-    pub reader: Reader,
+    pub reader: FactsReader,
     /// Where what was asked for a limit is answered.
     pub to_news: UnboundedSender<News>,
 }
@@ -58,7 +58,7 @@ impl Agent {
     /// Returns an answer at once where nobody can be asked.
     pub(super) fn ask_for_facts(&mut self, guard: GuardId, ticket: Ticket) -> Option<Input> {
         let held = self.guards.get(guard)?;
-        let ask = Ask {
+        let ask = FactsQuestion {
             guard,
             ticket,
             container: held.container.clone(),

@@ -26,7 +26,7 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Whose facts are wanted.
-pub(super) struct Ask {
+pub(super) struct FactsQuestion {
     pub guard: GuardId,
     /// Comes back with the answer.
     pub ticket: Ticket,
@@ -34,7 +34,7 @@ pub(super) struct Ask {
     /// Its path.
     pub cgroup: String,
     /// What each engine said of itself.
-    pub described: BTreeMap<EngineId, facts::Engine>,
+    pub described: BTreeMap<EngineId, facts::EngineFacts>,
 }
 
 /// An answer to something that was asked for a limit.
@@ -50,9 +50,9 @@ pub(super) enum News {
 
 /// The thread's end that the loop holds. Nobody waits for the thread: it changes nothing, and ends with
 /// the program.
-pub(super) struct Reader(mpsc::Sender<Ask>);
+pub(super) struct FactsReader(mpsc::Sender<FactsQuestion>);
 
-impl Reader {
+impl FactsReader {
     /// # Errors
     /// There is no room for a thread.
     pub fn start(
@@ -63,10 +63,11 @@ impl Reader {
     ) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         // Bounded by the guards: each asks again only when it has its answer.
-        let (asks, waiting) = mpsc::channel::<Ask>();
+        let (asks, waiting) = mpsc::channel::<FactsQuestion>();
         std::thread::Builder::new().name("facts".to_owned()).spawn(move || {
             while let Ok(first) = waiting.recv() {
-                let asks: Vec<Ask> = std::iter::once(first).chain(waiting.try_iter()).collect();
+                let asks: Vec<FactsQuestion> =
+                    std::iter::once(first).chain(waiting.try_iter()).collect();
                 let whose: Vec<_> = asks.iter().map(|ask| (ask.guard, ask.ticket)).collect();
                 let answered = catch_unwind(AssertUnwindSafe(|| {
                     runtime.block_on(answer(&engines, &requests, &observer, asks, &news));
@@ -82,7 +83,7 @@ impl Reader {
     }
 
     /// False where the thread is gone.
-    pub fn ask(&self, ask: Ask) -> bool {
+    pub fn ask(&self, ask: FactsQuestion) -> bool {
         self.0.send(ask).is_ok()
     }
 }
@@ -92,7 +93,7 @@ async fn answer(
     engines: &Engines,
     requests: &Requests,
     observer: &Observer,
-    asks: Vec<Ask>,
+    asks: Vec<FactsQuestion>,
     news: &UnboundedSender<News>,
 ) {
     let patience = PATIENCE + engines.timeout();
@@ -110,14 +111,14 @@ async fn answer(
             }
             Err(why) => Err(why.clone()),
         };
-        let Ask { guard, ticket, .. } = ask;
+        let FactsQuestion { guard, ticket, .. } = ask;
         // The loop is gone only when the program ends.
         let _ = news.send(News::Facts { guard, ticket, facts: facts.map(Box::new) });
     }
 }
 
 /// As `diagnose` reads them.
-async fn of(snapshot: &Snapshot, ask: &Ask) -> Result<Facts, String> {
+async fn of(snapshot: &Snapshot, ask: &FactsQuestion) -> Result<Facts, String> {
     let Some(id) = &ask.container else { return Ok(snapshot.cgroup(&ask.cgroup).await) };
     match snapshot.container(id).await {
         Some(facts) if facts.container.is_some() => Ok(facts),
@@ -153,13 +154,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (news, mut answers) = tokio::sync::mpsc::unbounded_channel();
         let requests = Requests::new(folder.path());
-        let reader = Reader::start(engines, requests, Observer::start(), news).unwrap();
+        let reader = FactsReader::start(engines, requests, Observer::start(), news).unwrap();
         let mut tickets = Tickets::default();
         let mut expected = Vec::new();
         for (number, container) in (1..).zip(asked) {
             let (guard, ticket) = (GuardId(number), tickets.draw());
             let (cgroup, described) = (NOWHERE.to_owned(), BTreeMap::new());
-            assert!(reader.ask(Ask { guard, ticket, container, cgroup, described }));
+            assert!(reader.ask(FactsQuestion { guard, ticket, container, cgroup, described }));
             expected.push((guard, ticket));
         }
         let mut read = || match answers.blocking_recv().unwrap() {

@@ -11,13 +11,13 @@ use tokio::{
 };
 
 use super::{
-    ASK_AGAIN, Agent, Options, QUEUE, Sources,
+    ASK_AGAIN, Agent, AgentOptions, QUEUE, Sources,
     askers::Askers,
     counting::Counting,
     known::KnownEngines,
     limits::Upkeep,
     notify::Notify,
-    reader::{News, Reader},
+    reader::{FactsReader, News},
 };
 use crate::{
     audit::Audit,
@@ -35,7 +35,7 @@ use crate::{
 };
 
 impl Agent {
-    pub(super) async fn start(options: Options) -> anyhow::Result<(Self, Sources)> {
+    pub(super) async fn start(options: AgentOptions) -> anyhow::Result<(Self, Sources)> {
         let layout = Layout::read().context("reading the cgroup layout")?;
         let audit = Audit::open(&options.audit)
             .with_context(|| format!("the audit log {}", options.audit.display()))?;
@@ -48,7 +48,7 @@ impl Agent {
         let requests = Requests::new(&options.state_dir);
         let observer = Observer::start();
         let (asked, seen_by) = (engines.clone(), observer.clone());
-        let reader = Reader::start(asked, requests.clone(), seen_by, to_news.clone())
+        let reader = FactsReader::start(asked, requests.clone(), seen_by, to_news.clone())
             .context("a thread that reads facts")?;
         let mut agent = Self {
             core: Core::new(options.policy),
@@ -79,14 +79,14 @@ impl Agent {
         news: mpsc::UnboundedReceiver<News>,
     ) -> anyhow::Result<Sources> {
         let (to_loop, calls) = mpsc::channel(QUEUE);
-        let (to_changes, changes) = mpsc::channel(QUEUE);
+        let (to_events, engine_events) = mpsc::channel(QUEUE);
         let listener = server::listen(&lock::socket(run_dir)).context("control socket")?;
         tokio::spawn(server::serve(listener, to_loop));
-        self.engines.all.watch(&to_changes, ASK_AGAIN);
+        self.engines.all.watch(&to_events, ASK_AGAIN);
         Ok(Sources {
             ring: poll::register(self.counting.kernel.readiness()?, Interest::READABLE)?,
             calls,
-            changes,
+            engine_events,
             news,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,

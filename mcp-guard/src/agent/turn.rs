@@ -130,8 +130,8 @@ impl Agent {
         Some(Input::Denials { guard, count })
     }
 
-    fn input(&self, record: bpf::Record) -> Input {
-        let bpf::Record { kind, event, argv } = record;
+    fn input(&self, record: bpf::RingRecord) -> Input {
+        let bpf::RingRecord { kind, event, argv } = record;
         let (guard, born, pid) = (GuardId(event.guard), Time(event.start_ns), event.tgid);
         let observe = |pid| self.observer.observe(vec![pid]).pop();
         match kind {

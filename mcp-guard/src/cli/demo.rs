@@ -33,7 +33,7 @@ pub fn demo() -> Result<Exit, Failure> {
         ));
     }
     // Found out here, so that the answer is one sentence and not an agent's log.
-    drop(bpf::Kernel::start(bpf::Options::default()).map_err(Failure::could_not)?);
+    drop(bpf::Kernel::start(bpf::KernelOptions::default()).map_err(Failure::could_not)?);
     let layout = Layout::read().map_err(Failure::could_not)?;
     kernel::check(&layout).map_err(Failure::could_not)?;
     runtime()?.block_on(async {
@@ -57,7 +57,7 @@ pub fn demo() -> Result<Exit, Failure> {
 }
 
 async fn tell(scratch: &mut Scratch) -> Result<Exit, Failure> {
-    let mut agent = Agent::start(scratch)?;
+    let mut agent = DemoAgent::start(scratch)?;
     let mut story = Story::of(scratch.audit());
     let watching = |record: &Record| matches!(record, Record::GuardStart { .. });
     story.until(&mut agent.0, watching).await?;
@@ -94,7 +94,7 @@ async fn tell(scratch: &mut Scratch) -> Result<Exit, Failure> {
 /// Follows the audit log to the freeze; true where it warned before, and the kernel says frozen.
 async fn contained(
     scratch: &Scratch,
-    agent: &mut Agent,
+    agent: &mut DemoAgent,
     story: &mut Story,
 ) -> Result<bool, Failure> {
     let mut warned = false;
@@ -124,9 +124,9 @@ async fn contained(
 }
 
 /// The agent of the demo; stopped in order where it can be, so that it gives back what it holds.
-struct Agent(Child);
+struct DemoAgent(Child);
 
-impl Agent {
+impl DemoAgent {
     fn start(scratch: &Scratch) -> Result<Self, Failure> {
         let child = Command::new("/proc/self/exe")
             .arg("--run-dir")
@@ -154,7 +154,7 @@ impl Agent {
     }
 }
 
-impl Drop for Agent {
+impl Drop for DemoAgent {
     fn drop(&mut self) {
         if !matches!(self.0.try_wait(), Ok(Some(_))) {
             let _ = self.stop();

@@ -21,7 +21,7 @@ use mcp_guard_core::{
 };
 use serde_json::json;
 
-use super::{Exit, Failure, Host, out, run::read_policy, runtime};
+use super::{Exit, Failure, HostOptions, out, run::read_policy, runtime};
 use crate::{
     control::{client, lock},
     engine::Listed,
@@ -58,7 +58,7 @@ pub struct Arguments {
     json: bool,
 }
 
-pub fn diagnose(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
+pub fn diagnose(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failure> {
     if arguments.all {
         return all(host, arguments);
     }
@@ -86,7 +86,7 @@ pub fn diagnose(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
     Ok(exit(&report))
 }
 
-fn all(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
+fn all(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failure> {
     let headroom = headroom(&arguments.policy)?;
     let (mut reports, unreadable, is_whole) = runtime()?.block_on(async {
         let snapshot = snapshot(host, Observer::start()).await?.with_headroom(headroom);
@@ -153,7 +153,7 @@ fn table(reports: &[Report], unreadable: &[Unreadable], is_whole: bool) -> Strin
 }
 
 /// What an agent guards and no engine tells of; nothing where none runs.
-fn guarded_cgroups(host: &Host, snapshot: &Snapshot) -> Result<Vec<String>, client::Error> {
+fn guarded_cgroups(host: &HostOptions, snapshot: &Snapshot) -> Result<Vec<String>, client::Error> {
     if !lock::is_held(&host.run_dir) {
         return Ok(Vec::new());
     }
@@ -172,7 +172,7 @@ fn exit(report: &Report) -> Exit {
     }
 }
 
-pub async fn snapshot(host: &Host, observer: Observer) -> Result<Snapshot, Failure> {
+pub async fn snapshot(host: &HostOptions, observer: Observer) -> Result<Snapshot, Failure> {
     let requests = Requests::new(&host.state_dir);
     let taken = Snapshot::take(host.engines(), requests, observer).await;
     taken.map_err(|error| Failure::could_not(format!("reading this host: {error}")))

@@ -6,14 +6,14 @@ use mcp_guard_core::{
 };
 use serde::Serialize;
 
-use super::{Exit, Failure, Host, out, runtime};
+use super::{Exit, Failure, HostOptions, out, runtime};
 use crate::{
     control::lock,
     engine::Engine,
     host::{
-        bpf::{Kernel, Options, VMLINUX},
+        bpf::{Kernel, KernelOptions, VMLINUX},
         kernel::{self, Files, SUPPORTED},
-        layout::{Kind, Layout, PidsTree},
+        layout::{Layout, LayoutKind, PidsTree},
         systemd::Systemd,
     },
     snapshot,
@@ -39,7 +39,7 @@ struct Check {
 /// Where the kernel lists its active security modules.
 const LSM_LIST: &str = "/sys/kernel/security/lsm";
 
-pub fn doctor(host: &Host, json: bool) -> Result<Exit, Failure> {
+pub fn doctor(host: &HostOptions, json: bool) -> Result<Exit, Failure> {
     let mut checks = vec![rights()];
     match Layout::read() {
         Ok(layout) => {
@@ -138,7 +138,7 @@ fn btf() -> Check {
 
 /// Not asked of the kernel's feature flags: our own programs are loaded and attached for a moment.
 fn bpf() -> Check {
-    match Kernel::start(Options::default()) {
+    match Kernel::start(KernelOptions::default()) {
         Ok(_) => check("BPF", State::Ok, "all six programs load and attach"),
         Err(error) => check("BPF", State::Missing, error.to_string()),
     }
@@ -148,22 +148,22 @@ fn cgroups(layout: &Layout) -> Check {
     let unified = layout.unified.as_deref().map(|path| path.display().to_string());
     let unified = unified.unwrap_or_default();
     match layout.kind {
-        Kind::Unified => check("cgroups", State::Ok, format!("version 2 at {unified}")),
-        Kind::Hybrid => check(
+        LayoutKind::Unified => check("cgroups", State::Ok, format!("version 2 at {unified}")),
+        LayoutKind::Hybrid => check(
             "cgroups",
             State::Degraded,
             format!(
                 "hybrid: freeze and kill through version 2 at {unified}, limits through version 1"
             ),
         ),
-        Kind::Legacy => {
+        LayoutKind::Legacy => {
             check("cgroups", State::Missing, "version 1 alone: nothing can be counted or frozen")
         }
-        Kind::None => check("cgroups", State::Missing, "no cgroup tree is mounted"),
+        LayoutKind::None => check("cgroups", State::Missing, "no cgroup tree is mounted"),
     }
 }
 
-fn pids(layout: &Layout, facts: &facts::Host) -> Check {
+fn pids(layout: &Layout, facts: &facts::HostFacts) -> Check {
     const NAME: &str = "pids controller";
     if facts.pids_enabled == Some(false) {
         let detail = "switched off at boot: no limit holds, see `mcp-guard explain P020`";
@@ -204,7 +204,7 @@ fn lsm() -> Check {
 }
 
 /// Numbers that every fork takes, whatever pids.max says.
-fn numbers(facts: &facts::Host) -> Check {
+fn numbers(facts: &facts::HostFacts) -> Check {
     const NAME: &str = "room for tasks";
     let limits = [("threads-max", facts.threads_max), ("pid_max", facts.pid_max)];
     let limits = limits.into_iter().filter_map(|(name, limit)| Some((limit?, name)));
@@ -242,14 +242,14 @@ async fn systemd() -> Check {
 async fn engine(engine: &dyn Engine) -> Check {
     const NAME: &str = "Docker";
     match engine.describe().await {
-        Ok(facts::Engine { version, socket, .. }) if version.is_empty() => {
+        Ok(facts::EngineFacts { version, socket, .. }) if version.is_empty() => {
             check(NAME, State::Degraded, format!("at {socket} answers, and not as an engine does"))
         }
-        Ok(facts::Engine { pids_limit: Some(false), socket, .. }) => {
+        Ok(facts::EngineFacts { pids_limit: Some(false), socket, .. }) => {
             let detail = format!("at {socket} says that it cannot limit pids");
             check(NAME, State::Degraded, detail)
         }
-        Ok(facts::Engine { kind, version, api_version, cgroup_driver, socket, .. }) => {
+        Ok(facts::EngineFacts { kind, version, api_version, cgroup_driver, socket, .. }) => {
             let detail =
                 format!("{kind} {version}, API {api_version}, {cgroup_driver} driver, at {socket}");
             check(NAME, State::Ok, detail)
@@ -258,7 +258,7 @@ async fn engine(engine: &dyn Engine) -> Check {
     }
 }
 
-fn agent(host: &Host) -> Check {
+fn agent(host: &HostOptions) -> Check {
     if lock::is_held(&host.run_dir) {
         return check("agent", State::Ok, "runs; `mcp-guard status` asks it");
     }

@@ -11,12 +11,12 @@ use mcp_guard_core::{
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{Exit, Failure, Host, out, resolve::resolve, runtime};
+use super::{Exit, Failure, HostOptions, out, resolve::resolve, runtime};
 use crate::{
     audit::Audit,
     control::{
         client, lock,
-        wire::{Answer, Freeze, Kill, Method, Place, Thaw},
+        wire::{Answer, Freeze, Kill, Method, TargetCgroup, Thaw},
     },
     executor::{Executor, marks, reconcile, together},
     guards::{Guards, Held, Role},
@@ -26,7 +26,12 @@ use crate::{
 /// The only guard of an executor without an agent.
 const TARGET: GuardId = GuardId(0);
 
-pub fn freeze(host: &Host, target: &str, lease: Duration, dry_run: bool) -> Result<Exit, Failure> {
+pub fn freeze(
+    host: &HostOptions,
+    target: &str,
+    lease: Duration,
+    dry_run: bool,
+) -> Result<Exit, Failure> {
     if lease < Duration::from_secs(1) || lease > Duration::from_secs(86_400) {
         return Err(Failure::usage("--for must lie between 1s and 1day"));
     }
@@ -35,7 +40,7 @@ pub fn freeze(host: &Host, target: &str, lease: Duration, dry_run: bool) -> Resu
         let held = resolve(host, target).await?;
         if lock::is_held(&host.run_dir) {
             let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
-            return ask(host, &held, &Freeze { target: place(&held), lease_ms, dry_run });
+            return ask(host, &held, &Freeze { target: cgroup_of(&held), lease_ms, dry_run });
         }
         let mut hands = Hands::new(host, held)?;
         // Before the freeze: a signal in between must find somebody who thaws.
@@ -56,11 +61,11 @@ pub fn freeze(host: &Host, target: &str, lease: Duration, dry_run: bool) -> Resu
     })
 }
 
-pub fn kill(host: &Host, target: &str, dry_run: bool) -> Result<Exit, Failure> {
+pub fn kill(host: &HostOptions, target: &str, dry_run: bool) -> Result<Exit, Failure> {
     runtime()?.block_on(async {
         let held = resolve(host, target).await?;
         if lock::is_held(&host.run_dir) {
-            return ask(host, &held, &Kill { target: place(&held), dry_run });
+            return ask(host, &held, &Kill { target: cgroup_of(&held), dry_run });
         }
         let mut hands = Hands::new(host, held)?;
         let (outcome, detail) = hands.contain(Response::Kill, Duration::ZERO, dry_run).await;
@@ -68,11 +73,11 @@ pub fn kill(host: &Host, target: &str, dry_run: bool) -> Result<Exit, Failure> {
     })
 }
 
-pub fn thaw(host: &Host, target: &str) -> Result<Exit, Failure> {
+pub fn thaw(host: &HostOptions, target: &str) -> Result<Exit, Failure> {
     runtime()?.block_on(async {
         let held = resolve(host, target).await?;
         if lock::is_held(&host.run_dir) {
-            return ask(host, &held, &Thaw { target: place(&held) });
+            return ask(host, &held, &Thaw { target: cgroup_of(&held) });
         }
         let mut hands = Hands::new(host, held)?;
         let (outcome, detail) = hands.thaw(End::Operator).await;
@@ -81,7 +86,7 @@ pub fn thaw(host: &Host, target: &str) -> Result<Exit, Failure> {
 }
 
 /// Gives back what an agent that is gone left: the unit's `ExecStopPost=`.
-pub fn thaw_owned(host: &Host) -> Result<Exit, Failure> {
+pub fn thaw_owned(host: &HostOptions) -> Result<Exit, Failure> {
     // The unit that runs this is started again until it succeeds, and there is nothing left for it to do.
     if lock::is_held(&host.run_dir) {
         out::answer(
@@ -121,7 +126,7 @@ struct Hands {
 }
 
 impl Hands {
-    fn new(host: &Host, held: Held) -> Result<Self, Failure> {
+    fn new(host: &HostOptions, held: Held) -> Result<Self, Failure> {
         need_root()?;
         let executor = Executor::new(open_audit(host)?, read_layout()?, host.engines());
         let name = held.subject.name.clone();
@@ -156,7 +161,7 @@ impl Hands {
     }
 
     /// The engine may have paused the target since it was frozen.
-    async fn hear_of_pause(&mut self, host: &Host) {
+    async fn hear_of_pause(&mut self, host: &HostOptions) {
         let engines = host.engines();
         for held in self.guards.all_mut() {
             held.paused = engines.is_paused(held.container.as_deref()).await;
@@ -235,7 +240,7 @@ pub fn read_layout() -> Result<Layout, Failure> {
 }
 
 /// What somebody is waiting for is not kept from them by a log: without one, stderr has the record.
-fn audit_or_none(host: &Host) -> Result<Audit, Failure> {
+fn audit_or_none(host: &HostOptions) -> Result<Audit, Failure> {
     Audit::open(&host.audit).or_else(|error| {
         let path = host.audit.display();
         tracing::error!(%error, "audit log {path}: giving back without a record in it");
@@ -243,7 +248,7 @@ fn audit_or_none(host: &Host) -> Result<Audit, Failure> {
     })
 }
 
-pub fn open_audit(host: &Host) -> Result<Audit, Failure> {
+pub fn open_audit(host: &HostOptions) -> Result<Audit, Failure> {
     Audit::open(&host.audit).map_err(|error| {
         let path = host.audit.display();
         Failure::could_not(format!("audit log {path}: {error}; nothing was done without a record"))
@@ -251,13 +256,17 @@ pub fn open_audit(host: &Host) -> Result<Audit, Failure> {
 }
 
 /// Has the agent do it.
-fn ask<M: Method<Reply = Answer>>(host: &Host, held: &Held, call: &M) -> Result<Exit, Failure> {
+fn ask<M: Method<Reply = Answer>>(
+    host: &HostOptions,
+    held: &Held,
+    call: &M,
+) -> Result<Exit, Failure> {
     let answer = client::call(&lock::socket(&host.run_dir), call).map_err(Failure::could_not)?;
     Ok(tell(&held.subject.name, &M::NAME.to_lowercase(), answer.outcome, &answer.detail))
 }
 
-fn place(held: &Held) -> Place {
-    Place {
+fn cgroup_of(held: &Held) -> TargetCgroup {
+    TargetCgroup {
         cgroup: held.cgroup.path().to_owned(),
         cgroup_id: held.cgroup.id(),
         name: held.subject.name.clone(),

@@ -22,7 +22,7 @@ use mcp_guard_core::{
 
 use self::watch::AgentWatch;
 use super::{
-    Exit, Failure, Host,
+    Exit, Failure, HostOptions,
     diagnose::{DEFAULT_POLICY, headroom, one, snapshot},
     hands::{Ends, need_root, open_audit, read_layout},
     out,
@@ -32,7 +32,7 @@ use super::{
 use crate::{
     executor::Executor,
     guards::{Guards, Role},
-    host::{clock, layout::Kind, observer::Observer},
+    host::{clock, layout::LayoutKind, observer::Observer},
     render,
     requests::Requests,
 };
@@ -60,7 +60,7 @@ pub struct Arguments {
     policy: PathBuf,
 }
 
-pub fn repair(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
+pub fn repair(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failure> {
     need_root()?;
     let headroom = headroom(&arguments.policy)?;
     runtime()?.block_on(async {
@@ -88,7 +88,7 @@ pub fn repair(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
 }
 
 /// How a repair ended.
-enum Reached {
+enum RepairEnd {
     /// The last write is done.
     End,
     /// A signal came first.
@@ -98,7 +98,7 @@ enum Reached {
 }
 
 struct Repair<'a> {
-    host: &'a Host,
+    host: &'a HostOptions,
     observer: Observer,
     target: &'a str,
     /// What decides.
@@ -125,7 +125,7 @@ struct Repair<'a> {
 
 impl<'a> Repair<'a> {
     async fn begin(
-        host: &'a Host,
+        host: &'a HostOptions,
         observer: Observer,
         arguments: &'a Arguments,
         facts: Facts,
@@ -138,7 +138,7 @@ impl<'a> Repair<'a> {
         let id = facts.container.as_ref().map(|container| container.id.clone());
         let cgroup = facts.target.cgroup.clone();
         // On a hybrid host the two may be named differently.
-        let is_there = layout.kind != Kind::Unified || cgroup == held.subject.cgroup;
+        let is_there = layout.kind != LayoutKind::Unified || cgroup == held.subject.cgroup;
         if (id.is_some() && id != held.container) || !is_there {
             return Err(Failure::could_not(format!(
                 "{target}: it was replaced meanwhile; try again"
@@ -189,15 +189,15 @@ impl<'a> Repair<'a> {
     }
 
     /// Down to the limit, however long that takes.
-    async fn run(&mut self) -> Result<Reached, Failure> {
+    async fn run(&mut self) -> Result<RepairEnd, Failure> {
         self.store_request()?;
         let (mut step, mut follows) = (None, false);
         loop {
             let seen = self.look()?;
             self.step(seen).await?;
             match self.limits.ended() {
-                Some(Ended::Reached) => return Ok(Reached::End),
-                Some(Ended::Failed(why)) => return Ok(Reached::Failed(why.clone())),
+                Some(Ended::Reached) => return Ok(RepairEnd::End),
+                Some(Ended::Failed(why)) => return Ok(RepairEnd::Failed(why.clone())),
                 None => {}
             }
             if follows != self.limits.follows() {
@@ -214,7 +214,7 @@ impl<'a> Repair<'a> {
                 lowered.iter().for_each(|line| out::answer(line));
             }
             if let Some(signal) = self.ends.within(LOOK).await {
-                return Ok(Reached::Stopped(signal));
+                return Ok(RepairEnd::Stopped(signal));
             }
         }
     }

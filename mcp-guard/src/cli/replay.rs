@@ -3,7 +3,7 @@ use std::{fs, path::PathBuf};
 use clap::Args;
 use mcp_guard_core::{
     policy::Policy,
-    replay::{Report, replay as run},
+    replay::{ReplayReport, replay as run},
 };
 
 use super::{Exit, Failure, out, run::read_policy};
@@ -49,8 +49,9 @@ pub fn replay(arguments: &Arguments) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-fn render(report: &Report) -> String {
-    let Report { events, processes, execs, live_at_end, identities, warnings, actions } = report;
+fn render(report: &ReplayReport) -> String {
+    let ReplayReport { events, processes, execs, live_at_end, identities, warnings, actions } =
+        report;
     let mut text = format!(
         "{events} events: {processes} processes born, {execs} execs, {live_at_end} alive at the end\n"
     );

@@ -5,7 +5,7 @@ use mcp_guard_core::{
     target::{Candidate, NoMatch, Target, choose, is_named},
 };
 
-use super::{Failure, Host};
+use super::{Failure, HostOptions};
 use crate::{
     control::{client, lock, wire::WatchedStatus},
     engine::{self, Candidates},
@@ -13,7 +13,7 @@ use crate::{
     host::{cgroup::Cgroup, layout::Layout, systemd::Systemd},
 };
 
-pub async fn resolve(host: &Host, text: &str) -> Result<Held, Failure> {
+pub async fn resolve(host: &HostOptions, text: &str) -> Result<Held, Failure> {
     let target = Target::parse(text).map_err(Failure::usage)?;
     let layout = Layout::read()
         .map_err(|error| Failure::could_not(format!("reading the cgroup layout: {error}")))?;
@@ -41,7 +41,7 @@ pub async fn resolve(host: &Host, text: &str) -> Result<Held, Failure> {
     }
 }
 
-async fn container(host: &Host, layout: &Layout, name: &str) -> Result<Held, Failure> {
+async fn container(host: &HostOptions, layout: &Layout, name: &str) -> Result<Held, Failure> {
     let engines = host.engines();
     let Candidates { found, errors } = engines.candidates().await;
     let all: Vec<Candidate> = found.into_iter().map(|(_, one)| one).collect();
@@ -91,7 +91,11 @@ fn unchosen(name: &str, no_match: &NoMatch) -> String {
 }
 
 /// What an agent guards it knows without the engine, which may hang in the very storm that is to be stopped.
-fn guarded(host: &Host, layout: &Layout, is_it: impl Fn(&Candidate) -> bool) -> Option<Held> {
+fn guarded(
+    host: &HostOptions,
+    layout: &Layout,
+    is_it: impl Fn(&Candidate) -> bool,
+) -> Option<Held> {
     if !lock::is_held(&host.run_dir) {
         return None;
     }
@@ -110,7 +114,7 @@ fn guarded(host: &Host, layout: &Layout, is_it: impl Fn(&Candidate) -> bool) -> 
 }
 
 /// A cgroup by path may be a container's all the same; then its engine's pause counts.
-async fn plain(host: &Host, cgroup: Cgroup) -> Held {
+async fn plain(host: &HostOptions, cgroup: Cgroup) -> Held {
     let id = container_in(cgroup.path()).map(|found| found.id.to_owned());
     let paused = host.engines().is_paused(id.as_deref()).await;
     let name = cgroup.path().to_owned();

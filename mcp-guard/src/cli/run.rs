@@ -7,7 +7,7 @@ use std::{
 use clap::Args;
 use mcp_guard_core::policy::Policy;
 
-use super::{Exit, Failure, Host, runtime};
+use super::{Exit, Failure, HostOptions, runtime};
 use crate::{
     agent,
     host::{bpf, kernel, layout::Layout},
@@ -23,7 +23,7 @@ pub struct Arguments {
     ring_bytes: u32,
 }
 
-pub fn run(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
+pub fn run(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failure> {
     let policy = arguments.policy.as_deref().map_or_else(|| Ok(Policy::default()), read_policy)?;
     if !rustix::process::geteuid().is_root() {
         return Err(Failure::could_not(
@@ -40,13 +40,16 @@ pub fn run(host: &Host, arguments: &Arguments) -> Result<Exit, Failure> {
     kernel::check(&layout).map_err(|error| {
         Failure::could_not(format!("kernel {error}; `mcp-guard doctor` says more"))
     })?;
-    let options = agent::Options {
+    let options = agent::AgentOptions {
         policy,
         run_dir: host.run_dir.clone(),
         audit: host.audit.clone(),
         engines: host.engines(),
         state_dir: host.state_dir.clone(),
-        bpf: bpf::Options { ring_bytes: arguments.ring_bytes, ..bpf::Options::default() },
+        bpf: bpf::KernelOptions {
+            ring_bytes: arguments.ring_bytes,
+            ..bpf::KernelOptions::default()
+        },
     };
     runtime()?
         .block_on(agent::run(options))

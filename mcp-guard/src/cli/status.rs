@@ -1,12 +1,12 @@
 //! `status`: what the agent says of itself and its guards.
 
-use super::{Exit, Failure, Host, out};
+use super::{Exit, Failure, HostOptions, out};
 use crate::{
     control::{client, lock},
     render,
 };
 
-pub fn status(host: &Host, json: bool) -> Result<Exit, Failure> {
+pub fn status(host: &HostOptions, json: bool) -> Result<Exit, Failure> {
     let status = client::status(&lock::socket(&host.run_dir)).map_err(|error| {
         let hint = "; start it with `mcp-guard run`, as root";
         Failure::could_not(format!("{error}{}", if no_agent(&error) { hint } else { "" }))

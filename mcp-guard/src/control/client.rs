@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::wire::{GetStatus, INTERFACE, Method, Reply, Request, Status};
+use super::wire::{CallMessage, GetStatus, INTERFACE, Method, Reply, Status};
 
 /// Longer than the agent needs to confirm a freeze or to fail.
 const ANSWER: Duration = Duration::from_secs(15);
@@ -55,7 +55,7 @@ pub fn call<M: Method>(path: &Path, parameters: &M) -> Result<M::Reply, Error> {
     let method = format!("{INTERFACE}.{}", M::NAME);
     let parameters = serde_json::to_value(parameters).map_err(io::Error::from)?;
     let mut message =
-        serde_json::to_vec(&Request { method, parameters }).map_err(io::Error::from)?;
+        serde_json::to_vec(&CallMessage { method, parameters }).map_err(io::Error::from)?;
     message.push(0);
     stream.write_all(&message)?;
     let mut answer = Vec::new();

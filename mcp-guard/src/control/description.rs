@@ -12,8 +12,8 @@ use mcp_guard_core::{
 use super::{
     varlink::{Fields, Types, fields, named, plain, words},
     wire::{
-        Answer, EngineState, Failed, Freeze, GetStatus, INTERFACE, Kill, Method, Place, Status,
-        Thaw, WatchedStatus,
+        Answer, EngineState, Failed, Freeze, GetStatus, INTERFACE, Kill, Method, Status,
+        TargetCgroup, Thaw, WatchedStatus,
     },
 };
 
@@ -55,7 +55,7 @@ fields!(GetStatus {});
 fields!(Freeze { target: flattened, lease_ms, dry_run: optional });
 fields!(Thaw { target: flattened });
 fields!(Kill { target: flattened, dry_run: optional });
-fields!(Place { cgroup, cgroup_id, name, paused: optional });
+fields!(TargetCgroup { cgroup, cgroup_id, name, paused: optional });
 fields!(Answer { outcome, detail });
 fields!(Failed { reason });
 fields!(Status { version, pid, uptime_ms, mode, guards, losses, audit_lost, engine });

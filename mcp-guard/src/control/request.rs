@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{
     description::description,
-    wire::{Call, Freeze, GetStatus, INTERFACE, Kill, Method, Reply, Request, Thaw},
+    wire::{Call, CallMessage, Freeze, GetStatus, INTERFACE, Kill, Method, Reply, Thaw},
 };
 
 /// An answer at hand, or a call for the loop.
@@ -16,11 +16,11 @@ pub enum Asked {
 /// Reads one message.
 #[must_use]
 pub fn read(message: &[u8]) -> Asked {
-    let request: Request = match serde_json::from_slice(message) {
+    let request: CallMessage = match serde_json::from_slice(message) {
         Ok(request) => request,
         Err(error) => return Asked::Reply(bad_parameter(&error.to_string())),
     };
-    let Request { method, parameters } = request;
+    let CallMessage { method, parameters } = request;
     let call = match method.as_str() {
         "org.varlink.service.GetInfo" => return Asked::Reply(info()),
         "org.varlink.service.GetInterfaceDescription" => {
@@ -80,13 +80,14 @@ fn bad_parameter(reason: &str) -> Reply {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::wire::Place, *};
+    use super::{super::wire::TargetCgroup, *};
 
     #[test]
     fn calls_are_read_and_nonsense_is_answered() {
         let freeze = br#"{"method":"io.mcpguard.Freeze","parameters":
             {"cgroup":"/x","cgroup_id":7,"name":"x","lease_ms":5}}"#;
-        let target = Place { cgroup: "/x".into(), cgroup_id: 7, name: "x".into(), paused: false };
+        let target =
+            TargetCgroup { cgroup: "/x".into(), cgroup_id: 7, name: "x".into(), paused: false };
         let expected = Call::Freeze { target, lease_ms: 5, dry_run: false };
         assert!(matches!(read(freeze), Asked::Call(call) if call == expected));
         for (message, error) in [

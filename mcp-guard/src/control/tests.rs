@@ -14,8 +14,8 @@ use super::{
     description::description,
     request::{Asked, read},
     wire::{
-        Answer, EngineState, Freeze, GetStatus, INTERFACE, Kill, Method, Place, Status, Thaw,
-        WatchedStatus, failed,
+        Answer, EngineState, Freeze, GetStatus, INTERFACE, Kill, Method, Status, TargetCgroup,
+        Thaw, WatchedStatus, failed,
     },
 };
 
@@ -207,7 +207,8 @@ fn status(engine: EngineState) -> Status {
 #[test]
 fn what_is_sent_has_exactly_the_described_fields() {
     let described = read_description();
-    let target = || Place { cgroup: "/x".into(), cgroup_id: 7, name: "x".into(), paused: true };
+    let target =
+        || TargetCgroup { cgroup: "/x".into(), cgroup_id: 7, name: "x".into(), paused: true };
     let outcomes =
         [Outcome::Done, Outcome::WouldDo, Outcome::Refused, Outcome::NotOurs, Outcome::Failed];
     let answers = outcomes.map(|outcome| Answer { outcome, detail: "frozen 1".to_owned() });

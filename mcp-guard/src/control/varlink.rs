@@ -8,7 +8,7 @@ use mcp_guard_core::id::GuardId;
 pub(super) type Types = BTreeMap<&'static str, String>;
 
 /// The type of a value on the wire.
-pub(super) trait Type {
+pub(super) trait WireType {
     /// As it is written behind the name of a field. Named types that it refers to are added to `types`.
     fn describe(types: &mut Types) -> String;
 }
@@ -47,10 +47,10 @@ macro_rules! fields {
     };
 }
 
-/// Implements [`Type`] for types that have no name in Varlink.
+/// Implements [`WireType`] for types that have no name in Varlink.
 macro_rules! plain {
     ($($rust:ty => $varlink:literal),* $(,)?) => {
-        $(impl $crate::control::varlink::Type for $rust {
+        $(impl $crate::control::varlink::WireType for $rust {
             fn describe(_types: &mut $crate::control::varlink::Types) -> String {
                 $varlink.to_owned()
             }
@@ -58,10 +58,10 @@ macro_rules! plain {
     };
 }
 
-/// Implements [`Type`] for a struct that has [`Fields`], under a name.
+/// Implements [`WireType`] for a struct that has [`Fields`], under a name.
 macro_rules! named {
     ($($rust:ty => $varlink:literal),* $(,)?) => {
-        $(impl $crate::control::varlink::Type for $rust {
+        $(impl $crate::control::varlink::WireType for $rust {
             fn describe(types: &mut $crate::control::varlink::Types) -> String {
                 $crate::control::varlink::declare::<Self>($varlink, types)
             }
@@ -69,11 +69,11 @@ macro_rules! named {
     };
 }
 
-/// Implements [`Type`] for an enum that is serialised as it is displayed. A variant that is not listed is an
+/// Implements [`WireType`] for an enum that is serialised as it is displayed. A variant that is not listed is an
 /// error of the compiler.
 macro_rules! words {
     ($name:ident { $($variant:ident),* $(,)? }) => {
-        impl $crate::control::varlink::Type for $name {
+        impl $crate::control::varlink::WireType for $name {
             fn describe(types: &mut $crate::control::varlink::Types) -> String {
                 let _is_complete = |one: Self| match one {
                     $(Self::$variant => {}),*
@@ -89,30 +89,30 @@ pub(super) use {fields, named, plain, words};
 
 plain! { GuardId => "int", bool => "bool", f64 => "float", String => "string", u32 => "int", u64 => "int", usize => "int" }
 
-impl<T: Type> Type for Option<T> {
+impl<T: WireType> WireType for Option<T> {
     fn describe(types: &mut Types) -> String {
         format!("?{}", T::describe(types))
     }
 }
 
-impl<T: Type> Type for Vec<T> {
+impl<T: WireType> WireType for Vec<T> {
     fn describe(types: &mut Types) -> String {
         format!("[]{}", T::describe(types))
     }
 }
 
-impl<T: Type> Type for BTreeMap<String, T> {
+impl<T: WireType> WireType for BTreeMap<String, T> {
     fn describe(types: &mut Types) -> String {
         format!("[string]{}", T::describe(types))
     }
 }
 
 /// `_of` is there for its type only.
-pub(super) fn field<S, T: Type>(name: &str, _of: fn(&S) -> &T, types: &mut Types) -> String {
+pub(super) fn field<S, T: WireType>(name: &str, _of: fn(&S) -> &T, types: &mut Types) -> String {
     format!("{name}: {}", T::describe(types))
 }
 
-pub(super) fn optional<S, T: Type>(name: &str, _of: fn(&S) -> &T, types: &mut Types) -> String {
+pub(super) fn optional<S, T: WireType>(name: &str, _of: fn(&S) -> &T, types: &mut Types) -> String {
     format!("{name}: {}", Option::<T>::describe(types))
 }
 

@@ -12,7 +12,7 @@ pub const MAX_MESSAGE: usize = 4 << 20;
 pub const INTERFACE: &str = "io.mcpguard";
 
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Request {
+pub struct CallMessage {
     pub method: String,
     #[serde(default)]
     pub parameters: Value,
@@ -31,15 +31,15 @@ pub struct Reply {
 pub enum Call {
     Status,
     Freeze {
-        target: Place,
+        target: TargetCgroup,
         lease_ms: u64,
         dry_run: bool,
     },
     Thaw {
-        target: Place,
+        target: TargetCgroup,
     },
     Kill {
-        target: Place,
+        target: TargetCgroup,
         dry_run: bool,
     },
     /// Debug builds only: ends the loop by a panic, to test what becomes of holds.
@@ -48,7 +48,7 @@ pub enum Call {
 
 /// A cgroup by path and id.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct TargetCgroup {
     pub cgroup: String,
     pub cgroup_id: u64,
     pub name: String,
@@ -173,7 +173,7 @@ impl Method for GetStatus {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Freeze {
     #[serde(flatten)]
-    pub target: Place,
+    pub target: TargetCgroup,
     pub lease_ms: u64,
     #[serde(default)]
     pub dry_run: bool,
@@ -187,7 +187,7 @@ impl Method for Freeze {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Thaw {
     #[serde(flatten)]
-    pub target: Place,
+    pub target: TargetCgroup,
 }
 
 impl Method for Thaw {
@@ -198,7 +198,7 @@ impl Method for Thaw {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Kill {
     #[serde(flatten)]
-    pub target: Place,
+    pub target: TargetCgroup,
     #[serde(default)]
     pub dry_run: bool,
 }

@@ -32,7 +32,7 @@ pub struct Container {
 /// One container, as its engine describes it.
 #[derive(Clone, Debug, Default)]
 pub struct Details {
-    pub container: facts::Container,
+    pub container: facts::ContainerFacts,
     /// What its labels say, as they say it: to open files by, and not to be shown. They are not read
     /// here.
     pub compose: Option<Compose>,

@@ -25,7 +25,7 @@ const MAX_PATH: usize = 4096;
 
 impl Socket {
     pub(super) async fn lines(&self) -> Result<Vec<Listed>, Error> {
-        let found: Vec<Line> = self.api.list("/containers/json?all=true").await?;
+        let found: Vec<ListLine> = self.api.list("/containers/json?all=true").await?;
         Ok(found.into_iter().filter_map(listed).collect())
     }
 
@@ -65,7 +65,7 @@ impl Socket {
         (running, why.map(|why| Unreadable::new(Source::Execs, why)))
     }
 
-    pub(super) async fn itself(&self) -> Result<facts::Engine, Error> {
+    pub(super) async fn itself(&self) -> Result<facts::EngineFacts, Error> {
         let (info, version) = tokio::join!(self.api.get("/info"), self.api.get("/version"));
         let version = version?.unwrap_or_default();
         let flavour = self.remember(&version);
@@ -76,17 +76,17 @@ impl Socket {
 /// One container in an engine's list: what is read of it.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Line {
+struct ListLine {
     id: String,
     names: Option<Vec<String>>,
     image: Option<String>,
     state: Option<String>,
-    mounts: Option<Vec<Mount>>,
+    mounts: Option<Vec<MountLine>>,
     labels: Option<Labels>,
 }
 
 #[derive(Deserialize)]
-struct Mount {
+struct MountLine {
     #[serde(rename = "Source")]
     source: Option<String>,
     #[serde(rename = "RW")]
@@ -99,7 +99,7 @@ struct Labels {
     project: Option<String>,
 }
 
-fn listed(found: Line) -> Option<Listed> {
+fn listed(found: ListLine) -> Option<Listed> {
     let mounts = found.mounts.unwrap_or_default().into_iter();
     let writable = mounts.filter(|mount| mount.writable != Some(false));
     let name = found.names.unwrap_or_default().into_iter().next().unwrap_or_default();
@@ -113,9 +113,14 @@ fn listed(found: Line) -> Option<Listed> {
     })
 }
 
-fn describe(socket: &str, flavour: &dyn Flavour, info: &Value, version: &Value) -> facts::Engine {
+fn describe(
+    socket: &str,
+    flavour: &dyn Flavour,
+    info: &Value,
+    version: &Value,
+) -> facts::EngineFacts {
     let options = strings(&info["SecurityOptions"]);
-    facts::Engine {
+    facts::EngineFacts {
         kind: flavour.kind(),
         version: text(&version["Version"]),
         api_version: text(&version["ApiVersion"]),
@@ -134,7 +139,7 @@ fn details(id: &str, found: &Value) -> Details {
     let label = |name: &str| config["Labels"][name].as_str().map(str::to_owned);
     // A read-only bind of a socket is as good as any.
     let binds = [strings(&host["Binds"]), mounts(&found["Mounts"])].concat();
-    let container = facts::Container {
+    let container = facts::ContainerFacts {
         id: id.to_owned(),
         name: text(&found["Name"]).trim_start_matches('/').to_owned(),
         image: text(&config["Image"]),
@@ -158,7 +163,7 @@ fn details(id: &str, found: &Value) -> Details {
             max: host["Memory"].as_u64().filter(|bytes| *bytes > 0),
             ..facts::Memory::default()
         },
-        ..facts::Container::default()
+        ..facts::ContainerFacts::default()
     };
     Details {
         container,

@@ -4,7 +4,7 @@ use futures_util::FutureExt as _;
 use mcp_guard_core::diagnose::facts::EngineKind;
 use serde_json::json;
 
-use super::{Answer, flavour::Flavour, raw::Api};
+use super::{EngineAnswer, flavour::Flavour, raw::Api};
 
 pub struct Docker;
 
@@ -18,7 +18,12 @@ impl Flavour for Docker {
     }
 
     /// Docker stores it, tells systemd, and writes pids.max.
-    fn update_limit<'a>(&'a self, api: &'a Api, container: &'a str, limit: u64) -> Answer<'a, ()> {
+    fn update_limit<'a>(
+        &'a self,
+        api: &'a Api,
+        container: &'a str,
+        limit: u64,
+    ) -> EngineAnswer<'a, ()> {
         async move {
             let body = json!({ "PidsLimit": limit });
             api.post(&format!("{container}/update"), Some(&body)).await

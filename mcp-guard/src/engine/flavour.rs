@@ -3,7 +3,7 @@
 use futures_util::{FutureExt as _, future};
 use mcp_guard_core::diagnose::facts::EngineKind;
 
-use super::{Answer, raw::Api};
+use super::{EngineAnswer, raw::Api};
 
 pub trait Flavour: Send + Sync {
     /// In messages.
@@ -13,10 +13,19 @@ pub trait Flavour: Send + Sync {
     fn kind(&self) -> EngineKind;
 
     /// `container`: its path in the API, without a prefix.
-    fn update_limit<'a>(&'a self, api: &'a Api, container: &'a str, limit: u64) -> Answer<'a, ()>;
+    fn update_limit<'a>(
+        &'a self,
+        api: &'a Api,
+        container: &'a str,
+        limit: u64,
+    ) -> EngineAnswer<'a, ()>;
 
     /// `HostConfig.Cgroups` ("disabled", "split", ...), where Docker's API leaves it out.
-    fn cgroups<'a>(&'a self, _api: &'a Api, _container: &'a str) -> Answer<'a, Option<String>> {
+    fn cgroups<'a>(
+        &'a self,
+        _api: &'a Api,
+        _container: &'a str,
+    ) -> EngineAnswer<'a, Option<String>> {
         future::ready(Ok(None)).boxed()
     }
 }

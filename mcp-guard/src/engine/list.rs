@@ -8,9 +8,9 @@ use tokio::{sync::mpsc, time::timeout};
 
 use super::{
     Engine,
-    changes::{Change, Changes, EngineId},
     container::Container,
     error::Error,
+    events::{EngineEvent, EngineEvents, EngineId},
     socket::Socket,
 };
 
@@ -104,10 +104,11 @@ impl Engines {
     }
 
     /// Every engine tells of its containers for as long as anybody listens.
-    pub fn watch(&self, to: &mpsc::Sender<(EngineId, Change)>, again: Duration) {
+    pub fn watch(&self, to: &mpsc::Sender<(EngineId, EngineEvent)>, again: Duration) {
         for (id, engine) in self.all.iter().enumerate() {
-            let (engine, changes) = (Arc::clone(engine), Changes::new(EngineId(id), to.clone()));
-            tokio::spawn(async move { engine.watch(changes, again).await });
+            let (engine, events) =
+                (Arc::clone(engine), EngineEvents::new(EngineId(id), to.clone()));
+            tokio::spawn(async move { engine.watch(events, again).await });
         }
     }
 

@@ -4,7 +4,7 @@ use futures_util::FutureExt as _;
 use mcp_guard_core::diagnose::facts::EngineKind;
 use serde_json::json;
 
-use super::{Answer, container::text, flavour::Flavour, raw::Api};
+use super::{EngineAnswer, container::text, flavour::Flavour, raw::Api};
 
 /// Podman's own API, beside Docker's: 4.0 is older than what any supported system has.
 const LIBPOD: &str = "/v4.0.0/libpod";
@@ -21,7 +21,12 @@ impl Flavour for Podman {
     }
 
     /// Through its own API: its service of Docker's would reset the restart policy.
-    fn update_limit<'a>(&'a self, api: &'a Api, container: &'a str, limit: u64) -> Answer<'a, ()> {
+    fn update_limit<'a>(
+        &'a self,
+        api: &'a Api,
+        container: &'a str,
+        limit: u64,
+    ) -> EngineAnswer<'a, ()> {
         async move {
             let body = json!({ "pids": { "limit": limit } });
             api.post(&format!("{LIBPOD}{container}/update"), Some(&body)).await
@@ -29,7 +34,7 @@ impl Flavour for Podman {
         .boxed()
     }
 
-    fn cgroups<'a>(&'a self, api: &'a Api, container: &'a str) -> Answer<'a, Option<String>> {
+    fn cgroups<'a>(&'a self, api: &'a Api, container: &'a str) -> EngineAnswer<'a, Option<String>> {
         async move {
             let found = api.get(&format!("{LIBPOD}{container}/json")).await?;
             Ok(Some(found.map(|found| text(&found["HostConfig"]["Cgroups"])).unwrap_or_default()))

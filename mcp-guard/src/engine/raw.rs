@@ -83,7 +83,12 @@ impl Api {
     }
 
     /// `line`: method and path. `most`: bytes of the answer.
-    async fn request(&self, line: &str, body: Option<&Value>, most: u64) -> Result<Answer, Error> {
+    async fn request(
+        &self,
+        line: &str,
+        body: Option<&Value>,
+        most: u64,
+    ) -> Result<HttpAnswer, Error> {
         let failed = |why: String| failed(&self.name(), why);
         let is_change = line.starts_with("POST ");
         let patience = if is_change { CHANGE * self.timeout() } else { self.timeout() };
@@ -107,7 +112,7 @@ pub(super) fn container(id: &str) -> Result<String, Error> {
 
 /// What an engine answered.
 #[derive(Debug)]
-struct Answer {
+struct HttpAnswer {
     status: String,
     body: Vec<u8>,
 }
@@ -136,16 +141,16 @@ async fn ask(
     Ok(answer)
 }
 
-fn parse(mut answer: Vec<u8>) -> Option<Answer> {
+fn parse(mut answer: Vec<u8>) -> Option<HttpAnswer> {
     const BREAK: &[u8] = b"\r\n\r\n";
     let end = answer.windows(BREAK.len()).position(|window| window == BREAK)?;
     let body = answer.split_off(end + BREAK.len());
     let head = String::from_utf8_lossy(&answer);
     let status = head.split(' ').nth(1).unwrap_or_default();
-    Some(Answer { status: status.to_owned(), body })
+    Some(HttpAnswer { status: status.to_owned(), body })
 }
 
-fn read<T: DeserializeOwned>(answer: Answer, engine: &str) -> Result<Option<T>, Error> {
+fn read<T: DeserializeOwned>(answer: HttpAnswer, engine: &str) -> Result<Option<T>, Error> {
     match answer.status.as_str() {
         "200" => serde_json::from_slice(&answer.body)
             .map(Some)
@@ -161,7 +166,7 @@ fn not_json(error: &serde_json::Error) -> String {
     format!("an answer that {what}: {}", escape(error.to_string().as_bytes(), MAX_MESSAGE))
 }
 
-fn made(answer: &Answer, engine: &str) -> Result<(), Error> {
+fn made(answer: &HttpAnswer, engine: &str) -> Result<(), Error> {
     match answer.status.as_str() {
         // 304: it was so before.
         "200" | "201" | "204" | "304" => Ok(()),
@@ -169,7 +174,7 @@ fn made(answer: &Answer, engine: &str) -> Result<(), Error> {
     }
 }
 
-impl Answer {
+impl HttpAnswer {
     /// Status, and what the engine says of it.
     fn refusal(&self) -> String {
         let said: Option<Value> = serde_json::from_slice(&self.body).ok();

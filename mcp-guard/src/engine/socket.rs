@@ -13,11 +13,11 @@ use mcp_guard_core::{
 use serde_json::Value;
 
 use super::{
-    Answer, Engine,
-    changes::Changes,
+    Engine, EngineAnswer,
     container::{Container, Details, Listed},
     docker::Docker,
     error::Error,
+    events::EngineEvents,
     flavour::Flavour,
     podman::Podman,
     raw::{Api, container},
@@ -68,19 +68,19 @@ impl Engine for Socket {
         self.api.name()
     }
 
-    fn candidates(&self) -> Answer<'_, Vec<Candidate>> {
+    fn candidates(&self) -> EngineAnswer<'_, Vec<Candidate>> {
         self.names().boxed()
     }
 
-    fn containers(&self) -> Answer<'_, Vec<Listed>> {
+    fn containers(&self) -> EngineAnswer<'_, Vec<Listed>> {
         self.lines().boxed()
     }
 
-    fn inspect<'a>(&'a self, id: &'a str) -> Answer<'a, Option<Container>> {
+    fn inspect<'a>(&'a self, id: &'a str) -> EngineAnswer<'a, Option<Container>> {
         self.running_container(id).boxed()
     }
 
-    fn details<'a>(&'a self, id: &'a str) -> Answer<'a, Option<Details>> {
+    fn details<'a>(&'a self, id: &'a str) -> EngineAnswer<'a, Option<Details>> {
         self.all_of(id).boxed()
     }
 
@@ -88,11 +88,11 @@ impl Engine for Socket {
         self.running_execs(details).boxed()
     }
 
-    fn describe(&self) -> Answer<'_, facts::Engine> {
+    fn describe(&self) -> EngineAnswer<'_, facts::EngineFacts> {
         self.itself().boxed()
     }
 
-    fn update_limit<'a>(&'a self, id: &'a str, limit: u64) -> Answer<'a, ()> {
+    fn update_limit<'a>(&'a self, id: &'a str, limit: u64) -> EngineAnswer<'a, ()> {
         async move {
             let container = container(id)?;
             self.flavour().await?.update_limit(&self.api, &container, limit).await
@@ -100,11 +100,11 @@ impl Engine for Socket {
         .boxed()
     }
 
-    fn stop<'a>(&'a self, id: &'a str) -> Answer<'a, ()> {
+    fn stop<'a>(&'a self, id: &'a str) -> EngineAnswer<'a, ()> {
         async move { self.api.post(&format!("{}/stop", container(id)?), None).await }.boxed()
     }
 
-    fn watch(&self, changes: Changes, again: Duration) -> BoxFuture<'_, ()> {
-        self.follow(changes, again).boxed()
+    fn watch(&self, events: EngineEvents, again: Duration) -> BoxFuture<'_, ()> {
+        self.follow(events, again).boxed()
     }
 }

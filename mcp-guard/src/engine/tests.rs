@@ -52,10 +52,10 @@ fn engine(
 fn watch(
     engine: Arc<dyn Engine>,
     again: Duration,
-) -> (JoinHandle<()>, mpsc::Receiver<(EngineId, Change)>) {
+) -> (JoinHandle<()>, mpsc::Receiver<(EngineId, EngineEvent)>) {
     let (to, told) = mpsc::channel(8);
-    let changes = Changes::new(EngineId::default(), to);
-    (tokio::spawn(async move { engine.watch(changes, again).await }), told)
+    let events = EngineEvents::new(EngineId::default(), to);
+    (tokio::spawn(async move { engine.watch(events, again).await }), told)
 }
 
 async fn converse(
@@ -112,7 +112,9 @@ async fn what_podman_says_of_a_container_is_understood() {
 async fn watching_begins_with_what_runs() {
     let (_folder, engine) = engine(podman);
     let (watch, mut told) = watch(engine, Duration::from_secs(3600));
-    let Some((_, Change::Up(container))) = told.recv().await else { panic!("not the container") };
+    let Some((_, EngineEvent::Up(container))) = told.recv().await else {
+        panic!("not the container")
+    };
     assert_eq!(container.name, "runs");
     watch.abort();
 }
@@ -132,8 +134,8 @@ async fn a_container_without_an_answer_is_asked_about_again() {
     });
     let (watch, mut told) = watch(engine, Duration::from_millis(10));
     let is_told = async {
-        while let Some((_, change)) = told.recv().await {
-            if matches!(change, Change::Up(_)) {
+        while let Some((_, event)) = told.recv().await {
+            if matches!(event, EngineEvent::Up(_)) {
                 return;
             }
         }
@@ -155,7 +157,7 @@ async fn a_container_whose_start_was_not_told_is_found() {
         _ => podman(request),
     });
     let (watch, mut told) = watch(engine, Duration::from_millis(10));
-    let is_told = async { while !matches!(told.recv().await, Some((_, Change::Up(_)))) {} };
+    let is_told = async { while !matches!(told.recv().await, Some((_, EngineEvent::Up(_)))) {} };
     tokio::time::timeout(Duration::from_secs(5), is_told).await.expect("it is told");
     watch.abort();
 }
@@ -175,7 +177,7 @@ async fn a_container_that_an_event_told_of_is_asked_about_again() {
         let mut times = 0;
         // The first list, the event, and what comes after them.
         while times < 5 {
-            times += u32::from(matches!(told.recv().await, Some((_, Change::Up(_)))));
+            times += u32::from(matches!(told.recv().await, Some((_, EngineEvent::Up(_)))));
         }
     };
     tokio::time::timeout(Duration::from_secs(5), is_told).await.expect("it is told");
@@ -199,8 +201,8 @@ async fn events_pass_a_container_that_hangs() {
     });
     let (watch, mut told) = watch(engine, Duration::ZERO);
     let is_told = async {
-        while let Some((_, change)) = told.recv().await {
-            if matches!(change, Change::Paused { paused: true, .. }) {
+        while let Some((_, event)) = told.recv().await {
+            if matches!(event, EngineEvent::Paused { paused: true, .. }) {
                 return;
             }
         }

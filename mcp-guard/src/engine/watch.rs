@@ -12,9 +12,9 @@ use tokio::time::sleep;
 
 use super::{
     Engine as _,
-    changes::{Change, Changes},
     container::Container,
     error::Error,
+    events::{EngineEvent, EngineEvents},
     socket::Socket,
 };
 
@@ -23,19 +23,19 @@ const RETRY: Duration = Duration::from_secs(2);
 /// Questions at a time, so that a container about which the engine is silent holds up few others.
 const AT_A_TIME: usize = 4;
 
-type Answer = Result<Option<Container>, Error>;
+type Inspected = Result<Option<Container>, Error>;
 
 impl Socket {
     /// No event is needed to be right: after an error it begins again with all containers, and beside
     /// the events all are asked about again. Docker keeps 256 events for a slow reader.
-    pub(super) async fn follow(&self, changes: Changes, again: Duration) {
+    pub(super) async fn follow(&self, events: EngineEvents, again: Duration) {
         let mut away = false;
-        while !changes.is_closed() {
-            match Stream::new(self, &changes).follow(&mut away, again).await {
+        while !events.is_closed() {
+            match Stream::new(self, &events).follow(&mut away, again).await {
                 Ok(()) => tracing::debug!(engine = self.name(), "the stream of events ended"),
                 Err(error) if !away => {
                     away = true;
-                    changes.send(Change::Away(error.to_string())).await;
+                    events.send(EngineEvent::Away(error.to_string())).await;
                 }
                 Err(_) => {}
             }
@@ -54,14 +54,14 @@ enum Heard {
 /// One stream of events; beside it, everything is asked about again and again.
 struct Stream<'a> {
     engine: &'a Socket,
-    changes: &'a Changes,
+    events: &'a EngineEvents,
     /// What events told since the questions began whose answers come: those may be older.
     heard: HashMap<String, Heard>,
 }
 
 impl<'a> Stream<'a> {
-    fn new(engine: &'a Socket, changes: &'a Changes) -> Self {
-        Self { engine, changes, heard: HashMap::new() }
+    fn new(engine: &'a Socket, events: &'a EngineEvents) -> Self {
+        Self { engine, events, heard: HashMap::new() }
     }
 
     async fn follow(mut self, away: &mut bool, again: Duration) -> Result<(), Error> {
@@ -73,7 +73,7 @@ impl<'a> Stream<'a> {
         let docker = self.engine.connect()?;
         let mut answers = ask(self.engine, self.engine.running().await?);
         if std::mem::take(away) {
-            self.changes.send(Change::Back).await;
+            self.events.send(EngineEvent::Back).await;
         }
         let mut events = docker.events(Some(options));
         let (mut is_over, mut is_described) = (false, false);
@@ -128,13 +128,13 @@ impl<'a> Stream<'a> {
                 if let Heard::Paused(known) = heard {
                     *known = paused;
                 }
-                self.changes.send(Change::Paused { id, paused }).await;
+                self.events.send(EngineEvent::Paused { id, paused }).await;
             }
             _ => {}
         }
     }
 
-    async fn answered(&self, id: String, mut answer: Answer) {
+    async fn answered(&self, id: String, mut answer: Inspected) {
         match (self.heard.get(&id), &mut answer) {
             (Some(Heard::Anew), _) => return,
             (Some(Heard::Paused(paused)), Ok(Some(container))) => container.paused = *paused,
@@ -145,14 +145,14 @@ impl<'a> Stream<'a> {
 
     async fn describe(&self) {
         if let Ok(described) = self.engine.describe().await {
-            self.changes.send(Change::Described(Box::new(described))).await;
+            self.events.send(EngineEvent::Described(Box::new(described))).await;
         }
     }
 
-    async fn tell(&self, id: &str, answer: Answer) {
+    async fn tell(&self, id: &str, answer: Inspected) {
         match answer {
             Ok(Some(container)) => {
-                self.changes.send(Change::Up(container)).await;
+                self.events.send(EngineEvent::Up(container)).await;
             }
             Ok(None) => {}
             // Gone between the list and the question.
@@ -165,13 +165,16 @@ impl<'a> Stream<'a> {
 }
 
 /// What the engine says of each container that runs.
-fn look(engine: &Socket) -> BoxStream<'_, Result<(String, Answer), Error>> {
+fn look(engine: &Socket) -> BoxStream<'_, Result<(String, Inspected), Error>> {
     let listed = stream::once(engine.running());
     listed.map_ok(|running| ask(engine, running)).try_flatten().boxed()
 }
 
 /// What it says of each of these, as it says it.
-fn ask(engine: &Socket, running: Vec<Candidate>) -> BoxStream<'_, Result<(String, Answer), Error>> {
+fn ask(
+    engine: &Socket,
+    running: Vec<Candidate>,
+) -> BoxStream<'_, Result<(String, Inspected), Error>> {
     let ask = move |Candidate { id, .. }| async move {
         let answer = engine.running_container(&id).await;
         Ok((id, answer))
@@ -199,8 +202,8 @@ mod tests {
     async fn an_event_is_newer_than_the_answer_to_an_older_question() {
         let engine = Socket::new("/nonexistent", Duration::from_secs(10));
         let (to, mut told) = mpsc::channel(8);
-        let changes = Changes::new(EngineId::default(), to);
-        let mut stream = Stream::new(&engine, &changes);
+        let events = EngineEvents::new(EngineId::default(), to);
+        let mut stream = Stream::new(&engine, &events);
         let container = Container {
             id: "0".repeat(64),
             name: "one".to_owned(),
@@ -213,17 +216,17 @@ mod tests {
         let answer = || Ok(Some(container.clone()));
         let id = || container.id.clone();
         stream.answered(id(), answer()).await;
-        assert!(matches!(told.try_recv(), Ok((_, Change::Up(told))) if !told.paused));
+        assert!(matches!(told.try_recv(), Ok((_, EngineEvent::Up(told))) if !told.paused));
         for (action, paused) in [("pause", true), ("unpause", false), ("pause", true)] {
             stream.heed(event(&container.id, action)).await;
-            let Ok((_, Change::Paused { paused: told, .. })) = told.try_recv() else {
+            let Ok((_, EngineEvent::Paused { paused: told, .. })) = told.try_recv() else {
                 panic!("{action}")
             };
             assert_eq!(told, paused);
         }
         stream.answered(id(), answer()).await;
         assert!(
-            matches!(told.try_recv(), Ok((_, Change::Up(told))) if told.paused),
+            matches!(told.try_recv(), Ok((_, EngineEvent::Up(told))) if told.paused),
             "it is, by now"
         );
         stream.heed(event(&container.id, "update")).await;

@@ -11,7 +11,7 @@ use mcp_guard_core::{
 };
 
 use super::{
-    Answer, Executor, Place, UnderWay, is_gone, micros,
+    Executor, LateAnswer, OrderId, UnderWay, is_gone, micros,
     steps::{self, Until},
     still_there,
 };
@@ -25,7 +25,7 @@ const CONFIRM: Duration = Duration::from_secs(2);
 
 /// An order that the kernel has not confirmed yet.
 pub struct Awaited {
-    place: Place,
+    order: OrderId,
     /// Kept here: the guard may be gone by then, and its record must not be.
     subject: Subject,
     response: Response,
@@ -37,16 +37,16 @@ pub struct Awaited {
 impl Executor {
     pub(super) fn await_kernel(
         &mut self,
-        place: Place,
+        order: OrderId,
         held: &Held,
         wanted: &Containment,
         written: Time,
         until: Until,
     ) {
         let dir = held.cgroup.dir().try_clone_to_owned();
-        let (ticket, answers) = (place.ticket, self.to_answers.clone());
+        let (ticket, answers) = (order.ticket, self.to_answers.clone());
         let (subject, response, decided) = (held.subject.clone(), wanted.response, wanted.decided);
-        let awaited = Awaited { place, subject, response, until, decided, written };
+        let awaited = Awaited { order, subject, response, until, decided, written };
         self.under_way.insert(ticket, UnderWay::Kernel(awaited));
         tokio::spawn(async move {
             let reached = match (dir, until) {
@@ -58,7 +58,7 @@ impl Executor {
             };
             let at = clock::now();
             // The receiver is gone only when the program ends.
-            let _ = answers.send((ticket, Answer::Kernel { reached, at }));
+            let _ = answers.send((ticket, LateAnswer::Kernel { reached, at }));
         });
     }
 
@@ -70,11 +70,11 @@ impl Executor {
         reached: io::Result<bool>,
         at: Time,
     ) {
-        let Awaited { place, subject, response, until, decided, written } = awaited;
+        let Awaited { order, subject, response, until, decided, written } = awaited;
         let answer = match until {
             Until::Dead => dead(reached),
             Until::Frozen => frozen(reached, || {
-                let held = still_there(guards, place.guard, &subject);
+                let held = still_there(guards, order.guard, &subject);
                 held.map_or_else(
                     || "the cgroup is gone".to_owned(),
                     |held| steps::thaw(&held.cgroup, self.engine_freezes(held)).1,
@@ -86,7 +86,7 @@ impl Executor {
             written_us: micros(decided, written),
             confirmed_us: Some(micros(decided, at)),
         };
-        self.outcome(place, subject, response, answer, Some(timing));
+        self.outcome(order, subject, response, answer, Some(timing));
     }
 }
 

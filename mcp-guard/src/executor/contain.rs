@@ -10,14 +10,14 @@ use mcp_guard_core::{
     refusal::refusal,
 };
 
-use super::{Executor, Place, is_gone, micros, steps, steps::Step};
+use super::{Executor, OrderId, is_gone, micros, steps, steps::Step};
 use crate::{
     guards::Held,
     host::{clock, facts},
 };
 
 impl Executor {
-    pub(super) fn contain(&mut self, place: Place, held: &mut Held, wanted: Containment) {
+    pub(super) fn contain(&mut self, order: OrderId, held: &mut Held, wanted: Containment) {
         let response = wanted.response;
         let pids_max = match response {
             Response::Clamp => {
@@ -31,7 +31,7 @@ impl Executor {
         let lease_ms = (wanted.lease > Duration::ZERO)
             .then(|| u64::try_from(wanted.lease.as_millis()).unwrap_or(u64::MAX));
         self.audit.write(Record::Intent {
-            incident: place.incident.clone(),
+            incident: order.incident.clone(),
             guard: held.subject.clone(),
             response,
             mode: wanted.mode,
@@ -40,23 +40,23 @@ impl Executor {
             pids_max,
             processes: Some(processes),
         });
-        match self.attempt(&place, held, &wanted) {
+        match self.attempt(&order, held, &wanted) {
             Step::Settled(outcome, detail) => {
                 let timing = (outcome == Outcome::Done).then(|| Timing {
                     decided_boot_ns: wanted.decided.0,
                     written_us: micros(wanted.decided, clock::now()),
                     confirmed_us: None,
                 });
-                self.outcome(place, held.subject.clone(), response, (outcome, detail), timing);
+                self.outcome(order, held.subject.clone(), response, (outcome, detail), timing);
             }
             Step::Written(written, until) => {
-                self.await_kernel(place, held, &wanted, written, until);
+                self.await_kernel(order, held, &wanted, written, until);
             }
         }
     }
 
     /// The same checks for every mode; the last step is left out where the mode says so.
-    fn attempt(&self, place: &Place, held: &Held, wanted: &Containment) -> Step {
+    fn attempt(&self, order: &OrderId, held: &Held, wanted: &Containment) -> Step {
         let facts = match facts::gather(&held.cgroup) {
             Ok(facts) => facts,
             Err(error) => {
@@ -73,7 +73,7 @@ impl Executor {
             return Step::Settled(Outcome::Refused, refusal.to_string());
         }
         let deadline = clock::now().after(wanted.lease);
-        let mark = self.holder.mark(&place.incident, &wanted.cause, deadline);
+        let mark = self.holder.mark(&order.incident, &wanted.cause, deadline);
         match wanted.response {
             Response::Record => Step::Settled(Outcome::Done, "recorded".to_owned()),
             Response::Clamp => steps::clamp(&held.cgroup, wanted.headroom, wanted.mode, mark),
@@ -84,13 +84,13 @@ impl Executor {
 
     pub(super) fn refuse(
         &mut self,
-        place: Place,
+        order: OrderId,
         held: &Held,
         (response, mode, cause): (Response, Mode, Cause),
         detail: String,
     ) {
         self.audit.write(Record::Intent {
-            incident: place.incident.clone(),
+            incident: order.incident.clone(),
             guard: held.subject.clone(),
             response,
             mode,
@@ -99,21 +99,21 @@ impl Executor {
             pids_max: None,
             processes: None,
         });
-        self.outcome(place, held.subject.clone(), response, (Outcome::Refused, detail), None);
+        self.outcome(order, held.subject.clone(), response, (Outcome::Refused, detail), None);
     }
 
     pub(super) fn outcome(
         &mut self,
-        place: Place,
+        order: OrderId,
         guard: Subject,
         response: Response,
         (outcome, detail): (Outcome, String),
         timing: Option<Timing>,
     ) {
         tracing::info!(name = guard.name, %response, ?outcome, detail);
-        let incident = place.incident.clone();
+        let incident = order.incident.clone();
         let said = detail.clone();
         self.audit.write(Record::Outcome { incident, guard, response, outcome, detail, timing });
-        self.settle(place, outcome, said);
+        self.settle(order, outcome, said);
     }
 }

@@ -9,7 +9,7 @@ use mcp_guard_core::{
     policy::{Mode, Response},
 };
 
-use super::{Executor, Place, steps};
+use super::{Executor, OrderId, steps};
 use crate::{
     guards::Held,
     host::{
@@ -19,17 +19,24 @@ use crate::{
 };
 
 impl Executor {
-    pub(super) fn renew(&mut self, place: Place, held: &Held, lease: Duration) {
+    pub(super) fn renew(&mut self, order: OrderId, held: &Held, lease: Duration) {
         let deadline = clock::now().after(lease);
         let renewed = steps::renew_clamp(&held.cgroup, deadline);
-        self.outcome(place, held.subject.clone(), Response::Clamp, renewed, None);
+        self.outcome(order, held.subject.clone(), Response::Clamp, renewed, None);
     }
 
-    pub(super) fn loosen(&mut self, place: Place, held: &Held, by: u64, aborts: u64, denials: u64) {
+    pub(super) fn loosen(
+        &mut self,
+        order: OrderId,
+        held: &Held,
+        by: u64,
+        aborts: u64,
+        denials: u64,
+    ) {
         let numbers = [("by", by), ("sigabrt_exits", aborts), ("refused_forks", denials)];
         let numbers = numbers.map(|(name, number)| (name.to_owned(), number)).into();
         self.audit.write(Record::Intent {
-            incident: place.incident.clone(),
+            incident: order.incident.clone(),
             guard: held.subject.clone(),
             response: Response::Clamp,
             mode: Mode::Enforce,
@@ -41,12 +48,12 @@ impl Executor {
         let (outcome, detail) = steps::loosen(&held.cgroup, by);
         let detail =
             format!("{detail}, after {aborts} exits by SIGABRT and {denials} refused forks");
-        self.outcome(place, held.subject.clone(), Response::Clamp, (outcome, detail), None);
+        self.outcome(order, held.subject.clone(), Response::Clamp, (outcome, detail), None);
     }
 
     /// Gives a state back, where it is still ours.
-    pub(super) fn release(&mut self, place: Place, held: &Held, hold: Hold, end: End) {
-        let (incident, subject) = (&place.incident, &held.subject);
+    pub(super) fn release(&mut self, order: OrderId, held: &Held, hold: Hold, end: End) {
+        let (incident, subject) = (&order.incident, &held.subject);
         self.audit.write(release_record(incident, subject, hold, end, None, String::new()));
         let (outcome, detail) = match hold {
             Hold::Freeze => steps::thaw(&held.cgroup, self.engine_freezes(held)),
@@ -55,17 +62,17 @@ impl Executor {
         tracing::info!(name = subject.name, ?hold, ?end, ?outcome, detail, "released");
         let said = Some(outcome);
         self.audit.write(release_record(incident, subject, hold, end, said, detail.clone()));
-        self.settle(place, outcome, detail);
+        self.settle(order, outcome, detail);
     }
 
-    pub(super) fn disown(&mut self, place: Place, held: &Held, hold: Hold, end: End) {
+    pub(super) fn disown(&mut self, order: OrderId, held: &Held, hold: Hold, end: End) {
         let subject = &held.subject;
         let detail = steps::disown(&held.cgroup, hold);
         tracing::info!(name = subject.name, ?hold, ?end, detail, "no longer ours");
         let said = Some(Outcome::NotOurs);
-        let record = release_record(&place.incident, subject, hold, end, said, detail.clone());
+        let record = release_record(&order.incident, subject, hold, end, said, detail.clone());
         self.audit.write(record);
-        self.settle(place, Outcome::NotOurs, detail);
+        self.settle(order, Outcome::NotOurs, detail);
     }
 }
 

@@ -9,16 +9,16 @@ use mcp_guard_core::{
     repair::Write,
 };
 
-use super::{Answer, Executor, Place, UnderWay, steps, still_there};
+use super::{Executor, LateAnswer, OrderId, UnderWay, steps, still_there};
 use crate::{
     guards::{Guards, Held},
     host::facts,
-    owner::{self, Ask},
+    owner::{self, OwnerQuestion},
 };
 
 /// A write that is announced and not yet done.
-pub struct Change {
-    place: Place,
+pub struct LimitWrite {
+    order: OrderId,
     subject: Subject,
     container: Option<String>,
     write: Write,
@@ -26,10 +26,10 @@ pub struct Change {
     found: String,
 }
 
-impl Change {
+impl LimitWrite {
     fn record(&self, outcome: Option<Outcome>, detail: String) -> Record {
         Record::Limit {
-            incident: self.place.incident.clone(),
+            incident: self.order.incident.clone(),
             guard: self.subject.clone(),
             write: self.write.clone(),
             reason: self.reason.clone(),
@@ -44,38 +44,38 @@ impl Executor {
     /// Announces a write, and asks its owner for it.
     pub(super) fn write_limit(
         &mut self,
-        place: Place,
+        order: OrderId,
         held: &mut Held,
         write: Write,
         reason: String,
     ) {
-        let Some(change) = self.announce(place, held, write, reason) else { return };
-        let ask = Ask {
-            write: change.write.clone(),
-            cgroup: change.subject.cgroup.clone(),
-            container: change.container.clone(),
+        let Some(announced) = self.announce(order, held, write, reason) else { return };
+        let ask = OwnerQuestion {
+            write: announced.write.clone(),
+            cgroup: announced.subject.cgroup.clone(),
+            container: announced.container.clone(),
         };
-        let ticket = change.place.ticket;
-        self.under_way.insert(ticket, UnderWay::Owner(change));
+        let ticket = announced.order.ticket;
+        self.under_way.insert(ticket, UnderWay::Owner(announced));
         let (engines, answers) = (self.engines.clone(), self.to_answers.clone());
         tokio::spawn(async move {
             let answer = owner::ask(ask, &engines).await;
             // The receiver is gone only when the program ends.
-            let _ = answers.send((ticket, Answer::Owner(answer)));
+            let _ = answers.send((ticket, LateAnswer::Owner(answer)));
         });
     }
 
     /// Both records of a write that is not made, and why not.
     pub(super) fn leave_limit(
         &mut self,
-        place: Place,
+        order: OrderId,
         held: &mut Held,
         (write, reason): (Write, String),
         outcome: Outcome,
         detail: String,
     ) {
-        if let Some(change) = self.announce(place, held, write, reason) {
-            self.close(change, outcome, detail);
+        if let Some(announced) = self.announce(order, held, write, reason) {
+            self.close(announced, outcome, detail);
         }
     }
 
@@ -83,11 +83,11 @@ impl Executor {
     /// recorded and settled.
     fn announce(
         &mut self,
-        place: Place,
+        order: OrderId,
         held: &mut Held,
         write: Write,
         reason: String,
-    ) -> Option<Change> {
+    ) -> Option<LimitWrite> {
         held.cgroup.find_pids(&self.layout);
         let found =
             held.cgroup.pids_max().map_or_else(|error| error.to_string(), |max| max.to_string());
@@ -99,41 +99,52 @@ impl Executor {
             Err(error) => Some(format!("the cgroup is gone or was replaced: {error}")),
         };
         let (subject, container) = (held.subject.clone(), held.container.clone());
-        let change = Change { place, subject, container, write, reason, found };
-        self.audit.write(change.record(None, String::new()));
-        let Some(forbidden) = forbidden else { return Some(change) };
-        self.close(change, Outcome::Refused, forbidden);
+        let announced = LimitWrite { order, subject, container, write, reason, found };
+        self.audit.write(announced.record(None, String::new()));
+        let Some(forbidden) = forbidden else { return Some(announced) };
+        self.close(announced, Outcome::Refused, forbidden);
         None
     }
 
     /// What became of it: nothing counts that is not read back.
-    pub(super) fn end_limit(&mut self, guards: &mut Guards, change: Change, answer: owner::Answer) {
+    pub(super) fn end_limit(
+        &mut self,
+        guards: &mut Guards,
+        announced: LimitWrite,
+        answer: owner::OwnerAnswer,
+    ) {
         let (outcome, detail) = match answer {
-            Ok(kept) => {
-                read_back(still_there(guards, change.place.guard, &change.subject), &change, kept)
-            }
+            Ok(kept) => read_back(
+                still_there(guards, announced.order.guard, &announced.subject),
+                &announced,
+                kept,
+            ),
             Err(error) => (Outcome::Failed, error),
         };
-        self.close(change, outcome, detail);
+        self.close(announced, outcome, detail);
     }
 
     /// The record after it.
-    fn close(&mut self, change: Change, outcome: Outcome, detail: String) {
-        let Change { subject, reason, .. } = &change;
+    fn close(&mut self, announced: LimitWrite, outcome: Outcome, detail: String) {
+        let LimitWrite { subject, reason, .. } = &announced;
         tracing::info!(name = subject.name, ?outcome, detail, reason, "limit");
-        self.audit.write(change.record(Some(outcome), detail.clone()));
-        self.settle(change.place, outcome, detail);
+        self.audit.write(announced.record(Some(outcome), detail.clone()));
+        self.settle(announced.order, outcome, detail);
     }
 }
 
-fn read_back(held: Option<&mut Held>, change: &Change, kept: Option<Limit>) -> (Outcome, String) {
+fn read_back(
+    held: Option<&mut Held>,
+    announced: &LimitWrite,
+    kept: Option<Limit>,
+) -> (Outcome, String) {
     let Some(held) = held else {
         return (Outcome::NotOurs, "the cgroup is gone meanwhile".to_owned());
     };
-    match &change.write {
+    match &announced.write {
         Write::PidsMax { limit } => steps::limit(&held.cgroup, Limit::Tasks(*limit)),
         Write::Docker { limit } | Write::Podman { limit } => {
-            steps::limit_is(&held.cgroup, &change.found, Limit::Tasks(*limit))
+            steps::limit_is(&held.cgroup, &announced.found, Limit::Tasks(*limit))
         }
         Write::TasksMax { unit, limit, .. } if kept != Some(Limit::Tasks(*limit)) => {
             let kept = kept.map_or_else(|| "none".to_owned(), |kept| kept.to_string());
@@ -141,7 +152,7 @@ fn read_back(held: Option<&mut Held>, change: &Change, kept: Option<Limit>) -> (
         }
         Write::TasksMax { unit, limit, .. } => match Standing::of(&held.subject.cgroup, unit) {
             Some(Standing::Own) => {
-                steps::limit_is(&held.cgroup, &change.found, Limit::Tasks(*limit))
+                steps::limit_is(&held.cgroup, &announced.found, Limit::Tasks(*limit))
             }
             // Its pids.max is another cgroup's, the one above.
             Some(Standing::Payload) | None => {
@@ -181,16 +192,16 @@ mod tests {
         let mut executor = Executor::new(audit, Layout::read().unwrap(), Engines::default());
         let subject = Subject { name: "gw".into(), cgroup: "/gw".into(), cgroup_id: 7 };
         let ticket = Tickets::default().draw();
-        let place = Place { ticket, guard: GuardId(3), incident: Incident::from("a-1") };
-        let change = Change {
-            place,
+        let order = OrderId { ticket, guard: GuardId(3), incident: Incident::from("a-1") };
+        let announced = LimitWrite {
+            order,
             subject,
             container: None,
             write: Write::PidsMax { limit: 40 },
             reason: String::new(),
             found: "max".into(),
         };
-        executor.under_way.insert(ticket, UnderWay::Owner(change));
+        executor.under_way.insert(ticket, UnderWay::Owner(announced));
         let mut guards = Guards::new();
         executor.abandon_limits(&mut guards);
         let settled = executor.settled().unwrap();

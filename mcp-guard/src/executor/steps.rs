@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, io};
 
 use mcp_guard_core::{
     Time,
-    audit::Change,
+    audit::LimitChange,
     id::Incident,
     incident::{Cause, Hold, Outcome},
     limit::Limit,
@@ -47,7 +47,7 @@ impl Holder {
     pub fn this_process() -> Self {
         let pid = std::process::id();
         let start =
-            process::Process::open(pid).and_then(|process| process.start_ticks()).unwrap_or(0);
+            process::OpenProcess::open(pid).and_then(|process| process.start_ticks()).unwrap_or(0);
         Self { pid, start, boot_id: clock::boot_id() }
     }
 
@@ -137,9 +137,9 @@ pub fn kill(cgroup: &Cgroup, mode: Mode) -> Step {
 }
 
 /// What a clamp would find and write.
-pub fn planned_clamp(cgroup: &Cgroup, headroom: u64) -> io::Result<Change> {
+pub fn planned_clamp(cgroup: &Cgroup, headroom: u64) -> io::Result<LimitChange> {
     let (found, wanted) = clamp_values(cgroup, headroom)?;
-    Ok(Change { found: found.to_string(), wanted: wanted.to_string() })
+    Ok(LimitChange { found: found.to_string(), wanted: wanted.to_string() })
 }
 
 /// The limit as it is, and tasks now + headroom, never above it.

@@ -83,7 +83,7 @@ pub enum Error {
 
 /// How the kernel side is set up; the defaults are what the agent uses.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct KernelOptions {
     /// A power of two, whole pages.
     pub ring_bytes: u32,
     /// False counts only; for measurements.
@@ -92,14 +92,14 @@ pub struct Options {
     pub use_group_dead: bool,
 }
 
-impl Default for Options {
+impl Default for KernelOptions {
     fn default() -> Self {
         Self { ring_bytes: RING_BYTES, send_events: true, use_group_dead: true }
     }
 }
 
 /// A record of the ring.
-pub struct Record {
+pub struct RingRecord {
     pub kind: Kind,
     pub event: Event,
     pub argv: Vec<u8>,
@@ -125,7 +125,7 @@ impl Kernel {
     ///
     /// # Errors
     /// No BTF, not enough rights, or a kernel that refuses a program.
-    pub fn start(options: Options) -> Result<Self, Error> {
+    pub fn start(options: KernelOptions) -> Result<Self, Error> {
         let mut kernel = Self::load(options)?;
         // aya parses the whole BTF again for each call, so once, and not while loading.
         let btf = Btf::from_sys_fs()?;
@@ -141,7 +141,7 @@ impl Kernel {
     ///
     /// # Errors
     /// See [`Kernel::start`].
-    pub fn load(options: Options) -> Result<Self, Error> {
+    pub fn load(options: KernelOptions) -> Result<Self, Error> {
         let layout = read_offsets(options.use_group_dead)?;
         let mut loader = EbpfLoader::new();
         let send = u64::from(options.send_events);
@@ -292,12 +292,12 @@ impl Kernel {
     }
 
     /// The next record, None where the ring is empty. Damaged ones are counted and stepped over.
-    pub fn next_record(&mut self) -> Option<Record> {
+    pub fn next_record(&mut self) -> Option<RingRecord> {
         while let Some(item) = self.ring.next() {
             match decode(&item) {
                 Ok((kind, event, argv)) => {
                     let argv = argv.to_vec();
-                    return Some(Record { kind, event, argv });
+                    return Some(RingRecord { kind, event, argv });
                 }
                 Err(_) => self.malformed += 1,
             }

@@ -12,7 +12,7 @@ use mcp_guard_core::{
     registry::Observed,
 };
 
-use super::{observer::Observer, proc, process::Process};
+use super::{observer::Observer, proc, process::OpenProcess};
 
 /// Words of a command line that are kept.
 const MAX_WORDS: usize = 32;
@@ -123,7 +123,7 @@ impl Census {
     pub fn may_trace_in_namespace_of(&self, pid: u32) -> bool {
         let namespace = self.pid_ns(pid);
         let mut inside = self.rows.iter().filter(|(_, row)| row.pid_ns == namespace && !row.zombie);
-        inside.any(|(pid, _)| Process::open(*pid).is_ok_and(|process| process.may_trace()))
+        inside.any(|(pid, _)| OpenProcess::open(*pid).is_ok_and(|process| process.may_trace()))
     }
 
     /// Tasks in the pid namespace of a process, where that is another than the host's.
@@ -162,7 +162,7 @@ fn is_in(path: &str, cgroup: &str) -> bool {
 }
 
 fn row(pid: u32, v1: bool) -> Option<Row> {
-    let process = Process::open(pid).ok()?;
+    let process = OpenProcess::open(pid).ok()?;
     let stat = process.stat().ok()?;
     let membership = process.membership().ok()?;
     let cgroup = if v1 { membership.v1_pids() } else { membership.unified() };
@@ -181,8 +181,8 @@ fn row(pid: u32, v1: bool) -> Option<Row> {
 
 /// `seen` may be of another process that has the number by now.
 fn shown(pid: u32, row: &Row, seen: Option<&Observed>) -> facts::Process {
-    let same = |process: &Process| process.start_ticks().is_ok_and(|start| start == row.start);
-    let process = Process::open(pid).ok().filter(same);
+    let same = |process: &OpenProcess| process.start_ticks().is_ok_and(|start| start == row.start);
+    let process = OpenProcess::open(pid).ok().filter(same);
     let comm = process.and_then(|process| process.comm().ok()).unwrap_or_default();
     let seen = seen.filter(|seen| seen.start_ticks == row.start);
     let argv = seen.map_or(&[][..], |seen| &seen.argv);

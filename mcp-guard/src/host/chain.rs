@@ -86,7 +86,7 @@ pub fn memory(layout: &Layout, path: &str) -> Option<Memory> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::layout::{Kind, PidsTree};
+    use crate::host::layout::{LayoutKind, PidsTree};
 
     /// A tree of two cgroups, whose files are plain ones.
     fn tree(v1: bool) -> (tempfile::TempDir, Layout) {
@@ -97,7 +97,7 @@ mod tests {
             fs::write(own.join(file), text).unwrap();
         }
         let pids = Some(PidsTree { mount: mount.path().to_owned(), v1 });
-        let layout = Layout { kind: Kind::Unified, unified: None, pids, nsdelegate: None };
+        let layout = Layout { kind: LayoutKind::Unified, unified: None, pids, nsdelegate: None };
         (mount, layout)
     }
 

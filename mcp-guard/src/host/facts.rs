@@ -5,13 +5,13 @@ use std::{fs, io};
 use mcp_guard_core::{
     container::container_in,
     escape::{cgroup_path, escape},
-    refusal::{ENGINES, Facts},
+    refusal::{BystanderFacts, ENGINES},
 };
 
 use super::{
     cgroup::{Cgroup, MAX_DESCENDANTS},
     proc::membership::Membership,
-    process::Process,
+    process::OpenProcess,
 };
 
 /// `/proc/PID/comm` keeps 15 bytes of a program's name.
@@ -20,14 +20,14 @@ const COMM: usize = 15;
 /// # Errors
 /// The cgroup is gone, or holds more than can be looked at: a session may be among what was not seen. Not in
 /// a container, whose cgroups are its own.
-pub fn gather(cgroup: &Cgroup) -> io::Result<Facts> {
+pub fn gather(cgroup: &Cgroup) -> io::Result<BystanderFacts> {
     let processes = cgroup.processes()?;
     let descendants = cgroup.descendants()?;
     if descendants.len() >= MAX_DESCENDANTS && container_in(cgroup.path()).is_none() {
         let what = format!("it has {MAX_DESCENDANTS} cgroups below it, or more");
         return Err(io::Error::other(what));
     }
-    Ok(Facts {
+    Ok(BystanderFacts {
         path: cgroup.path().to_owned(),
         descendants: descendants.into_iter().map(|(path, _)| path).collect(),
         own: own_path()?,
@@ -45,7 +45,7 @@ fn own_path() -> io::Result<String> {
 
 /// A container can call its programs what it likes; an engine lives in the host's pid namespace.
 fn engine(pid: u32) -> Option<(u32, String)> {
-    let process = Process::open(pid).ok()?;
+    let process = OpenProcess::open(pid).ok()?;
     let comm = process.comm().ok()?;
     let is_engine = ENGINES.iter().any(|name| comm == name.as_bytes()[..name.len().min(COMM)]);
     (is_engine && process.shares_our_pid_namespace()).then(|| (pid, escape(&comm, 64)))
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
     use crate::host::{
         cgroup::Dir,
-        layout::{Kind, Layout},
+        layout::{Layout, LayoutKind},
     };
 
     #[test]
@@ -71,7 +71,8 @@ mod tests {
         }
         fs::write(folder.path().join("cgroup.procs"), "").unwrap();
         let dir = Dir::from(OwnedFd::from(File::open(folder.path()).unwrap()));
-        let layout = Layout { kind: Kind::Unified, unified: None, pids: None, nsdelegate: None };
+        let layout =
+            Layout { kind: LayoutKind::Unified, unified: None, pids: None, nsdelegate: None };
         let cgroup = |path: &str| Cgroup::at(&dir, path, Hold::Freeze, &layout).unwrap();
         let other = cgroup("/");
         assert_eq!(other.descendants().unwrap().len(), MAX_DESCENDANTS);

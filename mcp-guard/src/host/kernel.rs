@@ -99,11 +99,11 @@ pub fn version(release: &str) -> Option<(u32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::layout::{Kind, PidsTree};
+    use crate::host::layout::{LayoutKind, PidsTree};
 
     fn layout(root: &Path) -> Layout {
         let pids = Some(PidsTree { mount: root.to_owned(), v1: false });
-        Layout { kind: Kind::Unified, unified: Some(root.to_owned()), pids, nsdelegate: None }
+        Layout { kind: LayoutKind::Unified, unified: Some(root.to_owned()), pids, nsdelegate: None }
     }
 
     #[test]
@@ -139,7 +139,8 @@ mod tests {
 
     #[test]
     fn version_1_alone_is_not_enough() {
-        let legacy = Layout { kind: Kind::Legacy, unified: None, pids: None, nsdelegate: None };
+        let legacy =
+            Layout { kind: LayoutKind::Legacy, unified: None, pids: None, nsdelegate: None };
         let error = check(&legacy).expect_err("nothing can be counted");
         assert!(error.to_string().contains("no cgroup version 2 tree"), "{error}");
     }

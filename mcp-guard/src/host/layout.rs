@@ -12,7 +12,7 @@ use super::{cgroupfs, proc::mount::Mount};
 /// How this host mounts cgroups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum LayoutKind {
     /// Version 2 alone: our home.
     Unified,
     /// A version 2 tree beside version 1 controllers.
@@ -24,7 +24,7 @@ pub enum Kind {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Layout {
-    pub kind: Kind,
+    pub kind: LayoutKind,
     /// Mount point of the version 2 tree.
     pub unified: Option<PathBuf>,
     pub pids: Option<PidsTree>,
@@ -84,10 +84,10 @@ impl Layout {
             }
         }
         let kind = match (&unified, any_v1) {
-            (Some(_), false) => Kind::Unified,
-            (Some(_), true) => Kind::Hybrid,
-            (None, true) => Kind::Legacy,
-            (None, false) => Kind::None,
+            (Some(_), false) => LayoutKind::Unified,
+            (Some(_), true) => LayoutKind::Hybrid,
+            (None, true) => LayoutKind::Legacy,
+            (None, false) => LayoutKind::None,
         };
         let pids = match (v1_pids, &unified) {
             (Some(mount), _) => Some(PidsTree { mount, v1: true }),
@@ -116,18 +116,18 @@ mod tests {
     #[test]
     fn each_layout_is_recognised() {
         let v2 = parse(V2, true);
-        assert_eq!(v2.kind, Kind::Unified);
+        assert_eq!(v2.kind, LayoutKind::Unified);
         assert_eq!(v2.pids, Some(PidsTree { mount: "/sys/fs/cgroup".into(), v1: false }));
         assert_eq!(parse(V2, false).pids, None, "pids disabled at boot");
 
         let hybrid = parse(HYBRID, false);
-        assert_eq!(hybrid.kind, Kind::Hybrid);
+        assert_eq!(hybrid.kind, LayoutKind::Hybrid);
         assert_eq!(hybrid.unified, Some("/sys/fs/cgroup/unified".into()));
         assert_eq!(hybrid.pids, Some(PidsTree { mount: "/sys/fs/cgroup/pids".into(), v1: true }));
 
         let legacy = parse(HYBRID.rsplit_once('\n').map_or("", |(rest, _)| rest), false);
-        assert_eq!((legacy.kind, legacy.unified), (Kind::Legacy, None));
-        assert_eq!(parse("", false).kind, Kind::None);
+        assert_eq!((legacy.kind, legacy.unified), (LayoutKind::Legacy, None));
+        assert_eq!(parse("", false).kind, LayoutKind::None);
     }
 
     #[test]
@@ -145,6 +145,6 @@ mod tests {
     fn mount_points_may_hold_anything() {
         let odd = "30 24 0:26 / /mnt/a\\040b\\134c rw - cgroup2 none rw";
         assert_eq!(parse(odd, false).unified, Some("/mnt/a b\\c".into()));
-        assert_eq!(parse("garbage\n\n30 24", false).kind, Kind::None);
+        assert_eq!(parse("garbage\n\n30 24", false).kind, LayoutKind::None);
     }
 }

@@ -15,12 +15,12 @@ const MAX_ARGV: usize = 1024;
 
 /// A process that cannot turn into another one: all reads go through one `/proc/PID` directory,
 /// which stays the dead process's own.
-pub struct Process {
+pub struct OpenProcess {
     pid: u32,
     dir: OwnedFd,
 }
 
-impl Process {
+impl OpenProcess {
     /// # Errors
     /// There is no such process.
     pub fn open(pid: u32) -> io::Result<Self> {
@@ -115,7 +115,7 @@ pub(super) fn read_at_most(fd: &OwnedFd, limit: usize) -> io::Result<Vec<u8>> {
 /// The process as the registry wants it; None where it is gone, a zombie, or ending. The read of a command line
 /// can hang: see [`super::observer`], through which it is to be called.
 pub(super) fn observe(pid: u32) -> Option<Observed> {
-    let process = Process::open(pid).ok()?;
+    let process = OpenProcess::open(pid).ok()?;
     let argv = process.read("cmdline", MAX_ARGV).ok()?;
     // After the command line: a process that execs in between is seen as what it was.
     observed(&process, argv)
@@ -123,10 +123,10 @@ pub(super) fn observe(pid: u32) -> Option<Observed> {
 
 /// The same without its command line, which nothing can hang.
 pub(super) fn without_argv(pid: u32) -> Option<Observed> {
-    observed(&Process::open(pid).ok()?, Vec::new())
+    observed(&OpenProcess::open(pid).ok()?, Vec::new())
 }
 
-fn observed(process: &Process, argv: Vec<u8>) -> Option<Observed> {
+fn observed(process: &OpenProcess, argv: Vec<u8>) -> Option<Observed> {
     let stat = process.stat().ok().filter(|stat| !stat.ending)?;
     Some(Observed { pid: process.pid, start_ticks: stat.start, parent: stat.parent, argv })
 }
@@ -140,7 +140,7 @@ pub fn runs(pid: u32) -> bool {
 /// Whether the process with this start time still runs.
 #[must_use]
 pub fn is_alive(pid: u32, start_ticks: u64) -> bool {
-    Process::open(pid)
+    OpenProcess::open(pid)
         .and_then(|process| process.stat())
         .is_ok_and(|stat| stat.start == start_ticks && !stat.ending)
 }

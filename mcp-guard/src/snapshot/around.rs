@@ -1,7 +1,7 @@
 //! What the limit of a container does not rest on, and explains it.
 
 use mcp_guard_core::diagnose::{
-    facts::{Container, Facts, Other, PidNamespace, Source, Unreadable},
+    facts::{ContainerFacts, Facts, Other, PidNamespace, Source, Unreadable},
     version::version,
 };
 
@@ -25,7 +25,7 @@ impl Snapshot {
         facts: &mut Facts,
         details: &Details,
     ) {
-        let Container { id, init, .. } = &details.container;
+        let ContainerFacts { id, init, .. } = &details.container;
         facts.aliens = self.census.aliens(*init, &facts.target.cgroup).unwrap_or_default();
         facts.others = self.others(id, details.compose.as_ref().map(|one| one.project.as_str()));
         self.look_into_pid_namespace(facts, *init).await;

@@ -2,12 +2,12 @@
 
 use std::fs;
 
-use mcp_guard_core::diagnose::facts::{Cgroups, Host, Source, Unreadable};
+use mcp_guard_core::diagnose::facts::{Cgroups, HostFacts, Source, Unreadable};
 
 use crate::host::{
     census::{self, Census},
     kernel,
-    layout::{Kind, Layout},
+    layout::{Layout, LayoutKind},
 };
 
 /// What of the processes the kernel does not show to this user.
@@ -20,17 +20,17 @@ pub fn hidden(census: &Census) -> Vec<Unreadable> {
 
 /// What a diagnosis reads of the host itself.
 #[must_use]
-pub fn host(layout: &Layout) -> Host {
+pub fn host(layout: &Layout) -> HostFacts {
     let number = |file: &str| fs::read_to_string(file).ok()?.trim().parse().ok();
     let words = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let about_cgroups = |word: &&str| word.contains("cgroup");
     let cgroups = match layout.kind {
-        Kind::Unified => Cgroups::Unified,
-        Kind::Hybrid => Cgroups::Hybrid,
-        Kind::Legacy => Cgroups::Legacy,
-        Kind::None => Cgroups::None,
+        LayoutKind::Unified => Cgroups::Unified,
+        LayoutKind::Hybrid => Cgroups::Hybrid,
+        LayoutKind::Legacy => Cgroups::Legacy,
+        LayoutKind::None => Cgroups::None,
     };
-    Host {
+    HostFacts {
         kernel: kernel::release(),
         cgroups,
         pids_enabled: pids_enabled(&fs::read_to_string("/proc/cgroups").unwrap_or_default()),

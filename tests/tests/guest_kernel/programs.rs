@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, path::Path, process::Command, thread};
 
 use mcp_guard::host::{
-    bpf::{Kernel, Options, Record, VMLINUX},
+    bpf::{Kernel, KernelOptions, RingRecord, VMLINUX},
     btf::Btf,
     kernel::release,
 };
@@ -50,7 +50,7 @@ fn group_dead_is_told() -> bool {
 #[test]
 fn what_the_programs_read_is_what_proc_shows() {
     // All offsets are found, all programs load.
-    let mut kernel = Kernel::start(Options::default()).unwrap();
+    let mut kernel = Kernel::start(KernelOptions::default()).unwrap();
     fact::record("BTF", "yes").unwrap();
     fact::record("exit", if group_dead_is_told() { "told" } else { "found out" }).unwrap();
     let cgroup = FixtureCgroup::new("btf").unwrap();
@@ -65,10 +65,10 @@ fn what_the_programs_read_is_what_proc_shows() {
     drop(leak);
     cgroup.wait_until("ended", DEADLINE, || cgroup.procs().unwrap().is_empty()).unwrap();
 
-    let told: Vec<Record> = std::iter::from_fn(|| kernel.next_record()).collect();
+    let told: Vec<RingRecord> = std::iter::from_fn(|| kernel.next_record()).collect();
     for (pid, shown) in &all {
         let came = if *pid == gateway { Kind::Attach } else { Kind::Fork };
-        let mine: Vec<&Record> = told.iter().filter(|one| one.event.tgid == *pid).collect();
+        let mine: Vec<&RingRecord> = told.iter().filter(|one| one.event.tgid == *pid).collect();
         let kinds: Vec<Kind> = mine.iter().map(|one| one.kind).collect();
         assert_eq!(kinds, [came, Kind::Exec, Kind::Exit], "{pid}");
         let [birth, exec, exit] = mine[..] else { panic!("as just seen") };

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Finding, comes_of_age, count, sooner};
+use super::{Detection, comes_of_age, count, sooner};
 use crate::{
     Time,
     incident::Detector,
@@ -11,21 +11,21 @@ use crate::{
     registry::{Identity, OTHER_IDENTITIES, Registry},
 };
 
-/// Findings now, and when they may change by time alone.
-pub fn look(now: Time, registry: &Registry, limits: &Burst) -> (Vec<Finding>, Option<Time>) {
-    let mut findings = Vec::new();
+/// Detections now, and when they may change by time alone.
+pub fn look(now: Time, registry: &Registry, limits: &Burst) -> (Vec<Detection>, Option<Time>) {
+    let mut detections = Vec::new();
     let mut next = None;
     for (name, identity) in registry.identities() {
-        if let Some(finding) = finding(now, name, identity, limits) {
-            findings.push(finding);
+        if let Some(detection) = detection(now, name, identity, limits) {
+            detections.push(detection);
             let survivor = identity.nth_oldest(limits.survivors);
             next = sooner(next, comes_of_age(now, survivor, limits.survivor_age));
         }
     }
-    (findings, next)
+    (detections, next)
 }
 
-fn finding(now: Time, name: &str, identity: &Identity, limits: &Burst) -> Option<Finding> {
+fn detection(now: Time, name: &str, identity: &Identity, limits: &Burst) -> Option<Detection> {
     let ten = identity.starts_within(now, Duration::from_secs(10));
     let sixty = identity.starts_within(now, Duration::from_secs(60));
     let storm = is_storm(now, identity, limits);
@@ -43,7 +43,7 @@ fn finding(now: Time, name: &str, identity: &Identity, limits: &Burst) -> Option
     ];
     let acts = (survivors >= limits.survivors || storm) && name != OTHER_IDENTITIES;
     let act = acts.then_some(limits.response);
-    Some(Finding::new(Detector::Burst, Some(name), &numbers, act))
+    Some(Detection::new(Detector::Burst, Some(name), &numbers, act))
 }
 
 fn is_storm(now: Time, identity: &Identity, limits: &Burst) -> bool {

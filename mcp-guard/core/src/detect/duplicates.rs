@@ -1,6 +1,6 @@
 //! D: one package, started again and again, and nothing ends. What separates a leak from work.
 
-use super::{Finding, comes_of_age, count, sooner};
+use super::{Detection, comes_of_age, count, sooner};
 use crate::{
     Time,
     incident::Detector,
@@ -8,20 +8,20 @@ use crate::{
     registry::{Identity, OTHER_IDENTITIES, Registry},
 };
 
-/// Findings now, and when they may change by time alone.
-pub fn look(now: Time, registry: &Registry, limits: &Duplicates) -> (Vec<Finding>, Option<Time>) {
-    let mut findings = Vec::new();
+/// Detections now, and when they may change by time alone.
+pub fn look(now: Time, registry: &Registry, limits: &Duplicates) -> (Vec<Detection>, Option<Time>) {
+    let mut detections = Vec::new();
     let mut next = None;
     for (name, identity) in registry.identities() {
-        findings.extend(finding(now, name, identity, limits));
+        detections.extend(detection(now, name, identity, limits));
         let warns = comes_of_age(now, identity.nth_oldest(limits.warn), limits.warn_age);
         let acts = comes_of_age(now, identity.nth_oldest(limits.act), limits.act_age);
         next = sooner(next, sooner(warns, acts));
     }
-    (findings, next)
+    (detections, next)
 }
 
-fn finding(now: Time, name: &str, identity: &Identity, limits: &Duplicates) -> Option<Finding> {
+fn detection(now: Time, name: &str, identity: &Identity, limits: &Duplicates) -> Option<Detection> {
     let warned = identity.live_aged(now, limits.warn_age);
     let acting = identity.live_aged(now, limits.act_age);
     let acts = acting >= limits.act;
@@ -41,5 +41,5 @@ fn finding(now: Time, name: &str, identity: &Identity, limits: &Duplicates) -> O
         ("starts", identity.starts),
     ];
     let act = (acts && name != OTHER_IDENTITIES).then_some(limits.response);
-    Some(Finding::new(Detector::Duplicates, Some(name), &numbers, act))
+    Some(Detection::new(Detector::Duplicates, Some(name), &numbers, act))
 }

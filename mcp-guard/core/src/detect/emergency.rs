@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Finding, count};
+use super::{Detection, count};
 use crate::{Time, incident::Detector, policy::Emergency, registry::Registry};
 
 /// The number of processes of age, once a second.
@@ -11,7 +11,12 @@ pub struct Aged(VecDeque<(Time, usize)>);
 
 impl Aged {
     /// Takes a sample and compares it with the one from `within` ago, or the first there is.
-    pub fn look(&mut self, now: Time, registry: &Registry, limits: &Emergency) -> Option<Finding> {
+    pub fn look(
+        &mut self,
+        now: Time,
+        registry: &Registry,
+        limits: &Emergency,
+    ) -> Option<Detection> {
         let aged = registry.processes_aged(now, limits.age);
         self.0.push_back((now, aged));
         // Keeps one sample that is at least `within` old as the base.
@@ -30,6 +35,6 @@ impl Aged {
             ("within_ms", u64::try_from(limits.within.as_millis()).unwrap_or(u64::MAX)),
         ];
         let act = (growth >= limits.act).then_some(limits.response);
-        Some(Finding::new(Detector::Emergency, None, &numbers, act))
+        Some(Detection::new(Detector::Emergency, None, &numbers, act))
     }
 }

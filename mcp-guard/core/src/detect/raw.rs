@@ -1,12 +1,12 @@
 //! R: the raw rate of process forks. A shell loop forks 1,000 times a second and means no harm, so
 //! this only warns.
 
-use super::Finding;
+use super::Detection;
 use crate::{incident::Detector, policy::Raw, rates::Rates};
 
-pub fn look(rates: &Rates, limits: &Raw) -> Option<Finding> {
+pub fn look(rates: &Rates, limits: &Raw) -> Option<Detection> {
     let seconds = rates.seconds_at(limits.warn, |totals| totals.process_forks);
     let sustained = limits.sustained.as_secs().max(1);
     let numbers = [("forks_per_second", limits.warn), ("seconds", seconds)];
-    (seconds >= sustained).then(|| Finding::new(Detector::Raw, None, &numbers, None))
+    (seconds >= sustained).then(|| Detection::new(Detector::Raw, None, &numbers, None))
 }

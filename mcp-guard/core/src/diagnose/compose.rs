@@ -94,7 +94,7 @@ fn says(content: &Content, tool: Tool) -> Says {
     if let Some(why) = unread {
         return Says::Unknown { why };
     }
-    let mut reader = Reader { variables, short: None, long: None, limits: false };
+    let mut reader = ComposeReader { variables, short: None, long: None, limits: false };
     let mut places = Vec::new();
     for ComposeFile { path, keys } in files {
         if let Err(says) = reader.read(path, keys) {
@@ -117,7 +117,7 @@ struct Found {
     filled: bool,
 }
 
-struct Reader<'a> {
+struct ComposeReader<'a> {
     variables: &'a Variables,
     short: Option<Found>,
     long: Option<Found>,
@@ -125,7 +125,7 @@ struct Reader<'a> {
     limits: bool,
 }
 
-impl Reader<'_> {
+impl ComposeReader<'_> {
     fn read(&mut self, path: &str, keys: &Keys) -> Result<(), Says> {
         let unknown = |why: String| Says::Unknown { why: format!("{path}: {why}") };
         let service = match keys {

@@ -32,10 +32,10 @@ pub struct Facts {
     /// Seconds since 1970, by this host's clock.
     pub taken: u64,
     pub took_ms: u64,
-    pub target: Subject,
-    pub host: Host,
-    pub engine: Option<Engine>,
-    pub container: Option<Container>,
+    pub target: TargetFacts,
+    pub host: HostFacts,
+    pub engine: Option<EngineFacts>,
+    pub container: Option<ContainerFacts>,
     pub compose: Option<Compose>,
     /// What `repair` was asked for, and what no owner keeps yet.
     pub wanted: Option<u64>,
@@ -61,7 +61,7 @@ pub struct Facts {
 /// What was asked about.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Subject {
+pub struct TargetFacts {
     pub kind: SubjectKind,
     pub name: String,
     /// Of a container.
@@ -72,7 +72,7 @@ pub struct Subject {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Host {
+pub struct HostFacts {
     /// `uname -r`.
     pub kernel: String,
     pub cgroups: Cgroups,
@@ -102,7 +102,7 @@ pub struct PidNamespace {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Engine {
+pub struct EngineFacts {
     pub kind: EngineKind,
     pub version: String,
     pub api_version: String,
@@ -121,7 +121,7 @@ pub struct Engine {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Container {
+pub struct ContainerFacts {
     pub id: String,
     pub name: String,
     pub image: String,

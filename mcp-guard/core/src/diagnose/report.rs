@@ -4,13 +4,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     code::{Code, Severity},
-    facts::{Subject, Unreadable},
+    facts::{TargetFacts, Unreadable},
     sizing::Sizing,
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    pub target: Subject,
+    pub target: TargetFacts,
     pub verdict: Verdict,
     /// What the compose file says, else what the engine was told.
     pub declared: Option<u64>,
@@ -57,7 +57,7 @@ pub struct Finding {
     pub evidence: Vec<Evidence>,
     /// Look-alikes, and what speaks against each.
     pub ruled_out: Vec<String>,
-    pub repair: Repair,
+    pub repair: RepairAdvice,
 }
 
 /// One thing that was read.
@@ -70,7 +70,7 @@ pub struct Evidence {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Repair {
+pub struct RepairAdvice {
     /// Whether the command mends it at once, without making the container anew.
     pub possible: bool,
     /// Who keeps the value that must change.
@@ -162,7 +162,7 @@ impl Finding {
             title: title.into(),
             evidence: Vec::new(),
             ruled_out: Vec::new(),
-            repair: Repair {
+            repair: RepairAdvice {
                 possible: false,
                 owner: Keeper::Nobody,
                 command: String::new(),
@@ -209,7 +209,12 @@ impl Finding {
     }
 }
 
-fn repair(possible: bool, owner: Keeper, command: impl Into<String>, survives: &[&str]) -> Repair {
+fn repair(
+    possible: bool,
+    owner: Keeper,
+    command: impl Into<String>,
+    survives: &[&str],
+) -> RepairAdvice {
     let survives = survives.iter().map(|what| (*what).to_owned()).collect();
-    Repair { possible, owner, command: command.into(), survives }
+    RepairAdvice { possible, owner, command: command.into(), survives }
 }

@@ -9,8 +9,9 @@ mod saved;
 use super::{
     code::{Code, Severity},
     facts::{
-        CgroupDriver, Cgroups, Clamp, Compose, ComposeTool, Container, Engine, EngineKind, Facts,
-        Host, Level, Other, PidNamespace, Process, Says, Subject, SubjectKind, Unit,
+        CgroupDriver, Cgroups, Clamp, Compose, ComposeTool, ContainerFacts, EngineFacts,
+        EngineKind, Facts, HostFacts, Level, Other, PidNamespace, Process, Says, SubjectKind,
+        TargetFacts, Unit,
     },
     judge,
     report::{Certainty, Layer, Report, Verdict},
@@ -55,32 +56,32 @@ fn limited(limit: u64) -> Facts {
         level("/", None),
     );
     Facts {
-        target: Subject {
+        target: TargetFacts {
             kind: SubjectKind::Container,
             name: "web".into(),
             id: Some(ID.into()),
             cgroup: path(),
         },
-        host: Host {
+        host: HostFacts {
             kernel: "6.18".into(),
             cgroups: Cgroups::Hybrid,
             pids_enabled: Some(true),
-            ..Host::default()
+            ..HostFacts::default()
         },
-        engine: Some(Engine {
+        engine: Some(EngineFacts {
             kind: EngineKind::Docker,
             version: "20.10.24".into(),
             api_version: "1.41".into(),
             cgroup_driver: CgroupDriver::Cgroupfs,
             kernel: "6.18".into(),
-            ..Engine::default()
+            ..EngineFacts::default()
         }),
-        container: Some(Container {
+        container: Some(ContainerFacts {
             id: ID.into(),
             init: INIT,
             created: Some(CREATED),
             pids_limit: i64::try_from(limit).ok(),
-            ..Container::default()
+            ..ContainerFacts::default()
         }),
         chain: vec![own, parent, root],
         members: vec![process(INIT, SHIM)],
@@ -95,7 +96,7 @@ fn unlimited() -> Facts {
     facts
 }
 
-fn container(facts: &mut Facts) -> &mut Container {
+fn container(facts: &mut Facts) -> &mut ContainerFacts {
     facts.container.as_mut().unwrap()
 }
 

@@ -7,14 +7,14 @@ use std::{
 
 use super::{
     compose::judged,
-    facts::{Clamp, Compose, Container, Facts, Level, Process, Says, SubjectKind, Unit},
+    facts::{Clamp, Compose, ContainerFacts, Facts, Level, Process, Says, SubjectKind, Unit},
     owner::survives,
 };
 use crate::limit::Limit;
 
 /// What the engine keeps of a container's limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stored {
+pub enum StoredLimit {
     /// `null`: made without one, or with 0 or -1.
     Null,
     /// 0 or less: none, said in so many words.
@@ -34,7 +34,7 @@ pub struct View<'a> {
     /// The least limit up to the root.
     pub effective: Option<Limit>,
     /// None where the target is no container of an engine that answers.
-    pub stored: Option<Stored>,
+    pub stored: Option<StoredLimit>,
     /// What the compose file says; 0 and less are no limit (compose itself drops them).
     pub file: Option<u64>,
     /// That number comes from a variable, and may have been another when compose ran.
@@ -85,16 +85,16 @@ impl<'a> View<'a> {
     pub fn stored_word(&self) -> String {
         match self.stored {
             None => "unknown".to_owned(),
-            Some(Stored::Null) => "null".to_owned(),
-            Some(Stored::Unlimited(value)) => value.to_string(),
-            Some(Stored::Limit(limit)) => limit.to_string(),
+            Some(StoredLimit::Null) => "null".to_owned(),
+            Some(StoredLimit::Unlimited(value)) => value.to_string(),
+            Some(StoredLimit::Limit(limit)) => limit.to_string(),
         }
     }
 
     pub fn stored_limit(&self) -> Option<u64> {
         match self.stored? {
-            Stored::Limit(limit) => Some(limit),
-            Stored::Null | Stored::Unlimited(_) => None,
+            StoredLimit::Limit(limit) => Some(limit),
+            StoredLimit::Null | StoredLimit::Unlimited(_) => None,
         }
     }
 
@@ -119,7 +119,7 @@ impl<'a> View<'a> {
         self.facts.own()
     }
 
-    pub fn container(&self) -> Option<&'a Container> {
+    pub fn container(&self) -> Option<&'a ContainerFacts> {
         self.facts.container.as_ref()
     }
 
@@ -225,12 +225,12 @@ pub(super) fn shell_word(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
-fn stored(container: &Container) -> Stored {
+fn stored(container: &ContainerFacts) -> StoredLimit {
     match container.pids_limit {
-        None => Stored::Null,
+        None => StoredLimit::Null,
         Some(limit) => match u64::try_from(limit) {
-            Ok(limit) if limit > 0 => Stored::Limit(limit),
-            _ => Stored::Unlimited(limit),
+            Ok(limit) if limit > 0 => StoredLimit::Limit(limit),
+            _ => StoredLimit::Unlimited(limit),
         },
     }
 }

@@ -40,7 +40,7 @@ pub struct Pacing {
 
 /// What fresh facts come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Ruling {
     /// It is in force, or nothing is wanted.
     Rest,
     Repair,
@@ -76,12 +76,12 @@ impl Pacing {
         true
     }
 
-    /// Decides from fresh facts. Every [`Verdict::Repair`] is followed by one of [`Pacing::waits`],
+    /// Decides from fresh facts. Every [`Ruling::Repair`] is followed by one of [`Pacing::waits`],
     /// [`Pacing::failed`], [`Pacing::stepped`], [`Pacing::reached`] and [`Pacing::leave`].
-    pub fn judge(&mut self, now: Time, wanted: Option<u64>, in_force: Limit) -> Verdict {
+    pub fn judge(&mut self, now: Time, wanted: Option<u64>, in_force: Limit) -> Ruling {
         self.busy = false;
         if !self.look(now, wanted, in_force) {
-            return Verdict::Rest;
+            return Ruling::Rest;
         }
         let below_step = self.step.is_some_and(|step| in_force <= Limit::Tasks(step));
         let is_in_force = wanted.is_none_or(|limit| in_force <= Limit::Tasks(limit));
@@ -92,9 +92,9 @@ impl Pacing {
         if self.undone.len() >= REVERSIONS {
             self.stopped = true;
             self.busy = false;
-            return Verdict::GiveUp;
+            return Ruling::GiveUp;
         }
-        Verdict::Repair
+        Ruling::Repair
     }
 
     /// There was nothing to write yet.
@@ -162,14 +162,14 @@ mod tests {
         Time(seconds * 1_000_000_000)
     }
 
-    fn repaired(pacing: &mut Pacing, second: u64) -> Verdict {
+    fn repaired(pacing: &mut Pacing, second: u64) -> Ruling {
         assert!(pacing.look(at(second), WANTED, OTHER), "noticed");
         assert!(!pacing.look(at(second), WANTED, OTHER), "once");
-        let verdict = pacing.judge(at(second), WANTED, OTHER);
-        if verdict == Verdict::Repair {
+        let ruling = pacing.judge(at(second), WANTED, OTHER);
+        if ruling == Ruling::Repair {
             pacing.reached();
         }
-        verdict
+        ruling
     }
 
     #[test]
@@ -185,10 +185,10 @@ mod tests {
     #[test]
     fn the_third_reversion_within_an_hour_is_the_last() {
         let mut pacing = Pacing::default();
-        assert_eq!(repaired(&mut pacing, 1), Verdict::Repair, "never in force: no reversion");
-        assert_eq!(repaired(&mut pacing, 10), Verdict::Repair);
-        assert_eq!(repaired(&mut pacing, 20), Verdict::Repair);
-        assert_eq!(repaired(&mut pacing, 30), Verdict::GiveUp);
+        assert_eq!(repaired(&mut pacing, 1), Ruling::Repair, "never in force: no reversion");
+        assert_eq!(repaired(&mut pacing, 10), Ruling::Repair);
+        assert_eq!(repaired(&mut pacing, 20), Ruling::Repair);
+        assert_eq!(repaired(&mut pacing, 30), Ruling::GiveUp);
         assert!(pacing.has_stopped() && !pacing.look(at(4000), WANTED, OTHER));
         // Another limit is another matter.
         assert!(pacing.look(at(4001), Some(50), OTHER));
@@ -203,14 +203,14 @@ mod tests {
         assert!(pacing.has_stopped());
         pacing.asked_again();
         assert!(!pacing.has_stopped());
-        assert_eq!(repaired(&mut pacing, 31), Verdict::Repair);
+        assert_eq!(repaired(&mut pacing, 31), Ruling::Repair);
     }
 
     #[test]
     fn what_is_left_alone_is_said_again_only_after_it_was_in_force() {
         let mut pacing = Pacing::default();
         assert!(pacing.look(at(1), WANTED, OTHER));
-        assert_eq!(pacing.judge(at(1), WANTED, OTHER), Verdict::Repair);
+        assert_eq!(pacing.judge(at(1), WANTED, OTHER), Ruling::Repair);
         pacing.leave();
         assert!(!pacing.look(at(1000), WANTED, OTHER));
         assert!(!pacing.look(at(1001), WANTED, OURS));
@@ -221,7 +221,7 @@ mod tests {
     fn reversions_of_different_hours_are_no_fight() {
         let mut pacing = Pacing::default();
         for second in [1, 2000, 4000, 6000, 8000, 10_000] {
-            assert_eq!(repaired(&mut pacing, second), Verdict::Repair, "{second}");
+            assert_eq!(repaired(&mut pacing, second), Ruling::Repair, "{second}");
         }
     }
 
@@ -231,7 +231,7 @@ mod tests {
         assert!(!pacing.look(at(1), WANTED, OURS));
         assert!(pacing.look(at(2), WANTED, Limit::Tasks(500)));
         // The engine was told 500 by somebody, and now says so.
-        assert_eq!(pacing.judge(at(2), Some(500), Limit::Tasks(500)), Verdict::Rest);
+        assert_eq!(pacing.judge(at(2), Some(500), Limit::Tasks(500)), Ruling::Rest);
         assert!(!pacing.look(at(3), Some(500), Limit::Tasks(500)));
     }
 
@@ -241,8 +241,8 @@ mod tests {
         let mut step = 300;
         for second in [0, 10, 20, 30, 40, 50] {
             assert!(pacing.look(at(second), WANTED, Limit::Tasks(step)));
-            let verdict = pacing.judge(at(second), WANTED, Limit::Tasks(step));
-            assert_eq!(verdict, Verdict::Repair);
+            let ruling = pacing.judge(at(second), WANTED, Limit::Tasks(step));
+            assert_eq!(ruling, Ruling::Repair);
             step -= 20;
             pacing.stepped(at(second), step);
             assert!(!pacing.look(at(second + 9), WANTED, Limit::Tasks(step)));
@@ -256,17 +256,17 @@ mod tests {
         let mut undone = |pacing: &mut Pacing| {
             second += 10;
             assert!(pacing.look(at(second), WANTED, OTHER));
-            let verdict = pacing.judge(at(second), WANTED, OTHER);
-            if verdict == Verdict::Repair {
+            let ruling = pacing.judge(at(second), WANTED, OTHER);
+            if ruling == Ruling::Repair {
                 pacing.stepped(at(second), 100);
             }
-            verdict
+            ruling
         };
-        assert_eq!(undone(&mut pacing), Verdict::Repair, "the first is nobody's");
+        assert_eq!(undone(&mut pacing), Ruling::Repair, "the first is nobody's");
         for _ in 1..REVERSIONS {
-            assert_eq!(undone(&mut pacing), Verdict::Repair);
+            assert_eq!(undone(&mut pacing), Ruling::Repair);
         }
-        assert_eq!(undone(&mut pacing), Verdict::GiveUp);
+        assert_eq!(undone(&mut pacing), Ruling::GiveUp);
         assert_eq!(pacing.step(), Some(100), "no later one is higher");
         assert!(!pacing.look(at(1000), Some(41), Limit::Tasks(41)));
         assert_eq!(pacing.step(), None, "of another limit");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// A request as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stored {
+pub struct StoredRequest {
     /// Id of the container.
     pub id: String,
     /// Where the engine listens that has the container; empty in a file of an older version.
@@ -17,8 +17,13 @@ pub struct Stored {
 /// or not, as it said after `since`. An empty list is no proof: it may be all that an engine says which
 /// is just starting.
 #[must_use]
-pub fn gone(stored: Vec<Stored>, listed: &[String], engine: &str, since: Duration) -> Vec<String> {
-    let is_gone = |one: &Stored| {
+pub fn gone(
+    stored: Vec<StoredRequest>,
+    listed: &[String],
+    engine: &str,
+    since: Duration,
+) -> Vec<String> {
+    let is_gone = |one: &StoredRequest| {
         let is_older = one.at.is_some_and(|at| at < since);
         !listed.is_empty() && one.engine == engine && is_older && !listed.contains(&one.id)
     };
@@ -42,7 +47,7 @@ mod tests {
             ("a", ENGINE, None, &["b"], false),
             ("a", ENGINE, at(1), &[], false),
         ] {
-            let stored = Stored { id: id.into(), engine: engine.into(), at: made };
+            let stored = StoredRequest { id: id.into(), engine: engine.into(), at: made };
             let listed: Vec<String> = listed.iter().map(|id| (*id).to_owned()).collect();
             let found = gone(vec![stored], &listed, ENGINE, Duration::from_secs(2));
             assert_eq!(!found.is_empty(), expected, "{engine} {made:?} {listed:?}");

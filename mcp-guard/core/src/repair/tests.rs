@@ -2,8 +2,8 @@ use proptest::prelude::*;
 
 use super::{plan as plan_with, *};
 use crate::diagnose::facts::{
-    Compose, Container, Engine, EngineKind, Host, Level, Process, Source, Subject, SubjectKind,
-    Unreadable,
+    Compose, ContainerFacts, EngineFacts, EngineKind, HostFacts, Level, Process, Source,
+    SubjectKind, TargetFacts, Unreadable,
 };
 
 const ID: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
@@ -13,19 +13,23 @@ fn container(stored: Option<i64>, in_force: Limit) -> Facts {
     let path = format!("/docker/{ID}");
     let own = Level { path: path.clone(), max: Some(in_force), ..Level::default() };
     Facts {
-        target: Subject { kind: SubjectKind::Container, cgroup: path, ..Subject::default() },
-        host: Host { pids_enabled: Some(true), ..Host::default() },
-        engine: Some(Engine {
+        target: TargetFacts {
+            kind: SubjectKind::Container,
+            cgroup: path,
+            ..TargetFacts::default()
+        },
+        host: HostFacts { pids_enabled: Some(true), ..HostFacts::default() },
+        engine: Some(EngineFacts {
             kind: EngineKind::Docker,
             version: "20.10.24".into(),
             api_version: "1.41".into(),
-            ..Engine::default()
+            ..EngineFacts::default()
         }),
-        container: Some(Container {
+        container: Some(ContainerFacts {
             id: ID.into(),
             init: 7,
             pids_limit: stored,
-            ..Container::default()
+            ..ContainerFacts::default()
         }),
         chain: vec![own, Level { path: "/".into(), ..Level::default() }],
         members: vec![Process { pid: 7, parent: 1, threads: 1, ..Process::default() }],

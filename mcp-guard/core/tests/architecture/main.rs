@@ -3,6 +3,7 @@
 mod circles;
 mod dependencies;
 mod modules;
+mod names;
 mod scopes;
 mod tokens;
 mod walks;

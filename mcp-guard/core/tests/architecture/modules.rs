@@ -83,6 +83,11 @@ impl Tree {
         self.modules.keys().filter(|path| path.len() == 1).map(|path| path[0].as_str()).collect()
     }
 
+    /// The files of all modules, relative to the folder.
+    pub fn files(&self) -> BTreeSet<&str> {
+        self.modules.values().map(|module| module.file.as_str()).collect()
+    }
+
     /// Every use that leads from one branch of the tree into another.
     pub fn uses(&self) -> BTreeSet<Use> {
         let mut uses = BTreeSet::new();

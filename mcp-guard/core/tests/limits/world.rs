@@ -6,7 +6,9 @@ use mcp_guard_common::Totals;
 use mcp_guard_core::{
     Core, Time,
     diagnose::facts::{self, Facts},
-    effect::{Action, Effect, Input, LimitRequest, Order, PolicyThen, Request, SeenLimit, Settled},
+    effect::{
+        Action, Effect, Input, LimitRequest, OperatorRequest, Order, PolicyThen, SeenLimit, Settled,
+    },
     id::{GuardId, RequestId, Ticket},
     incident::{Hold, Outcome},
     limit::Limit,
@@ -38,16 +40,16 @@ fn policy_of(mode: &str, pids_limit: Option<u64>) -> Box<Policy> {
 pub fn facts(stored: Option<u64>, in_force: Limit) -> Facts {
     let cgroup = format!("/docker/{ID}");
     let own = facts::Level { path: cgroup.clone(), max: Some(in_force), ..Default::default() };
-    let engine = facts::Engine { api_version: "1.41".into(), ..docker() };
-    let container = facts::Container {
+    let engine = facts::EngineFacts { api_version: "1.41".into(), ..docker() };
+    let container = facts::ContainerFacts {
         id: ID.into(),
         init: 7,
         pids_limit: stored.map(|limit| i64::try_from(limit).expect("small")),
         ..Default::default()
     };
     Facts {
-        target: facts::Subject { cgroup, ..Default::default() },
-        host: facts::Host { pids_enabled: Some(true), ..Default::default() },
+        target: facts::TargetFacts { cgroup, ..Default::default() },
+        host: facts::HostFacts { pids_enabled: Some(true), ..Default::default() },
         engine: Some(engine),
         container: Some(container),
         chain: vec![own, facts::Level { path: "/".into(), ..Default::default() }],
@@ -56,8 +58,8 @@ pub fn facts(stored: Option<u64>, in_force: Limit) -> Facts {
     }
 }
 
-fn docker() -> facts::Engine {
-    facts::Engine {
+fn docker() -> facts::EngineFacts {
+    facts::EngineFacts {
         kind: facts::EngineKind::Docker,
         version: "20.10.24".into(),
         ..Default::default()
@@ -296,7 +298,11 @@ impl World {
     }
 
     pub fn thaw(&mut self) {
-        self.step(Input::Operator { guard: GUARD, id: RequestId(1), request: Request::Thaw });
+        self.step(Input::Operator {
+            guard: GUARD,
+            id: RequestId(1),
+            request: OperatorRequest::Thaw,
+        });
     }
 
     pub fn wanted(&self) -> Option<u64> {

@@ -6,7 +6,7 @@ use mcp_guard_core::{
     repair,
 };
 
-use super::{LOOK, Reached, Repair};
+use super::{LOOK, Repair, RepairEnd};
 use crate::{
     cli::{Exit, Failure, out},
     render,
@@ -17,20 +17,20 @@ const PROOFS: u32 = 5;
 
 impl Repair<'_> {
     /// Looks again at every place, and says what is there.
-    pub(super) async fn tell(&mut self, reached: Reached) -> Result<Exit, Failure> {
-        let proved = self.prove(matches!(reached, Reached::End)).await;
+    pub(super) async fn tell(&mut self, reached: RepairEnd) -> Result<Exit, Failure> {
+        let proved = self.prove(matches!(reached, RepairEnd::End)).await;
         let holds = matches!(proved, Ok((_, true, _)));
         match &reached {
-            Reached::End if holds => {}
-            Reached::End if proved.is_err() => {
+            RepairEnd::End if holds => {}
+            RepairEnd::End if proved.is_err() => {
                 out::answer("  written, and NOT proved: it cannot be read back");
             }
-            Reached::End => out::answer("  NOT repaired: not every place says so"),
-            Reached::Failed(why) => {
+            RepairEnd::End => out::answer("  NOT repaired: not every place says so"),
+            RepairEnd::Failed(why) => {
                 self.unwant()?;
                 out::answer(&format!("  NOT repaired: {why}"));
             }
-            Reached::Stopped(signal) => {
+            RepairEnd::Stopped(signal) => {
                 let goes_on = match (&self.id, self.agent.goes_on_now()) {
                     (_, true) => "the agent goes on",
                     (Some(_), false) => {
@@ -43,7 +43,7 @@ impl Repair<'_> {
         }
         let (facts, _, places) = proved?;
         out::answer(&render::repair::places(&places));
-        if !holds || !matches!(reached, Reached::End) {
+        if !holds || !matches!(reached, RepairEnd::End) {
             return Ok(Exit::Wrong);
         }
         self.settle()?;

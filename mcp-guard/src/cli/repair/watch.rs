@@ -8,7 +8,7 @@ use std::{
 use mcp_guard_core::{policy::Mode, status::GuardState};
 
 use crate::{
-    cli::Host,
+    cli::HostOptions,
     control::{client, lock, wire::WatchedStatus},
 };
 
@@ -26,7 +26,7 @@ pub(super) struct AgentWatch {
 }
 
 impl AgentWatch {
-    pub fn new(host: &Host, cgroup: Option<u64>) -> Self {
+    pub fn new(host: &HostOptions, cgroup: Option<u64>) -> Self {
         Self { run_dir: host.run_dir.clone(), cgroup, asked: None, went_on: None }
     }
 

@@ -1,6 +1,6 @@
 use futures_util::{FutureExt as _, future};
 
-use super::{super::Answer, *};
+use super::{super::EngineAnswer, *};
 
 const ID: &str = "an id";
 
@@ -16,7 +16,7 @@ impl Engine for Names {
         "names".to_owned()
     }
 
-    fn candidates(&self) -> Answer<'_, Vec<Candidate>> {
+    fn candidates(&self) -> EngineAnswer<'_, Vec<Candidate>> {
         future::ready(Ok(vec![Candidate { id: ID.to_owned(), name: "named".to_owned() }])).boxed()
     }
 }
@@ -42,11 +42,11 @@ impl Engine for One {
         "one".to_owned()
     }
 
-    fn candidates(&self) -> Answer<'_, Vec<Candidate>> {
+    fn candidates(&self) -> EngineAnswer<'_, Vec<Candidate>> {
         future::ready(Err(away())).boxed()
     }
 
-    fn inspect<'a>(&'a self, id: &'a str) -> Answer<'a, Option<Container>> {
+    fn inspect<'a>(&'a self, id: &'a str) -> EngineAnswer<'a, Option<Container>> {
         let container = || Container {
             id: id.to_owned(),
             name: String::new(),
@@ -65,7 +65,7 @@ impl Engine for One {
         }
     }
 
-    fn update_limit<'a>(&'a self, _id: &'a str, _limit: u64) -> Answer<'a, ()> {
+    fn update_limit<'a>(&'a self, _id: &'a str, _limit: u64) -> EngineAnswer<'a, ()> {
         future::ready(Ok(())).boxed()
     }
 }
@@ -153,7 +153,9 @@ async fn changes_say_which_engine_they_are_from() {
     let (to, mut told) = mpsc::channel(8);
     both.watch(&to, Duration::from_secs(3600));
     for _ in 0..2 {
-        let Some((from, Change::Away(why))) = told.recv().await else { panic!("they are away") };
+        let Some((from, EngineEvent::Away(why))) = told.recv().await else {
+            panic!("they are away")
+        };
         assert!(why.contains(both.get(from).unwrap().socket()), "{why}");
     }
 }

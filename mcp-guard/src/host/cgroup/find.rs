@@ -17,7 +17,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use super::{Cgroup, Dir, pids::Pids};
 use crate::host::{
     layout::Layout,
-    process::{Process, pidfd, still_runs},
+    process::{OpenProcess, pidfd, still_runs},
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +60,7 @@ impl Cgroup {
     /// The process is gone, moved, or is not in that container.
     pub fn of_process(layout: &Layout, pid: u32, container: Option<&str>) -> Result<Self, Error> {
         let alive = pidfd(pid).map_err(|source| Error::Process { pid, source })?;
-        let places = Process::open(pid)
+        let places = OpenProcess::open(pid)
             .and_then(|process| process.membership())
             .map_err(|source| Error::Process { pid, source })?;
         let unified = places.unified().ok_or(Error::NoUnified)?;

@@ -75,7 +75,7 @@ impl Dir {
         failed: &mut dyn FnMut(io::Error) -> io::Result<()>,
     ) -> io::Result<()> {
         visit(self, path)?;
-        let top = Level::of(self.try_clone()?, path.to_owned(), most)?;
+        let top = OpenLevel::of(self.try_clone()?, path.to_owned(), most)?;
         // One descriptor for each level on the way, not for each cgroup that waits.
         let mut way = vec![top];
         let mut seen = 0;
@@ -87,7 +87,7 @@ impl Dir {
             seen += 1;
             let entered = level.child(&name).and_then(|(dir, path)| {
                 visit(&dir, &path)?;
-                Level::of(dir, path, most)
+                OpenLevel::of(dir, path, most)
             });
             match entered {
                 Ok(level) => way.push(level),
@@ -100,13 +100,13 @@ impl Dir {
 }
 
 /// One cgroup of a walk, with those below it that are not visited yet.
-struct Level {
+struct OpenLevel {
     dir: Dir,
     path: String,
     children: Vec<CString>,
 }
 
-impl Level {
+impl OpenLevel {
     fn of(dir: Dir, path: String, most: usize) -> io::Result<Self> {
         let mut children = Vec::new();
         for entry in rustix::fs::Dir::read_from(&dir)? {

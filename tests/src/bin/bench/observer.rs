@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result};
 use aya::Btf;
-use mcp_guard::host::bpf::{Kernel, Options, Record};
+use mcp_guard::host::bpf::{Kernel, KernelOptions, RingRecord};
 use mcp_guard_core::id::GuardId;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::OwnedFd;
@@ -17,7 +17,7 @@ pub struct Observer {
 impl Observer {
     /// Attaches only the programs named (program, tracepoint).
     pub fn start(programs: &[(&'static str, &str)], send_events: bool, btf: &Btf) -> Result<Self> {
-        let mut kernel = Kernel::load(Options { send_events, ..Options::default() })?;
+        let mut kernel = Kernel::load(KernelOptions { send_events, ..KernelOptions::default() })?;
         for (program, tracepoint) in programs {
             kernel.attach(program, tracepoint, btf)?;
         }
@@ -30,7 +30,7 @@ impl Observer {
     }
 
     /// Everything that waits, as the agent reads it.
-    pub fn records(&mut self) -> impl Iterator<Item = Record> {
+    pub fn records(&mut self) -> impl Iterator<Item = RingRecord> {
         std::iter::from_fn(|| self.kernel.next_record())
     }
 

@@ -2,9 +2,9 @@
 
 use super::super::{
     code::Code,
-    facts::{Container, EngineKind},
+    facts::{ContainerFacts, EngineKind},
     report::{Certainty::Proved, Finding, Keeper},
-    view::{Stored, View},
+    view::{StoredLimit, View},
 };
 use super::{
     file::{against_the_file, as_sure_as_its_variables, from_compose},
@@ -13,13 +13,15 @@ use super::{
 
 pub fn cause(view: &View<'_>) -> Option<Finding> {
     let (container, stored) = (view.container()?, view.stored?);
-    if stored == Stored::Unlimited(0) && is_docker(view) {
+    if stored == StoredLimit::Unlimited(0) && is_docker(view) {
         // Docker keeps no 0 that a container was made with, so no file and no tool is behind it.
         return Some(with_the_kernels_word(explicit(view, stored), view));
     }
     let finding = match (stored, &view.compose) {
-        (Stored::Limit(limit), Some(compose)) => against_the_file(view, compose, container, limit),
-        (Stored::Limit(_), None) => None,
+        (StoredLimit::Limit(limit), Some(compose)) => {
+            against_the_file(view, compose, container, limit)
+        }
+        (StoredLimit::Limit(_), None) => None,
         (_, Some(compose)) => Some(
             from_compose(view, compose, container)
                 .unwrap_or_else(|| unlimited(view, container, stored)),
@@ -49,7 +51,7 @@ fn with_the_kernels_word(finding: Finding, view: &View<'_>) -> Finding {
 }
 
 /// No compose file is behind the container, or none that says anything.
-fn unlimited(view: &View<'_>, container: &Container, stored: Stored) -> Finding {
+fn unlimited(view: &View<'_>, container: &ContainerFacts, stored: StoredLimit) -> Finding {
     if container.swarm_service.is_some() {
         let service = container.swarm_service.as_deref().unwrap_or_default();
         return Finding::new(Code::Swarm, Proved, "the swarm service has no PID limit")
@@ -64,18 +66,18 @@ fn unlimited(view: &View<'_>, container: &Container, stored: Stored) -> Finding 
 }
 
 /// Somebody said so, by a number that means none or by no number.
-fn explicit(view: &View<'_>, stored: Stored) -> Finding {
+fn explicit(view: &View<'_>, stored: StoredLimit) -> Finding {
     let title = match stored {
-        Stored::Null => {
+        StoredLimit::Null => {
             "the container was made without a PID limit: the engine keeps null, also where 0 or -1 \
              was given"
         }
-        Stored::Unlimited(0) => {
+        StoredLimit::Unlimited(0) => {
             "an update set the limit to 0 or -1: the engine keeps 0, which means none, also after \
              a restart"
         }
-        Stored::Unlimited(_) => "the limit was given as -1, which means none",
-        Stored::Limit(_) => "the engine keeps a limit",
+        StoredLimit::Unlimited(_) => "the limit was given as -1, which means none",
+        StoredLimit::Limit(_) => "the engine keeps a limit",
     };
     Finding::new(Code::ExplicitUnlimited, Proved, title)
         .seen("engine", "HostConfig.PidsLimit", view.stored_word())

@@ -7,7 +7,7 @@ use humantime::format_duration;
 
 use super::super::{
     code::Code,
-    facts::{Compose, ComposeTool, Container, Says},
+    facts::{Compose, ComposeTool, ContainerFacts, Says},
     report::{
         Certainty::{self, Possible, Proved},
         Finding, Keeper,
@@ -34,7 +34,7 @@ pub(super) fn as_sure_as_its_variables(mut finding: Finding, view: &View<'_>) ->
 pub(super) fn from_compose(
     view: &View<'_>,
     compose: &Compose,
-    container: &Container,
+    container: &ContainerFacts,
 ) -> Option<Finding> {
     match &compose.says {
         Says::Limit { value, key, file, line, .. } => {
@@ -88,7 +88,12 @@ pub(super) fn from_compose(
 }
 
 /// The file has a limit, the engine has none: the tool dropped it, or never saw it.
-fn never_arrived(view: &View<'_>, compose: &Compose, container: &Container, limit: u64) -> Finding {
+fn never_arrived(
+    view: &View<'_>,
+    compose: &Compose,
+    container: &ContainerFacts,
+    limit: u64,
+) -> Finding {
     if let Some(why) = dropped_by(compose) {
         return dropped(view, compose, limit, why);
     }
@@ -154,7 +159,7 @@ fn dropped(view: &View<'_>, compose: &Compose, limit: u64, why: &str) -> Finding
 pub(super) fn against_the_file(
     view: &View<'_>,
     compose: &Compose,
-    container: &Container,
+    container: &ContainerFacts,
     stored: u64,
 ) -> Option<Finding> {
     if let Says::Invalid { why } = &compose.says {
@@ -173,7 +178,7 @@ pub(super) fn against_the_file(
 fn other_number(
     view: &View<'_>,
     compose: &Compose,
-    container: &Container,
+    container: &ContainerFacts,
     file: u64,
     stored: u64,
 ) -> Finding {
@@ -211,7 +216,7 @@ fn other_number(
     finding.repaired(Keeper::ComposeFile, view.repair_command(Some(file)), view.survives())
 }
 
-fn invalid(view: &View<'_>, compose: &Compose, container: &Container, why: &str) -> Finding {
+fn invalid(view: &View<'_>, compose: &Compose, container: &ContainerFacts, why: &str) -> Finding {
     let finding = Finding::new(
         Code::ComposeInvalid,
         Proved,
@@ -234,12 +239,12 @@ enum Age {
 }
 
 /// Which came later. None where a time is missing.
-fn age(compose: &Compose, container: &Container) -> Option<Age> {
+fn age(compose: &Compose, container: &ContainerFacts) -> Option<Age> {
     let (modified, created) = (compose.modified?, container.created?);
     Some(if modified > created { Age::FileIsNewer } else { Age::FileIsOlder })
 }
 
-fn times(finding: Finding, compose: &Compose, container: &Container) -> Finding {
+fn times(finding: Finding, compose: &Compose, container: &ContainerFacts) -> Finding {
     let (Some(modified), Some(created)) = (compose.modified, container.created) else {
         return finding;
     };

@@ -2,7 +2,7 @@
 
 use super::super::{
     code::Code,
-    facts::{CgroupDriver, Cgroups, Engine, Level, OciLimit, SubjectKind},
+    facts::{CgroupDriver, Cgroups, EngineFacts, Level, OciLimit, SubjectKind},
     report::{
         Certainty::{Possible, Proved},
         Finding, Fine, Keeper,
@@ -186,7 +186,8 @@ pub fn other_hierarchy(view: &View<'_>) -> Option<Fine> {
 
 pub fn api_too_old(view: &View<'_>) -> Option<Finding> {
     let asked = view.facts.host.docker_api_version.as_deref();
-    let spoken = view.facts.engine.as_ref().map(|Engine { api_version, .. }| api_version.as_str());
+    let spoken =
+        view.facts.engine.as_ref().map(|EngineFacts { api_version, .. }| api_version.as_str());
     let old = |text: &&str| version(text).is_some_and(|version| version < UPDATE_SINCE);
     let (r#where, value) = match (asked.filter(old), spoken.filter(old)) {
         (Some(asked), _) => ("DOCKER_API_VERSION", asked),

@@ -2,7 +2,7 @@
 
 use super::super::{
     code::Code,
-    facts::{CgroupDriver, Cgroups, Container, EngineKind, Unit},
+    facts::{CgroupDriver, Cgroups, ContainerFacts, EngineKind, Unit},
     report::{
         Certainty::{Possible, Proved},
         Finding, Fine, Keeper,
@@ -88,7 +88,7 @@ fn podman_lost_it(view: &View<'_>, kernel: Limit, stored: u64) -> Option<Finding
 /// forbids it.
 fn raised_from_inside(
     view: &View<'_>,
-    container: &Container,
+    container: &ContainerFacts,
     kernel: Limit,
     stored: u64,
 ) -> Option<Finding> {

@@ -2,14 +2,14 @@
 
 use super::super::{
     code::Code,
-    facts::Container,
+    facts::ContainerFacts,
     report::{Certainty::Proved, Finding, Keeper},
     view::View,
 };
 use crate::limit::Limit;
 
 /// A limit that somebody set where it does not reach this container.
-pub(super) fn wrong_layer(view: &View<'_>, container: &Container) -> Option<Finding> {
+pub(super) fn wrong_layer(view: &View<'_>, container: &ContainerFacts) -> Option<Finding> {
     if let Some(nproc) = container.nproc_ulimit.filter(|nproc| *nproc > 0) {
         return Some(
             Finding::new(

@@ -9,11 +9,11 @@ fn edited(mut facts: Facts, edit: impl FnOnce(&mut Facts)) -> Facts {
     facts
 }
 
-fn with_container(facts: Facts, edit: impl FnOnce(&mut Container)) -> Facts {
+fn with_container(facts: Facts, edit: impl FnOnce(&mut ContainerFacts)) -> Facts {
     edited(facts, |facts| edit(container(facts)))
 }
 
-fn with_engine(facts: Facts, edit: impl FnOnce(&mut Engine)) -> Facts {
+fn with_engine(facts: Facts, edit: impl FnOnce(&mut EngineFacts)) -> Facts {
     edited(facts, |facts| edit(facts.engine.as_mut().unwrap()))
 }
 

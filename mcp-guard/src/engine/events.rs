@@ -9,16 +9,16 @@ use super::container::Container;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EngineId(pub(super) usize);
 
-/// A change the agent must know of.
+/// An event the agent must know of.
 #[derive(Clone, Debug)]
-pub enum Change {
+pub enum EngineEvent {
     Up(Container),
     Paused {
         id: String,
         paused: bool,
     },
     /// The engine itself, whenever it is reached again.
-    Described(Box<facts::Engine>),
+    Described(Box<facts::EngineFacts>),
     /// The engine cannot be reached; what is known stays in force.
     Away(String),
     Back,
@@ -26,20 +26,20 @@ pub enum Change {
 
 /// Where an engine tells of its containers.
 #[derive(Clone)]
-pub struct Changes {
+pub struct EngineEvents {
     from: EngineId,
-    to: mpsc::Sender<(EngineId, Change)>,
+    to: mpsc::Sender<(EngineId, EngineEvent)>,
 }
 
-impl Changes {
+impl EngineEvents {
     #[must_use]
-    pub fn new(from: EngineId, to: mpsc::Sender<(EngineId, Change)>) -> Self {
+    pub fn new(from: EngineId, to: mpsc::Sender<(EngineId, EngineEvent)>) -> Self {
         Self { from, to }
     }
 
     /// Waits for room. A listener that is gone is no loss.
-    pub async fn send(&self, change: Change) {
-        let _ = self.to.send((self.from, change)).await;
+    pub async fn send(&self, event: EngineEvent) {
+        let _ = self.to.send((self.from, event)).await;
     }
 
     #[must_use]
