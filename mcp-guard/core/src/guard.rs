@@ -73,6 +73,8 @@ pub struct Guard {
     /// What the rules of a policy are matched against; None where no policy set the terms.
     workload: Option<Box<Workload>>,
     pub limits: Limits,
+    /// The policy no longer names it.
+    leaves: bool,
     pub refusal: Option<Refusal>,
     pub registry: Registry,
     pub rates: Rates,
@@ -112,6 +114,7 @@ impl Guard {
             terms,
             workload,
             limits: Limits::new(id),
+            leaves: false,
             refusal,
             registry: Registry::default(),
             rates: Rates::default(),
@@ -177,7 +180,10 @@ impl Guard {
             Some(Expected::Release(hold)) if settled.outcome == Outcome::Failed => {
                 self.give_back_again.insert(hold, now.after(GIVE_BACK_AGAIN));
             }
-            Some(Expected::Release(_)) | None => {}
+            Some(Expected::Release(hold)) => {
+                self.give_back_again.remove(&hold);
+            }
+            None => {}
         }
     }
 
@@ -317,24 +323,28 @@ impl Guard {
         }
     }
 
-    /// Another policy holds. What is held stays held with the terms it began with.
-    pub fn apply_policy(&mut self, policy: &Policy, out: &mut Outbox<'_>) {
+    /// Another policy holds. What is held stays held with the terms it began with. A guard that it does not
+    /// name is let go once nothing of it is held or under way.
+    pub fn apply_policy(&mut self, policy: &Policy) {
         let Some(workload) = &self.workload else { return };
-        match policy.terms(workload) {
-            Some(terms) => {
-                if self.terms.mode != terms.mode {
-                    self.limits.begin_again();
-                }
-                self.terms = terms;
-                let is_held =
-                    Hold::ALL.map(|hold| (Response::from(hold), self.lease(hold).is_some()));
-                self.decide_anew(|acted| !is_held.contains(&(acted, true)));
-                self.seen_changes = u64::MAX;
-            }
-            None => {
-                self.release_all(End::Unguarded, None, out);
-                out.push(Effect::Unguard { guard: self.id });
-            }
+        let terms = policy.terms(workload);
+        self.leaves = terms.is_none();
+        let nothing = Terms { mode: Mode::Observe, highest: Response::Record, pids_limit: None };
+        let terms = terms.unwrap_or(nothing);
+        self.limits.policy_changed(self.terms.mode != terms.mode);
+        self.terms = terms;
+        let is_held = Hold::ALL.map(|hold| (Response::from(hold), self.lease(hold).is_some()));
+        self.decide_anew(|acted| !is_held.contains(&(acted, true)));
+        self.seen_changes = u64::MAX;
+    }
+
+    /// Gives back what is held, also what the kernel has just confirmed, and lets the guard go in the end.
+    fn leave(&mut self, out: &mut Outbox<'_>) {
+        self.release_all(End::Unguarded, None, out);
+        let is_busy = self.limits.is_writing() || !self.under_way.is_empty();
+        if !is_busy && self.give_back_again.is_empty() {
+            self.leaves = false;
+            out.push(Effect::Unguard { guard: self.id });
         }
     }
 
@@ -396,6 +406,9 @@ impl Guard {
         }
         self.expire(now, &policy.respond, out);
         self.soften(now, &policy.respond, out);
+        if self.leaves {
+            self.leave(out);
+        }
     }
 
     /// Keeps the episodes of `detectors`; each warns once and acts once.

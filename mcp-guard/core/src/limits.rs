@@ -177,9 +177,21 @@ impl Limits {
         self.follows
     }
 
-    /// Another policy holds: what was left alone under the former one is looked into again.
-    pub fn begin_again(&mut self) {
-        self.pacing.asked_again();
+    /// Another policy holds. Its headroom makes another plan. In another mode, what was left alone is
+    /// looked into again, and what was to be written next is decided again.
+    pub fn policy_changed(&mut self, other_mode: bool) {
+        self.plan = None;
+        if other_mode {
+            self.pacing.asked_again();
+            self.waiting.clear();
+            self.then = None;
+        }
+    }
+
+    /// Whether the owner of the limit is asked to write it.
+    #[must_use]
+    pub fn is_writing(&self) -> bool {
+        self.writing.is_some()
     }
 
     /// What the engine keeps.
@@ -238,18 +250,28 @@ impl Limits {
         }
         if is_kept || is_outdated {
             self.request = None;
-            out.push(Effect::ForgetRequest { guard: self.guard });
+            // An agent that only observes does not end what another holds.
+            if is_kept || rules.mode == Mode::Enforce {
+                out.push(Effect::ForgetRequest { guard: self.guard });
+            }
         }
     }
 
     /// The later of two requests counts: two that want different limits would undo each other. One that
-    /// is gone was reached, this one or another.
+    /// is gone was reached where its limit is in force; else somebody ended it.
     fn is_replaced(&mut self, limit: u64, stored: bool, seen: &SeenLimit) -> bool {
         let is_ours = seen.request.is_some_and(|request| request.limit == limit);
         let in_force = seen.in_force == Limit::Tasks(limit);
         let is_replaced = stored && !is_ours && !in_force;
         if is_replaced {
-            self.fail("another repair was asked for meanwhile".to_owned());
+            let why = match seen.request {
+                Some(_) => "another repair was asked for meanwhile",
+                None => {
+                    "its request is gone: an agent ended it because the policy changed, or somebody \
+                     removed it"
+                }
+            };
+            self.fail(why.to_owned());
         }
         is_replaced
     }
@@ -338,9 +360,9 @@ impl Limits {
         let wanted = self.wanted(rules.policy);
         let ruling = self.pacing.judge(now, wanted, seen.in_force);
         let (Some(limit), Ruling::Repair | Ruling::GiveUp) = (wanted, ruling) else { return };
-        self.reason = match self.aim {
-            Aim::Hold => repair::undone_by(facts, limit, seen.in_force),
-            Aim::Once { .. } => "operator".to_owned(),
+        self.reason = match (self.aim, ruling) {
+            (Aim::Once { .. }, Ruling::Repair | Ruling::Rest) => "operator".to_owned(),
+            (Aim::Hold, _) | (_, Ruling::GiveUp) => repair::undone_by(facts, limit, seen.in_force),
         };
         let force = matches!(self.aim, Aim::Once { force: true, .. });
         let wanted = Wanted { limit: Some(limit), force, headroom: rules.headroom };
@@ -464,7 +486,8 @@ impl Limits {
                     self.ended = Some(Ended::Reached);
                 }
             }
-            None => self.failed(now, "nothing was to be written"),
+            // The policy changed while it was written.
+            None => self.failed(now, "it is decided again"),
         }
     }
 

@@ -7,7 +7,7 @@ use crate::{
     detect::sooner,
     effect::{Effect, Input, Outbox, Settled},
     guard::Guard,
-    id::{GuardId, Ticket, Tickets},
+    id::{GuardId, Tickets},
     incident::End,
     launcher::Launchers,
     policy::Policy,
@@ -68,11 +68,6 @@ impl Core {
         self.guards.values().map(status).collect()
     }
 
-    /// A ticket for an order that the core does not decide: what another agent left is given back.
-    pub fn ticket(&mut self) -> Ticket {
-        self.tickets.draw()
-    }
-
     /// Everything we hold, to be given back in an orderly end.
     pub fn release_all(&mut self, end: End, effects: &mut Vec<Effect>) {
         let mut out = Outbox { tickets: &mut self.tickets, effects };
@@ -93,7 +88,7 @@ impl Core {
                 self.launchers = Launchers::extended_by(&policy.launcher);
                 self.policy = *policy;
                 for guard in self.guards.values_mut() {
-                    guard.apply_policy(&self.policy, &mut out);
+                    guard.apply_policy(&self.policy);
                     guard.evaluate(now, &self.policy, &mut out);
                 }
             }

@@ -24,6 +24,8 @@ struct Story {
     others: Vec<Effect>,
     /// Responses that were ordered and are not settled, oldest first.
     unsettled: Vec<(Ticket, Response)>,
+    /// The newest order.
+    last: Option<Ticket>,
     next_pid: u32,
 }
 
@@ -40,6 +42,7 @@ impl Story {
             orders: Vec::new(),
             others: Vec::new(),
             unsettled: Vec::new(),
+            last: None,
             next_pid: 100,
         };
         let terms = Terms { mode: Mode::Enforce, highest: Response::Kill, pids_limit: None };
@@ -57,6 +60,7 @@ impl Story {
                     if let Action::Contain(wanted) = &action {
                         self.unsettled.push((ticket, wanted.response));
                     }
+                    self.last = Some(ticket);
                     self.orders.push(action);
                 }
                 other @ (Effect::Rescan { .. }
@@ -553,7 +557,36 @@ fn a_guard_that_a_new_policy_does_not_name_is_given_back() {
     story.step(Input::Policy(Box::new(other)));
     let release = Action::Release { hold: Hold::Clamp, end: End::Unguarded };
     assert_eq!(story.take(), [release]);
+    assert_eq!(story.others, [], "not before it is given back");
+    let ticket = story.last.expect("ordered");
+    story.step(Input::Settled(settled(ticket, Outcome::Done)));
     assert_eq!(story.others, [Effect::Unguard { guard: GUARD }]);
+}
+
+/// The kernel confirms a freeze up to two seconds after it is written.
+#[test]
+fn a_freeze_under_way_is_given_back_before_its_guard_is_let_go() {
+    let mut story = guarded_by_policy("mode = \"enforce\"\n");
+    story.operator(OperatorRequest::Freeze { lease: Duration::from_secs(300), dry_run: false });
+    story.take();
+    let other = Policy::parse("[[guard]]\nname = \"another\"\n").expect("valid");
+    story.step(Input::Policy(Box::new(other)));
+    assert_eq!((story.take(), story.others.len()), (vec![], 0));
+    story.settle(Response::Freeze, Outcome::Done);
+    let release = Action::Release { hold: Hold::Freeze, end: End::Unguarded };
+    assert_eq!(story.take(), [release]);
+    let ticket = story.last.expect("ordered");
+    story.step(Input::Settled(settled(ticket, Outcome::Failed)));
+    assert_eq!(story.others, [], "it is tried again when its lease is over");
+    story.now = story.now.after(Duration::from_secs(10));
+    story.step(Input::Overdue { guard: GUARD, hold: Hold::Freeze });
+    let ticket = story.last.expect("ordered");
+    story.step(Input::Settled(settled(ticket, Outcome::Done)));
+    assert_eq!(story.others, [Effect::Unguard { guard: GUARD }]);
+}
+
+fn settled(ticket: Ticket, outcome: Outcome) -> Settled {
+    Settled { ticket, guard: GUARD, outcome, detail: String::new() }
 }
 
 #[test]

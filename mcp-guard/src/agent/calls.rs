@@ -94,6 +94,7 @@ impl Agent {
             |guard: &GuardId, state| !self.guards.is_by_hand(*guard) || state != GuardState::Free;
         let guards = guarded.into_iter().filter(|one| is_shown(&one.guard, one.state));
         let guards = guards.filter_map(|guard| {
+            let by_hand = self.guards.is_by_hand(guard.guard);
             let held = self.guards.get(guard.guard)?;
             let state = self.core.guard(guard.guard)?;
             let policy = state.terms.pids_limit;
@@ -104,6 +105,7 @@ impl Agent {
                 cgroup_id: held.subject.cgroup_id,
                 container: held.container.clone(),
                 paused: held.paused,
+                by_hand,
                 pids_max: held.cgroup.pids_max().ok().map(|limit| limit.to_string()),
                 pids_current: held.cgroup.pids_current().ok(),
                 pids_wanted: state.limits.wanted_now(policy, request),

@@ -10,13 +10,13 @@ use std::{collections::VecDeque, path::PathBuf, time::Duration};
 
 use clap::Args;
 use mcp_guard_core::{
-    diagnose::{facts::Facts, judge},
+    diagnose::{facts::Facts, judge, owner::unit_unread},
     effect::{Effect, LimitRequest, Outbox, PolicyThen, SeenLimit, Settled},
     id::{GuardId, Ticket, Tickets},
     incident::Outcome,
     limit::HEADROOM,
     limits::{Ended, Limits, Rules},
-    policy::{Mode, Response},
+    policy::Mode,
     repair::{self, Plan, Wanted},
 };
 
@@ -145,14 +145,14 @@ impl<'a> Repair<'a> {
             )));
         }
         let executor = Executor::new(open_audit(host)?, layout, host.engines());
-        // What has no id is not told to an agent, and its request is not stored.
-        let agent = AgentWatch::new(host, id.is_some().then(|| held.cgroup.id()));
+        let is_stored = id.is_some() && !arguments.dry_run;
+        // What has no id is not told to an agent, and a dry run asks nobody.
+        let agent = AgentWatch::new(host, is_stored.then(|| held.cgroup.id()));
         let mut guards = Guards::new();
         guards.insert(TARGET, held, Role::ByHand { seen: None });
         let requests = Requests::new(&host.state_dir);
         let (limit, force) = (plan.limit, arguments.force);
         let mode = if arguments.dry_run { Mode::Observe } else { Mode::Enforce };
-        let is_stored = id.is_some() && !arguments.dry_run;
         Ok(Self {
             host,
             observer,
@@ -268,7 +268,10 @@ impl<'a> Repair<'a> {
                 let why = format!("{}: it was started again, in {cgroup}", self.target);
                 return Err(Failure::could_not(why));
             }
-            if let Ok(plan) = repair::plan(facts, self.wanted) {
+            // As the machine does: a plan made without systemd's word does not replace one with it.
+            if unit_unread(facts).is_none()
+                && let Ok(plan) = repair::plan(facts, self.wanted)
+            {
                 self.plan = plan;
             }
         }
@@ -303,7 +306,7 @@ impl<'a> Repair<'a> {
     fn store_request(&self) -> Result<(), Failure> {
         let Some(id) = &self.id else { return Ok(()) };
         // A guard that is held by hand has no policy, and may get one later.
-        let guarded = self.agent.guarded().filter(|one| one.guard.highest > Response::Record);
+        let guarded = self.agent.guarded().filter(|one| !one.by_hand);
         let policy = guarded.map_or(PolicyThen::Unknown, |one| PolicyThen::Said(one.pids_policy));
         let put = self.requests.put(id, self.plan.limit, &self.host.docker, policy);
         put.map(drop).map_err(|error| {

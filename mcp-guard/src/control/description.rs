@@ -65,6 +65,7 @@ fields!(WatchedStatus {
     cgroup_id,
     container,
     paused,
+    by_hand,
     pids_max,
     pids_current,
     pids_wanted,

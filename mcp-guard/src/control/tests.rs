@@ -178,6 +178,7 @@ fn guard(mode: Mode, highest: Response, state: GuardState) -> WatchedStatus {
         cgroup_id: u64::MAX,
         container: Some("a".to_owned()),
         paused: false,
+        by_hand: false,
         pids_max: Some("max".to_owned()),
         pids_current: Some(12),
         pids_wanted: Some(100),

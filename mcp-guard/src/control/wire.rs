@@ -127,6 +127,9 @@ pub struct WatchedStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
     pub paused: bool,
+    /// An operator acts upon it, and no policy names it.
+    #[serde(default)]
+    pub by_hand: bool,
     pub pids_max: Option<String>,
     pub pids_current: Option<u64>,
     /// The limit that is held here; None where nobody wants one.

@@ -164,11 +164,28 @@ fn the_later_of_two_requests_counts() {
     repair.seen.request = repair.seen.request.map(|one| LimitRequest { limit: 50, ..one });
     repair.wait(1);
     assert!(matches!(repair.limits.ended(), Some(Ended::Failed(why)) if why.contains("another")));
-    // One that is gone was reached.
+    // One that is gone was reached, or somebody ended it.
+    let mut repair = Repair::to(40, false);
+    repair.seen.request = None;
+    repair.wait(1);
+    assert!(matches!(repair.limits.ended(), Some(Ended::Failed(why)) if why.contains("is gone")));
     let mut repair = Repair::to(40, false);
     (repair.seen.request, repair.seen.in_force) = (None, Limit::Tasks(40));
     repair.wait(1);
     assert_eq!(repair.limits.ended(), Some(&Ended::Reached));
+}
+
+#[test]
+fn the_third_reversion_ends_it_and_says_who_has_what() {
+    let mut repair = Repair::to(40, false);
+    repair.seen.tasks = Some(300);
+    for _ in 0..4 {
+        repair.wait(11);
+        repair.seen.in_force = Limit::Max;
+    }
+    let Some(Ended::Failed(why)) = repair.limits.ended() else { panic!("it goes on") };
+    assert!(why.contains("40 is wanted, max is in force"), "{why}");
+    assert_eq!((repair.written.len(), repair.left), (3, vec![Outcome::NotOurs]));
 }
 
 #[test]

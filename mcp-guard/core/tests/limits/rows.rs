@@ -4,6 +4,7 @@ use mcp_guard_core::{
     effect::{Input, PolicyThen},
     incident::Outcome,
     limit::Limit,
+    refusal::Refusal,
     repair::Write,
 };
 
@@ -172,6 +173,40 @@ fn observe_mode_goes_the_same_way_to_the_last_step() {
     world.step(Input::Policy(policy(Some(90))));
     world.wait(5);
     assert_eq!(world.in_force, Limit::Tasks(90));
+}
+
+#[test]
+fn an_agent_that_only_observes_removes_no_request() {
+    let mut world = World::observing(None, None);
+    world.ask(60, PolicyThen::Said(Some(90)));
+    world.wait(30);
+    assert_eq!((world.request.is_some(), world.wanted()), (true, None), "it lapses, and is kept");
+}
+
+#[test]
+fn no_limit_is_written_where_nothing_may_be_done() {
+    let mut world = World::new(Some(90), None);
+    let refusal = Some(Refusal::HoldsPid1);
+    world.step(Input::Standing { guard: GUARD, refusal });
+    world.wait(30);
+    assert_eq!(world.written.len(), 0);
+    world.step(Input::Standing { guard: GUARD, refusal: None });
+    world.wait(30);
+    assert_eq!(world.in_force, Limit::Tasks(90));
+}
+
+#[test]
+fn a_step_leaves_the_headroom_of_the_policy_that_holds() {
+    let mut world = World::new(Some(40), None);
+    world.tasks = 300;
+    // A plan waits for tasks to end.
+    world.wait(25);
+    assert_eq!(world.in_force, Limit::Tasks(320));
+    let mut other = *policy(Some(40));
+    other.respond.clamp_headroom = 10;
+    world.step(Input::Policy(Box::new(other)));
+    world.wait(30);
+    assert_eq!(world.in_force, Limit::Tasks(310));
 }
 
 #[test]

@@ -21,13 +21,14 @@ pub(super) struct AgentWatch {
     run_dir: PathBuf,
     /// The cgroup; None where an agent is not told of the request.
     cgroup: Option<u64>,
-    asked: Option<Instant>,
+    /// When it is asked again.
+    next: Option<Instant>,
     went_on: Option<Instant>,
 }
 
 impl AgentWatch {
     pub fn new(host: &HostOptions, cgroup: Option<u64>) -> Self {
-        Self { run_dir: host.run_dir.clone(), cgroup, asked: None, went_on: None }
+        Self { run_dir: host.run_dir.clone(), cgroup, next: None, went_on: None }
     }
 
     /// The target as an agent guards it, if one does.
@@ -49,11 +50,14 @@ impl AgentWatch {
 
     /// The same, or did so a moment ago: it may be restarted. It is not asked at every look.
     pub fn goes_on(&mut self) -> bool {
-        if self.asked.is_none_or(|asked| asked.elapsed() >= ASK) {
-            self.asked = Some(Instant::now());
+        let began = Instant::now();
+        if self.next.is_none_or(|next| began >= next) {
             if self.goes_on_now() {
-                self.went_on = self.asked;
+                self.went_on = Some(Instant::now());
             }
+            // One that hangs is not waited for at every look.
+            let pause = if began.elapsed() < ASK { ASK } else { GRACE };
+            self.next = Some(Instant::now() + pause);
         }
         self.went_on.is_some_and(|at| at.elapsed() < GRACE)
     }
