@@ -250,8 +250,8 @@ impl Agent {
         }
     }
 
-    /// What was written and is not answered yet gets its outcome in the log. Nobody is told of it: what is
-    /// held now is given back in a moment.
+    /// What was written and is not answered yet gets its outcome in the log. Nobody gets an answer: what
+    /// is held now is given back in a moment.
     async fn last_answers(&mut self) {
         // An owner that hangs must not keep what is frozen. The kernel answers within a bound of its own.
         let owners = async {

@@ -3,10 +3,11 @@
 //!
 //! | in force | against | wins |
 //! |---|---|---|
-//! | our clamp | any other limit | the clamp, until it is given back |
+//! | our clamp | any limit that we would write | the clamp, until it is given back |
+//! | anybody's write over our clamp | our clamp | theirs; it is clamped again after the cool-down if a detector still asks |
 //! | an operator's request | the policy | the request, until the policy's number changes |
 //! | the policy | what the engine keeps | the policy |
-//! | a lower number | the wanted one | the lower one: it is somebody's brake |
+//! | a lower number | the wanted one, but not a `repair` | the lower one: it is somebody's brake |
 //! | a third reversion within an hour | the wanted one | nobody: it is left alone, and said |
 //!
 //! The guard keeps looks from here while a clamp is in force. What takes time (facts, an engine, systemd)

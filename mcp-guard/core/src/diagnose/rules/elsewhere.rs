@@ -31,7 +31,7 @@ fn aliens(view: &View<'_>) -> Vec<Finding> {
                  host, and its limit counts its own",
             )
             .seen("pid namespace", "HostConfig.PidMode", "host")
-            .by_hand(Keeper::ContainerConfig, "make it anew without --pid=host"),
+            .by_hand(Keeper::ContainerConfig, "make it again without --pid=host"),
         ];
     }
     // runc on its way in: it joins the namespace first, and the cgroup a moment later.

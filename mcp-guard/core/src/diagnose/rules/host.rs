@@ -63,7 +63,7 @@ pub fn elsewhere(view: &View<'_>) -> Option<Finding> {
             )
             .seen("cgroups", "HostConfig.Cgroups", "disabled")
             .seen("its processes are in", "/proc/PID/cgroup", &view.facts.target.cgroup)
-            .by_hand(Keeper::ContainerConfig, "make it anew without --cgroups=disabled"),
+            .by_hand(Keeper::ContainerConfig, "make it again without --cgroups=disabled"),
         );
     }
     let path = &view.facts.target.cgroup;
