@@ -24,6 +24,7 @@ use mcp_guard_core::{
     Core, Time,
     audit::Record,
     effect::{Effect, Input, Settled},
+    id::CgroupId,
     incident::End,
     policy::Policy,
 };
@@ -86,7 +87,7 @@ pub struct Agent {
     upkeep: Upkeep,
     askers: Askers,
     /// Cgroups that could not be guarded, by id.
-    unguardable: BTreeMap<u64, Unguardable>,
+    unguardable: BTreeMap<CgroupId, Unguardable>,
     layout: Layout,
     observer: Observer,
     notify: Notify,

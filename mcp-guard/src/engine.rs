@@ -23,6 +23,7 @@ use std::time::Duration;
 use futures_util::{FutureExt as _, future, future::BoxFuture};
 use mcp_guard_core::{
     diagnose::facts::{self, Unreadable},
+    id::Pid,
     target::Candidate,
 };
 
@@ -82,7 +83,7 @@ pub trait Engine: Send + Sync {
     }
 
     /// Host pids of the `docker exec` calls that run; those found before it took too long.
-    fn execs<'a>(&'a self, _details: &'a Details) -> BoxFuture<'a, (Vec<u32>, Option<Unreadable>)> {
+    fn execs<'a>(&'a self, _details: &'a Details) -> BoxFuture<'a, (Vec<Pid>, Option<Unreadable>)> {
         future::ready((Vec::new(), None)).boxed()
     }
 

@@ -4,7 +4,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use mcp_guard_core::{audit::Subject, escape::visible_within, id::GuardId};
+use mcp_guard_core::{
+    audit::Subject,
+    escape::visible_within,
+    id::{CgroupId, GuardId},
+};
 
 use crate::{engine::Container, host::cgroup::Cgroup};
 
@@ -109,7 +113,7 @@ impl Guards {
 
     /// The guard of a cgroup.
     #[must_use]
-    pub fn of_cgroup(&self, id: u64) -> Option<GuardId> {
+    pub fn of_cgroup(&self, id: CgroupId) -> Option<GuardId> {
         self.find(|held| held.subject.cgroup_id == id)
     }
 

@@ -18,6 +18,7 @@ use futures_util::future::join_all;
 use mcp_guard_core::{
     container::container_in,
     diagnose::facts::{self, Facts, HostFacts, Source, SubjectKind, TargetFacts, Unreadable},
+    id::Pid,
 };
 
 pub use self::host::host;
@@ -329,7 +330,7 @@ impl Snapshot {
 
     /// The cgroup that a process is in; None where there is no such process.
     #[must_use]
-    pub fn cgroup_of(&self, pid: u32) -> Option<&str> {
+    pub fn cgroup_of(&self, pid: Pid) -> Option<&str> {
         self.census.cgroup_of(pid)
     }
 
@@ -373,7 +374,7 @@ impl Snapshot {
     }
 
     /// Where the container's first process is, and what is there.
-    async fn place(&self, facts: &mut Facts, init: u32, id: &str) {
+    async fn place(&self, facts: &mut Facts, init: Pid, id: &str) {
         let Some(path) = self.census.cgroup_of(init) else {
             let hides = if self.census.is_partial() { ", or that /proc hides" } else { "" };
             let why = format!("the engine names a first process that is not there{hides}");

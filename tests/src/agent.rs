@@ -93,7 +93,7 @@ impl Agent {
     /// The guard of a cgroup id.
     pub fn guard(&self, cgroup_id: u64) -> anyhow::Result<WatchedStatus> {
         let mut guards = self.status()?.guards.into_iter();
-        guards.find(|guard| guard.cgroup_id == cgroup_id).context("not guarded")
+        guards.find(|guard| guard.cgroup_id.0 == cgroup_id).context("not guarded")
     }
 
     /// The audit log so far.

@@ -191,7 +191,7 @@ impl Unit {
     /// The guard of a cgroup id.
     pub fn guard(&self, cgroup_id: u64) -> Result<WatchedStatus> {
         let mut guards = self.status()?.guards.into_iter();
-        guards.find(|guard| guard.cgroup_id == cgroup_id).context("not guarded")
+        guards.find(|guard| guard.cgroup_id.0 == cgroup_id).context("not guarded")
     }
 
     /// What was audited since this began, by all runs of the agent and by the command line.

@@ -26,6 +26,7 @@ use mcp_guard_core::{
         report::{Certainty, Report, Verdict},
         version::version,
     },
+    id::{Pid, Ticks},
     incident::Hold,
 };
 use mcp_guard_tests::{
@@ -76,8 +77,8 @@ fn a_clamp_of_ours_is_no_cause() {
         reason: "a test".to_owned(),
         deadline: Time(0),
         boot_id: String::new(),
-        holder: 0,
-        holder_start: 0,
+        holder: Pid(0),
+        holder_start: Ticks(0),
         found: Some("50".to_owned()),
         wrote: Some("20".to_owned()),
         before: None,

@@ -13,7 +13,7 @@ use std::{
 
 use mcp_guard::host::bpf::{Kernel, KernelOptions, RingRecord};
 use mcp_guard_common::Kind;
-use mcp_guard_core::id::GuardId;
+use mcp_guard_core::id::{CgroupId, GuardId};
 use mcp_guard_tests::{
     docker::{Container, docker, node_image},
     workload,
@@ -79,7 +79,7 @@ fn record(start: &Start) -> Vec<Exec> {
     let image = node_image().unwrap();
     let container = Container::run("launcher", &image, &options, &["sleep", "600"]).unwrap();
     let mut kernel = Kernel::start(KernelOptions::default()).unwrap();
-    kernel.add_cgroup(container.cgroup().unwrap().id, GUARD).unwrap();
+    kernel.add_cgroup(CgroupId(container.cgroup().unwrap().id), GUARD).unwrap();
 
     let typed: Vec<&str> = start.typed.iter().map(String::as_str).collect();
     let words = [&["exec", "--interactive", &container.name], &typed[..]].concat();

@@ -130,7 +130,7 @@ fn frozen_it_is_what_docker_shows_and_thawed_it_answers_again() {
     let shown = leak.container.top().unwrap();
     let guard = leak.agent.guard(leak.place.id).unwrap().guard;
     assert_eq!(guard.state, GuardState::Frozen);
-    let pids: BTreeSet<u32> = guard.pids.iter().copied().collect();
+    let pids: BTreeSet<u32> = guard.pids.iter().map(|pid| pid.0).collect();
     assert_eq!(pids, shown.iter().map(|(pid, _)| *pid).collect(), "{shown:?}");
     let servers = shown.iter().filter(|(_, command)| is_launcher(command)).count();
     assert_eq!(guard.identities[IDENTITY].live, servers, "{shown:?}");

@@ -50,7 +50,7 @@ fn agent(policy: &str, place: &Place, guarded: bool) -> Agent {
     let mut agent = Agent::start_with(policy, &socket().unwrap(), &[]).unwrap();
     let connected = |agent: &mut Agent| {
         let status = agent.status()?;
-        let found = status.guards.iter().any(|guard| guard.cgroup_id == place.id);
+        let found = status.guards.iter().any(|guard| guard.cgroup_id.0 == place.id);
         Ok(status.engine == EngineState::Connected && found == guarded)
     };
     agent.wait_until("the agent knows the engine's containers", connected).unwrap();

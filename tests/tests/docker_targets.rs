@@ -28,7 +28,7 @@ fn ids(folder: &Path) -> Vec<u64> {
     let records = text.lines().map(|line| serde_json::from_str::<Line>(line).unwrap().record);
     let id = |record| {
         let Record::Intent { guard, .. } = record else { return None };
-        Some(guard.cgroup_id)
+        Some(guard.cgroup_id.0)
     };
     records.filter_map(id).collect()
 }
@@ -232,7 +232,7 @@ fn a_restarted_container_is_a_new_guard() {
     let new = container.cgroup().unwrap();
     assert_ne!(old.id, new.id, "a restart makes a cgroup of its own");
     let moved = |agent: &mut Agent| {
-        let ids: Vec<u64> = agent.status()?.guards.iter().map(|guard| guard.cgroup_id).collect();
+        let ids: Vec<u64> = agent.status()?.guards.iter().map(|guard| guard.cgroup_id.0).collect();
         Ok(ids == [new.id])
     };
     agent.wait_until("only the new cgroup is guarded", moved).unwrap();
@@ -242,10 +242,10 @@ fn a_restarted_container_is_a_new_guard() {
     let records = agent.audit().unwrap();
     let of = |record: &Record| {
         if let Record::GuardStart { guard, .. } = record {
-            return Some(("start", guard.cgroup_id));
+            return Some(("start", guard.cgroup_id.0));
         }
         let Record::GuardStop { guard } = record else { return None };
-        Some(("stop", guard.cgroup_id))
+        Some(("stop", guard.cgroup_id.0))
     };
     let told: BTreeSet<_> = records.iter().filter_map(of).collect();
     let expected = [("start", old.id), ("stop", old.id), ("start", new.id)];

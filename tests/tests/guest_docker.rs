@@ -152,7 +152,7 @@ fn an_update_is_kept_and_a_raw_limit_is_not() {
     assert_eq!((&new.path, limits(&new)), (&place.path, both("80")), "as docker update said");
     assert_ne!(new.id, place.id, "another cgroup under the same path");
     let followed = |agent: &mut Agent| {
-        let ids: Vec<u64> = agent.status()?.guards.iter().map(|guard| guard.cgroup_id).collect();
+        let ids: Vec<u64> = agent.status()?.guards.iter().map(|guard| guard.cgroup_id.0).collect();
         Ok(ids == [new.id])
     };
     agent.wait_until("the guard is of the new cgroup alone", followed).unwrap();

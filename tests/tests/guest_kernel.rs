@@ -20,8 +20,11 @@ use mcp_guard::host::{
     layout::Layout,
     mark::{self, Mark},
 };
-use mcp_guard_core::Time;
-use mcp_guard_core::incident::Hold;
+use mcp_guard_core::{
+    Time,
+    id::{Pid, Ticks},
+    incident::Hold,
+};
 use mcp_guard_tests::{
     agent::DEADLINE, cgroup::FixtureCgroup, fact, holds::write_freeze, sleeper::Sleeper, workload,
 };
@@ -230,8 +233,8 @@ fn a_mark_is_of_the_cgroup_and_not_of_its_path() {
         reason: "r".to_owned(),
         deadline: Time(1),
         boot_id: "b".to_owned(),
-        holder: 1,
-        holder_start: 2,
+        holder: Pid(1),
+        holder_start: Ticks(2),
         found: None,
         wrote: None,
         before: None,

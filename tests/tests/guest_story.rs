@@ -129,7 +129,7 @@ impl Story {
         }
         let intents = self.unit.audit().unwrap().into_iter().filter_map(|record| {
             let Record::Intent { guard, .. } = record else { return None };
-            Some(guard.cgroup_id)
+            Some(guard.cgroup_id.0)
         });
         assert_eq!(intents.collect::<Vec<_>>(), vec![self.place.id; targets.len()]);
         assert!(!self.place.freeze_requested().unwrap() && !self.place.is_marked_frozen().unwrap());
@@ -171,7 +171,7 @@ impl Story {
         let guard = self.unit.guard(self.place.id).unwrap();
         let listed = fs::read_to_string(self.place.unified.join("cgroup.procs")).unwrap();
         let listed: BTreeSet<u32> = listed.lines().map(|line| line.parse().unwrap()).collect();
-        assert_eq!(guard.guard.pids.iter().copied().collect::<BTreeSet<_>>(), listed);
+        assert_eq!(guard.guard.pids.iter().map(|pid| pid.0).collect::<BTreeSet<_>>(), listed);
         let launchers = listed.iter().filter(|pid| is_launcher(**pid)).count();
         assert_eq!(guard.guard.identities[IDENTITY].live, launchers);
         assert_eq!(guard.guard.identities.len(), 1, "{:?}", guard.guard.identities);

@@ -60,7 +60,7 @@ impl Victim {
     fn assert_held_by(&self, holder: u32) {
         let holds = self.holds();
         assert!(holds.freeze && holds.frozen, "{holds:?}");
-        assert_eq!(holds.freeze_mark.unwrap().holder, holder);
+        assert_eq!(holds.freeze_mark.unwrap().holder.0, holder);
     }
 
     fn assert_free(&self) {
@@ -122,7 +122,7 @@ fn the_package_as_it_is_starts_and_observes() {
     let status = unit.status().unwrap();
     assert_eq!(status.mode, Mode::Observe);
     let state = unit.state().unwrap();
-    assert_eq!(state.main_pid, status.pid);
+    assert_eq!(state.main_pid, status.pid.0);
     assert!(state.status.starts_with("observe, "), "{state:?}");
     let limits = fs::read_to_string(format!("/proc/{}/limits", state.main_pid)).unwrap();
     let open = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
@@ -154,7 +154,7 @@ fn it_is_active_only_when_it_is_ready() {
     unit.begin().unwrap();
     unit.wait_until("the agent has its lock", |unit| {
         let pid = unit.state()?.main_pid;
-        Ok(pid != 0 && lock::holder(Path::new(lock::DEFAULT_RUN_DIR)) == Some(pid))
+        Ok(pid != 0 && lock::holder(Path::new(lock::DEFAULT_RUN_DIR)).map(|pid| pid.0) == Some(pid))
     })
     .unwrap();
     assert_eq!(unit.state().unwrap().active, "activating");
@@ -192,7 +192,7 @@ fn ends_leaves_nothing_held_and_is_restarted(victim: &Victim, unit: &Unit, by: S
     victim.assert_free();
     let state = unit.await_state("restarted", |state| state.active == "active").unwrap();
     assert_ne!(state.main_pid, first);
-    assert_eq!(unit.status().unwrap().pid, state.main_pid);
+    assert_eq!(unit.status().unwrap().pid.0, state.main_pid);
     assert_eq!(story(unit), ["start", "Reconcile Done", "start"]);
     await_stop_post(unit, 1);
 }
@@ -263,11 +263,11 @@ fn the_start_limit_leaves_nothing_held() {
     let mut last = 0;
     for _ in 0..3 {
         let mark = || Holds::of(&cgroup).map(|holds| holds.freeze_mark);
-        let other = |_: &Unit| Ok(mark()?.is_some_and(|mark| mark.holder != last));
+        let other = |_: &Unit| Ok(mark()?.is_some_and(|mark| mark.holder.0 != last));
         unit.wait_until("the next agent holds it", other).unwrap();
         cgroup.wait_until("frozen", PATIENCE, || cgroup.is_frozen().unwrap()).unwrap();
         last = unit.main_pid().unwrap();
-        assert_eq!(mark().unwrap().unwrap().holder, last);
+        assert_eq!(mark().unwrap().unwrap().holder.0, last);
         unit.signal(Signal::KILL).unwrap();
     }
     let state = unit.await_state("given up", |state| state.sub == "failed").unwrap();
@@ -343,7 +343,7 @@ fn an_agent_that_was_started_by_hand_keeps_its_lock_and_its_holds() {
     assert_eq!(unit.state().unwrap().main_status, 2);
     unit.stop().unwrap();
     victim.assert_held_by(by_hand.pid());
-    assert_eq!(unit.status().unwrap().pid, by_hand.pid());
+    assert_eq!(unit.status().unwrap().pid.0, by_hand.pid());
     let second = unit.cli(&["run"]).unwrap();
     assert_eq!(second.status.code(), Some(2), "the lock is still the first one's");
     drop(by_hand);

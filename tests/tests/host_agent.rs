@@ -6,7 +6,7 @@
     reason = "a test looks for one record and steps over the rest"
 )]
 
-use mcp_guard_core::{audit::Record, incident::Outcome, status::GuardState};
+use mcp_guard_core::{audit::Record, id::Pid, incident::Outcome, status::GuardState};
 use mcp_guard_tests::{
     agent::Agent,
     cgroup::FixtureCgroup,
@@ -32,7 +32,7 @@ fn a_second_agent_names_the_first_and_leaves() {
     let said = String::from_utf8(second.stderr).unwrap();
     assert_eq!(second.status.code(), Some(2), "{said}");
     assert!(said.contains(&format!("process {} holds", agent.pid())), "{said}");
-    assert_eq!(agent.status().unwrap().pid, agent.pid(), "the first still answers");
+    assert_eq!(agent.status().unwrap().pid.0, agent.pid(), "the first still answers");
 }
 
 #[test]
@@ -73,7 +73,8 @@ fn status_shows_servers_totals_and_rates() {
     let leak = Leak::start(&cgroup, 4).unwrap();
     let watched = agent.guard(cgroup.id()).unwrap();
     let status = &watched.guard;
-    let mut procs: Vec<u32> = cgroup.procs().unwrap().into_iter().map(i32::cast_unsigned).collect();
+    let procs = cgroup.procs().unwrap().into_iter();
+    let mut procs: Vec<Pid> = procs.map(|pid| Pid(pid.cast_unsigned())).collect();
     procs.sort_unstable();
     assert_eq!(status.pids, procs);
     assert_eq!(status.processes, 9, "a gateway, and two processes for each of four servers");
@@ -118,7 +119,7 @@ fn a_cgroup_that_comes_later_is_guarded_and_so_is_what_is_made_in_it() {
     let deeper = nested.child("deeper").unwrap();
     let sleepers = [&late, &nested, &deeper].map(|cgroup| Sleeper::start(cgroup).unwrap());
     let status = agent.guard(late.id()).unwrap().guard;
-    let mut expected = sleepers.each_ref().map(Sleeper::pid);
+    let mut expected = sleepers.each_ref().map(|sleeper| Pid(sleeper.pid()));
     expected.sort_unstable();
     assert_eq!(status.pids, expected);
     assert_eq!((status.totals.arrivals, status.totals.execs), (3, 3));
@@ -145,7 +146,7 @@ fn freeze_thaw_and_kill_by_hand_go_through_the_agent() {
     let holds = Holds::of(&cgroup).unwrap();
     assert!(holds.frozen, "{holds:?}");
     assert_eq!(
-        holds.freeze_mark.unwrap().holder,
+        holds.freeze_mark.unwrap().holder.0,
         agent.pid(),
         "the agent's, which outlives the CLI"
     );
@@ -237,7 +238,7 @@ fn a_guard_inside_another_is_refused_and_said_once() {
         .unwrap();
     let guards = agent.status().unwrap().guards;
     assert_eq!(guards.len(), 1);
-    assert_eq!(guards[0].cgroup_id, outer.id());
+    assert_eq!(guards[0].cgroup_id.0, outer.id());
     let log = agent.log();
     assert_eq!(log.matches("it overlaps guard").count(), 1, "{log}");
 }

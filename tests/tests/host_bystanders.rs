@@ -9,7 +9,7 @@
 
 use std::fs;
 
-use mcp_guard_core::{audit::Record, incident::Outcome};
+use mcp_guard_core::{audit::Record, id::Pid, incident::Outcome};
 use mcp_guard_tests::{
     agent::Agent,
     cgroup::FixtureCgroup,
@@ -123,13 +123,13 @@ fn a_path_that_was_made_again_is_another_cgroup() {
     assert!(second.lives().unwrap(), "nobody was killed");
 
     let guards = |record: &Record| match record {
-        Record::GuardStart { guard, .. } => Some((true, guard.cgroup_id)),
-        Record::GuardStop { guard } => Some((false, guard.cgroup_id)),
+        Record::GuardStart { guard, .. } => Some((true, guard.cgroup_id.0)),
+        Record::GuardStop { guard } => Some((false, guard.cgroup_id.0)),
         _ => None,
     };
     let told: Vec<_> = agent.audit().unwrap().iter().filter_map(guards).collect();
     assert_eq!(told, [(true, old_id), (false, old_id), (true, new_id)]);
     // Its counts begin at zero: the old one's are not its own.
     let status = agent.guard(new_id).unwrap().guard;
-    assert_eq!((status.pids, status.totals.arrivals), (vec![second.pid()], 0));
+    assert_eq!((status.pids, status.totals.arrivals), (vec![Pid(second.pid())], 0));
 }

@@ -63,12 +63,12 @@ fn nonsense_gets_an_error_and_harms_nobody() {
         let replies = agent.converse(bytes, 1).unwrap();
         let said = replies[0]["error"].as_str().unwrap_or("no error");
         assert!(said.ends_with(error), "{shown}: {replies:?}");
-        assert_eq!(agent.status().unwrap().pid, agent.pid(), "after {shown}");
+        assert_eq!(agent.status().unwrap().pid.0, agent.pid(), "after {shown}");
     }
     // A message that never ends is not kept: the connection ends, the agent does not.
     let endless = vec![b'x'; 5 << 20];
     assert!(agent.converse(&endless, 1).map_or(true, |replies: Vec<Value>| replies.is_empty()));
-    assert_eq!(agent.status().unwrap().pid, agent.pid());
+    assert_eq!(agent.status().unwrap().pid.0, agent.pid());
 }
 
 #[test]

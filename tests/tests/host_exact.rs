@@ -15,7 +15,7 @@ use mcp_guard::host::{
     layout::Layout,
 };
 use mcp_guard_common::{Kind, Totals};
-use mcp_guard_core::id::GuardId;
+use mcp_guard_core::id::{CgroupId, GuardId};
 use mcp_guard_tests::{cgroup::FixtureCgroup, workload};
 use serde::Deserialize;
 
@@ -62,10 +62,7 @@ fn count(
     let cgroup = Cgroup::open(&layout, fixture.path()).expect("the fixture");
     kernel.clear_totals(GUARD).expect("slot");
     cgroup
-        .walk(&mut |dir, _| {
-            let id = rustix::fs::fstat(dir)?.st_ino;
-            kernel.add_cgroup(id, GUARD).map_err(std::io::Error::other)
-        })
+        .walk(&mut |dir, _| kernel.add_cgroup(dir.id()?, GUARD).map_err(std::io::Error::other))
         .expect("membership");
     let ledger = run(place, arguments);
     let totals = kernel.totals(GUARD).expect("totals");
@@ -184,7 +181,7 @@ fn a_nested_cgroup_made_after_the_guard() {
     let fixture = FixtureCgroup::new("exact").expect("a cgroup");
     let mut kernel = Kernel::start(KernelOptions::default()).expect("the programs load");
     kernel.clear_totals(GUARD).expect("slot");
-    kernel.add_cgroup(fixture.id(), GUARD).expect("membership");
+    kernel.add_cgroup(CgroupId(fixture.id()), GUARD).expect("membership");
     let nested = fixture.child("late").expect("nested");
     let deeper = nested.child("deeper").expect("nested");
     let arguments =

@@ -81,7 +81,7 @@ impl Foreground {
     fn assert_holds(&self, scene: &Scene) {
         let holds = scene.holds();
         let mark = holds.freeze_mark.as_ref().expect("a mark");
-        assert_eq!((mark.holder, mark.reason.as_str()), (self.child.id(), "operator"));
+        assert_eq!((mark.holder.0, mark.reason.as_str()), (self.child.id(), "operator"));
         assert!(holds.freeze && holds.frozen, "{holds:?}");
     }
 
@@ -193,7 +193,7 @@ fn the_agent_leaves_a_living_foreground_freeze_and_gives_back_a_dead_one() {
         matches!(
             record,
             Record::Release { end: End::Reconcile, outcome: Some(Outcome::Done), guard, .. }
-                if guard.cgroup_id == scene.cgroup.id()
+                if guard.cgroup_id.0 == scene.cgroup.id()
         )
     };
     assert!(agent.audit().unwrap().iter().any(given_back));

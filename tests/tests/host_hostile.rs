@@ -11,7 +11,7 @@ use std::{
 };
 
 use mcp_guard_common::MAX_CGROUPS;
-use mcp_guard_core::audit::Record;
+use mcp_guard_core::{audit::Record, id::Pid};
 use mcp_guard_tests::{
     agent::{Agent, command},
     cgroup::FixtureCgroup,
@@ -44,7 +44,7 @@ fn the_others_in_its_cgroup_are_recognised_and_diagnosed() {
     let dead = DeadMount::mapped_in(&cgroup).unwrap();
     let agent = Agent::start(&observing(&cgroup)).unwrap();
     let guard = agent.guard(cgroup.id()).unwrap().guard;
-    assert!(guard.pids.contains(&dead.pid()), "it is counted: {:?}", guard.pids);
+    assert!(guard.pids.contains(&Pid(dead.pid())), "it is counted: {:?}", guard.pids);
     assert_eq!(guard.identities[PACKAGE].live, 4);
     let diagnosis = said(&agent, &["diagnose", &format!("cgroup:{}", cgroup.path()), "--json"]);
     assert!(matches!(diagnosis.status.code(), Some(0 | 1)), "{diagnosis:?}");
@@ -52,7 +52,7 @@ fn the_others_in_its_cgroup_are_recognised_and_diagnosed() {
     assert!(warning.contains("command line cannot be read"), "{warning}");
     // Who comes later is looked at by another thread, and nobody waits for the one that hangs.
     let sleeper = Sleeper::start(&cgroup).unwrap();
-    assert!(agent.guard(cgroup.id()).unwrap().guard.pids.contains(&sleeper.pid()));
+    assert!(agent.guard(cgroup.id()).unwrap().guard.pids.contains(&Pid(sleeper.pid())));
     let log = agent.log();
     let told = log.lines().filter(|line| line.contains("command line cannot be read"));
     let of_it = format!("pid={}", dead.pid());

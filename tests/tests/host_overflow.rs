@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mcp_guard_core::audit::Record;
+use mcp_guard_core::{audit::Record, id::Pid};
 use mcp_guard_tests::{
     agent::Agent,
     cgroup::FixtureCgroup,
@@ -79,7 +79,7 @@ impl Scene {
     /// The registry has the processes of cgroup.procs and all servers.
     fn comes_right(&mut self, ended: Instant) {
         let procs = self.cgroup.procs().unwrap();
-        let mut pids: Vec<u32> = procs.into_iter().map(i32::cast_unsigned).collect();
+        let mut pids: Vec<Pid> = procs.into_iter().map(|pid| Pid(pid.cast_unsigned())).collect();
         pids.sort_unstable();
         let expected = (pids, self.leaks.len() * TREES);
         let id = self.cgroup.id();

@@ -62,7 +62,7 @@ impl Scene {
     fn assert_held(&self, response: Response) {
         let holds = self.holds();
         let mark = holds.mark(response).expect("the mark of the hold");
-        assert_eq!(mark.holder, self.agent.pid());
+        assert_eq!(mark.holder.0, self.agent.pid());
         assert_eq!(mark.reason, format!("Duplicates of {PACKAGE}"));
         match response {
             Freeze => {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    id::Incident,
+    id::{CgroupId, Incident},
     incident::{Cause, End, Outcome},
     policy::{Mode, Response},
     repair::Write,
@@ -111,7 +111,7 @@ pub enum Record {
 pub struct Subject {
     pub name: String,
     pub cgroup: String,
-    pub cgroup_id: u64,
+    pub cgroup_id: CgroupId,
 }
 
 /// A limit before and after; "max" is no limit.

@@ -7,7 +7,7 @@ use mcp_guard_common::Totals;
 use crate::{
     Time,
     diagnose::facts::Facts,
-    id::{GuardId, RequestId, Ticket, Tickets},
+    id::{GuardId, Pid, RequestId, Ticket, Tickets},
     incident::{Cause, End, Hold, Outcome},
     limit::Limit,
     policy::{Mode, Policy, Response, Terms, Workload},
@@ -37,18 +37,18 @@ pub enum Input {
     Fork {
         guard: GuardId,
         born: Time,
-        child: u32,
-        parent: u32,
+        child: Pid,
+        parent: Pid,
     },
     Exec {
         guard: GuardId,
         born: Time,
-        pid: u32,
+        pid: Pid,
         argv: Vec<u8>,
     },
     Exit {
         guard: GuardId,
-        pid: u32,
+        pid: Pid,
         code: u32,
     },
     /// A process entered a cgroup of `guard`, None where that is outside every guard.
@@ -56,7 +56,7 @@ pub enum Input {
     Attach {
         guard: Option<GuardId>,
         born: Time,
-        pid: u32,
+        pid: Pid,
         seen: Option<Observed>,
     },
     /// All live processes of the guard as `/proc` shows them.

@@ -9,7 +9,7 @@ use crate::{
     detect::{Detection, burst, duplicates, emergency::Aged, raw, sooner},
     diagnose::facts::Facts,
     effect::{Action, Containment, Effect, OperatorRequest, Outbox, SeenLimit, Settled},
-    id::{GuardId, RequestId, Ticket},
+    id::{GuardId, Pid, RequestId, Ticket},
     incident::{Cause, Detector, End, Hold, Outcome},
     limit::room_for,
     limits::{Limits, Rules},
@@ -152,7 +152,7 @@ impl Guard {
         self.next = Some(now); // Episodes end by silence, which nothing else announces.
     }
 
-    pub fn exited(&mut self, pid: u32, code: u32) {
+    pub fn exited(&mut self, pid: Pid, code: u32) {
         self.registry.exit(pid);
         if code & 0x7f == SIGABRT {
             self.clamp_watch.aborts += 1;

@@ -4,17 +4,36 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A guard's slot in the kernel's maps; reused only long after the guard is gone.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
-#[serde(transparent)]
-pub struct GuardId(pub u32);
+/// Types that are a number and no more: so they are shown, sent and saved.
+macro_rules! numbers {
+    ($($(#[$doc:meta])* pub struct $name:ident(pub $number:ty);)*) => {$(
+        $(#[$doc])*
+        #[derive(
+            Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+        )]
+        #[serde(transparent)]
+        pub struct $name(pub $number);
 
-impl fmt::Display for GuardId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    )*};
+}
+
+numbers! {
+    /// A guard's slot in the kernel's maps; reused only long after the guard is gone.
+    pub struct GuardId(pub u32);
+
+    /// A process, by its number on the host; 0 where there is none.
+    pub struct Pid(pub u32);
+
+    /// A cgroup, by the inode number of its directory.
+    pub struct CgroupId(pub u64);
+
+    /// When a process started, in clock ticks since the boot.
+    pub struct Ticks(pub u64);
 }
 
 /// Names one effect. What becomes of the effect comes back under the same ticket.

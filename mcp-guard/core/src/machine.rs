@@ -7,7 +7,7 @@ use crate::{
     detect::sooner,
     effect::{Effect, Input, Outbox, Settled},
     guard::Guard,
-    id::{GuardId, Tickets},
+    id::{GuardId, Pid, Tickets},
     incident::End,
     launcher::Launchers,
     policy::Policy,
@@ -130,7 +130,7 @@ impl Core {
         &mut self,
         now: Time,
         to: Option<GuardId>,
-        (born, pid, seen): (Time, u32, Option<Observed>),
+        (born, pid, seen): (Time, Pid, Option<Observed>),
         effects: &mut Vec<Effect>,
     ) {
         let mut out = Outbox { tickets: &mut self.tickets, effects };

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::container::container_in;
+use crate::{container::container_in, id::Pid};
 
 /// What the rules look at. Paths are in the unified hierarchy, `/` first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub struct BystanderFacts {
     pub holds_pid_1: bool,
     pub holds_the_agent: bool,
     /// Processes of an engine, shim, monitor or kubelet in it: pid and name.
-    pub engine_processes: Vec<(u32, String)>,
+    pub engine_processes: Vec<(Pid, String)>,
 }
 
 /// Why nothing is done. The text completes "refused: ".
@@ -33,7 +33,7 @@ pub enum Refusal {
         unit: String,
     },
     HoldsEngine {
-        pid: u32,
+        pid: Pid,
         name: String,
     },
     SeveralContainers {
@@ -168,8 +168,8 @@ mod tests {
     #[test]
     fn what_runs_containers_is_safe() {
         let mut engine = facts("/x", &[]);
-        engine.engine_processes = vec![(7, "containerd-shim".to_owned())];
-        assert!(matches!(refusal(&engine), Some(Refusal::HoldsEngine { pid: 7, .. })));
+        engine.engine_processes = vec![(Pid(7), "containerd-shim".to_owned())];
+        assert!(matches!(refusal(&engine), Some(Refusal::HoldsEngine { pid: Pid(7), .. })));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::{
 
 use crate::{
     Time,
+    id::{Pid, Ticks},
     launcher::{Launchers, Program, stranded_server},
 };
 
@@ -31,10 +32,10 @@ const TICK_NS: u64 = 10_000_000;
 /// A process as `/proc` shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observed {
-    pub pid: u32,
-    /// `starttime` of `/proc/PID/stat`, in clock ticks since boot.
-    pub start_ticks: u64,
-    pub parent: u32,
+    pub pid: Pid,
+    /// `starttime` of `/proc/PID/stat`.
+    pub start_ticks: Ticks,
+    pub parent: Pid,
     /// `/proc/PID/cmdline`, NUL-separated; empty where it could not be read.
     pub argv: Vec<u8>,
 }
@@ -43,7 +44,7 @@ pub struct Observed {
 struct LiveProcess {
     born: Time,
     /// The parent it was born to; where it is adopted later does not matter.
-    parent: u32,
+    parent: Pid,
     tree: Option<TreeId>,
     program: Program,
 }
@@ -117,8 +118,8 @@ impl Identity {
 
 #[derive(Clone, Debug, Default)]
 pub struct Registry {
-    processes: BTreeMap<u32, LiveProcess>,
-    births: BTreeSet<(Time, u32)>,
+    processes: BTreeMap<Pid, LiveProcess>,
+    births: BTreeSet<(Time, Pid)>,
     trees: BTreeMap<TreeId, Tree>,
     identities: BTreeMap<String, Identity>,
     next_tree: TreeId,
@@ -140,12 +141,12 @@ impl Registry {
     }
 
     #[must_use]
-    pub fn pids(&self) -> Vec<u32> {
+    pub fn pids(&self) -> Vec<Pid> {
         self.processes.keys().copied().collect()
     }
 
     #[must_use]
-    pub fn holds(&self, pid: u32) -> bool {
+    pub fn holds(&self, pid: Pid) -> bool {
         self.processes.contains_key(&pid)
     }
 
@@ -160,8 +161,8 @@ impl Registry {
 
     /// Each live tree: its identity, and its processes.
     #[must_use]
-    pub fn trees(&self) -> Vec<(String, Vec<u32>)> {
-        let mut members: BTreeMap<TreeId, Vec<u32>> = BTreeMap::new();
+    pub fn trees(&self) -> Vec<(String, Vec<Pid>)> {
+        let mut members: BTreeMap<TreeId, Vec<Pid>> = BTreeMap::new();
         for (pid, process) in &self.processes {
             if let Some(tree) = process.tree {
                 members.entry(tree).or_default().push(*pid);
@@ -175,10 +176,10 @@ impl Registry {
     #[must_use]
     pub fn processes_aged(&self, now: Time, age: Duration) -> usize {
         let Some(moment) = now.checked_before(age) else { return 0 };
-        self.births.range(..=(moment, u32::MAX)).count()
+        self.births.range(..=(moment, Pid(u32::MAX))).count()
     }
 
-    pub fn fork(&mut self, born: Time, child: u32, parent: u32) {
+    pub fn fork(&mut self, born: Time, child: Pid, parent: Pid) {
         if self.processes.get(&child).is_some_and(|known| ticks(known.born) == ticks(born)) {
             return; // Found by a rescan before its record was read.
         }
@@ -190,18 +191,24 @@ impl Registry {
         self.add(child, LiveProcess { born, parent, tree, program });
     }
 
-    pub fn exec(&mut self, now: Time, born: Time, pid: u32, argv: &[u8], launchers: &Launchers) {
+    pub fn exec(&mut self, now: Time, born: Time, pid: Pid, argv: &[u8], launchers: &Launchers) {
         if !self.holds(pid) {
-            self.add(pid, LiveProcess { born, parent: 0, tree: None, program: Program::Other });
+            self.add(
+                pid,
+                LiveProcess { born, parent: Pid(0), tree: None, program: Program::Other },
+            );
         }
         self.run(now, pid, launchers.classify(argv));
     }
 
     /// A process moved in from outside: `docker exec`, a container's first process. It may be a
     /// launcher that will never exec again, so what `/proc` says of it counts.
-    pub fn arrive(&mut self, born: Time, pid: u32, seen: Option<&Observed>, launchers: &Launchers) {
+    pub fn arrive(&mut self, born: Time, pid: Pid, seen: Option<&Observed>, launchers: &Launchers) {
         if !self.holds(pid) {
-            self.add(pid, LiveProcess { born, parent: 0, tree: None, program: Program::Other });
+            self.add(
+                pid,
+                LiveProcess { born, parent: Pid(0), tree: None, program: Program::Other },
+            );
         }
         if let Some(seen) = seen.filter(|seen| seen.start_ticks == ticks(born)) {
             self.observe(seen, launchers);
@@ -209,7 +216,7 @@ impl Registry {
     }
 
     /// A process ended or moved out. True where it was known.
-    pub fn exit(&mut self, pid: u32) -> bool {
+    pub fn exit(&mut self, pid: Pid) -> bool {
         let Some(process) = self.processes.remove(&pid) else { return false };
         self.births.remove(&(process.born, pid));
         self.leave(process.tree);
@@ -219,9 +226,9 @@ impl Registry {
     /// Makes the registry equal to what `/proc` shows now. Known processes keep their history.
     pub fn reconcile(&mut self, mut seen: Vec<Observed>, launchers: &Launchers) {
         seen.sort_unstable_by_key(|process| (process.start_ticks, process.pid));
-        let alive: BTreeMap<u32, u64> =
+        let alive: BTreeMap<Pid, Ticks> =
             seen.iter().map(|process| (process.pid, process.start_ticks)).collect();
-        let gone: Vec<u32> = self
+        let gone: Vec<Pid> = self
             .processes
             .iter()
             .filter(|(pid, known)| alive.get(pid) != Some(&ticks(known.born)))
@@ -244,7 +251,7 @@ impl Registry {
 
     /// A child whose birth was told belongs to the tree that its parent turns out to be. Whether it was
     /// born before the parent became a launcher is not known then; hardly any is.
-    fn join_found_parent(&mut self, pid: u32, found: &BTreeSet<u32>) {
+    fn join_found_parent(&mut self, pid: Pid, found: &BTreeSet<Pid>) {
         let Some(known) = self.processes.get(&pid).filter(|known| known.tree.is_none()) else {
             return;
         };
@@ -259,12 +266,12 @@ impl Registry {
         }
     }
 
-    fn tree_of(&self, pid: u32) -> Option<TreeId> {
+    fn tree_of(&self, pid: Pid) -> Option<TreeId> {
         self.processes.get(&pid)?.tree
     }
 
     fn observe(&mut self, seen: &Observed, launchers: &Launchers) {
-        let born = Time(seen.start_ticks.saturating_mul(TICK_NS));
+        let born = Time(seen.start_ticks.0.saturating_mul(TICK_NS));
         if !self.holds(seen.pid) {
             self.fork(born, seen.pid, seen.parent);
         }
@@ -287,7 +294,7 @@ impl Registry {
         }
     }
 
-    fn run(&mut self, now: Time, pid: u32, program: Program) {
+    fn run(&mut self, now: Time, pid: Pid, program: Program) {
         if let Program::Launcher(identity) = &program
             && !self.continues_its_tree(pid, identity)
         {
@@ -301,7 +308,7 @@ impl Registry {
     /// Whether `pid`, about to run the launcher of `identity`, is still the start it already
     /// belongs to: a re-exec through `#!`, or a wrapper script and its shells. A server that
     /// starts its own package again is a new start; so recursion shows.
-    fn continues_its_tree(&self, pid: u32, identity: &str) -> bool {
+    fn continues_its_tree(&self, pid: Pid, identity: &str) -> bool {
         let Some(tree) = self.tree_of(pid) else { return false };
         // One that shares its name may be of any package: what its launchers ran tells.
         let is_of = |tree: &Tree| tree.identity == identity || tree.identity == OTHER_IDENTITIES;
@@ -322,7 +329,7 @@ impl Registry {
         false
     }
 
-    fn start_tree(&mut self, started: Time, pid: u32, identity: String) {
+    fn start_tree(&mut self, started: Time, pid: Pid, identity: String) {
         let identity = if self.has_room_for(&identity, started) {
             identity
         } else {
@@ -351,7 +358,7 @@ impl Registry {
         self.identities.len() < MAX_IDENTITIES
     }
 
-    fn add(&mut self, pid: u32, process: LiveProcess) {
+    fn add(&mut self, pid: Pid, process: LiveProcess) {
         if self.processes.len() >= MAX_PROCESSES {
             self.overflowed += 1;
             return;
@@ -378,8 +385,8 @@ impl Registry {
     }
 }
 
-fn ticks(time: Time) -> u64 {
-    time.0 / TICK_NS
+fn ticks(time: Time) -> Ticks {
+    Ticks(time.0 / TICK_NS)
 }
 
 #[cfg(test)]

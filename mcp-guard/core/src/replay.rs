@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Core, Time,
     effect::{Action, Effect, Input, Order, Settled},
-    id::GuardId,
+    id::{GuardId, Pid},
     incident::{Detector, Outcome},
     policy::{Mode, Policy, Response, Terms, Workload},
 };
@@ -42,19 +42,19 @@ struct Header {
 enum TraceEvent {
     Fork {
         t: u64,
-        p: u32,
-        c: u32,
+        p: Pid,
+        c: Pid,
         #[serde(default)]
         thread: bool,
     },
     Exec {
         t: u64,
-        p: u32,
+        p: Pid,
         argv: Vec<String>,
     },
     Exit {
         t: u64,
-        p: u32,
+        p: Pid,
         #[serde(default)]
         thread: bool,
     },

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Time,
     guard::Guard,
-    id::GuardId,
+    id::{GuardId, Pid},
     policy::{Mode, Response},
     rates::PerSecond,
 };
@@ -25,7 +25,7 @@ pub struct GuardStatus {
     pub refused: Option<String>,
     /// Live processes, by the registry.
     pub processes: usize,
-    pub pids: Vec<u32>,
+    pub pids: Vec<Pid>,
     /// Processes that were not kept because the registry was full; 0 is the normal state.
     pub not_kept: u64,
     pub identities: BTreeMap<String, IdentityStatus>,

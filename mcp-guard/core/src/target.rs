@@ -1,6 +1,6 @@
 //! What an operator may name: a container, a cgroup, a process.
 
-use crate::{container::is_container_id, escape::is_plain_path};
+use crate::{container::is_container_id, escape::is_plain_path, id::Pid};
 
 /// TARGET of the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub enum Target {
     /// Path in the unified hierarchy.
     Cgroup(String),
     /// The cgroup this process is in.
-    Pid(u32),
+    Pid(Pid),
 }
 
 /// Container names the engines allow: at most this long here, to keep messages readable.
@@ -38,7 +38,7 @@ impl Target {
         }
         if let Some(pid) = text.strip_prefix("pid:") {
             return match pid.parse() {
-                Ok(pid) if pid > 0 => Ok(Self::Pid(pid)),
+                Ok(pid) if pid > 0 => Ok(Self::Pid(Pid(pid))),
                 _ => Err(format!("{text:?}: pid: wants a process id greater than 0")),
             };
         }
@@ -135,7 +135,7 @@ mod tests {
         assert_eq!(parse("cgroup:/a/b"), Some(Target::Cgroup("/a/b".into())));
         assert_eq!(parse("cgroup:/a/b/"), parse("cgroup:/a/b"));
         assert_eq!(parse("cgroup:/"), Some(Target::Cgroup("/".into())));
-        assert_eq!(parse("pid:12"), Some(Target::Pid(12)));
+        assert_eq!(parse("pid:12"), Some(Target::Pid(Pid(12))));
         let unit = "docker.service";
         assert_eq!(parse("unit:docker.service"), Some(Target::Unit(unit.into())));
         for bad in

@@ -6,7 +6,7 @@ use mcp_guard_common::Totals;
 use mcp_guard_core::{
     Core, Time,
     effect::{Action, Effect, Input, OperatorRequest, Order, Settled},
-    id::{GuardId, RequestId, Ticket},
+    id::{GuardId, Pid, RequestId, Ticket, Ticks},
     incident::{Detector, End, Hold, Outcome},
     policy::{Mode, Policy, Response, Terms, Workload},
     refusal::Refusal,
@@ -92,21 +92,26 @@ impl Story {
     fn server(&mut self, package: &str) -> u32 {
         let pid = self.next_pid;
         self.next_pid += 1;
-        self.step(Input::Fork { guard: GUARD, born: self.now, child: pid, parent: 1 });
+        self.step(Input::Fork { guard: GUARD, born: self.now, child: Pid(pid), parent: Pid(1) });
         let argv = format!("npx\0-y\0{package}\0").into_bytes();
-        self.step(Input::Exec { guard: GUARD, born: self.now, pid, argv });
+        self.step(Input::Exec { guard: GUARD, born: self.now, pid: Pid(pid), argv });
         pid
     }
 
     /// Of processes that are no servers.
     fn births(&mut self, count: u32) {
         for child in 1000..1000 + count {
-            self.step(Input::Fork { guard: GUARD, born: self.now, child, parent: 1 });
+            self.step(Input::Fork {
+                guard: GUARD,
+                born: self.now,
+                child: Pid(child),
+                parent: Pid(1),
+            });
         }
     }
 
     fn exit(&mut self, pid: u32, code: u32) {
-        self.step(Input::Exit { guard: GUARD, pid, code });
+        self.step(Input::Exit { guard: GUARD, pid: Pid(pid), code });
     }
 
     /// Answers the oldest order of a response that is not answered yet.
@@ -406,7 +411,7 @@ fn a_clamp_that_fails_for_ever_is_in_no_freezes_way() {
     story.settle(Response::Clamp, Outcome::Failed);
     for child in 0..400 {
         let born = story.now;
-        story.step(Input::Fork { guard: GUARD, born, child: 1000 + child, parent: 1 });
+        story.step(Input::Fork { guard: GUARD, born, child: Pid(1000 + child), parent: Pid(1) });
     }
     story.wait(12);
     assert_eq!(story.contained(), [(Detector::Emergency, Response::Freeze)]);
@@ -479,12 +484,12 @@ fn lost_records_ask_for_a_rescan_of_that_guard() {
 fn arrivals_and_departures_are_told_from_moves_inside() {
     let mut story = Story::new("");
     let born = story.now;
-    story.step(Input::Attach { guard: Some(GUARD), born, pid: 7, seen: None });
-    story.step(Input::Attach { guard: Some(GUARD), born, pid: 7, seen: None });
-    story.step(Input::Attach { guard: None, born, pid: 8, seen: None });
+    story.step(Input::Attach { guard: Some(GUARD), born, pid: Pid(7), seen: None });
+    story.step(Input::Attach { guard: Some(GUARD), born, pid: Pid(7), seen: None });
+    story.step(Input::Attach { guard: None, born, pid: Pid(8), seen: None });
     let totals = story.core.status(story.now)[0].totals;
     assert_eq!((totals.arrivals, totals.departures), (1, 0));
-    story.step(Input::Attach { guard: None, born, pid: 7, seen: None });
+    story.step(Input::Attach { guard: None, born, pid: Pid(7), seen: None });
     let status = &story.core.status(story.now)[0];
     assert_eq!((status.totals.departures, status.processes), (1, 0));
 }
@@ -492,12 +497,26 @@ fn arrivals_and_departures_are_told_from_moves_inside() {
 #[test]
 fn a_server_that_is_moved_in_counts() {
     let mut story = Story::new("");
-    let seen = Observed { pid: 7, start_ticks: 0, parent: 1, argv: b"npm exec figma-mcp".to_vec() };
-    story.step(Input::Attach { guard: Some(GUARD), born: Time(5), pid: 7, seen: Some(seen) });
+    let seen = Observed {
+        pid: Pid(7),
+        start_ticks: Ticks(0),
+        parent: Pid(1),
+        argv: b"npm exec figma-mcp".to_vec(),
+    };
+    story.step(Input::Attach { guard: Some(GUARD), born: Time(5), pid: Pid(7), seen: Some(seen) });
     assert_eq!(story.core.status(story.now)[0].identities["figma-mcp"].live, 1);
-    let reused =
-        Observed { pid: 8, start_ticks: 3, parent: 1, argv: b"npm exec figma-mcp".to_vec() };
-    story.step(Input::Attach { guard: Some(GUARD), born: Time(5), pid: 8, seen: Some(reused) });
+    let reused = Observed {
+        pid: Pid(8),
+        start_ticks: Ticks(3),
+        parent: Pid(1),
+        argv: b"npm exec figma-mcp".to_vec(),
+    };
+    story.step(Input::Attach {
+        guard: Some(GUARD),
+        born: Time(5),
+        pid: Pid(8),
+        seen: Some(reused),
+    });
     let live = story.core.status(story.now)[0].identities["figma-mcp"].live;
     assert_eq!(live, 1, "what /proc said was of another process with that number");
 }

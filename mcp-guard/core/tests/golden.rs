@@ -6,6 +6,7 @@ use std::{fs, path::PathBuf};
 
 use mcp_guard_core::{
     Time,
+    id::Pid,
     launcher::{Launchers, Program},
     registry::Registry,
 };
@@ -48,15 +49,15 @@ fn joined(argv: &[String]) -> Vec<u8> {
 }
 
 /// The registry after these execs, and the last process of them.
-fn registry(execs: &[Exec]) -> (Registry, u32) {
+fn registry(execs: &[Exec]) -> (Registry, Pid) {
     let launchers = Launchers::default();
     let mut registry = Registry::default();
-    let mut last = FIRST;
+    let mut last = Pid(FIRST);
     for (at, exec) in (1..).zip(execs) {
-        let (now, pid) = (Time(at * 1_000_000_000), FIRST + exec.process);
+        let (now, pid) = (Time(at * 1_000_000_000), Pid(FIRST + exec.process));
         // The first one is told of by its exec alone, as a process that came from outside.
         if let Some(parent) = exec.parent.filter(|_| !registry.holds(pid)) {
-            registry.fork(now, pid, FIRST + parent);
+            registry.fork(now, pid, Pid(FIRST + parent));
         }
         registry.exec(now, now, pid, &joined(&exec.argv), &launchers);
         last = pid;
@@ -88,8 +89,8 @@ fn the_tree_lives_as_long_as_its_server() {
             let live = |registry: &Registry| {
                 registry.identity(&start.identity).map(|identity| identity.live())
             };
-            assert_ne!(server, FIRST, "the server is a process of its own");
-            for above in FIRST..server {
+            assert_ne!(server, Pid(FIRST), "the server is a process of its own");
+            for above in (FIRST..server.0).map(Pid) {
                 registry.exit(above);
                 assert_eq!(live(&registry), Some(1), "{:?}: it outlives {above}", start.typed);
             }

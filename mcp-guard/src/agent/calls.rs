@@ -19,7 +19,7 @@ use crate::{
         wire::{Call, Status, TargetCgroup, WatchedStatus, failed},
     },
     guards::Held,
-    host::{cgroup::Cgroup, clock},
+    host::{cgroup::Cgroup, clock, process},
 };
 
 /// A second to a day.
@@ -115,7 +115,7 @@ impl Agent {
         });
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
+            pid: process::this(),
             uptime_ms: u64::try_from(now.since(self.started).as_millis()).unwrap_or(u64::MAX),
             mode: self.core.policy().mode,
             guards: guards.collect(),

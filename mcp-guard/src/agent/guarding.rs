@@ -186,7 +186,7 @@ impl Agent {
         let kernel = &mut self.counting.kernel;
         let mut trouble = None;
         cgroup.walk(&mut |dir, _| {
-            let id = rustix::fs::fstat(dir)?.st_ino;
+            let id = dir.id()?;
             match kernel.guard_of(id) {
                 // A cgroup has one guard: counting it for two would be wrong for both.
                 Some(other) if other != guard => {

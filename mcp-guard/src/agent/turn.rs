@@ -3,7 +3,12 @@
 use std::time::Duration;
 
 use mcp_guard_common::{ARGV_UNREAD, Kind, NO_GUARD};
-use mcp_guard_core::{Time, audit::Record, effect::Input, id::GuardId};
+use mcp_guard_core::{
+    Time,
+    audit::Record,
+    effect::Input,
+    id::{GuardId, Pid},
+};
 
 use super::{Agent, TICK, notify::Shown};
 use crate::{
@@ -132,10 +137,10 @@ impl Agent {
 
     fn input(&self, record: bpf::RingRecord) -> Input {
         let bpf::RingRecord { kind, event, argv } = record;
-        let (guard, born, pid) = (GuardId(event.guard), Time(event.start_ns), event.tgid);
+        let (guard, born, pid) = (GuardId(event.guard), Time(event.start_ns), Pid(event.tgid));
         let observe = |pid| self.observer.observe(vec![pid]).pop();
         match kind {
-            Kind::Fork => Input::Fork { guard, born, child: pid, parent: event.parent },
+            Kind::Fork => Input::Fork { guard, born, child: pid, parent: Pid(event.parent) },
             Kind::Exec => {
                 // What the kernel side could not read is in `/proc`, if the process is still there.
                 let unread = event.flags & ARGV_UNREAD != 0;

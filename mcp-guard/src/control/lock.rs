@@ -7,10 +7,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use mcp_guard_core::id::Pid;
 use rustix::{
     fs::{FlockOperation, fcntl_lock},
     io::Errno,
-    process::{Flock, FlockType, Pid, fcntl_getlk},
+    process::{Flock, FlockType, fcntl_getlk},
 };
 
 /// Where the agent keeps its lock and its socket.
@@ -65,14 +66,14 @@ pub fn is_held(run_dir: &Path) -> bool {
 
 /// The process that holds the lock, as it is numbered here; 0 where it has no number here.
 #[must_use]
-pub fn holder(run_dir: &Path) -> Option<u32> {
+pub fn holder(run_dir: &Path) -> Option<Pid> {
     let file = File::open(file(run_dir)).ok()?;
     asked(&file).ok()?
 }
 
-fn asked(file: &File) -> io::Result<Option<u32>> {
+fn asked(file: &File) -> io::Result<Option<Pid>> {
     let found = fcntl_getlk(file, &Flock::from(FlockType::WriteLock))?;
-    Ok(found.map(|lock| Pid::as_raw(lock.pid).unsigned_abs()))
+    Ok(found.map(|lock| Pid(rustix::process::Pid::as_raw(lock.pid).unsigned_abs())))
 }
 
 fn file(run_dir: &Path) -> PathBuf {

@@ -80,14 +80,20 @@ fn bad_parameter(reason: &str) -> Reply {
 
 #[cfg(test)]
 mod tests {
+    use mcp_guard_core::id::CgroupId;
+
     use super::{super::wire::TargetCgroup, *};
 
     #[test]
     fn calls_are_read_and_nonsense_is_answered() {
         let freeze = br#"{"method":"io.mcpguard.Freeze","parameters":
             {"cgroup":"/x","cgroup_id":7,"name":"x","lease_ms":5}}"#;
-        let target =
-            TargetCgroup { cgroup: "/x".into(), cgroup_id: 7, name: "x".into(), paused: false };
+        let target = TargetCgroup {
+            cgroup: "/x".into(),
+            cgroup_id: CgroupId(7),
+            name: "x".into(),
+            paused: false,
+        };
         let expected = Call::Freeze { target, lease_ms: 5, dry_run: false };
         assert!(matches!(read(freeze), Asked::Call(call) if call == expected));
         for (message, error) in [

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mcp_guard_core::{
+    id::{CgroupId, Pid},
     incident::Outcome,
     policy::{Mode, Response},
     rates::PerSecond,
@@ -164,7 +165,7 @@ fn guard(mode: Mode, highest: Response, state: GuardState) -> WatchedStatus {
         state,
         refused: Some("it holds PID 1".to_owned()),
         processes: 2,
-        pids: vec![7, 8],
+        pids: [7, 8].map(Pid).to_vec(),
         not_kept: 0,
         identities: BTreeMap::from([("@acme/server".to_owned(), identity)]),
         totals,
@@ -175,7 +176,7 @@ fn guard(mode: Mode, highest: Response, state: GuardState) -> WatchedStatus {
     WatchedStatus {
         guard,
         cgroup: "/docker/a".to_owned(),
-        cgroup_id: u64::MAX,
+        cgroup_id: CgroupId(u64::MAX),
         container: Some("a".to_owned()),
         paused: false,
         by_hand: false,
@@ -190,7 +191,7 @@ fn guard(mode: Mode, highest: Response, state: GuardState) -> WatchedStatus {
 fn status(engine: EngineState) -> Status {
     Status {
         version: "0.1.0".to_owned(),
-        pid: 7,
+        pid: Pid(7),
         uptime_ms: 1000,
         mode: Mode::Observe,
         guards: vec![
@@ -208,8 +209,12 @@ fn status(engine: EngineState) -> Status {
 #[test]
 fn what_is_sent_has_exactly_the_described_fields() {
     let described = read_description();
-    let target =
-        || TargetCgroup { cgroup: "/x".into(), cgroup_id: 7, name: "x".into(), paused: true };
+    let target = || TargetCgroup {
+        cgroup: "/x".into(),
+        cgroup_id: CgroupId(7),
+        name: "x".into(),
+        paused: true,
+    };
     let outcomes =
         [Outcome::Done, Outcome::WouldDo, Outcome::Refused, Outcome::NotOurs, Outcome::Failed];
     let answers = outcomes.map(|outcome| Answer { outcome, detail: "frozen 1".to_owned() });

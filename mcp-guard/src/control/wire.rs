@@ -2,7 +2,12 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use mcp_guard_core::{incident::Outcome, policy::Mode, status::GuardStatus};
+use mcp_guard_core::{
+    id::{CgroupId, Pid},
+    incident::Outcome,
+    policy::Mode,
+    status::GuardStatus,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -50,7 +55,7 @@ pub enum Call {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TargetCgroup {
     pub cgroup: String,
-    pub cgroup_id: u64,
+    pub cgroup_id: CgroupId,
     pub name: String,
     /// Whoever asks has just heard from the engine that it is paused.
     #[serde(default)]
@@ -60,7 +65,7 @@ pub struct TargetCgroup {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Status {
     pub version: String,
-    pub pid: u32,
+    pub pid: Pid,
     pub uptime_ms: u64,
     pub mode: Mode,
     pub guards: Vec<WatchedStatus>,
@@ -123,7 +128,7 @@ pub struct WatchedStatus {
     #[serde(flatten)]
     pub guard: GuardStatus,
     pub cgroup: String,
-    pub cgroup_id: u64,
+    pub cgroup_id: CgroupId,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
     pub paused: bool,

@@ -8,7 +8,7 @@ use bollard::{
     models::ContainerInspectResponse,
     query_parameters::{InspectContainerOptions, ListContainersOptionsBuilder},
 };
-use mcp_guard_core::{container::is_container_id, target::Candidate};
+use mcp_guard_core::{container::is_container_id, id::Pid, target::Candidate};
 
 use super::{
     Engine as _,
@@ -85,7 +85,7 @@ impl Socket {
 
 fn running(id: &str, found: ContainerInspectResponse) -> Option<Container> {
     let state = found.state?;
-    let init = u32::try_from(state.pid?).ok().filter(|pid| *pid > 0)?;
+    let init = u32::try_from(state.pid?).ok().filter(|pid| *pid > 0).map(Pid)?;
     let config = found.config.unwrap_or_default();
     let labels = config.labels.unwrap_or_default();
     let limit = found.host_config.and_then(|host| host.pids_limit);

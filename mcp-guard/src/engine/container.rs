@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use mcp_guard_core::{
     diagnose::facts::{self, Compose, Unreadable},
     escape::escape,
+    id::Pid,
 };
 use serde_json::Value;
 
@@ -23,7 +24,7 @@ pub struct Container {
     pub image: String,
     pub labels: BTreeMap<String, String>,
     /// Its first process, as the host numbers it.
-    pub init: u32,
+    pub init: Pid,
     pub paused: bool,
     /// `HostConfig.PidsLimit` where it is a limit.
     pub limit: Option<u64>,

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use mcp_guard_core::{
     container::is_container_id,
     diagnose::facts::{self, CgroupDriver, Compose, ComposeTool, Source, Unreadable},
+    id::Pid,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -46,7 +47,7 @@ impl Socket {
         Ok(Some(details))
     }
 
-    pub(super) async fn running_execs(&self, details: &Details) -> (Vec<u32>, Option<Unreadable>) {
+    pub(super) async fn running_execs(&self, details: &Details) -> (Vec<Pid>, Option<Unreadable>) {
         let mut running = Vec::new();
         let ask = async {
             for exec in details.execs.iter().filter(|exec| is_container_id(exec)) {
@@ -144,7 +145,7 @@ fn details(id: &str, found: &Value) -> Details {
         name: text(&found["Name"]).trim_start_matches('/').to_owned(),
         image: text(&config["Image"]),
         created: found["Created"].as_str().and_then(seconds),
-        init: process(&state["Pid"]).unwrap_or(0),
+        init: process(&state["Pid"]).unwrap_or_default(),
         pids_limit: host["PidsLimit"].as_i64(),
         cgroup_parent: text(&host["CgroupParent"]),
         cgroupns_mode: text(&host["CgroupnsMode"]),
@@ -212,8 +213,8 @@ fn nproc(ulimits: &Value) -> Option<i64> {
     one?["Hard"].as_i64()
 }
 
-fn process(value: &Value) -> Option<u32> {
-    value.as_u64().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0)
+fn process(value: &Value) -> Option<Pid> {
+    value.as_u64().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0).map(Pid)
 }
 
 fn strings(value: &Value) -> Vec<String> {
@@ -262,7 +263,7 @@ mod tests {
             [json!(null), json!([]), json!({ "HostConfig": 7, "State": "x", "Config": [] })]
         {
             let found = details("x", &value);
-            assert_eq!((found.container.init, found.compose), (0, None));
+            assert_eq!((found.container.init, found.compose), (Pid(0), None));
         }
         let labels = json!({ "Config": { "Labels": {
             "com.docker.compose.project": "p", "com.docker.compose.service": "web",

@@ -8,6 +8,7 @@ use std::{
 use futures_util::{FutureExt as _, future::BoxFuture};
 use mcp_guard_core::{
     diagnose::facts::{self, Unreadable},
+    id::Pid,
     target::Candidate,
 };
 use serde_json::Value;
@@ -84,7 +85,7 @@ impl Engine for Socket {
         self.all_of(id).boxed()
     }
 
-    fn execs<'a>(&'a self, details: &'a Details) -> BoxFuture<'a, (Vec<u32>, Option<Unreadable>)> {
+    fn execs<'a>(&'a self, details: &'a Details) -> BoxFuture<'a, (Vec<Pid>, Option<Unreadable>)> {
         self.running_execs(details).boxed()
     }
 

@@ -104,7 +104,7 @@ async fn a_state_that_only_podman_has_hides_no_container_that_runs() {
 async fn what_podman_says_of_a_container_is_understood() {
     let (_folder, engine) = engine(podman);
     let found = engine.inspect(&"0".repeat(64)).await.unwrap().unwrap();
-    assert_eq!((found.name.as_str(), found.init, found.paused), ("runs", 451, true));
+    assert_eq!((found.name.as_str(), found.init, found.paused), ("runs", Pid(451), true));
     assert!(matches!(engine.inspect("../x").await, Err(Error::BadId(_))));
 }
 
@@ -265,6 +265,6 @@ async fn the_first_exec_that_is_not_answered_is_the_last_asked_about() {
     });
     let details = engine.details(&"0".repeat(64)).await.unwrap().unwrap();
     let (running, unreadable) = engine.execs(&details).await;
-    assert_eq!(running, [7]);
+    assert_eq!(running, [Pid(7)]);
     assert!(unreadable.unwrap().why.contains("status 500"));
 }

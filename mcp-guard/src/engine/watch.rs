@@ -193,6 +193,7 @@ mod tests {
 
     use bollard::models::EventActor;
 
+    use mcp_guard_core::id::Pid;
     use tokio::sync::mpsc;
 
     use super::*;
@@ -209,7 +210,7 @@ mod tests {
             name: "one".to_owned(),
             image: String::new(),
             labels: BTreeMap::new(),
-            init: 1,
+            init: Pid(1),
             paused: false,
             limit: None,
         };

@@ -15,6 +15,7 @@ use crate::{
     host::{
         clock,
         mark::{self, Mark},
+        process,
     },
 };
 
@@ -88,7 +89,7 @@ pub fn marks(held: &Held) -> Vec<(Hold, Mark)> {
 /// Whether it carries a mark of this process.
 #[must_use]
 pub fn is_marked(held: &Held) -> bool {
-    marks(held).iter().any(|(_, mark)| mark.holder == std::process::id())
+    marks(held).iter().any(|(_, mark)| mark.holder == process::this())
 }
 
 /// Whether somebody else wrote the limit that we had lowered.

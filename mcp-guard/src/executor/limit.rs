@@ -178,7 +178,7 @@ fn binds_more(write: &Write, held: &Held) -> Option<String> {
 mod tests {
     use mcp_guard_core::{
         audit::Line,
-        id::{GuardId, Incident, Tickets},
+        id::{CgroupId, GuardId, Incident, Tickets},
     };
 
     use super::*;
@@ -190,7 +190,7 @@ mod tests {
         let log = folder.path().join("audit.jsonl");
         let audit = Audit::open(&log).unwrap();
         let mut executor = Executor::new(audit, Layout::read().unwrap(), Engines::default());
-        let subject = Subject { name: "gw".into(), cgroup: "/gw".into(), cgroup_id: 7 };
+        let subject = Subject { name: "gw".into(), cgroup: "/gw".into(), cgroup_id: CgroupId(7) };
         let ticket = Tickets::default().draw();
         let order = OrderId { ticket, guard: GuardId(3), incident: Incident::from("a-1") };
         let announced = LimitWrite {

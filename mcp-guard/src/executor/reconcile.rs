@@ -67,7 +67,7 @@ fn search(layout: &Layout, found: &mut Vec<Orphan>) -> io::Result<()> {
 }
 
 fn will_be_undone(mark: &Mark, boot_id: &str) -> bool {
-    mark.holder != std::process::id()
+    mark.holder != process::this()
         && mark.boot_id == boot_id
         && clock::now() < mark.deadline
         && process::is_alive(mark.holder, mark.holder_start)

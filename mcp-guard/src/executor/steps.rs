@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, io};
 use mcp_guard_core::{
     Time,
     audit::LimitChange,
-    id::Incident,
+    id::{Incident, Pid, Ticks},
     incident::{Cause, Hold, Outcome},
     limit::Limit,
     policy::Mode,
@@ -37,17 +37,18 @@ pub enum Until {
 
 /// The process that owns what it marks.
 pub struct Holder {
-    pid: u32,
-    start: u64,
+    pid: Pid,
+    start: Ticks,
     boot_id: String,
 }
 
 impl Holder {
     #[must_use]
     pub fn this_process() -> Self {
-        let pid = std::process::id();
-        let start =
-            process::OpenProcess::open(pid).and_then(|process| process.start_ticks()).unwrap_or(0);
+        let pid = process::this();
+        let start = process::OpenProcess::open(pid)
+            .and_then(|process| process.start_ticks())
+            .unwrap_or_default();
         Self { pid, start, boot_id: clock::boot_id() }
     }
 
@@ -159,8 +160,8 @@ pub fn clamp(cgroup: &Cgroup, headroom: u64, mode: Mode, mut mark: Mark) -> Step
         }
         // The guard's own are read second: what is born in between is then among them.
         let limited = cgroup.pids_processes()?;
-        let own: BTreeSet<u32> = cgroup.processes()?.into_iter().collect();
-        let bystander = |pid: &u32| !own.contains(pid) && process::runs(*pid);
+        let own: BTreeSet<Pid> = cgroup.processes()?.into_iter().collect();
+        let bystander = |pid: &Pid| !own.contains(pid) && process::runs(*pid);
         if let Some(other) = limited.into_iter().find(bystander) {
             let detail = format!("process {other} shares its pids cgroup and is not of the guard");
             return Ok(Step::Settled(Outcome::Refused, detail));

@@ -13,7 +13,7 @@ use aya::{
     programs::{BtfTracePoint, Program, ProgramError},
 };
 use mcp_guard_common::{Event, Kind, Loss, RING_BYTES, Totals, decode};
-use mcp_guard_core::id::GuardId;
+use mcp_guard_core::id::{CgroupId, GuardId};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use super::btf;
@@ -194,8 +194,8 @@ impl Kernel {
     ///
     /// # Errors
     /// The map cannot be written.
-    pub fn add_cgroup(&mut self, cgroup: u64, guard: GuardId) -> Result<(), Error> {
-        match self.guards.insert(cgroup, guard.0, 0) {
+    pub fn add_cgroup(&mut self, cgroup: CgroupId, guard: GuardId) -> Result<(), Error> {
+        match self.guards.insert(cgroup.0, guard.0, 0) {
             Err(MapError::SyscallError(error))
                 if error.io_error.raw_os_error() == Some(libc::E2BIG) =>
             {
@@ -208,8 +208,8 @@ impl Kernel {
 
     /// The guard a cgroup is counted to.
     #[must_use]
-    pub fn guard_of(&self, cgroup: u64) -> Option<GuardId> {
-        self.guards.get(&cgroup, 0).ok().map(GuardId)
+    pub fn guard_of(&self, cgroup: CgroupId) -> Option<GuardId> {
+        self.guards.get(&cgroup.0, 0).ok().map(GuardId)
     }
 
     /// Forgets every cgroup of the guard.

@@ -9,10 +9,15 @@ use mcp_guard_core::{
     container::container_in,
     diagnose::facts,
     escape::{cgroup_path, escape, is_cgroup_path},
+    id::{Pid, Ticks},
     registry::Observed,
 };
 
-use super::{observer::Observer, proc, process::OpenProcess};
+use super::{
+    observer::Observer,
+    proc,
+    process::{self, OpenProcess},
+};
 
 /// Words of a command line that are kept.
 const MAX_WORDS: usize = 32;
@@ -22,8 +27,8 @@ const MAX_WORD: usize = 256;
 /// One process.
 #[derive(Clone, Debug)]
 struct Row {
-    parent: u32,
-    start: u64,
+    parent: Pid,
+    start: Ticks,
     threads: u64,
     zombie: bool,
     /// Inode of `ns/pid`; None where it may not be read, and of a zombie.
@@ -35,7 +40,7 @@ struct Row {
 }
 
 pub struct Census {
-    rows: BTreeMap<u32, Row>,
+    rows: BTreeMap<Pid, Row>,
     observer: Observer,
     /// Processes whose namespace could not be read.
     pub hidden: usize,
@@ -51,7 +56,9 @@ impl Census {
         let mut hidden = 0;
         for entry in fs::read_dir("/proc")?.flatten() {
             let name = entry.file_name();
-            let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+            let Some(pid) = name.to_str().and_then(|name| name.parse().ok()).map(Pid) else {
+                continue;
+            };
             // Gone meanwhile is no error.
             let Some(row) = row(pid, v1) else { continue };
             hidden += usize::from(row.is_hidden);
@@ -71,7 +78,7 @@ impl Census {
     /// every zombie at its root (`proc_cgroup_show` in the kernel).
     #[must_use]
     pub fn zombies_of(&self, parents: &[facts::Process]) -> Vec<facts::Process> {
-        let parents: BTreeSet<u32> = parents.iter().map(|process| process.pid).collect();
+        let parents: BTreeSet<Pid> = parents.iter().map(|process| process.pid).collect();
         let dead = |row: &Row| row.zombie && parents.contains(&row.parent);
         self.shown(self.rows.iter().filter(|(_, row)| dead(row)))
     }
@@ -80,18 +87,18 @@ impl Census {
     /// inside (an inner engine makes namespaces of its own); without zombies. None where that
     /// namespace is the host's own, or not known.
     #[must_use]
-    pub fn aliens(&self, init: u32, cgroup: &str) -> Option<Vec<facts::Process>> {
+    pub fn aliens(&self, init: Pid, cgroup: &str) -> Option<Vec<facts::Process>> {
         let namespace = self.pid_ns(init)?;
-        if Some(namespace) == self.pid_ns(std::process::id()) {
+        if Some(namespace) == self.pid_ns(process::this()) {
             return None;
         }
         let living = self.rows.iter().filter(|(_, row)| !row.zombie);
         let (inside, mut outside): (Vec<_>, Vec<_>) =
             living.partition(|(_, row)| is_in(&row.cgroup, cgroup));
-        let mut family: BTreeSet<u32> = inside.into_iter().map(|(pid, _)| *pid).collect();
+        let mut family: BTreeSet<Pid> = inside.into_iter().map(|(pid, _)| *pid).collect();
         let mut found = BTreeMap::new();
         loop {
-            let belongs = |(_, row): &(&u32, &Row)| {
+            let belongs = |(_, row): &(&Pid, &Row)| {
                 row.pid_ns == Some(namespace) || family.contains(&row.parent)
             };
             let (more, others): (Vec<_>, Vec<_>) = outside.into_iter().partition(belongs);
@@ -105,22 +112,22 @@ impl Census {
         }
     }
 
-    fn shown<'a>(&self, rows: impl Iterator<Item = (&'a u32, &'a Row)>) -> Vec<facts::Process> {
+    fn shown<'a>(&self, rows: impl Iterator<Item = (&'a Pid, &'a Row)>) -> Vec<facts::Process> {
         let rows: Vec<_> = rows.collect();
         let seen = self.observer.observe(rows.iter().map(|(pid, _)| **pid).collect());
-        let seen: BTreeMap<u32, Observed> = seen.into_iter().map(|one| (one.pid, one)).collect();
+        let seen: BTreeMap<Pid, Observed> = seen.into_iter().map(|one| (one.pid, one)).collect();
         rows.into_iter().map(|(pid, row)| shown(*pid, row, seen.get(pid))).collect()
     }
 
     /// Whether `/proc` shows processes of others at all, see `hidepid` in proc(5).
     #[must_use]
     pub fn is_partial(&self) -> bool {
-        !self.rows.contains_key(&1)
+        !self.rows.contains_key(&Pid(1))
     }
 
     /// Whether a process in the pid namespace of another may trace whatever comes into it.
     #[must_use]
-    pub fn may_trace_in_namespace_of(&self, pid: u32) -> bool {
+    pub fn may_trace_in_namespace_of(&self, pid: Pid) -> bool {
         let namespace = self.pid_ns(pid);
         let mut inside = self.rows.iter().filter(|(_, row)| row.pid_ns == namespace && !row.zombie);
         inside.any(|(pid, _)| OpenProcess::open(*pid).is_ok_and(|process| process.may_trace()))
@@ -128,9 +135,9 @@ impl Census {
 
     /// Tasks in the pid namespace of a process, where that is another than the host's.
     #[must_use]
-    pub fn tasks_in_namespace_of(&self, pid: u32) -> Option<u64> {
+    pub fn tasks_in_namespace_of(&self, pid: Pid) -> Option<u64> {
         let namespace = self.pid_ns(pid)?;
-        if Some(namespace) == self.pid_ns(std::process::id()) {
+        if Some(namespace) == self.pid_ns(process::this()) {
             return None;
         }
         let inside = self.rows.values().filter(|row| row.pid_ns == Some(namespace));
@@ -139,7 +146,7 @@ impl Census {
 
     /// Where a process is.
     #[must_use]
-    pub fn cgroup_of(&self, pid: u32) -> Option<&str> {
+    pub fn cgroup_of(&self, pid: Pid) -> Option<&str> {
         self.rows.get(&pid).map(|row| row.cgroup.as_str())
     }
 
@@ -151,7 +158,7 @@ impl Census {
         found.map(|found| (found.id, found.path)).collect()
     }
 
-    fn pid_ns(&self, pid: u32) -> Option<u64> {
+    fn pid_ns(&self, pid: Pid) -> Option<u64> {
         self.rows.get(&pid)?.pid_ns
     }
 }
@@ -161,7 +168,7 @@ fn is_in(path: &str, cgroup: &str) -> bool {
     path.strip_prefix(cgroup).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-fn row(pid: u32, v1: bool) -> Option<Row> {
+fn row(pid: Pid, v1: bool) -> Option<Row> {
     let process = OpenProcess::open(pid).ok()?;
     let stat = process.stat().ok()?;
     let membership = process.membership().ok()?;
@@ -180,7 +187,7 @@ fn row(pid: u32, v1: bool) -> Option<Row> {
 }
 
 /// `seen` may be of another process that has the number by now.
-fn shown(pid: u32, row: &Row, seen: Option<&Observed>) -> facts::Process {
+fn shown(pid: Pid, row: &Row, seen: Option<&Observed>) -> facts::Process {
     let same = |process: &OpenProcess| process.start_ticks().is_ok_and(|start| start == row.start);
     let process = OpenProcess::open(pid).ok().filter(same);
     let comm = process.and_then(|process| process.comm().ok()).unwrap_or_default();
@@ -221,7 +228,7 @@ mod tests {
         let layout = crate::host::layout::Layout::read().unwrap();
         let v1 = layout.pids.is_some_and(|tree| tree.v1);
         let census = Census::take(v1, Observer::start()).unwrap();
-        let me = std::process::id();
+        let me = process::this();
         let own = census.cgroup_of(me).unwrap().to_owned();
         let members = census.members(&own);
         let found = members.iter().find(|process| process.pid == me).unwrap();
@@ -233,7 +240,7 @@ mod tests {
         let nobody = Census { rows: BTreeMap::new(), observer, hidden: 0 };
         assert!(nobody.is_partial(), "no PID 1: hidepid");
         // Started before us, by the same number: what it is called is not ours to tell.
-        let other = Row { start: 0, ..census.rows[&me].clone() };
+        let other = Row { start: Ticks(0), ..census.rows[&me].clone() };
         let shown = shown(me, &other, nobody.observer.observe(vec![me]).first());
         assert_eq!((shown.comm.as_str(), shown.argv.len()), ("", 0));
     }

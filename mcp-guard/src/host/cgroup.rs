@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use mcp_guard_core::id::{CgroupId, Pid};
 use tokio::io::Interest;
 
 pub use self::{dir::Dir, find::Error, walk::MAX_DESCENDANTS};
@@ -22,7 +23,7 @@ use super::{cgroupfs::Events, poll, process::read_at_most};
 
 pub struct Cgroup {
     dir: Dir,
-    id: u64,
+    id: CgroupId,
     path: String,
     pids: Option<Pids>,
 }
@@ -30,7 +31,7 @@ pub struct Cgroup {
 impl Cgroup {
     /// The id that the kernel side uses: the directory's inode number.
     #[must_use]
-    pub fn id(&self) -> u64 {
+    pub fn id(&self) -> CgroupId {
         self.id
     }
 
@@ -77,7 +78,7 @@ impl Cgroup {
     ///
     /// # Errors
     /// The cgroup is gone, or its list cannot be read to the end.
-    pub fn processes(&self) -> io::Result<Vec<u32>> {
+    pub fn processes(&self) -> io::Result<Vec<Pid>> {
         self.dir.processes()
     }
 
@@ -85,7 +86,7 @@ impl Cgroup {
     ///
     /// # Errors
     /// The cgroup is gone.
-    pub fn descendants(&self) -> io::Result<Vec<(String, u64)>> {
+    pub fn descendants(&self) -> io::Result<Vec<(String, CgroupId)>> {
         let mut found = Vec::new();
         self.walk(&mut |dir, path| {
             found.push((path.to_owned(), dir.id()?));

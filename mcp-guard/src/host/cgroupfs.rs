@@ -1,6 +1,8 @@
 //! The formats of a cgroup's files, see the kernel's `Documentation/admin-guide/cgroup-v2.rst`. Parsers
 //! only: text in, values out.
 
+use mcp_guard_core::id::Pid;
+
 /// `cgroup.events`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Events {
@@ -30,9 +32,9 @@ pub fn lists_pids(controllers: &str) -> bool {
 
 /// `cgroup.procs`.
 #[must_use]
-pub fn pids(procs: &[u8]) -> Vec<u32> {
+pub fn pids(procs: &[u8]) -> Vec<Pid> {
     let lines = procs.split(|byte| *byte == b'\n');
-    lines.filter_map(|line| std::str::from_utf8(line).ok()?.parse().ok()).collect()
+    lines.filter_map(|line| Some(Pid(std::str::from_utf8(line).ok()?.parse().ok()?))).collect()
 }
 
 #[cfg(test)]
@@ -66,7 +68,7 @@ mod tests {
     fn controllers_and_processes_are_listed() {
         assert!(lists_pids("cpuset cpu pids\n"));
         assert!(!lists_pids("cpu pidsx\n") && !lists_pids(""));
-        assert_eq!(pids(b"0\n10\n123\n"), [0, 10, 123]);
+        assert_eq!(pids(b"0\n10\n123\n"), [0, 10, 123].map(Pid));
         assert!(pids(b"").is_empty());
     }
 }

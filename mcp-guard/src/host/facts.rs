@@ -5,13 +5,14 @@ use std::{fs, io};
 use mcp_guard_core::{
     container::container_in,
     escape::{cgroup_path, escape},
+    id::Pid,
     refusal::{BystanderFacts, ENGINES},
 };
 
 use super::{
     cgroup::{Cgroup, MAX_DESCENDANTS},
     proc::membership::Membership,
-    process::OpenProcess,
+    process::{self, OpenProcess},
 };
 
 /// `/proc/PID/comm` keeps 15 bytes of a program's name.
@@ -31,8 +32,8 @@ pub fn gather(cgroup: &Cgroup) -> io::Result<BystanderFacts> {
         path: cgroup.path().to_owned(),
         descendants: descendants.into_iter().map(|(path, _)| path).collect(),
         own: own_path()?,
-        holds_pid_1: processes.contains(&1),
-        holds_the_agent: processes.contains(&std::process::id()),
+        holds_pid_1: processes.contains(&Pid(1)),
+        holds_the_agent: processes.contains(&process::this()),
         engine_processes: processes.iter().filter_map(|pid| engine(*pid)).collect(),
     })
 }
@@ -44,7 +45,7 @@ fn own_path() -> io::Result<String> {
 }
 
 /// A container can call its programs what it likes; an engine lives in the host's pid namespace.
-fn engine(pid: u32) -> Option<(u32, String)> {
+fn engine(pid: Pid) -> Option<(Pid, String)> {
     let process = OpenProcess::open(pid).ok()?;
     let comm = process.comm().ok()?;
     let is_engine = ENGINES.iter().any(|name| comm == name.as_bytes()[..name.len().min(COMM)]);

@@ -6,7 +6,12 @@
 
 use std::{io, os::fd::AsFd};
 
-use mcp_guard_core::{Time, id::Incident, incident::Hold, limit::Limit};
+use mcp_guard_core::{
+    Time,
+    id::{Incident, Pid, Ticks},
+    incident::Hold,
+    limit::Limit,
+};
 use rustix::{
     fs::{XattrFlags, fgetxattr, fremovexattr, fsetxattr},
     io::Errno,
@@ -29,9 +34,9 @@ pub struct Mark {
     /// `CLOCK_BOOTTIME`, of the boot below.
     pub deadline: Time,
     pub boot_id: String,
-    /// The process that will undo it, with its start in clock ticks.
-    pub holder: u32,
-    pub holder_start: u64,
+    /// The process that will undo it.
+    pub holder: Pid,
+    pub holder_start: Ticks,
     /// Clamp: `pids.max` as it was found, and as we wrote it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub found: Option<String>,

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mcp_guard_core::registry::Observed;
+use mcp_guard_core::{id::Pid, registry::Observed};
 
 use super::process;
 
@@ -25,7 +25,7 @@ const EACH: Duration = Duration::from_millis(1);
 /// So many processes may hang at a time; then no command line is read until one of them answers.
 const THREADS: usize = 4;
 
-type Read = fn(u32) -> Option<Observed>;
+type Read = fn(Pid) -> Option<Observed>;
 
 /// A pool of threads that read. Clones share it.
 #[derive(Clone)]
@@ -45,13 +45,13 @@ struct Pool {
 
 /// Processes to look at, and where what is seen of each goes, in their order.
 struct Task {
-    pids: Vec<u32>,
+    pids: Vec<Pid>,
     seen: Sender<Option<Observed>>,
     _under_way: Arc<()>,
 }
 
 struct Hanging {
-    pid: u32,
+    pid: Pid,
     thread: Sender<Task>,
     task: Weak<()>,
 }
@@ -72,14 +72,14 @@ impl Observer {
 
     /// Those of these processes that run; the command line is empty where it is not to be had in time.
     #[must_use]
-    pub fn observe(&self, pids: Vec<u32>) -> Vec<Observed> {
+    pub fn observe(&self, pids: Vec<Pid>) -> Vec<Observed> {
         if self.reads_itself {
             return pids.into_iter().filter_map(process::observe).collect();
         }
         let limit = AT_ONCE + EACH * u32::try_from(pids.len()).unwrap_or(u32::MAX);
         let end = Instant::now() + limit;
         let known = self.known_to_hang();
-        let (unread, mut pids): (Vec<u32>, Vec<u32>) =
+        let (unread, mut pids): (Vec<Pid>, Vec<Pid>) =
             pids.into_iter().partition(|pid| known.contains(pid));
         let mut seen: Vec<Observed> =
             unread.into_iter().filter_map(process::without_argv).collect();
@@ -106,7 +106,7 @@ impl Observer {
     fn read(
         &self,
         thread: Sender<Task>,
-        pids: &[u32],
+        pids: &[Pid],
         end: Instant,
         out: &mut Vec<Observed>,
     ) -> usize {
@@ -125,7 +125,7 @@ impl Observer {
             pool.hanging.push(Hanging { pid: *pid, thread, task });
             let (pid, threads) = (*pid, pool.idle.len());
             tracing::warn!(
-                pid,
+                pid = pid.0,
                 threads,
                 "its command line cannot be read; threads left for others"
             );
@@ -136,7 +136,7 @@ impl Observer {
     }
 
     /// Takes back the threads that are through with their task.
-    fn known_to_hang(&self) -> Vec<u32> {
+    fn known_to_hang(&self) -> Vec<Pid> {
         let mut pool = self.pool();
         let is_through = |one: &mut Hanging| one.task.strong_count() == 0;
         let through: Vec<Hanging> = pool.hanging.extract_if(.., is_through).collect();
@@ -168,16 +168,16 @@ mod tests {
 
     use super::*;
 
-    fn have_argv(observer: &Observer, pids: Vec<u32>) -> Vec<bool> {
+    fn have_argv(observer: &Observer, pids: Vec<Pid>) -> Vec<bool> {
         observer.observe(pids).iter().map(|one| !one.argv.is_empty()).collect()
     }
 
     #[test]
     fn what_runs_is_seen_with_its_command_line() {
-        let me = std::process::id();
+        let me = process::this();
         let observer = Observer::start();
         for _ in 0..2 * THREADS {
-            assert_eq!(have_argv(&observer, vec![me, u32::MAX, me]), [true, true]);
+            assert_eq!(have_argv(&observer, vec![me, Pid(u32::MAX), me]), [true, true]);
         }
         let pool = Arc::default();
         assert_eq!(have_argv(&Observer { pool, reads_itself: true }, vec![me]), [true]);
@@ -191,12 +191,12 @@ mod tests {
             process::observe(pid)
         });
         let closed = DOOR.write().expect("not poisoned");
-        let me = std::process::id();
+        let me = process::this();
         assert_eq!(have_argv(&observer, vec![me]), [false], "seen all the same");
         assert_eq!(have_argv(&observer, vec![me]), [false]);
         assert_eq!(observer.pool().idle.len(), THREADS - 1, "it is not asked about twice");
         for pid in 1..8 {
-            let _ = observer.observe(vec![u32::MAX - pid]);
+            let _ = observer.observe(vec![Pid(u32::MAX - pid)]);
         }
         assert_eq!(observer.pool().hanging.len(), THREADS);
         assert!(!observer.has_answered_late());
@@ -217,7 +217,7 @@ mod tests {
             None
         });
         let began = Instant::now();
-        let _ = observer.observe(vec![u32::MAX; 1000]);
+        let _ = observer.observe(vec![Pid(u32::MAX); 1000]);
         assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     }
 }

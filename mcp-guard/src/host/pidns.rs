@@ -13,7 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use mcp_guard_core::id::Pid;
+use rustix::process::{Signal, kill_process_group};
 
 /// A whole container is stopped or slow at worst.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -23,7 +24,7 @@ const MAX_ANSWER: u64 = 32;
 
 /// # Errors
 /// Says why it could not be asked for.
-pub async fn pid_max_in_namespace_of(pid: u32) -> Result<u64, String> {
+pub async fn pid_max_in_namespace_of(pid: Pid) -> Result<u64, String> {
     let mut nsenter = Command::new("nsenter");
     nsenter.args(["--target", &pid.to_string(), "--pid", "--"]);
     answer(nsenter.args(["cat", "/proc/sys/kernel/pid_max"]), PATIENCE).await
@@ -36,7 +37,7 @@ async fn answer(command: &mut Command, patience: Duration) -> Result<u64, String
     let ended = end_of(&mut child, patience).await;
     if ended.is_none() {
         // Its group has what it started inside of the container, and keeps its number until the wait.
-        let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        let group = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
         let _ = group.map(|group| kill_process_group(group, Signal::KILL));
         let _ = child.wait();
     }

@@ -2,10 +2,13 @@
 
 use std::{io, os::fd::OwnedFd};
 
-use mcp_guard_core::registry::Observed;
+use mcp_guard_core::{
+    id::{Pid, Ticks},
+    registry::Observed,
+};
 use rustix::{
     fs::{CWD, Mode, OFlags, openat},
-    process::{Pid, PidfdFlags, pidfd_open},
+    process::{PidfdFlags, pidfd_open},
 };
 
 use super::proc::{membership::Membership, stat::Stat, status};
@@ -16,14 +19,14 @@ const MAX_ARGV: usize = 1024;
 /// A process that cannot turn into another one: all reads go through one `/proc/PID` directory,
 /// which stays the dead process's own.
 pub struct OpenProcess {
-    pid: u32,
+    pid: Pid,
     dir: OwnedFd,
 }
 
 impl OpenProcess {
     /// # Errors
     /// There is no such process.
-    pub fn open(pid: u32) -> io::Result<Self> {
+    pub fn open(pid: Pid) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = openat(CWD, format!("/proc/{pid}"), flags, Mode::empty())?;
         Ok(Self { pid, dir })
@@ -73,11 +76,11 @@ impl OpenProcess {
         }
     }
 
-    /// Start time in clock ticks; with the pid it names the process for good.
+    /// Start time; with the pid it names the process for good.
     ///
     /// # Errors
     /// The process is gone.
-    pub fn start_ticks(&self) -> io::Result<u64> {
+    pub fn start_ticks(&self) -> io::Result<Ticks> {
         Ok(self.stat()?.start)
     }
 
@@ -114,7 +117,7 @@ pub(super) fn read_at_most(fd: &OwnedFd, limit: usize) -> io::Result<Vec<u8>> {
 
 /// The process as the registry wants it; None where it is gone, a zombie, or ending. The read of a command line
 /// can hang: see [`super::observer`], through which it is to be called.
-pub(super) fn observe(pid: u32) -> Option<Observed> {
+pub(super) fn observe(pid: Pid) -> Option<Observed> {
     let process = OpenProcess::open(pid).ok()?;
     let argv = process.read("cmdline", MAX_ARGV).ok()?;
     // After the command line: a process that execs in between is seen as what it was.
@@ -122,7 +125,7 @@ pub(super) fn observe(pid: u32) -> Option<Observed> {
 }
 
 /// The same without its command line, which nothing can hang.
-pub(super) fn without_argv(pid: u32) -> Option<Observed> {
+pub(super) fn without_argv(pid: Pid) -> Option<Observed> {
     observed(&OpenProcess::open(pid).ok()?, Vec::new())
 }
 
@@ -131,15 +134,21 @@ fn observed(process: &OpenProcess, argv: Vec<u8>) -> Option<Observed> {
     Some(Observed { pid: process.pid, start_ticks: stat.start, parent: stat.parent, argv })
 }
 
+/// The process that asks.
+#[must_use]
+pub fn this() -> Pid {
+    Pid(std::process::id())
+}
+
 /// Whether there is a process of this number that is not ending.
 #[must_use]
-pub fn runs(pid: u32) -> bool {
+pub fn runs(pid: Pid) -> bool {
     without_argv(pid).is_some()
 }
 
 /// Whether the process with this start time still runs.
 #[must_use]
-pub fn is_alive(pid: u32, start_ticks: u64) -> bool {
+pub fn is_alive(pid: Pid, start_ticks: Ticks) -> bool {
     OpenProcess::open(pid)
         .and_then(|process| process.stat())
         .is_ok_and(|stat| stat.start == start_ticks && !stat.ending)
@@ -149,8 +158,8 @@ pub fn is_alive(pid: u32, start_ticks: u64) -> bool {
 ///
 /// # Errors
 /// There is no such process.
-pub fn pidfd(pid: u32) -> io::Result<OwnedFd> {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+pub fn pidfd(pid: Pid) -> io::Result<OwnedFd> {
+    let pid = i32::try_from(pid.0).ok().and_then(rustix::process::Pid::from_raw);
     let pid = pid.ok_or_else(|| io::Error::other("not a process id"))?;
     Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }
@@ -170,9 +179,9 @@ mod tests {
 
     #[test]
     fn we_can_observe_ourselves() {
-        let me = observe(std::process::id()).expect("we run");
+        let me = observe(this()).expect("we run");
         assert!(is_alive(me.pid, me.start_ticks));
-        assert!(!is_alive(me.pid, me.start_ticks + 1));
+        assert!(!is_alive(me.pid, Ticks(me.start_ticks.0 + 1)));
         assert!(still_runs(&pidfd(me.pid).expect("we run")));
         assert!(!me.argv.is_empty());
     }

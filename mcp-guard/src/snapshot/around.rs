@@ -1,8 +1,11 @@
 //! What the limit of a container does not rest on, and explains it.
 
-use mcp_guard_core::diagnose::{
-    facts::{ContainerFacts, Facts, Other, PidNamespace, Source, Unreadable},
-    version::version,
+use mcp_guard_core::{
+    diagnose::{
+        facts::{ContainerFacts, Facts, Other, PidNamespace, Source, Unreadable},
+        version::version,
+    },
+    id::Pid,
 };
 
 use super::Snapshot;
@@ -36,7 +39,7 @@ impl Snapshot {
         }
     }
 
-    async fn look_into_pid_namespace(&self, facts: &mut Facts, init: u32) {
+    async fn look_into_pid_namespace(&self, facts: &mut Facts, init: Pid) {
         // No namespace can have a smaller maximum, and to ask for it takes a process.
         let tasks = self.census.tasks_in_namespace_of(init).filter(|tasks| *tasks >= SMALLEST);
         let Some(tasks) = tasks else { return };

@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::*;
+use crate::host::process;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -61,7 +62,7 @@ async fn a_limit_is_read_without_other_containers_files_or_execs() {
     let found = snapshot.container(&id).await.unwrap();
     let container = found.container.unwrap();
     assert_eq!((container.pids_limit, found.target.name.as_str()), (Some(25), "web"));
-    let me = std::process::id();
+    let me = process::this();
     assert!(found.members.iter().any(|process| process.pid == me), "its cgroup was read");
     assert_eq!(found.compose.unwrap().says, facts::Says::NotAsked);
     assert!(snapshot.container(&"b".repeat(64)).await.is_none() && !is_silent(&snapshot));

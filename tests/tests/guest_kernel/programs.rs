@@ -8,7 +8,11 @@ use mcp_guard::host::{
     kernel::release,
 };
 use mcp_guard_common::Kind;
-use mcp_guard_core::{audit, id::GuardId, incident::Outcome};
+use mcp_guard_core::{
+    audit,
+    id::{CgroupId, GuardId},
+    incident::Outcome,
+};
 use mcp_guard_tests::{
     agent::{Agent, DEADLINE, command},
     cgroup::FixtureCgroup,
@@ -55,7 +59,7 @@ fn what_the_programs_read_is_what_proc_shows() {
     fact::record("exit", if group_dead_is_told() { "told" } else { "found out" }).unwrap();
     let cgroup = FixtureCgroup::new("btf").unwrap();
     kernel.clear_totals(GUARD).unwrap();
-    kernel.add_cgroup(cgroup.id(), GUARD).unwrap();
+    kernel.add_cgroup(CgroupId(cgroup.id()), GUARD).unwrap();
     let leak = Leak::start(&cgroup, 1).unwrap();
     let gateway = leak.pid();
     let pids = cgroup.procs().unwrap().into_iter().map(i32::cast_unsigned);

@@ -18,7 +18,10 @@ pub use self::{
     kinds::{CgroupDriver, Cgroups, ComposeTool, EngineKind, SubjectKind},
     unreadable::{Source, Unreadable},
 };
-use crate::{id::Incident, limit::Limit};
+use crate::{
+    id::{Incident, Pid, Ticks},
+    limit::Limit,
+};
 
 /// Changes whenever older programs could not judge the facts of newer ones.
 ///
@@ -128,7 +131,7 @@ pub struct ContainerFacts {
     /// Seconds since 1970.
     pub created: Option<u64>,
     /// Its first process, as the host numbers it.
-    pub init: u32,
+    pub init: Pid,
     /// `HostConfig.PidsLimit` as it stands: null, 0, -1 and a number are four things.
     pub pids_limit: Option<i64>,
     /// `linux.resources.pids.limit` of the OCI config.
@@ -151,7 +154,7 @@ pub struct ContainerFacts {
     /// "healthy", "unhealthy", "starting"; None without a health check.
     pub health: Option<String>,
     /// Host pids of the `docker exec` calls that the engine says are running.
-    pub execs: Vec<u32>,
+    pub execs: Vec<Pid>,
     pub swarm_service: Option<String>,
     pub memory: Memory,
 }
@@ -221,10 +224,9 @@ pub struct Level {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Process {
-    pub pid: u32,
-    pub parent: u32,
-    /// Clock ticks since boot.
-    pub start: u64,
+    pub pid: Pid,
+    pub parent: Pid,
+    pub start: Ticks,
     pub threads: u64,
     pub comm: String,
     /// Words, escaped and cut.
@@ -269,7 +271,7 @@ impl Facts {
     /// Members whose parent is not a member: the container's first process and whatever came in.
     #[must_use]
     pub fn roots(&self) -> Vec<&Process> {
-        let inside: BTreeSet<u32> = self.members.iter().map(|process| process.pid).collect();
+        let inside: BTreeSet<Pid> = self.members.iter().map(|process| process.pid).collect();
         self.members.iter().filter(|process| !inside.contains(&process.parent)).collect()
     }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::facts::{Facts, Process};
 use crate::{
+    id::Pid,
     launcher::Launchers,
     limit::{HEADROOM, Limit, room_for},
     registry::{Observed, Registry},
@@ -81,9 +82,9 @@ fn trees(facts: &Facts) -> Vec<(String, u64)> {
     let mut registry = Registry::default();
     let observed = facts.members.iter().map(observed).collect();
     registry.reconcile(observed, &Launchers::default());
-    let threads: BTreeMap<u32, u64> =
+    let threads: BTreeMap<Pid, u64> =
         facts.members.iter().map(|process| (process.pid, process.threads)).collect();
-    let tasks = |pids: Vec<u32>| pids.iter().filter_map(|pid| threads.get(pid)).sum();
+    let tasks = |pids: Vec<Pid>| pids.iter().filter_map(|pid| threads.get(pid)).sum();
     registry.trees().into_iter().map(|(package, pids)| (package, tasks(pids))).collect()
 }
 

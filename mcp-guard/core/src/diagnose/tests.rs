@@ -16,7 +16,10 @@ use super::{
     judge,
     report::{Certainty, Layer, Report, Verdict},
 };
-use crate::limit::Limit;
+use crate::{
+    id::{Pid, Ticks},
+    limit::Limit,
+};
 
 const ID: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 const INIT: u32 = 100;
@@ -30,9 +33,9 @@ fn path() -> String {
 fn process(pid: u32, parent: u32) -> Process {
     let argv = vec!["sleep".to_owned(), "500".to_owned()];
     Process {
-        pid,
-        parent,
-        start: u64::from(pid),
+        pid: Pid(pid),
+        parent: Pid(parent),
+        start: Ticks(pid.into()),
         threads: 1,
         argv,
         cgroup: path(),
@@ -78,7 +81,7 @@ fn limited(limit: u64) -> Facts {
         }),
         container: Some(ContainerFacts {
             id: ID.into(),
-            init: INIT,
+            init: Pid(INIT),
             created: Some(CREATED),
             pids_limit: i64::try_from(limit).ok(),
             ..ContainerFacts::default()
@@ -142,7 +145,7 @@ fn scoped(mut facts: Facts, tasks_max: Limit, systemd: u32) -> Facts {
 
 /// So many more processes with this parent.
 fn with(mut facts: Facts, count: u32, parent: u32) -> Facts {
-    let first = facts.members.iter().map(|process| process.pid).max().unwrap_or(INIT) + 1;
+    let first = facts.members.iter().map(|process| process.pid.0).max().unwrap_or(INIT) + 1;
     facts.members.extend((first..first + count).map(|pid| process(pid, parent)));
     facts.chain[0].current = Some(facts.threads());
     facts
@@ -331,7 +334,7 @@ fn a_limit_above_wins() {
 #[test]
 fn moved_in_by_exec_or_by_hand_or_there_before() {
     let mut facts = with(limited(5), 12, SHIM);
-    container(&mut facts).execs = (INIT + 1..=INIT + 12).collect();
+    container(&mut facts).execs = (INIT + 1..=INIT + 12).map(Pid).collect();
     let report = only(&facts, Code::ExecMigration, Proved);
     assert_eq!((report.verdict, report.charged.moved_in), (Verdict::Exceeded, 12));
     container(&mut facts).execs.clear();
@@ -447,7 +450,7 @@ fn several_causes_stand_in_the_order_of_their_repair() {
     assert_eq!(codes(&judge(&facts)), [Code::NotRecreated, Code::Zombies]);
 
     let mut facts = with(limited(5), 12, SHIM);
-    container(&mut facts).execs = (INIT + 1..=INIT + 12).collect();
+    container(&mut facts).execs = (INIT + 1..=INIT + 12).map(Pid).collect();
     facts.chain[1].max = Some(Limit::Tasks(4));
     assert_eq!(codes(&judge(&facts)), [Code::AncestorLimit, Code::ExecMigration]);
 

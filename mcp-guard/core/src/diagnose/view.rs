@@ -10,7 +10,7 @@ use super::{
     facts::{Clamp, Compose, ContainerFacts, Facts, Level, Process, Says, SubjectKind, Unit},
     owner::survives,
 };
-use crate::limit::Limit;
+use crate::{id::Pid, limit::Limit};
 
 /// What the engine keeps of a container's limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,7 +148,7 @@ impl<'a> View<'a> {
     /// task alone of each tree is left out.
     pub fn born_inside(&self) -> u64 {
         let facts = self.facts;
-        let first: Vec<u32> = match &facts.container {
+        let first: Vec<Pid> = match &facts.container {
             Some(container) => {
                 once(container.init).chain(container.execs.iter().copied()).collect()
             }
@@ -168,9 +168,9 @@ impl<'a> View<'a> {
     }
 
     /// Members that are one of these, or come from one.
-    fn family_of(&self, first: &[u32]) -> BTreeSet<u32> {
-        let members: BTreeSet<u32> = self.facts.members.iter().map(|process| process.pid).collect();
-        let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    fn family_of(&self, first: &[Pid]) -> BTreeSet<Pid> {
+        let members: BTreeSet<Pid> = self.facts.members.iter().map(|process| process.pid).collect();
+        let mut children: BTreeMap<Pid, Vec<Pid>> = BTreeMap::new();
         for process in &self.facts.members {
             children.entry(process.parent).or_default().push(process.pid);
         }

@@ -16,13 +16,13 @@ impl Fixture {
 
     fn fork(&mut self, parent: u32, child: u32) {
         self.now += SECOND;
-        self.registry.fork(Time(self.now), child, parent);
+        self.registry.fork(Time(self.now), Pid(child), Pid(parent));
     }
 
     fn exec(&mut self, pid: u32, command: &str) {
         self.now += SECOND;
         let argv = argv(command);
-        self.registry.exec(Time(self.now), Time(self.now), pid, &argv, &Launchers::default());
+        self.registry.exec(Time(self.now), Time(self.now), Pid(pid), &argv, &Launchers::default());
     }
 
     fn live(&self, identity: &str) -> (u64, usize) {
@@ -53,10 +53,10 @@ fn a_tree_counts_once_and_lives_as_long_as_any_member() {
     start_server(&mut fixture, 10);
     assert_eq!(fixture.live("figma-mcp"), (1, 1));
     for pid in [11, 12] {
-        fixture.registry.exit(pid);
+        fixture.registry.exit(Pid(pid));
         assert_eq!(fixture.live("figma-mcp"), (1, 1), "the server still runs");
     }
-    fixture.registry.exit(13);
+    fixture.registry.exit(Pid(13));
     assert_eq!(fixture.live("figma-mcp"), (1, 0));
     assert_eq!(fixture.registry.processes(), 1, "the outer shell");
 }
@@ -69,7 +69,7 @@ fn busybox_runs_the_whole_chain_in_one_process() {
     fixture.exec(10, "/usr/bin/env|node|/usr/bin/npx|-y|figma-mcp");
     fixture.exec(10, "node|/usr/bin/npx|-y|figma-mcp");
     assert_eq!(fixture.live("figma-mcp"), (1, 1));
-    fixture.registry.exit(10);
+    fixture.registry.exit(Pid(10));
     assert_eq!(fixture.live("figma-mcp"), (1, 0));
 }
 
@@ -103,7 +103,7 @@ fn a_server_may_launch_another_package() {
     fixture.exec(11, "npx|figma-mcp");
     assert_eq!(fixture.live("supergateway"), (1, 1));
     assert_eq!(fixture.live("figma-mcp"), (1, 1));
-    fixture.registry.exit(10);
+    fixture.registry.exit(Pid(10));
     assert_eq!(fixture.live("supergateway"), (1, 0));
     assert_eq!(fixture.live("figma-mcp"), (1, 1));
 }
@@ -119,7 +119,12 @@ fn a_reused_pid_is_another_process() {
 }
 
 fn observed(pid: u32, parent: u32, start_ticks: u64, command: &str) -> Observed {
-    Observed { pid, start_ticks, parent, argv: argv(command) }
+    Observed {
+        pid: Pid(pid),
+        start_ticks: Ticks(start_ticks),
+        parent: Pid(parent),
+        argv: argv(command),
+    }
 }
 
 #[test]
@@ -138,7 +143,7 @@ fn reconcile_finds_trees_orphans_and_the_dead() {
     assert_eq!(fixture.live("gone"), (1, 0));
     assert_eq!(fixture.live("@s/p"), (1, 1));
     assert_eq!(fixture.live("stranded"), (1, 1));
-    assert_eq!(fixture.registry.pids(), [20, 21, 22, 30, 40]);
+    assert_eq!(fixture.registry.pids(), [20, 21, 22, 30, 40].map(Pid));
     assert_eq!(
         fixture.registry.identity("@s/p").and_then(|one| one.nth_oldest(1)),
         Some(Time(9 * SECOND)),
@@ -169,10 +174,10 @@ fn a_server_belongs_to_a_launcher_that_is_only_found_by_a_look() {
         assert_eq!(fixture.live("@s/p"), (1, 1));
         assert_eq!(fixture.live("p"), (1, 1), "the one that no launcher stands above");
     }
-    fixture.registry.exit(10);
-    fixture.registry.exit(11);
+    fixture.registry.exit(Pid(10));
+    fixture.registry.exit(Pid(11));
     assert_eq!(fixture.live("@s/p"), (1, 1), "the server still runs");
-    fixture.registry.exit(12);
+    fixture.registry.exit(Pid(12));
     assert_eq!(fixture.live("@s/p"), (1, 0));
 }
 
@@ -180,7 +185,7 @@ fn a_server_belongs_to_a_launcher_that_is_only_found_by_a_look() {
 fn a_record_read_after_the_rescan_that_saw_its_process_changes_nothing() {
     let mut registry = Registry::default();
     registry.reconcile(vec![observed(20, 1, 900, "npx|a")], &Launchers::default());
-    registry.fork(Time(9 * SECOND + 5), 20, 1);
+    registry.fork(Time(9 * SECOND + 5), Pid(20), Pid(1));
     assert_eq!(registry.identity("a").map(|a| (a.starts, a.live())), Some((1, 1)));
 }
 
@@ -189,7 +194,7 @@ fn identities_beyond_the_bound_share_a_name() {
     let mut registry = Registry::default();
     for pid in 0..(MAX_IDENTITIES as u32 + 5) {
         let argv = argv(&format!("npx|p{pid}"));
-        registry.exec(Time(1), Time(1), pid, &argv, &Launchers::default());
+        registry.exec(Time(1), Time(1), Pid(pid), &argv, &Launchers::default());
     }
     assert_eq!(registry.identities().count(), MAX_IDENTITIES + 1);
     assert_eq!(registry.identity(OTHER_IDENTITIES).map(Identity::live), Some(5));
@@ -200,8 +205,8 @@ fn identities_of_which_nothing_is_left_make_room() {
     let mut registry = Registry::default();
     let mut start = |pid: u32, second: u64| {
         let time = Time(second * SECOND);
-        registry.exec(time, time, pid, &argv(&format!("npx|p{pid}")), &Launchers::default());
-        (pid > 0).then(|| registry.exit(pid));
+        registry.exec(time, time, Pid(pid), &argv(&format!("npx|p{pid}")), &Launchers::default());
+        (pid > 0).then(|| registry.exit(Pid(pid)));
     };
     // The first lives on; the others end at once, and are kept for a minute.
     (0..MAX_IDENTITIES as u32).for_each(|pid| start(pid, 1));
@@ -238,9 +243,9 @@ proptest! {
         for (at, step) in steps.into_iter().enumerate() {
             let now = Time(at as u64 * SECOND);
             match step {
-                Step::Fork(parent, child) => registry.fork(now, child, parent),
-                Step::Exec(pid, command) => registry.exec(now, now, pid, &argv(command), &launchers),
-                Step::Exit(pid) => { registry.exit(pid); }
+                Step::Fork(parent, child) => registry.fork(now, Pid(child), Pid(parent)),
+                Step::Exec(pid, command) => registry.exec(now, now, Pid(pid), &argv(command), &launchers),
+                Step::Exit(pid) => { registry.exit(Pid(pid)); }
             }
             for (id, tree) in &registry.trees {
                 let members = registry.processes.values().filter(|p| p.tree == Some(*id)).count();

@@ -1,9 +1,12 @@
 use proptest::prelude::*;
 
 use super::{plan as plan_with, *};
-use crate::diagnose::facts::{
-    Compose, ContainerFacts, EngineFacts, EngineKind, HostFacts, Level, Process, Source,
-    SubjectKind, TargetFacts, Unreadable,
+use crate::{
+    diagnose::facts::{
+        Compose, ContainerFacts, EngineFacts, EngineKind, HostFacts, Level, Process, Source,
+        SubjectKind, TargetFacts, Unreadable,
+    },
+    id::Pid,
 };
 
 const ID: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
@@ -27,12 +30,12 @@ fn container(stored: Option<i64>, in_force: Limit) -> Facts {
         }),
         container: Some(ContainerFacts {
             id: ID.into(),
-            init: 7,
+            init: Pid(7),
             pids_limit: stored,
             ..ContainerFacts::default()
         }),
         chain: vec![own, Level { path: "/".into(), ..Level::default() }],
-        members: vec![Process { pid: 7, parent: 1, threads: 1, ..Process::default() }],
+        members: vec![Process { pid: Pid(7), parent: Pid(1), threads: 1, ..Process::default() }],
         ..Facts::default()
     }
 }

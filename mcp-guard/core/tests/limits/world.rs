@@ -9,7 +9,7 @@ use mcp_guard_core::{
     effect::{
         Action, Effect, Input, LimitRequest, OperatorRequest, Order, PolicyThen, SeenLimit, Settled,
     },
-    id::{GuardId, RequestId, Ticket},
+    id::{GuardId, Pid, RequestId, Ticket},
     incident::{Hold, Outcome},
     limit::Limit,
     policy::{Policy, Response, Workload},
@@ -43,7 +43,7 @@ pub fn facts(stored: Option<u64>, in_force: Limit) -> Facts {
     let engine = facts::EngineFacts { api_version: "1.41".into(), ..docker() };
     let container = facts::ContainerFacts {
         id: ID.into(),
-        init: 7,
+        init: Pid(7),
         pids_limit: stored.map(|limit| i64::try_from(limit).expect("small")),
         ..Default::default()
     };
@@ -53,7 +53,12 @@ pub fn facts(stored: Option<u64>, in_force: Limit) -> Facts {
         engine: Some(engine),
         container: Some(container),
         chain: vec![own, facts::Level { path: "/".into(), ..Default::default() }],
-        members: vec![facts::Process { pid: 7, parent: 1, threads: 1, ..Default::default() }],
+        members: vec![facts::Process {
+            pid: Pid(7),
+            parent: Pid(1),
+            threads: 1,
+            ..Default::default()
+        }],
         ..Facts::default()
     }
 }
@@ -139,9 +144,9 @@ impl World {
     /// The same with a leak, and a clamp that is ordered and not answered.
     pub fn leaking(pids_limit: Option<u64>, stored: Option<u64>) -> Self {
         let mut world = Self::new(pids_limit, stored);
-        for pid in 100..103 {
+        for pid in (100..103).map(Pid) {
             let (guard, born) = (GUARD, world.now);
-            world.step(Input::Fork { guard, born, child: pid, parent: 1 });
+            world.step(Input::Fork { guard, born, child: pid, parent: Pid(1) });
             let argv = b"npx\0-y\0figma-mcp\0".to_vec();
             world.step(Input::Exec { guard, born, pid, argv });
         }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mcp_guard_core::{policy::Mode, status::GuardState};
+use mcp_guard_core::{id::CgroupId, policy::Mode, status::GuardState};
 
 use crate::{
     cli::HostOptions,
@@ -20,14 +20,14 @@ const GRACE: Duration = Duration::from_secs(60);
 pub(super) struct AgentWatch {
     run_dir: PathBuf,
     /// The cgroup; None where an agent is not told of the request.
-    cgroup: Option<u64>,
+    cgroup: Option<CgroupId>,
     /// When it is asked again.
     next: Option<Instant>,
     went_on: Option<Instant>,
 }
 
 impl AgentWatch {
-    pub fn new(host: &HostOptions, cgroup: Option<u64>) -> Self {
+    pub fn new(host: &HostOptions, cgroup: Option<CgroupId>) -> Self {
         Self { run_dir: host.run_dir.clone(), cgroup, next: None, went_on: None }
     }
 

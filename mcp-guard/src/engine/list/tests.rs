@@ -1,4 +1,5 @@
 use futures_util::{FutureExt as _, future};
+use mcp_guard_core::id::Pid;
 
 use super::{super::EngineAnswer, *};
 
@@ -52,7 +53,7 @@ impl Engine for One {
             name: String::new(),
             image: String::new(),
             labels: Default::default(),
-            init: 1,
+            init: Pid(1),
             paused: true,
             limit: None,
         };

@@ -6,6 +6,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
 };
 
+use mcp_guard_core::id::{CgroupId, Pid};
 use rustix::fs::{Access, AtFlags, Mode, OFlags, accessat, fstat, openat};
 
 use crate::host::{
@@ -56,8 +57,8 @@ impl Dir {
     ///
     /// # Errors
     /// The descriptor cannot be looked at.
-    pub fn id(&self) -> io::Result<u64> {
-        Ok(fstat(&self.0)?.st_ino)
+    pub fn id(&self) -> io::Result<CgroupId> {
+        Ok(CgroupId(fstat(&self.0)?.st_ino))
     }
 
     /// Whether it has a file of this name.
@@ -94,7 +95,7 @@ impl Dir {
 
     /// Processes in this cgroup alone. A list that was cut would end in the first digits of a pid, which
     /// name another process, so one of `limit` bytes is an error.
-    pub(super) fn own_processes(&self, limit: usize) -> io::Result<Vec<u32>> {
+    pub(super) fn own_processes(&self, limit: usize) -> io::Result<Vec<Pid>> {
         let list = read_at_most(&self.open("cgroup.procs")?, limit)?;
         if list.len() >= limit {
             return Err(io::Error::other(format!("cgroup.procs is larger than {limit} bytes")));

@@ -10,6 +10,7 @@ use std::{
 use mcp_guard_core::{
     container::{container_in, payload_below},
     escape::{cgroup_path, is_cgroup_path},
+    id::Pid,
     incident::Hold,
 };
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
@@ -27,13 +28,13 @@ pub enum Error {
     #[error("cgroup {path}: {source}")]
     Open { path: String, source: io::Error },
     #[error("process {pid}: {source}")]
-    Process { pid: u32, source: io::Error },
+    Process { pid: Pid, source: io::Error },
     #[error("cgroup {path}: its name cannot be written; name a process in it by pid:N")]
     Unnameable { path: String },
     #[error("process {pid} ended or moved while its cgroup was looked up; try again")]
-    Moved { pid: u32 },
+    Moved { pid: Pid },
     #[error("process {pid} is in cgroup {path}, which is not the cgroup of container {container}")]
-    NotTheContainer { pid: u32, path: String, container: String },
+    NotTheContainer { pid: Pid, path: String, container: String },
 }
 
 impl Cgroup {
@@ -58,7 +59,7 @@ impl Cgroup {
     ///
     /// # Errors
     /// The process is gone, moved, or is not in that container.
-    pub fn of_process(layout: &Layout, pid: u32, container: Option<&str>) -> Result<Self, Error> {
+    pub fn of_process(layout: &Layout, pid: Pid, container: Option<&str>) -> Result<Self, Error> {
         let alive = pidfd(pid).map_err(|source| Error::Process { pid, source })?;
         let places = OpenProcess::open(pid)
             .and_then(|process| process.membership())
@@ -167,7 +168,7 @@ fn open_below(mount: &Path, path: &Path) -> Result<Dir, Error> {
 }
 
 /// The container's own part of a process's cgroup path, or the whole path.
-fn trim(pid: u32, path: &[u8], container: Option<&str>) -> Result<PathBuf, Error> {
+fn trim(pid: Pid, path: &[u8], container: Option<&str>) -> Result<PathBuf, Error> {
     let Some(id) = container else { return Ok(OsStr::from_bytes(path).into()) };
     // What is no text lies below the container, which can name its own cgroups as it likes.
     let text = path.utf8_chunks().next().map_or("", |chunk| chunk.valid());
@@ -190,12 +191,12 @@ mod tests {
     fn what_a_container_calls_its_cgroups_leads_to_no_other() {
         let id = "0123456789abcdef".repeat(4);
         let own = format!(r"/a\x2db.slice/docker-{id}.scope");
-        let found = |below: &[u8]| trim(7, &[own.as_bytes(), below].concat(), Some(&id)).ok();
+        let found = |below: &[u8]| trim(Pid(7), &[own.as_bytes(), below].concat(), Some(&id)).ok();
         for below in [&b""[..], b"/init.scope", b"/\xff", b"/a\xff/b"] {
             assert_eq!(found(below), Some(PathBuf::from(&own)));
         }
         let bare = format!("/docker/{id}");
-        assert!(trim(7, &[bare.as_bytes(), b"\xff"].concat(), Some(&id)).is_err());
-        assert!(trim(7, own.as_bytes(), Some(&"f".repeat(64))).is_err());
+        assert!(trim(Pid(7), &[bare.as_bytes(), b"\xff"].concat(), Some(&id)).is_err());
+        assert!(trim(Pid(7), own.as_bytes(), Some(&"f".repeat(64))).is_err());
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use cgroups_rs::fs::{MaxValue, pid::PidController};
-use mcp_guard_core::limit::Limit;
+use mcp_guard_core::{id::Pid, limit::Limit};
 
 use super::{Cgroup, Dir};
 use crate::host::cgroupfs::keyed;
@@ -79,7 +79,7 @@ impl Cgroup {
     ///
     /// # Errors
     /// There is no pids controller, or the cgroup is gone.
-    pub fn pids_processes(&self) -> io::Result<Vec<u32>> {
+    pub fn pids_processes(&self) -> io::Result<Vec<Pid>> {
         self.pids.as_ref().ok_or_else(no_pids)?.dir.processes()
     }
 

@@ -2,7 +2,7 @@
 
 use std::{ffi::CString, io};
 
-use mcp_guard_core::escape::cgroup_path_below;
+use mcp_guard_core::{escape::cgroup_path_below, id::Pid};
 use rustix::fs::FileType;
 
 use super::dir::{Dir, MAX_PROCS};
@@ -18,7 +18,7 @@ impl Dir {
     ///
     /// # Errors
     /// The cgroup is gone, or its list cannot be read to the end.
-    pub fn processes(&self) -> io::Result<Vec<u32>> {
+    pub fn processes(&self) -> io::Result<Vec<Pid>> {
         // Of a threaded cgroup the kernel does not tell (EOPNOTSUPP). The processes of one below are
         // listed by the domain above it, so only the first must answer.
         let mut pids = self.own_processes(MAX_PROCS)?;
@@ -33,7 +33,7 @@ impl Dir {
             }
             Ok(())
         })?;
-        pids.retain(|pid| *pid != 0);
+        pids.retain(|pid| *pid != Pid(0));
         Ok(pids)
     }
 
@@ -148,7 +148,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("cgroup.procs"), "10\n123\n").unwrap();
         let dir = open(folder.path());
-        assert_eq!(dir.own_processes(100).unwrap(), [10, 123]);
+        assert_eq!(dir.own_processes(100).unwrap(), [10, 123].map(Pid));
         // Cut after "10\n1", it would hold PID 1.
         assert!(dir.own_processes(4).is_err());
         let list: String = (0..100_000).map(|n| format!("{}\n", 4_000_000 + n)).collect();
@@ -161,9 +161,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("a")).unwrap();
         fs::write(folder.path().join("cgroup.procs"), "7\n0\n").unwrap();
-        assert_eq!(open(folder.path()).processes().unwrap(), [7], "one below may just have gone");
+        assert_eq!(
+            open(folder.path()).processes().unwrap(),
+            [Pid(7)],
+            "one below may just have gone"
+        );
         fs::write(folder.path().join("a/cgroup.procs"), "8\n").unwrap();
-        assert_eq!(open(folder.path()).processes().unwrap(), [7, 8]);
+        assert_eq!(open(folder.path()).processes().unwrap(), [7, 8].map(Pid));
         fs::remove_file(folder.path().join("cgroup.procs")).unwrap();
         assert!(open(folder.path()).processes().is_err(), "the first must answer");
     }

@@ -1,13 +1,14 @@
 //! `/proc/PID/stat`, see proc_pid_stat(5).
 
+use mcp_guard_core::id::{Pid, Ticks};
+
 /// `PF_EXITING` of `include/linux/sched.h`, in the flags field.
 const PF_EXITING: u64 = 0x4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat {
-    pub parent: u32,
-    /// Clock ticks since boot.
-    pub start: u64,
+    pub parent: Pid,
+    pub start: Ticks,
     pub threads: u64,
     pub zombie: bool,
     /// A zombie or exiting, with all of its threads: the first of them may end before the others.
@@ -27,8 +28,8 @@ impl Stat {
         let zombie = matches!(*fields.first()?, "Z" | "X" | "x");
         let threads = number(17)?;
         Some(Self {
-            parent: u32::try_from(number(1)?).ok()?,
-            start: number(19)?,
+            parent: Pid(u32::try_from(number(1)?).ok()?),
+            start: Ticks(number(19)?),
             threads,
             zombie,
             ending: threads <= 1 && (zombie || number(6)? & PF_EXITING != 0),
@@ -43,7 +44,8 @@ mod tests {
     #[test]
     fn a_name_cannot_forge_the_fields_behind_it() {
         let stat = b"42 (a) R 1 2) S 7 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 9912 0 0\n";
-        let expected = Stat { parent: 7, start: 9912, threads: 1, zombie: false, ending: false };
+        let expected =
+            Stat { parent: Pid(7), start: Ticks(9912), threads: 1, zombie: false, ending: false };
         assert_eq!(Stat::parse(stat), Some(expected));
         let zombie = b"42 (x) Z 7 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 9912 0 0\n";
         assert!(Stat::parse(zombie).is_some_and(|stat| stat.ending));

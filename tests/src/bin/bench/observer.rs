@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 use aya::Btf;
 use mcp_guard::host::bpf::{Kernel, KernelOptions, RingRecord};
-use mcp_guard_core::id::GuardId;
+use mcp_guard_core::id::{CgroupId, GuardId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -26,7 +26,7 @@ impl Observer {
     }
 
     pub fn watch(&mut self, cgroup: u64) -> Result<()> {
-        Ok(self.kernel.add_cgroup(cgroup, GuardId(0))?)
+        Ok(self.kernel.add_cgroup(CgroupId(cgroup), GuardId(0))?)
     }
 
     /// Everything that waits, as the agent reads it.

@@ -67,7 +67,7 @@ pub fn await_guarded(agent: &mut Agent, storms: &[Storm]) -> Result<()> {
     agent.wait_until("the cgroups are guarded", |agent| {
         let audit = agent.audit()?;
         let guarded = |id| {
-            let is = |record: &Record| matches!(record, Record::GuardStart { guard, .. } if guard.cgroup_id == id);
+            let is = |record: &Record| matches!(record, Record::GuardStart { guard, .. } if guard.cgroup_id.0 == id);
             audit.iter().any(is)
         };
         Ok(storms.iter().all(|storm| guarded(storm.cgroup.id())))
@@ -80,7 +80,7 @@ pub fn freeze_of(agent: &mut Agent, cgroup: u64) -> Result<Timing> {
         let Record::Outcome { guard, response: Response::Freeze, timing, .. } = record else {
             return None;
         };
-        (guard.cgroup_id == cgroup).then_some(*timing)
+        (guard.cgroup_id.0 == cgroup).then_some(*timing)
     })?;
     timing.context("the outcome has no timing: nothing was written")
 }

@@ -12,7 +12,7 @@ use super::super::{
     view::View,
 };
 use super::SHOWN;
-use crate::{container::container_in, limit::Limit};
+use crate::{container::container_in, id::Pid, limit::Limit};
 
 pub fn causes(view: &View<'_>) -> Vec<Finding> {
     let rest = [others(view), siblings(view), zombies(view)];
@@ -63,14 +63,14 @@ fn place(process: &Process) -> &str {
 }
 
 /// Aliens whose parents are members, or such aliens themselves.
-fn forked_inside(view: &View<'_>) -> BTreeSet<u32> {
-    let mut family: BTreeSet<u32> = view.facts.members.iter().map(|process| process.pid).collect();
-    let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+fn forked_inside(view: &View<'_>) -> BTreeSet<Pid> {
+    let mut family: BTreeSet<Pid> = view.facts.members.iter().map(|process| process.pid).collect();
+    let mut children: BTreeMap<Pid, Vec<Pid>> = BTreeMap::new();
     for alien in &view.facts.aliens {
         children.entry(alien.parent).or_default().push(alien.pid);
     }
     let mut found = BTreeSet::new();
-    let mut waiting: Vec<u32> = family.iter().copied().collect();
+    let mut waiting: Vec<Pid> = family.iter().copied().collect();
     while let Some(pid) = waiting.pop() {
         for child in children.get(&pid).into_iter().flatten() {
             if family.insert(*child) {
@@ -215,7 +215,7 @@ fn zombies(view: &View<'_>) -> Option<Finding> {
         ),
     )
     .seen("charged and not running", view.file_of("pids.current"), unseen);
-    let parents: BTreeSet<u32> = view.facts.zombies.iter().map(|process| process.parent).collect();
+    let parents: BTreeSet<Pid> = view.facts.zombies.iter().map(|process| process.parent).collect();
     let parents: Vec<String> = parents.iter().take(SHOWN).map(ToString::to_string).collect();
     let finding = finding.seen("parents that do not reap", "/proc/PID/stat", parents.join(", "));
     Some(finding.by_hand(

@@ -91,7 +91,7 @@ fn processes() -> Vec<Facts> {
     };
     vec![
         with_container(with(limited(5), 12, SHIM), |one| {
-            one.execs = (INIT + 1..=INIT + 12).collect();
+            one.execs = (INIT + 1..=INIT + 12).map(Pid).collect();
         }),
         with(limited(5), 12, SHIM),
         with(limited(5), 12, INIT),

@@ -148,7 +148,7 @@ fn what_was_moved_in_with_its_threads_and_children_proves_no_lower_limit() {
         let report = only(&facts, Code::ExternalMigration, Possible);
         assert!(report.findings[0].title.starts_with("a process came in"));
         // By exec it began as one task: the rest was born inside.
-        container(&mut facts).execs = vec![INIT + 1];
+        container(&mut facts).execs = vec![Pid(INIT + 1)];
         only(&facts, Code::LoweredBelow, Proved);
         facts.container = None;
         only(&facts, Code::LoweredBelow, Possible);
