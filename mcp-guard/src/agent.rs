@@ -223,7 +223,7 @@ impl Agent {
             Effect::Rescan { guard } => return self.baseline(guard),
             Effect::ReadDenials { guard } => return self.denials(guard),
             Effect::ReadFacts { guard, ticket } => return self.ask_for_facts(guard, ticket),
-            Effect::ForgetRequest { guard } => self.forget_request(guard),
+            Effect::ForgetRequest { guard, at } => self.forget_request(guard, at),
             Effect::Unguard { guard } => self.unguard(guard),
             Effect::Log { guard, message } => {
                 let name = self.guards.get(guard).map_or("", |held| held.subject.name.as_str());

@@ -118,6 +118,14 @@ impl Requests {
         }
     }
 
+    /// Removes the request that was made at `at`, since 1970, and no later one.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn remove_as_of(&self, id: &str, at: Duration) -> io::Result<()> {
+        if self.asked_at(id) == Some(at) { self.remove(id) } else { Ok(()) }
+    }
+
     /// Removes what was asked for of containers that `engine` does not have any more. `listed`: all that
     /// it has, running or not, as it said after `since`.
     ///
@@ -195,6 +203,12 @@ mod tests {
         assert_eq!(limit(&requests, &id), None, "damaged");
         requests.remove(&id).unwrap();
         requests.remove(&id).unwrap();
+        let path = put(&requests, &id, 40).unwrap();
+        let at = requests.get(&id).unwrap().at;
+        requests.remove_as_of(&id, at + Duration::from_nanos(1)).unwrap();
+        assert!(path.exists(), "another was made meanwhile");
+        requests.remove_as_of(&id, at).unwrap();
+        assert!(!path.exists());
         assert!(requests.put("../../etc/passwd", 1, DOCKER, PolicyThen::Unknown).is_err());
     }
 

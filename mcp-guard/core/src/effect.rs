@@ -171,8 +171,9 @@ pub enum Effect {
     ReadDenials { guard: GuardId },
     /// Read the facts of the guard for a repair, see [`Input::LimitFacts`].
     ReadFacts { guard: GuardId, ticket: Ticket },
-    /// Remove the stored request of the guard's container: it is over.
-    ForgetRequest { guard: GuardId },
+    /// Remove the stored request of the guard's container, which is over; not one that was made at
+    /// another time than `at`, since 1970.
+    ForgetRequest { guard: GuardId, at: Duration },
     /// The policy no longer names the guard, and nothing is held there.
     Unguard { guard: GuardId },
     /// For the log of the agent, not for the audit log.

@@ -1,9 +1,12 @@
 //! One guarded cgroup: what is known of it, and what is decided about it.
 
+mod episodes;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use mcp_guard_common::Totals;
 
+use self::episodes::{Episodes, Follows};
 use crate::{
     Time,
     detect::{Detection, burst, duplicates, emergency::Aged, raw, sooner},
@@ -17,31 +20,15 @@ use crate::{
     rates::Rates,
     refusal::Refusal,
     registry::Registry,
-    warnings::Budget,
 };
 
-/// An episode is over when its detector has been silent for so long; then it may warn again.
-const EPISODE_QUIET: Duration = Duration::from_secs(30);
-/// A clamp that had nothing to lower, or was somebody else's, is decided anew after this time.
+/// A clamp that had nothing to lower, or was somebody else's, is decided again after this time.
 const LEFT_ALONE: Duration = Duration::from_secs(600);
 /// What could not be given back is tried again after this time.
 const GIVE_BACK_AGAIN: Duration = Duration::from_secs(10);
 /// For so long after a clamp its effect on the processes inside is watched.
 const CLAMP_WATCH: Duration = Duration::from_secs(30);
 const SIGABRT: u32 = 6;
-
-#[derive(Clone, Debug)]
-struct Episode {
-    last_seen: Time,
-    /// Its warning was told; a guard may tell so many in an hour.
-    told: bool,
-    /// What it asked for when it acted.
-    acted: Option<Response>,
-    /// It asks for action at this moment.
-    acting: bool,
-    /// What came to nothing is not tried again before.
-    not_before: Time,
-}
 
 /// For how long a hold is ours.
 #[derive(Clone, Copy, Debug)]
@@ -88,13 +75,8 @@ pub struct Guard {
     /// When to try again to give back what could not be.
     give_back_again: BTreeMap<Hold, Time>,
     aged: Aged,
-    episodes: BTreeMap<(Detector, Option<String>), Episode>,
-    warnings: Budget,
+    episodes: Episodes,
     clamp_watch: ClampWatch,
-    /// Somebody gave back what we held: nothing is done until then.
-    not_before: Time,
-    /// What failed is not tried before, and stands in no other's way: a clamp may fail for ever.
-    recovers: BTreeMap<Response, Time>,
     seen_changes: u64,
     next: Option<Time>,
 }
@@ -125,11 +107,8 @@ impl Guard {
             under_way: BTreeMap::new(),
             give_back_again: BTreeMap::new(),
             aged: Aged::default(),
-            episodes: BTreeMap::new(),
-            warnings: Budget::default(),
+            episodes: Episodes::default(),
             clamp_watch: ClampWatch::default(),
-            not_before: Time::default(),
-            recovers: BTreeMap::new(),
             seen_changes: u64::MAX,
             next: None,
         }
@@ -206,17 +185,16 @@ impl Guard {
                 out.push(Effect::ReadDenials { guard: self.id });
             }
             (_, Outcome::Failed) => {
-                self.recovers.insert(response, now.after(respond.cool_down));
-                self.decide_anew(|acted| acted == response);
+                self.episodes.failed(response, now.after(respond.cool_down));
             }
             // By what ran there at that moment: a rule that stands against this guard is heard of when it
             // ends.
             (_, Outcome::Refused) if self.refusal.is_none() && !self.holds(response) => {
-                self.try_again(now, response, respond.cool_down);
+                self.episodes.ask_again_at(now.after(respond.cool_down), response);
             }
             // A freeze is somebody's own, or ours and not confirmed yet.
             (Some(Hold::Clamp), Outcome::NotOurs) if self.clamp.is_none() => {
-                self.try_again(now, response, LEFT_ALONE);
+                self.episodes.ask_again_at(now.after(LEFT_ALONE), response);
             }
             (_, Outcome::Done | Outcome::WouldDo | Outcome::Refused | Outcome::NotOurs) => {}
         }
@@ -233,20 +211,10 @@ impl Guard {
         }
     }
 
-    /// Lets those who asked for it ask again after some time; nobody else has to wait for that.
-    fn try_again(&mut self, now: Time, response: Response, after: Duration) {
-        for episode in self.episodes.values_mut() {
-            if episode.acted == Some(response) {
-                episode.acted = None;
-                episode.not_before = now.after(after);
-            }
-        }
-    }
-
-    /// What was refused is decided anew once nothing stands against it.
+    /// What was refused is decided again once nothing stands against it.
     pub fn standing(&mut self, refusal: Option<Refusal>) {
         if self.refusal.is_some() && refusal.is_none() {
-            self.decide_anew(|_| true);
+            self.episodes.act_again(|_| true);
             self.seen_changes = u64::MAX;
         }
         self.refusal = refusal;
@@ -254,7 +222,7 @@ impl Guard {
 
     pub fn thawed_by_other(&mut self, now: Time, respond: &Respond, out: &mut Outbox<'_>) {
         if self.freeze.take().is_some() {
-            self.not_before = now.after(respond.cool_down);
+            self.episodes.wait_until(now.after(respond.cool_down));
             let end = End::ThawedByOther;
             out.act(self.id, Action::Disown { hold: Hold::Freeze, end });
         }
@@ -264,17 +232,9 @@ impl Guard {
     /// they apply their own settings. So a detector that still asks may clamp again, and freeze at once.
     pub fn unclamped_by_other(&mut self, now: Time, respond: &Respond, out: &mut Outbox<'_>) {
         if self.clamp.take().is_some() {
-            self.recovers.insert(Response::Clamp, now.after(respond.cool_down));
-            self.decide_anew(|response| response == Response::Clamp);
+            self.episodes.failed(Response::Clamp, now.after(respond.cool_down));
             let end = End::UnclampedByOther;
             out.act(self.id, Action::Disown { hold: Hold::Clamp, end });
-        }
-    }
-
-    /// Lets episodes act again that acted by a response.
-    fn decide_anew(&mut self, by: impl Fn(Response) -> bool) {
-        for episode in self.episodes.values_mut() {
-            episode.acted = episode.acted.filter(|response| !by(*response));
         }
     }
 
@@ -289,7 +249,7 @@ impl Guard {
             OperatorRequest::Freeze { lease, dry_run } => (Response::Freeze, lease, dry_run),
             OperatorRequest::Kill { dry_run } => (Response::Kill, Duration::ZERO, dry_run),
             OperatorRequest::Thaw => {
-                self.not_before = now.after(respond.cool_down);
+                self.episodes.wait_until(now.after(respond.cool_down));
                 return self.release_all(End::Operator, Some(id), out);
             }
         };
@@ -334,7 +294,7 @@ impl Guard {
         self.limits.policy_changed(self.terms.mode != terms.mode);
         self.terms = terms;
         let is_held = Hold::ALL.map(|hold| (Response::from(hold), self.lease(hold).is_some()));
-        self.decide_anew(|acted| !is_held.contains(&(acted, true)));
+        self.episodes.act_again(|acted| !is_held.contains(&(acted, true)));
         self.seen_changes = u64::MAX;
     }
 
@@ -411,7 +371,7 @@ impl Guard {
         }
     }
 
-    /// Keeps the episodes of `detectors`; each warns once and acts once.
+    /// Warns of what `detectors` found, and orders what it asks for.
     fn note(
         &mut self,
         now: Time,
@@ -420,49 +380,22 @@ impl Guard {
         respond: &Respond,
         out: &mut Outbox<'_>,
     ) {
-        for ((detector, _), episode) in &mut self.episodes {
-            episode.acting &= !detectors.contains(detector);
-        }
+        self.episodes.looked(detectors);
         for detection in detections {
-            let asked = self.heed(now, &detection, out);
+            let Follows { warn, respond: asked, respond_at } =
+                self.episodes.note(now, &detection, self.terms.highest);
+            if let Some(cause) = warn {
+                out.act(self.id, Action::Warn { cause });
+            }
+            if respond_at.is_some() {
+                self.next = sooner(self.next, respond_at);
+            }
             if let Some(response) = asked.filter(|response| *response > Response::Record) {
                 let how = (response, self.terms.mode, None);
                 self.contain(now, how, detection.cause, None, respond, out);
             }
         }
-        self.episodes.retain(|_, episode| {
-            let lasts = now.since(episode.last_seen) < EPISODE_QUIET;
-            if !lasts && !episode.told {
-                self.warnings.withhold();
-            }
-            lasts
-        });
-    }
-
-    /// Keeps the episode of one detection. Returns the response that it asks for now.
-    fn heed(&mut self, now: Time, detection: &Detection, out: &mut Outbox<'_>) -> Option<Response> {
-        let Detection { cause, act } = detection;
-        let key = (cause.detector?, cause.identity.clone());
-        let new =
-            Episode { last_seen: now, told: false, acted: None, acting: false, not_before: now };
-        let episode = self.episodes.entry(key).or_insert(new);
-        if !episode.told
-            && let Some(cause) = self.warnings.spend(now, cause)
-        {
-            episode.told = true;
-            out.act(self.id, Action::Warn { cause });
-        }
-        episode.last_seen = now;
-        episode.acting = act.is_some();
-        let response = act.filter(|_| episode.acted.is_none())?.min(self.terms.highest);
-        let recovers = self.recovers.get(&response).copied().unwrap_or_default();
-        let earliest = recovers.max(self.not_before).max(episode.not_before);
-        if now < earliest {
-            self.next = sooner(self.next, Some(earliest));
-            return None;
-        }
-        episode.acted = Some(response);
-        Some(response)
+        self.episodes.forget_quiet(now);
     }
 
     /// Orders what was decided; or a refusal, where a bystander rule stands against it.
@@ -509,7 +442,7 @@ impl Guard {
             self.release(Hold::Freeze, End::LeaseOver, None, out);
         }
         let Some(clamp) = self.clamp.filter(|hold| hold.until <= now) else { return };
-        if self.episodes.values().any(|episode| episode.acting && episode.acted.is_some()) {
+        if self.episodes.still_ask() {
             let lease = respond.clamp_lease;
             self.clamp = Some(Lease { since: clamp.since, until: now.after(lease) });
             out.act(self.id, Action::Renew { lease });

@@ -25,7 +25,7 @@ use crate::{
         facts::Facts,
         owner::{Refused, unit_unread},
     },
-    effect::{Action, Effect, LimitRequest, Outbox, PolicyThen, SeenLimit, Settled},
+    effect::{Action, Effect, LimitRequest, Outbox, SeenLimit, Settled},
     id::{GuardId, Ticket},
     incident::Outcome,
     limit::Limit,
@@ -61,7 +61,11 @@ enum Aim {
 #[derive(Clone, Debug)]
 enum Then {
     Step(u64),
-    Reached(Plan),
+    /// The limit; `kept`: its owner keeps it.
+    Reached {
+        limit: u64,
+        kept: bool,
+    },
 }
 
 /// How a repair ended.
@@ -90,7 +94,8 @@ pub struct Limits {
     /// What is still to be written after the write that is under way, and what that comes to.
     waiting: VecDeque<Write>,
     then: Option<Then>,
-    /// The last plan that had nothing to write until tasks end.
+    /// The agent's: the last plan, while it had nothing to write until tasks end. `repair`'s: the last that
+    /// could be made.
     plan: Option<Plan>,
     reason: String,
     /// It was said that its facts cannot be read.
@@ -172,6 +177,12 @@ impl Limits {
         self.ended.as_ref()
     }
 
+    /// The last plan that `repair` made; None before the first.
+    #[must_use]
+    pub fn plan(&self) -> Option<&Plan> {
+        self.plan.as_ref()
+    }
+
     /// Whether `repair` leaves the work to an agent.
     #[must_use]
     pub fn follows(&self) -> bool {
@@ -225,70 +236,18 @@ impl Limits {
         out.push(Effect::ReadFacts { guard: self.guard, ticket });
     }
 
-    /// A new request clears what was before. One is over when the policy says another number than it did
-    /// then; or when the engine keeps the number and it is in force, because it would undo the engine's
-    /// next word. Where the policy has another number, a request stands against that and stays.
-    fn hear(&mut self, rules: &Rules, seen: &SeenLimit, out: &mut Outbox<'_>) {
-        self.request = seen.request;
-        let at = seen.request.map(|request| request.at);
-        if at != mem::replace(&mut self.heard, at)
-            && let Some(request) = seen.request
-        {
-            self.pacing.asked_again();
-            self.policy_then = match request.policy {
-                PolicyThen::Said(policy) => policy,
-                PolicyThen::Unknown => rules.policy,
-            };
-        }
-        let Some(LimitRequest { limit, .. }) = self.request else { return };
-        let is_kept = self.declared == Some(limit)
-            && rules.policy.is_none_or(|policy| policy == limit)
-            && seen.in_force <= Limit::Tasks(limit);
-        let is_outdated = self.policy_then != rules.policy;
-        if is_outdated && mem::replace(&mut self.outdated, at) != at {
-            let why = "the policy's pids_limit is another than when it was made";
-            self.log(format!("the request for a limit of {limit} is over: {why}"), out);
-        }
-        if is_kept || is_outdated {
-            self.request = None;
-            // An agent that only observes does not end what another holds.
-            if is_kept || rules.mode == Mode::Enforce {
-                out.push(Effect::ForgetRequest { guard: self.guard });
-            }
-        }
-    }
-
-    /// The later of two requests counts: two that want different limits would undo each other. One that
-    /// is gone was reached where its limit is in force; else somebody ended it.
-    fn is_replaced(&mut self, limit: u64, stored: bool, seen: &SeenLimit) -> bool {
-        let is_ours = seen.request.is_some_and(|request| request.limit == limit);
-        let in_force = seen.in_force == Limit::Tasks(limit);
-        let is_replaced = stored && !is_ours && !in_force;
-        if is_replaced {
-            let why = match seen.request {
-                Some(_) => "another repair was asked for meanwhile",
-                None => {
-                    "its request is gone: an agent ended it because the policy changed, or somebody \
-                     removed it"
-                }
-            };
-            self.fail(why.to_owned());
-        }
-        is_replaced
-    }
-
-    /// While an agent lowers the limit, `repair` waits for it to be reached. A lower one is somebody's
-    /// brake, or the agent's clamp, which will be over.
+    /// While an agent lowers the limit, `repair` waits for it to be reached. A lower one is not the agent's
+    /// doing for this request, so that it is written from here.
     fn leaves_it_to_an_agent(&mut self, limit: u64, seen: &SeenLimit) -> bool {
         if !self.follows {
             return false;
         }
         self.pacing.lowered(seen.in_force);
         let limit = Limit::Tasks(limit);
-        if seen.in_force == limit || (seen.in_force < limit && seen.agent_goes_on) {
+        if seen.in_force == limit {
             self.ended = Some(Ended::Reached);
         }
-        self.follows = seen.agent_goes_on;
+        self.follows = seen.agent_goes_on && seen.in_force > limit;
         self.follows || self.ended.is_some()
     }
 
@@ -336,7 +295,7 @@ impl Limits {
         if !mem::replace(&mut self.said_unread, true) {
             self.log(format!("what holds its limit cannot be read: {why}"), out);
         }
-        match (self.aim, self.plan.take(), seen) {
+        match (self.aim, self.plan.clone(), seen) {
             (Aim::Once { .. }, Some(plan), Some(seen)) => {
                 let ruling = self.pacing.judge(now, Some(plan.limit), seen.in_force);
                 self.carry_out(now, rules.mode, ruling, plan, seen, out);
@@ -368,7 +327,7 @@ impl Limits {
         let force = matches!(self.aim, Aim::Once { force: true, .. });
         let wanted = Wanted { limit: Some(limit), force, headroom: rules.headroom };
         let unread = unit_unread(facts).map(ToString::to_string);
-        match (repair::plan(facts, wanted), self.plan.take(), unread) {
+        match (repair::plan(facts, wanted), self.plan.clone(), unread) {
             // The record names what cannot be written.
             (Err(_), _, _) if ruling == Ruling::GiveUp => {
                 self.leave(Outcome::NotOurs, vec![Write::PidsMax { limit }], out);
@@ -398,6 +357,10 @@ impl Limits {
         let Some(tasks) = seen.tasks else {
             return self.failed(now, "its tasks cannot be counted");
         };
+        if matches!(self.aim, Aim::Once { .. }) {
+            // For the case that no facts can be read later.
+            self.plan = Some(plan.clone());
+        }
         let next = plan.next(tasks, seen.in_force, self.pacing.step());
         match (ruling, next) {
             (Ruling::Rest, _) => {}
@@ -407,8 +370,7 @@ impl Limits {
                 let is_last = matches!(next, Next::Last(_));
                 let is_repair = matches!(self.aim, Aim::Once { .. }) && mode == Mode::Enforce;
                 if is_repair && seen.agent_goes_on && !is_last {
-                    // For the case that neither the agent nor the facts are there later.
-                    (self.follows, self.plan) = (true, Some(plan));
+                    self.follows = true;
                     return self.pacing.waits(now);
                 }
                 self.begin(now, mode, plan, next, out);
@@ -425,13 +387,13 @@ impl Limits {
             (next, Mode::Observe) => self.leave(Outcome::WouldDo, next.into_writes(), out),
             (Next::Last(writes), Mode::Enforce) => {
                 self.waiting = writes.into();
-                self.then = Some(Then::Reached(plan));
+                let kept = plan.is_kept_by_its_owner();
+                self.then = Some(Then::Reached { limit: plan.limit, kept });
                 self.write_next(now, out);
             }
             (Next::Lower(writes, step), Mode::Enforce) => {
                 self.waiting = writes.into();
                 self.then = Some(Then::Step(step));
-                self.plan = Some(plan).filter(|_| matches!(self.aim, Aim::Once { .. }));
                 self.write_next(now, out);
             }
         }
@@ -478,10 +440,10 @@ impl Limits {
     fn all_written(&mut self, now: Time) {
         match self.then.take() {
             Some(Then::Step(step)) => self.pacing.stepped(now, step),
-            Some(Then::Reached(plan)) => {
+            Some(Then::Reached { limit, kept }) => {
                 self.pacing.reached();
-                if plan.is_kept_by_its_owner() {
-                    self.declared = Some(plan.limit);
+                if kept {
+                    self.declared = Some(limit);
                 }
                 if matches!(self.aim, Aim::Once { .. }) {
                     self.ended = Some(Ended::Reached);

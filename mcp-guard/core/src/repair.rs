@@ -47,6 +47,18 @@ pub enum Write {
     PidsMax { limit: u64 },
 }
 
+impl Write {
+    #[must_use]
+    pub fn limit(&self) -> u64 {
+        match self {
+            Self::Docker { limit }
+            | Self::Podman { limit }
+            | Self::TasksMax { limit, .. }
+            | Self::PidsMax { limit } => *limit,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     pub limit: u64,
@@ -171,7 +183,9 @@ impl Plan {
     /// headroom is for steps. The target has to hold what runs; a new one also what that may still start.
     #[must_use]
     pub fn next(&self, tasks: u64, in_force: Limit, step: Option<u64>) -> Next {
-        let needed = if self.restores { tasks } else { room_for(tasks, self.servers, EXEC) };
+        // No more than a step leaves, so that no step is below the limit.
+        let spare = EXEC.min(self.headroom);
+        let needed = if self.restores { tasks } else { room_for(tasks, self.servers, spare) };
         let fits = needed <= self.limit || in_force <= Limit::Tasks(self.limit);
         if self.force || fits {
             return Next::Last(self.last());

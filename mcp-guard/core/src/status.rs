@@ -91,6 +91,12 @@ pub struct TotalsStatus {
 }
 
 impl GuardStatus {
+    /// Whether the agent writes this guard's limit where it is not in force.
+    #[must_use]
+    pub fn limit_is_written(&self) -> bool {
+        self.mode == Mode::Enforce && self.refused.is_none() && self.state == GuardState::Free
+    }
+
     #[must_use]
     pub fn of(now: Time, guard: &Guard, totals_now: Totals) -> Self {
         let identities: BTreeMap<_, _> = guard

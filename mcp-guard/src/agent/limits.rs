@@ -4,7 +4,7 @@
 //! The look reads one small file per guard and sees whoever wrote it, by whatever way. What takes time
 //! (facts, an engine, systemd) is asked elsewhere, and its answer comes back to the loop.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use mcp_guard_core::{
     effect::{Input, SeenLimit},
@@ -72,10 +72,10 @@ impl Agent {
         Some(Input::LimitFacts { guard, ticket, facts, seen: None })
     }
 
-    pub(super) fn forget_request(&mut self, guard: GuardId) {
+    pub(super) fn forget_request(&self, guard: GuardId, at: Duration) {
         let held = self.guards.get(guard);
         let Some(id) = held.and_then(|held| held.container.as_deref()) else { return };
-        if let Err(error) = self.upkeep.requests.remove(id) {
+        if let Err(error) = self.upkeep.requests.remove_as_of(id, at) {
             tracing::warn!(%error, "the request for a limit is over and cannot be removed");
         }
     }

@@ -273,6 +273,10 @@ fn save(file: &Path, text: &str) -> io::Result<()> {
 fn read(file: &Path) -> Result<Facts, Failure> {
     let bad = |why: String| Failure::data(format!("{}: {why}", file.display()));
     let text = text_of(file).map_err(|error| bad(error.to_string()))?;
+    // An empty list would do as well: every field has a default.
+    if !text.trim_ascii_start().starts_with(b"{") {
+        return Err(bad("not saved facts: they are a JSON object".to_owned()));
+    }
     let facts: Facts = serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
     if facts.schema > SCHEMA {
         return Err(bad(format!("made by a newer mcp-guard (schema {})", facts.schema)));

@@ -10,8 +10,8 @@ use std::{collections::VecDeque, path::PathBuf, time::Duration};
 
 use clap::Args;
 use mcp_guard_core::{
-    diagnose::{facts::Facts, judge, owner::unit_unread},
-    effect::{Effect, LimitRequest, Outbox, PolicyThen, SeenLimit, Settled},
+    diagnose::{facts::Facts, judge},
+    effect::{Action, Effect, LimitRequest, Outbox, PolicyThen, SeenLimit, Settled},
     id::{GuardId, Ticket, Tickets},
     incident::Outcome,
     limit::HEADROOM,
@@ -73,6 +73,8 @@ pub fn repair(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failure
         let plan = match repair::plan(&facts, wanted) {
             Ok(plan) => plan,
             Err(refused) => {
+                // A target that is not there is no refusal.
+                resolve(host, &arguments.target).await?;
                 out::answer(&format!("{}: not repaired: {}", facts.target.name, refused.0));
                 return Ok(Exit::Wrong);
             }
@@ -105,9 +107,8 @@ struct Repair<'a> {
     limits: Limits,
     rules: Rules,
     tickets: Tickets,
-    /// The last plan that could be made: what must say the limit in the end.
-    plan: Plan,
-    wanted: Wanted,
+    /// What was planned and printed before the first look.
+    announced: Plan,
     /// Of the container; its request is stored under it.
     id: Option<String>,
     /// The path of its cgroup.
@@ -160,8 +161,7 @@ impl<'a> Repair<'a> {
             limits: Limits::once(TARGET, limit, force, is_stored),
             rules: Rules { mode, policy: None, headroom },
             tickets: Tickets::default(),
-            plan,
-            wanted: Wanted { limit: Some(limit), force, headroom },
+            announced: plan,
             former: id.as_deref().and_then(|id| requests.get(id)),
             id,
             cgroup,
@@ -177,14 +177,21 @@ impl<'a> Repair<'a> {
     /// The same way as without `--dry-run`, to the last step.
     async fn all_but_the_last_step(&mut self) -> Result<Exit, Failure> {
         let seen = self.look()?;
-        let next = self.plan.next(seen.tasks.unwrap_or_default(), seen.in_force, None);
-        for settled in self.step(seen).await? {
+        let mut writes = Vec::new();
+        for (action, settled) in self.step(seen).await? {
             if settled.outcome == Outcome::Refused {
                 out::answer(&format!("  would be refused: {}", settled.detail));
                 return Ok(Exit::Wrong);
             }
+            if let Action::LeaveLimit { write, .. } = action {
+                writes.push(write);
+            }
         }
-        out::answer(&render::repair::dry_run(&next));
+        if let Some(Ended::Failed(why)) = self.limits.ended() {
+            out::answer(&format!("  would fail: {why}"));
+            return Ok(Exit::Wrong);
+        }
+        out::answer(&render::repair::dry_run(&writes, self.plan().limit));
         Ok(Exit::Done)
     }
 
@@ -219,8 +226,8 @@ impl<'a> Repair<'a> {
         }
     }
 
-    /// One look through the machine, and what follows from it: how its orders ended.
-    async fn step(&mut self, seen: SeenLimit) -> Result<Vec<Settled>, Failure> {
+    /// One look through the machine, and what follows from it: its orders, and how they ended.
+    async fn step(&mut self, seen: SeenLimit) -> Result<Vec<(Action, Settled)>, Failure> {
         let mut effects =
             self.decide(|limits, now, rules, out| limits.look(now, rules, &seen, out));
         let mut ended = Vec::new();
@@ -228,12 +235,13 @@ impl<'a> Repair<'a> {
             match effect {
                 Effect::ReadFacts { ticket, .. } => effects.extend(self.answer(ticket).await?),
                 Effect::Act(order) => {
+                    let action = order.action.clone();
                     self.executor.apply(&mut self.guards, order);
                     let settled = self.executor.next_settled(&mut self.guards).await;
                     effects.extend(self.decide(|limits, now, _, out| {
                         limits.settled(now, &settled, out);
                     }));
-                    ended.push(settled);
+                    ended.push((action, settled));
                 }
                 Effect::Log { message, .. } => tracing::warn!("{message}"),
                 // An agent's alone.
@@ -262,24 +270,23 @@ impl<'a> Repair<'a> {
             Some(facts) => Ok(facts),
             None => self.facts().await.map_err(|failure| failure.message),
         };
-        if let Ok(facts) = &facts {
-            if facts.target.cgroup != self.cgroup {
-                let cgroup = &facts.target.cgroup;
-                let why = format!("{}: it was started again, in {cgroup}", self.target);
-                return Err(Failure::could_not(why));
-            }
-            // As the machine does: a plan made without systemd's word does not replace one with it.
-            if unit_unread(facts).is_none()
-                && let Ok(plan) = repair::plan(facts, self.wanted)
-            {
-                self.plan = plan;
-            }
+        if let Ok(facts) = &facts
+            && facts.target.cgroup != self.cgroup
+        {
+            let cgroup = &facts.target.cgroup;
+            let why = format!("{}: it was started again, in {cgroup}", self.target);
+            return Err(Failure::could_not(why));
         }
         let answer = (ticket, facts.map(Box::new));
         let seen = self.look()?;
         Ok(self.decide(|limits, now, rules, out| {
             limits.facts(now, rules, answer, Some(&seen), out);
         }))
+    }
+
+    /// What must say the limit in the end.
+    fn plan(&self) -> &Plan {
+        self.limits.plan().unwrap_or(&self.announced)
     }
 
     /// Of what is held, whatever its name or pid means by now.
@@ -308,7 +315,7 @@ impl<'a> Repair<'a> {
         // A guard that is held by hand has no policy, and may get one later.
         let guarded = self.agent.guarded().filter(|one| !one.by_hand);
         let policy = guarded.map_or(PolicyThen::Unknown, |one| PolicyThen::Said(one.pids_policy));
-        let put = self.requests.put(id, self.plan.limit, &self.host.docker, policy);
+        let put = self.requests.put(id, self.announced.limit, &self.host.docker, policy);
         put.map(drop).map_err(|error| {
             let folder = self.host.state_dir.display();
             Failure::could_not(format!("{folder}: {error}; nothing was done without it"))

@@ -1,7 +1,7 @@
 //! Which engine serves Docker's API at a socket, and in what it differs from the others that do.
 
 use futures_util::{FutureExt as _, future};
-use mcp_guard_core::diagnose::facts::EngineKind;
+use mcp_guard_core::diagnose::facts::{ContainerCgroups, EngineKind};
 
 use super::{EngineAnswer, raw::Api};
 
@@ -25,7 +25,7 @@ pub trait Flavour: Send + Sync {
         &'a self,
         _api: &'a Api,
         _container: &'a str,
-    ) -> EngineAnswer<'a, Option<String>> {
+    ) -> EngineAnswer<'a, Option<ContainerCgroups>> {
         future::ready(Ok(None)).boxed()
     }
 }

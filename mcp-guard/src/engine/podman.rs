@@ -1,7 +1,7 @@
 //! Podman, through its service of Docker's API, and its own API where the other falls short.
 
 use futures_util::FutureExt as _;
-use mcp_guard_core::diagnose::facts::EngineKind;
+use mcp_guard_core::diagnose::facts::{ContainerCgroups, EngineKind};
 use serde_json::json;
 
 use super::{EngineAnswer, container::text, flavour::Flavour, raw::Api};
@@ -34,10 +34,15 @@ impl Flavour for Podman {
         .boxed()
     }
 
-    fn cgroups<'a>(&'a self, api: &'a Api, container: &'a str) -> EngineAnswer<'a, Option<String>> {
+    fn cgroups<'a>(
+        &'a self,
+        api: &'a Api,
+        container: &'a str,
+    ) -> EngineAnswer<'a, Option<ContainerCgroups>> {
         async move {
             let found = api.get(&format!("{LIBPOD}{container}/json")).await?;
-            Ok(Some(found.map(|found| text(&found["HostConfig"]["Cgroups"])).unwrap_or_default()))
+            let said = found.map(|found| text(&found["HostConfig"]["Cgroups"]));
+            Ok(Some(said.unwrap_or_default().into()))
         }
         .boxed()
     }

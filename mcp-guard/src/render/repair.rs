@@ -6,7 +6,7 @@ use mcp_guard_core::{
         report::{Place, Report},
     },
     escape::visible,
-    repair::{Next, Plan, Write},
+    repair::{Plan, Write},
 };
 
 /// What is about to be done, and why that way; `report` is the diagnosis that the plan was made from.
@@ -26,19 +26,18 @@ pub fn plan(report: &Report, plan: &Plan) -> String {
     lines.join("\n")
 }
 
+/// `writes`: what would be written now, on the way to `limit`.
 #[must_use]
-pub fn dry_run(next: &Next) -> String {
-    match next {
-        Next::Last(writes) => format!("  dry run: would {}", all(writes)),
-        Next::Lower(writes, _) => {
-            format!("  dry run: would {} first, and lower it further as tasks end", all(writes))
-        }
-        Next::Wait => "  dry run: would wait until tasks end".to_owned(),
+pub fn dry_run(writes: &[Write], limit: u64) -> String {
+    if writes.is_empty() {
+        return "  dry run: would wait until tasks end".to_owned();
     }
-}
-
-fn all(writes: &[Write]) -> String {
-    writes.iter().map(one).collect::<Vec<_>>().join(", then ")
+    let all = writes.iter().map(one).collect::<Vec<_>>().join(", then ");
+    if writes.iter().all(|write| write.limit() == limit) {
+        format!("  dry run: would {all}")
+    } else {
+        format!("  dry run: would {all} first, and lower it further as tasks end")
+    }
 }
 
 fn one(write: &Write) -> String {

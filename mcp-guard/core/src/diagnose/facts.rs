@@ -15,7 +15,10 @@ pub use self::{
         Compose, ComposeFile, Content, Keys, LimitKeys, OtherLimit, Reached, Says, ServiceKeys,
         Variables, Written,
     },
-    kinds::{CgroupDriver, Cgroups, ComposeTool, EngineKind, SubjectKind},
+    kinds::{
+        CgroupDriver, Cgroups, ComposeTool, ContainerCgroups, EngineKind, NamespaceMode,
+        SubjectKind,
+    },
     unreadable::{Source, Unreadable},
 };
 use crate::{
@@ -139,10 +142,9 @@ pub struct ContainerFacts {
     /// Of the runtime's state file. No witness: runc sets it to 0 at any unrelated update.
     pub state_limit: Option<i64>,
     pub cgroup_parent: String,
-    pub cgroupns_mode: String,
-    /// `HostConfig.Cgroups` of Podman.
-    pub cgroups: String,
-    pub pid_mode: String,
+    pub cgroupns_mode: NamespaceMode,
+    pub cgroups: ContainerCgroups,
+    pub pid_mode: NamespaceMode,
     pub privileged: bool,
     pub cap_add: Vec<String>,
     pub runtime: String,

@@ -9,9 +9,9 @@ mod saved;
 use super::{
     code::{Code, Severity},
     facts::{
-        CgroupDriver, Cgroups, Clamp, Compose, ComposeTool, ContainerFacts, EngineFacts,
-        EngineKind, Facts, HostFacts, Level, Other, PidNamespace, Process, Says, SubjectKind,
-        TargetFacts, Unit,
+        CgroupDriver, Cgroups, Clamp, Compose, ComposeTool, ContainerCgroups, ContainerFacts,
+        EngineFacts, EngineKind, Facts, HostFacts, Level, NamespaceMode, Other, PidNamespace,
+        Process, Says, SubjectKind, TargetFacts, Unit,
     },
     judge,
     report::{Certainty, Layer, Report, Verdict},
@@ -270,7 +270,7 @@ fn a_raw_value_with_and_without_systemd() {
     raw.host.cgroups = Cgroups::Unified;
     raw.host.nsdelegate = Some(true);
     only(&raw, Code::RawWrite, Proved);
-    container(&mut raw).cgroupns_mode = "host".into();
+    container(&mut raw).cgroupns_mode = NamespaceMode::Host;
     only(&raw, Code::SelfRaised, Possible);
 }
 
@@ -361,7 +361,7 @@ fn aliens_by_where_their_parents_are() {
     facts.aliens = vec![alien(INIT, &format!("/docker/{other}"))];
     only(&facts, Code::InnerOutside, Proved);
     facts.aliens.clear();
-    container(&mut facts).pid_mode = "host".into();
+    container(&mut facts).pid_mode = NamespaceMode::Host;
     only(&facts, Code::PidNamespace, Proved);
 }
 
@@ -429,7 +429,7 @@ fn no_controller_and_another_place() {
     let mut facts = limited(25);
     facts.target.cgroup = "/user.slice".into();
     only(&facts, Code::OtherDaemon, Possible);
-    container(&mut facts).cgroups = "disabled".into();
+    container(&mut facts).cgroups = ContainerCgroups::Disabled;
     only(&facts, Code::CgroupsDisabled, Proved);
     container(&mut facts).runtime = "runsc".into();
     only(&facts, Code::Sandbox, Proved);

@@ -3,8 +3,8 @@ use proptest::prelude::*;
 use super::{plan as plan_with, *};
 use crate::{
     diagnose::facts::{
-        Compose, ContainerFacts, EngineFacts, EngineKind, HostFacts, Level, Process, Source,
-        SubjectKind, TargetFacts, Unreadable,
+        Compose, ContainerCgroups, ContainerFacts, EngineFacts, EngineKind, HostFacts, Level,
+        Process, Source, SubjectKind, TargetFacts, Unreadable,
     },
     id::Pid,
 };
@@ -121,6 +121,14 @@ fn a_step_leaves_the_headroom_of_the_policy() {
     };
 }
 
+#[test]
+fn no_step_is_below_the_limit_however_small_the_headroom() {
+    let wanted = Wanted { limit: Some(40), force: false, headroom: 1 };
+    let plan = plan_with(&container(None, Limit::Max), wanted).unwrap();
+    let Next::Lower(_, 41) = plan.next(40, Limit::Max, None) else { panic!("a step") };
+    assert_eq!(plan.next(39, Limit::Max, None), Next::Last(vec![Write::Docker { limit: 40 }]));
+}
+
 /// One npm exec server of 20 tasks, where the limit of 25 held it before.
 #[test]
 fn what_fits_needs_no_headroom() {
@@ -230,7 +238,7 @@ fn what_cannot_be_is_refused_with_what_to_do() {
     old.engine.as_mut().unwrap().api_version = "1.39".into();
     assert!(why(&old, Some(40)).contains("MG-P008"));
     let mut disabled = facts.clone();
-    disabled.container.as_mut().unwrap().cgroups = "disabled".into();
+    disabled.container.as_mut().unwrap().cgroups = ContainerCgroups::Disabled;
     assert!(why(&disabled, Some(40)).contains("MG-P023"));
     let mut gone = facts;
     gone.chain.clear();

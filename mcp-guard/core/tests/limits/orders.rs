@@ -23,7 +23,9 @@ enum Event {
     PolicyChanges,
     /// An operator tells the engine 120.
     EngineUpdated,
+    /// The next that are asked for, or are asked for now.
     FactsUnread,
+    /// The next, or the one that is under way.
     WriteFails,
     TasksRise,
     /// A slot may have another guard by the time that an answer comes.
@@ -83,17 +85,9 @@ fn happens(world: &mut World, event: Event) {
             (world.stored, world.in_force) = (Some(120), Limit::Tasks(120));
             world.step(Input::Declared { guard: GUARD, limit: Some(120) });
         }
-        Event::FactsUnread => {
-            world.unread = Some("late".to_owned());
-            world.answer();
-            world.unread = None;
-        }
-        Event::WriteFails => {
-            world.refuses = true;
-            world.answer();
-            world.refuses = false;
-        }
-        Event::TasksRise => world.tasks = 70,
+        Event::FactsUnread => world.next_unread = true,
+        Event::WriteFails => world.next_refused = true,
+        Event::TasksRise => world.tasks = Some(70),
         Event::AnotherGuard => world.begin_again(),
     }
 }
@@ -128,7 +122,7 @@ fn meet(stage: Stage, first: Event, second: Event, seconds: u64) {
     }
     let story = format!("{stage:?}: {first:?}, {second:?}, {seconds} s apart");
     // What runs there is not broken: the limit waits above 70 tasks.
-    let waits = world.tasks == 70 && winner(&world) < Limit::Tasks(75) && !world.is_clamped();
+    let waits = world.tasks == Some(70) && winner(&world) < Limit::Tasks(75) && !world.is_clamped();
     if waits {
         assert!(world.in_force < Limit::Max && world.in_force >= Limit::Tasks(75), "{story}");
     } else {

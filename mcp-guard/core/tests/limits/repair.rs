@@ -1,6 +1,6 @@
 //! The same machine as `mcp-guard repair` steps it.
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use mcp_guard_core::{
     Time,
@@ -9,12 +9,12 @@ use mcp_guard_core::{
     id::{Ticket, Tickets},
     incident::Outcome,
     limit::Limit,
-    limits::{Ended, Limits, Rules},
+    limits::{Ended, Limits, Rules, requests::LeftRequest},
     policy::Mode,
     repair::Write,
 };
 
-use super::world::{GUARD, facts};
+use super::world::{GUARD, facts, of_old_docker, of_old_podman, writes_of_old_podman};
 
 struct Repair {
     limits: Limits,
@@ -24,6 +24,9 @@ struct Repair {
     seen: SeenLimit,
     stored: Option<u64>,
     unread: bool,
+    engine: fn(Facts) -> Facts,
+    /// The next write is refused.
+    refused: bool,
     written: Vec<Write>,
     left: Vec<Outcome>,
 }
@@ -45,6 +48,8 @@ impl Repair {
             },
             stored: None,
             unread: false,
+            engine: |facts| facts,
+            refused: false,
             written: Vec::new(),
             left: Vec::new(),
         }
@@ -69,7 +74,9 @@ impl Repair {
                 Effect::ReadFacts { ticket, .. } => {
                     let facts: Result<Box<Facts>, String> = match self.unread {
                         true => Err("late".to_owned()),
-                        false => Ok(Box::new(facts(self.stored, self.seen.in_force))),
+                        false => {
+                            Ok(Box::new((self.engine)(facts(self.stored, self.seen.in_force))))
+                        }
                     };
                     let mut effects = Vec::new();
                     let mut out = Outbox { tickets: &mut self.tickets, effects: &mut effects };
@@ -84,12 +91,15 @@ impl Repair {
                     self.carry_out(effects);
                 }
                 Effect::Act(Order { ticket, action: Action::WriteLimit { write, .. }, .. }) => {
-                    let (Write::Docker { limit } | Write::PidsMax { limit }) = write else {
-                        panic!("it is Docker's: {write:?}")
-                    };
-                    self.seen.in_force = Limit::Tasks(limit);
+                    if mem::take(&mut self.refused) {
+                        self.settle(ticket, Outcome::Failed);
+                        continue;
+                    }
+                    if !matches!(write, Write::TasksMax { .. }) {
+                        self.seen.in_force = Limit::Tasks(write.limit());
+                    }
                     self.written.push(write);
-                    self.settle(ticket);
+                    self.settle(ticket, Outcome::Done);
                 }
                 Effect::Act(Order { action: Action::LeaveLimit { outcome, .. }, .. }) => {
                     self.left.push(outcome);
@@ -104,8 +114,8 @@ impl Repair {
         }
     }
 
-    fn settle(&mut self, ticket: Ticket) {
-        let (outcome, detail) = (Outcome::Done, String::new());
+    fn settle(&mut self, ticket: Ticket, outcome: Outcome) {
+        let detail = String::new();
         let settled = Settled { ticket, guard: GUARD, outcome, detail };
         let mut effects = Vec::new();
         let mut out = Outbox { tickets: &mut self.tickets, effects: &mut effects };
@@ -228,4 +238,108 @@ fn a_dry_run_leaves_the_last_step_out_also_beside_an_agent() {
     repair.seen.tasks = Some(300);
     repair.wait(5);
     assert_eq!((repair.left, repair.written.len()), (vec![Outcome::WouldDo], 0));
+}
+
+#[test]
+fn a_lower_limit_is_written_from_here_also_beside_an_agent() {
+    let mut repair = Repair::to(40, false);
+    (repair.seen.tasks, repair.seen.agent_goes_on) = (Some(300), true);
+    repair.wait(2);
+    // An agent leaves a lower one alone: it is somebody's brake.
+    repair.seen.in_force = Limit::Tasks(30);
+    repair.wait(11);
+    assert_eq!(repair.written, [Write::Docker { limit: 40 }]);
+    assert_eq!(repair.limits.ended(), Some(&Ended::Reached));
+}
+
+#[test]
+fn two_places_are_both_written_and_the_first_failure_ends_it() {
+    let mut repair = Repair::to(40, false);
+    repair.engine = of_old_podman;
+    repair.wait(1);
+    assert_eq!(repair.written, writes_of_old_podman(40));
+    let mut repair = Repair::to(40, false);
+    (repair.engine, repair.refused) = (of_old_podman, true);
+    repair.wait(5);
+    assert!(repair.written.is_empty() && matches!(repair.limits.ended(), Some(Ended::Failed(_))));
+}
+
+#[test]
+fn a_repair_without_a_container_has_no_request_to_lose() {
+    let mut repair = Repair::to(40, false);
+    repair.limits = Limits::once(GUARD, 40, false, false);
+    (repair.seen.request, repair.seen.tasks) = (None, Some(300));
+    repair.wait(1);
+    assert_eq!((repair.limits.step(), repair.limits.ended()), (Some(320), None));
+    repair.seen.tasks = Some(10);
+    repair.wait(11);
+    assert_eq!(repair.limits.ended(), Some(&Ended::Reached));
+    let left = repair.limits.left_request(true, None, None, repair.seen.request);
+    assert_eq!(left, LeftRequest::Other);
+}
+
+#[test]
+fn tasks_that_cannot_be_counted_end_it() {
+    let mut repair = Repair::to(40, false);
+    repair.seen.tasks = None;
+    repair.wait(1);
+    assert!(matches!(repair.limits.ended(), Some(Ended::Failed(why)) if why.contains("counted")));
+}
+
+#[test]
+fn a_request_is_left_until_it_is_proved_and_its_owner_keeps_it() {
+    let reached = |engine| {
+        let mut repair = Repair::to(40, false);
+        repair.engine = engine;
+        repair.wait(1);
+        assert_eq!(repair.limits.ended(), Some(&Ended::Reached));
+        repair
+    };
+    let docker = reached(|facts| facts);
+    let ours = docker.seen.request;
+    let left = |proved, policy| docker.limits.left_request(proved, policy, None, ours);
+    assert_eq!(left(true, None), LeftRequest::Nothing);
+    assert_eq!(left(true, Some(40)), LeftRequest::Nothing);
+    assert_eq!(left(true, Some(90)), LeftRequest::Ours, "it stands against that policy");
+    assert_eq!(left(false, None), LeftRequest::Ours);
+    let later = ours.map(|one| LimitRequest { limit: 50, ..one });
+    assert_eq!(docker.limits.left_request(true, None, None, later), LeftRequest::Other);
+    let podman = reached(of_old_podman);
+    assert_eq!(podman.limits.left_request(true, None, None, ours), LeftRequest::Ours);
+}
+
+#[test]
+fn a_repair_that_could_not_begin_leaves_what_was_requested_before() {
+    let mut repair = Repair::to(40, false);
+    repair.engine = of_old_docker;
+    repair.wait(1);
+    assert!(matches!(repair.limits.ended(), Some(Ended::Failed(_))));
+    let ours = repair.seen.request;
+    let former = ours.map(|one| LimitRequest { limit: 70, ..one });
+    let left = |former, now| repair.limits.left_request(false, None, former, now);
+    assert_eq!(left(None, ours), LeftRequest::Nothing);
+    assert_eq!(left(former, ours), LeftRequest::Former(former.unwrap()));
+    assert_eq!(left(None, former), LeftRequest::Other);
+    // One that has begun goes on when it can.
+    let mut repair = Repair::to(40, false);
+    repair.seen.tasks = Some(300);
+    repair.wait(1);
+    assert_eq!(repair.limits.left_request(false, None, former, ours), LeftRequest::Ours);
+    (repair.seen.tasks, repair.refused) = (Some(100), true);
+    repair.wait(12);
+    assert!(matches!(repair.limits.ended(), Some(Ended::Failed(_))));
+    assert_eq!(repair.limits.left_request(false, None, former, ours), LeftRequest::Ours);
+}
+
+#[test]
+fn the_plan_of_a_repair_is_there_from_its_first_facts_to_its_end() {
+    let mut repair = Repair::to(40, false);
+    assert_eq!(repair.limits.plan(), None);
+    repair.seen.tasks = Some(300);
+    repair.wait(1);
+    assert_eq!(repair.limits.plan().map(|plan| plan.limit), Some(40));
+    repair.seen.tasks = Some(10);
+    repair.wait(11);
+    assert_eq!(repair.limits.ended(), Some(&Ended::Reached));
+    assert_eq!(repair.limits.plan().map(|plan| plan.limit), Some(40));
 }

@@ -8,7 +8,9 @@ use mcp_guard_core::{
     repair::Write,
 };
 
-use super::world::{CLAMP, GUARD, World, policy};
+use super::world::{
+    Asked, CLAMP, GUARD, World, of_old_docker, of_old_podman, policy, writes_of_old_podman,
+};
 
 const NO_POLICY: PolicyThen = PolicyThen::Said(None);
 
@@ -146,15 +148,15 @@ fn a_request_is_over_when_the_engine_keeps_it() {
 #[test]
 fn what_runs_there_is_not_broken_on_the_way_down() {
     let mut world = World::new(Some(40), None);
-    world.tasks = 300;
+    world.tasks = Some(300);
     world.wait(1);
     assert_eq!(world.in_force, Limit::Tasks(320));
     let mut last = world.in_force;
-    while world.tasks > 20 {
-        world.tasks -= 20;
+    for tasks in (1..15).rev().map(|times| 20 * times) {
+        world.tasks = Some(tasks);
         world.wait(11);
         assert!(world.in_force <= last, "never up again");
-        assert!(world.in_force >= Limit::Tasks(world.tasks + 20) || world.tasks <= 35);
+        assert!(world.in_force >= Limit::Tasks(tasks + 20) || tasks <= 35);
         last = world.in_force;
     }
     assert_eq!((world.in_force, world.stored), (Limit::Tasks(40), Some(40)));
@@ -198,7 +200,7 @@ fn no_limit_is_written_where_nothing_may_be_done() {
 #[test]
 fn a_step_leaves_the_headroom_of_the_policy_that_holds() {
     let mut world = World::new(Some(40), None);
-    world.tasks = 300;
+    world.tasks = Some(300);
     // A plan waits for tasks to end.
     world.wait(25);
     assert_eq!(world.in_force, Limit::Tasks(320));
@@ -253,4 +255,109 @@ fn a_request_that_comes_while_facts_are_read_is_the_one_that_is_written() {
     world.answer();
     world.answer();
     assert_eq!(world.written, [Write::Docker { limit: 60 }]);
+}
+
+#[test]
+fn a_limit_that_is_written_in_two_places_is_reached_with_the_second() {
+    let mut world = World::new(Some(90), None);
+    world.engine = of_old_podman;
+    world.wait(5);
+    assert_eq!(world.written, writes_of_old_podman(90));
+    // The second fails: both are written again.
+    let mut world = World::new(Some(90), None);
+    world.engine = of_old_podman;
+    world.look();
+    world.answer();
+    world.answer();
+    world.next_refused = true;
+    world.answer();
+    world.in_force = Limit::Max;
+    world.wait(5);
+    let [kernel, unit] = writes_of_old_podman(90);
+    assert_eq!(world.written, [kernel.clone(), kernel, unit]);
+}
+
+#[test]
+fn what_its_owner_does_not_keep_is_requested_until_somebody_ends_it() {
+    for (engine, kept) in [(of_old_podman as fn(_) -> _, true), (|facts| facts, false)] {
+        let mut world = World::new(None, None);
+        world.engine = engine;
+        world.ask(60, NO_POLICY);
+        world.wait(30);
+        assert_eq!((world.in_force, world.request.is_some()), (Limit::Tasks(60), kept));
+    }
+}
+
+#[test]
+fn a_limit_that_cannot_be_planned_is_said_and_tried_again_seldom() {
+    let mut world = World::new(Some(90), None);
+    world.engine = of_old_docker;
+    world.wait(90);
+    assert!(world.written.is_empty());
+    let refused = world.logged.iter().filter(|line| line.contains("API 1.39")).count();
+    assert_eq!(refused, 5, "after 2, 5, 15 and 60 s: {:?}", world.logged);
+    world.engine = |facts| facts;
+    world.wait(60);
+    assert_eq!(world.in_force, Limit::Tasks(90));
+}
+
+#[test]
+fn tasks_that_cannot_be_counted_are_not_taken_for_none() {
+    let mut world = World::new(Some(90), None);
+    world.tasks = None;
+    world.wait(30);
+    assert!(world.written.is_empty());
+    world.tasks = Some(300);
+    world.wait(60);
+    assert_eq!(world.in_force, Limit::Tasks(320));
+}
+
+#[test]
+fn no_more_is_asked_while_an_answer_is_awaited_though_another_limit_is_wanted() {
+    let mut world = World::new(Some(90), None);
+    world.look();
+    world.step(Input::Policy(policy(Some(80))));
+    for _ in 0..100 {
+        world.look();
+    }
+    assert_eq!(world.waiting.len(), 1, "the first facts");
+    world.answer();
+    assert_eq!(world.waiting.len(), 1, "their write");
+    for _ in 0..100 {
+        world.ask(70, PolicyThen::Said(Some(80)));
+        world.look();
+    }
+    assert_eq!(world.waiting.len(), 1);
+    world.wait(5);
+    assert_eq!(world.in_force, Limit::Tasks(70));
+}
+
+#[test]
+fn facts_of_a_guard_that_is_gone_are_nothing_to_the_next() {
+    let mut world = World::new(Some(90), None);
+    world.look();
+    world.begin_again();
+    world.look();
+    world.answer();
+    assert!(matches!(world.waiting[..], [Asked::Facts(_)]), "its own are awaited");
+    world.wait(1);
+    assert_eq!(world.in_force, Limit::Tasks(90));
+}
+
+#[test]
+fn a_write_for_a_guard_that_is_gone_is_nothing_to_the_next() {
+    let mut world = World::new(Some(90), None);
+    world.engine = of_old_podman;
+    world.look();
+    world.answer();
+    world.begin_again();
+    world.look();
+    // The new one's facts are there first.
+    let stale = world.waiting.remove(0);
+    world.answer();
+    world.waiting.insert(0, stale);
+    world.answer();
+    assert!(matches!(world.waiting[..], [Asked::Write(..)]), "its first write is awaited");
+    world.wait(1);
+    assert_eq!(world.written, writes_of_old_podman(90));
 }

@@ -1,6 +1,6 @@
 //! A container with a limit, an engine that keeps one, and everybody who writes it.
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use mcp_guard_common::Totals;
 use mcp_guard_core::{
@@ -71,6 +71,31 @@ fn docker() -> facts::EngineFacts {
     }
 }
 
+/// The same container of a Podman that keeps no update: its limit is a unit's, and below that unit its
+/// processes have a cgroup of their own.
+pub fn of_old_podman(mut facts: Facts) -> Facts {
+    let name = format!("libpod-{ID}.scope");
+    facts.target.cgroup = format!("/machine.slice/{name}/container");
+    facts.chain[0].path.clone_from(&facts.target.cgroup);
+    let version = "4.3.1".to_owned();
+    let kind = facts::EngineKind::Podman;
+    facts.engine = Some(facts::EngineFacts { kind, version, ..Default::default() });
+    facts.unit = Some(facts::Unit { name, transient: true, ..Default::default() });
+    facts
+}
+
+/// The two writes that such a limit takes.
+pub fn writes_of_old_podman(limit: u64) -> [Write; 2] {
+    let unit = format!("libpod-{ID}.scope");
+    [Write::PidsMax { limit }, Write::TasksMax { unit, limit, runtime: true }]
+}
+
+/// The same container of a Docker that ignores updates: no plan can be made.
+pub fn of_old_docker(mut facts: Facts) -> Facts {
+    facts.engine = Some(facts::EngineFacts { api_version: "1.39".into(), ..docker() });
+    facts
+}
+
 /// What somebody has to answer.
 pub enum Asked {
     Facts(Ticket),
@@ -84,12 +109,19 @@ pub struct World {
     pub in_force: Limit,
     /// What the engine keeps.
     pub stored: Option<u64>,
-    pub tasks: u64,
+    /// None where they cannot be counted.
+    pub tasks: Option<u64>,
+    /// What is another in the facts than Docker's.
+    pub engine: fn(Facts) -> Facts,
     pub request: Option<LimitRequest>,
     /// Why facts cannot be read now.
     pub unread: Option<String>,
     /// The owner refuses to write.
     pub refuses: bool,
+    /// The next facts that are asked for cannot be read.
+    pub next_unread: bool,
+    /// The next write is refused.
+    pub next_refused: bool,
     /// Asked for and not answered, oldest first.
     pub waiting: Vec<Asked>,
     pub written: Vec<Write>,
@@ -122,10 +154,13 @@ impl World {
             now: Time(1_000_000_000),
             in_force: stored.map_or(Limit::Max, Limit::Tasks),
             stored,
-            tasks: 10,
+            tasks: Some(10),
+            engine: |facts| facts,
             request: None,
             unread: None,
             refuses: false,
+            next_unread: false,
+            next_refused: false,
             waiting: Vec::new(),
             written: Vec::new(),
             left: Vec::new(),
@@ -223,7 +258,7 @@ impl World {
     pub fn seen(&self) -> SeenLimit {
         SeenLimit {
             in_force: self.in_force,
-            tasks: Some(self.tasks),
+            tasks: self.tasks,
             request: self.request,
             agent_goes_on: false,
         }
@@ -248,13 +283,18 @@ impl World {
             Asked::Facts(ticket) => {
                 let facts = match &self.unread {
                     Some(why) => Err(why.clone()),
-                    None => Ok(Box::new(facts(self.stored, self.in_force))),
+                    None if mem::take(&mut self.next_unread) => Err("late".to_owned()),
+                    None => Ok(Box::new((self.engine)(facts(self.stored, self.in_force)))),
                 };
                 let seen = Some(self.seen());
                 self.step(Input::LimitFacts { guard: GUARD, ticket, facts, seen });
             }
             Asked::Write(ticket, write) => {
-                if self.refuses || self.stale.contains(&ticket) {
+                if self.stale.contains(&ticket) {
+                    // The executor has let go of that container. What its engine still wrote is nothing here.
+                    return self.settle(ticket, Outcome::Done);
+                }
+                if self.refuses || mem::take(&mut self.next_refused) {
                     return self.settle(ticket, Outcome::Failed);
                 }
                 match write {
@@ -262,7 +302,9 @@ impl World {
                         (self.stored, self.in_force) = (Some(limit), Limit::Tasks(limit));
                     }
                     Write::PidsMax { limit } => self.in_force = Limit::Tasks(limit),
-                    Write::Podman { .. } | Write::TasksMax { .. } => panic!("it is Docker's"),
+                    // Its processes are below the unit's own cgroup.
+                    Write::TasksMax { .. } => {}
+                    Write::Podman { .. } => panic!("it is Docker's"),
                 }
                 self.written.push(write);
                 self.settle(ticket, Outcome::Done);

@@ -3,6 +3,7 @@
 use mcp_guard_core::{
     diagnose::{facts::Facts, report::Place},
     effect::LimitRequest,
+    limits::requests::LeftRequest,
     repair,
 };
 
@@ -27,8 +28,10 @@ impl Repair<'_> {
             }
             RepairEnd::End => out::answer("  NOT repaired: not every place says so"),
             RepairEnd::Failed(why) => {
-                self.unwant()?;
                 out::answer(&format!("  NOT repaired: {why}"));
+                if self.leave_request(false)? == LeftRequest::Ours {
+                    out::answer("  the request stays: an agent that starts goes on with it");
+                }
             }
             RepairEnd::Stopped(signal) => {
                 let goes_on = match (&self.id, self.agent.goes_on_now()) {
@@ -46,9 +49,9 @@ impl Repair<'_> {
         if !holds || !matches!(reached, RepairEnd::End) {
             return Ok(Exit::Wrong);
         }
-        self.settle()?;
-        let edit = repair::edit(&facts, self.plan.limit);
-        out::answer(&render::repair::lasts(&self.plan, edit.as_deref()));
+        self.leave_request(true)?;
+        let edit = repair::edit(&facts, self.plan().limit);
+        out::answer(&render::repair::lasts(self.plan(), edit.as_deref()));
         Ok(Exit::Done)
     }
 
@@ -58,7 +61,7 @@ impl Repair<'_> {
         loop {
             look += 1;
             let proved = self.facts().await.map(|facts| {
-                let (holds, places) = self.plan.proof(&facts);
+                let (holds, places) = self.plan().proof(&facts);
                 (facts, holds, places)
             });
             let holds = matches!(proved, Ok((_, true, _)));
@@ -68,35 +71,18 @@ impl Repair<'_> {
         }
     }
 
-    /// Whether nobody has asked for another number since.
-    fn is_still_wanted(&self, id: &str) -> bool {
-        self.requests.get(id).map(|request| request.limit) == Some(self.plan.limit)
-    }
-
-    /// Forgets what its owner keeps, but where it stands against an agent's policy.
-    fn settle(&self) -> Result<(), Failure> {
+    /// Removes the request where it is over.
+    fn leave_request(&self, proved: bool) -> Result<LeftRequest, Failure> {
+        let Some(id) = &self.id else { return Ok(LeftRequest::Other) };
         let policy = self.agent.guarded().and_then(|one| one.pids_policy);
-        let is_over =
-            policy.is_none_or(|limit| limit == self.plan.limit) && self.plan.is_kept_by_its_owner();
-        match &self.id {
-            Some(id) if is_over && self.is_still_wanted(id) => {
-                self.requests.remove(id).map_err(Failure::could_not)
-            }
-            Some(_) | None => Ok(()),
-        }
-    }
-
-    /// What could not even be begun is not wanted any more.
-    fn unwant(&self) -> Result<(), Failure> {
-        let is_begun = self.limits.step().is_some();
-        let id = self.id.as_ref().filter(|id| !is_begun && self.is_still_wanted(id));
-        let Some(id) = id else { return Ok(()) };
-        let done = match self.former {
-            Some(LimitRequest { limit, policy, .. }) => {
+        let left = self.limits.left_request(proved, policy, self.former, self.requests.get(id));
+        let done = match left {
+            LeftRequest::Ours | LeftRequest::Other => Ok(()),
+            LeftRequest::Nothing => self.requests.remove(id),
+            LeftRequest::Former(LimitRequest { limit, policy, .. }) => {
                 self.requests.put(id, limit, &self.host.docker, policy).map(drop)
             }
-            None => self.requests.remove(id),
         };
-        done.map_err(Failure::could_not)
+        done.map(|()| left).map_err(Failure::could_not)
     }
 }

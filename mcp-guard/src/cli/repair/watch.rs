@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mcp_guard_core::{id::CgroupId, policy::Mode, status::GuardState};
+use mcp_guard_core::id::CgroupId;
 
 use crate::{
     cli::HostOptions,
@@ -40,12 +40,7 @@ impl AgentWatch {
 
     /// Whether an agent lowers the limit by itself now.
     pub fn goes_on_now(&self) -> bool {
-        self.guarded().is_some_and(|one| {
-            one.guard.mode == Mode::Enforce
-                && one.guard.refused.is_none()
-                && one.guard.state == GuardState::Free
-                && !one.pids_left
-        })
+        self.guarded().is_some_and(|one| one.guard.limit_is_written() && !one.pids_left)
     }
 
     /// The same, or did so a moment ago: it may be restarted. It is not asked at every look.

@@ -87,7 +87,7 @@ async fn only_podman_says_in_its_own_api_how_it_uses_cgroups() {
     for (version, expected) in [(DOCKER, "docker's"), (PODMAN, "split")] {
         let (_folder, engine, _asked) = obedient(version);
         let details = engine.details(&id()).await.unwrap().unwrap();
-        assert_eq!(details.container.cgroups, expected);
+        assert_eq!(details.container.cgroups, expected.to_owned().into());
     }
 }
 

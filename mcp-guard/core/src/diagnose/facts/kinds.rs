@@ -33,6 +33,66 @@ impl fmt::Display for SubjectKind {
     }
 }
 
+/// A namespace of a container, as the engine's `HostConfig` names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NamespaceMode {
+    Host,
+    /// "", "private", "container:ID" and so on.
+    #[serde(untagged)]
+    Other(String),
+}
+
+impl From<String> for NamespaceMode {
+    fn from(mode: String) -> Self {
+        match mode.as_str() {
+            "host" => Self::Host,
+            _ => Self::Other(mode),
+        }
+    }
+}
+
+impl Default for NamespaceMode {
+    fn default() -> Self {
+        Self::Other(String::new())
+    }
+}
+
+impl fmt::Display for NamespaceMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Host => "host",
+            Self::Other(mode) => mode,
+        })
+    }
+}
+
+/// What Podman does about the cgroups of a container: `HostConfig.Cgroups`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ContainerCgroups {
+    /// It makes none.
+    Disabled,
+    /// "" (Docker), "default", "split" and so on.
+    #[serde(untagged)]
+    Other(String),
+}
+
+impl From<String> for ContainerCgroups {
+    fn from(cgroups: String) -> Self {
+        match cgroups.as_str() {
+            "disabled" => Self::Disabled,
+            _ => Self::Other(cgroups),
+        }
+    }
+}
+
+impl Default for ContainerCgroups {
+    fn default() -> Self {
+        Self::Other(String::new())
+    }
+}
+
 words! {
     /// How a host mounts cgroups.
     #[derive(Default)]
@@ -101,6 +161,17 @@ mod tests {
         for kind in [SubjectKind::Container, SubjectKind::Unit, SubjectKind::Other("x".into())] {
             assert_eq!(to_string(&kind).unwrap(), quoted(&kind));
             assert_eq!(from_str::<SubjectKind>(&quoted(&kind)).unwrap(), kind);
+        }
+        for mode in ["host", "private", "container:1f0c", ""] {
+            let kind = NamespaceMode::from(mode.to_owned());
+            assert_eq!(to_string(&kind).unwrap(), quoted(&mode));
+            assert_eq!(from_str::<NamespaceMode>(&quoted(&kind)).unwrap(), kind);
+        }
+        assert_eq!(NamespaceMode::from("host".to_owned()), NamespaceMode::Host);
+        for cgroups in ["disabled", "split", ""] {
+            let kind = ContainerCgroups::from(cgroups.to_owned());
+            assert_eq!(from_str::<ContainerCgroups>(&quoted(&cgroups)).unwrap(), kind);
+            assert_eq!(kind == ContainerCgroups::Disabled, cgroups == "disabled");
         }
         for cgroups in [Cgroups::Unified, Cgroups::Legacy, Cgroups::Unknown] {
             assert_eq!(to_string(&cgroups).unwrap(), quoted(&cgroups));

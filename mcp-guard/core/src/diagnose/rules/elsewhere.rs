@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::{
     code::Code,
-    facts::Process,
+    facts::{NamespaceMode, Process},
     report::{
         Certainty::{Possible, Proved},
         Finding, Keeper,
@@ -22,7 +22,7 @@ pub fn causes(view: &View<'_>) -> Vec<Finding> {
 /// Same pid namespace, another cgroup.
 fn aliens(view: &View<'_>) -> Vec<Finding> {
     let facts = view.facts;
-    if facts.container.as_ref().is_some_and(|container| container.pid_mode == "host") {
+    if facts.container.as_ref().is_some_and(|container| container.pid_mode == NamespaceMode::Host) {
         return vec![
             Finding::new(
                 Code::PidNamespace,

@@ -2,7 +2,7 @@
 
 use super::super::{
     code::Code,
-    facts::{CgroupDriver, Cgroups, EngineFacts, Level, OciLimit, SubjectKind},
+    facts::{CgroupDriver, Cgroups, ContainerCgroups, EngineFacts, Level, OciLimit, SubjectKind},
     report::{
         Certainty::{Possible, Proved},
         Finding, Fine, Keeper,
@@ -54,7 +54,7 @@ pub fn elsewhere(view: &View<'_>) -> Option<Finding> {
             .by_hand(Keeper::Runtime, "limit the processes inside of the guest"),
         );
     }
-    if container.cgroups == "disabled" {
+    if container.cgroups == ContainerCgroups::Disabled {
         return Some(
             Finding::new(
                 Code::CgroupsDisabled,

@@ -2,7 +2,7 @@
 
 use super::super::{
     code::Code,
-    facts::{CgroupDriver, Cgroups, ContainerFacts, EngineKind, Unit},
+    facts::{CgroupDriver, Cgroups, ContainerFacts, EngineKind, NamespaceMode, Unit},
     report::{
         Certainty::{Possible, Proved},
         Finding, Fine, Keeper,
@@ -93,7 +93,7 @@ fn raised_from_inside(
     stored: u64,
 ) -> Option<Finding> {
     let can = container.privileged || container.binds_cgroupfs;
-    let open = container.cgroupns_mode == "host"
+    let open = container.cgroupns_mode == NamespaceMode::Host
         || view.facts.host.nsdelegate == Some(false)
         || view.facts.host.cgroups != Cgroups::Unified;
     let raised = kernel > Limit::Tasks(stored);

@@ -64,7 +64,7 @@ fn in_the_kernel() -> Vec<Facts> {
         with_engine(limited(25), |engine| {
             (engine.rootless, engine.cgroup_driver) = (true, CgroupDriver::None);
         }),
-        with_container(limited(25), |one| one.cgroups = "disabled".into()),
+        with_container(limited(25), |one| one.cgroups = ContainerCgroups::Disabled),
         toggled,
         edited(scoped(raised(), Limit::Tasks(1698), 252), |facts| {
             facts.chain[0].max = Some(Limit::Tasks(1698));
