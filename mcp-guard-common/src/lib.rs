@@ -1,8 +1,8 @@
 //! Wire types shared by the kernel programs and the agent.
 //!
 //! Times are nanoseconds on `CLOCK_BOOTTIME`, the clock behind `/proc/PID/stat` start times.
-//! Every type is plain bytes without padding (`IntoBytes` refuses padding at compile time), and the
-//! size asserts below run once per target, which makes them the test of the wire format.
+//! Every type is plain bytes without padding (`IntoBytes` rejects padding at compile time), and the
+//! size asserts below are checked once per target, so they test the wire format.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -10,30 +10,30 @@ use core::mem::size_of;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Guards that can exist at once; the size of the `TOTALS` map.
+/// Maximum number of guards at once; the size of the `TOTALS` map.
 pub const MAX_GUARDS: u32 = 1024;
-/// Cgroups that can belong to guards at once, nested ones included; the size of the `GUARDS` map.
+/// Maximum number of cgroups in guards at once, nested ones included; the size of the `GUARDS` map.
 pub const MAX_CGROUPS: u32 = 16_384;
-/// Bytes of the event ring, unless the agent asks for another size. A power of two, whole pages.
+/// Default size of the event ring in bytes. It must be a power of two, in whole pages.
 pub const RING_BYTES: u32 = 1 << 20;
 /// [`Event::guard`] of a task that entered a cgroup outside every guard.
 pub const NO_GUARD: u32 = u32::MAX;
-/// Bytes of argv in a short exec record; most command lines fit, and copying less is cheaper.
+/// Bytes of argv in a short exec record. Most command lines fit, and copying less is cheaper.
 pub const SHORT_ARGV: usize = 208;
 /// Bytes of argv in a long exec record, the most that is ever read.
 pub const LONG_ARGV: usize = 1024;
 
-/// [`Event::flags`]: argv was longer than what the record holds.
+/// [`Event::flags`]: argv was longer than the record can hold.
 pub const ARGV_TRUNCATED: u16 = 1;
 /// [`Event::flags`]: argv could not be read; the record carries none.
 pub const ARGV_UNREAD: u16 = 2;
 
-/// Programs whose start wakes the agent at once: the launchers it knows, by base name without suffix.
+/// Programs whose start wakes the agent at once: the built-in launchers, by base name without suffix.
 pub const LAUNCHERS: [&str; 12] = [
     "npm", "npm-cli", "npx", "npx-cli", "bunx", "bun", "pnpm", "pnpx", "yarn", "uvx", "uv", "pipx",
 ];
 
-/// What a record says. Values are the wire's.
+/// The type of a record. The values are those of the wire format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Kind {
@@ -63,22 +63,22 @@ impl Kind {
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct Event {
-    /// When the kernel wrote the record; of a fork, when the child was born.
+    /// When the kernel wrote the record. For a fork, when the child was born.
     pub time_ns: u64,
-    /// The task's own cgroup, at whatever depth below the guard's.
+    /// The task's own cgroup, at any depth below the guard's.
     pub cgroup: u64,
-    /// When the process was born; with `tgid` it names the process for good.
+    /// When the process was born. With `tgid`, it identifies the process uniquely.
     pub start_ns: u64,
-    /// A [`Kind`]; unknown values are refused by [`decode`].
+    /// A [`Kind`]; unknown values are rejected by [`decode`].
     pub kind: u32,
     /// Slot of the guard, or [`NO_GUARD`].
     pub guard: u32,
     pub tgid: u32,
-    /// Fork: `real_parent` of the child, which `CLONE_PARENT` makes another than the caller.
+    /// Fork: `real_parent` of the child. With `CLONE_PARENT`, it is not the caller.
     pub parent: u32,
-    /// Exit: the code as `wait(2)` would give it.
+    /// Exit: the status as `wait(2)` returns it.
     pub exit_code: u32,
-    /// Exec: bytes of argv that follow.
+    /// Exec: number of argv bytes that follow.
     pub argv_len: u16,
     pub flags: u16,
 }
@@ -90,9 +90,9 @@ pub struct ExecRecord<const N: usize> {
     pub argv: [u8; N],
 }
 
-/// Counts of one guard on one CPU. The agent sums the CPUs.
+/// The counts of one guard on one CPU. The agent adds up the CPUs.
 ///
-/// Each field but `dropped` has one writing program, and a program never runs nested on a CPU
+/// Each field except `dropped` is written by one program, and a program never runs nested on a CPU
 /// (the kernel counts such a run as a recursion miss instead), so plain additions are exact.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
@@ -100,26 +100,26 @@ pub struct Totals {
     pub process_forks: u64,
     pub thread_forks: u64,
     pub execs: u64,
-    /// Last threads of processes.
+    /// Exits of the last thread of a process.
     pub process_exits: u64,
-    /// All other threads.
+    /// Exits of all other threads.
     pub thread_exits: u64,
     /// Moves of a process into a cgroup of the guard, moves inside the guard included.
     pub attaches: u64,
-    /// Records that found the ring full. Totals do not suffer from it.
+    /// Records that did not fit into the ring. Totals are not affected.
     pub dropped: u64,
     pub reserved: u64,
 }
 
-/// Why the kernel side could not do all of its work; index into the `LOSSES` map.
+/// Why the kernel side could not do all of its work. An index into the `LOSSES` map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Loss {
     /// The ring was full; [`Totals::dropped`] says for which guard.
     RingFull = 0,
-    /// The membership map was full: a new cgroup below a guard is not counted.
+    /// The `GUARDS` map was full, so a new cgroup below a guard is not counted.
     CgroupsFull = 1,
-    /// argv of a new program could not be read.
+    /// The argv of a new program could not be read.
     ArgvUnread = 2,
 }
 
@@ -132,14 +132,14 @@ const _: () = assert!(size_of::<Totals>() == 64);
 const _: () = assert!(size_of::<ExecRecord<SHORT_ARGV>>() == 256);
 const _: () = assert!(size_of::<ExecRecord<LONG_ARGV>>() == 1072);
 
-/// A record that cannot be what the kernel programs write.
+/// A record that the kernel programs cannot have written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed;
 
 /// Splits a ring record into kind, fixed part and argv.
 ///
 /// # Errors
-/// The record is too short, of an unknown kind, or claims more argv than it carries.
+/// If the record is too short, is of an unknown kind, or claims more argv than it carries.
 pub fn decode(record: &[u8]) -> Result<(Kind, Event, &[u8]), Malformed> {
     let (event, rest) = Event::read_from_prefix(record).map_err(|_| Malformed)?;
     let kind = Kind::from_wire(event.kind).ok_or(Malformed)?;
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_records_are_refused() {
+    fn damaged_records_are_rejected() {
         let (bytes, len) = record(Kind::Exec as u32, 4, b"npm\0");
         assert_eq!(decode(&bytes[..47]).err(), Some(Malformed), "short");
         assert_eq!(decode(&bytes[..len - 1]).err(), Some(Malformed), "argv beyond the end");

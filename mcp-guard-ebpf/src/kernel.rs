@@ -1,4 +1,4 @@
-//! Reads of kernel structures. All knowledge of their shape is here.
+//! Reads of kernel structures. Everything that depends on their layout is here.
 //!
 //! Offsets come from the running kernel's BTF: the agent writes them into `.rodata` before it loads
 //! the programs. The verifier treats frozen `.rodata` as constants, so `pointer + OFFSET` stays a
@@ -39,19 +39,19 @@ offsets! {
     OFF_TASK_TGID
 }
 
-/// Loads the `T` that lies `offset` bytes into `base`.
+/// Loads the `T` at `offset` bytes into `base`.
 ///
 /// # Safety
-/// `base` must be a pointer that the verifier knows the type of, and `offset` the place of a field
-/// of that type with the size of `T`. A wrong offset cannot harm the kernel (the verifier refuses
-/// it, or the load faults softly and gives zero); it would give wrong values.
+/// `base` must be a pointer whose type the verifier knows, and `offset` the offset of a field of that
+/// type with the size of `T`. A wrong offset cannot harm the kernel: the verifier rejects it, or the load
+/// faults and yields zero. It would only give wrong values.
 #[inline(always)]
 unsafe fn load<T: Copy>(base: Ptr, offset: &Global<u64>) -> T {
-    // SAFETY: see above; the verifier checks the access when the program is loaded.
+    // SAFETY: the caller's guarantee; the verifier checks the access when the program is loaded.
     unsafe { base.cast::<u8>().add(offset.load() as usize).cast::<T>().read() }
 }
 
-/// A `task_struct` handed to a program by its tracepoint.
+/// A `task_struct` that a tracepoint passed to its program.
 #[derive(Clone, Copy)]
 pub struct Task(pub Ptr);
 
@@ -59,8 +59,8 @@ pub struct Task(pub Ptr);
 #[derive(Clone, Copy)]
 pub struct Cgroup(pub Ptr);
 
-/// The id of the running task's cgroup in the unified hierarchy. Measured a tenth cheaper right
-/// after an exec, with cold caches, than the way from the task by offsets.
+/// Returns the id of the running task's cgroup in the unified hierarchy. Right after an exec, with
+/// cold caches, this measured a tenth cheaper than reading it from the task by offsets.
 #[inline(always)]
 pub fn current_cgroup() -> u64 {
     // SAFETY: the helper only reads.
@@ -92,39 +92,39 @@ impl Task {
         unsafe { load(self.0, &OFF_TASK_EXIT_CODE) }
     }
 
-    /// The thread that stands for the whole process; with its start it names the process for good.
+    /// Returns the thread group leader; its tgid and start time identify the process uniquely.
     #[inline(always)]
     pub fn leader(self) -> Self {
         // SAFETY: `task_struct *group_leader` of a task.
         Self(unsafe { load(self.0, &OFF_TASK_GROUP_LEADER) })
     }
 
-    /// The parent the child was born to; `CLONE_PARENT` makes it another than the caller.
+    /// Returns the parent at birth. With `CLONE_PARENT`, it is not the caller.
     #[inline(always)]
     pub fn real_parent(self) -> Self {
         // SAFETY: `task_struct *real_parent` of a task.
         Self(unsafe { load(self.0, &OFF_TASK_REAL_PARENT) })
     }
 
-    /// The task's cgroup in the unified hierarchy.
+    /// Returns the task's cgroup in the unified hierarchy.
     #[inline(always)]
     pub fn cgroup(self) -> Cgroup {
         // SAFETY: `css_set *cgroups` of a task, `cgroup *dfl_cgrp` of a css_set.
         Cgroup(unsafe { load(load(self.0, &OFF_TASK_CGROUPS), &OFF_CSS_SET_DFL_CGRP) })
     }
 
-    /// Threads of the process that have not begun to exit.
+    /// Counts the threads of the process that have not begun to exit.
     #[inline(always)]
     pub fn live_threads(self) -> u32 {
         // SAFETY: `signal_struct *signal` of a task, `atomic_t live` of a signal_struct.
         unsafe { load(load(self.0, &OFF_TASK_SIGNAL), &OFF_SIGNAL_LIVE) }
     }
 
-    /// Where the program's arguments lie in its own memory: start and end.
+    /// Returns where the program's arguments begin and end in its own memory.
     #[inline(always)]
     pub fn arguments(self) -> (u64, u64) {
-        // SAFETY: `mm_struct *mm` of a task that has just been given a new one by exec, and two
-        // `unsigned long` of it.
+        // SAFETY: `mm_struct *mm` of a task to which exec has just given a new one, and two
+        // `unsigned long` of that mm.
         unsafe {
             let mm = load(self.0, &OFF_TASK_MM);
             (load(mm, &OFF_MM_ARG_START), load(mm, &OFF_MM_ARG_END))
@@ -133,15 +133,15 @@ impl Task {
 }
 
 impl Cgroup {
-    /// The id that user space sees as the directory's inode number.
+    /// Returns the id, which user space sees as the directory's inode number.
     #[inline(always)]
     pub fn id(self) -> u64 {
         // SAFETY: `kernfs_node *kn` of a cgroup, `u64 id` of a kernfs_node.
         unsafe { load(load(self.0, &OFF_CGROUP_KN), &OFF_KERNFS_NODE_ID) }
     }
 
-    /// v1 hierarchies fire the same tracepoints, and their ids collide with the unified one's.
-    /// The unified hierarchy is the one numbered 0, as in `0::/path` (cgroups(7)).
+    /// Returns whether this is the unified hierarchy, numbered 0 as in `0::/path` (cgroups(7)). v1
+    /// hierarchies fire the same tracepoints, and their ids collide with the unified hierarchy's.
     #[inline(always)]
     pub fn is_unified(self) -> bool {
         // SAFETY: `cgroup_root *root` of a cgroup, `int hierarchy_id` of a cgroup_root.
@@ -153,8 +153,8 @@ impl Cgroup {
     #[inline(always)]
     pub fn parent(self) -> Self {
         // SAFETY: `cgroup_subsys_state self` of a cgroup begins at OFF_CGROUP_SELF and holds
-        // `parent`, whose `cgroup` points back to the cgroup it belongs to. A cgroup that is
-        // being made is never the root, so it has a parent.
+        // `parent`, whose `cgroup` points back to the cgroup it belongs to. A cgroup that is being
+        // created is never the root, so it has a parent.
         unsafe {
             let own = self.0.cast::<u8>().add(OFF_CGROUP_SELF.load() as usize).cast();
             Self(load(load(own, &OFF_CSS_PARENT), &OFF_CSS_CGROUP))

@@ -1,12 +1,12 @@
-//! Which execs the agent is woken for at once.
+//! Decides which execs wake the agent at once.
 //!
-//! The agent alone decides what starts a launcher; this only guesses, from the names in argv. A
-//! wrong yes costs a needless wake-up, a wrong no delays the record until the agent's next tick.
+//! Only the agent decides what starts a launcher; this code guesses from the names in argv. A false
+//! positive costs a needless wake-up; a false negative delays the record until the agent's next tick.
 
 use aya_ebpf::Global;
 use mcp_guard_common::{LAUNCHERS, SHORT_ARGV};
 
-/// Each name packed by [`word`]. A launcher that only the policy knows waits for the tick.
+/// Each name, packed by [`word`]. A launcher that only the policy names waits for the tick.
 #[unsafe(no_mangle)]
 static NAMES: Global<[u64; LAUNCHERS.len()]> = Global::new(words());
 
@@ -20,7 +20,7 @@ const fn words() -> [u64; LAUNCHERS.len()] {
     words
 }
 
-/// The last eight bytes of a name, the last one lowest.
+/// Packs the last eight bytes of a name, the last byte lowest.
 const fn word(name: &[u8]) -> u64 {
     let mut word = 0;
     let mut at = 0;
@@ -31,19 +31,19 @@ const fn word(name: &[u8]) -> u64 {
     word
 }
 
-/// Whether a component of a path, a file suffix aside, among the first words is a launcher's name:
+/// Returns whether a path component in the first words, without its file suffix, is a launcher's name:
 /// `npm exec`, `env node /usr/bin/npm exec`, `node /usr/lib/node_modules/npm/bin/npm-cli.js exec`.
 ///
-/// The name being read is kept in `scratch` and not in a register: the verifier follows each value
+/// The name being read is kept in `scratch`, not in a register: the verifier tracks each value that
 /// a register may have, and there are too many names.
 ///
 /// # Safety
-/// `argv` must point to at least [`SHORT_ARGV`] bytes, of which `len` have been written, and
-/// `scratch` to memory of our own that is no part of them.
+/// `argv` must point to at least [`SHORT_ARGV`] bytes, of which `len` have been written. `scratch`
+/// must point to memory of our own that does not overlap them.
 #[inline(always)]
 pub unsafe fn may_start(argv: *const u8, len: u64, scratch: *mut u64) -> bool {
     let names = NAMES.load();
-    // SAFETY: the caller's promise; `at` is below SHORT_ARGV and below `len`.
+    // SAFETY: the caller guarantees both pointers; `at` is below SHORT_ARGV and below `len`.
     unsafe {
         scratch.write_volatile(0);
         for at in 0..SHORT_ARGV {

@@ -1,7 +1,7 @@
-//! The kernel side of mcp-guard: counts what tasks of guarded cgroups do, and tells the agent.
+//! The kernel side of mcp-guard: counts what tasks of guarded cgroups do, and reports it to the agent.
 //!
-//! Totals are the truth; a record in the ring only adds detail. A task outside every guard costs
-//! one lookup. `unsafe` for reads of kernel structures is in `kernel.rs`, for maps in `maps.rs`.
+//! Totals are authoritative; a record in the ring only adds detail. A task outside every guard costs
+//! one lookup. Unsafe reads of kernel structures are in `kernel.rs`, unsafe map accesses in `maps.rs`.
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
@@ -24,23 +24,23 @@ use mcp_guard_common::{
     ARGV_TRUNCATED, ARGV_UNREAD, Event, ExecRecord, Kind, LONG_ARGV, Loss, NO_GUARD, SHORT_ARGV,
 };
 
-/// 0 keeps fork, exit and attach silent: totals only. The bench measures both ways.
+/// 0 disables fork, exit and attach records: only totals are kept. The bench measures both modes.
 #[unsafe(no_mangle)]
 static SEND_EVENTS: Global<u64> = Global::new(1);
-/// 1 where `sched_process_exit` tells whether the thread was the last of its process.
+/// 1 if `sched_process_exit` reports whether the thread was the last of its process.
 #[unsafe(no_mangle)]
 static HAS_GROUP_DEAD: Global<u64> = Global::new(0);
-/// Unread bytes in the ring from which a silent record wakes the agent all the same.
+/// Unread bytes in the ring above which a record wakes the agent even if no decision waits for it.
 #[unsafe(no_mangle)]
 static WAKE_AT: Global<u64> = Global::new(0);
 
-/// How many small records are sent between two looks at how full the ring is.
+/// How many small records are sent between two checks of how full the ring is.
 const LOOK_EVERY: u64 = 16;
 
 #[btf_tracepoint(function = "sched_process_fork")]
 pub fn fork(ctx: BtfTracePointContext) -> i32 {
     let child = Task(ctx.arg(1));
-    // The child's own cgroup: CLONE_INTO_CGROUP makes it another than the parent's.
+    // The child's own cgroup: with CLONE_INTO_CGROUP it can differ from the parent's.
     let cgroup = child.cgroup().id();
     let Some(guard) = maps::guard_of(cgroup) else { return 0 };
     let Some(totals) = maps::totals(guard) else { return 0 };
@@ -55,8 +55,8 @@ pub fn fork(ctx: BtfTracePointContext) -> i32 {
     if SEND_EVENTS.load() == 0 {
         return 0;
     }
-    // The kernel has just read the clock for the birth; a second reading would be a good part of
-    // what the record costs.
+    // The kernel has just read the clock for the child's birth. Reading it again would be a large
+    // part of the record's cost.
     let mut event = event(Kind::Fork, guard, cgroup, child, child.start_boottime());
     event.parent = child.real_parent().tgid();
     send(&event, totals.process_forks);
@@ -89,8 +89,8 @@ pub fn exit(ctx: BtfTracePointContext) -> i32 {
     let last = if HAS_GROUP_DEAD.load() == 1 {
         ctx.arg::<u64>(1) & 1 == 1
     } else {
-        // Threads that end at once may all see 0 here; only the first of them counts. Each has a
-        // start of its own, so the process goes by its leader's.
+        // Threads that end together may all see 0 here; only the first of them counts. Each thread
+        // has its own start time, so the process is identified by its leader's.
         task.live_threads() == 0 && maps::first_exit(task.tgid(), task.leader().start_boottime())
     };
     if last {
@@ -102,14 +102,14 @@ pub fn exit(ctx: BtfTracePointContext) -> i32 {
         event.exit_code = task.exit_code();
         send(&event, totals.process_exits);
     } else {
-        // Every other thread, whichever it is: a leader may go before the last, and is gone after
-        // an exec by another thread.
+        // Any other thread. It may be the leader, which can end before the last thread, and which
+        // is gone after an exec by another thread.
         totals.thread_exits += 1;
     }
     0
 }
 
-/// A process enters a cgroup it was not born in: `docker exec`, a container's first process.
+/// Handles a process that enters a cgroup it was not born in: `docker exec`, a container's first process.
 #[btf_tracepoint(function = "cgroup_attach_task")]
 pub fn attach_task(ctx: BtfTracePointContext) -> i32 {
     let cgroup = Cgroup(ctx.arg(0));
@@ -118,8 +118,8 @@ pub fn attach_task(ctx: BtfTracePointContext) -> i32 {
     }
     let id = cgroup.id();
     let task = Task(ctx.arg(2));
-    // Where it came from is not told, so a move out of every guard is sent as well: the agent
-    // knows whether the process was one of its own.
+    // The tracepoint does not report the old cgroup, so a move out of every guard is sent as well:
+    // the agent knows whether it tracked the process.
     let guard = maps::guard_of(id).unwrap_or(NO_GUARD);
     if let Some(totals) = maps::totals(guard) {
         totals.attaches += 1;
@@ -130,7 +130,7 @@ pub fn attach_task(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// A cgroup made below a guarded one is guarded from its first moment.
+/// Guards a cgroup that is created below a guarded one, from its first moment.
 #[btf_tracepoint(function = "cgroup_mkdir")]
 pub fn mkdir(ctx: BtfTracePointContext) -> i32 {
     let cgroup = Cgroup(ctx.arg(0));
@@ -151,7 +151,7 @@ pub fn rmdir(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// Does nothing. The bench subtracts its cost, which is the tracepoint's own.
+/// Does nothing. The bench subtracts its cost, which is the cost of the tracepoint itself.
 #[btf_tracepoint(function = "sched_process_fork")]
 pub fn empty(_: BtfTracePointContext) -> i32 {
     0
@@ -179,8 +179,8 @@ fn event(kind: Kind, guard: u32, cgroup: u64, task: Task, time_ns: u64) -> Event
     }
 }
 
-/// Sends a record that no decision waits for: the agent reads it on its next turn. `number` counts
-/// the records of this kind, guard and CPU.
+/// Sends a record that no decision waits for. The agent reads it on its next turn. `number` is the
+/// count of records of this kind, guard and CPU.
 #[inline(always)]
 fn send(event: &Event, number: u64) {
     let Some(mut entry) = EVENTS.reserve::<Event>(0) else { return maps::dropped(event.guard) };
@@ -189,8 +189,8 @@ fn send(event: &Event, number: u64) {
     entry.submit(wake(fills));
 }
 
-/// Sends an exec with its argv. A launcher start is what the agent decides on, so it wakes; to wake
-/// costs ten times as much as all else here, so other programs do not.
+/// Sends an exec with its argv. A launcher start wakes the agent, which decides on it. Other programs
+/// do not, because a wake-up costs ten times as much as everything else here.
 #[inline(always)]
 fn send_exec<const N: usize>(mut event: Event, start: u64, end: u64) {
     let Some(mut entry) = EVENTS.reserve::<ExecRecord<N>>(0) else {
@@ -200,7 +200,7 @@ fn send_exec<const N: usize>(mut event: Event, start: u64, end: u64) {
     let wanted = end.wrapping_sub(start);
     let len = if wanted > N as u64 { N as u64 } else { wanted };
     // SAFETY: the reservation holds a whole ExecRecord<N>, N is at least SHORT_ARGV and `len` is at
-    // most N; the fixed part is written last, the argv bytes as far as `argv_len` says.
+    // most N. The fixed part is written last. Only the first `argv_len` bytes of argv are written.
     let matters = unsafe {
         let argv = &raw mut (*record).argv;
         let read = bpf_probe_read_user(argv.cast(), len as u32, start as *const _) == 0;
@@ -230,7 +230,7 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// Helpers such as `bpf_probe_read_user` are GPL-only, so the kernel asks for this word.
+/// Helpers such as `bpf_probe_read_user` are GPL-only, so the kernel requires this string.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,4 +1,4 @@
-//! The maps, and every unsafe access to them.
+//! The maps, and all unsafe accesses to them.
 
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
 
@@ -9,8 +9,8 @@ use aya_ebpf::{
 };
 use mcp_guard_common::{Loss, MAX_CGROUPS, MAX_GUARDS, RING_BYTES, Totals};
 
-/// Cgroup id -> slot of its guard. The agent fills it for cgroups that exist, `mkdir` and `rmdir`
-/// keep it true below a guard.
+/// Cgroup id -> slot of its guard. The agent adds existing cgroups; `mkdir` and `rmdir` keep the
+/// map up to date below a guard.
 #[map]
 static GUARDS: HashMap<u64, u32> = HashMap::with_max_entries(MAX_CGROUPS, 0);
 
@@ -24,7 +24,7 @@ static LOSSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(Loss::ALL.len() 
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 
-/// Processes whose end was counted, where the kernel does not say which thread was the last.
+/// Processes whose end was counted, if the kernel does not report which thread was the last.
 #[map]
 static EXITED: LruHashMap<[u64; 2], u8> = LruHashMap::with_max_entries(4096, 0);
 
@@ -41,7 +41,7 @@ pub fn totals(guard: u32) -> Option<&'static mut Totals> {
     TOTALS.get_ptr_mut(guard).map(|totals| unsafe { &mut *totals })
 }
 
-/// The ring was full for this guard.
+/// Counts a record of this guard that did not fit into the ring.
 #[inline(always)]
 pub fn dropped(guard: u32) {
     if let Some(totals) = TOTALS.get_ptr_mut(guard) {
@@ -68,11 +68,11 @@ pub fn add_cgroup(cgroup: u64, guard: u32) {
 
 #[inline(always)]
 pub fn remove_cgroup(cgroup: u64) {
-    // A cgroup outside every guard is not in the map; that is no error.
+    // A cgroup outside every guard is not in the map. That is not an error.
     let _ = GUARDS.remove(cgroup);
 }
 
-/// Whether this is the first thread to report the end of its process.
+/// Returns whether this is the first thread to report the end of its process.
 #[inline(always)]
 pub fn first_exit(tgid: u32, start: u64) -> bool {
     const BPF_NOEXIST: u64 = 1;
@@ -88,6 +88,6 @@ pub fn unread_bytes() -> u64 {
 /// `count` must point into a live map value.
 #[inline(always)]
 unsafe fn add_one(count: *mut u64) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that `count` points into a live map value.
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(count, 1) };
 }

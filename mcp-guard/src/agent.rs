@@ -1,5 +1,5 @@
-//! The agent: one loop on one thread. Its sources only feed it; it alone has state, and the core
-//! alone decides.
+//! The agent: one loop on one thread. Its sources only feed it; only the loop has state, and only the
+//! core decides.
 
 mod askers;
 mod calls;
@@ -42,22 +42,23 @@ use crate::{
     host::{bpf::KernelOptions, clock, layout::Layout, observer::Observer, poll::Alarm},
 };
 
-/// How often totals are read and silent records are fetched at the least.
+/// Longest interval between two reads of the totals, and between two fetches of records that did not wake
+/// the loop.
 const TICK: Duration = Duration::from_millis(250);
-/// How often every running container is asked about, whatever the engine's events tell.
+/// Interval between two inspections of all running containers, in case the engine's events missed one.
 const ASK_AGAIN: Duration = Duration::from_secs(30);
-/// What could not be guarded is not tried again before this time, which is shorter than the one above.
+/// Earliest retry for a cgroup that could not be guarded. Shorter than [`ASK_AGAIN`].
 const TRY_AGAIN: Duration = Duration::from_secs(20);
-/// Calls and events of engines that wait for the loop.
+/// Most calls, and most engine events, that wait for the loop.
 const QUEUE: usize = 256;
 
 pub struct AgentOptions {
     pub policy: Policy,
     pub run_dir: PathBuf,
     pub audit: PathBuf,
-    /// There may be none.
+    /// May be empty.
     pub engines: Engines,
-    /// What must outlive a reboot.
+    /// Directory of the state that survives a reboot.
     pub state_dir: PathBuf,
     pub bpf: KernelOptions,
 }
@@ -74,16 +75,16 @@ enum Wake {
 }
 
 pub struct Agent {
-    /// What is decided.
+    /// Makes all decisions.
     core: Core,
-    /// What is guarded, and held open.
+    /// The guarded cgroups, held open.
     guards: Guards,
-    /// What is done.
+    /// Carries out orders.
     executor: Executor,
-    /// What the kernel counts.
+    /// The kernel's counts.
     counting: Counting,
     engines: KnownEngines,
-    /// What the limits of guards are read from.
+    /// Inputs for decisions about limits.
     upkeep: Upkeep,
     askers: Askers,
     /// Cgroups that could not be guarded, by id.
@@ -107,10 +108,10 @@ struct Sources {
     alarm: Alarm,
 }
 
-/// Runs until a signal. Every end that is not a kill gives back what is held.
+/// Runs until a signal arrives. Releases every hold at the end, unless the process is killed.
 ///
 /// # Errors
-/// It cannot start: another agent, no BPF, no rights.
+/// The agent cannot start: another one runs, BPF does not work, or permissions are missing.
 pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     let _lock = Lock::take(&options.run_dir)?;
     raise_priority();
@@ -130,10 +131,10 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     }
 }
 
-/// Under a fork storm every CPU has a queue; the agent must not stand at its end.
+/// Raises our priority. In a fork storm every CPU has a queue, and the agent must not wait at its end.
 fn raise_priority() {
     if let Err(error) = rustix::process::setpriority_process(None, -20) {
-        tracing::warn!(%error, "running at the usual priority");
+        tracing::warn!(%error, "cannot raise the priority; running at the usual one");
     }
 }
 
@@ -141,7 +142,7 @@ impl Agent {
     async fn serve(&mut self, sources: &mut Sources) -> anyhow::Result<&'static str> {
         loop {
             let wake = self.wait(sources).await?;
-            // Whatever woke it: records first, so that an answer has detail up to this moment.
+            // Records come first for every wake, so that an answer is up to date.
             self.drain();
             match wake {
                 Wake::Ring | Wake::Time => {}
@@ -155,8 +156,8 @@ impl Agent {
         }
     }
 
-    /// The ring comes first, and cannot starve the others: a turn drains a bounded part of it and
-    /// then looks whether anything else waits.
+    /// Waits for the next source. The ring has priority but cannot starve the others: a turn drains a
+    /// bounded part of it and then checks the others.
     async fn wait(&mut self, sources: &mut Sources) -> anyhow::Result<Wake> {
         let deadline =
             self.core.next_deadline().map_or(self.next_tick, |at| at.min(self.next_tick));
@@ -180,7 +181,7 @@ impl Agent {
             _ = interrupt.recv() => Ok(Wake::Stop("SIGINT")),
             _ = hangup.recv() => Ok(Wake::Stop("SIGHUP")),
             ready = ring.readable() => {
-                // Cleared before the drain: what comes during it wakes again.
+                // Cleared before the drain, so that records that arrive during it wake the loop again.
                 ready?.clear_ready();
                 Ok(Wake::Ring)
             }
@@ -192,7 +193,7 @@ impl Agent {
         }
     }
 
-    /// One input through the core, and what follows from it.
+    /// Feeds one input to the core and carries out the effects.
     fn step(&mut self, input: Input) {
         self.step_at(clock::now(), input);
     }
@@ -205,7 +206,7 @@ impl Agent {
             for effect in effects.drain(..) {
                 inputs.extend(self.carry_out(effect));
             }
-            // Not what was answered later: `now` may be the time of an old record.
+            // Only orders that ended at once: `now` may be the time of an old record.
             while let Some(settled) = self.executor.settled() {
                 self.askers.settled(&settled);
                 inputs.push_back(Input::Settled(settled));
@@ -213,7 +214,7 @@ impl Agent {
         }
     }
 
-    /// Carries one effect out. Returns what was read for it.
+    /// Carries out one effect. Returns the input that was read for it.
     fn carry_out(&mut self, effect: Effect) -> Option<Input> {
         match effect {
             Effect::Act(order) => {
@@ -238,11 +239,11 @@ impl Agent {
         self.step(Input::Settled(settled));
     }
 
-    /// Gives back what no holder will.
+    /// Releases holds that have no living holder.
     async fn release_orphans(&mut self, end: End) {
         let (orphans, read) = reconcile::find(&self.layout);
         if let Err(error) = read {
-            tracing::error!(%error, "not all cgroups could be looked at for what is still held");
+            tracing::error!(%error, "some cgroups cannot be read; they may still be held");
         }
         for mut orphan in orphans {
             let container = orphan.held.container.as_deref();
@@ -251,10 +252,10 @@ impl Agent {
         }
     }
 
-    /// What was written and is not answered yet gets its outcome in the log. Nobody gets an answer: what
-    /// is held now is given back in a moment.
+    /// Waits for the outcomes of orders under way, so that the log has them. No client gets an answer: all
+    /// holds are released in a moment.
     async fn last_answers(&mut self) {
-        // An owner that hangs must not keep what is frozen. The kernel answers within a bound of its own.
+        // An owner that hangs must not keep a cgroup frozen. The kernel's answers have their own time limit.
         let owners = async {
             while self.executor.awaits_owners() {
                 self.executor.next_settled(&mut self.guards).await;
@@ -270,8 +271,9 @@ impl Agent {
         let _ = tokio::time::timeout(2 * LAST_WORD, kernel).await;
     }
 
-    /// An event may still be on its way; whoever is paused now must not be thawed.
-    async fn hear_of_pauses(&mut self) {
+    /// Asks the engines which containers are paused. Their events may still be on the way, and a paused
+    /// container must not be thawed.
+    async fn refresh_pauses(&mut self) {
         for held in self.guards.all_mut() {
             if let Some(id) = &held.container
                 && let Ok(Some(container)) = self.engines.all.inspect(id).await
@@ -285,7 +287,7 @@ impl Agent {
         tracing::info!(reason, "stopping");
         self.notify.stopping(&reason);
         // An engine that hangs must not keep a container frozen.
-        let _ = tokio::time::timeout(LAST_WORD, self.hear_of_pauses()).await;
+        let _ = tokio::time::timeout(LAST_WORD, self.refresh_pauses()).await;
         let mut effects = Vec::new();
         self.core.release_all(End::Shutdown, &mut effects);
         for effect in effects {
@@ -293,7 +295,7 @@ impl Agent {
                 self.executor.apply(&mut self.guards, order);
             }
         }
-        // What a panic, or an answer that never came, kept from the core's books.
+        // Holds that the core does not know of, after a panic or a missing answer.
         self.release_orphans(End::Shutdown).await;
         self.executor.audit.write(Record::AgentStop { reason });
     }

@@ -1,8 +1,8 @@
-//! The audit log: JSON lines, appended with one write each.
+//! The audit log: JSON lines, each appended with one write.
 //!
-//! A line that cannot be written (disk full) is kept and tried again before the next one, so that
-//! the order stays; beyond the bound the oldest is given up and counted. Writing never waits for
-//! the disk: a killed agent loses nothing that was written, a crashed kernel may.
+//! A line that cannot be written (disk full) is kept and written before the next one, so that the order is
+//! preserved. If too many lines wait, the oldest is dropped and counted. A write never waits for the disk: a
+//! killed agent loses no written line; a crashed kernel may.
 
 use std::{
     collections::VecDeque,
@@ -16,7 +16,7 @@ use mcp_guard_core::audit::{Line, Record};
 
 use crate::host::clock;
 
-/// Lines kept while the log cannot be written.
+/// Most lines kept while the log cannot be written.
 const MAX_WAITING: usize = 4096;
 
 pub struct Audit {
@@ -25,17 +25,19 @@ pub struct Audit {
     run: String,
     seq: u64,
     waiting: VecDeque<Vec<u8>>,
-    /// Bytes of the first of them that are written.
+    /// Bytes of the first waiting line that are already written.
     written: usize,
-    /// Its file is no longer the one of its path, which was said.
+    /// Whether it has been logged that the file at the path is another one.
     is_stray: bool,
-    /// Lines given up because the log could not be written for too long.
+    /// Lines dropped because the log could not be written for too long.
     pub lost: u64,
 }
 
 impl Audit {
+    /// Opens the log for appending.
+    ///
     /// # Errors
-    /// The file or its directory cannot be made.
+    /// The file or its directory cannot be created.
     pub fn open(path: &Path) -> io::Result<Self> {
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             fs::DirBuilder::new().recursive(true).mode(0o750).create(parent)?;
@@ -57,7 +59,7 @@ impl Audit {
         })
     }
 
-    /// Names this run; incident names begin with it.
+    /// Returns the name of this run. Incident names begin with it.
     #[must_use]
     pub fn run(&self) -> &str {
         &self.run
@@ -78,21 +80,21 @@ impl Audit {
                 self.waiting.push_back(text);
             }
             Err(error) => {
-                tracing::error!(%error, "an audit line cannot be encoded");
+                tracing::error!(%error, "cannot encode an audit line");
                 self.lost += 1;
             }
         }
         self.flush();
     }
 
-    /// Goes on in a new file where the log was renamed or removed: whoever rotates it sends no signal. False
-    /// where it was removed, and cannot be made anew.
+    /// Continues in a new file if the log was renamed or removed, because log rotation sends no signal.
+    /// Returns false if the log was removed and cannot be re-created.
     fn follow_rotation(&mut self) -> bool {
         let names = |file: &fs::Metadata| (file.dev(), file.ino());
         let ours = self.file.metadata().ok();
         let there = fs::metadata(&self.path).ok();
         let is_removed = ours.as_ref().is_some_and(|file| file.nlink() == 0);
-        // The rest of a line belongs behind its beginning, where that can still be read.
+        // The rest of a partly written line must follow its beginning, unless that file is removed.
         let has_begun = self.written > 0 && !is_removed;
         if has_begun || ours.as_ref().map(names) == there.as_ref().map(names) {
             return true;
@@ -105,14 +107,14 @@ impl Audit {
             Err(error) => {
                 if !std::mem::replace(&mut self.is_stray, true) {
                     let path = self.path.display();
-                    tracing::error!(%path, %error, "the audit log was moved, and cannot be made anew");
+                    tracing::error!(%path, %error, "the audit log is gone from its path and cannot be re-created");
                 }
                 !is_removed
             }
         }
     }
 
-    /// Tries to write what waits.
+    /// Tries to write the waiting lines.
     pub fn flush(&mut self) {
         while !self.waiting.is_empty() && self.follow_rotation() {
             let Some(line) = self.waiting.front() else { break };
@@ -121,19 +123,19 @@ impl Audit {
                     self.waiting.pop_front();
                     self.written = 0;
                 }
-                // A disk that fills up takes a part; the rest belongs behind it.
+                // A disk that fills up takes only a part; the rest must follow it.
                 Ok(length) if length > 0 => self.written += length,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 refused => {
                     let error = refused.err().map(|error| error.to_string());
                     let waiting = self.waiting.len();
-                    tracing::error!(error, waiting, "the audit log cannot be written");
+                    tracing::error!(error, waiting, "cannot write the audit log");
                     break;
                 }
             }
         }
         while self.waiting.len() > MAX_WAITING {
-            // A line that has begun would spoil the one after it.
+            // A partly written line is kept: without its rest, it would spoil the next one.
             self.waiting.remove(usize::from(self.written > 0));
             self.lost += 1;
         }
@@ -175,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_is_renamed_goes_on_in_a_new_one() {
+    fn a_renamed_log_continues_in_a_new_file() {
         let folder = tempfile::tempdir().expect("a folder");
         let (path, old) = (folder.path().join("audit.jsonl"), folder.path().join("audit.jsonl.1"));
         let mut audit = Audit::open(&path).expect("opens");
@@ -185,7 +187,7 @@ mod tests {
         audit.write(stop("later"));
         let lines = |path| fs::read_to_string(path).expect("readable").lines().count();
         assert_eq!((lines(&old), lines(&path)), (1, 2));
-        // What is removed while a part of a line is in it is written anew, whole.
+        // A log removed with a partly written line: the line is written again, whole.
         audit.waiting.push_back(b"{}\n".to_vec());
         audit.written = 1;
         fs::remove_file(&path).expect("removed");
@@ -195,13 +197,14 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_was_cut_is_ended_by_the_next_attempt() {
+    fn a_partly_written_line_is_completed_by_the_next_attempt() {
         let (mut read, write) = io::pipe().expect("a pipe");
-        fcntl_setfl(&write, OFlags::NONBLOCK).expect("a full one refuses");
+        fcntl_setfl(&write, OFlags::NONBLOCK)
+            .expect("sets O_NONBLOCK, so that a full pipe refuses a write");
         let mut audit = Audit::open(Path::new("/dev/null")).expect("opens");
         audit.path = format!("/proc/self/fd/{}", write.as_raw_fd()).into();
         audit.file = File::from(OwnedFd::from(write));
-        // Longer than a pipe takes at once.
+        // More than a pipe takes at once.
         audit.write(stop(&"x".repeat(100_000)));
         for _ in 0..MAX_WAITING {
             audit.write(stop("after"));
@@ -224,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_loses_nothing_within_the_bound() {
+    fn a_full_disk_loses_no_line_within_the_bound() {
         // Every write to /dev/full fails with ENOSPC.
         let mut audit = Audit::open(Path::new("/dev/full")).expect("opens");
         for _ in 0..MAX_WAITING + 3 {
@@ -237,6 +240,6 @@ mod tests {
         audit.flush();
         let text = fs::read_to_string(&path).expect("readable");
         assert_eq!(text.lines().count(), MAX_WAITING);
-        assert!(text.starts_with("{\"seq\":4,"), "in order, the oldest given up");
+        assert!(text.starts_with("{\"seq\":4,"), "in order, without the oldest lines");
     }
 }

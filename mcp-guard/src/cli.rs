@@ -1,4 +1,4 @@
-//! The command line: one small file per verb. stdout carries the answer alone, logs go to stderr.
+//! The command line: one small file per verb. stdout carries only the answer; logs go to stderr.
 
 mod demo;
 mod diagnose;
@@ -29,8 +29,8 @@ use crate::{
 
 /// Finds, explains and contains process leaks of MCP servers in containers.
 ///
-/// Exit codes: 0 done and nothing wrong; 1 answered, and something is wrong (refused, not contained);
-/// 2 could not (target, rights, BPF, engine); 64 bad command line; 65 bad policy or input file.
+/// Exit codes: 0 success; 1 answered, but something is wrong (refused, not contained); 2 failed
+/// (target, permissions, BPF, engine); 64 bad command line; 65 bad policy or input file.
 #[derive(Debug, Parser)]
 #[command(name = "mcp-guard", version, propagate_version = true)]
 struct Cli {
@@ -40,16 +40,16 @@ struct Cli {
     verb: Verb,
 }
 
-/// Where things are on this host.
+/// Paths and timeouts on this host.
 #[derive(Clone, Debug, Args)]
 pub struct HostOptions {
     /// Directory of the agent's lock and control socket.
     #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_RUN_DIR)]
     pub run_dir: PathBuf,
-    /// Docker's socket.
+    /// Path of Docker's socket.
     #[arg(long, global = true, value_name = "PATH", default_value = DEFAULT_SOCKET)]
     pub docker: String,
-    /// How long an engine may take to answer; a change may take three times as long.
+    /// Longest wait for an engine's answer, 1s to 1h; a change may take three times as long.
     #[arg(
         long,
         global = true,
@@ -66,7 +66,7 @@ pub struct HostOptions {
         default_value = "/var/log/mcp-guard/audit.jsonl"
     )]
     pub audit: PathBuf,
-    /// What must outlive a reboot.
+    /// Directory of the state that survives a reboot.
     #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
     pub state_dir: PathBuf,
 }
@@ -78,75 +78,76 @@ impl HostOptions {
     }
 }
 
-/// bollard counts whole seconds, and an hour times anything fits.
+/// Parses a timeout between 1 second and 1 hour: bollard counts whole seconds, and an hour can be
+/// multiplied without overflow.
 fn engine_timeout(text: &str) -> Result<Duration, String> {
     let timeout = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if timeout < Duration::from_secs(1) || timeout > Duration::from_secs(3600) {
-        return Err("it must lie between 1s and 1h".to_owned());
+        return Err("must be between 1s and 1h".to_owned());
     }
     Ok(timeout)
 }
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// The agent: watch, detect, contain.
+    /// Run the agent: watch, detect and contain.
     Run(run::Arguments),
-    /// What the agent guards: servers, totals, rates, losses.
+    /// Show what the agent guards: servers, totals, rates and losses.
     Status {
-        /// JSON instead of text.
+        /// Print JSON instead of text.
         #[arg(long)]
         json: bool,
     },
-    /// Stop every process of a target, for a limited time.
+    /// Freeze every process of a target for a limited time.
     Freeze {
-        /// Container name, id or id prefix; docker:NAME, unit:NAME, cgroup:/path, pid:N.
+        /// Container name, id or id prefix; docker:NAME, unit:NAME, cgroup:/path or pid:N.
         target: String,
-        /// Thaw after this time.
+        /// Time after which the target is thawed, 1s to 1day.
         #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "5min")]
         lease: Duration,
-        /// All checks, but not the last step.
+        /// Run every check, but do not act.
         #[arg(long)]
         dry_run: bool,
     },
-    /// Undo a freeze or clamp of mcp-guard's own.
+    /// Undo a freeze or clamp that mcp-guard made.
     Thaw {
-        /// As for freeze.
+        /// Target, named as for freeze.
         #[arg(required_unless_present = "owned", conflicts_with = "owned")]
         target: Option<String>,
-        /// Everything on this host that an agent which is gone left frozen or clamped.
+        /// Release everything on this host that a previous agent left frozen or clamped.
         #[arg(long)]
         owned: bool,
     },
     /// Kill every process of a target.
     Kill {
-        /// As for freeze.
+        /// Target, named as for freeze.
         target: String,
-        /// All checks, but not the last step.
+        /// Run every check, but do not act.
         #[arg(long)]
         dry_run: bool,
     },
-    /// Why a PID limit does not hold, with evidence, and how to mend it.
+    /// Explain, with evidence, why a PID limit is not enforced, and how to fix it.
     Diagnose(diagnose::Arguments),
-    /// Write a limit where it is kept, and prove that it holds.
+    /// Write a limit where its owner keeps it, and prove that it is in force.
     Repair(repair::Arguments),
-    /// The long form of a finding: what it means, how it is proved, how to mend it by hand.
+    /// Print the long form of a finding: what it means, how it is proved, how to fix it by hand.
     Explain {
-        /// MG-P001, P001 or 1; without one, the list of all.
+        /// Code of the finding: MG-P001, P001 or 1; without it, all findings are listed.
         code: Option<String>,
     },
-    /// What this host can do, and what is missing.
+    /// Check what this host supports and what it lacks.
     Doctor {
-        /// JSON instead of text.
+        /// Print JSON instead of text.
         #[arg(long)]
         json: bool,
     },
-    /// A small leak in a cgroup of its own: detected, contained, audited, cleaned up.
+    /// Start a small leak in a scratch cgroup, and show its detection, containment and cleanup.
     Demo,
-    /// Run a policy over a recorded spawn trace; touches nothing.
+    /// Run a policy over a recorded spawn trace; changes nothing on this host.
     Replay(replay::Arguments),
 }
 
-/// Parses, dispatches, and turns what happened into an exit code.
+/// Parses the command line, runs the verb, and turns its result into an exit code.
 #[must_use]
 pub fn main() -> ExitCode {
     if let Some(code) = demo::as_demo_process() {
@@ -155,14 +156,14 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are answers, everything else is a bad command line.
+            // Help and version are answers; every other error is a bad command line.
             let _ = error.print();
             return if error.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() };
         }
     };
     log_to_stderr(&cli.verb);
     if let Err(error) = raise_open_files() {
-        tracing::warn!(%error, "the limit of open files stays as it is");
+        tracing::warn!(%error, "cannot raise the limit of open files");
     }
     match dispatch(cli) {
         Ok(exit) => exit.into(),
@@ -191,8 +192,9 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
     }
 }
 
-/// Each guard holds two descriptors, and a walk one for each level of a tree that containers make: 1024,
-/// the usual soft limit, is for programs that use select(2).
+/// Raises the soft limit of open files to the hard limit. Each guard holds two descriptors, and a walk
+/// holds one per level of a tree whose depth containers control. The usual soft limit of 1024 exists
+/// for programs that use select(2).
 fn raise_open_files() -> std::io::Result<()> {
     let limit = getrlimit(Resource::Nofile);
     Ok(setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?)
@@ -209,10 +211,10 @@ fn log_to_stderr(verb: &Verb) {
         .init();
 }
 
-/// One thread: the agent's loop needs no more, and capabilities are per thread.
+/// Builds a runtime of one thread: the agent's loop needs no more, and capabilities are per thread.
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|error| Failure::could_not(format!("the runtime cannot start: {error}")))
+    runtime.map_err(|error| Failure::could_not(format!("cannot start the async runtime: {error}")))
 }
 
 #[cfg(test)]
@@ -220,7 +222,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_engine_may_take_ten_seconds_or_what_is_said_before_or_behind_the_verb() {
+    fn the_engine_timeout_is_ten_seconds_or_is_set_before_or_after_the_verb() {
         for (words, expected) in [
             ("mcp-guard status", Some(10_000)),
             ("mcp-guard --engine-timeout 60s status", Some(60_000)),
@@ -235,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_files_as_allowed_may_be_open() {
+    fn the_soft_limit_of_open_files_is_raised_to_the_hard_limit() {
         let hard = getrlimit(Resource::Nofile).maximum;
         setrlimit(Resource::Nofile, Rlimit { current: Some(256), maximum: hard }).unwrap();
         raise_open_files().unwrap();

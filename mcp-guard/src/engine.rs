@@ -1,9 +1,9 @@
-//! Container engines: a list of sources of names, events and orders behind one trait.
+//! Container engines behind one trait: they list containers, report changes and carry out orders.
 //!
-//! Docker, and Podman's service of Docker's API, are one `socket`: bollard where its types suffice,
-//! else plain HTTP. What an engine says is a hint: a container's cgroup is found from its first process
-//! and compared with the id. Only ids of 64 hex digits are ever sent, because bollard does not escape
-//! names.
+//! Docker, and Podman through its implementation of Docker's API, are both a `socket`. It uses
+//! bollard if bollard's types suffice, and plain HTTP otherwise. An engine's answers are only
+//! hints: a container's cgroup is found through its first process and compared with the container's
+//! id. Only ids of 64 hex digits are ever sent, because bollard does not escape names.
 
 mod client;
 mod container;
@@ -34,85 +34,87 @@ pub use self::{
     list::{Candidates, Engines, LAST_WORD},
 };
 
-/// Where Docker listens unless the operator says otherwise.
+/// The engine's socket unless the operator names another.
 pub const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
-/// How long an engine may take to answer unless the operator says otherwise.
+/// The time limit for an engine's answer unless the operator sets another.
 pub const DEFAULT_TIMEOUT: &str = "10s";
 
-/// What an engine answers, sooner or later.
+/// An engine's answer, as a future.
 pub type EngineAnswer<'a, T> = BoxFuture<'a, Result<T, Error>>;
 
-/// A container engine. It may be down at the start and come later.
+/// A container engine. It may be down when mcp-guard starts, and come up later.
 ///
-/// An engine that can do no more than list names implements the first three.
+/// An engine that can only list names implements the first three methods and no others.
 pub trait Engine: Send + Sync {
-    /// Where it listens, which identifies it in saved files.
+    /// The path of its socket, which identifies the engine in saved files.
     fn socket(&self) -> &str;
 
-    /// As messages name it: `Docker at /var/run/docker.sock`.
+    /// Its name in messages: `Docker at /var/run/docker.sock`.
     fn name(&self) -> String;
 
-    /// Every container, running or not.
+    /// Lists every container, running or not.
     ///
     /// # Errors
-    /// The engine does not answer.
+    /// If the engine does not answer.
     fn candidates(&self) -> EngineAnswer<'_, Vec<Candidate>>;
 
-    /// Every container, running or not, with what its neighbours are judged by.
+    /// Lists every container, running or not, with its image, compose project and writable volumes.
     ///
     /// # Errors
-    /// The engine does not answer.
+    /// If the engine does not answer.
     fn containers(&self) -> EngineAnswer<'_, Vec<Listed>> {
         cannot(self.name(), "describe its containers")
     }
 
-    /// A container; None where it does not run.
+    /// Describes a container. `None` if it does not run.
     ///
     /// # Errors
-    /// The engine does not answer, or knows no such container.
+    /// If the engine does not answer, or knows no such container.
     fn inspect<'a>(&'a self, _id: &'a str) -> EngineAnswer<'a, Option<Container>> {
         cannot(self.name(), "describe its containers")
     }
 
-    /// All that a diagnosis asks about a container; None where it is gone.
+    /// Describes everything about a container that a diagnosis needs. `None` if it is gone.
     ///
     /// # Errors
-    /// The engine does not answer.
+    /// If the engine does not answer.
     fn details<'a>(&'a self, _id: &'a str) -> EngineAnswer<'a, Option<Details>> {
         cannot(self.name(), "describe its containers")
     }
 
-    /// Host pids of the `docker exec` calls that run; those found before it took too long.
+    /// Returns the host pids of running `docker exec` calls. If not all could be asked about, it
+    /// also returns why.
     fn execs<'a>(&'a self, _details: &'a Details) -> BoxFuture<'a, (Vec<Pid>, Option<Unreadable>)> {
         future::ready((Vec::new(), None)).boxed()
     }
 
-    /// The engine itself.
+    /// Describes the engine itself.
     ///
     /// # Errors
-    /// It does not answer.
+    /// If it does not answer.
     fn describe(&self) -> EngineAnswer<'_, facts::EngineFacts> {
         cannot(self.name(), "describe itself")
     }
 
-    /// Stores a limit of a container and puts it in force.
+    /// Stores a container's limit and applies it.
     ///
     /// # Errors
-    /// The engine does not answer, or refuses.
+    /// If the engine does not answer, or refuses.
     fn update_limit<'a>(&'a self, _id: &'a str, _limit: u64) -> EngineAnswer<'a, ()> {
         cannot(self.name(), "change a limit")
     }
 
-    /// Stops a container, as the engine's own `stop` does: its signal, then its patience, then a kill.
+    /// Stops a container as the engine's own `stop` does: it sends the stop signal, waits, then
+    /// kills.
     ///
     /// # Errors
-    /// The engine refuses, or does not answer. It may still stop a container that takes its time.
+    /// If the engine refuses, or does not answer in time. It may still stop the container later.
     fn stop<'a>(&'a self, _id: &'a str) -> EngineAnswer<'a, ()> {
         cannot(self.name(), "stop a container")
     }
 
-    /// Tells of every running container, then of changes, until nobody listens. Every container is
-    /// asked about again this time after the last answer.
+    /// Reports every running container, then changes, until the receiver is dropped. All containers
+    /// are asked about again each time this interval has passed since the last answer.
     fn watch(&self, _events: EngineEvents, _again: Duration) -> BoxFuture<'_, ()> {
         future::ready(()).boxed()
     }

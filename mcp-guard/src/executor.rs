@@ -1,8 +1,9 @@
-//! The one place that changes the host. Each change writes one audit line before and one after.
+//! The only code that changes the host. Each change writes one audit record before it and one after
+//! it.
 //!
-//! One way in: [`Executor::apply`] takes an order. One way out: [`Executor::settled`], or
-//! [`Executor::next_settled`] where somebody waits for it, gives back how it ended, under the ticket of the
-//! order. Some orders are settled at once, others when the kernel or the owner of a limit has answered.
+//! [`Executor::apply`] takes an order. [`Executor::settled`] returns how an order ended, under the
+//! order's ticket, and [`Executor::next_settled`] waits for that. Some orders are settled at once,
+//! others when the kernel or the owner of a limit has answered.
 
 mod confirm;
 mod contain;
@@ -32,7 +33,7 @@ use crate::{
     owner,
 };
 
-/// An order that is under way: somebody else answers it.
+/// An order that waits for an answer.
 enum UnderWay {
     /// The kernel confirms a freeze or a kill.
     Kernel(Awaited),
@@ -40,7 +41,7 @@ enum UnderWay {
     Owner(LimitWrite),
 }
 
-/// What came of an order that was under way.
+/// The answer to an order that was under way.
 enum LateAnswer {
     Kernel { reached: std::io::Result<bool>, at: Time },
     Owner(owner::OwnerAnswer),
@@ -53,7 +54,7 @@ pub struct Executor {
     holder: Holder,
     under_way: BTreeMap<Ticket, UnderWay>,
     settled: VecDeque<Settled>,
-    /// At most one answer for each order that is under way, so the queue needs no other bound.
+    /// At most one answer per order under way, so the channel needs no other bound.
     answers: mpsc::UnboundedReceiver<(Ticket, LateAnswer)>,
     to_answers: mpsc::UnboundedSender<(Ticket, LateAnswer)>,
 }
@@ -104,12 +105,12 @@ impl Executor {
         }
     }
 
-    /// The next order that was settled when it was applied, if there is one.
+    /// Returns the next settled order, if there is one, without checking for new answers.
     pub fn settled(&mut self) -> Option<Settled> {
         self.settled.pop_front()
     }
 
-    /// The next order that ended, also one that was answered later, if there is one.
+    /// Returns the next settled order, if there is one, after checking for a new answer.
     pub fn answered(&mut self, guards: &mut Guards) -> Option<Settled> {
         if self.settled.is_empty()
             && let Ok((ticket, answer)) = self.answers.try_recv()
@@ -119,38 +120,39 @@ impl Executor {
         self.settled.pop_front()
     }
 
-    /// Waits for the next order that ends. Whoever stops waiting loses nothing.
+    /// Waits for the next settled order. Nothing is lost if the future is dropped.
     pub async fn next_settled(&mut self, guards: &mut Guards) -> Settled {
         loop {
             if let Some(settled) = self.answered(guards) {
                 return settled;
             }
-            // Open for as long as this executor has its own sender.
+            // The channel stays open, because this executor has a sender itself.
             if let Some((ticket, answer)) = self.answers.recv().await {
                 self.take_answer(guards, ticket, answer);
             }
         }
     }
 
-    /// Whether an order waits for its answer.
+    /// Whether an order waits for an answer, or is settled but not taken yet.
     #[must_use]
     pub fn has_orders_under_way(&self) -> bool {
         !self.under_way.is_empty() || !self.settled.is_empty()
     }
 
-    /// Whether the owner of a limit has not answered yet.
+    /// Whether the owner of a limit has yet to answer.
     #[must_use]
     pub fn awaits_owners(&self) -> bool {
         self.under_way.values().any(|one| matches!(one, UnderWay::Owner(_)))
     }
 
-    /// The last record of each limit whose owner has not answered by now.
+    /// Ends each limit write whose owner has not answered, and writes its last record.
     pub fn abandon_limits(&mut self, guards: &mut Guards) {
         let of_limits = |one: &UnderWay| matches!(one, UnderWay::Owner(_));
         let limits = self.under_way.extract_if(.., |_, one| of_limits(one));
         for (_, announced) in limits.collect::<Vec<_>>() {
             if let UnderWay::Owner(announced) = announced {
-                let detail = "no answer before the agent ended; it may still be carried out";
+                let detail =
+                    "the owner did not answer before the agent ended; it may still write the limit";
                 self.end_limit(guards, announced, Err(detail.to_owned()));
             }
         }
@@ -164,7 +166,7 @@ impl Executor {
             (Some(UnderWay::Owner(announced)), LateAnswer::Owner(answer)) => {
                 self.end_limit(guards, announced, answer);
             }
-            // It was abandoned.
+            // The order was abandoned.
             (Some(UnderWay::Kernel(_) | UnderWay::Owner(_)) | None, _) => {}
         }
     }
@@ -174,17 +176,17 @@ impl Executor {
         self.settled.push_back(Settled { ticket, guard, outcome, detail });
     }
 
-    /// Whether the engine's pause is the same switch as our freeze. Beside a version 1 hierarchy it is
-    /// not: there an engine pauses with the version 1 freezer, its unpause would never undo our
-    /// freeze, and our thaw leaves its pause alone. Nor is it in a cgroup around or inside the one
-    /// that the engine pauses.
+    /// Whether the engine has paused this cgroup through the same `cgroup.freeze` that we write.
+    /// Beside a version 1 hierarchy it has not: there an engine pauses with the version 1 freezer,
+    /// its unpause would never undo our freeze, and our thaw does not touch its pause. Nor has it
+    /// if this cgroup is above or below the one that the engine pauses.
     fn engine_freezes(&self, held: &Held) -> bool {
         let unified = self.layout.kind == layout::LayoutKind::Unified;
         held.paused && unified && held.cgroup.is_where_an_engine_pauses()
     }
 }
 
-/// Which order is carried out, and under which name the audit log has it.
+/// The identity of an order, and of its incident in the audit log.
 #[derive(Clone)]
 struct OrderId {
     ticket: Ticket,
@@ -192,7 +194,8 @@ struct OrderId {
     incident: Incident,
 }
 
-/// Whether a guard still has the cgroup that an order was for: its slot may have another by now.
+/// Returns the guard if it still has the cgroup that an order was for. Another guard may have its
+/// slot by now.
 fn still_there<'a>(guards: &'a mut Guards, guard: GuardId, of: &Subject) -> Option<&'a mut Held> {
     guards.get_mut(guard).filter(|held| held.subject == *of)
 }

@@ -1,6 +1,6 @@
-//! The table of guards: one value for each cgroup that is guarded, or held for an operator.
+//! The table of guards: one entry for each cgroup that is guarded, or held by an operator.
 //!
-//! What is decided about a guard is the core's; what counts in the kernel mirrors this table.
+//! The core makes the decisions about each guard; the kernel's maps mirror this table.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -12,13 +12,13 @@ use mcp_guard_core::{
 
 use crate::{engine::Container, host::cgroup::Cgroup};
 
-/// A cgroup, held by descriptors, and what is known of it from outside.
+/// A cgroup held open by descriptors, with its name, container and pause.
 pub struct Held {
     pub cgroup: Cgroup,
     pub subject: Subject,
-    /// Id of its container in the engine.
+    /// Id of its container in the engine, if it has one.
     pub container: Option<String>,
-    /// The engine says Paused: its freeze is not ours to touch.
+    /// The engine reports the container as paused: the freeze is the engine's, and we must not touch it.
     pub paused: bool,
 }
 
@@ -36,10 +36,10 @@ impl Held {
 
 /// Why a cgroup has a guard.
 pub enum Role {
-    /// A policy names it: its tasks are counted and judged.
+    /// The policy names it: its tasks are counted and judged.
     Watched,
-    /// An operator acts upon it: it is neither counted nor judged, and let go once nothing of it is held.
-    /// `seen`: its container, where a policy that names it came up meanwhile.
+    /// An operator acts on it: it is neither counted nor judged, and is dropped once nothing in it is held.
+    /// `seen` is its container, if one that the policy names has been reported since.
     ByHand { seen: Option<Box<Container>> },
 }
 
@@ -48,27 +48,27 @@ struct Entry {
     role: Role,
 }
 
-/// All of them, by slot.
+/// All guards, by slot.
 pub struct Guards {
     guards: BTreeMap<GuardId, Entry>,
-    /// Free slots, longest free first: a late record of an old guard must not hit a new one.
+    /// Free slots, the longest free first, so that a late record of an old guard does not reach a new one.
     free: VecDeque<GuardId>,
 }
 
 impl Guards {
-    /// Empty, with as many slots as the kernel's maps have.
+    /// Creates an empty table with as many slots as the kernel's maps have.
     #[must_use]
     pub fn new() -> Self {
         let free = (0..mcp_guard_common::MAX_GUARDS).map(GuardId).collect();
         Self { guards: BTreeMap::new(), free }
     }
 
-    /// A slot for a new guard; None where all are taken.
+    /// Takes a slot for a new guard. Returns `None` if all are taken.
     pub fn take_slot(&mut self) -> Option<GuardId> {
         self.free.pop_front()
     }
 
-    /// Gives a slot back that no guard has.
+    /// Frees a slot that no guard uses any more.
     pub fn give_slot_back(&mut self, guard: GuardId) {
         self.free.push_back(guard);
     }
@@ -77,7 +77,7 @@ impl Guards {
         self.guards.insert(guard, Entry { held, role });
     }
 
-    /// Lets a guard go. Its slot stays taken until it is given back.
+    /// Removes a guard. Its slot stays taken until [`Self::give_slot_back`].
     pub fn remove(&mut self, guard: GuardId) -> Option<(Held, Role)> {
         self.guards.remove(&guard).map(|Entry { held, role }| (held, role))
     }
@@ -96,7 +96,8 @@ impl Guards {
         self.guards.get(&guard).is_some_and(|guard| matches!(guard.role, Role::ByHand { .. }))
     }
 
-    /// Remembers the container of a guard that is held by hand. Gives it back where the guard is watched.
+    /// Remembers the container of a guard that is held by an operator. Returns the container if the guard is
+    /// not held by one.
     pub fn remember(
         &mut self,
         guard: GuardId,
@@ -111,13 +112,13 @@ impl Guards {
         }
     }
 
-    /// The guard of a cgroup.
+    /// Returns the guard of a cgroup.
     #[must_use]
     pub fn of_cgroup(&self, id: CgroupId) -> Option<GuardId> {
         self.find(|held| held.subject.cgroup_id == id)
     }
 
-    /// The first guard of which this is true.
+    /// Returns the first guard that satisfies the condition.
     pub fn find(&self, is_it: impl Fn(&Held) -> bool) -> Option<GuardId> {
         self.guards.iter().find(|(_, guard)| is_it(&guard.held)).map(|(id, _)| *id)
     }
@@ -127,7 +128,7 @@ impl Guards {
         self.guards.keys().copied().collect()
     }
 
-    /// Guards whose tasks are counted.
+    /// Returns the guards whose tasks are counted.
     #[must_use]
     pub fn watched(&self) -> Vec<GuardId> {
         let watched = self.guards.iter().filter(|(_, guard)| matches!(guard.role, Role::Watched));

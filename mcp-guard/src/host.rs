@@ -1,4 +1,4 @@
-//! Adapters to the running kernel.
+//! Adapters to the running kernel and to systemd.
 
 pub mod bpf;
 pub mod btf;

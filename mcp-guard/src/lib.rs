@@ -1,17 +1,17 @@
-//! mcp-guard: counts spawns of guarded cgroups in the kernel, decides in a pure core, acts through
-//! one executor. The map:
+//! mcp-guard counts spawns of guarded cgroups in the kernel, decides in a pure core, and acts through one
+//! executor. Its modules:
 //!
 //! ```text
-//! cli       one file per verb                      agent     the one loop
-//! executor  the one place that changes the host    audit     one line before, one after
-//! host      kernel, cgroups, processes, clock      engine    Docker
-//! control   the local socket (Varlink), the lock   render    every human view
-//! snapshot  everything a diagnosis reads          owner     who is asked to keep a limit
-//! requests  limits that no owner keeps yet        guards    the table of guards
+//! cli       one file per verb                      agent     the agent's loop
+//! executor  the only module that changes the host  audit     the log: a line before and after each act
+//! host      kernel, cgroups, processes, clock      engine    container engines
+//! control   the local socket (Varlink), the lock   render    all output for people
+//! snapshot  the facts that a diagnosis reads       owner     writes through the owner of a limit
+//! requests  limits that no owner keeps yet         guards    the table of guards
 //! ```
 //!
-//! `host`, `engine`, `control` and `requests` use no other module of this crate; `audit` uses the clock of
-//! `host` alone.
+//! `host`, `engine`, `control` and `requests` use no other module of this crate; `audit` uses only the clock
+//! of `host`.
 
 pub mod agent;
 pub mod audit;

@@ -1,4 +1,4 @@
-//! Parse, dispatch, exit code. See `mcp_guard::cli`.
+//! The `mcp-guard` program. See `mcp_guard::cli`.
 
 fn main() -> std::process::ExitCode {
     mcp_guard::cli::main()

@@ -1,5 +1,5 @@
-//! Asks whoever keeps a limit: an engine, or systemd. Only the executor does, which has checked and
-//! recorded the write, and reads it back.
+//! Writes a limit through its owner: an engine or systemd. Only the executor calls this. It checks and
+//! records the write before, and reads the limit back afterwards.
 
 use mcp_guard_core::{container::payload_below, limit::Limit, repair::Write};
 
@@ -8,10 +8,10 @@ use crate::{
     host::systemd::{self, Systemd},
 };
 
-/// What an owner answered: why not, or where that is systemd, TasksMax as it now keeps it.
+/// An owner's answer: why it failed, or the TasksMax that systemd now keeps, if systemd is the owner.
 pub type OwnerAnswer = Result<Option<Limit>, String>;
 
-/// A write as its owner is asked for it.
+/// A question to an owner: the write and its target.
 #[derive(Clone, Debug)]
 pub struct OwnerQuestion {
     pub write: Write,
@@ -21,8 +21,10 @@ pub struct OwnerQuestion {
     pub container: Option<String>,
 }
 
+/// Asks the owner to write a limit.
+///
 /// # Errors
-/// Says what the owner said.
+/// The owner refuses or does not answer; the error is in its own words.
 pub async fn ask(ask: OwnerQuestion, engines: &Engines) -> OwnerAnswer {
     let id = ask.container.unwrap_or_default();
     match &ask.write {
@@ -33,26 +35,26 @@ pub async fn ask(ask: OwnerQuestion, engines: &Engines) -> OwnerAnswer {
         Write::TasksMax { unit, limit, runtime } => {
             return tasks_max(&ask.cgroup, unit, Limit::Tasks(*limit), *runtime).await;
         }
-        // Nobody's: the executor writes it, which holds the cgroup.
+        // No owner: the executor writes it itself, because it holds the cgroup.
         Write::PidsMax { .. } => {}
     }
     Ok(None)
 }
 
-/// Sets it where the unit is the cgroup's by its whole path, and asks what systemd keeps then.
+/// Sets TasksMax if the unit owns the cgroup by its whole path, and reads back what systemd then keeps.
 async fn tasks_max(cgroup: &str, unit: &str, limit: Limit, runtime: bool) -> OwnerAnswer {
     let said = |error: systemd::Error| error.to_string();
-    let systemd = Systemd::for_a_write().await.ok_or("systemd is not the init here")?;
+    let systemd = Systemd::for_a_write().await.ok_or("systemd is not the init system here")?;
     let systemd = systemd.map_err(said)?;
     let of_unit = systemd.cgroup_of(unit).await.map_err(said)?.unwrap_or_default();
     if !is_of(cgroup, &of_unit) {
-        return Err(format!("{unit} has another cgroup than {cgroup}: {of_unit:?}"));
+        return Err(format!("{unit} does not own {cgroup}: its cgroup is {of_unit:?}"));
     }
     systemd.set_tasks_max(unit, limit, runtime).await.map_err(said)?;
     systemd.tasks_max(unit).await.map_err(said)
 }
 
-/// The unit's own, or its payload's.
+/// Returns whether `cgroup` is the unit's own cgroup or its payload's.
 fn is_of(cgroup: &str, of_unit: &str) -> bool {
     let Some(below) = cgroup.strip_prefix(of_unit).filter(|_| !of_unit.is_empty()) else {
         return false;
@@ -66,13 +68,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_unit_is_known_by_its_whole_path() {
+    fn a_unit_is_recognised_by_its_whole_path() {
         let scope = format!("/machine.slice/libpod-{}.scope", "a".repeat(64));
         let payload = format!("{scope}/container");
         for (cgroup, of_unit, expected) in [
             ("/system.slice/gw.service", "/system.slice/gw.service", true),
             (r"/a.slice/a\x2db.service", r"/a.slice/a\x2db.service", true),
-            // A container that may make cgroups can make one of any name.
+            // A container that may create cgroups can give one any name.
             ("/system.slice/gw.service/gw.service", "/system.slice/gw.service", false),
             ("/system.slice/gw.service/container", "/system.slice/gw.service", false),
             ("/system.slice/gw.service2", "/system.slice/gw.service", false),

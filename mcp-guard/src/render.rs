@@ -1,4 +1,4 @@
-//! Every human view. JSON is each type's own serde.
+//! All output for people. JSON comes from each type's own serde implementation.
 
 pub mod repair;
 mod report;
@@ -52,10 +52,10 @@ fn watched(watched: &WatchedStatus) -> String {
     );
     text += &format!("  cgroup {} id {}\n", watched.cgroup, watched.cgroup_id);
     if guard.not_kept > 0 {
-        text += &format!("  REGISTRY FULL: {} processes were not kept\n", guard.not_kept);
+        text += &format!("  REGISTRY FULL: {} processes were not tracked\n", guard.not_kept);
     }
     if let Some(refused) = &guard.refused {
-        text += &format!("  never acted upon: {refused}\n");
+        text += &format!("  never acted on: {refused}\n");
     }
     let limit = watched.pids_max.as_deref().unwrap_or("unknown");
     let tasks =
@@ -64,7 +64,7 @@ fn watched(watched: &WatchedStatus) -> String {
     match watched.pids_wanted {
         Some(wanted) if watched.pids_left => {
             text += &format!(
-                "  LIMIT NOT HELD: {wanted} is wanted; the audit log says why it is left\n"
+                "  LIMIT NOT IN FORCE: {wanted} is wanted; the audit log shows why it is not restored\n"
             );
         }
         Some(wanted) if limit != wanted.to_string() => {
@@ -93,12 +93,12 @@ fn rates(what: &str, rates: &PerSecond) -> String {
     format!("    {what:<16}{:>7.2}   {:>7.2}   {:>7.2}\n", rates.one, rates.ten, rates.sixty)
 }
 
-/// The most numerous first.
+/// Lists the servers, the most numerous first.
 fn servers(identities: &BTreeMap<String, IdentityStatus>) -> String {
     let mut all: Vec<_> = identities.iter().collect();
     all.sort_by(|a, b| b.1.live.cmp(&a.1.live).then(a.0.cmp(b.0)));
     if all.is_empty() {
-        return "  no servers started by npm exec, npx, uvx or the like\n".to_owned();
+        return "  no servers started by npm exec, npx, uvx or similar launchers\n".to_owned();
     }
     let mut text = "  servers   live   starts   peak   oldest   starts/s (60 s)\n".to_owned();
     for (name, one) in all {

@@ -1,7 +1,6 @@
-//! Limits that an operator asked for and that no owner keeps yet: a ratchet on its way, or a limit
-//! whose owner forgets it with the next start. One small file for each container, which goes when its
-//! owner keeps that number, when the policy's number changes, or when its engine has no such container any
-//! more.
+//! Limits that an operator asked for and that no owner keeps yet: a limit that is still being lowered, or one
+//! that its owner forgets at the next start. Each container has one small file. It is removed when the owner
+//! keeps the number, when the policy's number changes, or when the engine no longer has the container.
 
 use std::{
     fs::{self, File},
@@ -17,21 +16,21 @@ use mcp_guard_core::{
 };
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// Where they are unless the operator says otherwise; a reboot leaves them.
+/// The default state directory, which survives a reboot.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/mcp-guard";
-/// Bytes of one file.
+/// Largest file, in bytes.
 const MAX_FILE: u64 = 4096;
 
-/// What is in a file.
+/// The content of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RequestFile {
     limit: u64,
-    /// Where the engine listens that has the container; none in a file of an older version.
+    /// Socket of the container's engine. Empty in a file of an older version.
     #[serde(default)]
     engine: String,
-    /// `pids_limit` of the policy when it was asked for: null where the policy named none, no key where
-    /// no agent was there to tell.
+    /// `pids_limit` of the policy at the time of the request: null if the policy had none, no key if no agent
+    /// was there to tell.
     #[serde(default, deserialize_with = "with_null", skip_serializing_if = "Option::is_none")]
     policy: Option<Option<u64>>,
 }
@@ -40,7 +39,7 @@ fn with_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option
     Option::deserialize(deserializer).map(Some)
 }
 
-/// The folder of them.
+/// The directory of the requests.
 #[derive(Clone, Debug)]
 pub struct Requests(PathBuf);
 
@@ -50,8 +49,8 @@ impl Requests {
         Self(state_dir.join("limits"))
     }
 
-    /// What is asked for a container; None where nothing is, or where the file is damaged: then what its
-    /// engine says counts.
+    /// Returns the request for a container. Returns `None` if there is none or its file is damaged; then the
+    /// engine's limit applies.
     #[must_use]
     pub fn get(&self, id: &str) -> Option<LimitRequest> {
         let RequestFile { limit, policy, .. } = self.read(id)?;
@@ -60,7 +59,7 @@ impl Requests {
         Some(LimitRequest { limit, at, policy })
     }
 
-    /// When it was asked for, since 1970.
+    /// Returns the time of the request, since 1970.
     fn asked_at(&self, id: &str) -> Option<Duration> {
         let modified = fs::metadata(self.path(id)?).and_then(|meta| meta.modified()).ok()?;
         modified.duration_since(UNIX_EPOCH).ok()
@@ -74,17 +73,17 @@ impl Requests {
         match serde_json::from_slice::<RequestFile>(&text) {
             Ok(content) => Some(content),
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "a requested limit cannot be read");
+                tracing::warn!(path = %path.display(), %error, "cannot read the request for a limit");
                 None
             }
         }
     }
 
-    /// On the disk before this returns: what follows may kill us. `engine`: where the one listens that has
-    /// the container.
+    /// Stores a request. It is on the disk when this returns, because the writes that follow may kill us.
+    /// `engine` is the socket of the container's engine.
     ///
     /// # Errors
-    /// The folder cannot be written.
+    /// The id is not a container's, or the directory cannot be written.
     pub fn put(
         &self,
         id: &str,
@@ -92,7 +91,7 @@ impl Requests {
         engine: &str,
         policy: PolicyThen,
     ) -> io::Result<PathBuf> {
-        let path = self.path(id).ok_or_else(|| io::Error::other("no id of a container"))?;
+        let path = self.path(id).ok_or_else(|| io::Error::other("not the id of a container"))?;
         fs::create_dir_all(&self.0)?;
         let new = path.with_extension("new");
         let mut file = File::create(&new)?;
@@ -108,8 +107,10 @@ impl Requests {
         Ok(path)
     }
 
+    /// Removes the request for a container, if there is one.
+    ///
     /// # Errors
-    /// The folder cannot be written.
+    /// The directory cannot be written.
     pub fn remove(&self, id: &str) -> io::Result<()> {
         let Some(path) = self.path(id) else { return Ok(()) };
         match fs::remove_file(path) {
@@ -118,19 +119,19 @@ impl Requests {
         }
     }
 
-    /// Removes the request that was made at `at`, since 1970, and no later one.
+    /// Removes the request if it was made at `at`, since 1970. Keeps a later one.
     ///
     /// # Errors
-    /// The folder cannot be written.
+    /// The directory cannot be written.
     pub fn remove_as_of(&self, id: &str, at: Duration) -> io::Result<()> {
         if self.asked_at(id) == Some(at) { self.remove(id) } else { Ok(()) }
     }
 
-    /// Removes what was asked for of containers that `engine` does not have any more. `listed`: all that
-    /// it has, running or not, as it said after `since`.
+    /// Removes the requests for containers that `engine` no longer has. `listed` has all its containers,
+    /// running or not, listed after `since`.
     ///
     /// # Errors
-    /// The folder cannot be read or written.
+    /// The directory cannot be read or written.
     pub fn forget_gone(
         &self,
         listed: &[String],
@@ -139,7 +140,7 @@ impl Requests {
     ) -> io::Result<()> {
         let since = since.duration_since(UNIX_EPOCH).unwrap_or_default();
         for id in gone(self.stored()?, listed, engine, since) {
-            tracing::info!(id, "the request for a limit is forgotten: its container is gone");
+            tracing::info!(id, "removing the request for a limit: its container is gone");
             self.remove(&id)?;
         }
         Ok(())
@@ -180,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_policy_said_is_kept_with_a_request() {
+    fn the_policys_limit_is_stored_with_a_request() {
         let folder = tempfile::tempdir().unwrap();
         let requests = Requests::new(folder.path());
         let id = "a".repeat(64);
@@ -191,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_put_is_found_until_it_is_removed() {
+    fn a_request_is_found_until_it_is_removed() {
         let folder = tempfile::tempdir().unwrap();
         let requests = Requests::new(folder.path());
         let id = "a".repeat(64);
@@ -200,13 +201,13 @@ mod tests {
         let path = put(&requests, &id, 30).unwrap();
         assert_eq!(limit(&Requests::new(folder.path()), &id), Some(30));
         fs::write(path, "{\"limit\":").unwrap();
-        assert_eq!(limit(&requests, &id), None, "damaged");
+        assert_eq!(limit(&requests, &id), None, "a damaged file");
         requests.remove(&id).unwrap();
         requests.remove(&id).unwrap();
         let path = put(&requests, &id, 40).unwrap();
         let at = requests.get(&id).unwrap().at;
         requests.remove_as_of(&id, at + Duration::from_nanos(1)).unwrap();
-        assert!(path.exists(), "another was made meanwhile");
+        assert!(path.exists(), "a later request was made in the meantime");
         requests.remove_as_of(&id, at).unwrap();
         assert!(!path.exists());
         assert!(requests.put("../../etc/passwd", 1, DOCKER, PolicyThen::Unknown).is_err());
@@ -222,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_the_same_engine_surely_has_no_more_is_forgotten() {
+    fn only_requests_for_containers_that_their_engine_has_lost_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         let requests = Requests::new(folder.path());
         requests.forget_gone(&["f".repeat(64)], DOCKER, SystemTime::now()).unwrap();
@@ -237,7 +238,7 @@ mod tests {
         assert_eq!(kept(), [true; 3], "an empty list is no proof");
         let listed = std::slice::from_ref(&here);
         requests.forget_gone(listed, DOCKER, at(&gone)).unwrap();
-        assert_eq!(kept(), [true; 3], "it may be newer than the list");
+        assert_eq!(kept(), [true; 3], "the request may be newer than the list");
         requests.forget_gone(listed, DOCKER, later).unwrap();
         assert_eq!(kept(), [true, false, true]);
     }

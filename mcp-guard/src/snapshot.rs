@@ -1,4 +1,5 @@
-//! Takes the facts that a diagnosis judges: what all targets share once, then each target.
+//! Reads the facts that a diagnosis judges: first those that all targets share, then each target's
+//! own.
 
 mod around;
 mod clamp;
@@ -35,22 +36,22 @@ use crate::{
     requests::Requests,
 };
 
-/// How much is read.
+/// How much a snapshot reads.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Reach {
-    /// All that any rule judges.
+    /// Everything that any rule judges.
     Whole,
-    /// What the repair of a limit rests on.
+    /// Only what the repair of a limit needs.
     Limits,
 }
 
-/// The engine's list of containers.
+/// The containers that the engines list.
 #[derive(Default)]
 struct List {
     running: Vec<Listed>,
-    /// Of all containers, also those that are stopped.
+    /// The volumes of all containers, also of those that are stopped.
     volumes: Volumes,
-    /// Every engine was asked, and answered.
+    /// Whether every engine was asked and answered.
     is_whole: bool,
 }
 
@@ -62,32 +63,34 @@ impl List {
     }
 }
 
-/// What all targets of one diagnosis share.
+/// The facts that all targets of one diagnosis share.
 pub struct Snapshot {
     reach: Reach,
     layout: Layout,
     census: Census,
     host: HostFacts,
     engines: Engines,
-    /// What each engine that answers says of itself.
+    /// The description of each engine that answers.
     described: BTreeMap<EngineId, facts::EngineFacts>,
     list: List,
-    /// The own level of each, by id.
+    /// The own cgroup level of each container, by id.
     levels: BTreeMap<String, facts::Level>,
-    /// None where systemd does not run, or does not answer.
+    /// `None` if systemd does not run, or does not answer.
     systemd: Option<Systemd>,
-    /// It was late once: another target does not wait for it again.
+    /// Whether systemd was late once. Then no other target waits for it.
     systemd_is_late: AtomicBool,
     requests: Requests,
-    /// Of the policy, where one is at hand.
+    /// The policy's headroom, if a policy was read.
     headroom: Option<u64>,
     unreadable: Vec<Unreadable>,
     began: Instant,
 }
 
 impl Snapshot {
+    /// Takes a snapshot of everything.
+    ///
     /// # Errors
-    /// Not even `/proc` can be read.
+    /// If not even `/proc` can be read.
     pub async fn take(
         engines: Engines,
         requests: Requests,
@@ -96,12 +99,12 @@ impl Snapshot {
         Self::reaching(Reach::Whole, engines, requests, BTreeMap::new(), observer).await
     }
 
-    /// What the repair of a limit rests on and no more: no other container, no file that a label names,
-    /// no process that is started. `known` is what engines say of themselves, where that is known: Podman
-    /// starts programs to find out.
+    /// Takes a snapshot of only what the repair of a limit needs. It reads no other container and
+    /// no file that a label names, and starts no process. `known` has the descriptions of engines,
+    /// if they are known: Podman starts programs to describe itself.
     ///
     /// # Errors
-    /// Not even `/proc` can be read.
+    /// If not even `/proc` can be read.
     pub async fn take_for_limits(
         engines: Engines,
         requests: Requests,
@@ -111,7 +114,7 @@ impl Snapshot {
         Self::reaching(Reach::Limits, engines, requests, known, observer).await
     }
 
-    /// The same with a policy's `respond.clamp_headroom`, if there is one.
+    /// Sets a policy's `respond.clamp_headroom`, if there is one.
     #[must_use]
     pub fn with_headroom(self, headroom: Option<u64>) -> Self {
         Self { headroom, ..self }
@@ -156,9 +159,9 @@ impl Snapshot {
         Ok(snapshot)
     }
 
-    /// Engines and systemd.
+    /// Asks the engines and systemd.
     async fn ask(&mut self) {
-        // Each may take its time, and none needs another.
+        // Each may be slow, and none needs another's answer.
         let asked = join_all(self.engines.iter().map(|(id, engine)| self.ask_engine(id, engine)));
         let (engines, systemd) = tokio::join!(asked, Systemd::connect());
         let (mut all, mut is_whole) = (Vec::new(), self.reach == Reach::Whole);
@@ -191,7 +194,8 @@ impl Snapshot {
         }
     }
 
-    /// What an engine says of itself, unless that is known, and what it lists, where that is wanted.
+    /// Asks an engine for its description, unless that is known, and for its list of containers, if
+    /// that is wanted.
     async fn ask_engine(
         &self,
         id: EngineId,
@@ -220,14 +224,14 @@ impl Snapshot {
     async fn ask_for_own_unit(&mut self, id: EngineId) {
         let Some(engine) = self.described.get(&id) else { return };
         let unit = format!("{}.service", engine.kind);
-        let own = self.of_systemd(async |systemd| systemd.own_tasks_max(&unit).await).await;
+        let own = self.ask_systemd(async |systemd| systemd.own_tasks_max(&unit).await).await;
         if let Some(engine) = self.described.get_mut(&id) {
             engine.own_tasks_max = own.and_then(Result::ok).flatten();
         }
     }
 
-    /// What systemd answers, unless it was late before. None where it does not run.
-    async fn of_systemd<T>(
+    /// Asks systemd, unless it was late before. `None` if systemd does not run here.
+    async fn ask_systemd<T>(
         &self,
         ask: impl AsyncFnOnce(&Systemd) -> Result<T, systemd::Error>,
     ) -> Option<Result<T, systemd::Error>> {
@@ -242,37 +246,37 @@ impl Snapshot {
         Some(answer)
     }
 
-    /// What could not be known of the host and its engine.
+    /// The facts about the host and its engines that could not be read.
     #[must_use]
     pub fn unreadable(&self) -> &[Unreadable] {
         &self.unreadable
     }
 
-    /// Running containers, by id and name.
+    /// The running containers, by id and name.
     #[must_use]
     pub fn running(&self) -> &[Listed] {
         &self.list.running
     }
 
-    /// Whether the engine's list of containers was read.
+    /// Whether the list of containers is complete.
     #[must_use]
     pub fn has_list(&self) -> bool {
         self.list.is_whole
     }
 
-    /// Whether the engine says that a container runs; None where its list was not read.
+    /// Whether an engine lists a container as running. `None` if the list is not complete.
     #[must_use]
     pub fn lists(&self, id: &str) -> Option<bool> {
         self.has_list().then(|| self.running().iter().any(|one| one.id == id))
     }
 
-    /// The cgroup of a container that has a process, whatever an engine says.
+    /// Returns the cgroup of a container that has a process, whether an engine knows it or not.
     #[must_use]
     pub fn cgroup_of_container(&self, id: &str) -> Option<String> {
         self.census.containers().get(id).map(|path| (*path).to_owned())
     }
 
-    /// The facts of a container; None where no engine that answers knows such a one.
+    /// Reads the facts of a container. `None` if no engine that answers knows it.
     pub async fn container(&self, id: &str) -> Option<Facts> {
         let mut silent = None;
         for (from, engine) in self.engines.iter() {
@@ -304,9 +308,9 @@ impl Snapshot {
         let details = match engine.details(id).await {
             Ok(details) => details?,
             Err(error) => {
-                // Nothing is judged that the engine did not say.
+                // Nothing is judged that the engine did not report.
                 facts.unreadable.push(Unreadable::new(Source::Inspect, error));
-                return Some(self.over(facts));
+                return Some(self.finish(facts));
             }
         };
         let mut container = details.container.clone();
@@ -323,38 +327,40 @@ impl Snapshot {
         facts.container = Some(container);
         facts.compose = self.compose(&details);
         if self.reach == Reach::Whole {
-            self.look_around(engine, &mut facts, &details).await;
+            self.read_surroundings(engine, &mut facts, &details).await;
         }
-        Some(self.over(facts))
+        Some(self.finish(facts))
     }
 
-    /// The cgroup that a process is in; None where there is no such process.
+    /// Returns the cgroup of a process. `None` if there is no such process.
     #[must_use]
     pub fn cgroup_of(&self, pid: Pid) -> Option<&str> {
         self.census.cgroup_of(pid)
     }
 
-    /// The facts of a unit of systemd; None where none of that name runs.
+    /// Reads the facts of a systemd unit. `None` if no unit of that name runs.
     ///
     /// # Errors
-    /// systemd does not run this host, or does not answer.
+    /// If systemd is not the init of this host, or does not answer.
     pub async fn unit(&self, name: &str) -> Result<Option<Facts>, String> {
-        let path = self.of_systemd(async |systemd| systemd.cgroup_of(name).await).await;
-        let path =
-            path.ok_or("systemd does not answer here")?.map_err(|error| error.to_string())?;
+        let path = self.ask_systemd(async |systemd| systemd.cgroup_of(name).await).await;
+        let path = path
+            .ok_or("systemd is not the init of this host, or does not answer")?
+            .map_err(|error| error.to_string())?;
         let Some(path) = path else { return Ok(None) };
         let mut facts = self.cgroup(&path).await;
         (facts.target.kind, facts.target.name) = (SubjectKind::Unit, name.to_owned());
         Ok(Some(facts))
     }
 
-    /// The facts of a cgroup that is named by its path in the hierarchy of the pids controller.
+    /// Reads the facts of a cgroup that is named by its path in the hierarchy with the pids
+    /// controller.
     pub async fn cgroup(&self, path: &str) -> Facts {
         let mut facts = self.shared();
         let (kind, name) = (SubjectKind::Cgroup, path.to_owned());
         facts.target = TargetFacts { kind, name, id: None, cgroup: path.to_owned() };
         self.read_cgroup(&mut facts).await;
-        self.over(facts)
+        self.finish(facts)
     }
 
     fn shared(&self) -> Facts {
@@ -368,20 +374,20 @@ impl Snapshot {
         }
     }
 
-    fn over(&self, mut facts: Facts) -> Facts {
+    fn finish(&self, mut facts: Facts) -> Facts {
         facts.took_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         facts
     }
 
-    /// Where the container's first process is, and what is there.
+    /// Finds the cgroup of the container's first process, and reads it.
     async fn place(&self, facts: &mut Facts, init: Pid, id: &str) {
         let Some(path) = self.census.cgroup_of(init) else {
-            let hides = if self.census.is_partial() { ", or that /proc hides" } else { "" };
-            let why = format!("the engine names a first process that is not there{hides}");
+            let hides = if self.census.is_partial() { ", or is hidden by /proc" } else { "" };
+            let why = format!("the first process that the engine names does not exist{hides}");
             facts.unreadable.push(Unreadable::new(Source::CgroupOfInit, why));
             return;
         };
-        // A systemd inside may have put it deeper.
+        // A systemd inside the container may have moved the process to a cgroup below.
         let own =
             container_in(path).filter(|found| found.id == id).map_or(path, |found| found.path);
         own.clone_into(&mut facts.target.cgroup);
@@ -399,7 +405,7 @@ impl Snapshot {
         facts.clamp = clamp::read(&self.layout, &cgroup);
         facts.members = self.census.members(&cgroup);
         facts.zombies = self.census.zombies_of(&facts.members);
-        match self.of_systemd(async |systemd| systemd.unit_of(&cgroup).await).await {
+        match self.ask_systemd(async |systemd| systemd.unit_of(&cgroup).await).await {
             Some(Ok(unit)) => facts.unit = unit,
             Some(Err(error)) => {
                 facts.unreadable.push(Unreadable::new(Source::UnitOfCgroup, error));

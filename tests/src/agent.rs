@@ -1,4 +1,4 @@
-//! The agent under test, in a process of its own.
+//! The agent under test, in its own process.
 
 use std::{
     fs,
@@ -17,14 +17,15 @@ use serde_json::{Value, json};
 
 use crate::{wait, workload};
 
-/// Every wait of a test ends by then; an emulated guest takes ten times as long as a host.
+/// The longest that a test waits for anything. An emulated guest is ten times slower than a host.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// How long an engine may take: on a slow host that is more than the default.
+/// How long an engine may take to answer. The default is too short for a slow host.
 pub const ENGINE_TIMEOUT: [&str; 2] = ["--engine-timeout", "60s"];
 
-/// A running agent with its own lock, socket, policy and audit log. Ended and removed on drop, in
-/// order where it still can.
+/// A running agent with its own lock, socket, policy and audit log.
+///
+/// Stopped and removed on drop, by SIGTERM if possible.
 pub struct Agent {
     child: Child,
     folder: tempfile::TempDir,
@@ -32,12 +33,12 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts one and waits until it answers.
+    /// Starts an agent and waits until it answers.
     pub fn start(policy: &str) -> anyhow::Result<Self> {
         Self::start_with(policy, "/nonexistent", &[])
     }
 
-    /// The same with an engine's socket and more arguments of `run`.
+    /// Starts an agent with an engine's socket and more arguments for `run`.
     pub fn start_with(policy: &str, docker: &str, more: &[&str]) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("mcp-guard-test-").tempdir()?;
         Self::start_in(folder, policy, docker, more)
@@ -63,15 +64,15 @@ impl Agent {
             if let Some(status) = agent.child.try_wait()? {
                 bail!("the agent ended early with {status}: {}", agent.log());
             }
-            // 1: a limit may be left alone by then.
+            // 1: the agent may already have left a limit alone.
             Ok(matches!(agent.cli(&["status", "--json"])?.status.code(), Some(0 | 1)))
         })?;
         Ok(agent)
     }
 
-    /// Starts another agent in the same place, as after a crash; this one must have ended.
+    /// Starts another agent in the same folder, as after a crash. This one must have ended.
     pub fn restart(mut self, policy: &str) -> anyhow::Result<Self> {
-        ensure!(self.child.try_wait()?.is_some(), "the first agent still runs");
+        ensure!(self.child.try_wait()?.is_some(), "the first agent is still running");
         let folder = std::mem::replace(&mut self.folder, tempfile::tempdir()?);
         let docker = self.docker.clone();
         drop(self);
@@ -87,16 +88,16 @@ impl Agent {
     pub fn status(&self) -> anyhow::Result<Status> {
         let output = self.cli(&["status", "--json"])?;
         serde_json::from_slice(&output.stdout)
-            .with_context(|| format!("status: {}", String::from_utf8_lossy(&output.stderr)))
+            .with_context(|| format!("no status: {}", String::from_utf8_lossy(&output.stderr)))
     }
 
-    /// The guard of a cgroup id.
+    /// Returns the guard of a cgroup.
     pub fn guard(&self, cgroup_id: u64) -> anyhow::Result<WatchedStatus> {
         let mut guards = self.status()?.guards.into_iter();
-        guards.find(|guard| guard.cgroup_id.0 == cgroup_id).context("not guarded")
+        guards.find(|guard| guard.cgroup_id.0 == cgroup_id).context("the cgroup is not guarded")
     }
 
-    /// The audit log so far.
+    /// Returns the audit records written so far.
     pub fn audit(&self) -> anyhow::Result<Vec<Record>> {
         let text = fs::read_to_string(self.audit_path())?;
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
@@ -104,7 +105,7 @@ impl Agent {
         Ok(lines.collect::<Result<Vec<_>, _>>()?.into_iter().map(|line| line.record).collect())
     }
 
-    /// Waits for the first record for which `find` gives something.
+    /// Waits for the first record for which `find` returns a value.
     pub fn await_record<T>(
         &mut self,
         what: &str,
@@ -115,7 +116,7 @@ impl Agent {
             found = agent.audit().unwrap_or_default().iter().find_map(&find);
             Ok(found.is_some())
         })?;
-        found.context("waited for it")
+        found.context("the record is gone")
     }
 
     pub fn wait_until(
@@ -124,7 +125,7 @@ impl Agent {
         mut reached: impl FnMut(&mut Self) -> anyhow::Result<bool>,
     ) -> anyhow::Result<()> {
         if !wait::until(DEADLINE, || reached(self))? {
-            bail!("not within {DEADLINE:?}: {what}\n{}", self.log());
+            bail!("did not happen within {DEADLINE:?}: {what}\n{}", self.log());
         }
         Ok(())
     }
@@ -133,14 +134,14 @@ impl Agent {
         Ok(kill_process(Pid::from_child(&self.child), signal)?)
     }
 
-    /// Waits for the agent's own end.
+    /// Waits until the agent has ended.
     pub fn ended(&mut self) -> anyhow::Result<ExitStatus> {
         let mut status = None;
         self.wait_until("the agent ends", |agent| {
             status = agent.child.try_wait()?;
             Ok(status.is_some())
         })?;
-        status.context("waited for it")
+        status.context("the agent has no exit status")
     }
 
     pub fn pid(&self) -> u32 {
@@ -159,7 +160,7 @@ impl Agent {
         self.folder.path().join("control.sock")
     }
 
-    /// Sends bytes as they are, and reads replies until `count` came or the agent hangs up.
+    /// Sends raw bytes, then reads up to `count` replies, or fewer if the agent closes the connection.
     pub fn converse(&self, bytes: &[u8], count: usize) -> anyhow::Result<Vec<Value>> {
         let mut stream = UnixStream::connect(self.socket())?;
         stream.set_read_timeout(Some(DEADLINE))?;
@@ -168,12 +169,12 @@ impl Agent {
         replies.map(|reply| Ok(serde_json::from_slice(&reply?)?)).collect()
     }
 
-    /// One call and its reply.
+    /// Makes one call and returns its reply.
     pub fn call(&self, method: &str, parameters: &Value) -> anyhow::Result<Value> {
         let mut message =
             serde_json::to_vec(&json!({ "method": method, "parameters": parameters }))?;
         message.push(0);
-        self.converse(&message, 1)?.pop().context("the agent hung up")
+        self.converse(&message, 1)?.pop().context("the agent closed the connection")
     }
 
     pub fn log(&self) -> String {
@@ -187,13 +188,13 @@ impl Drop for Agent {
             let _ = self.signal(Signal::TERM);
             let _ = self.ended();
         }
-        // By its handle, where it did not end in order.
+        // If SIGTERM did not end it.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The CLI with its files in `folder`.
+/// Returns a command that runs the CLI with its files in `folder`.
 pub fn command(folder: &Path, docker: &str) -> anyhow::Result<Command> {
     let mut command = Command::new(workload("mcp-guard")?);
     command

@@ -1,4 +1,4 @@
-//! Scratch cgroups for tests: made under a name of their own, emptied and removed when dropped.
+//! Scratch cgroups for tests: created under a unique name, emptied and removed on drop.
 
 mod cleanup;
 mod events;
@@ -16,7 +16,7 @@ use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// A cgroup in the cgroup2 tree and, where pids is a v1 controller, one of the same name in the
+/// A cgroup in the cgroup2 tree and, if pids is a v1 controller, another of the same name in the
 /// pids tree.
 #[derive(Debug)]
 pub struct FixtureCgroup {
@@ -27,8 +27,10 @@ pub struct FixtureCgroup {
 }
 
 impl FixtureCgroup {
-    /// Makes `mcp-guard-test-<what>-<pid>-<n>` at the top of the trees. A name that exists is an
-    /// error: a fixture never adopts, and so never removes, what it did not make.
+    /// Creates `mcp-guard-test-<what>-<pid>-<n>` at the top of the trees.
+    ///
+    /// If the name exists, that is an error: a fixture never adopts a cgroup that it did not
+    /// create, and so never removes one.
     pub fn new(what: &str) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -37,17 +39,17 @@ impl FixtureCgroup {
         Self::make(format!("/{name}"), mounts.unified.join(&name), mounts.pids.join(&name))
     }
 
-    /// A cgroup inside this one. On pure v2 it has no pids files, like a nested cgroup that a
-    /// container makes: to enable the controller below a cgroup with processes would turn it into a
-    /// threaded one.
+    /// Creates a cgroup inside this one.
+    ///
+    /// On pure v2 it has no pids files, like a nested cgroup that a container creates: enabling the
+    /// controller below a cgroup that has processes would make the nested cgroup threaded.
     pub fn child(&self, name: &str) -> Result<Self> {
         let name = plain(name)?;
         let path = format!("{}/{name}", self.path);
         Self::make(path, self.unified.join(&name), self.pids.join(&name))
     }
 
-    /// On pure v2: nested cgroups have pids files of their own from now on. Only while it has no
-    /// process of its own.
+    /// On pure v2, gives nested cgroups their own pids files. This cgroup must have no processes.
     pub fn hand_pids_down(&self) -> Result<()> {
         let control = self.unified.join("cgroup.subtree_control");
         fs::write(&control, "+pids").with_context(|| control.display().to_string())
@@ -65,7 +67,7 @@ impl FixtureCgroup {
         Ok(Self { path, unified, pids, id })
     }
 
-    /// The path as /proc/PID/cgroup shows it, the same in both trees.
+    /// Returns the path that /proc/PID/cgroup shows. It is the same in both trees.
     pub fn path(&self) -> &str {
         &self.path
     }
@@ -74,12 +76,12 @@ impl FixtureCgroup {
         &self.unified
     }
 
-    /// Where pids.max is; the same as `unified_dir` on pure v2.
+    /// Returns the directory with pids.max. On pure v2 it is `unified_dir`.
     pub fn pids_dir(&self) -> &Path {
         &self.pids
     }
 
-    /// The cgroup id that the kernel's programs see: the inode of the v2 directory.
+    /// Returns the cgroup id that BPF programs see: the inode of the v2 directory.
     pub fn id(&self) -> u64 {
         self.id
     }
@@ -88,7 +90,8 @@ impl FixtureCgroup {
         fs::write(self.pids.join("pids.max"), limit.to_string()).context("pids.max")
     }
 
-    /// Forks refused here, ever, by a file of `pids.events` or `pids.events.local`; None without it.
+    /// Returns how many forks were ever refused, according to `file` (`pids.events` or
+    /// `pids.events.local`), or None if the file does not exist.
     pub fn refusals(&self, file: &str) -> Result<Option<u64>> {
         let path = self.pids.join(file);
         if !path.exists() {
@@ -105,12 +108,12 @@ impl FixtureCgroup {
         text.trim().parse().with_context(|| format!("pids.current: {text}"))
     }
 
-    /// The processes of this cgroup itself, without nested ones.
+    /// Returns the processes of this cgroup, without those of nested cgroups.
     pub fn procs(&self) -> Result<Vec<i32>> {
         cleanup::members(&self.unified)
     }
 
-    /// One of the cgroup's files, from the v2 directory or else from the pids directory.
+    /// Reads one of the cgroup's files, from the v2 directory or else from the pids directory.
     pub fn read(&self, file: &str) -> Result<String> {
         let place = [&self.unified, &self.pids].map(|dir| dir.join(file));
         let place = place.iter().find(|path| path.exists());
@@ -118,32 +121,35 @@ impl FixtureCgroup {
         fs::read_to_string(place).with_context(|| place.display().to_string())
     }
 
-    /// Starts a program inside both trees from its first instruction. Its process is forked outside
-    /// and moves in before the exec, as `docker exec` does: the cgroup sees one arrival, no birth,
-    /// and one exec.
+    /// Starts a program that is in both trees from its first instruction.
+    ///
+    /// The process is forked outside and moves in before the exec, as with `docker exec`: the
+    /// cgroup sees one process move in, no fork, and one exec.
     pub fn spawn(&self, mut command: Command) -> Result<Child> {
         let mut doors = vec![door(&self.unified)?];
         if self.pids != self.unified {
             doors.push(door(&self.pids)?);
         }
         let enter = move || doors.iter_mut().try_for_each(|door| door.write_all(b"0"));
-        #[allow(unsafe_code, reason = "only code between fork and exec starts a program inside")]
+        #[allow(unsafe_code, reason = "the process must move between its fork and its exec")]
         // SAFETY: the closure runs between fork and exec and only writes to descriptors opened
         // before the fork; it neither allocates nor locks.
         unsafe {
             command.pre_exec(enter);
         }
-        command.spawn().with_context(|| format!("start of {command:?} in {}", self.path))
+        command.spawn().with_context(|| format!("cannot start {command:?} in {}", self.path))
     }
 
-    /// Whether the kernel has confirmed the freeze (cgroup.events), not merely been asked for it.
+    /// Returns whether the kernel has confirmed the freeze in cgroup.events. A request alone does
+    /// not count.
     pub fn is_frozen(&self) -> Result<bool> {
         Events::open(&self.unified)?.is_set("frozen")
     }
 
-    /// Waits until `closure` holds. A change of cgroup.events wakes it at once; other things, of
-    /// which the kernel sends no event, are looked at every 5 ms. The error shows what the cgroup
-    /// held in the end.
+    /// Waits until `closure` returns true.
+    ///
+    /// A change of cgroup.events wakes it at once. The kernel sends no event for other changes, so
+    /// those are polled every 5 ms. The error shows the state and processes of the cgroup.
     pub fn wait_until(
         &self,
         what: &str,
@@ -159,7 +165,8 @@ impl FixtureCgroup {
             }
             if Instant::now() >= end {
                 let state = self.read("cgroup.events")?.replace('\n', " ");
-                bail!("{}: {what}: not within {deadline:?}; {state}{:?}", self.path, self.procs());
+                let procs = self.procs();
+                bail!("{}: not within {deadline:?}: {what}; {state}{procs:?}", self.path);
             }
             events.wait(Duration::from_millis(5))?;
         }
@@ -167,13 +174,12 @@ impl FixtureCgroup {
 }
 
 impl Drop for FixtureCgroup {
-    /// Also runs while a failed assertion unwinds; only then is a failure to clean up a mere
-    /// message.
+    /// Panics if the cgroup cannot be removed. During a panic it prints a message instead.
     fn drop(&mut self) {
         let Err(error) = cleanup::clear(&self.unified, &self.pids) else { return };
-        let message = format!("{} is left behind: {error:#}", self.path);
+        let message = format!("cannot remove {}: {error:#}", self.path);
         if std::thread::panicking() {
-            // Nowhere to report a failing stderr to.
+            // A failing stderr cannot be reported anywhere.
             let _ = writeln!(std::io::stderr(), "{message}");
         } else {
             panic!("{message}");
@@ -188,6 +194,7 @@ fn door(dir: &Path) -> Result<File> {
 
 fn plain(name: &str) -> Result<String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '@' | '\\');
-    ensure!(!name.is_empty() && name.chars().all(fits) && !name.starts_with('.'), "name {name:?}");
+    let is_plain = !name.is_empty() && name.chars().all(fits) && !name.starts_with('.');
+    ensure!(is_plain, "not a plain cgroup name: {name:?}");
     Ok(name.to_string())
 }

@@ -1,5 +1,7 @@
-//! A process that hangs with its memory lock held, as one does that maps a file of a mount whose server
-//! does not answer. Every read of its `/proc/PID/cmdline` then waits with it.
+//! A process that hangs while it holds its memory lock.
+//!
+//! This happens when a process maps a file from a mount whose server does not answer. Any read of
+//! its `/proc/PID/cmdline` then hangs too.
 
 use std::{
     fs::{self, File},
@@ -18,11 +20,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::{cgroup::FixtureCgroup, wait, workload};
 
-/// The root of the mount is the file itself. The mount lives and dies with the process.
+/// The root of the mount is the file itself. The mount exists only as long as the process.
 const MOUNT: &str = "mount -i -t fuse -o fd=0,rootmode=100444,user_id=0,group_id=0 dead \"$1\" \
                      && exec \"$2\" \"$1\" </dev/null";
 
-// Of include/uapi/linux/fuse.h.
+// From include/uapi/linux/fuse.h.
 const GETATTR: u32 = 3;
 const OPEN: u32 = 14;
 const READ: u32 = 15;
@@ -30,7 +32,8 @@ const RELEASE: u32 = 18;
 const FLUSH: u32 = 25;
 const INIT: u32 = 26;
 const INTERRUPT: u32 = 36;
-/// Valid for an hour: number 1, a page of 4096 bytes in 8 blocks, all times 0, a file that may be read, one link.
+/// Valid for an hour: inode 1, a page of 4096 bytes in 8 blocks, all times 0, a readable file, one
+/// link.
 const ATTRIBUTES: [u32; 26] =
     [3600, 0, 0, 0, 1, 0, 4096, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0o100_444, 1, 0, 0, 0, 4096, 0];
 const FOPEN_DIRECT_IO: u32 = 1;
@@ -38,7 +41,7 @@ const FOPEN_KEEP_CACHE: u32 = 2;
 
 const SOON: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
-/// Killed, and its server gone, on drop.
+/// The process and its file server. Both end on drop.
 pub struct DeadMount {
     child: Child,
     is_over: Arc<AtomicBool>,
@@ -47,7 +50,7 @@ pub struct DeadMount {
 }
 
 impl DeadMount {
-    /// Returns when the process hangs.
+    /// Starts the process in `cgroup` and waits until it hangs.
     pub fn mapped_in(cgroup: &FixtureCgroup) -> Result<Self> {
         let device = File::options().read(true).write(true).open("/dev/fuse");
         let device = device.context("/dev/fuse")?;
@@ -81,18 +84,21 @@ impl DeadMount {
 
 impl Drop for DeadMount {
     fn drop(&mut self) {
-        // It dies when its server is gone: the kernel then ends what waits for it.
+        // The process can only die once its server is gone: then the kernel aborts the requests
+        // that wait for it.
         let _ = self.child.kill();
         self.is_over.store(true, Ordering::Release);
         let server = self.server.take().map(JoinHandle::join);
         if !thread::panicking() {
-            assert!(matches!(server, Some(Ok(Ok(())))), "the server of the mount: {server:?}");
+            assert!(matches!(server, Some(Ok(Ok(())))), "the mount's server failed: {server:?}");
         }
         let _ = self.child.wait();
     }
 }
 
-/// Answers everything but reads; the second open once the read waits, and then `opened` is set.
+/// Answers every request except reads.
+///
+/// Answers the second open only once a read is waiting, then sets `opened`.
 fn serve(mut device: &File, is_over: &AtomicBool, opened: &AtomicBool) -> Result<()> {
     let mut request = vec![0; 1 << 17];
     let (mut is_first, mut is_read, mut second) = (true, false, None);
@@ -100,7 +106,7 @@ fn serve(mut device: &File, is_over: &AtomicBool, opened: &AtomicBool) -> Result
         let mut waits = [PollFd::new(device, PollFlags::IN)];
         poll(&mut waits, Some(&SOON))?;
         if !waits[0].revents().contains(PollFlags::IN) {
-            // Before the mount it is in error, at once.
+            // Before the mount, poll returns an error at once.
             thread::sleep(Duration::from_millis(1));
             continue;
         }
@@ -117,7 +123,7 @@ fn serve(mut device: &File, is_over: &AtomicBool, opened: &AtomicBool) -> Result
             INTERRUPT => {}
             GETATTR => reply(device, number, 0, &ATTRIBUTES)?,
             RELEASE | FLUSH => reply(device, number, 0, &[])?,
-            // The protocol's version as the kernel says it; 4096 bytes a read or write.
+            // The kernel's own protocol version, and 4096 bytes per read or write.
             INIT => reply(
                 device,
                 number,
@@ -134,7 +140,8 @@ fn serve(mut device: &File, is_over: &AtomicBool, opened: &AtomicBool) -> Result
     Ok(())
 }
 
-/// Words as they are on x86-64 and arm64, where a number of 64 bits is two, the low one first.
+/// Sends a reply made of 32-bit words. x86-64 and arm64 are little-endian: a 64-bit number is two
+/// words, the low one first.
 fn reply(mut device: &File, number: [u32; 2], error: i32, body: &[u32]) -> Result<()> {
     let length = u32::try_from(16 + 4 * body.len())?;
     let head = [length, error.cast_unsigned(), number[0], number[1]];

@@ -1,4 +1,4 @@
-//! `mcp-guard diagnose`, asked about containers under test.
+//! Runs `mcp-guard diagnose` on containers under test.
 
 use std::{
     fs,
@@ -14,13 +14,14 @@ use crate::{
     docker::{Container, wait_until},
 };
 
-/// What `diagnose --json` says, with the exit code that goes with it.
+/// Runs `diagnose --json`, checks that its exit code fits its findings, and returns the report.
 #[track_caller]
 pub fn diagnose(container: &Container) -> Report {
-    let folder = tempfile::tempdir().expect("a folder");
-    let socket = container.engine.socket().expect("a socket");
-    let mut command = command(folder.path(), &socket).expect("a command");
-    let done = command.args(["diagnose", "--json", &container.name]).output().expect("an answer");
+    let folder = tempfile::tempdir().expect("cannot create a folder");
+    let socket = container.engine.socket().expect("the engine has no socket");
+    let mut command = command(folder.path(), &socket).expect("mcp-guard is not built");
+    command.args(["diagnose", "--json", &container.name]);
+    let done = command.output().expect("cannot start mcp-guard");
     let said = String::from_utf8_lossy(&done.stderr);
     let report: Report = serde_json::from_slice(&done.stdout).unwrap_or_else(|_| panic!("{said}"));
     let expected = i32::from(!report.findings.is_empty());
@@ -28,7 +29,7 @@ pub fn diagnose(container: &Container) -> Report {
     report
 }
 
-/// The same; this is the first finding.
+/// Like [`diagnose()`], and asserts that the first finding has this code.
 #[track_caller]
 pub fn first(container: &Container, code: Code) -> Report {
     let report = diagnose(container);
@@ -37,7 +38,8 @@ pub fn first(container: &Container, code: Code) -> Report {
     report
 }
 
-/// The same; nothing is wrong, and this is said first.
+/// Like [`diagnose()`], and asserts that there are no findings and that the first `ok` entry has
+/// this code.
 #[track_caller]
 pub fn fine(container: &Container, code: Code) -> Report {
     let report = diagnose(container);
@@ -46,8 +48,8 @@ pub fn fine(container: &Container, code: Code) -> Report {
     report
 }
 
-/// Writes a file until it is of a later second than a container. File systems look at a coarser clock
-/// than engines.
+/// Writes a file until its time is at least a second later than the container's. File systems use a
+/// coarser clock than engines.
 #[track_caller]
 pub fn younger(file: &Path, container: &Container, write: impl Fn()) {
     let created = created(container);
@@ -55,25 +57,25 @@ pub fn younger(file: &Path, container: &Container, write: impl Fn()) {
         write();
         Ok(fs::metadata(file)?.mtime() > created)
     })
-    .expect("a clock that runs");
+    .expect("the file did not become younger than the container");
 }
 
-/// Seconds since 1970 at which the engine says that it made a container.
+/// Returns when the engine created a container, in seconds since 1970.
 fn created(container: &Container) -> i64 {
-    // Podman prints it by its own words, and its JSON has RFC 3339 as Docker's has.
-    let text = container.inspect("json .Created").expect("inspect");
+    // Podman prints a format of its own, but its JSON has RFC 3339, like Docker's.
+    let text = container.inspect("json .Created").expect("cannot inspect the container");
     let text = text.trim_matches('"');
-    let date = Command::new("date").args(["-d", text, "+%s"]).output().expect("date");
-    String::from_utf8_lossy(&date.stdout).trim().parse().expect("seconds")
+    let date = Command::new("date").args(["-d", text, "+%s"]).output().expect("cannot start date");
+    String::from_utf8_lossy(&date.stdout).trim().parse().expect("date did not print seconds")
 }
 
-/// A folder with a compose file of one service, and the labels that compose leaves for it.
+/// A folder with a compose file of one service, and the labels that compose sets for it.
 pub struct Project(tempfile::TempDir);
 
 impl Project {
     #[expect(clippy::new_without_default, reason = "it makes a folder")]
     pub fn new() -> Self {
-        Self(tempfile::tempdir().expect("a folder"))
+        Self(tempfile::tempdir().expect("cannot create a folder"))
     }
 
     pub fn folder(&self) -> &Path {
@@ -84,19 +86,19 @@ impl Project {
         self.folder().join("compose.yml")
     }
 
-    /// The limit of the service `web`.
+    /// Writes the compose file with this limit for the service `web`.
     pub fn write(&self, limit: u64) {
         let text = format!("services:\n  web:\n    image: x\n    pids_limit: {limit}\n");
-        fs::write(self.file(), text).expect("a file");
+        fs::write(self.file(), text).expect("cannot write the compose file");
     }
 
-    /// The same, in a later second than the container was made.
+    /// Writes the compose file in a later second than the container's creation.
     #[track_caller]
     pub fn write_after(&self, container: &Container, limit: u64) {
         younger(&self.file(), container, || self.write(limit));
     }
 
-    /// Options of `docker run`.
+    /// Returns the labels as options of `docker run`.
     pub fn labels(&self) -> Vec<String> {
         let label = |name: &str, value: &str| format!("--label=com.docker.compose.{name}={value}");
         vec![

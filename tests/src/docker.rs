@@ -1,5 +1,5 @@
 //! Containers under test, in the engine that `cargo xtask docker` or `cargo xtask test` names, or in
-//! the Podman of a guest.
+//! a guest's Podman.
 
 mod engine;
 pub mod podman;
@@ -20,20 +20,21 @@ pub use engine::Engine;
 
 use crate::{agent::command, wait};
 
-/// Writes a growing number to `/tmp/tick`, so that a test can see whether the container runs. It ends by
-/// itself, like what `LIFE` bounds.
+/// Writes a growing number to `/tmp/tick`, so that a test can see whether the container runs. Like
+/// the gateway (`LIFE`), it ends after 1800 s.
 pub const TICKER: [&str; 3] = [
     "sh",
     "-c",
     "i=0; while [ $i -lt 36000 ]; do i=$((i+1)); echo $i >/tmp/tick; sleep 0.05; done",
 ];
-/// Where the gateway of [`Container::gateway`] listens, inside its own network.
+/// The port of the gateway of [`Container::gateway`], in its own network namespace.
 const PORT: &str = "8871";
-/// What the gateway starts for each request, and never ends.
+/// The server that the gateway starts for each request and never ends.
 const SERVER: &str = "npx -y @21st-dev/magic@0.1.0";
-/// The container ends by itself, also where a test was killed and the engine is not ours.
+/// Seconds until the container ends even if a test was killed and the engine is not ours.
 const LIFE: &str = "1800";
-/// What the image says for Docker; an import by Podman takes one variable of each line.
+/// The environment that the image has in Docker. An import by Podman takes only one variable per
+/// line.
 const ENVIRONMENT: [&str; 6] = [
     "PATH=/usr/bin:/bin",
     "HOME=/home/u",
@@ -42,8 +43,8 @@ const ENVIRONMENT: [&str; 6] = [
     "npm_config_update_notifier=false",
     "npm_config_yes=true",
 ];
-/// Sends requests one after the other. One that gives up would end the gateway, which throws when it
-/// has nobody to answer: so it waits as long as node does, 300 s.
+/// Sends requests one after the other. The gateway throws an exception and ends if a client has gone
+/// away, so the client waits as long as node does, 300 s.
 const CLIENT: &str = r#"
 const [url, count] = process.argv.slice(1);
 const client = { name: 'test', version: '1' };
@@ -55,52 +56,52 @@ for (let id = 1; id <= Number(count); id++) {
   if (!text.includes('serverInfo')) throw new Error(text);
 }
 "#;
-/// An engine and node start slowly in a guest without hardware virtualisation.
+/// How long to wait. An engine and node start slowly in a guest without hardware virtualisation.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The path of the engine's socket.
+/// Returns the path of the engine's socket.
 pub fn socket() -> Result<String> {
     from_rig("MCP_GUARD_TEST_DOCKER")
 }
 
-/// The image with node, npm, real MCP servers and a leaking gateway.
+/// Returns the image with node, npm, real MCP servers and a leaking gateway.
 pub fn node_image() -> Result<String> {
     from_rig("MCP_GUARD_TEST_IMAGE")
 }
 
-/// The image with busybox alone.
+/// Returns the image with only busybox.
 pub fn busybox_image() -> Result<String> {
     from_rig("MCP_GUARD_TEST_BUSYBOX")
 }
 
 fn from_rig(name: &str) -> Result<String> {
     std::env::var(name)
-        .with_context(|| format!("{name} is not set: run through `cargo xtask docker -- COMMAND`"))
+        .with_context(|| format!("{name} is not set; run `cargo xtask docker -- COMMAND`"))
 }
 
-/// A `docker` command that talks to the engine under test.
+/// Returns a `docker` command that talks to the engine under test.
 pub fn docker(words: &[&str]) -> Result<Command> {
     Engine::Docker.command(words)
 }
 
-/// Runs one to its end and returns its stdout, trimmed.
+/// Runs such a command and returns its trimmed stdout.
 pub fn output(words: &[&str]) -> Result<String> {
     Engine::Docker.output(words)
 }
 
-/// Runs the command line of mcp-guard where no agent runs, with its files in `folder`.
+/// Runs the command line of mcp-guard without an agent, with its files in `folder`.
 pub fn without_agent(folder: &Path, words: &[&str]) -> Result<Output> {
     Ok(command(folder, &socket()?)?.args(words).output()?)
 }
 
-/// A name that no other container has.
+/// Returns a name that no other container has.
 pub fn fresh_name(what: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let next = NEXT.fetch_add(1, Ordering::Relaxed);
     format!("mcp-guard-test-{what}-{}-{next}", std::process::id())
 }
 
-/// A container of ours, removed when dropped, also while a failed assertion unwinds.
+/// A container of a test. Removed on drop, also while a failed assertion unwinds.
 pub struct Container {
     pub engine: Engine,
     pub name: String,
@@ -108,17 +109,17 @@ pub struct Container {
 }
 
 impl Container {
-    /// Makes and starts one without network.
+    /// Creates and starts a container without a network.
     pub fn run(what: &str, image: &str, options: &[&str], program: &[&str]) -> Result<Self> {
         Self::run_in(Engine::Docker, what, image, options, program)
     }
 
-    /// Makes one and does not start it.
+    /// Creates a container and does not start it.
     pub fn create(what: &str, image: &str) -> Result<Self> {
         Self::begin(Engine::Docker, &["create"], what, image, &[], &["true"])
     }
 
-    /// [`Container::run`] in an engine.
+    /// Like [`Container::run`], in a given engine.
     pub fn run_in(
         engine: Engine,
         what: &str,
@@ -138,7 +139,7 @@ impl Container {
         program: &[&str],
     ) -> Result<Self> {
         let name = fresh_name(what);
-        // The name alone is enough to remove what a failure leaves.
+        // If this fails, dropping it removes the container by its name.
         let mut made = Self { engine, id: String::new(), name: name.clone() };
         let fixed = ["--network", "none", "--init=false", "--name", &name];
         made.id = engine.output(&[verb, &fixed, options, &[image], program].concat())?;
@@ -146,17 +147,17 @@ impl Container {
         Ok(made)
     }
 
-    /// The gateway, listening: each request leaves one more server behind.
+    /// Starts the gateway and waits until it listens. Each request leaves one more server behind.
     pub fn gateway(what: &str) -> Result<Self> {
         Self::gateway_in(Engine::Docker, what)
     }
 
-    /// [`Container::gateway`] in an engine.
+    /// Like [`Container::gateway`], in a given engine.
     pub fn gateway_in(engine: Engine, what: &str) -> Result<Self> {
         Self::gateway_with(engine, what, &[])
     }
 
-    /// The same with more options of `docker run`.
+    /// Like [`Container::gateway_in`], with more options for `docker run`.
     pub fn gateway_with(engine: Engine, what: &str, more: &[&str]) -> Result<Self> {
         let gateway = "/opt/gw/node_modules/supergateway/dist/index.js";
         let program = ["timeout", LIFE, "node", gateway, "--stdio", SERVER, "--outputTransport"];
@@ -169,7 +170,7 @@ impl Container {
         Ok(made)
     }
 
-    /// Sends requests to the gateway. 0 from the client: all were answered.
+    /// Starts a client that sends requests to the gateway. It exits with 0 if all were answered.
     pub fn ask_gateway(&self, requests: u32) -> Result<Child> {
         Ok(self.client(requests)?.stdout(Stdio::null()).spawn()?)
     }
@@ -179,7 +180,7 @@ impl Container {
         let done = self.client(1)?.output()?;
         if !done.status.success() {
             let log = self.engine.command(&["logs", "--tail", "20", &self.name])?.output()?;
-            bail!("{done:?}, and the gateway: {log:?}");
+            bail!("the client failed: {done:?}; the gateway's log: {log:?}");
         }
         Ok(())
     }
@@ -190,23 +191,24 @@ impl Container {
         self.engine.command(&[&["exec", &self.name], &node[..]].concat())
     }
 
-    /// One field of the engine's `inspect`.
+    /// Returns one field of the engine's `inspect`.
     pub fn inspect(&self, field: &str) -> Result<String> {
         self.engine.output(&["inspect", "--format", &format!("{{{{{field}}}}}"), &self.name])
     }
 
-    /// The first process, by the host's number.
+    /// Returns the pid of the first process, as the host sees it.
     pub fn init(&self) -> Result<u32> {
         let pid = self.inspect(".State.Pid")?.parse()?;
-        ensure!(pid > 0, "{} does not run", self.name);
+        ensure!(pid > 0, "{} is not running", self.name);
         Ok(pid)
     }
 
-    /// `docker top`: pids and command lines, sorted by pid.
+    /// Returns the pids and command lines of `docker top`, sorted by pid.
     pub fn top(&self) -> Result<Vec<(u32, String)>> {
         let shown = output(&["top", &self.name, "-eo", "pid,args"])?;
         let line = |line: &str| -> Result<(u32, String)> {
-            let (pid, words) = line.trim().split_once(' ').context("a line of docker top")?;
+            let (pid, words) =
+                line.trim().split_once(' ').context("docker top printed an unexpected line")?;
             Ok((pid.parse()?, words.trim().to_owned()))
         };
         let mut all: Vec<_> = shown.lines().skip(1).map(line).collect::<Result<_>>()?;
@@ -214,14 +216,14 @@ impl Container {
         Ok(all)
     }
 
-    /// Its cgroup, found from its first process.
+    /// Returns the container's cgroup, found through its first process.
     pub fn cgroup(&self) -> Result<Place> {
         let file = format!("/proc/{}/cgroup", self.init()?);
         let places = fs::read_to_string(&file).context(file)?;
         let layout = Layout::read()?;
         let path = line_of(&places, |controllers| controllers.is_empty())?;
-        let unified = below(&layout.unified.context("no cgroup2 tree")?, path);
-        let tree = layout.pids.context("no pids controller")?;
+        let unified = below(&layout.unified.context("no cgroup2 tree is mounted")?, path);
+        let tree = layout.pids.context("this host has no pids controller")?;
         let pids = if tree.v1 {
             let has_pids = |list: &str| list.split(',').any(|one| one == "pids");
             below(&tree.mount, line_of(&places, has_pids)?)
@@ -232,14 +234,14 @@ impl Container {
         Ok(Place { path: path.to_owned(), id, unified, pids })
     }
 
-    /// What [`TICKER`] counted so far.
+    /// Returns the last number that [`TICKER`] wrote.
     pub fn ticks(&self) -> Result<u64> {
         let file = format!("/proc/{}/root/tmp/tick", self.init()?);
-        // Empty for the moment in which the shell writes it anew.
+        // The file is empty for a moment each time the shell rewrites it.
         Ok(fs::read_to_string(file).unwrap_or_default().trim().parse().unwrap_or(0))
     }
 
-    /// Waits until [`TICKER`] has counted on.
+    /// Waits until [`TICKER`] has written a larger number.
     pub fn await_ticking(&self) -> Result<()> {
         let before = self.ticks()?;
         wait_until("the container runs", || Ok(self.ticks()? > before))
@@ -248,26 +250,26 @@ impl Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
-        // A failed test may leave it stopped in two ways; each is taken away first, and an error
-        // says that there was nothing to take away.
+        // A failed test may leave the container frozen or paused; both are undone first. An error
+        // means that it was neither.
         if let Ok(place) = self.cgroup() {
             let _ = fs::write(place.unified.join("cgroup.freeze"), "0");
         }
         let _ = self.engine.output(&["unpause", &self.name]);
         let force: &[&str] = match self.engine {
             Engine::Docker => &["--force"],
-            // Else it would first wait whether the container ends by itself.
+            // Without this, Podman would first wait for the container to end.
             Engine::Podman => &["--force", "--time", "0"],
         };
         if let Err(error) = self.engine.output(&[&["rm", "--volumes", &self.name], force].concat())
             && !std::thread::panicking()
         {
-            panic!("container {} is left behind: {error:#}", self.name);
+            panic!("cannot remove container {}: {error:#}", self.name);
         }
     }
 }
 
-/// Where a container's cgroup lies.
+/// The cgroup of a container.
 pub struct Place {
     pub path: String,
     pub id: u64,
@@ -276,12 +278,12 @@ pub struct Place {
 }
 
 impl Place {
-    /// What anybody asked of the kernel.
+    /// Returns whether a freeze is requested (cgroup.freeze), by mcp-guard or by another tool.
     pub fn freeze_requested(&self) -> Result<bool> {
         Ok(fs::read_to_string(self.unified.join("cgroup.freeze"))?.trim() == "1")
     }
 
-    /// What the kernel reached.
+    /// Returns whether the kernel has confirmed the freeze (cgroup.events).
     pub fn is_frozen(&self) -> Result<bool> {
         Ok(fs::read_to_string(self.unified.join("cgroup.events"))?.contains("frozen 1"))
     }
@@ -290,12 +292,12 @@ impl Place {
         Ok(fs::read_to_string(self.pids.join("pids.max"))?.trim().to_owned())
     }
 
-    /// Whether it says that mcp-guard owns its freeze.
+    /// Returns whether the cgroup has mcp-guard's mark for a freeze.
     pub fn is_marked_frozen(&self) -> Result<bool> {
         has_attribute(&self.unified, "trusted.mcp-guard.lease")
     }
 
-    /// Whether it says that mcp-guard owns its limit.
+    /// Returns whether the cgroup has mcp-guard's mark for a clamp.
     pub fn is_marked_clamped(&self) -> Result<bool> {
         has_attribute(&self.pids, "trusted.mcp-guard.clamp")
     }
@@ -309,23 +311,28 @@ fn has_attribute(dir: &Path, name: &str) -> Result<bool> {
     match getxattr(dir, name, &mut [0_u8; 4096][..]) {
         Ok(_) => Ok(true),
         Err(Errno::NODATA) => Ok(false),
-        Err(error) => Err(error).with_context(|| format!("{name} of {}", dir.display())),
+        Err(error) => {
+            Err(error).with_context(|| format!("cannot read {name} of {}", dir.display()))
+        }
     }
 }
 
 fn line_of(places: &str, wanted: impl Fn(&str) -> bool) -> Result<&str> {
     let mut lines = places.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
-    lines.find(|(list, _)| wanted(list)).map(|(_, path)| path).context("no such hierarchy")
+    lines
+        .find(|(list, _)| wanted(list))
+        .map(|(_, path)| path)
+        .context("the process is not in that cgroup hierarchy")
 }
 
 fn below(mount: &Path, path: &str) -> PathBuf {
     mount.join(path.trim_start_matches('/'))
 }
 
-/// Waits until `reached`.
+/// Waits until `reached` returns true.
 pub fn wait_until(what: &str, reached: impl Fn() -> Result<bool>) -> Result<()> {
     if !wait::until(PATIENCE, reached)? {
-        bail!("not within {PATIENCE:?}: {what}");
+        bail!("did not happen within {PATIENCE:?}: {what}");
     }
     Ok(())
 }

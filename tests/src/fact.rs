@@ -1,12 +1,13 @@
-//! What a test found out about this kernel, for the table of kernels in the README.
+//! Facts that tests detect about this kernel, for the table of kernels in the README.
 
 use std::{fmt::Display, fs::File, io::Write as _};
 
 use anyhow::{Context as _, Result};
 
-/// Adds `name=value` to the file that the runner in a guest names; elsewhere nobody asks.
+/// Adds `name=value` to the file that a guest's runner names. Does nothing outside a guest.
 pub fn record(name: &str, value: impl Display) -> Result<()> {
     let Some(path) = std::env::var_os("MCP_GUARD_TEST_FACTS") else { return Ok(()) };
-    let mut file = File::options().create(true).append(true).open(&path).context("facts")?;
+    let file = File::options().create(true).append(true).open(&path);
+    let mut file = file.context("cannot open the file of facts")?;
     Ok(writeln!(file, "{name}={value}")?)
 }

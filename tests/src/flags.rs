@@ -10,7 +10,8 @@ pub struct Flags {
 }
 
 impl Flags {
-    /// An unknown word is an error: a test with a mistyped option must not run something else.
+    /// Parses a command line. An unknown word is an error: a test with a mistyped option must not
+    /// run something else.
     pub fn parse(
         words: impl Iterator<Item = String>,
         keys: &[&str],
@@ -24,7 +25,7 @@ impl Flags {
             } else if switches.contains(&word.as_str()) {
                 String::new()
             } else {
-                bail!("unknown word {word}; known: {keys:?} {switches:?}");
+                bail!("unknown word {word}; expected one of {keys:?} {switches:?}");
             };
             values.insert(word, value);
         }
@@ -58,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn pairs_switches_and_defaults() {
+    fn pairs_switches_and_defaults_are_parsed() {
         let flags = parse("--count 7 --crash").unwrap();
         assert_eq!(flags.number("--count", 1).unwrap(), 7);
         assert!(flags.has("--crash"));
@@ -66,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistyped_line_is_refused() {
+    fn a_mistyped_command_line_is_an_error() {
         for line in ["--cuont 7", "--count", "stray"] {
             assert!(parse(line).is_err(), "{line}");
         }

@@ -1,4 +1,4 @@
-//! What mcp-guard holds of a scratch cgroup, read from the cgroup itself and not from the agent.
+//! The holds on a scratch cgroup, read from the cgroup itself and not from the agent.
 
 use std::{fs, fs::File};
 
@@ -8,12 +8,12 @@ use mcp_guard_core::{incident::Hold, policy::Response};
 
 use crate::cgroup::FixtureCgroup;
 
-/// Everything that a containment changes.
+/// Everything that a response changes in a cgroup.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Holds {
-    /// What was asked for, `cgroup.freeze`.
+    /// The requested state, from `cgroup.freeze`.
     pub freeze: bool,
-    /// What the kernel confirms, `cgroup.events`.
+    /// The state that the kernel confirms, from `cgroup.events`.
     pub frozen: bool,
     pub freeze_mark: Option<Mark>,
     pub pids_max: String,
@@ -31,13 +31,13 @@ impl Holds {
         })
     }
 
-    /// A cgroup that nobody holds.
+    /// Returns the state of a cgroup without any hold.
     pub fn nothing(pids_max: u64) -> Self {
         let pids_max = pids_max.to_string();
         Self { freeze: false, frozen: false, freeze_mark: None, pids_max, clamp_mark: None }
     }
 
-    /// The mark of a hold by this response.
+    /// Returns the mark of the hold that this response sets.
     pub fn mark(&self, response: Response) -> Option<&Mark> {
         match response {
             Response::Freeze => self.freeze_mark.as_ref(),
@@ -53,7 +53,7 @@ fn pids_max(cgroup: &FixtureCgroup) -> Result<String> {
     Ok(text.trim().to_owned())
 }
 
-/// What somebody else does by hand or by an engine.
+/// Writes cgroup.freeze, as an operator or an engine would.
 pub fn write_freeze(cgroup: &FixtureCgroup, value: &str) -> Result<()> {
     fs::write(cgroup.unified_dir().join("cgroup.freeze"), value).context("cgroup.freeze")
 }

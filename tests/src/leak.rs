@@ -1,4 +1,4 @@
-//! A small leak inside a scratch cgroup, and the policy under which D acts on it at once.
+//! A small leak in a scratch cgroup, and a policy under which detector D acts on it at once.
 
 use std::process::{Child, Command, ExitStatus, Stdio};
 
@@ -7,7 +7,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{cgroup::FixtureCgroup, workload};
 
-/// What the look-alike servers pretend to be.
+/// The package that the look-alike servers pretend to run.
 pub const PACKAGE: &str = "demo-mcp";
 
 /// A gateway with its look-alike servers. Killed and reaped on drop.
@@ -16,8 +16,8 @@ pub struct Leak {
 }
 
 impl Leak {
-    /// Starts `count` servers of [`PACKAGE`] and waits until all of them show their last argv: the
-    /// leaf of each is a `node`.
+    /// Starts `count` servers of [`PACKAGE`] and waits until each has its final argv: a leaf named
+    /// `node`.
     pub fn start(cgroup: &FixtureCgroup, count: usize) -> Result<Self> {
         let before = leaves(cgroup)?;
         let mut command = Command::new(workload("launcher-lookalike")?);
@@ -30,10 +30,10 @@ impl Leak {
         Ok(leak)
     }
 
-    /// Tells the gateway to end its servers, and waits for both.
+    /// Closes the gateway's stdin, which makes it end its servers, and waits until it has ended.
     pub fn end(mut self) -> Result<ExitStatus> {
         drop(self.gateway.stdin.take());
-        self.gateway.wait().context("the gateway")
+        self.gateway.wait().context("cannot wait for the gateway")
     }
 
     pub fn pid(&self) -> u32 {
@@ -56,7 +56,7 @@ fn leaves(cgroup: &FixtureCgroup) -> Result<usize> {
     Ok(command_lines.flatten().filter(|line| line.starts_with(b"node\0")).count())
 }
 
-/// A policy that guards one cgroup, in which D warns at 2 duplicates and acts at 3.
+/// A policy that guards one cgroup: detector D warns at 2 duplicates and acts at 3.
 pub struct LeakPolicy<'a> {
     pub cgroup: &'a str,
     pub mode: &'a str,
@@ -96,7 +96,7 @@ highest = "{highest}"
     }
 }
 
-/// Guards one cgroup and changes nothing.
+/// Returns a policy that guards one cgroup in observe mode.
 pub fn observing(cgroup: &FixtureCgroup) -> String {
     format!("[[guard]]\ncgroup = \"{}\"\n", cgroup.path())
 }

@@ -1,5 +1,5 @@
-//! What the end-to-end tests share: scratch cgroups, the programs that fill them, the agent under
-//! test.
+//! Code that the end-to-end tests share: scratch cgroups, the programs that fill them, and the
+//! agent under test.
 
 pub mod agent;
 pub mod cgroup;
@@ -22,17 +22,17 @@ use std::path::PathBuf;
 
 /// Finds one of this crate's programs (`spawn-workload`, `launcher-lookalike`).
 ///
-/// They lie beside the running executable (`cargo xtask`, or everything copied into one directory
-/// of a VM) or one directory above it (a test runs from `target/PROFILE/deps`). A path fixed at
-/// compile time would break in the second case, and `CARGO_BIN_EXE_*` exists in integration tests
+/// They are in the directory of the running executable (`cargo xtask`, or a guest with everything in
+/// one directory), or one directory above it (a test runs from `target/PROFILE/deps`). A path fixed
+/// at compile time would not exist in a guest, and `CARGO_BIN_EXE_*` exists in integration tests
 /// only.
 pub fn workload(name: &str) -> Result<PathBuf> {
-    let own = std::env::current_exe().context("the path of the running program")?;
+    let own = std::env::current_exe().context("cannot find this program's path")?;
     let places: Vec<PathBuf> = own.ancestors().skip(1).take(2).map(|d| d.join(name)).collect();
     match places.iter().find(|place| place.is_file()) {
         Some(found) => Ok(found.clone()),
         None => {
-            bail!("{name} is built neither at {places:?}: cargo build -p mcp-guard-tests --bins")
+            bail!("{name} is in none of {places:?}; run `cargo build -p mcp-guard-tests --bins`")
         }
     }
 }

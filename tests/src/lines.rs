@@ -1,4 +1,4 @@
-//! What a child says, waited for with a deadline: one that hangs fails its test instead of holding it.
+//! Reads a child's output with a deadline: a child that hangs fails its test instead of blocking it.
 
 use std::{
     io::{BufRead as _, BufReader, Read},
@@ -9,13 +9,13 @@ use anyhow::{Result, bail};
 
 use crate::agent::DEADLINE;
 
-/// The lines of a stream as they come.
+/// The lines of a stream, as they arrive.
 pub struct Lines(Receiver<String>);
 
 impl Lines {
     pub fn of(stream: impl Read + Send + 'static) -> Self {
         let (sender, lines) = channel();
-        // Ends with the stream, or when nobody wants the next line.
+        // Ends with the stream, or when the receiver is dropped.
         std::thread::spawn(move || {
             let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
             lines.try_for_each(|line| sender.send(line))
@@ -23,16 +23,16 @@ impl Lines {
         Self(lines)
     }
 
-    /// The next line; nothing at the end of the stream.
+    /// Returns the next line, or None at the end of the stream.
     pub fn next(&self) -> Result<Option<String>> {
         match self.0.recv_timeout(DEADLINE) {
             Ok(line) => Ok(Some(line)),
             Err(RecvTimeoutError::Disconnected) => Ok(None),
-            Err(RecvTimeoutError::Timeout) => bail!("said nothing within {DEADLINE:?}"),
+            Err(RecvTimeoutError::Timeout) => bail!("no output within {DEADLINE:?}"),
         }
     }
 
-    /// Everything that is left, up to the end of the stream.
+    /// Returns all remaining lines, up to the end of the stream.
     pub fn rest(&self) -> Result<String> {
         let mut text = String::new();
         while let Some(line) = self.next()? {
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_come_in_order_and_end() -> Result<()> {
+    fn lines_arrive_in_order_until_the_stream_ends() -> Result<()> {
         let lines = Lines::of("a\nb\nc".as_bytes());
         assert_eq!(lines.next()?.as_deref(), Some("a"));
         assert_eq!(lines.rest()?, "b\nc\n");

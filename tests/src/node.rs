@@ -1,4 +1,5 @@
-//! Real node processes that look like launched MCP servers and have not used their thread pool yet.
+//! Real node processes that look like launched MCP servers, and that have not used their thread pool
+//! yet.
 
 use std::{
     fs,
@@ -12,11 +13,10 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{cgroup::FixtureCgroup, leak::PACKAGE, lines::Lines};
 
-/// The pool of libuv, made as a whole when it is first used.
+/// Threads in libuv's pool. All of them are created when the pool is first used.
 pub const POOL: u64 = 4;
 
-/// Uses the pool when it gets SIGUSR2, and says so. What it says is written synchronously, without
-/// the pool.
+/// Uses the pool on SIGUSR2 and reports it. The report is written synchronously, without the pool.
 const SERVER: &str = "
 const { pbkdf2 } = require('crypto');
 const { writeSync } = require('fs');
@@ -30,7 +30,7 @@ setInterval(() => {}, 1 << 30);
 writeSync(1, 'ready\\n');
 ";
 
-/// The script that the servers run. Its name makes `node .../npx -y PACKAGE` of their argv.
+/// The script that the servers run. Its name makes their argv `node .../npx -y PACKAGE`.
 pub struct Script {
     _folder: tempfile::TempDir,
     path: PathBuf,
@@ -52,24 +52,24 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts one and waits until it idles.
+    /// Starts a server and waits until it is idle.
     pub fn start(cgroup: &FixtureCgroup, script: &Script) -> Result<Self> {
         let mut node = Command::new(node()?);
         node.arg0("node").arg(&script.path).args(["-y", PACKAGE]);
         node.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = cgroup.spawn(node)?;
-        let said = Lines::of(child.stdout.take().context("stdout of node")?);
+        let said = Lines::of(child.stdout.take().context("node has no stdout")?);
         let mut server = Self { child, said };
         ensure!(server.says("ready")?, "node ended early: {:?}", server.child.wait());
         Ok(server)
     }
 
-    /// Tells it to use its thread pool for the first time.
+    /// Makes the server use its thread pool for the first time.
     pub fn use_pool(&self) -> Result<()> {
         Ok(kill_process(Pid::from_child(&self.child), Signal::USR2)?)
     }
 
-    /// Whether it did; false where it ended instead.
+    /// Waits until the server has used its pool. Returns false if it ended instead.
     pub fn has_used_pool(&self) -> Result<bool> {
         self.says("used")
     }
@@ -85,7 +85,7 @@ impl Server {
         Ok(tasks.count() as u64)
     }
 
-    /// Ends it, or tells how it had ended before.
+    /// Kills the server and returns its exit status. If it had already ended, returns that status.
     pub fn end(mut self) -> Result<ExitStatus> {
         self.child.kill()?;
         Ok(self.child.wait()?)
@@ -100,7 +100,7 @@ impl Drop for Server {
 }
 
 fn node() -> Result<PathBuf> {
-    let path = std::env::var_os("PATH").context("PATH")?;
+    let path = std::env::var_os("PATH").context("PATH is not set")?;
     let found = std::env::split_paths(&path).map(|dir| dir.join("node"));
     found.into_iter().find(|file: &PathBuf| Path::is_file(file)).context("node is not installed")
 }

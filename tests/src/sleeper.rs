@@ -19,7 +19,7 @@ impl Sleeper {
         Self::start_as(cgroup, Path::new("sleep"))
     }
 
-    /// `program` is `sleep` or a copy of it, whose name the kernel then shows.
+    /// Starts `program`: `sleep`, or a copy of it whose name the kernel then shows.
     pub fn start_as(cgroup: &FixtureCgroup, program: &Path) -> Result<Self> {
         let mut command = Command::new(program);
         command.arg("600");

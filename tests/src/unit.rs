@@ -1,4 +1,4 @@
-//! The agent as the systemd unit of the package, on a guest where the package is installed.
+//! The agent as the package's systemd unit, in a guest where the package is installed.
 
 pub mod scenes;
 
@@ -19,28 +19,30 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::wait;
 
 pub const UNIT: &str = "mcp-guard.service";
-/// What gives back where the unit could not.
+/// The unit that releases the holds if the main unit could not.
 pub const THAW: &str = "mcp-guard-thaw.service";
 /// Where the package puts the program.
 pub const PROGRAM: &str = "/usr/bin/mcp-guard";
-/// Where the unit's audit log is, of all runs since the guest was made.
+/// The unit's audit log, with all runs since the guest was created.
 pub const AUDIT: &str = "/var/log/mcp-guard/audit.jsonl";
-/// Every wait ends by then: a guest without hardware virtualisation is ten times slower than we are.
+/// The longest that a test waits for anything. A guest without hardware virtualisation is ten times
+/// slower than the host.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
-/// Gone with the next boot, whatever becomes of the test.
+/// Below /run, so that it never outlives the boot.
 const DROP_IN: &str = "/run/systemd/system/mcp-guard.service.d/test.conf";
 
-/// The unit, with a drop-in of the test's. Stopped, reset and without the drop-in when dropped.
+/// The unit, with a drop-in of the test. Dropping it stops and resets the unit and removes the
+/// drop-in.
 pub struct Unit {
-    /// Holds the policy. Below /run, which no sandbox of a unit hides.
+    /// The folder with the policy. It is below /run, which the unit's sandbox does not hide.
     folder: tempfile::TempDir,
-    /// Length of the audit log before this test.
+    /// Length of the audit log before this test, in bytes.
     audited: u64,
     began: SystemTime,
 }
 
-/// What systemd says of the unit.
+/// The unit's state, as systemd reports it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct State {
     /// "inactive", "activating", "active", "deactivating" or "failed".
@@ -49,31 +51,32 @@ pub struct State {
     pub sub: String,
     /// "success", "exit-code", "signal", "watchdog", "timeout", "start-limit-hit" and the like.
     pub result: String,
-    /// 0 where none runs.
+    /// 0 if none is running.
     pub main_pid: u32,
-    /// What the last main process exited with, or the signal that ended it.
+    /// The exit code of the last main process, or the signal that ended it.
     pub main_status: i32,
-    /// Restarts by systemd itself since it was started by hand.
+    /// How often systemd has restarted the unit since the last explicit start.
     pub restarts: u32,
-    /// The agent's own line.
+    /// The status line that the agent sends to systemd.
     pub status: String,
 }
 
 impl Unit {
-    /// The package's unit with its own command line and policy, not started.
+    /// Takes the package's unit with its own command line and policy, and does not start it.
     pub fn installed() -> Result<Self> {
         Self::with("")
     }
 
-    /// The unit under this policy, with more arguments of `run`; returns when systemd says it is
-    /// active.
+    /// Starts the unit with this policy and more arguments for `run`, and waits until systemd
+    /// reports it as active.
     pub fn start(policy: &str, more: &[&str]) -> Result<Self> {
         let unit = Self::prepare(policy, more, "")?;
         unit.started()?;
         Ok(unit)
     }
 
-    /// The same, not started, and with more lines in the drop-in.
+    /// Prepares the unit with this policy, more arguments for `run` and more lines in the drop-in.
+    /// Does not start it.
     pub fn prepare(policy: &str, more: &[&str], lines: &str) -> Result<Self> {
         let mut unit = Self::with("")?;
         fs::write(unit.policy(), policy)?;
@@ -81,21 +84,22 @@ impl Unit {
         Ok(unit)
     }
 
-    /// The package's unit with these lines in a drop-in, not started.
+    /// Takes the package's unit with these lines in a drop-in, and does not start it.
     pub fn with(lines: &str) -> Result<Self> {
         let audited = fs::metadata(AUDIT).map_or(0, |file| file.len());
         let folder = tempfile::Builder::new().prefix("mcp-guard-test-").tempdir_in("/run")?;
-        ensure!(!Path::new(DROP_IN).exists(), "{DROP_IN} is there: another test uses the unit");
+        ensure!(!Path::new(DROP_IN).exists(), "{DROP_IN} exists: another test uses the unit");
         let mut unit = Self { folder, audited, began: SystemTime::now() };
         let state = unit.state()?;
-        ensure!(["inactive", "failed"].contains(&state.active.as_str()), "in use: {state:?}");
+        let is_stopped = ["inactive", "failed"].contains(&state.active.as_str());
+        ensure!(is_stopped, "the unit is in use: {state:?}");
         if !lines.is_empty() {
             unit.drop_in(lines)?;
         }
         Ok(unit)
     }
 
-    /// Where [`Unit::prepare`] puts the policy.
+    /// Returns where [`Unit::prepare`] writes the policy.
     pub fn policy(&self) -> PathBuf {
         self.folder.path().join("policy.toml")
     }
@@ -104,38 +108,39 @@ impl Unit {
         self.folder.path()
     }
 
-    /// The lines of a drop-in that run the agent under another policy.
+    /// Returns the lines of a drop-in that make the unit run the agent with another policy.
     pub fn exec_start(&self, policy: &Path, more: &[&str]) -> String {
         let (policy, more) = (policy.display(), more.join(" "));
         format!("[Service]\nExecStart=\nExecStart={PROGRAM} run --policy {policy} {more}\n")
     }
 
-    /// Replaces the test's drop-in. A unit that runs keeps what it was started with.
+    /// Replaces the test's drop-in. A running unit keeps the settings it was started with.
     pub fn drop_in(&mut self, lines: &str) -> Result<()> {
-        let folder = Path::new(DROP_IN).parent().context("a folder")?;
+        let folder = Path::new(DROP_IN).parent().context("the drop-in has no folder")?;
         fs::create_dir_all(folder)?;
         fs::write(DROP_IN, lines).context(DROP_IN)?;
         self.systemctl(&["daemon-reload"])
     }
 
-    /// Starts it; an error where systemd says that it did not become active.
+    /// Starts the unit. Returns an error if systemd reports that it did not become active.
     pub fn started(&self) -> Result<()> {
         self.systemctl(&["start", UNIT])
     }
 
-    /// Asks systemd to start it, and does not wait.
+    /// Asks systemd to start the unit, and does not wait.
     pub fn begin(&self) -> Result<()> {
         self.systemctl(&["start", "--no-block", UNIT])
     }
 
-    /// Stops it, and waits until it is stopped.
+    /// Stops the unit and waits until it has stopped.
     pub fn stop(&self) -> Result<()> {
         self.systemctl(&["stop", UNIT])
     }
 
-    /// A command of `systemctl` that must succeed.
+    /// Runs a `systemctl` command that must succeed.
     pub fn systemctl(&self, arguments: &[&str]) -> Result<()> {
-        let output = Command::new("systemctl").args(arguments).output().context("systemctl")?;
+        let output =
+            Command::new("systemctl").args(arguments).output().context("cannot start systemctl")?;
         if output.status.success() {
             return Ok(());
         }
@@ -163,10 +168,10 @@ impl Unit {
         })
     }
 
-    /// The agent's process, which must run.
+    /// Returns the pid of the agent, which must be running.
     pub fn main_pid(&self) -> Result<u32> {
         let state = self.state()?;
-        ensure!(state.main_pid != 0, "no main process: {state:?}\n{}", self.journal());
+        ensure!(state.main_pid != 0, "the unit has no main process: {state:?}\n{}", self.journal());
         Ok(state.main_pid)
     }
 
@@ -176,25 +181,26 @@ impl Unit {
         Ok(kill_process(pid, signal)?)
     }
 
-    /// Runs the program as an operator does, with the places that the unit uses too.
+    /// Runs the program as an operator does, with the default paths, which the unit uses too.
     pub fn cli(&self, arguments: &[&str]) -> Result<Output> {
         Command::new(PROGRAM).args(arguments).output().context(PROGRAM)
     }
 
-    /// The agent's own answer.
+    /// Returns the agent's answer to `status`.
     pub fn status(&self) -> Result<Status> {
         let output = self.cli(&["status", "--json"])?;
         serde_json::from_slice(&output.stdout)
-            .with_context(|| format!("status: {}", String::from_utf8_lossy(&output.stderr)))
+            .with_context(|| format!("no status: {}", String::from_utf8_lossy(&output.stderr)))
     }
 
-    /// The guard of a cgroup id.
+    /// Returns the guard of a cgroup.
     pub fn guard(&self, cgroup_id: u64) -> Result<WatchedStatus> {
         let mut guards = self.status()?.guards.into_iter();
-        guards.find(|guard| guard.cgroup_id.0 == cgroup_id).context("not guarded")
+        guards.find(|guard| guard.cgroup_id.0 == cgroup_id).context("the cgroup is not guarded")
     }
 
-    /// What was audited since this began, by all runs of the agent and by the command line.
+    /// Returns the audit records since this test began, from all runs of the agent and from the
+    /// command line.
     pub fn audit(&self) -> Result<Vec<Record>> {
         let mut file = File::open(AUDIT).context(AUDIT)?;
         file.seek(SeekFrom::Start(self.audited))?;
@@ -205,17 +211,17 @@ impl Unit {
         Ok(lines.collect::<Result<Vec<_>, _>>()?.into_iter().map(|line| line.record).collect())
     }
 
-    /// Waits for the first record for which `find` gives something.
+    /// Waits for the first record for which `find` returns a value.
     pub fn await_record<T>(&self, what: &str, find: impl Fn(&Record) -> Option<T>) -> Result<T> {
         let mut found = None;
         self.wait_until(what, |unit| {
             found = unit.audit().unwrap_or_default().iter().find_map(&find);
             Ok(found.is_some())
         })?;
-        found.context("waited for it")
+        found.context("the record is gone")
     }
 
-    /// Waits for a state of the unit, and gives it back.
+    /// Waits for a state of the unit and returns it.
     pub fn await_state(&self, what: &str, reached: impl Fn(&State) -> bool) -> Result<State> {
         let mut state = self.state()?;
         self.wait_until(what, |unit| {
@@ -231,18 +237,19 @@ impl Unit {
         mut reached: impl FnMut(&Self) -> Result<bool>,
     ) -> Result<()> {
         if !wait::until(PATIENCE, || reached(self))? {
-            bail!("not within {PATIENCE:?}: {what}; {:?}\n{}", self.state()?, self.journal());
+            let (state, journal) = (self.state()?, self.journal());
+            bail!("did not happen within {PATIENCE:?}: {what}; {state:?}\n{journal}");
         }
         Ok(())
     }
 
-    /// What the unit said since this began, and systemd of it.
+    /// Returns the journal of the unit since this test began, with systemd's own messages about it.
     pub fn journal(&self) -> String {
         let began = self.began.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut command = Command::new("journalctl");
         command.args(["--unit", UNIT, "--output", "cat", "--no-pager", "--since"]);
         command.arg(format!("@{began}")).output().map_or_else(
-            |error| format!("no journal: {error}"),
+            |error| format!("cannot read the journal: {error}"),
             |output| String::from_utf8_lossy(&output.stdout).into_owned(),
         )
     }
@@ -256,10 +263,10 @@ impl Unit {
             Ok(()) | Err(_) => {}
         }
         self.systemctl(&["daemon-reload"])?;
-        // Also forgets how often they were started, which the start limit counts.
+        // This also resets the count of starts for the start limit.
         for unit in [UNIT, THAW] {
             match self.systemctl(&["reset-failed", unit]) {
-                // systemd forgets a unit that has stopped, and its counts with it.
+                // systemd may already have unloaded a stopped unit, with its counts.
                 Err(error) if !error.to_string().contains("not loaded") => return Err(error),
                 Ok(()) | Err(_) => {}
             }
@@ -269,10 +276,10 @@ impl Unit {
 }
 
 impl Drop for Unit {
-    /// Also runs while a failed assertion unwinds; only then is a failure a mere message.
+    /// Panics if the unit cannot be restored. During a panic it prints a message instead.
     fn drop(&mut self) {
         let Err(error) = self.put_back() else { return };
-        let message = format!("the unit is left as it is: {error:#}");
+        let message = format!("the unit cannot be restored: {error:#}");
         if std::thread::panicking() {
             let _ = writeln!(std::io::stderr(), "{message}");
         } else {

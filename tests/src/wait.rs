@@ -1,4 +1,4 @@
-//! Looks again until something is so, with a deadline.
+//! Polls for a condition, with a deadline.
 
 use std::{
     thread::sleep,
@@ -7,17 +7,19 @@ use std::{
 
 use anyhow::Result;
 
-/// Between two looks.
+/// The shortest pause between two checks.
 const SHORTEST: Duration = Duration::from_millis(5);
+/// The longest pause between two checks.
 const LONGEST: Duration = Duration::from_secs(2);
 
-/// False where it was not so within `limit`.
+/// Polls until `reached` returns true. Returns false if it did not within `limit`.
 ///
-/// Many a look starts a program, which takes a second in a guest without hardware virtualisation: three
-/// quarters of the time belong to what is waited for.
+/// A check may start a program, which takes a second in a guest without hardware virtualisation. A
+/// pause is three times as long as the check before it, so that three quarters of the time are left
+/// to what is waited for.
 ///
 /// # Errors
-/// A look that fails.
+/// If a check fails.
 pub fn until(limit: Duration, mut reached: impl FnMut() -> Result<bool>) -> Result<bool> {
     let began = Instant::now();
     loop {

@@ -1,5 +1,5 @@
-//! The programs' own debug lines, which a debug build of the agent shows. Needs the object that
-//! `cargo xtask ebpf --features bpf-log` builds, named by `MCP_GUARD_BPF_OBJECT`.
+//! The debug lines that the BPF programs log, which a debug build of the agent shows. Needs the object that
+//! `cargo xtask ebpf --features bpf-log` builds. `MCP_GUARD_BPF_OBJECT` names it.
 
 use std::{process::Command, sync::Mutex, time::Duration};
 
@@ -29,7 +29,10 @@ impl log::Log for Collect {
 
 #[test]
 fn a_fork_in_a_guard_is_logged() {
-    assert!(std::env::var_os("MCP_GUARD_BPF_OBJECT").is_some(), "run by `cargo xtask test`");
+    assert!(
+        std::env::var_os("MCP_GUARD_BPF_OBJECT").is_some(),
+        "MCP_GUARD_BPF_OBJECT is not set: run `cargo xtask test`"
+    );
     log::set_logger(&Collect).unwrap();
     log::set_max_level(log::LevelFilter::Debug);
     let mut kernel = Kernel::start(KernelOptions::default()).expect("the programs load");

@@ -1,7 +1,7 @@
-//! The command line: every bad input gets one clear sentence and its exit code.
+//! The command line: every bad input gets one clear sentence and an exit code.
 //!
-//! 0 done and nothing wrong; 1 answered, and something is wrong; 2 could not; 64 bad command line;
-//! 65 bad policy or input file. These tests need no rights, and hold for root too.
+//! 0: done, nothing is wrong. 1: answered, something is wrong. 2: it could not be done. 64: bad command line.
+//! 65: bad policy or input file. These tests need no privileges, and pass as root too.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
@@ -33,19 +33,19 @@ impl Scene {
         path
     }
 
-    /// The binary under test, with files, socket and engine of its own.
+    /// Runs the program under test, with its own files and socket and without an engine.
     fn cli(&self, arguments: &[&str]) -> Output {
         command(self.0.path(), "/nonexistent").unwrap().args(arguments).output().unwrap()
     }
 
-    /// The same without root, whoever runs the test.
+    /// Runs the program without root, even if root runs the test.
     fn cli_as_nobody(&self, arguments: &[&str]) -> Output {
         let open = fs::Permissions::from_mode(0o755);
         fs::set_permissions(self.0.path(), open).unwrap();
         let program = self.0.path().join("mcp-guard");
         if !program.exists() {
-            // By a process of its own: what another test forks meanwhile would hold the copy open for writing,
-            // and no program starts that somebody may write to (ETXTBSY).
+            // `cp` makes the copy. If this process did, a child that another test forks meanwhile would
+            // inherit the open file, and a program that is open for writing cannot be executed (ETXTBSY).
             let mut copy = Command::new("cp");
             copy.arg(workload("mcp-guard").unwrap()).arg(&program);
             assert!(copy.status().unwrap().success(), "{copy:?}");
@@ -59,7 +59,7 @@ impl Scene {
     }
 }
 
-/// The command failed with this code and said why, on stderr alone.
+/// Checks that the command failed with this code, and gave the reason on stderr only.
 fn assert_fails(output: &Output, code: i32, why: &str) {
     let said = String::from_utf8(output.stderr.clone()).unwrap();
     assert_eq!(output.status.code(), Some(code), "{said}");
@@ -71,7 +71,8 @@ fn path(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// `count` servers of one package, one each five seconds; the odd ones end after half a second.
+/// Returns a trace of `count` servers of one package, one every five seconds. Every second one ends after
+/// half a second.
 fn trace(count: u64) -> String {
     let mut lines = vec![r#"{"format":"spawn-trace/1","name":"made here"}"#.to_owned()];
     for n in 0..count {
@@ -89,9 +90,8 @@ fn trace(count: u64) -> String {
     lines.join("\n") + "\n"
 }
 
-/// The one table of exit codes.
 #[test]
-fn every_exit_code() {
+fn every_command_has_its_exit_code() {
     let scene = Scene::new();
     let good = scene.file("good.jsonl", &trace(1));
     let bad = scene.file("bad.jsonl", "nonsense\n");
@@ -125,15 +125,15 @@ fn every_exit_code() {
         let output = scene.cli(arguments);
         let (stdout, stderr) = (&output.stdout, String::from_utf8_lossy(&output.stderr));
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");
-        assert_eq!(stdout.is_empty(), code != 0, "{arguments:?}: stdout is for the answer");
+        assert_eq!(stdout.is_empty(), code != 0, "{arguments:?}: stdout has only the answer");
         assert_eq!(stderr.is_empty(), code == 0, "{arguments:?}: {stderr}");
     }
-    // 1 is an answer with something wrong in it: without root a host is not fit for an agent.
+    // 1 is an answer that something is wrong: without root, an agent cannot run on this host.
     assert_eq!(scene.cli_as_nobody(&["doctor"]).status.code(), Some(1));
 }
 
 #[test]
-fn a_bad_command_line_says_what_is_right() {
+fn a_bad_command_line_names_what_is_expected() {
     let scene = Scene::new();
     let table: [(&[&str], &str); 8] = [
         (&["frezee", "x"], "freeze"),
@@ -145,7 +145,7 @@ fn a_bad_command_line_says_what_is_right() {
         (&["kill", "cgroup:relative"], "an absolute path"),
         (&["kill", "cgroup:/a/../b"], "without \".\", \"..\""),
         (&["freeze", "x", "--for", "soon"], "--for"),
-        (&["freeze", "x", "--for", "0s"], "--for must lie between 1s and 1day"),
+        (&["freeze", "x", "--for", "0s"], "--for must be between 1s and 1day"),
         (&["thaw", "x", "--owned"], "cannot be used with"),
     ];
     for (arguments, why) in table {
@@ -192,7 +192,7 @@ fn a_policy_that_contradicts_itself_is_refused() {
 }
 
 #[test]
-fn what_is_not_there_is_named() {
+fn a_missing_engine_cgroup_or_agent_is_named() {
     let scene = Scene::new();
     let table: [(&[&str], &str); 4] = [
         (&["freeze", "some-container"], "the engine at /nonexistent does not answer"),
@@ -208,7 +208,7 @@ fn what_is_not_there_is_named() {
 }
 
 #[test]
-fn without_root_it_says_so() {
+fn missing_root_rights_are_reported() {
     let scene = Scene::new();
     let audit = scene.0.path().join("audit.jsonl");
     let audit = path(&audit);
@@ -269,7 +269,7 @@ fn replay_answers_with_one_object() {
     assert_eq!(counts, (60, 24, 24, 12));
     let demo = &report.identities["demo-mcp"];
     assert_eq!((demo.starts, demo.live_at_end, demo.live_peak), (24, 12, 13));
-    // The tenth that stays starts at 90 s and is 60 s old at 150 s.
+    // The tenth server that stays starts at 90 s and is 60 s old at 150 s.
     let action = &object["actions"][0];
     assert_eq!((&action["detector"], &action["response"]), (&"D".into(), &"clamp".into()));
     assert_eq!(action["t_ns"], 150_000_000_001_u64);
@@ -282,7 +282,7 @@ fn replay_answers_with_one_object() {
     let lenient = scene.file("lenient.toml", "[detect.duplicates]\nact = 100\n");
     let answer: ReplayReport =
         serde_json::from_str(&replay(&["--json", "--policy", path(&lenient)])).unwrap();
-    assert!(answer.actions.is_empty(), "the policy's thresholds count");
+    assert!(answer.actions.is_empty(), "the policy's thresholds apply");
 }
 
 #[test]
@@ -300,11 +300,11 @@ fn doctor_answers_in_json() {
     }
 }
 
-/// An engine that answers each question with the same bytes, or keeps silent.
+/// Starts an engine that answers each request with the same bytes, or never answers. Returns its socket.
 fn engine(scene: &Scene, answer: Option<&'static str>) -> PathBuf {
     let socket = scene.0.path().join("engine.sock");
     let listener = UnixListener::bind(&socket).unwrap();
-    // Ends with the test's process; one that keeps silent holds its callers.
+    // Ends with the test's process. A silent engine keeps its connections open.
     std::thread::spawn(move || {
         let mut silent = Vec::new();
         for mut stream in listener.incoming().flatten() {
@@ -321,12 +321,12 @@ fn engine(scene: &Scene, answer: Option<&'static str>) -> PathBuf {
 }
 
 #[test]
-fn an_engine_that_is_absent_silent_or_answers_nonsense_could_not() {
+fn an_engine_that_is_absent_silent_or_answers_nonsense_is_exit_code_2() {
     let cases = [
-        (Some("SSH-2.0-OpenSSH\r\n"), "no HTTP"),
-        (Some("HTTP/1.0 200 OK\r\n\r\n{\"a\":"), "no JSON"),
+        (Some("SSH-2.0-OpenSSH\r\n"), "not HTTP"),
+        (Some("HTTP/1.0 200 OK\r\n\r\n{\"a\":"), "not JSON"),
         (Some("HTTP/1.0 500 Oh\r\n\r\n{}"), "status 500"),
-        (Some("HTTP/1.0 200 OK\r\n\r\n[1, {\"Id\": 7}]"), "not what was asked for"),
+        (Some("HTTP/1.0 200 OK\r\n\r\n[1, {\"Id\": 7}]"), "does not have the expected form"),
     ];
     for (answer, why) in cases {
         let scene = Scene::new();
@@ -345,7 +345,7 @@ fn an_engine_that_is_absent_silent_or_answers_nonsense_could_not() {
     assert_fails(&Scene::new().cli(&["diagnose", "web"]), 2, "engine");
 }
 
-/// An engine whose one container is gone when it is asked for.
+/// Starts an engine whose only container has vanished by the time it is inspected. Returns its socket.
 fn engine_of_the_vanished(scene: &Scene) -> PathBuf {
     let socket = scene.0.path().join("engine.sock");
     let listener = UnixListener::bind(&socket).unwrap();
@@ -367,13 +367,13 @@ fn engine_of_the_vanished(scene: &Scene) -> PathBuf {
 }
 
 #[test]
-fn a_container_that_vanishes_meanwhile_is_an_answer_and_no_error_of_all() {
+fn a_container_that_vanishes_meanwhile_is_no_error_for_all_containers() {
     let scene = Scene::new();
     let socket = engine_of_the_vanished(&scene);
     let diagnose = |words: &[&str]| {
         command(scene.0.path(), path(&socket)).unwrap().args(words).output().unwrap()
     };
-    assert_fails(&diagnose(&["diagnose", "web"]), 2, "it ended while it was looked at");
+    assert_fails(&diagnose(&["diagnose", "web"]), 2, "the container ended while it was being read");
     let all = diagnose(&["diagnose", "--all", "--json"]);
     let said: Value = serde_json::from_slice(&all.stdout).unwrap();
     assert_eq!((all.status.code(), &said["targets"]), (Some(0), &serde_json::json!([])));
@@ -381,7 +381,7 @@ fn a_container_that_vanishes_meanwhile_is_an_answer_and_no_error_of_all() {
 }
 
 #[test]
-fn an_engine_that_lists_nothing_is_no_all_clear() {
+fn an_engine_whose_list_fails_is_not_reported_as_all_clear() {
     let scene = Scene::new();
     let refuses = Scene::new();
     let socket = engine(&refuses, Some("HTTP/1.0 500 Oh\r\n\r\n{}"));
@@ -401,7 +401,7 @@ fn an_engine_that_lists_nothing_is_no_all_clear() {
     assert!(unreadable.iter().any(|one| one["what"] == "engine"), "{said}");
 }
 
-/// An engine that describes itself and knows one container, but whose list is cut.
+/// Starts an engine that describes itself and one container, but sends a truncated list. Returns its socket.
 fn engine_without_a_list(scene: &Scene) -> PathBuf {
     let socket = scene.0.path().join("engine.sock");
     let listener = UnixListener::bind(&socket).unwrap();
@@ -427,7 +427,7 @@ fn engine_without_a_list(scene: &Scene) -> PathBuf {
 }
 
 #[test]
-fn without_the_list_of_containers_a_whole_id_is_still_diagnosed() {
+fn a_whole_id_is_diagnosed_without_the_list_of_containers() {
     let scene = Scene::new();
     let socket = engine_without_a_list(&scene);
     let saved = scene.0.path().join("facts.json");
@@ -449,7 +449,7 @@ fn without_the_list_of_containers_a_whole_id_is_still_diagnosed() {
 }
 
 #[test]
-fn a_finding_is_explained_without_a_host() {
+fn a_finding_is_explained_without_any_host_facts() {
     let scene = Scene::new();
     for code in ["MG-P001", "p001", "1"] {
         let done = scene.cli(&["explain", code]);

@@ -1,4 +1,4 @@
-//! Causes made for real in Docker, each named first, beside its look-alike.
+//! Real causes, made in Docker. The diagnosis lists each one first, and does not report its look-alike.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
@@ -42,12 +42,12 @@ fn sleeper(what: &str, options: &[&str]) -> Container {
 }
 
 fn update(container: &Container, limit: i64) {
-    // The command line never sends 0, so the API is asked as it is.
+    // The `docker` command never sends 0, so this uses the API directly.
     let body = format!("{{\"PidsLimit\":{limit}}}");
     post(&format!("/containers/{}/update", container.id), &body);
 }
 
-/// One request to the engine; its answer.
+/// Sends one request to the engine, and returns its response.
 fn post(path: &str, body: &str) -> String {
     use std::{io::Read as _, io::Write as _, os::unix::net::UnixStream};
     let mut stream = UnixStream::connect(socket().unwrap()).unwrap();
@@ -69,7 +69,7 @@ fn run(project: &Project, what: &str, options: &[&str]) -> Container {
 }
 
 #[test]
-fn a_clamp_of_ours_is_no_cause() {
+fn our_own_clamp_is_not_reported_as_a_cause() {
     let container = sleeper("clamp", &["--pids-limit", "50"]);
     let pids = container.cgroup().unwrap().pids;
     let mark = Mark {
@@ -90,13 +90,13 @@ fn a_clamp_of_ours_is_no_cause() {
     assert_eq!((report.declared, report.effective_limit), (Some(50), Some(20)));
     let note = format!("`mcp-guard thaw {}`", container.name);
     assert!(report.notes.iter().any(|one| one.contains(&note)), "{:#?}", report.notes);
-    // A number that the mark does not have is somebody else's.
+    // A limit that the mark does not have was written by another tool.
     fs::write(pids.join("pids.max"), "30").unwrap();
     first(&container, Code::RawWrite);
 }
 
 #[test]
-fn p008_an_older_api_takes_the_update_and_does_nothing() {
+fn p008_an_older_api_accepts_the_update_and_ignores_it() {
     let container = sleeper("p008", &["--pids-limit", "25"]);
     post(&format!("/v1.39/containers/{}/update", container.id), "{\"PidsLimit\":40}");
     fine(&container, Code::Enforced);
@@ -121,7 +121,7 @@ fn p009_another_container_of_the_image_has_no_limit() {
 }
 
 #[test]
-fn p031_somebody_wrote_pids_max() {
+fn p031_another_tool_wrote_pids_max() {
     let container = sleeper("p031", &["--pids-limit", "25"]);
     let place = container.cgroup().unwrap();
     fs::write(place.pids.join("pids.max"), "max").unwrap();
@@ -131,17 +131,18 @@ fn p031_somebody_wrote_pids_max() {
     fine(&container, Code::Enforced);
 }
 
-/// The threads of runc count too while it enters: it may be refused, and leaves nothing behind then.
+/// Runs `docker exec` again until it succeeds. While runc enters, its threads count too, and it may be
+/// refused. It leaves nothing behind then.
 fn exec_beyond_the_limit(container: &Container, program: &[&str]) {
     let words = [&["exec", "--detach", &container.name], program].concat();
     wait_until("it enters", || Ok(docker(&words)?.output()?.status.success())).unwrap();
 }
 
-/// A process of this host. Ended when dropped.
+/// A process of this host. Killed when dropped.
 struct Ended(Child);
 
 impl Ended {
-    /// A sleep, moved into a cgroup of the pids hierarchy.
+    /// Starts a sleep and moves it into a cgroup of the pids hierarchy.
     fn moved_into(dir: &Path) -> Self {
         let child = Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap();
         fs::write(dir.join("cgroup.procs"), child.id().to_string()).unwrap();
@@ -157,13 +158,13 @@ impl Drop for Ended {
 }
 
 #[test]
-fn an_ordinary_user_learns_what_can_be_known() {
+fn an_ordinary_user_gets_the_facts_that_can_be_read() {
     let container = sleeper("user", &["--pids-limit", "25"]);
     let path = container.cgroup().unwrap().path;
     let folder = tempfile::tempdir().unwrap();
     let target = format!("cgroup:{path}");
     let as_root = mcp_guard_tests::agent::command(folder.path(), &socket().unwrap()).unwrap();
-    // Where that user may read it.
+    // A copy in a place where that user may read it.
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let program = folder.path().join("mcp-guard");
     fs::copy(as_root.get_program(), &program).unwrap();
@@ -180,7 +181,7 @@ fn an_ordinary_user_learns_what_can_be_known() {
 }
 
 #[test]
-fn two_causes_at_once_stand_in_their_order() {
+fn two_causes_at_once_are_listed_in_order() {
     let project = Project::new();
     let container = run(&project, "pair", &[]);
     project.write_after(&container, 25);
@@ -193,7 +194,7 @@ fn two_causes_at_once_stand_in_their_order() {
 }
 
 #[test]
-fn a_saved_snapshot_says_the_same_elsewhere() {
+fn a_saved_snapshot_gives_the_same_diagnosis_elsewhere() {
     let container = sleeper("saved", &["--pids-limit", "25"]);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("facts.json");
@@ -211,7 +212,7 @@ fn a_saved_snapshot_says_the_same_elsewhere() {
 }
 
 #[test]
-fn all_of_them_as_a_table_and_a_missing_one() {
+fn all_containers_are_shown_as_a_table_with_the_worst_first() {
     let limited = sleeper("table", &["--pids-limit", "25"]);
     let unlimited = sleeper("table", &[]);
     let folder = tempfile::tempdir().unwrap();
@@ -219,7 +220,7 @@ fn all_of_them_as_a_table_and_a_missing_one() {
     let text = String::from_utf8(done.stdout).unwrap();
     assert_eq!(done.status.code(), Some(1), "{text}");
     let row = |name: &str| text.lines().position(|line| line.starts_with(name)).unwrap();
-    assert!(row(&unlimited.name) < row(&limited.name), "the worst first: {text}");
+    assert!(row(&unlimited.name) < row(&limited.name), "the worst is not first: {text}");
     let done = without_agent(folder.path(), &["diagnose", "nobody"]).unwrap();
     assert_eq!(done.status.code(), Some(2));
 }

@@ -1,5 +1,5 @@
-//! `docker exec` into a guarded container, counted by the agent, by the program that was started,
-//! and by the kernel through bpftrace, all in the same run.
+//! `docker exec` into a guarded container, counted in the same run by the agent, by the program that
+//! runs inside, and by the kernel through bpftrace.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
@@ -20,15 +20,17 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 const WORKLOAD: &str = "spawn-workload";
-/// What the workload does: every way to be born at once, bounded; long enough for a slow guest.
+/// The workload's arguments: every way to create a process or thread, mixed and bounded. The time is long
+/// enough for a slow guest.
 const LINE: [&str; 8] = ["--case", "mix", "--seconds", "6", "--workers", "2", "--max", "20000"];
-/// The comm of a program that shows that bpftrace counts.
+/// The comm of a program that runs to show that bpftrace counts.
 const MARKER: &str = "mcpg-marker";
-/// How often the workload runs.
+/// How many times the workload runs.
 const RUNS: u64 = 2;
 
-/// The kernel's own tracepoints, none of which the agent uses in this form. A process is born in
-/// the cgroup of its parent here: the workload's `mix` leaves CLONE_INTO_CGROUP out.
+/// The bpftrace script. It uses the kernel's own tracepoints, none of which the agent uses in this form.
+/// Each process is born in its parent's cgroup here, because the workload's `mix` does not use
+/// CLONE_INTO_CGROUP.
 fn script(cgroup: u64) -> String {
     format!(
         "tracepoint:sched:sched_process_exec /comm == \"{MARKER}\"/ {{ printf(\"first\\n\"); }}
@@ -44,18 +46,18 @@ fn script(cgroup: u64) -> String {
     )
 }
 
-/// A bpftrace that counts. Ended when dropped.
+/// A running bpftrace. Killed when dropped.
 struct Bpftrace {
     child: Child,
     lines: Lines,
     complaints: tempfile::NamedTempFile,
 }
 
-/// Counts by map and by comm.
+/// Counts per map, then per comm.
 type Counts = BTreeMap<String, BTreeMap<String, u64>>;
 
 impl Bpftrace {
-    /// Starts one with a tracefs that only it sees, and waits until all its probes fire.
+    /// Starts bpftrace with a tracefs mount of its own, and waits until all its probes fire.
     fn start(cgroup: u64) -> Self {
         let mount = "mount -t tracefs tracefs /sys/kernel/tracing && exec bpftrace \"$@\"";
         let complaints = tempfile::NamedTempFile::new().unwrap();
@@ -67,7 +69,7 @@ impl Bpftrace {
             .stdout(Stdio::piped())
             .stderr(complaints.reopen().unwrap());
         let installed = Command::new("bpftrace").arg("--version").output();
-        installed.expect("bpftrace counts here: apt-get install --no-install-recommends bpftrace");
+        installed.expect("bpftrace is needed: apt-get install --no-install-recommends bpftrace");
         let mut child = command.spawn().unwrap();
         let lines = Lines::of(child.stdout.take().unwrap());
         let bpftrace = Self { child, lines, complaints };
@@ -75,18 +77,18 @@ impl Bpftrace {
         bpftrace
     }
 
-    /// The probes are attached one after the other: the first and the last have seen the same
-    /// program when all of them count.
+    /// Runs the marker until both the first and the last probe have reported it. Probes are attached one
+    /// after the other, so all of them count by then.
     fn await_markers(&self) {
         let folder = tempfile::tempdir().unwrap();
         let marker = folder.path().join(MARKER);
         fs::copy(fs::canonicalize("/bin/true").unwrap(), &marker).unwrap();
-        let (told, seen) = std::sync::mpsc::channel::<()>();
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
         std::thread::scope(|scope| {
-            // Ours to drop, also by a panic: the thread that runs the marker then ends too.
-            let told = told;
+            // Dropped here even if we panic, so that the thread that runs the marker ends too.
+            let stop = stop;
             scope.spawn(move || {
-                while seen.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+                while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
                     assert!(Command::new(&marker).status().unwrap().success());
                     std::thread::sleep(std::time::Duration::from_millis(50));
                 }
@@ -95,11 +97,11 @@ impl Bpftrace {
             while !missing.is_empty() {
                 let complaints = || fs::read_to_string(self.complaints.path()).unwrap();
                 let line = self.lines.next().unwrap();
-                let line = line.unwrap_or_else(|| panic!("no bpftrace: {}", complaints()));
+                let line = line.unwrap_or_else(|| panic!("bpftrace ended: {}", complaints()));
                 let line: Value = serde_json::from_str(&line).unwrap_or_default();
                 missing.retain(|word| line["data"] != *word);
             }
-            drop(told);
+            drop(stop);
         });
     }
 
@@ -120,7 +122,7 @@ impl Bpftrace {
 
 impl Drop for Bpftrace {
     fn drop(&mut self) {
-        // It has ended already, unless a test failed.
+        // It has already ended, unless the test failed.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -138,12 +140,13 @@ fn totals(agent: &Agent, id: u64) -> TotalsStatus {
     agent.guard(id).unwrap().guard.totals
 }
 
-/// The node image has the libraries of the host, so a program of this host runs in it.
+/// Starts a container from the node image. The image has the host's libraries, so the host's programs run
+/// in it.
 fn container() -> Container {
     let programs = workload(WORKLOAD).unwrap();
     let mount = format!("{}:/t:ro", programs.parent().unwrap().display());
     let image = node_image().unwrap();
-    // Docker's own filter answers clone3 with ENOSYS, so that glibc takes clone instead.
+    // Docker's default seccomp filter makes clone3 fail with ENOSYS, and glibc falls back to clone.
     let options = ["--volume", &mount, "--security-opt", "seccomp=unconfined"];
     let container = Container::run("exec", &image, &options, &["sleep", "600"]).unwrap();
     let comm = format!("/proc/{}/comm", container.init().unwrap());
@@ -151,7 +154,7 @@ fn container() -> Container {
     container
 }
 
-/// Runs it through `docker exec`, and returns the sums of its ledgers.
+/// Runs the workload through `docker exec`, [`RUNS`] times, and returns the sums of its ledgers.
 fn run_workload(container: &Container) -> BTreeMap<String, u64> {
     let mut ledger = BTreeMap::new();
     for _ in 0..RUNS {
@@ -175,27 +178,30 @@ fn docker_exec_is_counted_as_the_kernel_counts_it() {
     let bpftrace = Bpftrace::start(id);
     let before = totals(&agent, id);
     let ledger = run_workload(&container);
-    // The exec'd program is gone; its exit may be told of a moment later.
+    // The program has ended, but its exit may be reported a moment later.
     agent
         .wait_until("only sleep is left", |agent| Ok(agent.guard(id)?.guard.processes == 1))
         .unwrap();
     let after = totals(&agent, id);
     let counts = bpftrace.finish();
 
-    let told = format!("before {before:?}\nafter {after:?}\nkernel {counts:?}\nledger {ledger:?}");
+    let shown = format!("before {before:?}\nafter {after:?}\nkernel {counts:?}\nledger {ledger:?}");
     let agents = |field: fn(&TotalsStatus) -> u64| field(&after) - field(&before);
     let births = agents(|totals| totals.process_forks);
-    assert_eq!(births, sum(&counts, "@births"), "{told}");
-    assert_eq!(agents(|totals| totals.thread_forks), sum(&counts, "@threads"), "{told}");
-    assert_eq!(agents(|totals| totals.execs), sum(&counts, "@execs"), "{told}");
+    assert_eq!(births, sum(&counts, "@births"), "{shown}");
+    assert_eq!(agents(|totals| totals.thread_forks), sum(&counts, "@threads"), "{shown}");
+    assert_eq!(agents(|totals| totals.execs), sum(&counts, "@execs"), "{shown}");
     let arrivals = agents(|totals| totals.arrivals);
-    assert_eq!((arrivals, sum(&counts, "@arrivals")), (RUNS, RUNS), "{told}");
+    assert_eq!((arrivals, sum(&counts, "@arrivals")), (RUNS, RUNS), "{shown}");
     let exits = agents(|totals| totals.process_exits) + agents(|totals| totals.departures);
-    assert_eq!(exits, births + arrivals, "what came has gone: {told}");
+    assert_eq!(exits, births + arrivals, "every process that came has left: {shown}");
 
-    // The rest is the container runtime's, so what the workload made is exact.
-    assert!(ledger["processes"] > 100 && ledger["threads"] > 100 && ledger["execs"] > 10, "{told}");
-    assert_eq!(of_workload(&counts, "@births"), ledger["processes"], "{told}");
-    assert_eq!(of_workload(&counts, "@threads"), ledger["threads"], "{told}");
-    assert_eq!(of_workload(&counts, "@execs"), ledger["execs"] + RUNS, "{told}");
+    // The other births are the container runtime's; those of the workload's comm match its ledger exactly.
+    assert!(
+        ledger["processes"] > 100 && ledger["threads"] > 100 && ledger["execs"] > 10,
+        "{shown}"
+    );
+    assert_eq!(of_workload(&counts, "@births"), ledger["processes"], "{shown}");
+    assert_eq!(of_workload(&counts, "@threads"), ledger["threads"], "{shown}");
+    assert_eq!(of_workload(&counts, "@execs"), ledger["execs"] + RUNS, "{shown}");
 }

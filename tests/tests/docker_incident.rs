@@ -1,5 +1,5 @@
-//! The incident that this program was made for: `pids_limit: 25` in the compose file, a container that
-//! was never made anew, and a gateway that leaks servers.
+//! The incident that this program was written for: `pids_limit: 25` in the compose file, a container that
+//! was never re-created, and a gateway that leaks servers.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
@@ -16,10 +16,10 @@ use mcp_guard_tests::{
 };
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Two processes each in this image, so that more than a hundred are there.
+/// How many servers leak. Each is two processes in this image, so there are more than a hundred.
 const SERVERS: u32 = 52;
 
-/// Ended when dropped.
+/// A child process. Killed when dropped.
 struct Running(Option<Child>);
 
 impl Running {
@@ -37,7 +37,7 @@ impl Drop for Running {
     }
 }
 
-/// The servers themselves: their npm exec reaps them, and ends too.
+/// Kills this number of servers. The `npm exec` above each one reaps it, and ends too.
 fn end_servers(gateway: &Container, count: usize) {
     let servers = gateway.top().unwrap();
     let servers = servers.iter().filter(|(_, line)| line.contains("node_modules/.bin/"));
@@ -49,7 +49,7 @@ fn end_servers(gateway: &Container, count: usize) {
 }
 
 #[test]
-fn it_is_explained_and_repaired_while_the_gateway_answers() {
+fn the_incident_is_explained_and_repaired_while_the_gateway_keeps_answering() {
     let project = Project::new();
     let labels = project.labels();
     let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
@@ -57,7 +57,7 @@ fn it_is_explained_and_repaired_while_the_gateway_answers() {
     project.write_after(&gateway, 25);
     let place = gateway.cgroup().unwrap();
     let mut client = gateway.ask_gateway(SERVERS).unwrap();
-    assert!(client.wait().unwrap().success(), "all were answered");
+    assert!(client.wait().unwrap().success(), "a request failed");
     wait_until("a hundred processes", || Ok(gateway.top()?.len() > 100)).unwrap();
 
     let report = first(&gateway, Code::NotRecreated);
@@ -66,9 +66,12 @@ fn it_is_explained_and_repaired_while_the_gateway_answers() {
     let sizing = report.sizing.unwrap();
     assert_eq!(sizing.servers, u64::from(SERVERS), "{sizing:?}");
     assert!(sizing.servers_that_fit <= Some(1), "25 tasks: {sizing:?}");
-    assert!(sizing.limit_now > report.charged.tasks.unwrap(), "room for what runs: {sizing:?}");
+    assert!(
+        sizing.limit_now > report.charged.tasks.unwrap(),
+        "no room for the tasks that run: {sizing:?}"
+    );
 
-    // For half of them: too low for what runs, so it is lowered in steps while servers end.
+    // A limit for half of them is too low for the tasks that run, so it is lowered in steps as servers end.
     let limit = sizing.limit_for(u64::from(SERVERS) / 2).to_string();
     let folder = tempfile::tempdir().unwrap();
     let mut repair = command(folder.path(), &socket().unwrap()).unwrap();
@@ -76,7 +79,7 @@ fn it_is_explained_and_repaired_while_the_gateway_answers() {
     let repair = Running(Some(repair.stdout(Stdio::piped()).spawn().unwrap()));
     wait_until("a first step", || Ok(place.pids_max()? != "max")).unwrap();
     let step: u64 = place.pids_max().unwrap().parse().unwrap();
-    assert!(step > limit.parse().unwrap(), "room for what runs: {step}");
+    assert!(step > limit.parse().unwrap(), "no room for the tasks that run: {step}");
     gateway.await_answer().unwrap();
     end_servers(&gateway, 30);
     let done = repair.ended();
@@ -89,7 +92,7 @@ fn it_is_explained_and_repaired_while_the_gateway_answers() {
     assert_eq!(gateway.inspect(".HostConfig.PidsLimit").unwrap(), limit);
     gateway.await_answer().unwrap();
 
-    // What is left to be said is that the file still says 25.
+    // The only finding left is that the file still says 25.
     let report = diagnose(&gateway);
     assert_eq!(report.findings[0].code, Code::NotRecreated, "{:#?}", report.findings);
     project.write_after(&gateway, limit.parse().unwrap());

@@ -1,5 +1,5 @@
-//! What `npm exec` and `npx` look like to the kernel side, start by start, against the recording
-//! that the core's tests read.
+//! Compares what the kernel side sees of each start of `npm exec` and `npx` with the recording that the
+//! core's tests read.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
@@ -20,13 +20,13 @@ use mcp_guard_tests::{
 };
 use serde::{Deserialize, Serialize};
 
-/// The guard's slot; no other one exists here.
+/// The slot of the only guard here.
 const GUARD: GuardId = GuardId(0);
 
-/// A start of npm takes a second, and ten in a guest without hardware virtualisation.
+/// A start of npm takes a second, or ten in a guest without hardware virtualisation.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The recording. Compiled in: a guest has the program of this test alone.
+/// The recording. Compiled in, because a guest has only the test program and no source tree.
 const RECORDING: &str = include_str!("../../mcp-guard/core/tests/golden/live-argv.json");
 
 #[derive(Debug, Deserialize)]
@@ -41,7 +41,8 @@ struct Start {
     live: Vec<Exec>,
 }
 
-/// Processes are numbered in the order of their first exec; `parent` is the nearest one of them.
+/// One exec. Processes are numbered in the order of their first exec. `parent` is the nearest ancestor that
+/// has a number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Exec {
     process: usize,
@@ -53,24 +54,25 @@ fn golden() -> Golden {
     serde_json::from_str(RECORDING).unwrap()
 }
 
-/// A client that holds the server's stdin open. Ended when dropped.
+/// A client that keeps the server's stdin open. Killed when dropped.
 struct Client(Child);
 
 impl Drop for Client {
     fn drop(&mut self) {
-        // The container is removed after it, and with it the other half.
+        // Its counterpart in the container ends when the container is removed, after this.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// Starts the command line in a container and records until its server runs.
+/// Runs the command line in a container, and records execs until its server runs.
 fn record(start: &Start) -> Vec<Exec> {
     let shells = tempfile::tempdir().unwrap();
     let mut options = vec!["--env".to_owned(), "PATH=/opt/shell:/usr/bin:/bin".to_owned()];
     if start.shell == "dash" {
-        // npm takes the first `sh` of the PATH; dash forks for its command, busybox does not.
-        // One beside this program is of the host that made the image, with whose libraries it runs.
+        // npm takes the first `sh` of the PATH. dash forks for its command, and busybox does not.
+        // A dash beside this program comes from the host that made the image, so it runs with the image's
+        // libraries.
         let dash = workload("dash").unwrap_or_else(|_| PathBuf::from("/bin/dash"));
         fs::copy(fs::canonicalize(dash).unwrap(), shells.path().join("sh")).unwrap();
         options.extend(["--volume".into(), format!("{}:/opt/shell:ro", shells.path().display())]);
@@ -90,7 +92,7 @@ fn record(start: &Start) -> Vec<Exec> {
     seen
 }
 
-/// Puts the kernel side's records together.
+/// Assembles the kernel side's records into numbered execs.
 #[derive(Default)]
 struct Recorder {
     parents: BTreeMap<u32, u32>,
@@ -124,7 +126,7 @@ impl Recorder {
         let words = argv.strip_suffix(&[0]).unwrap_or(argv).split(|byte| *byte == 0);
         let argv: Vec<String> =
             words.map(|word| String::from_utf8_lossy(word).into_owned()).collect();
-        // The container runtime's own steps come before the program it starts.
+        // Skips the execs of the container runtime, which come before the program that it starts.
         if self.seen.is_empty()
             && !argv.iter().any(|word| word.ends_with("/npm") || word.ends_with("/npx"))
         {
@@ -148,12 +150,12 @@ impl Recorder {
     }
 }
 
-/// `node .../_npx/HASH/node_modules/.bin/BIN`, the last exec of a start.
+/// Returns whether this is `node .../_npx/HASH/node_modules/.bin/BIN`, the last exec of a start.
 fn is_server(exec: &Exec) -> bool {
     exec.argv[0] == "node" && exec.argv.get(1).is_some_and(|path| path.contains("/.bin/"))
 }
 
-/// Paths differ from host to host; what is at their end does not.
+/// Reduces each path to its last component, because the rest differs from host to host.
 fn without_paths(execs: &[Exec]) -> Vec<Exec> {
     let base = |word: &String| match word.strip_prefix('/') {
         Some(path) => path.rsplit('/').next().unwrap_or(path).to_owned(),
@@ -164,7 +166,7 @@ fn without_paths(execs: &[Exec]) -> Vec<Exec> {
 }
 
 #[test]
-fn the_kernel_side_shows_what_the_recording_says() {
+fn the_kernel_side_still_shows_what_was_recorded() {
     let golden = golden();
     assert_eq!(golden.starts.len(), 4, "npm and npx, busybox and dash");
     let mut changed = String::new();
@@ -175,5 +177,5 @@ fn the_kernel_side_shows_what_the_recording_says() {
             changed += &format!("\n{:?} with {}: {shown}", start.typed, start.shell);
         }
     }
-    assert!(changed.is_empty(), "the live form is now{changed}");
+    assert!(changed.is_empty(), "the kernel side now shows{changed}");
 }

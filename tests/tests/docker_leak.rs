@@ -1,5 +1,5 @@
-//! A real gateway leaks real MCP servers in a real container: found by the name of their package,
-//! and contained by each response.
+//! A real gateway leaks real MCP servers in a real container. The agent recognises them by their package, and
+//! each response contains them.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
@@ -17,12 +17,12 @@ use mcp_guard_tests::{
 };
 use rustix::process::Signal;
 
-/// The package, not `node`, and without its version.
+/// The servers' identity: their package without its version, and not `node`.
 const IDENTITY: &str = "@21st-dev/magic";
-/// Servers that the client asks for; the policy acts before the last one.
+/// The number of servers that the client asks for. The policy acts before the last one.
 const SERVERS: u32 = 10;
 
-/// The leak under an agent that answers duplicates with `response`.
+/// A leak under an agent whose policy sets the response to duplicates.
 struct Leak {
     agent: Agent,
     client: std::process::Child,
@@ -41,7 +41,7 @@ impl Leak {
         Self { agent, client, place, container }
     }
 
-    /// In steps, because each server takes a second, in a slow guest ten, and a wait ends early.
+    /// Waits for one server at a time, because each takes a second to start, or ten in a slow guest.
     fn grow_to(&mut self, servers: usize) {
         let id = self.place.id;
         for count in 1..=servers {
@@ -68,7 +68,7 @@ impl Leak {
 
 impl Drop for Leak {
     fn drop(&mut self) {
-        // The client's other half is in the container, which is removed after this.
+        // The client's counterpart is in the container, which is removed after this.
         let _ = self.client.kill();
         let _ = self.client.wait();
     }
@@ -95,7 +95,8 @@ fn warned(record: &Record) -> Option<()> {
     Some(())
 }
 
-/// A warning, then the intent with what decided it, then the outcome of the same incident.
+/// Checks the order of the records: a warning, then the intent with its cause, then the outcome of the same
+/// incident.
 fn check_story(records: &[Record], response: Response) {
     let place = |wanted: &dyn Fn(&Record) -> bool| records.iter().position(wanted).unwrap();
     let warning = place(&|record| matches!(record, Record::Warning { .. }));
@@ -112,7 +113,8 @@ fn check_story(records: &[Record], response: Response) {
     assert_eq!((done, timing.is_some()), (incident, true));
 }
 
-/// One for each server, whichever name it has at this moment of its start.
+/// Returns whether this is a server's launcher, of which each server has one. Its command line changes while
+/// it starts.
 fn is_launcher(command: &str) -> bool {
     let starts = ["npm exec @21st-dev/magic", "node /usr/bin/npx -y @21st-dev/magic"];
     command == "npm"
@@ -121,7 +123,7 @@ fn is_launcher(command: &str) -> bool {
 }
 
 #[test]
-fn frozen_it_is_what_docker_shows_and_thawed_it_answers_again() {
+fn a_frozen_leak_matches_what_docker_shows_and_answers_again_when_thawed() {
     let mut leak = Leak::begin("freeze", "response = \"freeze\"");
     leak.grow_to(5);
     leak.contained_by(Response::Freeze);
@@ -143,9 +145,9 @@ fn frozen_it_is_what_docker_shows_and_thawed_it_answers_again() {
 }
 
 #[test]
-fn killed_nothing_of_it_is_left() {
+fn a_killed_leak_leaves_no_process() {
     let mut leak = Leak::begin("kill", "response = \"kill\"");
-    // One less than it is killed at: a slow engine would show what is no longer there.
+    // One less than the number at which it is killed. A slow engine would list processes that are gone.
     leak.grow_to(4);
     let before = leak.container.top().unwrap();
     assert!(before.iter().filter(|(_, command)| is_launcher(command)).count() >= 4, "{before:?}");
@@ -159,16 +161,16 @@ fn killed_nothing_of_it_is_left() {
         .lines()
         .filter(|pid| is_in(pid.parse().unwrap(), &leak.place))
         .count();
-    assert_eq!(live, 0, "no process that came later either");
+    assert_eq!(live, 0, "a process that came later still runs");
     let container = &leak.container;
-    wait_until("docker sees its end", || Ok(container.inspect(".State.Running")? == "false"))
+    wait_until("docker sees that it ended", || Ok(container.inspect(".State.Running")? == "false"))
         .unwrap();
     let place = &leak.place;
     leak.agent.wait_until("its guard ends", |agent| Ok(agent.guard(place.id).is_err())).unwrap();
 }
 
-/// Whether a process still runs in the container's cgroup. Its number may be another's by now, and
-/// a dead one keeps it, and its cgroup, until somebody has waited for it.
+/// Returns whether a process still runs in the container's cgroup. By now another process may have its pid,
+/// and a zombie keeps its pid and its cgroup until it is reaped.
 fn is_in(pid: u32, place: &Place) -> bool {
     let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}"));
     let (Ok(places), Ok(stat)) = (read("cgroup"), read("stat")) else { return false };
@@ -177,9 +179,9 @@ fn is_in(pid: u32, place: &Place) -> bool {
 }
 
 #[test]
-fn clamped_by_default_and_given_its_limit_back() {
+fn a_leak_is_clamped_by_default_and_its_limit_is_restored() {
     let mut leak = Leak::begin("clamp", "");
-    // Where systemd makes the cgroup, its default for every unit stands in for no limit.
+    // If systemd makes the cgroup, "no limit" is systemd's default for every unit.
     let unlimited = leak.place.pids_max().unwrap();
     assert!(unlimited.parse::<u64>().map_or(unlimited == "max", |n| n > 1000), "{unlimited}");
     leak.grow_to(5);
@@ -193,13 +195,13 @@ fn clamped_by_default_and_given_its_limit_back() {
     assert_eq!(leak.place.pids_max().unwrap(), wanted);
     assert!(wanted.parse::<u64>().unwrap() < 1000, "a limit near what runs: {wanted}");
     assert!(leak.place.is_marked_clamped().unwrap());
-    assert!(!leak.place.is_frozen().unwrap(), "a clamp stops nobody");
+    assert!(!leak.place.is_frozen().unwrap(), "a clamp stops no process");
 
     leak.agent.signal(Signal::TERM).unwrap();
     assert!(leak.agent.ended().unwrap().success());
     assert_eq!(leak.place.pids_max().unwrap(), unlimited);
     assert!(!leak.place.is_marked_clamped().unwrap());
-    let given_back = |record: &Record| {
+    let released = |record: &Record| {
         matches!(
             record,
             Record::Release {
@@ -210,5 +212,5 @@ fn clamped_by_default_and_given_its_limit_back() {
             }
         )
     };
-    assert!(leak.agent.audit().unwrap().iter().any(given_back));
+    assert!(leak.agent.audit().unwrap().iter().any(released));
 }

@@ -1,6 +1,5 @@
-//! A container that Docker paused is Docker's: nobody here freezes or thaws it. With cgroup v1
-//! Docker pauses through the v1 freezer, with v2 through the same cgroup.freeze that we use; what
-//! is asserted holds for both.
+//! mcp-guard neither freezes nor thaws a container that Docker has paused. With cgroup v1, Docker pauses
+//! through the v1 freezer. With v2 it uses the same cgroup.freeze that we use. The tests hold for both.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
@@ -28,9 +27,10 @@ use mcp_guard_tests::{
 };
 use rustix::process::{Pid, Signal, kill_process};
 
-/// What the product says of one.
-const PAUSED: &str = "the engine says Paused";
-/// The age leaves time for a pause between the third server and the action, also in a slow guest.
+/// The reason that mcp-guard gives for leaving a paused container alone.
+const PAUSED: &str = "the engine has paused the container";
+/// The age leaves time to pause the container between the third server and the action, even in a slow
+/// guest.
 const DUPLICATES: &str = "mode = \"enforce\"\n[detect.duplicates]\nwarn = 2\nwarn_age = \"1s\"\n\
     act = 3\nact_age = \"12s\"\nresponse = \"freeze\"\n";
 
@@ -45,7 +45,8 @@ fn guards(container: &Container) -> String {
     format!("[[guard]]\nname = \"{}\"\n", container.name)
 }
 
-/// An agent that guards the container, or, with a policy of another name, does not.
+/// Starts an agent and waits until it knows the engine's containers. `guarded` says whether the policy
+/// guards this one.
 fn agent(policy: &str, place: &Place, guarded: bool) -> Agent {
     let mut agent = Agent::start_with(policy, &socket().unwrap(), &[]).unwrap();
     let connected = |agent: &mut Agent| {
@@ -62,8 +63,8 @@ fn pause(container: &Container) {
     assert_eq!(container.inspect(".State.Paused").unwrap(), "true");
 }
 
-/// Docker's pause of what we have frozen. Where both are the same cgroup.freeze, its runtime takes the
-/// container for a paused one and refuses, until somebody has thawed it by hand.
+/// Pauses a container that we have frozen. If both use the same cgroup.freeze, Docker's runtime believes that
+/// the container is already paused and refuses, so this first thaws it without mcp-guard.
 fn pause_over_freeze(container: &Container, place: &Place) {
     if same_switch() {
         fs::write(place.unified.join("cgroup.freeze"), "0").unwrap();
@@ -71,28 +72,28 @@ fn pause_over_freeze(container: &Container, place: &Place) {
     pause(container);
 }
 
-/// Whether Docker's pause is our cgroup.freeze, and not the version 1 freezer.
+/// Returns whether Docker pauses through the cgroup.freeze that we use, and not through the v1 freezer.
 fn same_switch() -> bool {
     Layout::read().unwrap().kind == LayoutKind::Unified
 }
 
-/// Docker's own unpause brings it back, whatever we did.
+/// Unpauses the container, and checks that it runs again.
 fn unpause(container: &Container) {
     output(&["unpause", &container.name]).unwrap();
     assert_eq!(container.inspect(".State.Paused").unwrap(), "false");
     container.await_ticking().unwrap();
 }
 
-/// Left alone is exit code 1, and says why.
+/// Checks for exit code 1 and one of these reasons for leaving the container alone.
 fn assert_left_alone(done: &Output, why: &[&str]) {
     let said = String::from_utf8_lossy(&done.stdout);
     assert_eq!(done.status.code(), Some(1), "{said}{}", String::from_utf8_lossy(&done.stderr));
-    let says_why = why.iter().any(|why| said.contains(why));
-    assert!(said.contains("left alone:") && says_why, "{said}");
+    let gives_reason = why.iter().any(|why| said.contains(why));
+    assert!(said.contains("left alone:") && gives_reason, "{said}");
 }
 
-/// Tries a freeze and a thaw by hand on a paused container.
-fn try_by_hand(container: &Container, place: &Place, run: impl Fn(&[&str]) -> Output) {
+/// Tries an operator's freeze and thaw on a paused container.
+fn try_as_operator(container: &Container, place: &Place, run: impl Fn(&[&str]) -> Output) {
     pause(container);
     let before = place.freeze_requested().unwrap();
     assert_left_alone(&run(&["freeze", &container.name, "--for", "60s"]), &[PAUSED]);
@@ -105,28 +106,28 @@ fn try_by_hand(container: &Container, place: &Place, run: impl Fn(&[&str]) -> Ou
 }
 
 #[test]
-fn paused_is_left_alone_without_an_agent() {
+fn a_paused_container_is_left_alone_without_an_agent() {
     let (container, place) = ticker("pause-alone");
     let folder = tempfile::tempdir().unwrap();
-    try_by_hand(&container, &place, |words| without_agent(folder.path(), words).unwrap());
+    try_as_operator(&container, &place, |words| without_agent(folder.path(), words).unwrap());
 }
 
 #[test]
-fn paused_is_left_alone_by_an_agent_that_guards_it() {
+fn a_paused_container_is_left_alone_by_an_agent_that_guards_it() {
     let (container, place) = ticker("pause-guarded");
     let agent = agent(&guards(&container), &place, true);
-    try_by_hand(&container, &place, |words| agent.cli(words).unwrap());
+    try_as_operator(&container, &place, |words| agent.cli(words).unwrap());
 }
 
 #[test]
-fn paused_is_left_alone_by_an_agent_that_did_not_guard_it() {
+fn a_paused_container_is_left_alone_by_an_agent_that_does_not_guard_it() {
     let (container, place) = ticker("pause-unknown");
     let agent = agent("[[guard]]\nname = \"nobody\"\n", &place, false);
-    try_by_hand(&container, &place, |words| agent.cli(words).unwrap());
+    try_as_operator(&container, &place, |words| agent.cli(words).unwrap());
 }
 
 #[test]
-fn paused_before_the_agent_began_is_left_alone() {
+fn a_container_paused_before_the_agent_started_is_left_alone() {
     let (container, place) = ticker("pause-before");
     pause(&container);
     let agent = agent(&guards(&container), &place, true);
@@ -138,11 +139,11 @@ fn paused_before_the_agent_began_is_left_alone() {
 }
 
 #[test]
-fn paused_is_left_alone_by_a_detector() {
+fn a_paused_container_is_left_alone_by_a_detector() {
     let programs = workload("launcher-lookalike").unwrap();
     let mount = format!("{}:/t:ro", programs.parent().unwrap().display());
     let program = ["/t/launcher-lookalike", "leak", "--package", "figma-mcp", "--count", "3"];
-    // With its stdin open, or the look-alike ends at once.
+    // The look-alike ends at once if its stdin is not open.
     let options = ["--interactive", "--volume", &mount];
     let container =
         Container::run("pause-detector", &node_image().unwrap(), &options, &program).unwrap();
@@ -159,34 +160,35 @@ fn paused_is_left_alone_by_a_detector() {
         let Record::Outcome { response, outcome, detail, .. } = record else { return None };
         (*response == Response::Freeze).then(|| (*outcome, detail.clone()))
     };
-    let (outcome, detail) = agent.await_record("what the detector came to", settled).unwrap();
+    let (outcome, detail) =
+        agent.await_record("the outcome of the detector's freeze", settled).unwrap();
     assert_eq!(outcome, Outcome::NotOurs, "{detail}");
     assert!(detail.contains(PAUSED), "{detail}");
     assert_eq!(place.freeze_requested().unwrap(), before);
     assert!(!place.is_marked_frozen().unwrap());
     output(&["unpause", &container.name]).unwrap();
-    wait_until("it is free", || Ok(!place.is_frozen()?)).unwrap();
+    wait_until("it is thawed", || Ok(!place.is_frozen()?)).unwrap();
 }
 
-/// A lease that ends within a test, and not before Docker has paused.
+/// A lease that ends within the test, but not before Docker has paused the container.
 fn short_lease() -> &'static str {
     if same_switch() { "15s" } else { "4s" }
 }
 
-/// Frozen by us, then paused by Docker: from then on it is Docker's.
+/// Freezes a container through the agent, then pauses it through Docker, which owns the freeze from then on.
 fn freeze_then_pause(container: &Container, place: &Place, agent: &mut Agent, lease: &str) {
     let frozen = agent.cli(&["freeze", &container.name, "--for", lease]).unwrap();
     assert!(frozen.status.success(), "{}", String::from_utf8_lossy(&frozen.stdout));
     assert!(place.is_frozen().unwrap() && place.is_marked_frozen().unwrap());
-    // Stopped, or it may see the thaw by hand and drop its lease.
+    // Stopped, because it would drop its lease if it saw the thaw.
     agent.signal(Signal::STOP).unwrap();
     pause_over_freeze(container, place);
     agent.signal(Signal::CONT).unwrap();
     let paused = |agent: &mut Agent| Ok(agent.guard(place.id)?.paused);
-    agent.wait_until("the agent knows of the pause", paused).unwrap();
+    agent.wait_until("the agent sees the pause", paused).unwrap();
 }
 
-/// The audit tells how it ended, and the container stays stopped until Docker unpauses it.
+/// Checks that the audit log has the release, and that the container stays paused until Docker unpauses it.
 fn assert_given_to_docker(container: &Container, place: &Place, records: &[Record], end: End) {
     let said = |record: &Record| {
         let Record::Release { end: why, outcome, detail, .. } = record else { return None };
@@ -196,8 +198,8 @@ fn assert_given_to_docker(container: &Container, place: &Place, records: &[Recor
     assert_stays_paused(container, place, &detail);
 }
 
-/// Where Docker's pause is the v1 freezer's, our freeze is given back under it and Docker's stays;
-/// where it is the same cgroup.freeze, that is Docker's now, and our mark alone goes.
+/// If Docker paused through the v1 freezer, our freeze is released and Docker's stays. If it used the same
+/// cgroup.freeze, the freeze is Docker's now, and only our mark is removed.
 fn assert_stays_paused(container: &Container, place: &Place, said: &str) {
     let apart = !same_switch();
     let expected = if apart { "cgroup.freeze 0" } else { PAUSED };
@@ -209,7 +211,7 @@ fn assert_stays_paused(container: &Container, place: &Place, said: &str) {
     unpause(container);
 }
 
-/// Nothing announces that nothing happens, so this one looks twice.
+/// Compares two readings a moment apart, because no event reports that nothing happens.
 fn assert_stands_still(container: &Container) {
     let before = container.ticks().unwrap();
     std::thread::sleep(std::time::Duration::from_millis(300));
@@ -221,7 +223,7 @@ fn released(record: &Record) -> Option<()> {
 }
 
 #[test]
-fn a_lease_that_ends_under_a_pause_thaws_nothing() {
+fn a_lease_that_ends_during_a_pause_thaws_nothing() {
     let (container, place) = ticker("pause-lease");
     let mut agent = agent(&guards(&container), &place, true);
     freeze_then_pause(&container, &place, &mut agent, short_lease());
@@ -230,7 +232,7 @@ fn a_lease_that_ends_under_a_pause_thaws_nothing() {
 }
 
 #[test]
-fn an_agent_that_stops_under_a_pause_thaws_nothing() {
+fn an_agent_that_stops_during_a_pause_thaws_nothing() {
     let (container, place) = ticker("pause-stop");
     let mut agent = agent(&guards(&container), &place, true);
     freeze_then_pause(&container, &place, &mut agent, "60s");
@@ -240,7 +242,7 @@ fn an_agent_that_stops_under_a_pause_thaws_nothing() {
 }
 
 #[test]
-fn an_agent_that_learns_of_the_pause_by_its_hand_thaws_nothing() {
+fn an_agent_that_guards_only_for_an_operators_freeze_respects_a_pause() {
     let (container, place) = ticker("pause-hand");
     let mut agent = agent("[[guard]]\nname = \"nobody\"\n", &place, false);
     freeze_then_pause(&container, &place, &mut agent, short_lease());
@@ -249,7 +251,7 @@ fn an_agent_that_learns_of_the_pause_by_its_hand_thaws_nothing() {
 }
 
 #[test]
-fn a_foreground_freeze_that_ends_under_a_pause_thaws_nothing() {
+fn a_foreground_freeze_that_ends_during_a_pause_thaws_nothing() {
     let (container, place) = ticker("pause-foreground");
     let folder = tempfile::tempdir().unwrap();
     let mut freeze: Command = command(folder.path(), &socket().unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! Limits, repaired at their owner, lowered while tasks end, and kept: all of it read back.
+//! Limits that are repaired at their owner, lowered in steps as tasks end, and kept. Each is read back.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
@@ -35,7 +35,7 @@ fn sleeper(what: &str, options: &[&str]) -> (Container, Place) {
     (container, place)
 }
 
-/// Runs the command line; exit code and stdout.
+/// Runs the command line without an agent. Returns its exit code and its output.
 fn mcp_guard(folder: &Path, words: &[&str]) -> (Option<i32>, String) {
     let done = without_agent(folder, words).unwrap();
     let said = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
@@ -51,11 +51,11 @@ fn tasks(place: &Place) -> u64 {
 }
 
 #[test]
-fn the_engine_takes_it_and_a_restart_keeps_it() {
+fn the_engine_stores_a_repaired_limit_and_a_restart_keeps_it() {
     let (container, place) = sleeper("repair", &[]);
     let folder = tempfile::tempdir().unwrap();
     let (code, said) = mcp_guard(folder.path(), &["repair", &container.name]);
-    assert_eq!(code, Some(1), "nothing declares one: {said}");
+    assert_eq!(code, Some(1), "nothing declares a limit: {said}");
     assert!(said.contains("--limit"), "{said}");
     let words = ["repair", &container.name, "--limit", "40"];
     let (code, said) = mcp_guard(folder.path(), &[&words[..], &["--dry-run"]].concat());
@@ -70,7 +70,7 @@ fn the_engine_takes_it_and_a_restart_keeps_it() {
     let log = fs::read_to_string(folder.path().join("audit.jsonl")).unwrap();
     let lines: Vec<&str> =
         log.lines().filter(|line| line.contains("\"event\":\"limit\"")).collect();
-    // One before and one after, for the dry run and for the repair.
+    // Two records for the dry run and two for the repair: one before and one after.
     assert_eq!(lines.len(), 4, "{log}");
     let ends = ["", "\"outcome\":\"would-do\"", "", "\"outcome\":\"done\""];
     assert!(lines.iter().zip(ends).all(|(line, end)| line.contains(end)), "{log}");
@@ -84,7 +84,7 @@ fn the_engine_takes_it_and_a_restart_keeps_it() {
 }
 
 #[test]
-fn what_would_break_it_is_refused_unless_forced() {
+fn a_limit_that_would_break_the_container_is_refused_unless_forced() {
     let (container, place) = sleeper("least", &["--pids-limit", "25"]);
     let folder = tempfile::tempdir().unwrap();
     let words = ["repair", &container.name, "--limit", "4"];
@@ -94,7 +94,7 @@ fn what_would_break_it_is_refused_unless_forced() {
     assert_eq!((code, place.pids_max().unwrap().as_str()), (Some(0), "4"), "{said}");
     let (code, said) = mcp_guard(folder.path(), &["repair", "cgroup:/", "--limit", "40"]);
     assert_eq!(code, Some(1), "the root: {said}");
-    // What runs containers is a bystander, with --dry-run too.
+    // A process that runs containers is a bystander, also for --dry-run.
     let engine = FixtureCgroup::new("engine").unwrap();
     let program = folder.path().join("dockerd");
     fs::copy("/bin/sleep", &program).unwrap();
@@ -109,7 +109,7 @@ fn what_would_break_it_is_refused_unless_forced() {
     }
 }
 
-/// An agent that holds what this container's engine says.
+/// Starts an agent that keeps the limit that this container's engine sets.
 fn keeper(container: &Container, place: &Place, more: &str) -> Agent {
     let policy = format!("{more}\n[[guard]]\nname = \"{}\"\n", container.name);
     let mut agent = Agent::start_with(&policy, &socket().unwrap(), &[]).unwrap();
@@ -125,7 +125,7 @@ fn wanted(agent: &Agent, place: &Place, limit: u64) -> Result<bool> {
     Ok(agent.guard(place.id)?.pids_wanted == Some(limit))
 }
 
-/// Of the records of limits, how each ended.
+/// Returns the outcomes of the audit log's limit records.
 fn outcomes(agent: &Agent) -> Vec<Outcome> {
     let outcome = |record: Record| {
         let Record::Limit { outcome, .. } = record else { return None };
@@ -135,13 +135,13 @@ fn outcomes(agent: &Agent) -> Vec<Outcome> {
 }
 
 #[test]
-fn a_running_agent_restores_it_and_stops_at_the_third_reversion() {
+fn a_running_agent_restores_a_limit_and_stops_at_the_third_reversion() {
     let (container, place) = sleeper("kept", &["--pids-limit", "25"]);
     let mut agent = keeper(&container, &place, "mode = \"enforce\"");
-    // The engine's own change is its owner's word, and nobody's attack.
+    // An update through the engine is a new limit from the owner, and not a reversion.
     for limit in [60, 25] {
         output(&["update", "--pids-limit", &limit.to_string(), &container.name]).unwrap();
-        agent.wait_until("it is heard", |agent| wanted(agent, &place, limit)).unwrap();
+        agent.wait_until("the new limit is wanted", |agent| wanted(agent, &place, limit)).unwrap();
         assert_eq!(place.pids_max().unwrap(), limit.to_string());
     }
     let mut done = 0;
@@ -158,23 +158,23 @@ fn a_running_agent_restores_it_and_stops_at_the_third_reversion() {
         assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
         done += 1;
     }
-    // The first write is a reversion only where the agent saw the limit in force before.
+    // The first write counts as a reversion only if the agent saw the limit in force before it.
     assert!((2..=3).contains(&done), "{done} repairs before it gave up");
     assert!(agent.guard(place.id).unwrap().pids_left);
     assert_eq!(agent.cli(&["status"]).unwrap().status.code(), Some(1), "something is wrong");
-    assert_eq!(place.pids_max().unwrap(), "max", "it fights no more");
-    let named = |record: &Record| {
+    assert_eq!(place.pids_max().unwrap(), "max", "it no longer restores the limit");
+    let left = |record: &Record| {
         let Record::Limit { outcome: Some(Outcome::NotOurs), detail, .. } = record else {
             return None;
         };
         Some(detail.clone())
     };
-    let said = agent.await_record("who disagrees", named).unwrap();
+    let said = agent.await_record("the record that it gave up", left).unwrap();
     assert!(said.contains("25 is wanted") && said.contains("wrote pids.max"), "{said}");
 }
 
 #[test]
-fn in_observe_mode_it_is_said_and_not_done() {
+fn observe_mode_records_a_repair_and_does_not_do_it() {
     let (container, place) = sleeper("observed", &["--pids-limit", "25"]);
     let mut agent = keeper(&container, &place, "");
     write_limit(&place, "max");
@@ -185,7 +185,7 @@ fn in_observe_mode_it_is_said_and_not_done() {
     );
 }
 
-/// Ends what it started, whatever becomes of the test.
+/// A running `repair`. Killed when dropped.
 struct Running(Child);
 
 impl Running {
@@ -205,7 +205,7 @@ impl Running {
             if let Some(status) = self.0.try_wait().unwrap() {
                 return status.code();
             }
-            assert!(began.elapsed() < PATIENCE, "repair does not end");
+            assert!(began.elapsed() < PATIENCE, "repair did not end");
             std::thread::sleep(LOOK);
         }
     }
@@ -218,11 +218,11 @@ impl Drop for Running {
     }
 }
 
-/// Node processes that end one after the other, and how each ended in /tmp/codes.
+/// Node processes that end one after the other. /tmp/codes has the exit code of each.
 const LOAD: &str = "for i in $(seq 38); do (node -e \"setTimeout(() => {}, $((8000 + i * 1000)))\"; \
                     echo $? >> /tmp/codes) & done; wait; exec sleep 600";
 
-/// Every limit that was in force, in order, until it is this one.
+/// Polls until this limit is in force, and returns each limit that it saw, in order.
 fn followed(place: &Place, last: &str) -> Vec<u64> {
     let mut seen = Vec::new();
     let began = Instant::now();
@@ -241,7 +241,7 @@ fn followed(place: &Place, last: &str) -> Vec<u64> {
 }
 
 #[test]
-fn a_ratchet_falls_while_tasks_end_and_outlives_the_agent() {
+fn a_limit_falls_in_steps_as_tasks_end_and_the_next_agent_continues() {
     let options = ["--env", "PATH=/usr/bin:/bin"];
     let image = node_image().unwrap();
     let container = Container::run("ratchet", &image, &options, &["sh", "-c", LOAD]).unwrap();
@@ -252,32 +252,32 @@ fn a_ratchet_falls_while_tasks_end_and_outlives_the_agent() {
     agent.wait_until("a first step", |_| Ok(place.pids_max()? != "max")).unwrap();
     let first: u64 = place.pids_max().unwrap().parse().unwrap();
     assert!(first > 40 && first < 400, "{first}");
-    assert_eq!(stored(&container), "<nil>", "no step is ever declared");
+    assert_eq!(stored(&container), "<nil>", "the engine stores no step");
     agent.signal(Signal::KILL).unwrap();
     agent.ended().unwrap();
     wait_until("tasks have ended meanwhile", || Ok(tasks(&place) < first - 60)).unwrap();
-    assert_eq!(place.pids_max().unwrap(), first.to_string(), "nobody goes on");
+    assert_eq!(place.pids_max().unwrap(), first.to_string(), "no other process lowers it");
 
     let policy = format!("mode = \"enforce\"\n[[guard]]\nname = \"{}\"\n", container.name);
     let agent = agent.restart(&policy).unwrap();
     let seen = followed(&place, "40");
-    assert!(seen.is_sorted_by(|a, b| a > b) && seen.len() > 2, "monotone: {seen:?}");
-    assert_eq!(repair.code(), Some(0), "who asked for it waited, and saw it");
+    assert!(seen.is_sorted_by(|a, b| a > b) && seen.len() > 2, "it only falls: {seen:?}");
+    assert_eq!(repair.code(), Some(0), "the operator's command waited for the result");
     assert_eq!(stored(&container), "40");
     let kept = fs::read_dir(agent.folder().join("state/limits")).unwrap().count();
-    assert_eq!(kept, 0, "the engine remembers it now");
+    assert_eq!(kept, 0, "the engine stores the limit now, so no request is left");
     wait_until("an exec has room", || Ok(tasks(&place) <= 20)).unwrap();
     let codes = output(&["exec", &container.name, "cat", "/tmp/codes"]).unwrap();
     let ended: Vec<&str> = codes.lines().collect();
     assert!(ended.len() >= 30 && ended.iter().all(|code| *code == "0"), "{ended:?}");
 }
 
-/// Sleepers and the shell that waits for them.
+/// Thirty sleepers, and the shell that waits for them.
 const THIRTY: &str = "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 \
                       29 30; do sleep 600 & done; wait; exec sleep 600";
 
 #[test]
-fn a_repair_that_was_killed_is_gone_on_with_by_the_next() {
+fn the_next_repair_continues_one_that_was_killed() {
     let image = busybox_image().unwrap();
     let container = Container::run("resumed", &image, &[], &["sh", "-c", THIRTY]).unwrap();
     let place = container.cgroup().unwrap();
@@ -301,18 +301,20 @@ fn a_repair_that_was_killed_is_gone_on_with_by_the_next() {
 }
 
 #[test]
-fn a_request_is_over_when_the_engine_keeps_it() {
+fn a_request_ends_when_the_engine_stores_its_limit() {
     let (container, place) = sleeper("over", &[]);
     let mut agent = keeper(&container, &place, "mode = \"enforce\"");
     let (socket, gone) = (socket().unwrap(), "f".repeat(64));
     let requests = Requests::new(&agent.folder().join("state"));
     requests.put(&container.id, 40, &socket, PolicyThen::Unknown).unwrap();
     agent.wait_until("it is in force", |_| Ok(place.pids_max()? == "40")).unwrap();
-    agent.wait_until("it is over", |_| Ok(requests.get(&container.id).is_none())).unwrap();
+    agent
+        .wait_until("the request is removed", |_| Ok(requests.get(&container.id).is_none()))
+        .unwrap();
     assert_eq!(stored(&container), "40");
-    // So that this is the engine's own later word, and stays.
+    // A later update through the engine therefore stays in force.
     output(&["update", "--pids-limit", "200", &container.name]).unwrap();
-    agent.wait_until("it is heard", |agent| wanted(agent, &place, 200)).unwrap();
+    agent.wait_until("the new limit is wanted", |agent| wanted(agent, &place, 200)).unwrap();
     assert_eq!((place.pids_max().unwrap(), stored(&container)), ("200".into(), "200".into()));
 
     agent.signal(Signal::TERM).unwrap();
@@ -321,17 +323,21 @@ fn a_request_is_over_when_the_engine_keeps_it() {
     requests.put(&container.id, 100, &socket, PolicyThen::Unknown).unwrap();
     let policy = format!("[[guard]]\nname = \"{}\"\n", container.name);
     let mut agent = agent.restart(&policy).unwrap();
-    agent.wait_until("it is forgotten", |_| Ok(requests.get(&gone).is_none())).unwrap();
+    agent
+        .wait_until("the request for the missing container is removed", |_| {
+            Ok(requests.get(&gone).is_none())
+        })
+        .unwrap();
     assert_eq!(
         requests.get(&container.id).map(|one| one.limit),
         Some(100),
-        "of a container that is there"
+        "the request for a container that exists is kept"
     );
 }
 
-/// Its word ranks before the policy's, also where the engine keeps it.
+/// A request ranks above the policy, even if the engine stores its limit.
 #[test]
-fn a_request_stands_against_the_policy() {
+fn a_request_overrides_the_policy() {
     let (container, place) = sleeper("above", &["--pids-limit", "60"]);
     let policy =
         format!("mode = \"enforce\"\n[[guard]]\nname = \"{}\"\npids_limit = 60\n", container.name);
@@ -339,14 +345,14 @@ fn a_request_stands_against_the_policy() {
     agent.wait_until("it is guarded", |agent| Ok(agent.guard(place.id).is_ok())).unwrap();
     let done = agent.cli(&["repair", &container.name, "--limit", "80"]).unwrap();
     assert!(done.status.success(), "{done:?}");
-    // Three of the agent's looks.
+    // Long enough for the agent to check the limit three times.
     let undone = || Ok(place.pids_max()? != "80" || !wanted(&agent, &place, 80)?);
     assert!(!wait::until(Duration::from_secs(3), undone).unwrap(), "{}", agent.log());
     assert_eq!(stored(&container), "80");
 }
 
 #[test]
-fn who_asks_again_is_heard_by_an_agent_that_gave_up() {
+fn a_new_request_makes_an_agent_that_gave_up_try_again() {
     let (container, place) = sleeper("again", &["--pids-limit", "25"]);
     let mut agent = keeper(&container, &place, "mode = \"enforce\"");
     while !agent.guard(place.id).unwrap().pids_left {
@@ -359,11 +365,13 @@ fn who_asks_again_is_heard_by_an_agent_that_gave_up() {
     let requests = Requests::new(&agent.folder().join("state"));
     requests.put(&container.id, 25, &socket().unwrap(), PolicyThen::Unknown).unwrap();
     agent.wait_until("it is in force", |_| Ok(place.pids_max()? == "25")).unwrap();
-    agent.wait_until("it is kept", |agent| Ok(!agent.guard(place.id)?.pids_left)).unwrap();
+    agent
+        .wait_until("the agent keeps it again", |agent| Ok(!agent.guard(place.id)?.pids_left))
+        .unwrap();
 }
 
 #[test]
-fn a_repair_stays_with_the_container_that_it_began_with() {
+fn a_repair_follows_its_container_when_that_is_renamed() {
     let image = busybox_image().unwrap();
     let begin = |what| Container::run(what, &image, &[], &["sh", "-c", THIRTY]).unwrap();
     let (mut first, mut other) = (begin("first"), begin("other"));
@@ -380,31 +388,32 @@ fn a_repair_stays_with_the_container_that_it_began_with() {
     for (pid, _) in first.top().unwrap().iter().filter(|(_, line)| line.starts_with("sleep")) {
         kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::TERM).unwrap();
     }
-    assert_eq!(repair.code(), Some(0), "done and proved");
+    assert_eq!(repair.code(), Some(0), "done and read back");
     assert_eq!((places[0].pids_max().unwrap(), stored(&first)), ("30".into(), "30".into()));
     assert_eq!((places[1].pids_max().unwrap(), stored(&other)), ("max".into(), "<nil>".into()));
 }
 
 #[test]
-fn the_later_of_two_repairs_counts() {
+fn the_later_of_two_repairs_wins() {
     let image = busybox_image().unwrap();
     let container = Container::run("later", &image, &[], &["sh", "-c", THIRTY]).unwrap();
     let place = container.cgroup().unwrap();
     wait_until("all run", || Ok(tasks(&place) == 31)).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let mut former = Running::repair(folder.path(), &container, "20");
+    let mut first = Running::repair(folder.path(), &container, "20");
     wait_until("a first step", || Ok(place.pids_max()? == "51")).unwrap();
-    // With room for what runs, so at once; Docker may raise what the other had lowered.
+    // This limit leaves room for the tasks that run, so it is written at once. It raises the step of the
+    // first repair.
     let words = ["repair", &container.name, "--limit", "60"];
     let mut later = command(folder.path(), &socket().unwrap()).unwrap();
     let mut later = Running(later.args(words).stdout(Stdio::null()).spawn().unwrap());
     assert_eq!(later.code(), Some(0));
-    assert_eq!(former.code(), Some(1), "it says that it ended for another");
+    assert_eq!(first.code(), Some(1), "the first ends because of another request");
     assert_eq!((place.pids_max().unwrap(), stored(&container)), ("60".into(), "60".into()));
 }
 
 #[test]
-fn a_cgroup_that_is_named_by_its_path_is_kept_where_no_engine_knows_it() {
+fn the_limit_of_a_cgroup_named_by_path_is_kept_without_an_engine() {
     let outer = FixtureCgroup::new("unknown").unwrap();
     if outer.pids_dir() == outer.unified_dir() {
         outer.hand_pids_down().unwrap();

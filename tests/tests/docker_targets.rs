@@ -1,4 +1,4 @@
-//! What an operator may type for a container, and which containers a policy's rules guard.
+//! The names that an operator may give for a container, and the containers that a policy's rules guard.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
@@ -22,7 +22,7 @@ fn sleeper(what: &str, options: &[&str]) -> Container {
     Container::run(what, &busybox_image().unwrap(), options, &SLEEP).unwrap()
 }
 
-/// The cgroup id of each intent in the audit log of `folder`.
+/// Returns the cgroup id of each intent in the audit log of `folder`.
 fn ids(folder: &Path) -> Vec<u64> {
     let text = fs::read_to_string(folder.join("audit.jsonl")).unwrap();
     let records = text.lines().map(|line| serde_json::from_str::<Line>(line).unwrap().record);
@@ -33,12 +33,12 @@ fn ids(folder: &Path) -> Vec<u64> {
     records.filter_map(id).collect()
 }
 
-/// A target that means nothing is exit code 2, names the reason, and leaves no intent.
-fn assert_could_not(done: &Output, reason: &str, folder: &Path) {
+/// Checks that the command failed with exit code 2, gave this reason, and recorded no intent.
+fn assert_cannot(done: &Output, reason: &str, folder: &Path) {
     let said = String::from_utf8_lossy(&done.stderr);
     assert_eq!(done.status.code(), Some(2), "{said}");
     assert!(said.contains(reason), "{said:?} does not say {reason:?}");
-    assert!(!folder.join("audit.jsonl").exists(), "something was about to be done");
+    assert!(!folder.join("audit.jsonl").exists(), "it recorded an intent");
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn every_way_to_name_a_container_finds_the_same_cgroup() {
 
 #[test]
 fn an_ambiguous_prefix_lists_its_candidates() {
-    // An id begins with one of 16 digits, so of 17 containers two share theirs.
+    // An id begins with one of 16 digits, so two of 17 containers share the first digit.
     let image = busybox_image().unwrap();
     let mut seen: BTreeMap<u8, Container> = BTreeMap::new();
     let (first, second) = loop {
@@ -78,7 +78,7 @@ fn an_ambiguous_prefix_lists_its_candidates() {
     };
     let folder = tempfile::tempdir().unwrap();
     let done = without_agent(folder.path(), &["freeze", "--dry-run", &first.id[..1]]).unwrap();
-    assert_could_not(&done, "ambiguous", folder.path());
+    assert_cannot(&done, "ambiguous", folder.path());
     let said = String::from_utf8_lossy(&done.stderr);
     for candidate in [&first, &second] {
         let line = format!("{} {}", &candidate.id[..12], candidate.name);
@@ -87,27 +87,27 @@ fn an_ambiguous_prefix_lists_its_candidates() {
 }
 
 #[test]
-fn a_missing_or_stopped_container_could_not() {
+fn a_missing_or_stopped_container_is_exit_code_2() {
     let folder = tempfile::tempdir().unwrap();
     let stopped = Container::create("stopped", &busybox_image().unwrap()).unwrap();
     for verb in ["freeze", "thaw", "kill"] {
         let run = |target: &str| without_agent(folder.path(), &[verb, target]).unwrap();
-        assert_could_not(&run("mcp-guard-test-nobody"), "no container is called", folder.path());
-        assert_could_not(&run("docker:mcp-guard-test-nobody"), "no container", folder.path());
-        assert_could_not(&run(&stopped.name), "does not run", folder.path());
+        assert_cannot(&run("mcp-guard-test-nobody"), "no container is called", folder.path());
+        assert_cannot(&run("docker:mcp-guard-test-nobody"), "no container", folder.path());
+        assert_cannot(&run(&stopped.name), "is not running", folder.path());
     }
 }
 
 #[test]
-fn no_engine_could_not() {
+fn an_unreachable_engine_is_exit_code_2() {
     let folder = tempfile::tempdir().unwrap();
     let nowhere = folder.path().join("docker.sock");
     let mut freeze = command(folder.path(), &nowhere.display().to_string()).unwrap();
     let done = freeze.args(["freeze", "--dry-run", "anybody"]).output().unwrap();
-    assert_could_not(&done, "does not answer", folder.path());
+    assert_cannot(&done, "does not answer", folder.path());
 }
 
-/// The guarded containers by name, once the agent knows all that the engine has.
+/// Waits for this number of guards, and returns their names.
 fn guarded(agent: &mut Agent, expected: usize) -> BTreeSet<String> {
     let full = |agent: &mut Agent| Ok(agent.status()?.guards.len() >= expected);
     agent.wait_until("all are guarded", full).unwrap();
@@ -115,7 +115,7 @@ fn guarded(agent: &mut Agent, expected: usize) -> BTreeSet<String> {
 }
 
 #[test]
-fn rules_by_name_image_and_label_guard_what_they_name() {
+fn rules_by_name_image_and_label_guard_the_containers_that_match() {
     let image = node_image().unwrap();
     let bystander = sleeper("rule-bystander", &["--label", "mcp-guard-test-role=other"]);
     let labelled = sleeper("rule-label", &["--label", "mcp-guard-test-role=server"]);
@@ -137,14 +137,14 @@ fn rules_by_name_image_and_label_guard_what_they_name() {
     }
     assert!(!names.contains(&bystander.name), "{names:?}");
 
-    // One that starts later is guarded as well, one that matches nothing is not.
+    // A container that starts later is guarded if a rule matches it.
     let other = sleeper("rule-later-bystander", &[]);
     let later = sleeper("rule-later", &["--label", "mcp-guard-test-role=server2"]);
     let names = guarded(&mut agent, 4);
     assert!(names.contains(&later.name) && !names.contains(&other.name), "{names:?}");
 }
 
-/// An agent that is to guard a container, before its engine is there.
+/// An agent that will guard a container, started before its engine is reachable.
 struct Early {
     agent: Agent,
     socket: PathBuf,
@@ -161,34 +161,36 @@ impl Early {
         Self { agent, socket, _folder: folder }
     }
 
-    fn engine_comes(&self) {
+    fn start_engine(&self) {
         std::os::unix::fs::symlink(socket().unwrap(), &self.socket).unwrap();
     }
 }
 
 #[test]
-fn an_engine_that_comes_after_the_agent_is_found() {
+fn an_engine_that_starts_after_the_agent_is_found() {
     let container = sleeper("late", &[]);
     let place = container.cgroup().unwrap();
     let mut early = Early::of(&container);
-    early.engine_comes();
+    early.start_engine();
     let agent = &mut early.agent;
     agent.wait_until("it is guarded", |agent| Ok(agent.guard(place.id).is_ok())).unwrap();
     assert_eq!(agent.status().unwrap().engine, EngineState::Connected);
 }
 
-/// Docker was away when an operator froze it by its path.
+/// The operator freezes it by its path while the engine cannot be reached.
 #[test]
-fn a_container_that_was_held_by_hand_is_guarded_after_that() {
+fn a_container_that_an_operator_froze_is_guarded_after_the_thaw() {
     let container = sleeper("hand", &[]);
     let place = container.cgroup().unwrap();
     let mut early = Early::of(&container);
     let by_path = format!("cgroup:{}", place.path);
     assert!(early.agent.cli(&["freeze", &by_path]).unwrap().status.success());
-    early.engine_comes();
+    early.start_engine();
     let agent = &mut early.agent;
     agent
-        .wait_until("it is reached", |agent| Ok(agent.status()?.engine == EngineState::Connected))
+        .wait_until("the engine is connected", |agent| {
+            Ok(agent.status()?.engine == EngineState::Connected)
+        })
         .unwrap();
     assert_eq!(agent.guard(place.id).unwrap().guard.name, by_path.replace("cgroup:", ""));
     assert!(agent.cli(&["thaw", &by_path]).unwrap().status.success());
@@ -199,7 +201,7 @@ fn a_container_that_was_held_by_hand_is_guarded_after_that() {
 }
 
 #[test]
-fn what_the_agent_guards_has_a_name_without_the_engine() {
+fn a_guarded_container_is_known_by_name_without_the_engine() {
     let container = sleeper("named", &[]);
     let policy = format!("[[guard]]\nname = \"{}\"\n", container.name);
     let mut agent = Agent::start_with(&policy, &socket().unwrap(), &[]).unwrap();
@@ -230,7 +232,7 @@ fn a_restarted_container_is_a_new_guard() {
 
     output(&["restart", "--time", "0", &container.name]).unwrap();
     let new = container.cgroup().unwrap();
-    assert_ne!(old.id, new.id, "a restart makes a cgroup of its own");
+    assert_ne!(old.id, new.id, "a restart makes a new cgroup");
     let moved = |agent: &mut Agent| {
         let ids: Vec<u64> = agent.status()?.guards.iter().map(|guard| guard.cgroup_id.0).collect();
         Ok(ids == [new.id])
@@ -247,7 +249,7 @@ fn a_restarted_container_is_a_new_guard() {
         let Record::GuardStop { guard } = record else { return None };
         Some(("stop", guard.cgroup_id.0))
     };
-    let told: BTreeSet<_> = records.iter().filter_map(of).collect();
+    let recorded: BTreeSet<_> = records.iter().filter_map(of).collect();
     let expected = [("start", old.id), ("stop", old.id), ("start", new.id)];
-    assert_eq!(told, BTreeSet::from(expected));
+    assert_eq!(recorded, BTreeSet::from(expected));
 }

@@ -1,5 +1,5 @@
-//! Causes that take systemd, Podman, compose or a privileged container, made for real and named first,
-//! each beside its look-alike.
+//! Real causes that need systemd, Podman, compose or a privileged container. The diagnosis lists each one
+//! first, and does not report its look-alike.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
@@ -54,7 +54,7 @@ fn write_limit(place: &Place, limit: &str) {
     fs::write(place.pids.join("pids.max"), limit).unwrap();
 }
 
-/// A slice of the test's own. Stopped, and its file removed, when dropped: after its containers.
+/// A slice of the test's own. When dropped, after its containers, it is stopped and its file is removed.
 struct Slice {
     name: String,
     file: PathBuf,
@@ -76,7 +76,7 @@ impl Slice {
         sleeper(what, &[&["--cgroup-parent", &self.name], options].concat())
     }
 
-    /// Writes one word to what its own cgroup hands down.
+    /// Writes one word to the `cgroup.subtree_control` of the slice's own cgroup.
     fn hand_down(&self, word: &str) {
         fs::write(format!("/sys/fs/cgroup/{}/cgroup.subtree_control", self.name), word).unwrap();
     }
@@ -90,7 +90,7 @@ impl Drop for Slice {
     }
 }
 
-/// A folder with a compose file, and the containers that compose makes of it.
+/// A folder with a compose file, and the containers that compose makes from it.
 struct Project {
     engine: Engine,
     folder: tempfile::TempDir,
@@ -107,12 +107,12 @@ impl Project {
         self.folder.path().join("docker-compose.yml")
     }
 
-    /// One service, `web`, with these lines of its own; then whatever comes after it.
+    /// Writes a file with one service, `web`, that has these lines, followed by `after`.
     fn write(&self, lines: &[&str], after: &str) {
         let (image, network) = match self.engine {
             Engine::Docker => (busybox_image().unwrap(), "    network_mode: none\n"),
-            // The older podman-compose asks for a network of the project's all the same, and fails at both;
-            // for one of its own the newer Podman wants nft.
+            // The older podman-compose asks for the project's network in any case, and fails if there is
+            // also a network mode. The newer Podman needs nft for a project network.
             Engine::Podman if is_podman_4() => (Engine::Podman.node_image().unwrap(), ""),
             Engine::Podman => (Engine::Podman.node_image().unwrap(), "    network_mode: host\n"),
         };
@@ -143,7 +143,7 @@ impl Project {
         assert!(done.status.success(), "{words:?}: {}", String::from_utf8_lossy(&done.stderr));
     }
 
-    /// The container of the service as it is now.
+    /// Runs `compose up`, and returns the service's container.
     fn up(&self) -> Container {
         let up = self.compose(&["up", "-d", "web"]);
         assert!(up.status.success(), "{up:?}");
@@ -163,7 +163,7 @@ impl Drop for Project {
 }
 
 #[test]
-fn p001_a_limit_in_the_file_does_not_reach_a_container_that_is_there() {
+fn p001_a_limit_in_the_file_does_not_reach_an_existing_container() {
     let project = Project::new(Engine::Docker);
     project.write(&[], "");
     let container = project.up();
@@ -182,20 +182,20 @@ fn p001_a_limit_in_the_file_does_not_reach_a_container_that_is_there() {
 }
 
 #[test]
-fn p002_the_limit_is_another_services() {
+fn p002_the_limit_is_declared_for_another_service() {
     let project = Project::new(Engine::Docker);
     project.write(&[], "  other:\n    image: x\n    pids_limit: 25\n");
     let container = project.up();
     let report = first(&container, Code::NeverDeclared);
     let elsewhere = report.findings[0].evidence.iter().any(|one| one.r#where.contains("other"));
     assert!(elsewhere && report.declared.is_none(), "{:#?}", report.findings[0]);
-    // Declared for this service, and not made anew.
+    // Then it is declared for this service, but the container is not re-created.
     younger(&project.file(), &container, || project.write(&["pids_limit: 25"], ""));
     first(&container, Code::NotRecreated);
 }
 
 #[test]
-fn p003_podman_compose_drops_it() {
+fn p003_podman_compose_drops_the_limit() {
     let _service = PodmanService::start().unwrap();
     let project = Project::new(Engine::Podman);
     project.write(&["pids_limit: 25"], "");
@@ -203,7 +203,7 @@ fn p003_podman_compose_drops_it() {
     let report = first(&container, Code::ToolDropped);
     assert_eq!(report.findings[0].certainty, Certainty::Proved, "{:#?}", report.findings[0]);
     assert_eq!(report.declared, Some(25));
-    // The same file, labels and version, and a limit that did arrive.
+    // The look-alike has the same file, labels and version, and the limit reached it.
     let labels = container.inspect("json .Config.Labels").unwrap();
     let labels: BTreeMap<String, String> = serde_json::from_str(&labels).unwrap();
     let labels = labels.iter().map(|(key, value)| format!("--label={key}={value}"));
@@ -213,7 +213,7 @@ fn p003_podman_compose_drops_it() {
 }
 
 #[test]
-fn p004_the_file_does_not_load() {
+fn p004_compose_rejects_the_file() {
     let project = Project::new(Engine::Docker);
     project.write(&[], "");
     let container = project.up();
@@ -231,7 +231,7 @@ fn p004_the_file_does_not_load() {
     first(&container, Code::NotRecreated);
 }
 
-/// Its own number is systemd's default, which nobody asked for.
+/// The other container has systemd's default, which no setting asks for.
 #[test]
 fn p009_another_container_of_the_image_has_no_limit() {
     let (limited, _) = sleeper("p009", &["--pids-limit", "25"]);
@@ -244,24 +244,25 @@ fn p009_another_container_of_the_image_has_no_limit() {
 }
 
 #[test]
-fn p010_an_update_that_podman_keeps() {
+fn p010_podman_keeps_an_update() {
     let _service = PodmanService::start().unwrap();
     let container = podman("p010", &["--pids-limit", "25"]);
     fine(&container, Code::Enforced);
     if Engine::Podman.output(&["update", "--pids-limit", "30", &container.name]).is_err() {
-        assert!(is_podman_4(), "from 5 on there is an update");
+        assert!(is_podman_4(), "Podman has an update from 5 on");
         return assert_eq!(diagnose(&container).effective_limit, Some(25));
     }
     let report = fine(&container, Code::Enforced);
     assert_eq!(report.effective_limit, Some(30));
 }
 
-/// In a boot of its own: `cgroup_disable=pids`. Its look-alike, P021, takes a kernel that has the controller.
+/// Runs in a boot of its own, with `cgroup_disable=pids`. Its look-alike, P021, needs a kernel that has the
+/// controller.
 #[test]
 fn p020_the_kernel_has_no_pids_controller() {
     let words = fs::read_to_string("/proc/cmdline").unwrap();
     assert!(words.contains("cgroup_disable=pids"), "{words}");
-    // Docker takes the limit, warns, and forgets it.
+    // Docker accepts the limit, warns, and forgets it.
     let options = ["--pids-limit", "25"];
     let container = Container::run("p020", &busybox_image().unwrap(), &options, &SLEEP).unwrap();
     assert_eq!(container.inspect(".HostConfig.PidsLimit").unwrap(), "<nil>");
@@ -276,7 +277,7 @@ fn p021_the_controller_is_not_handed_down() {
     fine(&container, Code::Enforced);
     fs::write(&slice.file, "[Slice]\nDisableControllers=pids\n").unwrap();
     daemon_reload();
-    // The newer systemd does it at the next change in the slice.
+    // The newer systemd applies it at the next change in the slice.
     let set = ["set-property", "--runtime", &slice.name, "CPUWeight=50"];
     systemctl(&set);
     wait_until("the files are gone", || Ok(!place.pids.join("pids.max").exists())).unwrap();
@@ -293,7 +294,7 @@ fn p023_a_container_without_a_cgroup_of_its_own() {
 }
 
 #[test]
-fn p024_the_controller_was_switched_off_and_on() {
+fn p024_the_controller_was_disabled_and_enabled_again() {
     let slice = Slice::with("");
     let (container, place) = slice.run("p024", &["--pids-limit", "25"]);
     slice.hand_down("-pids");
@@ -301,7 +302,7 @@ fn p024_the_controller_was_switched_off_and_on() {
     assert_eq!(place.pids_max().unwrap(), "max");
     let report = first(&container, Code::ControllerToggled);
     assert_eq!(report.findings[0].certainty, Certainty::Possible);
-    // Somebody who writes leaves the counters as they are.
+    // A raw write, unlike this, does not reset the counters.
     let (other, place) = slice.run("p024-look-alike", &["--pids-limit", "25"]);
     output(&["exec", &other.name, "true"]).unwrap();
     write_limit(&place, "max");
@@ -309,7 +310,7 @@ fn p024_the_controller_was_switched_off_and_on() {
 }
 
 #[test]
-fn p030_systemd_puts_its_own_value_back() {
+fn p030_systemd_restores_its_own_value() {
     let (container, place) = sleeper("p030", &[]);
     let default = place.pids_max().unwrap();
     write_limit(&place, "25");
@@ -317,7 +318,7 @@ fn p030_systemd_puts_its_own_value_back() {
     let when = if version() < 256 { "at the next daemon-reload" } else { "starts after a" };
     assert!(report.findings[0].title.contains(when), "{}", report.findings[0].title);
     reload_and_start_in("system.slice");
-    assert_eq!(place.pids_max().unwrap(), default, "as it said");
+    assert_eq!(place.pids_max().unwrap(), default, "as the report said");
     first(&container, Code::ExplicitUnlimited);
 
     let (container, _) = sleeper("p030-set", &["--pids-limit", "25"]);
@@ -327,7 +328,7 @@ fn p030_systemd_puts_its_own_value_back() {
 }
 
 #[test]
-fn p032_in_force_and_unknown_to_systemd() {
+fn p032_the_limit_is_in_force_but_unknown_to_systemd() {
     let (container, place) = sleeper("p032", &["--pids-limit", "25"]);
     fine(&container, Code::Enforced);
     set_tasks_max(&container, "50");
@@ -335,13 +336,13 @@ fn p032_in_force_and_unknown_to_systemd() {
     let report = first(&container, Code::NoTasksMax);
     assert_eq!((report.verdict, report.findings.len()), (Verdict::Enforced, 1));
     reload_and_start_in("system.slice");
-    assert_eq!(place.pids_max().unwrap(), "50", "as it said");
+    assert_eq!(place.pids_max().unwrap(), "50", "as the report said");
     first(&container, Code::SystemdReset);
 }
 
 const OUTER: [&str; 3] = ["--privileged", "--cgroupns", "host"];
 
-/// Writes a file of the container's own cgroup, from inside.
+/// Writes a file of the container's own cgroup, from inside the container.
 fn write_inside(container: &Container, place: &Place, file: &str, value: &str) {
     let script = format!("echo {value} > /sys/fs/cgroup{}/{file}", place.path);
     output(&["exec", &container.name, "sh", "-c", &script]).unwrap();
@@ -354,7 +355,7 @@ fn p033_the_container_raised_its_own_limit() {
     write_inside(&container, &place, "pids.max", "max");
     let report = first(&container, Code::SelfRaised);
     assert_eq!((report.declared, report.verdict), (Some(25), Verdict::NotEnforced));
-    // One that cannot write it: somebody outside did.
+    // A container that cannot write its cgroup: the write came from outside.
     let (container, place) = sleeper("p033-look-alike", &["--pids-limit", "25"]);
     output(&["exec", &container.name, "true"]).unwrap();
     write_limit(&place, "max");
@@ -362,7 +363,7 @@ fn p033_the_container_raised_its_own_limit() {
 }
 
 #[test]
-fn p033_and_p042_stand_together() {
+fn p033_and_p042_are_both_reported() {
     let image = busybox_image().unwrap();
     let program =
         "until [ -e /go ]; do sleep 1; done; for i in $(seq 60); do sleep 600 & done; wait";
@@ -377,12 +378,12 @@ fn p033_and_p042_stand_together() {
     assert_eq!(codes, [Code::SelfRaised, Code::LoweredBelow]);
 }
 
-/// A cgroup that a container made at the root of the host's tree. Removed when dropped, after it.
+/// A cgroup that a container made at the root of the host's tree. Removed when dropped, after the container.
 struct Outside(PathBuf);
 
 impl Drop for Outside {
     fn drop(&mut self) {
-        // It may be some time until the kernel has let go of what was in it.
+        // The kernel may need some time to release the processes that were in it.
         let _ = wait_until("it is empty", || Ok(fs::remove_dir(&self.0).is_ok()));
     }
 }
@@ -397,7 +398,8 @@ fn p051_processes_left_the_cgroup() {
     );
     let options = [&OUTER[..], &["--pids-limit", "25"]].concat();
     let (container, _) = sleeper("p051", &options);
-    // A child of the first process, which stays behind: `docker exec` would come from outside.
+    // A child of the first process leaves, and the first process stays. `docker exec` would not do, because
+    // it comes from outside.
     drop(container);
     let inside = format!("sh -c '{program}' & exec sleep 600");
     let image = busybox_image().unwrap();
@@ -409,14 +411,14 @@ fn p051_processes_left_the_cgroup() {
 }
 
 #[test]
-fn p070_a_slice_above_allows_less() {
+fn p070_a_slice_above_has_a_lower_limit() {
     let slice = Slice::with("TasksMax=15");
     let (container, place) = slice.run("p070", &["--pids-limit", "25"]);
     let report = first(&container, Code::AncestorLimit);
     assert_eq!((report.declared, report.effective_limit), (Some(25), Some(15)));
     let owner = &report.findings[0].repair;
     assert_eq!(owner.command, format!("systemctl set-property {} TasksMax=N", slice.name));
-    // Which cgroup the kernel blames for a refused fork depends on its age.
+    // The kernel's version decides which cgroup counts a refused fork.
     let fork = "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do sleep 600 & done; wait";
     output(&["exec", "--detach", &container.name, "sh", "-c", fork]).unwrap();
     let blamed = place.pids.join("pids.events.local").exists();

@@ -1,4 +1,4 @@
-//! What Docker with the systemd driver does, and Podman, which the pure tests take for granted.
+//! Facts about Docker with the systemd cgroup driver, and about Podman, that the pure tests take for granted.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
@@ -45,10 +45,10 @@ fn read_number(place: &Place, file: &str) -> u64 {
     fs::read_to_string(place.pids.join(file)).unwrap().trim().parse().unwrap()
 }
 
-/// Forks that were refused for the limit of this very cgroup.
+/// Returns how many forks this cgroup's own limit refused.
 fn refused(place: &Place) -> u64 {
     let local = place.pids.join("pids.events.local");
-    // Before Linux 6.11 pids.events is local itself.
+    // Before Linux 6.11, pids.events itself is local.
     let file = if local.exists() { local } else { place.pids.join("pids.events") };
     let text = fs::read_to_string(file).unwrap();
     text.trim().strip_prefix("max ").unwrap().parse().unwrap()
@@ -67,7 +67,7 @@ fn a_container_is_a_scope_and_its_limit_is_tasks_max() {
     assert_eq!((place.pids_max().unwrap(), tasks_max(&unlimited)), (default.clone(), default));
 }
 
-/// A program of this host that was moved into a container's cgroup. Ended when dropped.
+/// A program of this host that was moved into a container's cgroup. Killed when dropped.
 struct Intruder(Child);
 
 impl Intruder {
@@ -89,17 +89,17 @@ impl Drop for Intruder {
 }
 
 #[test]
-fn attach_goes_beyond_the_limit_and_a_fork_does_not() {
+fn attach_goes_beyond_the_limit_but_a_fork_does_not() {
     let (_container, place) = sleeper("attach", &["--pids-limit", "4"]);
     let sleepers: Vec<Intruder> = (0..6).map(|_| Intruder::enter(&place, &SLEEP)).collect();
     assert_eq!(read_number(&place, "pids.current"), 1 + sleepers.len() as u64);
     assert_eq!((place.pids_max().unwrap().as_str(), refused(&place)), ("4", 0));
 
-    // The shell forks for what is in parentheses, once it is inside.
+    // Once inside, the shell forks for the subshell in parentheses.
     let mut shell = Intruder::enter(&place, &["sh", "-c", "read go && (exit 0) && exit 0"]);
     let mut stdin = shell.0.stdin.take().unwrap();
     stdin.write_all(b"go\n").unwrap();
-    assert!(!shell.0.wait().unwrap().success(), "a fork beyond the limit");
+    assert!(!shell.0.wait().unwrap().success(), "a fork beyond the limit succeeded");
     assert!(refused(&place) > 0);
     assert_eq!(read_number(&place, "pids.current"), 1 + sleepers.len() as u64);
 }
@@ -113,12 +113,13 @@ fn docker_exec_enters_a_container_that_is_full() {
     let place = container.cgroup().unwrap();
     wait_until("it is full", || Ok(read_number(&place, "pids.current") == 10)).unwrap();
     assert_eq!(read_number(&place, "pids.peak"), 10);
-    // How far it comes is a race of its own threads with its move: nothing is asserted of its end.
+    // Its threads race with its move into the cgroup, so the exec may fail or succeed. The test does not
+    // check its result.
     let _ = docker(&["exec", "--detach", &container.name, "true"]).unwrap().output().unwrap();
-    assert!(read_number(&place, "pids.peak") > 10, "it entered by attach");
+    assert!(read_number(&place, "pids.peak") > 10, "it did not enter by attach");
 }
 
-/// An agent that guards this container alone.
+/// Starts an agent that guards only this container.
 fn guarding(container: &Container, place: &Place) -> Agent {
     guarding_by(&format!("[[guard]]\nname = \"{}\"\n", container.name), container, place)
 }
@@ -144,28 +145,28 @@ fn an_update_is_kept_and_a_raw_limit_is_not() {
     fs::write(place.pids.join("pids.max"), "33").unwrap();
     assert_eq!(limits(&place), ("33".into(), "80".into()));
     reload_and_start_in("system.slice");
-    assert_eq!(limits(&place), both("80"), "systemd has applied its own again");
+    assert_eq!(limits(&place), both("80"), "systemd has applied TasksMax again");
 
     fs::write(place.pids.join("pids.max"), "33").unwrap();
     output(&["restart", "--time", "0", &container.name]).unwrap();
     let new = container.cgroup().unwrap();
-    assert_eq!((&new.path, limits(&new)), (&place.path, both("80")), "as docker update said");
+    assert_eq!((&new.path, limits(&new)), (&place.path, both("80")), "as set by docker update");
     assert_ne!(new.id, place.id, "another cgroup under the same path");
     let followed = |agent: &mut Agent| {
         let ids: Vec<u64> = agent.status()?.guards.iter().map(|guard| guard.cgroup_id.0).collect();
         Ok(ids == [new.id])
     };
-    agent.wait_until("the guard is of the new cgroup alone", followed).unwrap();
+    agent.wait_until("only the new cgroup is guarded", followed).unwrap();
     assert_eq!(agent.guard(new.id).unwrap().pids_max.as_deref(), Some("80"));
 }
 
-/// The limit of a container is written past systemd, and so is our clamp.
+/// Docker and our clamp both write pids.max without systemd's knowledge.
 #[test]
 fn systemd_undoes_a_clamp_and_its_limit_is_left_alone() {
     let programs = workload("launcher-lookalike").unwrap();
     let mount = format!("{}:/t:ro", programs.parent().unwrap().display());
     let program = ["/t/launcher-lookalike", "leak", "--package", "figma-mcp", "--count", "3"];
-    // With its stdin open, or the look-alike ends at once.
+    // The look-alike ends at once if its stdin is not open.
     let options = ["--interactive", "--volume", &mount, "--pids-limit", "300"];
     let image = busybox_image().unwrap();
     let container = Container::run("clamp", &image, &options, &program).unwrap();
@@ -178,7 +179,7 @@ fn systemd_undoes_a_clamp_and_its_limit_is_left_alone() {
     let mut agent = guarding_by(&policy, &container, &place);
     let clamped = |_: &mut Agent| Ok(place.pids_max()? != "300");
     agent.wait_until("it is clamped", clamped).unwrap();
-    assert_eq!(tasks_max(&container), "300", "systemd knows nothing of it");
+    assert_eq!(tasks_max(&container), "300", "systemd does not know of the clamp");
     reload_and_start_in("system.slice");
     let undone = |record: &Record| {
         let Record::Release { end, outcome: Some(outcome), .. } = record else { return None };
@@ -206,7 +207,7 @@ fn freeze(agent: &Agent, container: &Container) {
     assert!(frozen.status.success(), "{}", String::from_utf8_lossy(&frozen.stdout));
 }
 
-/// What an engine's command says when it fails.
+/// Runs a docker command that must fail, and returns its output.
 fn fails(words: &[&str]) -> String {
     let done = docker(words).unwrap().output().unwrap();
     assert!(!done.status.success(), "docker {words:?} succeeded");
@@ -214,7 +215,7 @@ fn fails(words: &[&str]) -> String {
 }
 
 #[test]
-fn a_pause_is_the_file_that_we_freeze_with() {
+fn a_pause_is_a_write_to_the_file_that_we_freeze_with() {
     let (container, place) = ticker("pause-file");
     output(&["pause", &container.name]).unwrap();
     assert!(place.freeze_requested().unwrap() && place.is_frozen().unwrap());
@@ -223,7 +224,7 @@ fn a_pause_is_the_file_that_we_freeze_with() {
     let left = agent.cli(&["freeze", &container.name]).unwrap();
     let said = String::from_utf8_lossy(&left.stdout);
     assert_eq!(left.status.code(), Some(1), "{said}");
-    assert!(said.contains("the engine says Paused"), "{said}");
+    assert!(said.contains("the engine has paused the container"), "{said}");
     assert!(!place.is_marked_frozen().unwrap());
     output(&["unpause", &container.name]).unwrap();
     assert!(!place.freeze_requested().unwrap());
@@ -231,7 +232,7 @@ fn a_pause_is_the_file_that_we_freeze_with() {
 }
 
 #[test]
-fn docker_takes_our_freeze_for_a_pause_that_it_did_not_make() {
+fn docker_takes_our_freeze_for_a_pause_of_unknown_origin() {
     let (container, place) = ticker("freeze-file");
     let agent = guarding(&container, &place);
     freeze(&agent, &container);
@@ -239,7 +240,10 @@ fn docker_takes_our_freeze_for_a_pause_that_it_did_not_make() {
     assert_eq!(container.inspect(".State.Status").unwrap(), "running");
     assert!(fails(&["pause", name]).contains("container not running"));
     assert!(fails(&["unpause", name]).contains("is not paused"));
-    assert!(fails(&["exec", name, "true"]).contains("paused"), "at once, and does not hang");
+    assert!(
+        fails(&["exec", name, "true"]).contains("paused"),
+        "it fails at once and does not hang"
+    );
     output(&["update", "--pids-limit", "70", name]).unwrap();
     reload_and_start_in("system.slice");
     assert!(place.is_frozen().unwrap() && place.is_marked_frozen().unwrap(), "still ours");
@@ -250,28 +254,31 @@ fn docker_takes_our_freeze_for_a_pause_that_it_did_not_make() {
 }
 
 #[test]
-fn docker_can_stop_what_we_have_frozen() {
+fn docker_can_stop_a_container_that_we_have_frozen() {
     let (container, place) = ticker("stop-frozen");
     let mut agent = guarding(&container, &place);
     freeze(&agent, &container);
     output(&["stop", "--time", "1", &container.name]).unwrap();
     assert_eq!(container.inspect(".State.ExitCode").unwrap(), "137", "by SIGKILL");
     agent.wait_until("its guard ends", |agent| Ok(agent.guard(place.id).is_err())).unwrap();
-    assert!(!place.exists(), "and our freeze and mark with it");
+    assert!(!place.exists(), "the cgroup is gone, with our freeze and mark");
 }
 
 #[test]
-fn an_unpause_ends_our_lease_too() {
+fn an_unpause_also_ends_our_lease() {
     let (container, place) = ticker("unpause");
     let mut agent = guarding(&container, &place);
     freeze(&agent, &container);
-    // The only way to a pause over our freeze: somebody thaws by hand, and we have not seen it yet.
+    // Docker can pause a container that we have frozen only if another tool thaws it first, and we have not
+    // seen that yet.
     agent.signal(Signal::STOP).unwrap();
     fs::write(place.unified.join("cgroup.freeze"), "0").unwrap();
     output(&["pause", &container.name]).unwrap();
     agent.signal(Signal::CONT).unwrap();
-    agent.wait_until("it hears of it", |agent| Ok(agent.guard(place.id)?.paused)).unwrap();
-    assert!(place.is_frozen().unwrap(), "the engine's word wins");
+    agent
+        .wait_until("the agent sees the pause", |agent| Ok(agent.guard(place.id)?.paused))
+        .unwrap();
+    assert!(place.is_frozen().unwrap(), "the engine's pause wins");
 
     output(&["unpause", &container.name]).unwrap();
     container.await_ticking().unwrap();
@@ -283,12 +290,12 @@ fn an_unpause_ends_our_lease_too() {
     assert_eq!(dropped, (End::ThawedByOther, Outcome::NotOurs));
     assert!(!place.is_marked_frozen().unwrap());
     let free = |agent: &mut Agent| Ok(agent.guard(place.id)?.guard.state == GuardState::Free);
-    agent.wait_until("it holds nothing", free).unwrap();
+    agent.wait_until("the guard is free", free).unwrap();
 }
 
-/// crun, unlike runc, pauses what is frozen already.
+/// crun, unlike runc, pauses a container that is already frozen.
 #[test]
-fn podmans_pause_is_the_file_that_we_freeze_with() {
+fn podmans_pause_is_a_write_to_the_file_that_we_freeze_with() {
     let _service = PodmanService::start().unwrap();
     let image = Engine::Podman.node_image().unwrap();
     let (container, place) = ticker_in(Engine::Podman, &image, "podman-pause");
@@ -296,24 +303,26 @@ fn podmans_pause_is_the_file_that_we_freeze_with() {
     assert_eq!(place.path, format!("{scope}/container"), "the payload of crun");
     let mut agent = guarding(&container, &place);
     freeze(&agent, &container);
-    assert_eq!(container.inspect(".State.Status").unwrap(), "running", "not Podman's doing");
+    assert_eq!(container.inspect(".State.Status").unwrap(), "running", "Podman did not pause it");
     Engine::Podman.output(&["pause", &container.name]).unwrap();
-    agent.wait_until("it hears of it", |agent| Ok(agent.guard(place.id)?.paused)).unwrap();
+    agent
+        .wait_until("the agent sees the pause", |agent| Ok(agent.guard(place.id)?.paused))
+        .unwrap();
 
     let thaw = agent.cli(&["thaw", &container.name]).unwrap();
     let said = String::from_utf8_lossy(&thaw.stdout);
-    assert!(said.contains("the engine says Paused: it owns the freeze now"), "{said}");
+    assert!(said.contains("the engine has paused the container and owns the freeze now"), "{said}");
     assert!(place.is_frozen().unwrap() && !place.is_marked_frozen().unwrap());
     Engine::Podman.output(&["unpause", &container.name]).unwrap();
     container.await_ticking().unwrap();
     let above = fs::read_to_string(format!("/sys/fs/cgroup{scope}/cgroup.freeze")).unwrap();
-    assert_eq!(above.trim(), "0", "nothing is left where Podman does not look");
+    assert_eq!(above.trim(), "0", "no freeze is left in a cgroup that Podman does not check");
 
-    // A restarted one is another cgroup under the same path.
+    // After a restart, the container has another cgroup under the same path.
     Engine::Podman.output(&["restart", "--time", "0", &container.name]).unwrap();
     let new = container.cgroup().unwrap();
     assert_eq!((&new.path, new.id == place.id), (&place.path, false));
-    agent.wait_until("it is followed", |agent| Ok(agent.guard(new.id).is_ok())).unwrap();
+    agent.wait_until("the new cgroup is guarded", |agent| Ok(agent.guard(new.id).is_ok())).unwrap();
 }
 
 #[test]
@@ -335,7 +344,7 @@ fn a_container_of_a_quadlet_is_guarded_without_its_monitor() {
 }
 
 #[test]
-fn the_versions_are_known() {
+fn the_engines_versions_are_recorded() {
     for (engine, name, which) in [
         (Engine::Docker, "Docker", "{{.Server.Version}}"),
         (Engine::Podman, "Podman", "{{.Client.Version}}"),

@@ -1,6 +1,6 @@
-//! Facts of the kernel on pure cgroup v2 that the pure tests take for granted.
+//! Facts about the kernel on pure cgroup v2 that the pure tests take for granted.
 //!
-//! They need a kernel, this program and a shell's worth of commands: no systemd, no engine.
+//! They need only a kernel, this program and a few shell commands: no systemd and no engine.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
@@ -34,14 +34,15 @@ use rustix::{
 };
 use serde::Deserialize;
 
-/// What the workload itself counted.
+/// The workload's own counts.
 #[derive(Debug, Deserialize)]
 struct Ledger {
     processes: u64,
     refused: u64,
 }
 
-/// Runs the workload in `place`. It fails where not even its workers could be born; its ledger counts.
+/// Runs the workload in `place` and returns its ledger. The exit status is ignored, because the workload
+/// fails if even its workers cannot be born.
 fn run(place: &FixtureCgroup, line: &str) -> Ledger {
     let mut command = Command::new(workload("spawn-workload").unwrap());
     command.args(line.split(' ')).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -54,7 +55,7 @@ fn yes_or_no(there: bool) -> &'static str {
 }
 
 #[test]
-fn which_kernel_this_is() {
+fn the_kernels_version_and_files_are_detected() {
     let (major, minor) = kernel::version(&kernel::release()).unwrap();
     fact::record("kernel", format!("{major}.{minor}")).unwrap();
     let layout = Layout::read().unwrap();
@@ -77,7 +78,7 @@ fn the_peak_outlives_the_tasks() {
     run(&cgroup, "--case bomb --seconds 30 --workers 1 --alive 10 --max 11");
     cgroup.wait_until("empty", DEADLINE, || cgroup.pids_current().unwrap() == 0).unwrap();
     let peak = fs::read_to_string(cgroup.pids_dir().join("pids.peak"));
-    // The main program, its worker, ten children.
+    // The main program, its worker and ten children.
     match peak {
         Ok(peak) => assert_eq!(peak.trim(), "12"),
         Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::NotFound),
@@ -85,7 +86,7 @@ fn the_peak_outlives_the_tasks() {
 }
 
 #[test]
-fn a_limit_binds_births_and_not_arrivals() {
+fn a_limit_binds_births_but_not_arrivals() {
     let cgroup = FixtureCgroup::new("arrivals").unwrap();
     cgroup.set_pids_max(1).unwrap();
     let outside = FixtureCgroup::new("outside").unwrap();
@@ -96,7 +97,7 @@ fn a_limit_binds_births_and_not_arrivals() {
     }
     assert_eq!(cgroup.pids_current().unwrap(), 3, "three arrivals at a limit of one");
     assert_eq!(cgroup.refusals("pids.events").unwrap(), Some(0));
-    // The fourth to arrive is the program itself; the ledger takes EAGAIN alone for a refusal.
+    // The fourth arrival is the workload itself. Its ledger counts only EAGAIN as a refusal.
     let ledger = run(&cgroup, "--case fork --seconds 1 --workers 2");
     assert_eq!((ledger.processes, ledger.refused), (0, 2));
     assert_eq!(cgroup.refusals("pids.events").unwrap(), Some(2));
@@ -114,8 +115,8 @@ fn a_lower_limit_kills_nothing() {
     }
 }
 
-/// CLONE_INTO_CGROUP is the one way in that the limit binds. That the kernel side counts such a child
-/// in the right cgroup is shown by `host_exact`.
+/// CLONE_INTO_CGROUP is the only way into another cgroup that its limit binds. `host_exact` shows that the
+/// kernel side counts such a child in the right cgroup.
 #[test]
 fn a_birth_into_a_cgroup_is_bound_by_its_limit() {
     let outside = FixtureCgroup::new("outside").unwrap();
@@ -124,25 +125,25 @@ fn a_birth_into_a_cgroup_is_bound_by_its_limit() {
     let line = format!("--case into-cgroup --workers 1 --seconds 1 --into {into}");
     target.set_pids_max(0).unwrap();
     let ledger = run(&outside, &line);
-    assert_eq!(ledger.processes, 1, "the worker alone, and it is born outside: {ledger:?}");
+    assert_eq!(ledger.processes, 1, "only the worker is born, and it is born outside: {ledger:?}");
     assert!(ledger.refused > 0, "{ledger:?}");
     assert_eq!(target.refusals("pids.events").unwrap(), Some(ledger.refused));
     assert_eq!(outside.refusals("pids.events").unwrap(), Some(0));
-    // And not by that of the cgroup it is born from.
+    // The limit of the parent's cgroup does not bind it.
     target.set_pids_max(1).unwrap();
     outside.set_pids_max(2).unwrap();
     let ledger = run(&outside, &line);
     assert!(ledger.processes > 1 && ledger.refused == 0, "{ledger:?}");
 }
 
-/// Whose counter grows when a limit refuses a fork. The clamp looks here for its first sign of harm.
+/// The clamp reads these counters for the first sign that it does harm.
 #[test]
-fn who_counts_a_refusal() {
+fn a_refused_fork_is_counted_at_the_limit_or_at_the_forking_cgroup() {
     let parent = FixtureCgroup::new("refusals").unwrap();
     parent.hand_pids_down().unwrap();
     let [forking, limited] = ["forking", "limited"].map(|name| parent.child(name).unwrap());
     let bomb = "--case bomb --seconds 1 --workers 1 --alive 10";
-    // Room for the main program and its worker: first by the limit above, then by its own.
+    // Both limits leave room for the main program and its worker: first the limit above, then its own.
     parent.set_pids_max(2).unwrap();
     let above = run(&forking, bomb).refused;
     parent.set_pids_max(100).unwrap();
@@ -159,20 +160,24 @@ fn who_counts_a_refusal() {
         |path: &FixtureCgroup| Cgroup::open(&layout, path.path()).unwrap().pids_denials().unwrap();
     if locals.0.is_some() {
         fact::record("pids.events", "own limit").unwrap();
-        assert_eq!(totals, (above + own, 0, own), "at the limit that was hit, and above it");
+        assert_eq!(totals, (above + own, 0, own), "counted at the limit that was hit and above it");
         assert_eq!(locals, (Some(above), Some(0), Some(own)));
         assert_eq!(denials(&parent), above);
     } else {
         fact::record("pids.events", "forking cgroup").unwrap();
-        assert_eq!(totals, (0, above, own), "where the fork was tried");
+        assert_eq!(totals, (0, above, own), "counted where the fork was tried");
         assert_eq!(locals, (None, None, None));
-        assert_eq!(denials(&parent), above + own, "no refusal is missed, one too many may be seen");
+        assert_eq!(
+            denials(&parent),
+            above + own,
+            "no refusal is missed, but refusals by a limit below count too"
+        );
     }
     assert_eq!(denials(&limited), own);
 }
 
 #[test]
-fn a_freeze_reaches_what_is_nested_and_so_does_a_kill() {
+fn a_freeze_and_a_kill_reach_nested_cgroups() {
     let parent = FixtureCgroup::new("nested").unwrap();
     let child = parent.child("child").unwrap();
     let deeper = child.child("deeper").unwrap();
@@ -183,7 +188,7 @@ fn a_freeze_reaches_what_is_nested_and_so_does_a_kill() {
         cgroup.wait_until("frozen", DEADLINE, || cgroup.is_frozen().unwrap()).unwrap();
     }
     let asked = all.map(|cgroup| cgroup.read("cgroup.freeze").unwrap());
-    assert_eq!(asked, ["1\n", "0\n", "0\n"], "the nested ones were not asked themselves");
+    assert_eq!(asked, ["1\n", "0\n", "0\n"], "only the parent was asked to freeze");
     fs::write(parent.unified_dir().join("cgroup.kill"), "1").unwrap();
     parent
         .wait_until("killed while frozen", DEADLINE, || {
@@ -195,7 +200,7 @@ fn a_freeze_reaches_what_is_nested_and_so_does_a_kill() {
 }
 
 #[test]
-fn a_thaw_above_leaves_what_was_frozen_by_itself() {
+fn a_thaw_above_leaves_a_cgroup_with_its_own_freeze_frozen() {
     let parent = FixtureCgroup::new("thaw").unwrap();
     let child = parent.child("child").unwrap();
     let deeper = child.child("deeper").unwrap();
@@ -217,9 +222,9 @@ fn a_thaw_above_leaves_what_was_frozen_by_itself() {
     becomes([false, false, false]);
 }
 
-/// What we hold says so on the cgroup itself, and the mark cannot outlive it.
+/// A mark is on the cgroup itself, so it cannot outlive the cgroup.
 #[test]
-fn a_mark_is_of_the_cgroup_and_not_of_its_path() {
+fn a_mark_belongs_to_the_cgroup_and_not_to_its_path() {
     const NAME: &str = "trusted.mcp-guard.test";
     let parent = FixtureCgroup::new("marks").unwrap();
     let marked = parent.child("again").unwrap();

@@ -1,6 +1,6 @@
-//! A kernel that is too old is refused with the reason, and nothing on it is changed.
+//! A kernel that is too old is refused with the reason, and nothing on the host is changed.
 //!
-//! For an image with Linux 5.10 alone: on any other these tests fail.
+//! For the image with Linux 5.10 only. These tests fail on any other.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
@@ -23,7 +23,7 @@ use mcp_guard_tests::{
 };
 use rustix::fs::flistxattr;
 
-/// A cgroup with one process. Not a fixture, which ends what it holds through cgroup.kill.
+/// A cgroup with one process. Not a `FixtureCgroup`, which needs cgroup.kill to end its processes.
 struct Occupied {
     dir: PathBuf,
     process: Child,
@@ -52,8 +52,8 @@ impl Drop for Occupied {
     }
 }
 
-/// Every cgroup below `dir` with what mcp-guard could change of it: its limit, its freeze, its
-/// processes, its marks.
+/// Returns everything that mcp-guard could change in each cgroup below `dir`: the limit, the freeze, the
+/// processes and the marks.
 fn state(dir: &Path) -> BTreeMap<PathBuf, (Vec<Option<String>>, Vec<u8>)> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
@@ -75,7 +75,7 @@ fn cli(folder: &Path, arguments: &[&str]) -> Output {
     command(folder, "/nonexistent").unwrap().args(arguments).output().unwrap()
 }
 
-/// An agent that is not refused would run for ever.
+/// Waits for the agent's end. Kills it after a deadline, because an agent that is not refused never ends.
 fn ended(mut child: Child) -> Output {
     let began = Instant::now();
     while child.try_wait().unwrap().is_none() {
@@ -106,8 +106,8 @@ fn assert_doctor_says_why() {
 }
 
 #[test]
-fn doctor_says_what_an_old_kernel_lacks() {
-    // Nothing but the root to look at, where no kernel has these files.
+fn doctor_lists_what_an_old_kernel_lacks() {
+    // Only the root exists here, and no kernel has these files there.
     assert_doctor_says_why();
     let occupied = Occupied::new();
     assert_eq!(Files::of(&Layout::read().unwrap()).peak, Some(false));

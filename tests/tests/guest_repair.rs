@@ -1,4 +1,4 @@
-//! A repaired limit against everything that systemd and the engines do to one.
+//! A repaired limit survives everything that systemd and the engines do to it.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
@@ -22,7 +22,7 @@ use mcp_guard_tests::{
 };
 
 const SLEEP: [&str; 2] = ["sleep", "600"];
-/// A running agent has it in force again within this time, also in a guest that is emulated.
+/// The longest that a running agent takes to restore the limit, even in an emulated guest.
 const SOON: Duration = Duration::from_secs(5);
 
 fn sleeper(engine: Engine, what: &str, options: &[&str]) -> (Container, Place) {
@@ -35,7 +35,7 @@ fn sleeper(engine: Engine, what: &str, options: &[&str]) -> (Container, Place) {
     (container, place)
 }
 
-/// What `repair` says, which must have done it. `folder` is an agent's, or nobody's.
+/// Runs `repair`, which must succeed, and returns its output. `folder` is a running agent's, or an empty one.
 fn repair(folder: &Path, container: &Container, limit: &str) -> String {
     repair_at(&container.engine.socket().unwrap(), folder, &container.name, limit)
 }
@@ -49,7 +49,7 @@ fn repair_at(socket: &str, folder: &Path, target: &str, limit: &str) -> String {
 }
 
 #[test]
-fn docker_keeps_it_through_everything() {
+fn docker_keeps_a_repaired_limit_through_everything() {
     let (container, place) = sleeper(Engine::Docker, "repair", &[]);
     let scope = format!("docker-{}.scope", container.id);
     let folder = tempfile::tempdir().unwrap();
@@ -69,14 +69,14 @@ fn docker_keeps_it_through_everything() {
     holds("an update of something else");
     output(&["restart", "--time", "0", &container.name]).unwrap();
     holds("a restart of the container");
-    // The engine reads its store anew, as after a reboot; without live-restore the container ends.
+    // The engine reads its store again, as after a reboot. Without live-restore, the container ends.
     systemctl(&["restart", "docker.service"]);
     output(&["start", &container.name]).unwrap();
     holds("a restart of the engine");
     fine(&container, Code::Enforced);
 }
 
-/// An agent that holds what this container's engine or an operator says.
+/// Starts an agent that keeps the limit that this container's engine or an operator sets.
 fn keeper(container: &Container, place: &Place) -> Agent {
     let policy = format!("mode = \"enforce\"\n[[guard]]\nname = \"{}\"\n", container.name);
     let socket = container.engine.socket().unwrap();
@@ -92,7 +92,7 @@ fn restored(container: &Container, limit: &str) {
 }
 
 #[test]
-fn a_raw_write_is_repaired_where_systemd_keeps_it() {
+fn a_raw_write_is_repaired_at_systemd() {
     let (container, place) = sleeper(Engine::Docker, "kept", &["--pids-limit", "40"]);
     let _agent = keeper(&container, &place);
     fs::write(place.pids.join("pids.max"), "max").unwrap();
@@ -100,14 +100,14 @@ fn a_raw_write_is_repaired_where_systemd_keeps_it() {
     let scope = format!("docker-{}.scope", container.id);
     systemctl(&["set-property", "--runtime", &scope, "TasksMax=100"]);
     restored(&container, "40");
-    assert_eq!(property(&scope, "TasksMax"), "40", "at its owner");
+    assert_eq!(property(&scope, "TasksMax"), "40", "repaired at its owner");
     reload_and_start_in("system.slice");
     assert_eq!(place.pids_max().unwrap(), "40");
 }
 
-/// From 5.4 on Podman keeps an update. What an older one forgets, a running agent restores.
+/// Podman keeps an update from 5.4 on. With an older one, a running agent restores the limit.
 #[test]
-fn podman_keeps_it_or_the_agent_does() {
+fn podman_or_the_agent_keeps_a_repaired_limit() {
     let _service = PodmanService::start().unwrap();
     let (container, place) = sleeper(Engine::Podman, "podman", &[]);
     let agent = keeper(&container, &place);
@@ -118,7 +118,7 @@ fn podman_keeps_it_or_the_agent_does() {
     let keeps = said.contains("Podman's update");
     let scope = format!("libpod-{}.scope", container.id);
     if !keeps {
-        assert_eq!(property(&scope, "TasksMax"), "40", "also around the payload");
+        assert_eq!(property(&scope, "TasksMax"), "40", "also on the scope around the payload");
     }
     Engine::Podman.output(&["restart", "--time", "0", &container.name]).unwrap();
     if keeps {
@@ -127,19 +127,19 @@ fn podman_keeps_it_or_the_agent_does() {
     restored(&container, "40");
 }
 
-/// A service with a cgroup of its own below; stopped when dropped.
+/// A service that has a cgroup of its own below it. Stopped when dropped.
 struct Service {
     unit: String,
     _script: tempfile::NamedTempFile,
 }
 
 impl Service {
-    /// Its only process moves down, and hands the controller to itself.
+    /// Starts a service whose only process moves into a cgroup below, and enables the pids controller there.
     fn with_worker() -> Self {
         const SCRIPT: &str = "cg=/sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup); mkdir $cg/worker; \
                               echo $$ > $cg/worker/cgroup.procs; \
                               echo +pids > $cg/cgroup.subtree_control; exec sleep 600";
-        // As a file: in words systemd would expand what begins with a dollar.
+        // In a file, because systemd expands variables in a command line.
         let script = tempfile::NamedTempFile::new().unwrap();
         fs::write(&script, SCRIPT).unwrap();
         let path = script.path().to_str().unwrap().to_owned();
@@ -157,27 +157,27 @@ impl Drop for Service {
     }
 }
 
-/// A limit of the unit around it would bind what else is in there.
+/// A limit on the unit would also bind the other processes in it.
 #[test]
-fn what_is_deeper_than_a_unit_is_limited_without_the_unit() {
+fn a_cgroup_below_a_unit_is_limited_without_the_unit() {
     let service = Service::with_worker();
     let cgroup = format!("/system.slice/{}/worker", service.unit);
     let file = format!("/sys/fs/cgroup{cgroup}/pids.max");
-    wait_until("it is there", || Ok(Path::new(&file).exists())).unwrap();
+    wait_until("the cgroup exists", || Ok(Path::new(&file).exists())).unwrap();
     let before = property(&service.unit, "TasksMax");
     let folder = tempfile::tempdir().unwrap();
     let target = format!("cgroup:{cgroup}");
     let said = repair_at("/nonexistent", folder.path(), &target, "40");
     assert!(said.contains("pids.max itself") && said.contains("read back: kernel 40"), "{said}");
     assert_eq!(fs::read_to_string(&file).unwrap().trim(), "40");
-    assert_eq!(property(&service.unit, "TasksMax"), before, "the service's own");
-    // The service itself is its own.
+    assert_eq!(property(&service.unit, "TasksMax"), before, "the service's own limit");
+    // The service itself is limited through its unit.
     let target = format!("unit:{}", service.unit);
     let said = repair_at("/nonexistent", folder.path(), &target, "50");
     assert!(said.contains("read back: systemd 50, kernel 50"), "{said}");
 }
 
-/// conmon is in the service too.
+/// conmon, the monitor, runs in the service too.
 #[test]
 fn a_quadlet_is_limited_without_its_monitor() {
     let _service = PodmanService::start().unwrap();
@@ -189,15 +189,15 @@ fn a_quadlet_is_limited_without_its_monitor() {
     assert_eq!(property(quadlet.unit(), "TasksMax"), before, "{said}");
 }
 
-/// One of these runs before a reboot of the guest, the other after it.
+/// The container that one test repairs before a reboot of the guest, and another checks after it.
 const REBOOTED: &str = "mcp-guard-test-reboot";
 
 #[test]
-fn before_a_reboot_it_is_repaired() {
+fn before_a_reboot_the_limit_is_repaired() {
     let image = busybox_image().unwrap();
     let fixed = ["run", "--detach", "--network", "none", "--name", REBOOTED, &image];
     let id = output(&[&fixed[..], &SLEEP].concat()).unwrap();
-    // Left behind on purpose, for the boot after this.
+    // Left behind on purpose, for the next boot.
     let container =
         ManuallyDrop::new(Container { engine: Engine::Docker, id, name: REBOOTED.to_owned() });
     let folder = tempfile::tempdir().unwrap();
@@ -206,10 +206,10 @@ fn before_a_reboot_it_is_repaired() {
 }
 
 #[test]
-fn after_a_reboot_it_holds() {
+fn after_a_reboot_the_limit_is_still_in_force() {
     let id = output(&["inspect", "--format", "{{.Id}}", REBOOTED]).unwrap();
     let container = Container { engine: Engine::Docker, id, name: REBOOTED.to_owned() };
-    assert!(container.init().is_err(), "it ended with the boot before this");
+    assert!(container.init().is_err(), "it still runs after the reboot");
     output(&["start", REBOOTED]).unwrap();
     assert_eq!(container.cgroup().unwrap().pids_max().unwrap(), "40");
     assert_eq!(property(&format!("docker-{}.scope", container.id), "TasksMax"), "40");

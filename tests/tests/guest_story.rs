@@ -1,5 +1,5 @@
-//! The whole story: a real gateway leaks real servers in a real container, and the agent, as the
-//! unit of the package, notices them by their package and contains them; then it is given back.
+//! The whole story: a real gateway leaks real servers in a real container. The agent, as the package's unit,
+//! recognises the servers by their package and contains them, and then the hold is released.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
@@ -22,12 +22,13 @@ use mcp_guard_tests::{
     unit::Unit,
 };
 
-/// The package, not `node`, and without its version.
+/// The servers' identity: their package without its version, and not `node`.
 const IDENTITY: &str = "@21st-dev/magic";
-/// D acts at so many servers; each takes half a minute to start in a slow guest.
+/// The number of servers at which the detector acts. Each takes half a minute to start in a slow guest.
 const ACTS: u64 = 3;
 
-/// Ages that a start of npm in a slow guest is older than, and no second action by itself.
+/// Returns a policy for the story. Its ages are shorter than a start of npm in a slow guest, and its
+/// cool-down prevents a second action.
 fn policy(name: &str, response: &str) -> String {
     format!(
         "mode = \"enforce\"\n\
@@ -39,7 +40,7 @@ fn policy(name: &str, response: &str) -> String {
     )
 }
 
-/// What runs the container on the host: containerd-shim or conmon, in a cgroup of its own.
+/// The process that runs the container on the host, containerd-shim or conmon, in a cgroup of its own.
 struct Keeper {
     name: String,
     cgroup: PathBuf,
@@ -47,7 +48,7 @@ struct Keeper {
 }
 
 impl Keeper {
-    /// The parent of the container's first process.
+    /// Finds the parent of the container's first process.
     fn of(container: &Container) -> Self {
         let init = container.init().unwrap();
         let status = fs::read_to_string(format!("/proc/{init}/status")).unwrap();
@@ -72,7 +73,7 @@ impl Keeper {
     }
 }
 
-/// A gateway under the agent's unit. What was made is ended in the order of the fields.
+/// A gateway under the agent's unit. The fields are dropped in this order.
 struct Story {
     clients: Vec<Child>,
     unit: Unit,
@@ -98,13 +99,13 @@ impl Story {
         Self { clients: Vec::new(), unit, keeper, place, container }
     }
 
-    /// The command line, for the engine of the story.
+    /// Runs the command line for the story's engine.
     fn cli(&self, words: &[&str]) -> Output {
         let socket = self.container.engine.socket().unwrap();
         self.unit.cli(&[&with_engine(&socket), words].concat()).unwrap()
     }
 
-    /// One that must say that it did what it was asked for.
+    /// Runs a command that must succeed, and returns its output.
     fn done(&self, words: &[&str]) -> String {
         let done = self.cli(words);
         let said = String::from_utf8_lossy(&done.stdout).into_owned();
@@ -113,7 +114,7 @@ impl Story {
         said
     }
 
-    /// Every way to name it means the same cgroup, and a dry run changes nothing.
+    /// Checks that every way to name the container means the same cgroup, and that a dry run changes nothing.
     fn answers_to_its_names(&self) {
         let Container { name, id, .. } = &self.container;
         let targets = [
@@ -135,7 +136,7 @@ impl Story {
         assert!(!self.place.freeze_requested().unwrap() && !self.place.is_marked_frozen().unwrap());
     }
 
-    /// Each request leaves a server behind; as many of them as D acts at.
+    /// Sends as many requests as the detector needs to act. Each leaves a server behind.
     fn leak(&mut self) {
         let requests = u32::try_from(ACTS).unwrap();
         self.clients.push(self.container.ask_gateway(requests).unwrap());
@@ -146,9 +147,9 @@ impl Story {
         guard.and_then(|one| one.guard.identities.get(IDENTITY).map(|it| it.live)).unwrap_or(0)
     }
 
-    /// Waits until the agent has acted, and returns what it planned for pids.max.
+    /// Waits until the agent has acted, and returns the change that it planned for pids.max.
     fn contained_by(&self, response: Response) -> Option<LimitChange> {
-        // In steps: a start takes a second, in a slow guest ten, and a wait ends early.
+        // Waits for one server at a time, because a start takes a second, or ten in a slow guest.
         for count in 1..=usize::try_from(ACTS).unwrap() {
             let what = format!("{count} servers of {IDENTITY}");
             self.unit.wait_until(&what, |_| Ok(self.live() >= count)).unwrap();
@@ -166,7 +167,7 @@ impl Story {
         check_order(&records, response)
     }
 
-    /// What the agent says lives in the container, and what the kernel has there.
+    /// Compares the agent's list of processes in the container with the kernel's.
     fn agrees_with_the_kernel(&self) {
         let guard = self.unit.guard(self.place.id).unwrap();
         let listed = fs::read_to_string(self.place.unified.join("cgroup.procs")).unwrap();
@@ -176,22 +177,22 @@ impl Story {
         assert_eq!(guard.guard.identities[IDENTITY].live, launchers);
         assert_eq!(guard.guard.identities.len(), 1, "{:?}", guard.guard.identities);
         assert_eq!(guard.container.as_deref(), Some(self.container.id.as_str()));
-        assert!(!guard.paused, "the engine did not do it");
+        assert!(!guard.paused, "the engine did not pause it");
     }
 
-    /// The gateway answers what it was asked before; where it already had, one more request.
-    fn runs_on(&mut self) {
+    /// Checks that the gateway answers the earlier requests. If it already has, sends one more.
+    fn keeps_answering(&mut self) {
         let mut waiting = false;
         for client in &mut self.clients {
             waiting |= client.try_wait().unwrap().is_none();
-            assert!(client.wait().unwrap().success(), "an answer");
+            assert!(client.wait().unwrap().success(), "no answer");
         }
         if !waiting {
             self.container.await_answer().unwrap();
         }
     }
 
-    /// The unit is stopped, and nothing says that it was ever there.
+    /// Stops the unit, and checks that it leaves no trace on the host.
     fn ends_with_nothing_left(self, limit: &str) {
         self.unit.stop().unwrap();
         let stopped = |record: &Record| matches!(record, Record::AgentStop { .. });
@@ -207,7 +208,7 @@ impl Story {
 
 impl Drop for Story {
     fn drop(&mut self) {
-        // The other halves are in the container, which is removed after this.
+        // Their counterparts are in the container, which is removed after this.
         for client in &mut self.clients {
             let _ = client.kill();
             let _ = client.wait();
@@ -215,7 +216,8 @@ impl Drop for Story {
     }
 }
 
-/// A warning, then the intent with what decided it, then the outcome of the same incident.
+/// Checks the order of the records: a warning, then the intent with its cause, then the outcome of the same
+/// incident.
 fn check_order(records: &[Record], wanted: Response) -> Option<LimitChange> {
     let place = |found: &dyn Fn(&Record) -> bool| records.iter().position(found).unwrap();
     let warning = place(&|record| matches!(record, Record::Warning { .. }));
@@ -233,7 +235,8 @@ fn check_order(records: &[Record], wanted: Response) -> Option<LimitChange> {
     pids_max.clone()
 }
 
-/// One for each server, whichever name it has at this moment of its start.
+/// Returns whether this is a server's launcher, of which each server has one. Its command line changes while
+/// it starts.
 fn is_launcher(pid: u32) -> bool {
     let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let words = String::from_utf8_lossy(&words).replace('\0', " ");
@@ -244,7 +247,7 @@ fn is_launcher(pid: u32) -> bool {
         || called.starts_with("node /usr/bin/npx -y @21st-dev/magic")
 }
 
-/// How a hold of ours ended, once it has.
+/// Finds the completed release of this response.
 fn release(of: Response) -> impl Fn(&Record) -> Option<(End, Outcome)> {
     move |record| {
         let Record::Release { response, end, outcome, .. } = record else { return None };
@@ -253,7 +256,7 @@ fn release(of: Response) -> impl Fn(&Record) -> Option<(End, Outcome)> {
 }
 
 #[test]
-fn docker_leaks_are_frozen_and_thawed_by_hand() {
+fn docker_leaks_are_frozen_and_an_operator_thaws_them() {
     let mut story = Story::begin(Engine::Docker, "freeze");
     let limit = story.place.pids_max().unwrap();
     assert_eq!(story.keeper.name, "containerd-shim");
@@ -270,22 +273,22 @@ fn docker_leaks_are_frozen_and_thawed_by_hand() {
     let thawed = story.unit.await_record("its release", release(Response::Freeze)).unwrap();
     assert_eq!(thawed, (End::Operator, Outcome::Done));
     assert!(!story.place.is_frozen().unwrap() && !story.place.is_marked_frozen().unwrap());
-    story.runs_on();
+    story.keeps_answering();
     story.ends_with_nothing_left(&limit);
 }
 
 #[test]
-fn podman_leaks_are_clamped_and_a_lease_ends() {
+fn podman_leaks_are_clamped_and_a_freeze_ends_with_its_lease() {
     let _service = PodmanService::start().unwrap();
     let mut story = Story::begin(Engine::Podman, "clamp");
     assert_eq!(story.keeper.name, "conmon");
     let monitor = format!("libpod-conmon-{}.scope", story.container.id);
     assert_eq!(story.keeper.cgroup.file_name(), Some(Path::new(&monitor).as_os_str()));
-    // crun keeps the payload in a cgroup of its own below the scope, and pauses and limits that one.
+    // crun keeps the payload in a cgroup of its own below the scope, and pauses and limits that cgroup.
     let payload = format!("/machine.slice/libpod-{}.scope/container", story.container.id);
     assert_eq!(story.place.path, payload);
     let limit = story.place.pids_max().unwrap();
-    assert_eq!(limit, "2048", "what Podman gives to every container");
+    assert_eq!(limit, "2048", "Podman's default for every container");
     story.answers_to_its_names();
 
     story.leak();
@@ -295,7 +298,7 @@ fn podman_leaks_are_clamped_and_a_lease_ends() {
     assert_eq!(story.unit.guard(story.place.id).unwrap().guard.state, GuardState::Clamped);
     assert!(story.place.is_marked_clamped().unwrap());
     assert_ne!(story.place.pids_max().unwrap(), limit);
-    assert!(!story.place.is_frozen().unwrap(), "a clamp stops nobody");
+    assert!(!story.place.is_frozen().unwrap(), "a clamp stops no process");
     story.keeper.assert_untouched();
     story.done(&["thaw", &story.container.name]);
     assert_eq!(story.place.pids_max().unwrap(), limit);
@@ -307,7 +310,7 @@ fn podman_leaks_are_clamped_and_a_lease_ends() {
     story.keeper.assert_untouched();
     let ended = story.unit.await_record("the lease ends", release(Response::Freeze)).unwrap();
     assert_eq!(ended, (End::LeaseOver, Outcome::Done));
-    wait_until("it is free", || Ok(!story.place.is_frozen()?)).unwrap();
-    story.runs_on();
+    wait_until("it is thawed", || Ok(!story.place.is_frozen()?)).unwrap();
+    story.keeps_answering();
     story.ends_with_nothing_left(&limit);
 }

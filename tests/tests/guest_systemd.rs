@@ -1,4 +1,4 @@
-//! What systemd does to a pids.max, which the pure tests take for granted.
+//! Facts about systemd and pids.max that the pure tests take for granted.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
@@ -16,13 +16,13 @@ use mcp_guard_tests::{
 use rustix::fs::{XattrFlags, getxattr, setxattr};
 
 const TASKS_MAX: &str = "60";
-/// What somebody writes past systemd.
+/// A limit that is written to the file without systemd.
 const RAW: &str = "33";
-/// As our mark, which must outlive whatever systemd does to the unit.
+/// An xattr like our mark, which must outlive everything that systemd does to the unit.
 const MARK: &str = "trusted.mcp-guard.test";
 
-/// A transient service that sleeps, in a slice of its own: what starts in another one moves nothing
-/// there. Stopped when dropped.
+/// A transient service that sleeps, in a slice of its own, so that units that start in other slices do not
+/// affect it. Stopped when dropped.
 struct Unit {
     name: String,
     slice: String,
@@ -36,11 +36,11 @@ impl Unit {
         let name = format!("mcp-guard-test-{}-{next}.service", std::process::id());
         // A dash in the name of a slice would put it into other slices.
         let slice = format!("mcpguardtest{next}.slice");
-        // Dropped, and so stopped, also where what follows fails.
+        // Made first, so that it is dropped, and the service stopped, even if a later step fails.
         let mut unit = Self { name: name.clone(), slice: slice.clone(), cgroup: PathBuf::new() };
         let (of_unit, of_slice) = (format!("--unit={name}"), format!("--slice={slice}"));
         let tasks_max = format!("--property=TasksMax={TASKS_MAX}");
-        // exec: started means that its program runs.
+        // With Type=exec, the unit is started only when its program runs.
         let words = [&of_unit, &of_slice, &tasks_max, "--property=Type=exec", "sleep", "600"];
         run("systemd-run", &words);
         let path = unit.property("ControlGroup");
@@ -66,7 +66,7 @@ impl Unit {
         self.read("pids.max")
     }
 
-    /// What the agent's clamp does.
+    /// Writes a file of the cgroup directly, as the agent's clamp does.
     fn write(&self, file: &str, value: &str) {
         fs::write(self.cgroup.join(file), value).unwrap();
         assert_eq!(self.read(file), value);
@@ -77,7 +77,7 @@ impl Drop for Unit {
     fn drop(&mut self) {
         // A frozen process does not act on SIGTERM.
         let _ = fs::write(self.cgroup.join("cgroup.freeze"), "0");
-        // A slice is left behind by its last unit.
+        // The slice stays when its last unit stops.
         for name in [&self.name, &self.slice] {
             let stopped = Command::new("systemctl").args(["stop", name]).status();
             if !std::thread::panicking() {
@@ -94,8 +94,8 @@ fn a_raw_limit_is_lost_after_a_daemon_reload() {
     let unit = Unit::start();
     unit.write("pids.max", RAW);
     start_in(&unit.slice);
-    assert_eq!(unit.pids_max(), RAW, "without a reload a start beside it changes nothing");
-    assert_eq!(unit.property("TasksMax"), TASKS_MAX, "systemd does not look at the file");
+    assert_eq!(unit.pids_max(), RAW, "without a reload, a start in the same slice changes nothing");
+    assert_eq!(unit.property("TasksMax"), TASKS_MAX, "systemd does not read the file");
 
     daemon_reload();
     let at_once = unit.pids_max() == TASKS_MAX;
@@ -104,19 +104,19 @@ fn a_raw_limit_is_lost_after_a_daemon_reload() {
         start_in("system.slice");
         assert_eq!(unit.pids_max(), RAW, "a start in another slice changes nothing");
         start_in(&unit.slice);
-        assert_eq!(unit.pids_max(), TASKS_MAX, "a start beside it applies TasksMax again");
+        assert_eq!(unit.pids_max(), TASKS_MAX, "a start in the same slice applies TasksMax again");
     }
     fact::record("daemon-reload", if at_once { "at once" } else { "at the next start" }).unwrap();
     match version {
         ..=255 => assert!(at_once, "systemd {version}"),
         256 | 257 => assert!(!at_once, "systemd {version}"),
-        // One of the two, as seen above.
+        // Either of the two. The asserts above have checked it.
         _ => {}
     }
 }
 
 #[test]
-fn tasks_max_holds_and_any_property_applies_it_again() {
+fn tasks_max_persists_and_any_property_change_applies_it_again() {
     let unit = Unit::start();
     unit.set("TasksMax=40");
     assert_eq!((unit.pids_max().as_str(), unit.property("TasksMax").as_str()), ("40", "40"));
@@ -126,11 +126,11 @@ fn tasks_max_holds_and_any_property_applies_it_again() {
 
     unit.write("pids.max", RAW);
     unit.set("CPUWeight=50");
-    assert_eq!(unit.pids_max(), "40", "a property that has nothing to do with it");
+    assert_eq!(unit.pids_max(), "40", "an unrelated property applies TasksMax again");
 }
 
 #[test]
-fn a_freeze_and_a_mark_outlive_what_a_raw_limit_does_not() {
+fn a_freeze_and_a_mark_survive_where_a_raw_limit_does_not() {
     let unit = Unit::start();
     setxattr(&unit.cgroup, MARK, b"ours", XattrFlags::CREATE).unwrap();
     unit.write("cgroup.freeze", "1");
@@ -138,7 +138,7 @@ fn a_freeze_and_a_mark_outlive_what_a_raw_limit_does_not() {
     daemon_reload();
     start_in(&unit.slice);
     unit.set("CPUWeight=50");
-    assert_eq!(unit.pids_max(), TASKS_MAX, "systemd has been at this cgroup");
+    assert_eq!(unit.pids_max(), TASKS_MAX, "systemd has written to this cgroup");
     assert_eq!(unit.read("cgroup.freeze"), "1");
     let mut value = [0; 16];
     let length = getxattr(&unit.cgroup, MARK, &mut value[..]).unwrap();

@@ -1,10 +1,10 @@
-//! The agent as the systemd unit of the package: however it ends, systemd knows, and nothing stays
-//! held.
+//! The agent as the package's systemd unit. However the agent ends, systemd sees how, and no hold is left
+//! behind.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 #![allow(
     clippy::wildcard_enum_match_arm,
-    reason = "a test looks for one record and steps over the rest"
+    reason = "a test looks for one record and ignores the rest"
 )]
 
 use std::{
@@ -56,7 +56,7 @@ impl Victim {
         Holds::of(&self.cgroup).unwrap()
     }
 
-    /// Frozen, and marked by this process.
+    /// Checks that it is frozen, and that the mark names this process as the holder.
     fn assert_held_by(&self, holder: u32) {
         let holds = self.holds();
         assert!(holds.freeze && holds.frozen, "{holds:?}");
@@ -67,15 +67,15 @@ impl Victim {
         assert_eq!(self.holds(), Holds::nothing(FOUND));
     }
 
-    /// The agent of the unit holds it.
-    fn frozen_by(&self, unit: &Unit) {
+    /// Freezes it through the unit's agent.
+    fn freeze_by(&self, unit: &Unit) {
         let output = unit.cli(&["freeze", &self.target(), "--for", "1h"]).unwrap();
         assert!(output.status.success(), "{output:?}");
         self.assert_held_by(unit.main_pid().unwrap());
     }
 
-    /// Nobody holds it any more: a `freeze` without an agent that was killed.
-    fn orphaned(&self) {
+    /// Leaves it with an orphan: a freeze whose holder, a `freeze` without an agent, was killed.
+    fn orphan(&self) {
         let mut command = Command::new(PROGRAM);
         command.args(["freeze", &self.target(), "--for", "1h"]).stdout(Stdio::null());
         let mut freezer = command.spawn().unwrap();
@@ -94,21 +94,22 @@ fn pipe(unit: &Unit, name: &str) -> PathBuf {
     path
 }
 
-/// What is told of starts, stops and releases, in order.
+/// Returns the starts, stops and releases of the audit log, in order.
 fn story(unit: &Unit) -> Vec<String> {
-    let told = |record| match record {
+    let shown = |record| match record {
         Record::AgentStart { .. } => Some("start".to_owned()),
         Record::AgentStop { reason } => Some(format!("stop: {reason}")),
         Record::Release { end, outcome: Some(outcome), .. } => Some(format!("{end:?} {outcome:?}")),
         _ => None,
     };
-    unit.audit().unwrap().into_iter().filter_map(told).collect()
+    unit.audit().unwrap().into_iter().filter_map(shown).collect()
 }
 
-/// So often the unit itself gave something back, and not the one that stands behind it.
+/// Waits until the unit's own ExecStopPost=, and not the service that runs on failure, has released a hold
+/// this many times.
 fn await_stop_post(unit: &Unit, times: usize) {
-    let told = |unit: &Unit| Ok(unit.journal().matches(": thaw done: ").count() == times);
-    unit.wait_until("ExecStopPost= said what it did", told).unwrap();
+    let logged = |unit: &Unit| Ok(unit.journal().matches(": thaw done: ").count() == times);
+    unit.wait_until("ExecStopPost= has logged its releases", logged).unwrap();
 }
 
 fn waits_for_restart(state: &State) -> bool {
@@ -116,7 +117,7 @@ fn waits_for_restart(state: &State) -> bool {
 }
 
 #[test]
-fn the_package_as_it_is_starts_and_observes() {
+fn the_unmodified_package_starts_and_observes() {
     let unit = Unit::installed().unwrap();
     unit.started().unwrap();
     let status = unit.status().unwrap();
@@ -126,14 +127,14 @@ fn the_package_as_it_is_starts_and_observes() {
     assert!(state.status.starts_with("observe, "), "{state:?}");
     let limits = fs::read_to_string(format!("/proc/{}/limits", state.main_pid)).unwrap();
     let open = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
-    // Two for each of 1,024 guards, and more.
+    // Enough for two per guard at 1,024 guards, and for everything else.
     assert_eq!(open.unwrap().split_whitespace().next(), Some("65536"), "{limits}");
-    // What gives back when the agent failed has nothing to do beside one that runs.
+    // The service that releases holds after a failure has nothing to do while an agent runs.
     assert!(Command::new("systemctl").args(["start", THAW]).status().unwrap().success());
 }
 
 #[test]
-fn systemd_understands_every_line() {
+fn systemd_accepts_every_line_of_the_units() {
     let mut command = Command::new("systemd-analyze");
     let output = command.args(["verify", "--man=no", UNIT, THAW]).output().unwrap();
     let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
@@ -143,9 +144,9 @@ fn systemd_understands_every_line() {
 }
 
 #[test]
-fn it_is_active_only_when_it_is_ready() {
+fn the_unit_is_active_only_when_the_agent_is_ready() {
     let victim = Victim::new("ready");
-    victim.orphaned();
+    victim.orphan();
     let mut unit = Unit::prepare(&observing(&victim.cgroup), &[], "").unwrap();
     // The agent opens its audit log before it does anything else, and waits there for a reader.
     let audit = pipe(&unit, "audit");
@@ -163,7 +164,7 @@ fn it_is_active_only_when_it_is_ready() {
     let _reader =
         OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&audit).unwrap();
     unit.await_state("active", |state| state.active == "active").unwrap();
-    // Right then: it answers, what was left behind is given back, and what is named is guarded.
+    // By then it answers, has released the orphan, and guards what the policy names.
     let guard = unit.guard(victim.cgroup.id()).unwrap();
     assert_eq!(guard.guard.processes, 1);
     victim.assert_free();
@@ -171,10 +172,10 @@ fn it_is_active_only_when_it_is_ready() {
 }
 
 #[test]
-fn a_stop_is_orderly_and_gives_back() {
+fn a_stop_is_orderly_and_releases_every_hold() {
     let victim = Victim::new("stop");
     let unit = Unit::start(&observing(&victim.cgroup), &[]).unwrap();
-    victim.frozen_by(&unit);
+    victim.freeze_by(&unit);
     unit.stop().unwrap();
     victim.assert_free();
     let state = unit.state().unwrap();
@@ -182,9 +183,10 @@ fn a_stop_is_orderly_and_gives_back() {
     assert_eq!(story(&unit), ["start", "Shutdown Done", "stop: SIGTERM"]);
 }
 
-/// The agent of a started unit is sent a signal, and systemd says how it ended.
-fn ends_leaves_nothing_held_and_is_restarted(victim: &Victim, unit: &Unit, by: Signal, how: &str) {
-    victim.frozen_by(unit);
+/// Sends a signal to the unit's agent. Checks the result that systemd reports, that no hold is left behind,
+/// and that systemd restarts the agent.
+fn ends_without_holds_and_is_restarted(victim: &Victim, unit: &Unit, by: Signal, how: &str) {
+    victim.freeze_by(unit);
     let first = unit.main_pid().unwrap();
     unit.signal(by).unwrap();
     let state = unit.await_state("it will be restarted", waits_for_restart).unwrap();
@@ -198,17 +200,17 @@ fn ends_leaves_nothing_held_and_is_restarted(victim: &Victim, unit: &Unit, by: S
 }
 
 #[test]
-fn a_killed_agent_leaves_nothing_held_and_is_restarted() {
+fn a_killed_agent_leaves_no_hold_and_is_restarted() {
     let victim = Victim::new("killed");
     let unit = Unit::start(&observing(&victim.cgroup), &[]).unwrap();
-    ends_leaves_nothing_held_and_is_restarted(&victim, &unit, Signal::KILL, "signal");
+    ends_without_holds_and_is_restarted(&victim, &unit, Signal::KILL, "signal");
 }
 
-/// What ends the agent's loop by a panic; debug builds only.
+/// A request that makes the agent's loop panic. Only debug builds accept it.
 const PANIC: &[u8] = b"{\"method\":\"io.mcpguard.Panic\",\"parameters\":{}}\0";
 
 #[test]
-fn a_panic_gives_back_and_is_restarted() {
+fn a_panicking_agent_releases_its_holds_and_is_restarted() {
     let victim = Victim::new("panic");
     let mut unit = Unit::prepare(&observing(&victim.cgroup), &[], "").unwrap();
     // The package's program is a release build, which cannot be made to panic.
@@ -216,7 +218,7 @@ fn a_panic_gives_back_and_is_restarted() {
     let program = workload("mcp-guard").unwrap().display().to_string();
     unit.drop_in(&lines.replace(PROGRAM, &program)).unwrap();
     unit.started().unwrap();
-    victim.frozen_by(&unit);
+    victim.freeze_by(&unit);
     let mut socket = UnixStream::connect("/run/mcp-guard/control.sock").unwrap();
     socket.write_all(PANIC).unwrap();
     let state = unit.await_state("it will be restarted", waits_for_restart).unwrap();
@@ -230,7 +232,7 @@ fn a_panic_gives_back_and_is_restarted() {
 const WATCHDOG: &str = "WatchdogSec=3s\n";
 
 #[test]
-fn the_watchdog_hears_a_loop_that_turns() {
+fn the_watchdog_leaves_a_running_loop_alone() {
     let victim = Victim::new("alive");
     let unit = Unit::prepare(&observing(&victim.cgroup), &[], WATCHDOG).unwrap();
     unit.started().unwrap();
@@ -240,19 +242,19 @@ fn the_watchdog_hears_a_loop_that_turns() {
 }
 
 #[test]
-fn a_hung_agent_is_ended_leaves_nothing_held_and_is_restarted() {
+fn a_hung_agent_is_killed_leaves_no_hold_and_is_restarted() {
     let victim = Victim::new("hung");
     let unit = Unit::prepare(&observing(&victim.cgroup), &[], WATCHDOG).unwrap();
     unit.started().unwrap();
-    ends_leaves_nothing_held_and_is_restarted(&victim, &unit, Signal::STOP, "watchdog");
+    ends_without_holds_and_is_restarted(&victim, &unit, Signal::STOP, "watchdog");
 }
 
-/// What systemd says when the start limit is used up.
+/// The message of systemd when the start limit is reached.
 const GIVEN_UP: &str = "Start request repeated too quickly";
 
-/// An agent that dies each time it acts: the next one finds the same leak and acts again.
+/// The agent dies each time it acts. The next one finds the same leak and acts again.
 #[test]
-fn the_start_limit_leaves_nothing_held() {
+fn an_agent_that_hits_the_start_limit_leaves_no_hold() {
     let cgroup = FixtureCgroup::new("limit").unwrap();
     cgroup.set_pids_max(FOUND).unwrap();
     let leak = Leak::start(&cgroup, 4).unwrap();
@@ -264,13 +266,13 @@ fn the_start_limit_leaves_nothing_held() {
     for _ in 0..3 {
         let mark = || Holds::of(&cgroup).map(|holds| holds.freeze_mark);
         let other = |_: &Unit| Ok(mark()?.is_some_and(|mark| mark.holder.0 != last));
-        unit.wait_until("the next agent holds it", other).unwrap();
+        unit.wait_until("the next agent has frozen it", other).unwrap();
         cgroup.wait_until("frozen", PATIENCE, || cgroup.is_frozen().unwrap()).unwrap();
         last = unit.main_pid().unwrap();
         assert_eq!(mark().unwrap().unwrap().holder.0, last);
         unit.signal(Signal::KILL).unwrap();
     }
-    let state = unit.await_state("given up", |state| state.sub == "failed").unwrap();
+    let state = unit.await_state("failed", |state| state.sub == "failed").unwrap();
     assert_eq!((state.main_pid, state.restarts), (0, 3), "{state:?}");
     let journal = unit.journal();
     assert!(journal.contains(GIVEN_UP), "{journal}");
@@ -282,7 +284,7 @@ fn the_start_limit_leaves_nothing_held() {
 }
 
 #[test]
-fn what_is_the_same_the_next_time_is_not_restarted() {
+fn a_bad_policy_or_command_line_is_not_restarted() {
     for (policy, more, code) in [("mode = \"enforced\"\n", "", 65), ("", "--nonsense", 64)] {
         let unit = Unit::prepare(policy, &[more], "").unwrap();
         assert!(unit.started().is_err());
@@ -293,9 +295,9 @@ fn what_is_the_same_the_next_time_is_not_restarted() {
 }
 
 #[test]
-fn an_agent_that_never_becomes_ready_fails_and_leaves_nothing_held() {
+fn an_agent_that_never_becomes_ready_fails_and_leaves_no_hold() {
     let victim = Victim::new("never");
-    victim.orphaned();
+    victim.orphan();
     let mut unit = Unit::with("").unwrap();
     let policy = pipe(&unit, "never");
     let lines = format!("{}TimeoutStartSec=3s\n", unit.exec_start(&policy, &[]));
@@ -305,17 +307,17 @@ fn an_agent_that_never_becomes_ready_fails_and_leaves_nothing_held() {
     let state = unit.await_state("it will be restarted", waits_for_restart).unwrap();
     assert_eq!(state.result, "timeout");
     victim.assert_free();
-    assert_eq!(story(&unit), ["Reconcile Done"], "no agent came so far");
+    assert_eq!(story(&unit), ["Reconcile Done"], "no agent got as far as its start record");
     await_stop_post(&unit, 1);
 }
 
 #[test]
-fn what_could_not_be_given_back_for_want_of_a_process_is_given_back_once_there_is_room() {
+fn a_release_waits_until_there_is_room_for_a_process() {
     let victim = Victim::new("no-room");
     let lines = "RestartSec=1s\n[Unit]\nStartLimitBurst=3\nStartLimitIntervalSec=1h\n";
     let unit = Unit::prepare(&observing(&victim.cgroup), &[], lines).unwrap();
     unit.started().unwrap();
-    victim.frozen_by(&unit);
+    victim.freeze_by(&unit);
     let agent = unit.main_pid().unwrap();
     let mut journal = Journal::follow().unwrap();
     let no_room = NoRoom::begin().unwrap();
@@ -326,12 +328,12 @@ fn what_could_not_be_given_back_for_want_of_a_process_is_given_back_once_there_i
     let cgroup = &victim.cgroup;
     cgroup.wait_until("thawed", PATIENCE, || !cgroup.is_frozen().unwrap()).unwrap();
     let done = |unit: &Unit| Ok(story(unit) == ["start", "Reconcile Done"]);
-    unit.wait_until("given back", done).unwrap();
+    unit.wait_until("released", done).unwrap();
     victim.assert_free();
 }
 
 #[test]
-fn an_agent_that_was_started_by_hand_keeps_its_lock_and_its_holds() {
+fn an_agent_started_by_an_operator_keeps_its_lock_and_its_holds() {
     let victim = Victim::new("by-hand");
     let unit = Unit::prepare(&observing(&victim.cgroup), &[], "").unwrap();
     let by_hand = ByHand::start(&unit.policy()).unwrap();
@@ -345,7 +347,7 @@ fn an_agent_that_was_started_by_hand_keeps_its_lock_and_its_holds() {
     victim.assert_held_by(by_hand.pid());
     assert_eq!(unit.status().unwrap().pid.0, by_hand.pid());
     let second = unit.cli(&["run"]).unwrap();
-    assert_eq!(second.status.code(), Some(2), "the lock is still the first one's");
+    assert_eq!(second.status.code(), Some(2), "the first agent still holds the lock");
     drop(by_hand);
     let output = unit.cli(&["thaw", "--owned"]).unwrap();
     assert!(output.status.success(), "{output:?}");

@@ -1,9 +1,9 @@
-//! The agent as its operator meets it: one of it, what it shows, what it does when asked.
+//! The agent from its operator's view: only one runs, what it shows, and what it does on request.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 #![allow(
     clippy::wildcard_enum_match_arm,
-    reason = "a test looks for one record and steps over the rest"
+    reason = "a test looks for one record and ignores the rest"
 )]
 
 use mcp_guard_core::{audit::Record, id::Pid, incident::Outcome, status::GuardState};
@@ -25,14 +25,14 @@ fn cgroup(what: &str) -> FixtureCgroup {
 }
 
 #[test]
-fn a_second_agent_names_the_first_and_leaves() {
+fn a_second_agent_names_the_first_and_exits() {
     let cgroup = cgroup("second");
     let agent = Agent::start(&observing(&cgroup)).unwrap();
     let second = agent.cli(&["run"]).unwrap();
     let said = String::from_utf8(second.stderr).unwrap();
     assert_eq!(second.status.code(), Some(2), "{said}");
     assert!(said.contains(&format!("process {} holds", agent.pid())), "{said}");
-    assert_eq!(agent.status().unwrap().pid.0, agent.pid(), "the first still answers");
+    assert_eq!(agent.status().unwrap().pid.0, agent.pid(), "the first agent no longer answers");
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn observing_changes_nothing_and_records_what_it_would_do() {
         assert!(agent.ended().unwrap().success());
         let released = |record: &Record| matches!(record, Record::Release { .. });
         assert!(!agent.audit().unwrap().iter().any(released), "nothing was held");
-        assert!(leak.end().unwrap().success(), "nobody was killed");
+        assert!(leak.end().unwrap().success(), "no process was killed");
     }
 }
 
@@ -107,7 +107,7 @@ fn status_shows_servers_totals_and_rates() {
 }
 
 #[test]
-fn a_cgroup_that_comes_later_is_guarded_and_so_is_what_is_made_in_it() {
+fn a_cgroup_made_later_is_guarded_with_those_made_below_it() {
     let above = cgroup("later");
     let path = format!("{}/late", above.path());
     let policy = format!("[[guard]]\ncgroup = \"{path}\"\n");
@@ -124,14 +124,18 @@ fn a_cgroup_that_comes_later_is_guarded_and_so_is_what_is_made_in_it() {
     assert_eq!(status.pids, expected);
     assert_eq!((status.totals.arrivals, status.totals.execs), (3, 3));
     let _outside = Sleeper::start(&above).unwrap();
-    assert_eq!(agent.guard(late.id()).unwrap().guard.pids, expected, "not those above it");
+    assert_eq!(
+        agent.guard(late.id()).unwrap().guard.pids,
+        expected,
+        "the parent's processes do not count"
+    );
 }
 
 #[test]
-fn freeze_thaw_and_kill_by_hand_go_through_the_agent() {
+fn an_operators_freeze_thaw_and_kill_go_through_the_agent() {
     let cgroup = cgroup("by-hand");
     let mut sleeper = Sleeper::start(&cgroup).unwrap();
-    // Its policy names another cgroup: a hand may act upon any.
+    // The policy names another cgroup, but an operator may act on any.
     let mut agent = Agent::start("[[guard]]\ncgroup = \"/mcp-guard-test-none\"\n").unwrap();
     let target = format!("pid:{}", sleeper.pid());
     let cli = |agent: &Agent, arguments: &[&str]| {
@@ -148,7 +152,7 @@ fn freeze_thaw_and_kill_by_hand_go_through_the_agent() {
     assert_eq!(
         holds.freeze_mark.unwrap().holder.0,
         agent.pid(),
-        "the agent's, which outlives the CLI"
+        "the agent is the holder, because it outlives the CLI"
     );
     assert_eq!(agent.guard(cgroup.id()).unwrap().guard.state, GuardState::Frozen);
     cli(&agent, &["thaw"]);
@@ -161,14 +165,14 @@ fn freeze_thaw_and_kill_by_hand_go_through_the_agent() {
         Record::Outcome { response, outcome, .. } => Some((response.to_string(), *outcome)),
         _ => None,
     };
-    let told: Vec<_> = agent.audit().unwrap().iter().filter_map(outcomes).collect();
+    let recorded: Vec<_> = agent.audit().unwrap().iter().filter_map(outcomes).collect();
     let expected = [
         ("freeze", Outcome::WouldDo),
         ("freeze", Outcome::Done),
         ("kill", Outcome::WouldDo),
         ("kill", Outcome::Done),
     ];
-    assert_eq!(told, expected.map(|(response, outcome)| (response.to_owned(), outcome)));
+    assert_eq!(recorded, expected.map(|(response, outcome)| (response.to_owned(), outcome)));
     agent.signal(rustix::process::Signal::TERM).unwrap();
     assert!(agent.ended().unwrap().success());
 }
@@ -201,9 +205,9 @@ fn a_repair_does_not_end_a_clamp() {
     assert!(leak.end().unwrap().success());
 }
 
-/// Root without the capabilities that BPF takes, as in a container.
+/// Runs as root without the capabilities that BPF needs, as in a container.
 #[test]
-fn no_bpf_is_one_clear_sentence() {
+fn missing_bpf_rights_are_reported_in_one_clear_sentence() {
     let folder = tempfile::tempdir().unwrap();
     let without_bpf = |arguments: &[&str]| {
         let program = workload("mcp-guard").unwrap();
@@ -226,15 +230,15 @@ fn no_bpf_is_one_clear_sentence() {
     assert!(said.lines().any(|line| line.starts_with("MISSING   BPF ")), "{said}");
 }
 
-/// A task has one guard: counting it for two would be wrong for both.
+/// A task has one guard. Counting it for two would make both counts wrong.
 #[test]
-fn a_guard_inside_another_is_refused_and_said_once() {
+fn a_guard_inside_another_is_refused_and_logged_once() {
     let outer = cgroup("outer");
     let inner = outer.child("inner").unwrap();
     let rules = format!("{}{}", observing(&outer), observing(&inner));
     let mut agent = Agent::start(&rules).unwrap();
     agent
-        .wait_until("a look after the first", |agent| Ok(agent.status()?.uptime_ms > 2500))
+        .wait_until("a second look at the cgroups", |agent| Ok(agent.status()?.uptime_ms > 2500))
         .unwrap();
     let guards = agent.status().unwrap().guards;
     assert_eq!(guards.len(), 1);

@@ -1,10 +1,10 @@
-//! The agent and bystanders: refused in the core, refused again in the executor on facts read anew,
-//! and never misled by a path that was made again.
+//! The agent spares bystanders. The core refuses to act on them, the executor refuses again on facts that
+//! it reads itself, and a path that was removed and re-created does not mislead them.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 #![allow(
     clippy::wildcard_enum_match_arm,
-    reason = "a test looks for one record and steps over the rest"
+    reason = "a test looks for one record and ignores the rest"
 )]
 
 use std::fs;
@@ -27,7 +27,7 @@ fn cgroup(what: &str) -> FixtureCgroup {
     cgroup
 }
 
-/// How the first action in the log ended, and what was said.
+/// Returns the outcome of the first action in the audit log, and its detail.
 fn first_outcome(agent: &mut Agent) -> (Outcome, String) {
     let outcome = |record: &Record| match record {
         Record::Outcome { outcome, detail, .. } => Some((*outcome, detail.clone())),
@@ -37,7 +37,7 @@ fn first_outcome(agent: &mut Agent) -> (Outcome, String) {
 }
 
 #[test]
-fn a_detector_is_refused_in_the_core() {
+fn the_core_refuses_a_detectors_action_on_a_bystander() {
     for response in ["clamp", "freeze", "kill"] {
         let guarded = cgroup("core");
         let _session = guarded.child("session-1.scope").unwrap();
@@ -46,28 +46,28 @@ fn a_detector_is_refused_in_the_core() {
         let (outcome, said) = first_outcome(&mut agent);
         assert_eq!(outcome, Outcome::Refused, "{said}");
         assert!(said.contains("session-1.scope"), "{said}");
-        let looked = agent.audit().unwrap().into_iter().find_map(|record| match record {
+        let asked = agent.audit().unwrap().into_iter().find_map(|record| match record {
             Record::Intent { processes, .. } => Some(processes.is_some()),
             _ => None,
         });
-        assert_eq!(looked, Some(false), "the executor was not asked to look at the cgroup");
+        assert_eq!(asked, Some(false), "the executor was asked");
         let status = agent.guard(guarded.id()).unwrap().guard;
         assert!(status.refused.unwrap().contains("session-1.scope"));
         let shown = String::from_utf8(agent.cli(&["status"]).unwrap().stdout).unwrap();
-        assert!(shown.contains("never acted upon: session-1.scope"), "{shown}");
-        let told = agent.audit().unwrap().into_iter().find_map(|record| match record {
+        assert!(shown.contains("never acted on: session-1.scope"), "{shown}");
+        let at_start = agent.audit().unwrap().into_iter().find_map(|record| match record {
             Record::GuardStart { refused, .. } => refused,
             _ => None,
         });
-        assert!(told.unwrap().contains("session-1.scope"), "said when the guard begins");
+        assert!(at_start.unwrap().contains("session-1.scope"), "recorded when the guard starts");
         assert_eq!(Holds::of(&guarded).unwrap(), Holds::nothing(FOUND));
-        assert!(leak.end().unwrap().success(), "nobody was killed");
+        assert!(leak.end().unwrap().success(), "no process was killed");
     }
 }
 
-/// The core knew nothing of the engine that came in later; the executor looks again.
+/// The core does not know of the engine that enters the cgroup later. The executor checks again and finds it.
 #[test]
-fn facts_that_change_are_refused_in_the_executor() {
+fn the_executor_refuses_when_the_facts_have_changed() {
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("dockerd");
     fs::copy("/bin/sleep", &program).unwrap();
@@ -81,7 +81,11 @@ fn facts_that_change_are_refused_in_the_executor() {
         assert_eq!(outcome, Outcome::Refused, "{said}");
         let expected = format!("process {} (dockerd)", engine.pid());
         assert!(said.contains(&expected), "{said}");
-        assert_eq!(agent.guard(guarded.id()).unwrap().guard.refused, None, "not the core's");
+        assert_eq!(
+            agent.guard(guarded.id()).unwrap().guard.refused,
+            None,
+            "the core does not refuse"
+        );
         assert_eq!(Holds::of(&guarded).unwrap(), Holds::nothing(FOUND));
         assert!(two.end().unwrap().success() && four.end().unwrap().success());
     }
@@ -92,7 +96,7 @@ fn place(old: &FixtureCgroup) -> Value {
 }
 
 #[test]
-fn a_path_that_was_made_again_is_another_cgroup() {
+fn a_recreated_path_is_another_cgroup() {
     let above = cgroup("again");
     let old = above.child("place").unwrap();
     let first = Sleeper::start(&old).unwrap();
@@ -114,22 +118,22 @@ fn a_path_that_was_made_again_is_another_cgroup() {
         }
         assert_eq!(new.read("cgroup.freeze").unwrap().trim(), "0");
     };
-    // Through the handle that is still held, and again when the agent has noticed.
+    // First through the handle that the agent still has, and again when it has noticed.
     assert_missed(&agent);
     let new_id = new.id();
-    agent.wait_until("the new one is guarded", |agent| Ok(agent.guard(new_id).is_ok())).unwrap();
-    assert!(agent.guard(old_id).is_err(), "the old one is forgotten");
+    agent.wait_until("the new cgroup is guarded", |agent| Ok(agent.guard(new_id).is_ok())).unwrap();
+    assert!(agent.guard(old_id).is_err(), "the old guard is still there");
     assert_missed(&agent);
-    assert!(second.lives().unwrap(), "nobody was killed");
+    assert!(second.lives().unwrap(), "no process was killed");
 
     let guards = |record: &Record| match record {
         Record::GuardStart { guard, .. } => Some((true, guard.cgroup_id.0)),
         Record::GuardStop { guard } => Some((false, guard.cgroup_id.0)),
         _ => None,
     };
-    let told: Vec<_> = agent.audit().unwrap().iter().filter_map(guards).collect();
-    assert_eq!(told, [(true, old_id), (false, old_id), (true, new_id)]);
-    // Its counts begin at zero: the old one's are not its own.
+    let recorded: Vec<_> = agent.audit().unwrap().iter().filter_map(guards).collect();
+    assert_eq!(recorded, [(true, old_id), (false, old_id), (true, new_id)]);
+    // Its counts begin at zero, and include none of the old cgroup's.
     let status = agent.guard(new_id).unwrap().guard;
     assert_eq!((status.pids, status.totals.arrivals), (vec![Pid(second.pid())], 0));
 }

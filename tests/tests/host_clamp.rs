@@ -1,9 +1,9 @@
-//! A clamp is not harmless: node aborts when it cannot make the threads of its pool at first use.
+//! A clamp can do harm: node aborts if it cannot create its pool's threads when the pool is first used.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 #![allow(
     clippy::wildcard_enum_match_arm,
-    reason = "a test looks for one record and steps over the rest"
+    reason = "a test looks for one record and ignores the rest"
 )]
 
 use std::{
@@ -25,15 +25,16 @@ use mcp_guard_tests::{
     workload,
 };
 
-/// The limit that an owner has set before.
+/// The limit that the owner set before the clamp.
 const FOUND: u64 = 400;
-/// The default of the policy.
+/// The policy's default `clamp_headroom`, in tasks.
 const HEADROOM: u64 = 20;
 
 const SIGABRT: i32 = 6;
 const SIGKILL: i32 = 9;
 
-/// Servers whose thread pools are unused, clamped by D. Dropped in this order.
+/// Servers with unused thread pools, clamped by the duplicates detector. The fields are dropped in this
+/// order.
 struct Scene {
     agent: Agent,
     servers: Vec<Server>,
@@ -61,13 +62,14 @@ fn clamped(servers: u64, lease: &str) -> Scene {
 }
 
 impl Scene {
-    /// All at once, the worst case. Returns how many did; the others have ended.
+    /// Has all servers use their pools at once, the worst case. Returns how many succeeded. The others have
+    /// ended.
     fn use_pools(&mut self) -> u64 {
         self.servers.iter().for_each(|server| server.use_pool().unwrap());
         self.servers.iter().map(|server| u64::from(server.has_used_pool().unwrap())).sum()
     }
 
-    /// Waits until the clamp was loosened; what the record says.
+    /// Waits until the clamp is loosened, and returns the record's detail.
     fn loosened(&mut self) -> String {
         let said = |record: &Record| match record {
             Record::Outcome { detail, .. } if detail.contains("loosened") => Some(detail.clone()),
@@ -76,7 +78,7 @@ impl Scene {
         self.agent.await_record("loosened", said).unwrap()
     }
 
-    /// Ends the servers, and with them the reason of the clamp. Returns how many had aborted.
+    /// Ends the servers, and so the reason for the clamp. Returns how many had aborted.
     fn end_servers(&mut self) -> usize {
         let ends: Vec<_> = self.servers.drain(..).map(|server| server.end().unwrap()).collect();
         let by = |signal| ends.iter().filter(|end| end.signal() == Some(signal)).count();
@@ -84,8 +86,9 @@ impl Scene {
         by(SIGABRT)
     }
 
-    /// After the lease the limit is as it was found, and nothing is left inside.
-    fn assert_given_back(&mut self) {
+    /// Waits until the lease has ended. Checks that the limit is what it was before, and that no process is
+    /// left inside.
+    fn assert_released(&mut self) {
         let released = |record: &Record| match record {
             Record::Release { end: End::LeaseOver, outcome: Some(outcome), .. } => Some(*outcome),
             _ => None,
@@ -97,21 +100,21 @@ impl Scene {
 }
 
 #[test]
-fn servers_that_fit_into_the_headroom_make_their_pools() {
+fn servers_that_fit_in_the_headroom_create_their_pools() {
     let count = HEADROOM / POOL;
     let mut scene = clamped(count, "1s");
     let before: Vec<_> = scene.servers.iter().map(|server| server.threads().unwrap()).collect();
     assert_eq!(scene.use_pools(), count);
     for (server, before) in scene.servers.iter().zip(before) {
-        assert_eq!(server.threads().unwrap(), before + POOL, "its pool was unused before");
+        assert_eq!(server.threads().unwrap(), before + POOL, "its pool was used before");
     }
-    assert_eq!(scene.end_servers(), 0, "none aborted");
-    scene.assert_given_back();
+    assert_eq!(scene.end_servers(), 0, "a server aborted");
+    scene.assert_released();
 }
 
-/// Whoever is denied first need not be a node: a shell that cannot fork is harmed, and lives.
+/// The first process that is denied a fork need not be node. A shell that cannot fork is harmed, but lives.
 #[test]
-fn a_denial_loosens_the_clamp_once_and_the_pools_of_twice_as_many_fit() {
+fn a_denial_loosens_the_clamp_once_and_makes_room_for_twice_as_many_pools() {
     let count = 2 * HEADROOM / POOL;
     let mut scene = clamped(count, "60s");
     let mut bomb = Command::new(workload("spawn-workload").unwrap());
@@ -129,20 +132,20 @@ fn a_denial_loosens_the_clamp_once_and_the_pools_of_twice_as_many_fit() {
     let said = scene.loosened();
     assert!(said.contains("after 0 exits by SIGABRT"), "{said}");
     assert_eq!(scene.use_pools(), count);
-    assert_eq!(scene.end_servers(), 0, "none aborted");
+    assert_eq!(scene.end_servers(), 0, "a server aborted");
     let loosened = |record: &Record| matches!(record, Record::Outcome { detail, .. } if detail.contains("loosened"));
     let audit = scene.agent.audit().unwrap();
     assert_eq!(audit.iter().filter(|record| loosened(record)).count(), 1);
 }
 
-/// As many as D waits for by default, all at once: libuv aborts at the first thread it is denied, and
-/// to loosen would come too late. So the clamp leaves room for the pool of each server.
+/// Ten is the number at which the detector acts by default. libuv aborts at the first thread that it is
+/// denied, and loosening the clamp would be too late. So the clamp leaves room for each server's pool.
 #[test]
-fn ten_servers_make_their_pools_at_once_and_none_aborts() {
+fn ten_servers_create_their_pools_at_once_and_none_aborts() {
     let count = 10;
     let mut scene = clamped(count, "1s");
     assert!(scene.room >= count * POOL, "room {}", scene.room);
     assert_eq!(scene.use_pools(), count);
-    assert_eq!(scene.end_servers(), 0, "none aborted");
-    scene.assert_given_back();
+    assert_eq!(scene.end_servers(), 0, "a server aborted");
+    scene.assert_released();
 }

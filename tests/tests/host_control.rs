@@ -1,4 +1,4 @@
-//! The control socket, byte by byte: Varlink's framing, and nonsense.
+//! The control socket, byte by byte: Varlink's framing, and malformed messages.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
@@ -7,7 +7,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _};
 use mcp_guard_tests::agent::Agent;
 use serde_json::{Value, json};
 
-/// Guards nothing.
+/// A policy that guards nothing.
 const POLICY: &str = "[[guard]]\ncgroup = \"/mcp-guard-test-none\"\n";
 
 #[test]
@@ -39,7 +39,7 @@ fn two_messages_in_one_write_get_two_replies_in_order() {
 }
 
 #[test]
-fn nonsense_gets_an_error_and_harms_nobody() {
+fn a_malformed_message_gets_an_error_and_does_no_harm() {
     let agent = Agent::start(POLICY).unwrap();
     let table: [(&[u8], &str); 7] = [
         (b"garbage\0", "InvalidParameter"),
@@ -65,14 +65,14 @@ fn nonsense_gets_an_error_and_harms_nobody() {
         assert!(said.ends_with(error), "{shown}: {replies:?}");
         assert_eq!(agent.status().unwrap().pid.0, agent.pid(), "after {shown}");
     }
-    // A message that never ends is not kept: the connection ends, the agent does not.
+    // The agent drops the connection of a message that never ends, and keeps running.
     let endless = vec![b'x'; 5 << 20];
     assert!(agent.converse(&endless, 1).map_or(true, |replies: Vec<Value>| replies.is_empty()));
     assert_eq!(agent.status().unwrap().pid.0, agent.pid());
 }
 
 #[test]
-fn the_socket_is_roots_alone() {
+fn only_root_may_use_the_socket() {
     let agent = Agent::start(POLICY).unwrap();
     let mode = fs::metadata(agent.socket()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);

@@ -1,7 +1,7 @@
 //! Totals are exact to the last process and thread.
 //!
-//! The workload adds 1 to shared memory after each clone that succeeded and reaps all of its
-//! children before it prints the sum; forks that its own pids.max refuses are in neither ledger.
+//! The workload counts each successful clone in shared memory, and reaps all its children before it prints
+//! the sum. Neither side counts a fork that the workload's own pids.max refuses.
 
 use std::{
     path::Path,
@@ -23,19 +23,19 @@ const GUARD: GuardId = GuardId(9);
 const WORKERS: &str = "4";
 const PIDS_MAX: u64 = 200;
 
-/// Each case runs so long, with a worker for each of two CPUs and two more to keep them busy.
-/// MCP_GUARD_TEST_SECONDS makes it longer or shorter.
+/// How long each case runs, in seconds. Each runs with a worker for each of two CPUs, and two more to keep
+/// them busy. MCP_GUARD_TEST_SECONDS sets another time.
 fn seconds() -> String {
     std::env::var("MCP_GUARD_TEST_SECONDS").unwrap_or_else(|_| "10".to_owned())
 }
 
-/// For the worst cases.
+/// How long the worst cases run, in seconds.
 fn long_seconds() -> String {
     let seconds: u64 = seconds().parse().expect("a number of seconds");
     (3 * seconds).to_string()
 }
 
-/// What the workload itself counted.
+/// The workload's own counts.
 #[derive(Debug, PartialEq, Deserialize)]
 struct Ledger {
     processes: u64,
@@ -50,7 +50,7 @@ struct Counted {
     kernel: Kernel,
 }
 
-/// Guards `fixture`, runs the workload in `place`, and counts it both ways.
+/// Guards `fixture`, runs the workload in `place`, and returns both counts.
 fn count(
     options: KernelOptions,
     fixture: &FixtureCgroup,
@@ -77,7 +77,8 @@ fn run(place: &FixtureCgroup, arguments: &[&str]) -> Ledger {
     serde_json::from_slice(&output.stdout).expect("a ledger")
 }
 
-/// The main program itself arrives in the cgroup and is exec'd there: one exec more than its own.
+/// Compares both counts. The workload itself arrives in the cgroup and execs there, which is one exec more
+/// than its ledger has.
 fn assert_exact(case: &str, Counted { ledger, totals, kernel }: &Counted) {
     let missing = missing(
         case,
@@ -86,16 +87,19 @@ fn assert_exact(case: &str, Counted { ledger, totals, kernel }: &Counted) {
             ("threads", ledger.threads, totals.thread_forks),
             ("execs", ledger.execs + 1, totals.execs),
             ("arrivals", 1, totals.attaches),
-            ("all are reaped", ledger.processes + 1, totals.process_exits),
-            ("all threads ended", ledger.threads, totals.thread_exits),
+            ("process exits", ledger.processes + 1, totals.process_exits),
+            ("thread exits", ledger.threads, totals.thread_exits),
         ],
     );
     let left_out = left_out(kernel);
-    assert!(missing <= left_out, "{case}: {missing} missing, {left_out} told: {totals:?}");
-    assert!(ledger.processes > 100 || case == "threads", "{case} did its work: {ledger:?}");
+    assert!(missing <= left_out, "{case}: {missing} missing, {left_out} reported: {totals:?}");
+    assert!(
+        ledger.processes > 100 || case == "threads",
+        "{case} made too few processes: {ledger:?}"
+    );
 }
 
-/// What the kernel did not count; nothing is ever counted twice.
+/// Returns how much the kernel side did not count. Fails if it counted anything twice.
 fn missing<const N: usize>(case: &str, rows: [(&str, u64, u64); N]) -> u64 {
     let missing = rows.map(|(what, expected, counted)| {
         let less = expected.checked_sub(counted);
@@ -104,8 +108,9 @@ fn missing<const N: usize>(case: &str, rows: [(&str, u64, u64); N]) -> u64 {
     missing.iter().sum()
 }
 
-/// Runs of a program that the kernel left out and says so: none, so that totals are exact. From Linux
-/// 7 on a task may be preempted inside a program, which others on that CPU then miss.
+/// Returns how many program runs the kernel reports as left out. It must be none before Linux 7. From
+/// Linux 7 on, a task may be preempted inside a program, and the program then does not run for other tasks
+/// on that CPU.
 fn left_out(kernel: &Kernel) -> u64 {
     let left_out = kernel.losses()["recursion"];
     let may_preempt = version(&release()).is_some_and(|version| version >= (7, 0));
@@ -117,7 +122,7 @@ fn exact(case: &str, more: &[&str]) -> Ledger {
     let fixture = FixtureCgroup::new("exact").expect("a cgroup");
     fixture.set_pids_max(PIDS_MAX).expect("pids.max");
     let seconds = seconds();
-    // The workload takes the last word where an option is given twice.
+    // If an option is given twice, the workload uses the last.
     let arguments = [&["--case", case, "--seconds", &seconds], more].concat();
     let counted = count(KernelOptions::default(), &fixture, &fixture, &arguments);
     assert_exact(case, &counted);
@@ -125,59 +130,59 @@ fn exact(case: &str, more: &[&str]) -> Ledger {
 }
 
 #[test]
-fn fork() {
+fn forks_are_counted_exactly() {
     exact("fork", &[]);
 }
 
 #[test]
-fn vfork() {
+fn vforks_are_counted_exactly() {
     exact("vfork", &[]);
 }
 
 #[test]
-fn clone3() {
+fn clone3_is_counted_exactly() {
     exact("clone3", &[]);
 }
 
-/// The child becomes the caller's sibling.
+/// With CLONE_PARENT, the child becomes the caller's sibling.
 #[test]
-fn clone_parent() {
+fn clone_parent_is_counted_exactly() {
     exact("clone-parent", &[]);
 }
 
 #[test]
-fn threads() {
+fn threads_are_counted_exactly() {
     let ledger = exact("threads", &[]);
     assert!(ledger.threads > 1000, "{ledger:?}");
 }
 
 #[test]
-fn exec() {
+fn execs_are_counted_exactly() {
     exact("exec", &[]);
 }
 
 /// A thread that is not the leader calls exec and becomes the process.
 #[test]
-fn exec_from_a_thread() {
+fn an_exec_from_a_thread_is_counted_exactly() {
     exact("exec-thread", &[]);
 }
 
-/// Both CPUs, half a minute, far more forks asked for than pids.max allows.
+/// Runs on both CPUs for half a minute, and tries far more forks than pids.max allows.
 #[test]
-fn a_fork_bomb_on_all_cpus() {
+fn a_fork_bomb_on_all_cpus_is_counted_exactly() {
     let ledger = exact("bomb", &["--alive", "120", "--seconds", &long_seconds()]);
-    assert!(ledger.refused > 1000, "pids.max took part: {ledger:?}");
+    assert!(ledger.refused > 1000, "pids.max refused too few forks: {ledger:?}");
 }
 
 #[test]
-fn everything_at_once() {
+fn a_mix_of_everything_is_counted_exactly() {
     let ledger = exact("mix", &["--seconds", &long_seconds()]);
     assert!(ledger.refused > 0 && ledger.threads > 0 && ledger.execs > 0, "{ledger:?}");
 }
 
-/// A nested cgroup made after the guard belongs to it from its first moment.
+/// A nested cgroup that is made later belongs to the guard from its first moment.
 #[test]
-fn a_nested_cgroup_made_after_the_guard() {
+fn a_nested_cgroup_made_after_the_guard_is_counted_exactly() {
     let fixture = FixtureCgroup::new("exact").expect("a cgroup");
     let mut kernel = Kernel::start(KernelOptions::default()).expect("the programs load");
     kernel.clear_totals(GUARD).expect("slot");
@@ -191,14 +196,14 @@ fn a_nested_cgroup_made_after_the_guard() {
     assert_exact("nested", &Counted { ledger, totals, kernel });
 }
 
-/// CLONE_INTO_CGROUP: the parent is outside every guard, its children are born inside one.
+/// With CLONE_INTO_CGROUP, the parent is outside every guard and its children are born inside one.
 #[test]
-fn children_born_into_another_cgroup() {
+fn children_born_into_another_cgroup_are_counted_exactly() {
     let outside = FixtureCgroup::new("outside").expect("a cgroup");
     outside.set_pids_max(PIDS_MAX).expect("pids.max");
     let guarded = FixtureCgroup::new("exact").expect("a cgroup");
     let into = text(guarded.unified_dir()).to_owned();
-    // So many, however long a slow guest takes for them.
+    // Bounded by a number and not by time, so that a slow guest makes as many.
     let arguments = ["--case", "into-cgroup", "--seconds", "60", "--max", "5000", "--into", &into];
     let counted = count(KernelOptions::default(), &guarded, &outside, &arguments);
     let Counted { ledger, totals, kernel } = counted;
@@ -206,17 +211,17 @@ fn children_born_into_another_cgroup() {
     let expected = ledger.processes - workers;
     let rows = [
         ("all but the workers", expected, totals.process_forks),
-        ("their ends", expected, totals.process_exits),
+        ("process exits", expected, totals.process_exits),
     ];
     assert!(missing("into-cgroup", rows) <= left_out(&kernel), "{totals:?}");
     assert_eq!((totals.execs, totals.attaches), (0, 0));
     assert!(totals.process_forks > 1000);
 }
 
-/// Kernels before 6.18 do not say which thread was the last; then the programs find out. Threads that
-/// end together with their process are the hard case.
+/// Kernels before 6.18 do not report which thread was the last, and the programs must detect it. The hard
+/// case is threads that end together with their process.
 #[test]
-fn ends_of_processes_where_the_tracepoint_does_not_tell() {
+fn process_exits_are_exact_without_the_tracepoints_group_dead() {
     for case in ["mix", "threads"] {
         let fixture = FixtureCgroup::new("exact").expect("a cgroup");
         fixture.set_pids_max(PIDS_MAX).expect("pids.max");
@@ -227,9 +232,9 @@ fn ends_of_processes_where_the_tracepoint_does_not_tell() {
     }
 }
 
-/// A ring of one page overflows at once: detail is lost and counted, totals are not.
+/// A ring of one page overflows at once. The lost records are counted, and totals stay exact.
 #[test]
-fn a_full_ring_costs_no_count() {
+fn a_full_ring_loses_records_but_no_count() {
     let fixture = FixtureCgroup::new("exact").expect("a cgroup");
     fixture.set_pids_max(PIDS_MAX).expect("pids.max");
     let options = KernelOptions { ring_bytes: 4096, ..KernelOptions::default() };
@@ -243,17 +248,17 @@ fn a_full_ring_costs_no_count() {
     }
     let totals = counted.totals;
     let due = totals.process_forks + totals.execs + totals.process_exits + totals.attaches;
-    assert!(totals.dropped > 0, "the ring was too small on purpose");
+    assert!(totals.dropped > 0, "the ring did not overflow");
     assert_eq!(received + totals.dropped, due, "each record is received or counted as dropped");
 }
 
 fn text(path: &Path) -> &str {
-    path.to_str().expect("our own name")
+    path.to_str().expect("a path in UTF-8")
 }
 
-/// What is outside every guard is neither counted nor told.
+/// Only moves are reported, because they may be departures.
 #[test]
-fn a_task_outside_every_guard_leaves_no_trace() {
+fn a_task_outside_every_guard_is_not_counted() {
     let guarded = FixtureCgroup::new("exact").expect("a cgroup");
     let outside = FixtureCgroup::new("outside").expect("a cgroup");
     let arguments = ["--case", "fork", "--seconds", "1"];
@@ -266,5 +271,5 @@ fn a_task_outside_every_guard_leaves_no_trace() {
         assert_eq!(record.event.guard, mcp_guard_common::NO_GUARD);
         attached_elsewhere += 1;
     }
-    assert!(attached_elsewhere >= 1, "moves are told, because they may be departures");
+    assert!(attached_elsewhere >= 1, "no move was reported");
 }

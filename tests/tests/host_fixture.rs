@@ -1,4 +1,4 @@
-//! The fixtures themselves, on the running kernel: what other tests rely on holds.
+//! Tests of the fixtures themselves on the running kernel, because other tests rely on them.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
@@ -49,7 +49,7 @@ fn start_leak(cgroup: &FixtureCgroup, line: &str) -> Child {
     cgroup.spawn(command).unwrap()
 }
 
-/// The command lines in a cgroup, sorted, words separated by one space.
+/// Returns the command lines in a cgroup, sorted, with their words separated by one space.
 fn command_lines(cgroup: &FixtureCgroup) -> Vec<String> {
     let read = |pid: i32| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let lines = cgroup.procs().unwrap().into_iter().map(read);
@@ -72,7 +72,7 @@ fn dirs(cgroup: &FixtureCgroup) -> (PathBuf, PathBuf) {
 }
 
 #[test]
-fn a_program_is_inside_both_trees_from_its_start() {
+fn a_program_is_in_both_cgroup_trees_from_its_start() {
     let cgroup = FixtureCgroup::new("inside").unwrap();
     let mut command = Command::new("cat");
     command.arg("/proc/self/cgroup").stdout(Stdio::piped());
@@ -86,7 +86,7 @@ fn a_program_is_inside_both_trees_from_its_start() {
 }
 
 #[test]
-fn drop_clears_nested_frozen_content() {
+fn drop_removes_nested_frozen_cgroups_with_their_processes() {
     let cgroup = FixtureCgroup::new("frozen").unwrap();
     let nested = cgroup.child("nested").unwrap();
     let mut sleepers = [cgroup.spawn(sleeper()).unwrap(), nested.spawn(sleeper()).unwrap()];
@@ -100,11 +100,11 @@ fn drop_clears_nested_frozen_content() {
     for sleeper in &mut sleepers {
         assert_eq!(sleeper.wait().unwrap().signal(), KILLED);
     }
-    // The nested fixture is dropped last and finds nothing left to do.
+    // The nested fixture is dropped last, and nothing is left for it to do.
 }
 
 #[test]
-fn a_panicking_test_leaves_nothing() {
+fn a_panicking_test_leaves_no_cgroup_and_no_process() {
     let cgroup = FixtureCgroup::new("panic").unwrap();
     let place = dirs(&cgroup);
     let mut child = cgroup.spawn(sleeper()).unwrap();
@@ -118,7 +118,7 @@ fn a_panicking_test_leaves_nothing() {
 }
 
 #[test]
-fn drop_kills_what_sits_in_the_pids_tree_alone() {
+fn drop_kills_processes_that_are_in_the_pids_tree_only() {
     let cgroup = FixtureCgroup::new("pids-only").unwrap();
     let place = dirs(&cgroup);
     let mut child = sleeper().spawn().unwrap();
@@ -130,10 +130,10 @@ fn drop_kills_what_sits_in_the_pids_tree_alone() {
 }
 
 #[test]
-fn ledgers_add_up() {
+fn the_workloads_ledgers_are_right() {
     let cgroup = FixtureCgroup::new("ledgers").unwrap();
-    // Case, workers, and what 61 births of which some are the workers make: processes, threads,
-    // execs.
+    // Case, number of workers, and the processes, threads and execs that 61 births make. The workers count
+    // as births.
     let table = [
         ("fork", 2, [61, 0, 0]),
         ("vfork", 2, [61, 0, 0]),
@@ -141,7 +141,7 @@ fn ledgers_add_up() {
         ("clone-parent", 2, [61, 0, 0]),
         ("threads", 2, [2, 59, 0]),
         ("exec", 2, [61, 0, 59]),
-        // One worker, else the last two births may be two processes without their threads.
+        // One worker only. With two, the last two births may be two processes without their threads.
         ("exec-thread", 1, [31, 30, 30]),
         ("bomb", 2, [61, 0, 0]),
     ];
@@ -156,7 +156,7 @@ fn ledgers_add_up() {
 }
 
 #[test]
-fn a_bomb_is_refused_by_pids_max() {
+fn pids_max_refuses_the_forks_of_a_bomb() {
     let cgroup = FixtureCgroup::new("bomb").unwrap();
     cgroup.set_pids_max(30).unwrap();
     let ledger = ledger(&cgroup, "--case bomb --seconds 1 --workers 2 --alive 40");
@@ -165,8 +165,7 @@ fn a_bomb_is_refused_by_pids_max() {
     assert_eq!(events.trim(), format!("max {}", count(&ledger, "refused")), "{ledger}");
 }
 
-/// A child that is born into a frozen cgroup stops before its first instruction, so it can be
-/// looked at.
+/// A child that is born into a frozen cgroup stops before its first instruction, so the test can examine it.
 #[test]
 fn into_cgroup_children_are_born_in_the_nested_cgroup() {
     let cgroup = FixtureCgroup::new("into").unwrap();
@@ -186,7 +185,7 @@ fn into_cgroup_children_are_born_in_the_nested_cgroup() {
 }
 
 #[test]
-fn a_lookalike_tree_shows_the_promised_argv() {
+fn a_lookalike_tree_has_the_documented_argv() {
     let leaf = "node /opt/npm-cache/_npx/0123456789abcdef/node_modules/.bin/files";
     let a = "npm exec --yes @scope/files@1.2";
     for (switch, tree) in [("", vec![leaf, a]), ("--shell", vec![leaf, a, "sh -c 'files'"])] {
@@ -212,7 +211,7 @@ fn crashing_trees_leave_no_process_and_no_zombie() {
     let cgroup = FixtureCgroup::new("crash").unwrap();
     let mut gateway = start_leak(&cgroup, "--package files --count 5 --crash --shell");
     let said = Lines::of(gateway.stdout.take().unwrap());
-    while said.next().unwrap().expect("an end before it said so") != "started 5" {}
+    while said.next().unwrap().expect("it ended before `started 5`") != "started 5" {}
     let children = format!("/proc/{0}/task/{0}/children", gateway.id());
     let no_child = || fs::read_to_string(&children).unwrap().is_empty();
     cgroup.wait_until("no child of the gateway", SOON, no_child).unwrap();
@@ -221,7 +220,7 @@ fn crashing_trees_leave_no_process_and_no_zombie() {
     assert!(gateway.wait().unwrap().success());
 }
 
-/// A gateway killed outright lets go of the stdins, and its trees end as real servers do.
+/// When the gateway is killed, the kernel closes the servers' stdins, and its trees end as real servers do.
 #[test]
 fn trees_end_when_their_gateway_is_killed() {
     let cgroup = FixtureCgroup::new("orphans").unwrap();

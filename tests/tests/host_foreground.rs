@@ -1,9 +1,9 @@
-//! Freezes by hand without an agent, and freezes that are somebody else's.
+//! An operator's freezes without an agent, and freezes that another tool made.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 #![allow(
     clippy::wildcard_enum_match_arm,
-    reason = "a test looks for one record and steps over the rest"
+    reason = "a test looks for one record and ignores the rest"
 )]
 
 use std::{
@@ -29,7 +29,7 @@ use rustix::process::{Pid, Signal, getpgid, kill_process};
 
 const FOUND: u64 = 200;
 
-/// A cgroup with a process in it, and the folder that the CLI gets for its files.
+/// A cgroup with a process in it, and the folder for the CLI's files.
 struct Scene {
     _sleeper: Sleeper,
     cgroup: FixtureCgroup,
@@ -58,7 +58,7 @@ impl Scene {
     }
 }
 
-/// `mcp-guard freeze` in the foreground, its cgroup frozen.
+/// `mcp-guard freeze` in the foreground. Its cgroup is frozen.
 struct Foreground {
     child: Child,
     said: Lines,
@@ -70,7 +70,7 @@ impl Foreground {
         command.args(["freeze", "--for", time]).arg(scene.target());
         let mut child = command.stdout(Stdio::piped()).process_group(0).spawn().unwrap();
         let said = Lines::of(child.stdout.take().unwrap());
-        // Killed by its drop where it says something else, or nothing.
+        // From here on, a failed assertion drops it, and so kills it.
         let foreground = Self { child, said };
         let first = foreground.said.next().unwrap().unwrap_or_default();
         assert!(first.contains("frozen 1 read back"), "{first}");
@@ -89,7 +89,7 @@ impl Foreground {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// Its own end, and what it said last.
+    /// Waits until it has ended. Returns its status and the rest of its output.
     fn end(mut self) -> (ExitStatus, String) {
         let said = self.said.rest().unwrap();
         (self.child.wait().unwrap(), said)
@@ -104,16 +104,16 @@ impl Drop for Foreground {
 }
 
 #[test]
-fn a_freeze_in_the_foreground_ends_with_its_time() {
+fn a_foreground_freeze_ends_when_its_time_is_up() {
     let scene = Scene::new();
     let (status, said) = Foreground::start(&scene, "1s").end();
     assert_eq!(status.code(), Some(0), "{said}");
-    assert!(said.contains("the time is over") && said.contains("done"), "{said}");
+    assert!(said.contains("the lease has ended") && said.contains("done"), "{said}");
     assert_eq!(scene.holds(), Holds::nothing(FOUND));
 }
 
 #[test]
-fn a_freeze_in_the_foreground_ends_with_any_signal() {
+fn a_foreground_freeze_ends_on_each_termination_signal() {
     let signals = [
         (Signal::TERM, "SIGTERM"),
         (Signal::INT, "SIGINT"),
@@ -131,24 +131,24 @@ fn a_freeze_in_the_foreground_ends_with_any_signal() {
     }
 }
 
-/// Ctrl-Z in a shell: whoever is stopped would keep no deadline.
+/// A stopped process could not keep its deadline.
 #[test]
-fn a_freeze_in_the_foreground_is_not_stopped() {
+fn ctrl_z_does_not_stop_a_foreground_freeze() {
     let scene = Scene::new();
     let foreground = Foreground::start(&scene, "1s");
-    // As a shell does it: of an orphaned group, the kernel would stop nobody.
+    // In a process group of its own, as in a shell. The kernel stops no process of an orphaned group.
     let group = Pid::from_child(&foreground.child);
     assert_eq!(getpgid(Some(group)).unwrap(), group);
     foreground.signal(Signal::TSTP);
     let (status, said) = foreground.end();
     assert_eq!(status.code(), Some(0), "{said}");
-    assert!(said.contains("the time is over"), "{said}");
+    assert!(said.contains("the lease has ended"), "{said}");
     assert_eq!(scene.holds(), Holds::nothing(FOUND));
 }
 
-/// SIGSTOP cannot be heard: then others give back what is overdue, and nothing before.
+/// SIGSTOP cannot be handled. Another process then releases the freeze once it is overdue, and not before.
 #[test]
-fn what_a_stopped_holder_keeps_too_long_is_given_back() {
+fn an_overdue_freeze_of_a_stopped_holder_is_released() {
     let scene = Scene::new();
     let foreground = Foreground::start(&scene, "2s");
     foreground.signal(Signal::STOP);
@@ -158,7 +158,7 @@ fn what_a_stopped_holder_keeps_too_long_is_given_back() {
     thaw.args(["thaw", "--owned"]);
     scene
         .cgroup
-        .wait_until("given back", DEADLINE, || {
+        .wait_until("released", DEADLINE, || {
             let output = thaw.output().unwrap();
             assert_eq!(output.status.code(), Some(0), "{output:?}");
             scene.holds() == Holds::nothing(FOUND)
@@ -172,7 +172,7 @@ fn what_a_stopped_holder_keeps_too_long_is_given_back() {
 }
 
 #[test]
-fn the_agent_leaves_a_living_foreground_freeze_and_gives_back_a_dead_one() {
+fn the_agent_releases_a_foreground_freeze_only_when_its_holder_is_dead() {
     let scene = Scene::new();
     let foreground = Foreground::start(&scene, "30s");
     let mut agent = Agent::start(&observing(&scene.cgroup)).unwrap();
@@ -182,25 +182,28 @@ fn the_agent_leaves_a_living_foreground_freeze_and_gives_back_a_dead_one() {
     assert!(agent.ended().unwrap().success());
     foreground.assert_holds(&scene);
     let touched = |record: &Record| matches!(record, Record::Release { .. });
-    assert!(!agent.audit().unwrap().iter().any(touched), "neither at its start nor at its end");
+    assert!(
+        !agent.audit().unwrap().iter().any(touched),
+        "the agent releases nothing at its start or at its end"
+    );
 
     foreground.signal(Signal::KILL);
     assert_eq!(foreground.end().0.signal(), Some(9));
-    assert!(scene.holds().frozen, "nobody could thaw it");
+    assert!(scene.holds().frozen, "no process was there to thaw it");
     let agent = agent.restart(&observing(&scene.cgroup)).unwrap();
     assert_eq!(scene.holds(), Holds::nothing(FOUND));
-    let given_back = |record: &Record| {
+    let released = |record: &Record| {
         matches!(
             record,
             Record::Release { end: End::Reconcile, outcome: Some(Outcome::Done), guard, .. }
                 if guard.cgroup_id.0 == scene.cgroup.id()
         )
     };
-    assert!(agent.audit().unwrap().iter().any(given_back));
+    assert!(agent.audit().unwrap().iter().any(released));
 }
 
 #[test]
-fn a_second_hand_thaws_a_foreground_freeze_and_the_first_says_so() {
+fn a_foreground_freeze_reports_that_another_operator_has_thawed_it() {
     let scene = Scene::new();
     let foreground = Foreground::start(&scene, "30s");
     let thaw = scene.cli(&["thaw"]);
@@ -212,9 +215,9 @@ fn a_second_hand_thaws_a_foreground_freeze_and_the_first_says_so() {
     assert!(said.contains("left alone"), "{said}");
 }
 
-/// Somebody else froze it before, as an engine's pause does on cgroup v2.
+/// The freeze was there before, as an engine's pause is on cgroup v2.
 #[test]
-fn a_freeze_of_somebody_else_is_neither_taken_nor_ended() {
+fn a_freeze_by_another_tool_is_neither_taken_over_nor_ended() {
     let scene = Scene::new();
     write_freeze(&scene.cgroup, "1").unwrap();
     let cgroup = &scene.cgroup;
@@ -233,7 +236,7 @@ fn a_freeze_of_somebody_else_is_neither_taken_nor_ended() {
 }
 
 #[test]
-fn a_detector_leaves_a_freeze_of_somebody_else() {
+fn a_detector_leaves_a_freeze_by_another_tool_alone() {
     let cgroup = FixtureCgroup::new("paused").unwrap();
     cgroup.set_pids_max(FOUND).unwrap();
     let leak = Leak::start(&cgroup, 4).unwrap();
@@ -249,7 +252,7 @@ fn a_detector_leaves_a_freeze_of_somebody_else() {
     };
     let (outcome, said) = agent.await_record("decided", outcome).unwrap();
     assert_eq!(outcome, Outcome::NotOurs);
-    assert!(said.contains("somebody else"), "{said}");
+    assert!(said.contains("another process"), "{said}");
     agent.signal(Signal::TERM).unwrap();
     assert!(agent.ended().unwrap().success());
     assert_eq!(Holds::of(&cgroup).unwrap(), theirs);

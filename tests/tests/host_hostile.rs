@@ -1,5 +1,5 @@
-//! What a container may do to blind the agent: a process hangs in the kernel with its memory locked, or
-//! cgroups use up the map of members. Neither holds up or hides anybody else.
+//! Ways in which a container may try to blind the agent: a process that hangs in the kernel with its memory
+//! locked, and cgroups that fill the map of members. Neither blocks the agent or hides other processes.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
@@ -22,7 +22,7 @@ use mcp_guard_tests::{
 };
 use serde_json::json;
 
-/// What `mcp-guard` says, which must not take for ever.
+/// Runs `mcp-guard` and returns its output. Fails if it hangs.
 fn said(agent: &Agent, arguments: &[&str]) -> Output {
     let mut command = command(agent.folder(), "/nonexistent").unwrap();
     command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -37,7 +37,7 @@ fn said(agent: &Agent, arguments: &[&str]) -> Output {
 }
 
 #[test]
-fn the_others_in_its_cgroup_are_recognised_and_diagnosed() {
+fn servers_beside_a_hanging_process_are_recognised_and_diagnosed() {
     let cgroup = FixtureCgroup::new("hang").unwrap();
     cgroup.set_pids_max(200).unwrap();
     let leak = Leak::start(&cgroup, 4).unwrap();
@@ -50,19 +50,19 @@ fn the_others_in_its_cgroup_are_recognised_and_diagnosed() {
     assert!(matches!(diagnosis.status.code(), Some(0 | 1)), "{diagnosis:?}");
     let warning = String::from_utf8(diagnosis.stderr).unwrap();
     assert!(warning.contains("command line cannot be read"), "{warning}");
-    // Who comes later is looked at by another thread, and nobody waits for the one that hangs.
+    // Another thread reads a process that starts later, and none waits for the thread that hangs.
     let sleeper = Sleeper::start(&cgroup).unwrap();
     assert!(agent.guard(cgroup.id()).unwrap().guard.pids.contains(&Pid(sleeper.pid())));
     let log = agent.log();
-    let told = log.lines().filter(|line| line.contains("command line cannot be read"));
+    let warnings = log.lines().filter(|line| line.contains("command line cannot be read"));
     let of_it = format!("pid={}", dead.pid());
-    assert_eq!(told.filter(|line| line.contains(&of_it)).count(), 1, "{log}");
+    assert_eq!(warnings.filter(|line| line.contains(&of_it)).count(), 1, "{log}");
     assert!(leak.end().unwrap().success());
 }
 
-/// It cannot be frozen, and while that is waited for another asks.
+/// The cgroup cannot be frozen, and a second request arrives while the agent waits for the first freeze.
 #[test]
-fn each_request_gets_its_own_answer() {
+fn each_freeze_request_gets_its_own_answer() {
     let cgroup = FixtureCgroup::new("hang").unwrap();
     cgroup.set_pids_max(200).unwrap();
     let _dead = DeadMount::mapped_in(&cgroup).unwrap();
@@ -73,17 +73,18 @@ fn each_request_gets_its_own_answer() {
     let first = thread::spawn(move || first.output().unwrap());
     let begun = |record: &Record| matches!(record, Record::Intent { .. }).then_some(());
     agent.await_record("the first freeze", begun).unwrap();
-    // Within the two seconds of the first, so by no program that has to start.
+    // The first freeze waits for two seconds only, so this calls the agent directly. The CLI would take time
+    // to start.
     let place = json!({ "cgroup": cgroup.path(), "cgroup_id": cgroup.id(), "name": "it",
         "paused": false, "lease_ms": 60_000, "dry_run": false });
     let second = agent.call("io.mcpguard.Freeze", &place).unwrap().to_string();
     let first = String::from_utf8(first.join().unwrap().stdout).unwrap();
-    assert!(first.contains("frozen 1 not seen within 2s"), "{first}");
+    assert!(first.contains("did not freeze within 2s"), "{first}");
     assert!(second.contains("already frozen by mcp-guard"), "{second}");
 }
 
 #[test]
-fn cgroups_without_room_in_the_map_hide_no_server() {
+fn a_full_map_of_cgroups_hides_no_server() {
     let [greedy, other, above] =
         ["greedy", "other", "above"].map(|what| FixtureCgroup::new(what).unwrap());
     let rule = |path: &str| format!("[[guard]]\ncgroup = \"{path}\"\n");
@@ -93,7 +94,7 @@ fn cgroups_without_room_in_the_map_hide_no_server() {
     for number in 0..MAX_CGROUPS {
         fs::create_dir(greedy.unified_dir().join(format!("c{number}"))).unwrap();
     }
-    // Below a guard, and one that is to be guarded.
+    // One is below a guard, and the other is a new guard.
     let inside = other.child("inside").unwrap();
     let later = above.child("later").unwrap();
     let leaks = [&inside, &later].map(|cgroup| Leak::start(cgroup, 4).unwrap());

@@ -1,4 +1,4 @@
-//! Cgroups with names that are not plain text: systemd's own, and those that a container makes up.
+//! Cgroups whose names are not plain text: those that systemd escapes, and those that a container invents.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
@@ -18,7 +18,7 @@ use serde_json::Value;
 
 const FOUND: u64 = 200;
 
-/// As systemd names a part with a dash in it.
+/// Makes a cgroup whose name has a dash in the form that systemd escapes it.
 fn cgroup() -> FixtureCgroup {
     let cgroup = FixtureCgroup::new(r"a\x2db").unwrap();
     cgroup.set_pids_max(FOUND).unwrap();
@@ -29,7 +29,7 @@ fn target(cgroup: &FixtureCgroup) -> String {
     format!("cgroup:{}", cgroup.path())
 }
 
-/// The CLI without an agent.
+/// Runs the CLI without an agent.
 fn cli(arguments: &[&str]) -> Output {
     let folder = tempfile::tempdir().unwrap();
     command(folder.path(), "/nonexistent").unwrap().args(arguments).output().unwrap()
@@ -71,7 +71,7 @@ fn a_name_with_a_backslash_is_diagnosed_frozen_and_killed() {
 }
 
 #[test]
-fn processes_in_a_cgroup_without_a_name_belong_to_those_above_it() {
+fn a_cgroup_with_an_unprintable_name_is_reached_by_pid_and_from_above() {
     let cgroup = cgroup();
     let mut sleeper = Sleeper::start(&cgroup).unwrap();
     for name in [&b"\xff"[..], b"a\x1b[2J"] {
@@ -89,7 +89,7 @@ fn processes_in_a_cgroup_without_a_name_belong_to_those_above_it() {
         assert!(said.contains("/?") && !said.contains('\x1b'), "{said}");
         assert_eq!(killed.status.code(), Some(0), "{status}");
     }
-    assert!(!sleeper.lives().unwrap(), "the first kill was of the whole tree");
+    assert!(!sleeper.lives().unwrap(), "the first kill reaches the whole tree");
     let output = cli(&["freeze", "--dry-run", "cgroup:/?a"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("pid:N"));

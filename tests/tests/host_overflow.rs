@@ -1,9 +1,9 @@
-//! A ring that overflows costs detail for a moment, and never a count.
+//! A ring that overflows loses records for a moment, but never a count.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 #![allow(
     clippy::wildcard_enum_match_arm,
-    reason = "a test looks for one record and steps over the rest"
+    reason = "a test looks for one record and ignores the rest"
 )]
 
 use std::{
@@ -21,8 +21,8 @@ use mcp_guard_tests::{
 use rustix::process::Signal;
 use serde_json::Value;
 
-/// Storms in a row: a registry that comes right only mostly shows in one of them. In a guest each takes a
-/// quarter of a minute, and there one shows what its kernel does.
+/// How many storms follow each other. A registry that is only mostly corrected shows in one of several. In a
+/// guest each takes 15 seconds, and one is enough to show how its kernel behaves.
 fn rounds() -> usize {
     if is_in_a_guest() { 1 } else { 5 }
 }
@@ -33,12 +33,13 @@ fn is_in_a_guest() -> bool {
 
 const TREES: usize = 6;
 
-/// The promise is a second. It is read through a program that alone takes longer under emulation.
-fn again_right() -> Duration {
+/// How soon after a storm the registry must be right. The promise is one second, but under emulation the CLI
+/// that reads it takes longer than that.
+fn allowed_delay() -> Duration {
     Duration::from_secs(if is_in_a_guest() { 10 } else { 1 })
 }
 
-/// A guarded cgroup and what must have been counted in it.
+/// A guarded cgroup, and the counts that the agent must have for it.
 struct Scene {
     agent: Agent,
     leaks: Vec<Leak>,
@@ -54,16 +55,16 @@ impl Scene {
         Self { agent, leaks: Vec::new(), cgroup, processes: 0, execs: 0 }
     }
 
-    /// A storm during which some servers start that stay. The agent sleeps at first, so that the
-    /// ring overflows for sure; `asleep` is how long.
-    fn storm(&mut self, length: &str, asleep: impl FnOnce(&mut Child)) {
+    /// Runs a storm during which some servers start and stay. The agent is stopped until `while_stopped`
+    /// returns, so that the ring overflows.
+    fn storm(&mut self, length: &str, while_stopped: impl FnOnce(&mut Child)) {
         let mut storm = Command::new(workload("spawn-workload").unwrap());
         storm.args("--case bomb --workers 3 --alive 50".split(' ')).args(length.split(' '));
         storm.stdout(Stdio::piped());
         self.agent.signal(Signal::STOP).unwrap();
         let mut storm = self.cgroup.spawn(storm).unwrap();
         self.leaks.push(Leak::start(&self.cgroup, TREES).unwrap());
-        asleep(&mut storm);
+        while_stopped(&mut storm);
         self.agent.signal(Signal::CONT).unwrap();
         let ledger = storm.wait_with_output().unwrap();
         let ended = Instant::now();
@@ -72,12 +73,12 @@ impl Scene {
         self.processes += ledger["processes"].as_u64().unwrap() + 2 * TREES as u64;
         // The storm's own program, the gateway, and both programs of each tree.
         self.execs += ledger["execs"].as_u64().unwrap() + 2 + 2 * TREES as u64;
-        self.comes_right(ended);
+        self.wait_until_right(ended);
         self.counts_are_exact();
     }
 
-    /// The registry has the processes of cgroup.procs and all servers.
-    fn comes_right(&mut self, ended: Instant) {
+    /// Waits until the registry has the processes of cgroup.procs and all servers.
+    fn wait_until_right(&mut self, ended: Instant) {
         let procs = self.cgroup.procs().unwrap();
         let mut pids: Vec<Pid> = procs.into_iter().map(|pid| Pid(pid.cast_unsigned())).collect();
         pids.sort_unstable();
@@ -88,26 +89,27 @@ impl Scene {
             let status = agent.guard(id)?.guard;
             let servers = status.identities.get(PACKAGE).map_or(0, |servers| servers.live);
             known = (status.pids, servers);
-            Ok(known == expected || ended.elapsed() > again_right())
+            Ok(known == expected || ended.elapsed() > allowed_delay())
         };
         self.agent.wait_until("the registry is right", right).unwrap();
-        assert_eq!(known, expected, "{:?} after the storm", again_right());
+        assert_eq!(known, expected, "{:?} after the storm", allowed_delay());
     }
 
-    /// Less only by runs that the kernel left out and says so: none before Linux 7.
+    /// Checks that nothing is missing but the program runs that the kernel reports as left out. Before
+    /// Linux 7 there are none.
     fn counts_are_exact(&self) {
         let totals = self.agent.guard(self.cgroup.id()).unwrap().guard.totals;
         let left_out = self.agent.status().unwrap().losses["recursion"];
         let missing = |made: u64, counted: u64| made.checked_sub(counted).expect("counted twice");
         let missing =
             missing(self.processes, totals.process_forks) + missing(self.execs, totals.execs);
-        assert!(missing <= left_out, "{missing} missing, {left_out} told: {totals:?}");
+        assert!(missing <= left_out, "{missing} missing, {left_out} reported: {totals:?}");
         assert!(totals.dropped > 0, "the ring did not overflow");
     }
 }
 
 #[test]
-fn totals_stay_exact_and_the_registry_comes_right_within_a_second() {
+fn totals_stay_exact_and_the_registry_is_right_within_a_second() {
     let mut scene = Scene::new(&["--ring-bytes", "4096"]);
     for _ in 0..rounds() {
         scene.storm("--seconds 1", |_| {});
@@ -115,23 +117,23 @@ fn totals_stay_exact_and_the_registry_comes_right_within_a_second() {
     let losses = scene.agent.status().unwrap().losses;
     let last = losses["ring-full"];
     assert!(last > 0, "{losses:?}");
-    let told = |record: &Record| match record {
+    let logged = |record: &Record| match record {
         Record::Loss { cause, count } if cause == "ring-full" && *count == last => Some(()),
         _ => None,
     };
-    scene.agent.await_record("the audit log has the last count", told).unwrap();
+    scene.agent.await_record("the last count in the audit log", logged).unwrap();
     let text = String::from_utf8(scene.agent.cli(&["status"]).unwrap().stdout).unwrap();
     let lost = text.lines().find(|line| line.starts_with("LOST: ")).unwrap_or_default();
     assert!(lost.contains(&format!("ring-full {last}")), "{text}");
 }
 
-/// More records wait than the agent reads in one turn: it looks at /proc before it has read them
-/// all, and births come after that look whose deaths were lost.
+/// More records wait than the agent reads in one turn of its loop. It reads /proc before it has read them
+/// all, and later reads births whose exits were lost.
 #[test]
-fn a_long_queue_behind_a_loss_leaves_no_ghosts() {
+fn a_long_queue_after_a_loss_leaves_no_dead_processes_in_the_registry() {
     let mut scene = Scene::new(&["--ring-bytes", "262144"]);
     for _ in 0..rounds() {
-        // By number, so that a slow machine fills the ring as well; a fast one takes a second.
+        // Bounded by a number, so that a slow machine fills the ring too. A fast one takes a second.
         scene.storm("--seconds 60 --max 8000", |storm| {
             storm.wait().unwrap();
         });

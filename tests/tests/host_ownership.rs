@@ -1,9 +1,9 @@
-//! Nothing stays frozen or clamped without an owner, however the agent ends.
+//! No hold outlives its owner, however the agent ends.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 #![allow(
     clippy::wildcard_enum_match_arm,
-    reason = "a test looks for one record and steps over the rest"
+    reason = "a test looks for one record and ignores the rest"
 )]
 
 use std::{os::unix::process::ExitStatusExt as _, process::Command};
@@ -24,19 +24,19 @@ use mcp_guard_tests::{
 };
 use rustix::process::Signal;
 
-/// The limit that an owner has set before.
+/// The limit that the owner set before the clamp.
 const FOUND: u64 = 200;
-/// What ends the agent's loop by a panic; debug builds only.
+/// A request that makes the agent's loop panic. Only debug builds accept it.
 const PANIC: &[u8] = b"{\"method\":\"io.mcpguard.Panic\",\"parameters\":{}}\0";
 
-/// A contained leak. Dropped in this order.
+/// A contained leak. The fields are dropped in this order.
 struct Scene {
     agent: Agent,
     leak: Leak,
     cgroup: FixtureCgroup,
 }
 
-/// D contains a leak of four servers; the hold is on the cgroup when this returns.
+/// Lets the duplicates detector contain a leak of four servers. The hold is in force when this returns.
 fn contained(response: Response, lease: &str) -> Scene {
     let cgroup = FixtureCgroup::new("owned").unwrap();
     cgroup.set_pids_max(FOUND).unwrap();
@@ -79,20 +79,20 @@ impl Scene {
         }
     }
 
-    fn assert_given_back(&self) {
+    fn assert_released(&self) {
         assert_eq!(self.holds(), Holds::nothing(FOUND));
     }
 
-    /// The releases that are done, each told of before it was done.
+    /// Returns the completed releases. Checks that each was recorded before it was carried out.
     fn releases(&self) -> Vec<(Response, End, Outcome)> {
         let audit = self.agent.audit().unwrap();
-        let mut told = Vec::new();
+        let mut begun = Vec::new();
         let mut done = Vec::new();
         for record in &audit {
             match record {
-                Record::Release { incident, outcome: None, .. } => told.push(incident.as_str()),
+                Record::Release { incident, outcome: None, .. } => begun.push(incident.as_str()),
                 Record::Release { incident, response, end, outcome: Some(outcome), .. } => {
-                    assert!(told.contains(&incident.as_str()), "no line before {record:?}");
+                    assert!(begun.contains(&incident.as_str()), "no line before {record:?}");
                     done.push((*response, *end, *outcome));
                 }
                 _ => {}
@@ -119,13 +119,13 @@ fn released(end: End) -> impl Fn(&Record) -> Option<(Outcome, String)> {
 }
 
 #[test]
-fn a_signal_gives_back() {
+fn a_signal_releases_every_hold() {
     for (response, signal) in [(Freeze, Signal::TERM), (Clamp, Signal::TERM), (Freeze, Signal::INT)]
     {
         let mut scene = contained(response, "300s");
         scene.agent.signal(signal).unwrap();
         assert!(scene.agent.ended().unwrap().success());
-        scene.assert_given_back();
+        scene.assert_released();
         assert_eq!(scene.releases(), [(response, End::Shutdown, Outcome::Done)]);
         let name = if signal == Signal::TERM { "SIGTERM" } else { "SIGINT" };
         assert_eq!(scene.stop_reason().unwrap(), name);
@@ -133,18 +133,18 @@ fn a_signal_gives_back() {
 }
 
 #[test]
-fn a_panic_gives_back() {
+fn a_panic_releases_every_hold() {
     for response in [Freeze, Clamp] {
         let mut scene = contained(response, "300s");
         scene.agent.converse(PANIC, 1).unwrap();
         assert!(!scene.agent.ended().unwrap().success());
-        scene.assert_given_back();
+        scene.assert_released();
         assert_eq!(scene.releases(), [(response, End::Shutdown, Outcome::Done)]);
         assert_eq!(scene.stop_reason().unwrap(), "panic");
     }
 }
 
-/// The agent is killed; what it held stays, with its mark.
+/// Kills the agent. Its hold stays behind as an orphan, with its mark.
 fn orphaned(response: Response) -> Scene {
     let mut scene = contained(response, "300s");
     scene.agent.signal(Signal::KILL).unwrap();
@@ -154,33 +154,33 @@ fn orphaned(response: Response) -> Scene {
 }
 
 #[test]
-fn what_a_killed_agent_left_is_given_back_by_the_next_start() {
+fn an_orphan_of_a_killed_agent_is_released_at_the_next_start() {
     for response in [Freeze, Clamp] {
         let Scene { agent, leak, cgroup } = orphaned(response);
         let agent = agent.restart(&observing(&cgroup)).unwrap();
         let scene = Scene { agent, leak, cgroup };
-        scene.assert_given_back();
+        scene.assert_released();
         assert_eq!(scene.releases(), [(response, End::Reconcile, Outcome::Done)]);
     }
 }
 
 #[test]
-fn what_a_killed_agent_left_is_given_back_by_hand() {
+fn an_orphan_of_a_killed_agent_is_released_by_thaw_owned() {
     for response in [Freeze, Clamp] {
         let scene = orphaned(response);
         let output = scene.agent.cli(&["thaw", "--owned"]).unwrap();
         let said = String::from_utf8(output.stdout).unwrap();
         assert_eq!(output.status.code(), Some(0), "{said}");
         assert!(said.contains(scene.cgroup.path()), "{said}");
-        scene.assert_given_back();
+        scene.assert_released();
         assert_eq!(scene.releases(), [(response, End::Reconcile, Outcome::Done)]);
     }
 }
 
-/// The unit's `ExecStopPost=` on a host whose log cannot be opened: a freeze that nobody ends is worse than
-/// a record on stderr alone.
+/// Runs what the unit's `ExecStopPost=` runs, on a host where the audit log cannot be opened. An orphaned
+/// freeze is worse than a record on stderr alone.
 #[test]
-fn a_log_that_cannot_be_opened_keeps_nothing_frozen() {
+fn an_orphan_is_released_even_if_the_audit_log_cannot_be_opened() {
     let scene = orphaned(Freeze);
     let mut thaw = Command::new(workload("mcp-guard").unwrap());
     thaw.arg("--run-dir").arg(scene.agent.folder()).args(["--audit", "/proc/nowhere/log"]);
@@ -188,15 +188,15 @@ fn a_log_that_cannot_be_opened_keeps_nothing_frozen() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(0), "{said}");
     assert!(said.contains("without a record"), "{said}");
-    scene.assert_given_back();
+    scene.assert_released();
 }
 
 #[test]
-fn the_holds_of_a_running_agent_are_its_own() {
+fn thaw_owned_leaves_the_holds_of_a_running_agent_alone() {
     let scene = contained(Freeze, "300s");
     let output = scene.agent.cli(&["thaw", "--owned"]).unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
-    // A failure would have the unit that gives back tried again for as long as the agent lives.
+    // After a failure, mcp-guard-thaw.service would be restarted for as long as the agent runs.
     assert_eq!(output.status.code(), Some(0), "{said}");
     assert!(said.contains("nothing to do: an agent runs"), "{said}");
     scene.assert_held(Freeze);
@@ -207,13 +207,13 @@ fn a_freeze_ends_with_its_lease() {
     let mut scene = contained(Freeze, "1s");
     let (outcome, _) = scene.agent.await_record("thawed", released(End::LeaseOver)).unwrap();
     assert_eq!(outcome, Outcome::Done);
-    scene.assert_given_back();
-    // The servers are still there, and D has acted upon them: it does not freeze them again.
+    scene.assert_released();
+    // The servers are still there, but the detector has acted on them and does not freeze them again.
     assert_eq!(scene.agent.guard(scene.cgroup.id()).unwrap().guard.state, GuardState::Free);
 }
 
 #[test]
-fn a_clamp_is_held_on_while_the_duplicates_are_there_and_ends_with_its_lease() {
+fn a_clamp_is_renewed_while_duplicates_live_and_then_ends_with_its_lease() {
     let mut scene = contained(Clamp, "1s");
     let renewed = |record: &Record| match record {
         Record::Outcome { detail, .. } if detail.contains("renewed") => Some(()),
@@ -229,7 +229,7 @@ fn a_clamp_is_held_on_while_the_duplicates_are_there_and_ends_with_its_lease() {
 }
 
 #[test]
-fn a_hand_thaw_ends_the_lease_and_what_comes_then_is_not_ours() {
+fn a_thaw_by_another_tool_ends_the_lease_and_a_later_freeze_is_not_ours() {
     let mut scene = contained(Freeze, "3s");
     let lease_end = scene.holds().freeze_mark.unwrap().deadline;
     write_freeze(&scene.cgroup, "0").unwrap();
@@ -238,15 +238,15 @@ fn a_hand_thaw_ends_the_lease_and_what_comes_then_is_not_ours() {
             panic!("{error}: {:?}", scene.agent.audit());
         });
     assert_eq!(outcome, Outcome::NotOurs);
-    assert!(said.contains("somebody else"), "{said}");
-    scene.assert_given_back();
+    assert!(said.contains("another process"), "{said}");
+    scene.assert_released();
 
     write_freeze(&scene.cgroup, "1").unwrap();
     let cgroup = &scene.cgroup;
     cgroup.wait_until("frozen again", DEADLINE, || cgroup.is_frozen().unwrap()).unwrap();
     let past = |_: &mut Agent| Ok(clock::now() > lease_end);
-    scene.agent.wait_until("the old lease would be over", past).unwrap();
-    // It has taken a turn after that moment.
+    scene.agent.wait_until("the old lease would have ended", past).unwrap();
+    // The reply shows that its loop has run since then.
     scene.agent.status().unwrap();
     scene.agent.signal(Signal::TERM).unwrap();
     assert!(scene.agent.ended().unwrap().success());
@@ -258,14 +258,14 @@ fn a_hand_thaw_ends_the_lease_and_what_comes_then_is_not_ours() {
 }
 
 #[test]
-fn a_limit_that_somebody_else_changed_is_left() {
+fn a_limit_that_another_tool_changed_is_left_alone() {
     for running in [true, false] {
         let mut scene = contained(Clamp, "300s");
         let end = if running {
             scene.cgroup.set_pids_max(123).unwrap();
             End::UnclampedByOther
         } else {
-            // Asleep meanwhile, it hears of its end first.
+            // Stopped meanwhile, so that it sees SIGTERM before it sees the new limit.
             scene.agent.signal(Signal::STOP).unwrap();
             scene.cgroup.set_pids_max(123).unwrap();
             scene.agent.signal(Signal::TERM).unwrap();
@@ -275,7 +275,7 @@ fn a_limit_that_somebody_else_changed_is_left() {
         };
         let (outcome, said) = scene.agent.await_record("released", released(end)).unwrap();
         assert_eq!(outcome, Outcome::NotOurs, "{said}");
-        assert!(said.contains("123") && said.contains("somebody else"), "{said}");
+        assert!(said.contains("123") && said.contains("another process"), "{said}");
         assert_eq!(Holds::of(&scene.cgroup).unwrap(), Holds::nothing(123));
     }
 }

@@ -1,6 +1,6 @@
-//! Bystanders are safe: what may never be acted upon is refused to everybody.
+//! Bystanders are safe: mcp-guard refuses every request to act on one.
 //!
-//! Where a broken refusal would harm more than a test's own cgroup, only dry runs are tried.
+//! Where a broken refusal would harm more than the test's own cgroup, the tests try dry runs only.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
@@ -20,7 +20,7 @@ use mcp_guard_tests::{
 
 const FOUND: u64 = 200;
 const DRY: [&[&str]; 2] = [&["freeze", "--dry-run"], &["kill", "--dry-run"]];
-/// For a test's own cgroup only.
+/// For the test's own cgroup only.
 const REAL: [&[&str]; 4] =
     [&["freeze", "--dry-run"], &["kill", "--dry-run"], &["freeze", "--for", "1s"], &["kill"]];
 
@@ -34,7 +34,7 @@ fn target(cgroup: &FixtureCgroup) -> String {
     format!("cgroup:{}", cgroup.path())
 }
 
-/// The CLI without an agent.
+/// Runs the CLI without an agent.
 fn cli(arguments: &[&str], target: &str) -> Output {
     let folder = tempfile::tempdir().unwrap();
     let mut command = command(folder.path(), "/nonexistent").unwrap();
@@ -52,16 +52,16 @@ fn assert_untouched(cgroup: &FixtureCgroup) {
 }
 
 #[test]
-fn the_root_cgroup_and_that_of_pid_1() {
+fn the_root_cgroup_and_that_of_pid_1_are_refused() {
     for verb in DRY {
         assert_refused(&cli(verb, "cgroup:/"), "it is the root cgroup");
-        // With systemd it is init.scope, without it is the root.
+        // With systemd this is init.scope, and without systemd it is the root.
         assert_refused(&cli(verb, "pid:1"), "");
     }
 }
 
 #[test]
-fn the_cgroup_it_runs_in_and_those_above() {
+fn mcp_guards_own_cgroup_and_those_above_it_are_refused() {
     let outer = cgroup("own");
     let inner = outer.child("inner").unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -77,7 +77,7 @@ fn the_cgroup_it_runs_in_and_those_above() {
 }
 
 #[test]
-fn logins_user_managers_and_init() {
+fn logins_user_managers_and_init_are_refused() {
     for unit in ["session-1.scope", "user@1000.service", "init.scope"] {
         let above = cgroup("login");
         let inside = above.child(unit).unwrap();
@@ -93,9 +93,9 @@ fn logins_user_managers_and_init() {
 }
 
 #[test]
-fn whatever_runs_containers() {
+fn processes_that_run_containers_are_refused() {
     let folder = tempfile::tempdir().unwrap();
-    // The kernel keeps 15 bytes of a name; `containerd-shim-runc-v2` is a real one.
+    // The kernel keeps 15 bytes of a name. `containerd-shim-runc-v2` is a real longer one.
     for name in ENGINES.iter().copied().chain(["containerd-shim-runc-v2"]) {
         let program = folder.path().join(name);
         fs::copy("/bin/sleep", &program).unwrap();
@@ -114,7 +114,7 @@ fn whatever_runs_containers() {
 }
 
 #[test]
-fn containers_side_by_side_but_not_one_inside_the_other() {
+fn containers_side_by_side_are_refused_but_nested_ones_are_not() {
     let above = cgroup("side-by-side");
     let (id_a, id_b) = ("a".repeat(64), "b".repeat(64));
     let first = above.child(&id_a).unwrap();
@@ -136,9 +136,9 @@ fn containers_side_by_side_but_not_one_inside_the_other() {
     assert!(sleeper.lives().unwrap());
 }
 
-/// A request that is refused must not cost the guards anything: the root's tree holds all of them.
+/// The root's tree contains every guard, so a refused request for the root must not affect them.
 #[test]
-fn a_refused_request_leaves_the_other_guards_counting() {
+fn the_other_guards_keep_counting_after_a_refused_request() {
     let guarded = cgroup("bystander");
     let mut sleeper = Sleeper::start(&guarded).unwrap();
     let agent = Agent::start(&observing(&guarded)).unwrap();

@@ -1,4 +1,4 @@
-//! `cargo xtask check`: what must hold before a change is merged, one line per step.
+//! `cargo xtask check`: the checks that a change must pass before it is merged, one line per step.
 
 use anyhow::{Context, Result};
 
@@ -28,15 +28,16 @@ fn clippy() -> Result<()> {
     for targets in [&["--all-targets"][..], &["--test", programs::EVERY_TEST]] {
         let mut cargo = programs::workspace_cargo("clippy");
         cargo.args(targets).args(["--locked", "--quiet", "--", "-D", "warnings"]);
-        program::run(&mut cargo).context("clippy found something")?;
+        program::run(&mut cargo).context("clippy reported problems")?;
     }
     Ok(())
 }
 
-/// A link to an item that is gone is an error. Private items are read by the people who change them.
+/// Builds the documentation with warnings as errors, so that broken links are found. Private items
+/// are included: their docs are for the people who change the code.
 fn doc() -> Result<()> {
     let mut cargo = programs::workspace_cargo("doc");
     cargo.args(["--no-deps", "--document-private-items", "--locked", "--quiet"]);
     cargo.env("RUSTDOCFLAGS", "-D warnings");
-    program::run(&mut cargo).context("rustdoc found something")
+    program::run(&mut cargo).context("rustdoc reported problems")
 }

@@ -1,4 +1,4 @@
-//! How many tests passed and failed.
+//! Counts of tests that passed and failed.
 
 use anyhow::Result;
 
@@ -8,17 +8,17 @@ pub struct Counts {
     pub passed: u64,
     pub failed: u64,
     pub ignored: u64,
-    /// What went wrong beside failed tests.
+    /// A problem other than failed tests.
     pub problem: Option<String>,
 }
 
 impl Counts {
-    /// Nothing went wrong.
+    /// Returns the counts of a run without a failure.
     pub fn passed(passed: u64) -> Self {
         Self { passed, ..Self::default() }
     }
 
-    /// Both runs together.
+    /// Adds the counts of another run.
     pub fn and(mut self, other: Self) -> Self {
         self.passed += other.passed;
         self.failed += other.failed;
@@ -27,7 +27,7 @@ impl Counts {
         self
     }
 
-    /// With what was done after the tests, where that went wrong.
+    /// Adds the error, if any, of the work that was done after the tests.
     pub fn and_then(mut self, after: Result<()>) -> Self {
         self.problem = self.problem.or(after.err().map(|error| format!("{error:#}")));
         self

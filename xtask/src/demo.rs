@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: builds the agent and lets it show itself. No Docker, no Node.
+//! `cargo xtask demo`: builds the agent and runs its demo. Needs neither Docker nor Node.
 
 use std::process::Command;
 
@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::{program, workspace};
 
-/// Runs `mcp-guard demo` and passes its exit code on.
+/// Runs `mcp-guard demo` and returns its exit code.
 pub fn run() -> Result<u8> {
     workspace::build_agent()?;
     program::exit_code(Command::new(workspace::agent()).arg("demo"))

@@ -17,18 +17,18 @@ use crate::workspace;
 use agent::Agent;
 use container::{Container, Leak, Process};
 
-/// More than the policy allows, so that the end shows who stopped it.
+/// More servers than the policy allows, so that the result shows that mcp-guard stopped the leak.
 const SERVERS: u32 = 14;
 const DEADLINE: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(250);
 
-/// Why an act did not come to its end.
+/// Why an act failed.
 enum Failed {
     CouldNot(anyhow::Error),
     NotContained(anyhow::Error),
 }
 
-/// The exit code: 0 contained both times, 1 not contained, 2 could not.
+/// Runs the demo. Exit codes: 0 contained both times, 1 not contained, 2 cannot run.
 pub fn run(setup: bool) -> Result<u8> {
     let permission = Permission::from_flag(setup);
     let rig = match workspace::build_agent().and_then(|()| Rig::prepare(permission)) {
@@ -36,7 +36,7 @@ pub fn run(setup: bool) -> Result<u8> {
         Err(reason) => return Ok(could_not(&reason)),
     };
     for response in ["freeze", "kill"] {
-        say(&format!("\n== the leak, answered with {response} =="));
+        say(&format!("\n== a leak, contained by {response} =="));
         match act(&rig, response) {
             Ok(()) => {}
             Err(Failed::CouldNot(reason)) => return Ok(could_not(&reason)),
@@ -52,30 +52,30 @@ pub fn run(setup: bool) -> Result<u8> {
 }
 
 fn could_not(reason: &anyhow::Error) -> u8 {
-    complain(&format!("could not: {reason:#}"));
+    complain(&format!("cannot run the demo: {reason:#}"));
     2
 }
 
-/// One leak from its start to its end. Whatever happens, all that it made goes away with it.
+/// Runs one leak from start to end. Removes everything it created, also after an error.
 fn act(rig: &Rig, response: &str) -> Result<(), Failed> {
     let (container, agent) = stage(rig, response).map_err(Failed::CouldNot)?;
     contain(rig, &container, agent, response).map_err(Failed::NotContained)
 }
 
-/// A gateway that nobody asks anything yet, and the agent that watches it.
+/// Starts a gateway that has no requests yet, and an agent that guards it.
 fn stage<'a>(rig: &'a Rig, response: &str) -> Result<(Container<'a>, Agent)> {
     let container = Container::start(rig)?;
-    say(&format!("a gateway listens in container {}", container::NAME));
+    say(&format!("a gateway is listening in container {}", container::NAME));
     let mut agent = Agent::start(rig.socket(), response)?;
     agent.wait_until_it_guards(container::NAME)?;
-    say(&format!("mcp-guard watches it; its policy answers duplicates with {response}"));
+    say(&format!("mcp-guard guards it; the policy's response to duplicates is {response}"));
     Ok((container, agent))
 }
 
 fn contain(rig: &Rig, container: &Container, mut agent: Agent, response: &str) -> Result<()> {
     let story = Story::new();
     let leak = Leak::start(rig, SERVERS)?;
-    story.tell(&format!("a client begins: {SERVERS} requests, each leaves a server behind"));
+    story.tell(&format!("a client sends {SERVERS} requests; each leaves a server behind"));
     watch(&story, container, &mut agent, response)?;
     match response {
         "freeze" => compare_while_frozen(&story, container, &agent)?,
@@ -83,18 +83,18 @@ fn contain(rig: &Rig, container: &Container, mut agent: Agent, response: &str) -
     }
     drop(leak);
     let audit = agent.stop()?;
-    story.tell("mcp-guard has ended and gave back what it held; its audit, read back:");
+    story.tell("mcp-guard has released its holds and ended; its audit log:");
     audit.lines.iter().for_each(|line| say(&format!("  {line}")));
     audit.check(response)?;
-    story.tell(&format!("{} lines: each outcome follows its intent", audit.lines.len()));
+    story.tell(&format!("{} lines; each outcome follows its intent", audit.lines.len()));
     Ok(())
 }
 
-/// Tells what the agent sees until its audit says that it acted.
+/// Shows what the agent sees until its audit says that it acted.
 fn watch(story: &Story, container: &Container, agent: &mut Agent, response: &str) -> Result<()> {
     let mut shown = None;
     while story.start.elapsed() < DEADLINE {
-        // A kill leaves none to show; how many there were is what counts.
+        // After a kill there are no live servers: only counts above 0 are shown.
         let view = agent.view(container::NAME, container::IDENTITY);
         let gone = view.is_none() && !container.is_running()?;
         if let Some(view) = view
@@ -117,14 +117,15 @@ fn watch(story: &Story, container: &Container, agent: &mut Agent, response: &str
         }
         agent.check_alive()?;
         if gone {
-            bail!("the container has ended, and not by a {response}");
+            bail!("the container has ended, but not by a {response}");
         }
         sleep(POLL);
     }
     bail!("no {response} within {} s", DEADLINE.as_secs())
 }
 
-/// Nothing in the container moves: what the agent knows must be what Docker shows.
+/// Compares the agent's processes with Docker's. Nothing runs in the frozen container, so they must
+/// be equal.
 fn compare_while_frozen(story: &Story, container: &Container, agent: &Agent) -> Result<()> {
     let processes = container.top()?;
     let Some(view) = agent.view(container::NAME, container::IDENTITY) else {
@@ -136,12 +137,12 @@ fn compare_while_frozen(story: &Story, container: &Container, agent: &Agent) -> 
     story.tell(&format!("mcp-guard:  {} processes, {} live servers", view.pids.len(), view.live));
     story.tell(&format!("docker top: {} processes, {servers} live servers", pids.len()));
     if !view.state.contains("frozen") {
-        bail!("the agent calls the container `{}`, not frozen", view.state);
+        bail!("the agent reports the container as `{}`, not as frozen", view.state);
     }
     if view.pids != pids || view.live != servers {
-        bail!("they differ: agent {:?}, docker top {pids:?}", view.pids);
+        bail!("the processes differ: the agent has {:?}, docker top has {pids:?}", view.pids);
     }
-    story.tell("the same, process by process");
+    story.tell("both show the same processes");
     Ok(())
 }
 
@@ -153,12 +154,12 @@ fn wait_until_dead(story: &Story, container: &Container) -> Result<()> {
     let asked = Instant::now();
     while asked.elapsed() < Duration::from_secs(20) {
         if !container.is_running()? {
-            story.tell("the container has ended; no server is left");
+            story.tell("the container has ended, with all its servers");
             return Ok(());
         }
         sleep(POLL);
     }
-    bail!("the audit says killed, but the container still runs")
+    bail!("the audit reports a kill, but the container is still running")
 }
 
 struct Story {

@@ -1,4 +1,4 @@
-//! The engine and the images of the tests in Docker.
+//! The engine and the images of the Docker tests.
 
 mod image;
 mod keeper;
@@ -24,12 +24,13 @@ use crate::packages::{self, Permission};
 use crate::program;
 use crate::say::{complain, say};
 
-/// `cargo xtask docker`: runs a command with the rig at hand and passes its exit code on.
+/// `cargo xtask docker`: runs a command with the engine and images of the Docker tests, and returns
+/// its exit code.
 pub fn with_rig(setup: bool, words: &[String]) -> Result<u8> {
     let rig = match Rig::for_tests(Permission::from_flag(setup)) {
         Ok(rig) => rig,
         Err(reason) => {
-            complain(&format!("could not: {reason:#}"));
+            complain(&format!("cannot run the command: {reason:#}"));
             return Ok(2);
         }
     };
@@ -42,19 +43,20 @@ pub fn with_rig(setup: bool, words: &[String]) -> Result<u8> {
     Ok(code)
 }
 
-/// An engine that answers, and the images the tests need in it.
+/// An engine that answers, with the images that the tests need.
 pub struct Rig {
     engine: Engine,
 }
 
 impl Rig {
-    /// Finds or starts an engine and fills it. Nothing is installed or started without permission.
+    /// Finds or starts an engine and imports the images. Installs and starts nothing without
+    /// permission.
     pub fn prepare(permission: Permission) -> Result<Self> {
         Self::with(permission, "no Docker engine answers", |_| true)
     }
 
-    /// The same with the cgroupfs driver: the tests name cgroups by path. An engine with the other driver is
-    /// left alone.
+    /// Like [`Rig::prepare`], with an engine that uses the cgroupfs driver: the tests name cgroups by
+    /// path. An engine with the systemd driver is not used.
     pub fn for_tests(permission: Permission) -> Result<Self> {
         Self::with(permission, "no Docker engine with the cgroupfs driver answers", uses_cgroupfs)
     }
@@ -63,7 +65,7 @@ impl Rig {
         let find = || answering_socket().filter(|socket| fits(socket));
         let found = find();
         let permission = packages::provide(permission, found.is_some())?;
-        // Installing the engine may have started it, where systemd runs.
+        // If systemd runs, installing the engine may have started it.
         let engine = match found.or_else(find) {
             Some(socket) => Engine { socket, keeper: None },
             None => {
@@ -76,19 +78,19 @@ impl Rig {
         Ok(Self { engine })
     }
 
-    /// Stops an engine that was started for this; an error says what could not be cleaned up.
+    /// Stops the engine if it was started for this rig. The error says what could not be cleaned up.
     ///
-    /// A rig that is dropped does the same and only complains.
+    /// Dropping a rig does the same, but only prints the error.
     pub fn close(mut self) -> Result<()> {
         self.engine.close()
     }
 
-    /// The Unix socket of the engine.
+    /// Returns the Unix socket of the engine.
     pub fn socket(&self) -> &Path {
         &self.engine.socket
     }
 
-    /// Tells a command where the engine is and how the images are named.
+    /// Passes the engine's socket and the image names to a command, in its environment.
     pub fn tell(&self, command: &mut Command) {
         command
             .env("MCP_GUARD_TEST_DOCKER", &self.engine.socket)
@@ -96,7 +98,7 @@ impl Rig {
             .env("MCP_GUARD_TEST_BUSYBOX", BUSYBOX_IMAGE);
     }
 
-    /// A `docker` command that talks to this engine.
+    /// Returns a `docker` command that talks to this engine.
     pub fn docker(&self) -> Command {
         self.engine.docker()
     }
@@ -104,20 +106,20 @@ impl Rig {
 
 struct Engine {
     socket: PathBuf,
-    /// The process that holds the engine; nothing for an engine that was already there.
+    /// The process that runs the engine. None for an engine that was already there.
     keeper: Option<Child>,
 }
 
 impl Engine {
-    /// Starts a private engine, held by a process of its own.
+    /// Starts a private engine in a separate keeper process.
     ///
-    /// The keeper stops the engine when our end of its stdin closes. That happens at our end
-    /// however it comes: normal, by an error, by Ctrl-C, or by SIGKILL.
+    /// The keeper stops the engine when its stdin closes. That happens whenever this process ends:
+    /// normally, by an error, by Ctrl-C, or by SIGKILL.
     fn start() -> Result<Self> {
         let own = std::env::current_exe().context("cannot find the xtask program itself")?;
         let mut keeper = Command::new(own)
             .arg("engine-keeper")
-            // Ctrl-C on a terminal goes to the whole group; the keeper must outlive it.
+            // Ctrl-C on a terminal goes to the whole process group, and the keeper must survive it.
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -128,7 +130,7 @@ impl Engine {
         BufReader::new(stdout).read_line(&mut line).context("cannot read from the keeper")?;
         let engine = Self { socket: PathBuf::from(line.trim_end()), keeper: Some(keeper) };
         if line.is_empty() {
-            bail!("the private Docker engine did not start; its last lines are above");
+            bail!("the private Docker engine did not start; see its last lines above");
         }
         Ok(engine)
     }
@@ -137,7 +139,7 @@ impl Engine {
         let Some(mut keeper) = self.keeper.take() else { return Ok(()) };
         drop(keeper.stdin.take());
         let status = keeper.wait().context("cannot wait for the keeper of the private engine")?;
-        // It has said itself what went wrong.
+        // The keeper has already printed what went wrong.
         ensure!(status.success(), "the private Docker engine was not cleaned up; see above");
         Ok(())
     }
@@ -158,10 +160,10 @@ impl Drop for Engine {
     }
 }
 
-/// Bytes of an answer; an engine describes itself in some ten thousand.
+/// The longest answer to read, in bytes. An engine's `/info` has about ten thousand.
 const LONGEST: u64 = 1 << 20;
 
-/// The socket of an engine that is already there and answers.
+/// Returns the socket of an engine that is already there and answers.
 fn answering_socket() -> Option<PathBuf> {
     let named = std::env::var("DOCKER_HOST").ok();
     let named = named.as_deref().and_then(|host| host.strip_prefix("unix://"));
@@ -169,7 +171,7 @@ fn answering_socket() -> Option<PathBuf> {
     named.into_iter().chain(usual).map(PathBuf::from).find(|socket| answers(socket))
 }
 
-/// The containers of this host's own engine, where one answers.
+/// Returns the names of the containers of this host's own engine, if one answers.
 pub fn containers() -> Vec<String> {
     let Some(socket) = answering_socket() else { return Vec::new() };
     let names =
@@ -177,20 +179,20 @@ pub fn containers() -> Vec<String> {
     names.unwrap_or_default().lines().map(str::to_owned).collect()
 }
 
-/// The client with a deadline: an engine that hangs must not keep a run from its end.
+/// Returns a `docker` command with a deadline: an engine that hangs must not block the run.
 fn patient_docker(socket: &Path) -> Command {
     let mut docker = Command::new("timeout");
     docker.args(["60", "docker", "--host"]).arg(format!("unix://{}", socket.display()));
     docker
 }
 
-/// Whether an engine says that it is well.
+/// Returns whether an engine answers a ping.
 fn answers(socket: &Path) -> bool {
     let well = |answer: String| answer.starts_with("HTTP/1.") && answer.contains(" 200 ");
     get(socket, "/_ping").is_ok_and(well)
 }
 
-/// Whether an engine makes cgroups itself, and does not have systemd make them.
+/// Returns whether an engine creates cgroups itself, instead of through systemd.
 fn uses_cgroupfs(socket: &Path) -> bool {
     get(socket, "/info").is_ok_and(|answer| answer.contains(r#""CgroupDriver":"cgroupfs""#))
 }

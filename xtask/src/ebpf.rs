@@ -1,6 +1,6 @@
-//! `cargo xtask ebpf`: builds the kernel side and commits what was built.
+//! `cargo xtask ebpf`: builds the kernel side and replaces the committed object.
 //!
-//! The agent embeds the committed object, so that `cargo build` needs stable Rust only.
+//! The agent embeds the committed object, so that `cargo build` needs only stable Rust.
 
 mod build;
 mod sources;
@@ -16,20 +16,20 @@ pub use build::{check_format, clippy};
 use crate::say::say;
 use crate::workspace;
 
-/// Builds the object; without `bpf_log` also replaces the committed one.
+/// Builds the object. Without `bpf_log`, also replaces the committed one.
 pub fn rebuild(bpf_log: bool) -> Result<()> {
     toolchain::require()?;
     let built = build::object(bpf_log)?;
     if bpf_log {
-        // Debug lines cost instructions in every program: such an object is never committed.
+        // Debug lines cost instructions in every program, so such an object is never committed.
         say(&format!("built with bpf-log, not committed: {}", built.display()));
         return Ok(());
     }
     if let Some(note) = toolchain::difference_from_pin() {
-        say(&format!("note: {note}; `ebpf --check` elsewhere may see other bytes"));
+        say(&format!("note: {note}; `ebpf --check` on another machine may find different bytes"));
     }
     fs::create_dir_all(committed_folder())
-        .with_context(|| format!("cannot make {}", committed_folder().display()))?;
+        .with_context(|| format!("cannot create {}", committed_folder().display()))?;
     fs::copy(&built, committed_object())
         .with_context(|| format!("cannot copy {}", built.display()))?;
     write(&committed_hash(), &format!("{}\n", sources::hash(&workspace::root())?))?;
@@ -37,13 +37,13 @@ pub fn rebuild(bpf_log: bool) -> Result<()> {
     Ok(())
 }
 
-/// The object with debug lines, for the test of them.
+/// Builds the object with debug lines, for their test.
 pub fn debug_object() -> Result<PathBuf> {
     build::object(true)
 }
 
-/// Compares the committed object with the sources: by bytes where the pinned toolchain is there,
-/// else by the hash of the sources.
+/// Compares the committed object with the sources: byte by byte if the pinned toolchain is installed,
+/// otherwise by the hash of the sources.
 pub fn check() -> Result<()> {
     match toolchain::difference_from_pin() {
         None => check_bytes(),
@@ -55,14 +55,14 @@ fn check_bytes() -> Result<()> {
     let built = build::object(false)?;
     if read(&built)? != read(&committed_object())? {
         bail!(
-            "{} is not what its sources build to; run `cargo xtask ebpf` and commit the result",
+            "{} differs from a build of its sources; run `cargo xtask ebpf` and commit the result",
             committed_object().display()
         );
     }
-    // The bytes can agree while a comment changed: the hash must still be the right one, because
-    // it is what a machine without the pinned toolchain compares.
+    // A changed comment changes the hash but not the bytes. The hash must still be right, because
+    // machines without the pinned toolchain compare only the hash.
     compare_hash()?;
-    say("ebpf --check: rebuilt with the pinned toolchain; the committed object has the same bytes");
+    say("ebpf --check: a rebuild with the pinned toolchain has the same bytes");
     Ok(())
 }
 
@@ -71,7 +71,7 @@ fn check_hash(note: &str) -> Result<()> {
     if !committed_object().is_file() {
         bail!("{} is missing; run `cargo xtask ebpf`", committed_object().display());
     }
-    say(&format!("ebpf --check: {note}; compared the hash of the sources only: the same"));
+    say(&format!("ebpf --check: {note}; compared only the hash of the sources, which matches"));
     Ok(())
 }
 
@@ -80,7 +80,7 @@ fn compare_hash() -> Result<()> {
     let now = sources::hash(&workspace::root())?;
     if committed != now {
         bail!(
-            "the sources of {} changed (hash {now}, committed {committed}); \
+            "the sources of {} have changed (hash {now}, committed {committed}); \
              run `cargo xtask ebpf` and commit the result",
             committed_object().display()
         );
@@ -102,7 +102,7 @@ fn committed_hash() -> PathBuf {
 
 fn read(file: &Path) -> Result<Vec<u8>> {
     fs::read(file)
-        .with_context(|| format!("cannot read {}; `cargo xtask ebpf` makes it", file.display()))
+        .with_context(|| format!("cannot read {}; `cargo xtask ebpf` creates it", file.display()))
 }
 
 fn write(file: &Path, text: &str) -> Result<()> {

@@ -1,4 +1,4 @@
-//! What a contributor or CI runs: build the kernel side, check, test, demo, bench.
+//! The tasks that contributors and CI run: build the kernel side, check, test, demo, bench.
 
 mod bench;
 mod check;
@@ -23,7 +23,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Builds, checks, tests and shows mcp-guard")]
+#[command(name = "cargo xtask", about = "Builds, checks, tests and demonstrates mcp-guard")]
 struct Arguments {
     #[command(subcommand)]
     verb: Verb,
@@ -33,61 +33,61 @@ struct Arguments {
 enum Verb {
     /// Build the kernel side and replace the committed object
     Ebpf {
-        /// Only check that the committed object belongs to its sources
+        /// Only check that the committed object matches its sources
         #[arg(long, conflicts_with = "features")]
         check: bool,
         /// Build with debug lines; the result is not committed
         #[arg(long, value_parser = ["bpf-log"])]
         features: Option<String>,
     },
-    /// Format, clippy, documentation, the kernel side's object, and all tests
+    /// Check the format, clippy, the documentation and the committed object, and run all tests
     Check {
-        /// Install and start what the tests need
+        /// Install and start what the tests need, without asking
         #[arg(long)]
         setup: bool,
-        /// Leave the tests out
+        /// Do not run the tests
         #[arg(long)]
         no_test: bool,
     },
-    /// Run every tier of tests this machine can run
+    /// Run every tier of tests that this machine can run
     Test {
         /// Install and start what the tests need, without asking
         #[arg(long)]
         setup: bool,
     },
-    /// Run a command with the engine and the images of the Docker tests at hand
+    /// Run a command with the engine and the images of the Docker tests
     Docker {
-        /// Install and start what it needs, without asking
+        /// Install and start what the Docker tests need, without asking
         #[arg(long)]
         setup: bool,
-        /// The command; it finds the engine in DOCKER_HOST and the names in MCP_GUARD_TEST_*
+        /// The command; DOCKER_HOST names the engine, and MCP_GUARD_TEST_* name the images
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
-    /// Show a leak being contained
+    /// Show how mcp-guard contains a leak
     Demo {
-        /// In a real container with real MCP servers behind a real leaking gateway
+        /// Use a real container with real MCP servers behind a real leaking gateway
         #[arg(long)]
         docker: bool,
         /// Install and start what the demo in Docker needs, without asking
         #[arg(long, requires = "docker")]
         setup: bool,
     },
-    /// Measure what mcp-guard costs and how fast it acts, beside its goals and its peers
+    /// Measure what mcp-guard costs and how fast it acts, and compare it with its goals and peers
     Bench {
-        /// Install the peers it is compared with, without asking
+        /// Install the peers that it is compared with, without asking
         #[arg(long)]
         setup: bool,
-        /// More for the bench itself, such as `--only latency`
+        /// Arguments for the bench itself, such as `--only latency`
         #[arg(last = true)]
         more: Vec<String>,
     },
-    /// Virtual machines with other kernels, systemd, Docker and Podman
+    /// Build and run virtual machines with other kernels, systemd, Docker and Podman
     Vm {
         #[command(subcommand)]
         verb: vm::Verb,
     },
-    /// Hold a private Docker engine until stdin ends (started by the verbs that need one)
+    /// Run a private Docker engine until stdin ends (started by the commands that need one)
     #[command(hide = true)]
     EngineKeeper,
 }
@@ -102,7 +102,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The exit code: 0 done, 1 something is wrong, 2 could not.
+/// Runs a command. Exit codes: 0 success, 1 failure, 2 cannot run.
 fn run(verb: Verb) -> Result<u8> {
     match verb {
         Verb::Ebpf { check: true, .. } => ebpf::check().map(|()| 0),

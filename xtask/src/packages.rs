@@ -1,4 +1,4 @@
-//! What the tests need from the distribution, and how it comes: only when somebody said yes.
+//! The distribution's packages that the tests need. They are installed only with permission.
 
 use std::io::IsTerminal;
 use std::process::Command;
@@ -11,26 +11,26 @@ use crate::say::say;
 /// Whether this run may install packages and start an engine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Permission {
-    /// `--setup` was given, or a person said yes.
+    /// `--setup` was given, or the user said yes.
     Given,
-    /// Nobody was asked yet.
+    /// The user was not asked yet.
     NotGiven,
 }
 
 impl Permission {
-    /// What the flag `--setup` says.
+    /// Returns the permission that the flag `--setup` gives.
     pub fn from_flag(setup: bool) -> Self {
         if setup { Self::Given } else { Self::NotGiven }
     }
 }
 
-/// A program that is needed, and the package that brings it.
+/// A program that is needed, and its package.
 pub struct Need {
     pub program: &'static str,
     pub package: &'static str,
 }
 
-/// What the host tier runs: real node processes under a clamp.
+/// The needs of the host tier: it runs real node processes under a clamp.
 pub const HOST: [Need; 1] = [Need { program: "node", package: "nodejs" }];
 
 const NEEDS: [Need; 6] = [
@@ -40,21 +40,20 @@ const NEEDS: [Need; 6] = [
     Need { program: "iptables", package: "iptables" },
     // `docker top` runs it on the host.
     Need { program: "ps", package: "procps" },
-    // The independent kernel count that ours is compared with.
+    // An independent kernel count, which is compared with that of mcp-guard.
     Need { program: "bpftrace", package: "bpftrace" },
 ];
 
-/// Makes sure that everything the Docker tier needs is installed.
+/// Makes sure that everything that the Docker tier needs is installed.
 ///
-/// `engine_answers`: an engine that is already there is used as it is, so no engine package is
-/// asked for.
+/// With `engine_answers`, the engine that is already there is used, so no engine package is needed.
 pub fn provide(permission: Permission, engine_answers: bool) -> Result<Permission> {
     let missing = missing(engine_answers);
     if missing.is_empty() {
         return Ok(permission);
     }
     let permission = install(permission, &missing)?;
-    // From Debian 13 on the client is a package of its own, which docker.io only recommends.
+    // Since Debian 13 the client is a separate package, which docker.io only recommends.
     if program::find("docker").is_none() {
         apt(&["install", "--yes", "--no-install-recommends", "docker-cli"])?;
     }
@@ -68,9 +67,9 @@ pub fn provide_all(permission: Permission, needs: &[Need]) -> Result<()> {
     if missing.is_empty() { Ok(()) } else { install(permission, &missing).map(drop) }
 }
 
-/// Installs a program whose version in this release is too old: from the release's backports.
+/// Installs a program, from this release's backports if the version in the release is too old.
 ///
-/// The system's own list of sources is not changed; apt gets a longer one for this call.
+/// The system's own list of sources does not change: apt gets a longer list for this call only.
 pub fn provide_newer(permission: Permission, need: &Need, oldest: u32) -> Result<()> {
     apt_update(permission, need.package)?;
     if candidate(need.package)?.is_some_and(|version| version >= oldest) {
@@ -79,9 +78,10 @@ pub fn provide_newer(permission: Permission, need: &Need, oldest: u32) -> Result
     let (mirror, release) = mirror()?;
     let backports = format!("{release}-backports");
     let own = std::fs::read_to_string("/etc/apt/sources.list").unwrap_or_default();
-    let list = tempfile::Builder::new().suffix(".list").tempfile().context("a list for apt")?;
+    let list = tempfile::Builder::new().suffix(".list").tempfile();
+    let list = list.context("cannot create a list of sources for apt")?;
     std::fs::write(list.path(), format!("{own}\ndeb {mirror} {backports} main\n"))
-        .context("a list for apt")?;
+        .context("cannot write a list of sources for apt")?;
     let sources = format!("Dir::Etc::SourceList={}", list.path().display());
     apt(&["-o", &sources, "update"])?;
     let install = ["-o", &sources, "install", "--yes", "--no-install-recommends"];
@@ -93,24 +93,24 @@ fn apt_update(permission: Permission, package: &str) -> Result<()> {
     apt(&["update"])
 }
 
-/// The major version that this release offers.
+/// Returns the major version that this release offers.
 fn candidate(package: &str) -> Result<Option<u32>> {
     let text = program::output(Command::new("apt-cache").args(["policy", package]))?;
     Ok(major(&text))
 }
 
-/// `  Candidate: 1:7.2+dfsg-7`: what stands between the epoch and the first dot.
+/// Returns the number between the epoch and the first dot of a line like `  Candidate: 1:7.2+dfsg-7`.
 fn major(policy: &str) -> Option<u32> {
     let version = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "))?;
     let version = version.split_once(':').map_or(version, |(_, version)| version);
     version.split('.').next()?.parse().ok()
 }
 
-/// Where apt gets this release from, and the release's name.
+/// Returns the mirror from which apt gets this release, and the release's name.
 fn mirror() -> Result<(String, String)> {
-    let os = std::fs::read_to_string("/etc/os-release").context("/etc/os-release")?;
+    let os = std::fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
     let name = os.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
-    let release = name.context("this system has no release name")?.to_owned();
+    let release = name.context("/etc/os-release has no VERSION_CODENAME")?.to_owned();
     let format = "$(RELEASE) $(REPO_URI)";
     let targets = program::output(Command::new("apt-get").args([
         "indextargets",
@@ -119,7 +119,7 @@ fn mirror() -> Result<(String, String)> {
         "Created-By: Packages",
     ]))?;
     let uri = targets.lines().find_map(|line| line.strip_prefix(&format!("{release} ")));
-    Ok((uri.with_context(|| format!("apt knows no mirror of {release}"))?.to_owned(), release))
+    Ok((uri.with_context(|| format!("apt has no mirror for {release}"))?.to_owned(), release))
 }
 
 fn install(permission: Permission, missing: &[&str]) -> Result<Permission> {
@@ -130,7 +130,7 @@ fn install(permission: Permission, missing: &[&str]) -> Result<Permission> {
     Ok(permission)
 }
 
-/// Asks once when a person can answer; without a yes it is an error that names the command.
+/// Asks the user once, if stdin is a terminal. Without a yes, returns an error that names the command.
 pub fn ask(permission: Permission, what: &str, command: &str) -> Result<Permission> {
     if permission == Permission::Given {
         return Ok(permission);
@@ -148,7 +148,7 @@ pub fn ask(permission: Permission, what: &str, command: &str) -> Result<Permissi
 }
 
 fn hint(what: &str, command: &str) -> String {
-    format!("{what}; `{command}` or the flag --setup brings it")
+    format!("{what}; run `{command}`, or use --setup")
 }
 
 fn missing(engine_answers: bool) -> Vec<&'static str> {
@@ -168,7 +168,7 @@ fn missing(engine_answers: bool) -> Vec<&'static str> {
 fn installed(name: &str) -> bool {
     match program::find(name) {
         None => false,
-        // An image holds only this one file: a busybox that needs libraries would not run there.
+        // The busybox image has no libraries, so busybox must be linked statically: then ldd fails.
         Some(file) if name == "busybox" => program::output(Command::new("ldd").arg(file)).is_err(),
         Some(_) => true,
     }
@@ -183,9 +183,11 @@ fn apt(words: &[&str]) -> Result<()> {
     command.args(words).env("DEBIAN_FRONTEND", "noninteractive");
     say(&program::line(&command));
     if program::find("apt-get").is_none() {
-        bail!("there is no apt-get here; install the same with this system's package tool");
+        bail!(
+            "apt-get is not installed; install the same packages with this system's package tool"
+        );
     }
-    program::quietly(&mut command).context("run as root, with a package mirror in reach")
+    program::quietly(&mut command).context("run as root, with a reachable package mirror")
 }
 
 #[cfg(test)]
@@ -195,17 +197,17 @@ mod tests {
     #[test]
     fn the_hint_names_the_command() {
         let hint = hint("missing: npm", "apt-get install npm");
-        assert_eq!(hint, "missing: npm; `apt-get install npm` or the flag --setup brings it");
+        assert_eq!(hint, "missing: npm; run `apt-get install npm`, or use --setup");
     }
 
     #[test]
-    fn reads_what_apt_would_install() {
+    fn the_version_that_apt_would_install_is_read() {
         assert_eq!(major("x:\n  Installed: (none)\n  Candidate: 1:7.2+dfsg-7\n"), Some(7));
         assert_eq!(major("x:\n  Candidate: (none)\n"), None);
     }
 
     #[test]
-    fn a_given_permission_asks_nothing() {
+    fn with_permission_nothing_is_asked() {
         assert_eq!(ask(Permission::Given, "", "").unwrap(), Permission::Given);
     }
 }

@@ -1,11 +1,11 @@
-//! Starts other programs, with errors that name the whole command line.
+//! Runs other programs. Errors name the whole command line.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// Runs a command with our own stdout and stderr; an exit code other than 0 is an error.
+/// Runs a command with our own stdout and stderr. An exit code other than 0 is an error.
 pub fn run(command: &mut Command) -> Result<()> {
     let status = status(command)?;
     if !status.success() {
@@ -19,15 +19,15 @@ fn status(command: &mut Command) -> Result<ExitStatus> {
     command.status().with_context(|| format!("cannot start `{}`", line(command)))
 }
 
-/// Runs a command with our own stdout and stderr and passes its exit code on.
+/// Runs a command with our own stdout and stderr and returns its exit code.
 pub fn exit_code(command: &mut Command) -> Result<u8> {
-    // A program that a signal ended has no code; that is a failure.
+    // A program that a signal killed has no exit code. That counts as a failure.
     Ok(status(command)?.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
 
-/// Runs a command and returns its stdout without the last line end.
+/// Runs a command and returns its stdout without trailing white space.
 ///
-/// What it wrote to stderr becomes part of the error, because nobody else shows it.
+/// On failure its stderr becomes part of the error, because it is not shown anywhere else.
 pub fn output(command: &mut Command) -> Result<String> {
     let out = command
         .stdin(Stdio::null())
@@ -40,15 +40,15 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&out.stdout).trim_end().to_owned())
 }
 
-/// Runs a command and shows its output only when it failed.
+/// Runs a command and shows its stderr only if it fails.
 pub fn quietly(command: &mut Command) -> Result<()> {
     output(command).map(drop)
 }
 
-/// The path of a program in PATH, or nothing when it is not installed.
+/// Returns the path of a program in PATH, or None if it is not installed.
 pub fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    // A login without root's PATH misses the folder where dockerd and iptables live.
+    // In a login without root's PATH, the folder of dockerd and iptables is missing.
     let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
     folders.push(PathBuf::from("/usr/sbin"));
     folders.into_iter().map(|folder| folder.join(name)).find(|file| is_executable(file))
@@ -59,7 +59,7 @@ fn is_executable(file: &Path) -> bool {
     file.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
-/// The command line as a person would type it, for messages.
+/// Returns the command line as a user would type it, for messages.
 pub fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")

@@ -1,5 +1,5 @@
-//! The programs that the tests run and are: built once, for this machine and for the guests, linked so that
-//! they run on any distribution and without any.
+//! The test programs and the programs that they run. They are built once, for this machine and for
+//! the guests, and linked statically, so that they run on any distribution, or without one.
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -11,20 +11,23 @@ use serde_json::Value;
 
 use crate::{program, workspace};
 
-/// A build machine may have a newer C library than a guest, and the smallest guests have none.
+/// Links statically: a build machine may have a newer C library than a guest, and the smallest guests
+/// have none.
 const STATIC: &str = "rustflags=[\"-C\",\"target-feature=+crt-static\"]";
-/// A guest unpacks or reads them all under emulation; names in a backtrace are enough.
+/// Builds without debug info, because a guest unpacks or reads all programs under emulation. Names are
+/// enough in a backtrace.
 const PLAIN: &str = "profile.dev.debug=false";
-/// An agent starts a hundred times under emulation, in 1.1 s instead of 2.8 s.
+/// Builds with optimisation: the agent starts a hundred times under emulation, in 1.1 s instead of
+/// 2.8 s.
 const OPTIMISED: &str = "profile.dev.opt-level=1";
-/// An optimised build without this optimises each crate once more over all of its parts, for nothing that a
-/// test would notice (rustc, `-C lto`).
+/// Turns off the LTO within each crate that an optimised build does by default. It takes time and
+/// brings nothing that a test would notice (rustc, `-C lto`).
 const ONCE: &str = "profile.dev.lto=\"off\"";
-/// With the root tests, which are not in `--all-targets`.
+/// The name pattern that also selects the root tests, which are not in `--all-targets`.
 pub const EVERY_TEST: &str = "*";
-/// What the tests start beside the agent.
+/// The programs that the tests start.
 ///
-/// Beside the tests lies the agent they run on any host, a dev build that can be told to panic.
+/// The agent here is a dev build, which can be made to panic. The tests run it on any host.
 const WORKLOADS: [&str; 3] = ["spawn-workload", "launcher-lookalike", "mcp-guard"];
 
 /// One test program and the tests in it.
@@ -35,13 +38,13 @@ pub struct TestProgram {
 }
 
 pub struct Built {
-    /// The agent as it is released: what the package installs.
+    /// The release build of the agent, which the package installs.
     pub agent: PathBuf,
     pub workloads: Vec<(String, PathBuf)>,
     pub tests: Vec<TestProgram>,
 }
 
-/// Builds everything that guests need.
+/// Builds all programs that guests need.
 pub fn build() -> Result<Built> {
     program::run(linked_statically("build").args(["--quiet", "--release", "-p", "mcp-guard"]))?;
     let tests = build_tests()?;
@@ -49,27 +52,27 @@ pub fn build() -> Result<Built> {
     Ok(Built { agent: built("release", "mcp-guard"), workloads: workloads.into(), tests })
 }
 
-/// The runner in the guest.
+/// Builds the runner of the guests and returns its path.
 pub fn runner() -> Result<PathBuf> {
     program::run(workspace_cargo("build").args(["--quiet", "--bin", "guest-runner"]))?;
     Ok(built("debug", "guest-runner"))
 }
 
-/// A cargo command over the whole workspace, as clippy and every tier have it: with a part of it, or other
-/// settings, libraries and macros would be built once more.
+/// Returns a cargo command for the whole workspace. clippy and all tiers use the same settings: with
+/// others, or with a part of the workspace, cargo would rebuild libraries and macros.
 pub fn workspace_cargo(verb: &str) -> Command {
     let mut cargo = cargo(verb);
     cargo.arg("--workspace");
     cargo
 }
 
-/// Builds the pure tests, the agent and the workloads: the tests start them, and cargo builds an agent
-/// beside tests only where it is told to.
+/// Builds the pure tests, the agent and the workloads. The tests start the agent and the workloads,
+/// which cargo does not build together with the tests unless asked.
 pub fn build_pure() -> Result<()> {
     program::run(workspace_cargo("build").args(["--quiet", "--all-targets"]))
 }
 
-/// Builds the tests of every tier with what they start; the end-to-end tests.
+/// Builds the tests of all tiers with the programs they start, and returns the end-to-end tests.
 pub fn build_tests() -> Result<Vec<TestProgram>> {
     build_pure()?;
     let mut command = workspace_cargo("build");
@@ -103,20 +106,21 @@ fn cargo(verb: &str) -> Command {
     let mut cargo = linked_statically(verb);
     cargo.args(["--config", PLAIN, "--config", OPTIMISED, "--config", ONCE]);
     if workspace::in_ci() {
-        // Nothing is built there a second time.
+        // In CI nothing is built a second time.
         cargo.env("CARGO_INCREMENTAL", "0");
     }
     cargo
 }
 
-/// With a target named: flags would otherwise change what runs in the compiler, too.
+/// Returns a cargo command that links statically. It names a target, because otherwise the flags would
+/// also apply to build scripts and macros.
 fn linked_statically(verb: &str) -> Command {
     let (mut cargo, target) = (workspace::cargo(), target());
     cargo.args([verb, "--target", &target, "--config", &format!("target.{target}.{STATIC}")]);
     cargo
 }
 
-/// Name and path, where a line of cargo tells of a program of end-to-end tests.
+/// Returns the name and path if a line of cargo reports a program of end-to-end tests.
 fn executable(line: &str) -> Option<(String, PathBuf)> {
     let message: Value = serde_json::from_str(line).ok()?;
     let path = message.get("executable")?.as_str()?;
@@ -139,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_cargo_says_of_a_test_program() {
+    fn cargos_report_of_a_test_program_is_read() {
         let line = |package: &str, kind: &str| {
             let target = format!(r#"{{"kind":["{kind}"],"name":"host_agent"}}"#);
             let manifest = format!("/x/{package}/Cargo.toml");

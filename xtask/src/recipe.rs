@@ -1,8 +1,8 @@
-//! Names for what is made once and kept: a hash of everything that defines it.
+//! Names for cached results: a hash of everything that defines them.
 
 use sha2::{Digest, Sha256};
 
-/// `layout` changes whenever the code that makes it does so in another way.
+/// Returns the hash. `layout` must change whenever the code that creates the result changes.
 pub fn key(layout: &str, parts: &[String]) -> String {
     let mut hasher = Sha256::new();
     for part in [layout].into_iter().chain(parts.iter().map(String::as_str)) {
@@ -17,7 +17,7 @@ mod tests {
     use super::key;
 
     #[test]
-    fn the_key_tells_recipes_apart() {
+    fn different_recipes_have_different_keys() {
         let parts = |words: [&str; 2]| words.map(str::to_owned);
         assert_ne!(key("1", &parts(["ab", "c"])), key("1", &parts(["a", "bc"])));
         assert_ne!(key("1", &parts(["a", "b"])), key("2", &parts(["a", "b"])));

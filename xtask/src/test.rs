@@ -1,4 +1,5 @@
-//! `cargo xtask test`: every tier of tests this machine can run, one line per tier at the end.
+//! `cargo xtask test`: runs every tier of tests that this machine can run, and prints one line per tier
+//! at the end.
 
 mod count;
 mod host;
@@ -18,14 +19,16 @@ use crate::say::say;
 use crate::{programs, vm, workspace};
 use tier::{Outcome, Tier};
 
-/// For one run of `cargo test`, with what it builds. On two CPUs all of them together take a quarter of an hour.
+/// The time limit of one run of `cargo test`, with its build. On two CPUs all runs together take a
+/// quarter of an hour.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 
-/// Fills a PID namespace, which has a `pid_max` of its own from this kernel on.
+/// The test that fills a PID namespace.
 const P072: &str = "p072_the_pid_namespace_has_no_numbers_left";
+/// The first kernel whose PID namespaces have their own `pid_max`.
 const NAMESPACED_PID_MAX: (u32, u32) = (6, 14);
 
-/// Runs the tiers. The exit code: 0 all passed, 1 a test failed, 2 a tier could not run.
+/// Runs the tiers. Exit codes: 0 all passed, 1 a test failed, 2 a tier could not run.
 pub fn run(setup: bool) -> Result<u8> {
     let permission = Permission::from_flag(setup);
     let before = left::Picture::take();
@@ -49,14 +52,14 @@ pub fn run(setup: bool) -> Result<u8> {
     Ok(tier::exit_code(&tiers, workspace::in_ci()))
 }
 
-/// Needs nothing: no root, no kernel feature.
+/// Runs the pure tests. They need neither root nor kernel features.
 fn pure() -> Result<Outcome> {
     programs::build_pure()?;
     let mut cargo = programs::workspace_cargo("test");
     Ok(Outcome::Ran(count::cargo_test(cargo.arg("--no-fail-fast"), LIMIT)?))
 }
 
-/// Needs root, BPF and a cgroup2 tree that can be written.
+/// Runs the host tests. They need root, BPF and a writable cgroup2 tree.
 fn host(permission: Permission) -> Result<Outcome> {
     let provided = || packages::provide_all(permission, &packages::HOST);
     if let Err(reason) = host::ready().and_then(|()| provided()) {
@@ -64,7 +67,7 @@ fn host(permission: Permission) -> Result<Outcome> {
     }
     programs::build_tests()?;
     let mut cargo = programs::workspace_cargo("test");
-    // One at a time: the tests count the machine's own events and there is one agent per host.
+    // One at a time: the tests count the machine's own events, and a host has only one agent.
     cargo.args(["--no-fail-fast", "--test", "host_*", "--", "--test-threads=1"]);
     let counts = count::cargo_test(&mut cargo, LIMIT)?;
     Ok(Outcome::Ran(match bpf_log() {
@@ -73,7 +76,7 @@ fn host(permission: Permission) -> Result<Outcome> {
     }))
 }
 
-/// The kernel side's debug lines: their object is never committed, so it is built for the test.
+/// Tests the kernel side's debug lines. Their object is never committed, so it is built here.
 fn bpf_log() -> Result<Counts> {
     if let Some(reason) = ebpf::toolchain::reason_to_skip()? {
         say(&format!("not in this set: the test of `bpf-log`: {reason}"));
@@ -85,7 +88,7 @@ fn bpf_log() -> Result<Counts> {
     count::cargo_test(cargo.env("MCP_GUARD_BPF_OBJECT", object), LIMIT)
 }
 
-/// Needs a Docker engine, and root to act on its containers.
+/// Runs the Docker tests. They need a Docker engine, and root to act on its containers.
 fn docker(permission: Permission) -> Result<Outcome> {
     if let Err(reason) = host::ready() {
         return Ok(Outcome::CouldNotRun(format!("{reason:#}")));
@@ -110,7 +113,7 @@ fn docker_tests(rig: &Rig) -> Result<Counts> {
     count::cargo_test(&mut cargo, LIMIT)
 }
 
-/// Needs QEMU: one tier for the runner that drives the guests, then one per guest.
+/// Runs one tier per guest, and one for the runner that drives the guests. They need QEMU.
 fn guests(permission: Permission) -> Vec<Tier> {
     if let Err(reason) = vm::ready(permission) {
         let reason = format!("{reason:#}");
@@ -136,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_test_that_needs_a_newer_kernel_has_this_name() {
+    fn the_test_that_needs_a_newer_kernel_exists() {
         let file = workspace::root().join("tests/tests/docker_diagnose/above.rs");
         let text = std::fs::read_to_string(file).unwrap();
         assert!(text.contains(&format!("fn {P072}()")));

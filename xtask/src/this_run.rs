@@ -1,22 +1,22 @@
-//! Files and folders that go with one run of xtask: named with its pid, and removed by a later run where that
-//! was cut off.
+//! Files and folders of one run of xtask. Their names have its pid, so that a later run can remove them
+//! if that run was interrupted.
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
-/// What a run needs while it lasts.
+/// The kind of files that are needed only during a run.
 pub const RUN: &str = "run";
-/// What becomes something else once it is whole.
+/// The kind of files that are renamed once they are complete.
 pub const MAKING: &str = "making";
 
-/// How the name begins of something that goes with this process.
+/// Returns the prefix for names of files and folders of this process.
 pub fn prefix(what: &str) -> String {
     format!("{what}-{}-", std::process::id())
 }
 
-/// Removes from a folder what runs left that were cut off.
+/// Removes from a folder what interrupted runs left in it.
 pub fn remove_left(folder: &Path) -> Result<()> {
     let lives = |pid: &str| Path::new("/proc").join(pid).exists();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -30,7 +30,8 @@ pub fn remove_left(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether nobody holds what has this name. Another process with its number only keeps it for longer.
+/// Returns whether the process that made this file has ended. If its pid was reused, the file is only
+/// kept for longer.
 fn is_left(name: &str, lives: impl Fn(&str) -> bool) -> bool {
     let rest = name.strip_prefix(RUN).or(name.strip_prefix(MAKING));
     let pid = rest.and_then(|rest| rest.strip_prefix('-')?.split_once('-'));
@@ -42,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_process_that_is_gone_made_is_left() {
+    fn files_of_a_process_that_has_ended_are_leftovers() {
         let lives = |pid: &str| pid == "7";
         let table = [
             ("run-8-aBc", true),

@@ -1,4 +1,4 @@
-//! `cargo xtask vm`: guests with real kernels, systemd, Docker and Podman.
+//! `cargo xtask vm`: virtual machines with real kernels, systemd, Docker and Podman.
 
 mod built;
 mod cache;
@@ -35,40 +35,40 @@ use tempfile::NamedTempFile;
 
 #[derive(Subcommand)]
 pub enum Verb {
-    /// Make an image, or all of them, unless they are there
+    /// Build an image, or all images, unless they exist
     Build {
         image: Option<String>,
-        /// Install what it needs, without asking
+        /// Install the tools that it needs, without asking
         #[arg(long)]
         setup: bool,
     },
-    /// Run what a kernel, systemd or an engine may decide, in an image or in all of them
+    /// Run the tests that depend on the kernel, systemd or the engine, in an image or in all images
     Test {
         image: Option<String>,
-        /// Every test in every image where it means something
+        /// Run every test in every image in which it makes sense
         #[arg(long)]
         full: bool,
-        /// Write what was found out into the README's table of kernels
+        /// Write the detected facts into the README's table of kernels
         #[arg(long, conflicts_with = "filter")]
         bless: bool,
-        /// Install what it needs, without asking
+        /// Install the tools that it needs, without asking
         #[arg(long)]
         setup: bool,
-        /// Only tests whose `program::name` contains this
+        /// Run only tests whose `program::name` contains this
         #[arg(last = true)]
         filter: Option<String>,
     },
-    /// A prompt in an image, with the agent and a leaking container
+    /// Open a shell in an image with the agent and a leaking container
     Shell { image: String },
-    /// Break an agent and a kernel, and see that the runner says so
+    /// Break an agent and a kernel, and check that the runner reports both
     SelfTest,
 }
 
-/// The exit code: 0 done, 1 something is wrong, 2 could not.
+/// Runs a command. Exit codes: 0 success, 1 failure, 2 cannot run.
 pub fn run(verb: Verb) -> Result<u8> {
     let setup = matches!(&verb, Verb::Build { setup: true, .. } | Verb::Test { setup: true, .. });
     if let Err(reason) = ready(Permission::from_flag(setup)) {
-        complain(&format!("could not: {reason:#}"));
+        complain(&format!("cannot run virtual machines: {reason:#}"));
         return Ok(2);
     }
     match verb {
@@ -84,18 +84,18 @@ pub fn run(verb: Verb) -> Result<u8> {
     }
 }
 
-/// Makes sure that this machine can make and run guests, and that no run before this one is in the way.
+/// Makes sure that this machine can build and run guests, and removes what interrupted runs left.
 pub fn ready(permission: Permission) -> Result<()> {
     tools::provide(permission)?;
     cache::remove_left()
 }
 
-/// All guests, in the order in which they are tested.
+/// Returns all images, in the order in which they are tested.
 pub fn images() -> &'static [Image] {
     &IMAGES
 }
 
-/// Runs jobs that start a guest, as many at a time as this machine bears.
+/// Runs jobs that start a guest, as many at a time as this machine has CPUs.
 pub fn side_by_side<T: Send>(jobs: Vec<Job<'_, T>>) -> Vec<T> {
     lanes::side_by_side(jobs, lanes::width())
 }
@@ -108,7 +108,7 @@ fn build(image: Option<&str>) -> Result<u8> {
     Ok(0)
 }
 
-/// The programs, and how much of the tests to run.
+/// The test programs, and which of the tests to run.
 pub struct Guests {
     programs: programs::Built,
     extent: Extent,
@@ -122,7 +122,7 @@ impl Guests {
         Ok(Self { programs: test_programs()?, extent, filter, bless: false })
     }
 
-    /// Sees that the runner notices what it must; the number of cases.
+    /// Checks that the runner reports failures. Returns the number of cases.
     pub fn self_test(&self) -> Result<u64> {
         self_test::run(&self.programs)
     }
@@ -158,9 +158,9 @@ impl Guests {
             }
             let disk = kept.as_ref().filter(|_| boot.disk == Disk::Kept).map(NamedTempFile::path);
             let mut report = follow(image, &payload, &boot.plan, boot.word, disk)?;
-            // What is found out about an image is so in its usual boot.
+            // The facts of an image are those of its first boot, with the usual command line.
             if self.filter.is_empty() && number == 0 {
-                // The quick set leaves out some of the tests that tell.
+                // The quick set leaves out some of the tests that record facts.
                 let complete = self.extent >= Extent::Usual;
                 report.failures.extend(table::check(image, &report.facts, complete, self.bless)?);
             }
@@ -172,7 +172,8 @@ impl Guests {
     }
 }
 
-/// 0 where all went well. An image without a test is wrong, and with a filter only that no image has one.
+/// Returns 0 if all tests passed. It is a failure if an image ran no test; with a filter, only if no
+/// image ran one.
 fn exit_code(all: &[Result<Counts>], filtered: bool) -> u8 {
     let ran = |counts: &Result<Counts>| counts.as_ref().is_ok_and(|counts| counts.passed > 0);
     let broke = |counts: &Result<Counts>| counts.as_ref().map_or(true, |counts| counts.failed > 0);
@@ -184,8 +185,8 @@ fn test_programs() -> Result<programs::Built> {
     step("vm: test programs", programs::build)
 }
 
-/// Starts an image with a plan and one more word for its kernel, and says what it does. `disk`: keeps what
-/// is written, instead of the image's own.
+/// Boots an image with a plan and one more word on its kernel's command line, and prints its progress.
+/// `disk` replaces the image's own disk and keeps what the guest writes.
 fn follow(
     image: &Image,
     payload: &Payload,
@@ -225,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_may_fit_nothing_in_an_image() {
+    fn with_a_filter_an_image_may_run_no_test() {
         let some = || vec![counts(3, 0), counts(0, 0)];
         assert_eq!((exit_code(&some(), true), exit_code(&some(), false)), (0, 1));
         assert_eq!(exit_code(&[counts(0, 0)], true), 1);
@@ -233,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_anywhere_is_one() {
+    fn a_failure_in_one_image_is_a_failure() {
         for filtered in [true, false] {
             assert_eq!(exit_code(&[counts(3, 0), counts(1, 1)], filtered), 1);
             assert_eq!(exit_code(&[Err(anyhow!("no disk")), counts(1, 0)], filtered), 1);

@@ -1,35 +1,35 @@
-//! Where the things of this repository are.
+//! The paths of this repository.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The top folder of the repository.
+/// Returns the top folder of the repository.
 pub fn root() -> PathBuf {
-    // As cargo says it now: clones that share a target folder share this program.
+    // Cargo's value at run time comes first: clones that share a target folder share this program.
     let now = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
     let xtask = now.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")));
     xtask.parent().map_or_else(|| xtask.clone(), Path::to_path_buf)
 }
 
-/// The folder cargo builds into.
+/// Returns the folder into which cargo builds.
 pub fn target() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or("target".into(), PathBuf::from);
     root().join(target)
 }
 
-/// Whether nobody watches this run.
+/// Returns whether this is an unattended run.
 pub fn in_ci() -> bool {
     std::env::var_os("CI").is_some()
 }
 
-/// A cargo command in the top folder, with the toolchain of this run.
+/// Returns a cargo command in the top folder, with the toolchain of this run.
 pub fn cargo() -> Command {
     let mut cargo = Command::new("cargo");
     cargo.current_dir(root());
     cargo
 }
 
-/// The `mcp-guard` that `cargo build -p mcp-guard` makes.
+/// Returns the path of the `mcp-guard` that `cargo build -p mcp-guard` builds.
 pub fn agent() -> PathBuf {
     target().join("debug/mcp-guard")
 }

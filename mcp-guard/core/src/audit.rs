@@ -1,4 +1,5 @@
-//! The lines of the audit log: one JSON object each, an intent before a change and its outcome after.
+//! Audit log lines. Each is one JSON object. A change has an intent line before it and an outcome
+//! line after it.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,16 +10,16 @@ use crate::{
     repair::Write,
 };
 
-/// One line.
+/// One line of the audit log.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Line {
-    /// Counts the lines of one agent run from 1, so that a lost line shows as a gap.
+    /// Number of the line within one agent run, starting at 1. A lost line shows as a gap.
     pub seq: u64,
     /// RFC 3339, UTC.
     pub at: String,
-    /// The same moment on `CLOCK_BOOTTIME`.
+    /// The time of the line on `CLOCK_BOOTTIME`.
     pub boot_ns: u64,
-    /// The agent's run: its boot id and start.
+    /// The agent's run: boot id and start time.
     pub run: String,
     #[serde(flatten)]
     pub record: Record,
@@ -27,7 +28,7 @@ pub struct Line {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Record {
-    /// The agent began, with what it can do.
+    /// The agent started.
     AgentStart {
         version: String,
         mode: Mode,
@@ -50,7 +51,7 @@ pub enum Record {
         guard: Subject,
         cause: Cause,
     },
-    /// Something is about to be done. The outcome has the same incident.
+    /// A response is about to be carried out. Its outcome has the same incident.
     Intent {
         incident: Incident,
         guard: Subject,
@@ -59,7 +60,7 @@ pub enum Record {
         cause: Cause,
         #[serde(skip_serializing_if = "Option::is_none")]
         lease_ms: Option<u64>,
-        /// What it found and what it wants to write, for a clamp.
+        /// For a clamp: the limit found, and the limit to be written.
         #[serde(skip_serializing_if = "Option::is_none")]
         pids_max: Option<LimitChange>,
         /// Processes in the cgroup at that moment.
@@ -71,12 +72,12 @@ pub enum Record {
         guard: Subject,
         response: Response,
         outcome: Outcome,
-        /// What was read back, or what went wrong.
+        /// The values read back, or the error.
         detail: String,
         #[serde(skip_serializing_if = "Option::is_none")]
         timing: Option<Timing>,
     },
-    /// A hold is about to be given back, and then was.
+    /// A hold is about to be released or, with an `outcome`, was released.
     Release {
         incident: Incident,
         guard: Subject,
@@ -86,27 +87,27 @@ pub enum Record {
         outcome: Option<Outcome>,
         detail: String,
     },
-    /// A limit is about to be written at its owner, and then was.
+    /// A limit is about to be written at its owner or, with an `outcome`, was written.
     Limit {
         incident: Incident,
         guard: Subject,
         #[serde(flatten)]
         write: Write,
         reason: String,
-        /// pids.max before it.
+        /// `pids.max` before the write.
         found: String,
         #[serde(skip_serializing_if = "Option::is_none")]
         outcome: Option<Outcome>,
         detail: String,
     },
-    /// Records of the kernel side were lost; totals are not affected.
+    /// Kernel records were lost. Totals are not affected.
     Loss {
         cause: String,
         count: u64,
     },
 }
 
-/// The guarded cgroup a line is about. Path and name are escaped text.
+/// The guarded cgroup that a line is about. Path and name are escaped text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subject {
     pub name: String,
@@ -121,7 +122,8 @@ pub struct LimitChange {
     pub wanted: String,
 }
 
-/// From the kernel's record, or the deadline, that decided.
+/// When the kernel record or deadline that led to the decision occurred, and the time from then to
+/// the write and to its confirmation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timing {
     pub decided_boot_ns: u64,

@@ -1,5 +1,5 @@
-//! Which container a cgroup path belongs to. Paths are hints only: a container's cgroup is found from
-//! its first process and then compared with this.
+//! Finds the container that a cgroup path belongs to. Paths are only hints: a container's cgroup is
+//! found through its first process and then compared with the path.
 
 /// A container named by a cgroup path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,18 +9,19 @@ pub struct InPath<'a> {
     pub path: &'a str,
 }
 
-/// Name prefixes of the systemd cgroup driver: `docker-ID.scope`; the longer of two comes first.
+/// Unit name prefixes of the systemd cgroup driver, as in `docker-ID.scope`. The longer of two that
+/// match comes first.
 const PREFIXES: [&str; 6] =
     ["docker-", "libpod-payload-", "libpod-", "cri-containerd-", "crio-", "nerdctl-"];
-/// crun puts the payload into a cgroup of this name inside the scope, and pauses and limits that one:
-/// the scope itself belongs to systemd. Only below the units of the engines that come with crun,
-/// because a container that may make cgroups can make one of this name.
+/// crun puts the payload into a cgroup of this name inside the scope, and pauses and limits that
+/// cgroup; the scope itself belongs to systemd. The name counts only below the units of engines
+/// that use crun, because a container that may create cgroups can create one with this name.
 const PAYLOAD: &str = "container";
 const WITH_PAYLOAD: [&str; 2] = ["libpod-", "crio-"];
-/// Length of a container id in hex.
+/// Number of hex digits in a container id.
 const ID: usize = 64;
 
-/// The outermost container in `path`: `/docker/ID`, `.../docker-ID.scope`,
+/// Returns the outermost container in `path`: `/docker/ID`, `.../docker-ID.scope`,
 /// `.../libpod-ID.scope/container`, `.../x.service/libpod-payload-ID`, `/kubepods/.../ID`,
 /// `...slice:cri-containerd:ID`.
 #[must_use]
@@ -40,7 +41,8 @@ fn has_payload(unit: &str) -> bool {
     unit.ends_with(".scope") && WITH_PAYLOAD.iter().any(|prefix| unit.starts_with(prefix))
 }
 
-/// The child in which the payload of a container may lie whose scope `path` is.
+/// Returns the name of the child cgroup that may hold the payload, if `path` is a container's
+/// scope.
 #[must_use]
 pub fn payload_below(path: &str) -> Option<&'static str> {
     let found = container_in(path).filter(|found| found.path == path)?;
@@ -48,7 +50,7 @@ pub fn payload_below(path: &str) -> Option<&'static str> {
     has_payload(unit).then_some(PAYLOAD)
 }
 
-/// The payload's cgroup below `unit` where `path` leads through it, else the unit's own.
+/// Returns the payload's cgroup below `unit` if `path` leads through it, else `unit` itself.
 fn payload_of<'a>(path: &'a str, unit: &'a str) -> &'a str {
     let below = path[unit.len()..].strip_prefix('/').unwrap_or_default();
     if below.split('/').next() == Some(PAYLOAD) {
@@ -64,7 +66,7 @@ fn container_id(part: &str) -> Option<&str> {
     is_container_id(id).then_some(id)
 }
 
-/// 64 lower-case hex digits, the only form that is passed on to an engine.
+/// Returns whether `text` is 64 lower-case hex digits, the only form that is passed to an engine.
 #[must_use]
 pub fn is_container_id(text: &str) -> bool {
     text.len() == ID && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
@@ -114,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn the_payload_of_crun_is_the_container() {
+    fn the_payload_cgroup_of_crun_is_the_container() {
         let id = "0123456789abcdef".repeat(4);
         let own = |path: &str| container_in(path).map(|found| found.path.to_owned());
         for unit in [format!("/machine.slice/libpod-{id}.scope"), format!("/a/crio-{id}.scope")] {
@@ -129,7 +131,8 @@ mod tests {
         assert_eq!(payload_below(&format!("/a/libpod-{id}.scope")), Some("container"));
         assert_eq!(payload_below(&format!("/a/libpod-{id}.scope/container")), None);
         assert_eq!(payload_below(&format!("/a/docker-{id}.scope")), None);
-        // Docker's runtime pauses the scope; what is called container there, the container made.
+        // Docker's runtime pauses the scope itself, so a cgroup named `container` there was created
+        // by the container.
         let docker = format!("/system.slice/docker-{id}.scope");
         assert_eq!(own(&format!("{docker}/container")), Some(docker));
         let bare = format!("/libpod_parent/libpod-{id}");

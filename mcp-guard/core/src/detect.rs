@@ -1,4 +1,4 @@
-//! The detectors: pure functions from what is known of a guard to detections.
+//! The detectors: pure functions from the state of a guard to detections.
 
 pub mod burst;
 pub mod duplicates;
@@ -13,11 +13,11 @@ use crate::{
     policy::Response,
 };
 
-/// A detector's present opinion.
+/// A detector's current result.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Detection {
     pub cause: Cause,
-    /// None where it only warns.
+    /// The response that it asks for; `None` if it only warns.
     pub act: Option<Response>,
 }
 
@@ -35,7 +35,7 @@ impl Detection {
     }
 }
 
-/// The earlier of two deadlines.
+/// Returns the earlier of two deadlines.
 pub fn sooner(a: Option<Time>, b: Option<Time>) -> Option<Time> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
@@ -43,7 +43,7 @@ pub fn sooner(a: Option<Time>, b: Option<Time>) -> Option<Time> {
     }
 }
 
-/// When something that began at `start` reaches `age`, if that is still to come.
+/// Returns when something that began at `start` reaches `age`, if that is still to come.
 fn comes_of_age(now: Time, start: Option<Time>, age: Duration) -> Option<Time> {
     start.map(|start| start.after(age)).filter(|moment| *moment > now)
 }

@@ -1,12 +1,12 @@
-//! Why a limit does not hold: facts in, a report out.
+//! Explains why a PID limit is not in force: takes facts, returns a report.
 //!
 //! ```text
-//! facts    everything that was read, once        code     the stable codes of findings
-//! view     the numbers that rules ask for        rules    one file per family, each pure
-//! sizing   what a container needs                report   what is said
-//! compose  what compose files say                yaml     as much of YAML as that takes
-//! owner    who keeps the number                  explain  the long form of each finding
-//! words    enums that are one word each
+//! facts    one snapshot of everything read       code     the stable codes of findings
+//! view     the values that rules need            rules    pure functions, one file per family
+//! sizing   how many tasks a container needs      report   the result
+//! compose  what compose files declare            yaml     a minimal YAML reader
+//! owner    which component stores a limit        explain  the long form of each finding
+//! words    enums of fixed words                  version  version numbers
 //! ```
 
 #[macro_use]
@@ -34,12 +34,12 @@ use self::{
 };
 use crate::limit::Limit;
 
-/// Judges one snapshot.
+/// Judges one snapshot of facts.
 #[must_use]
 pub fn judge(facts: &Facts) -> Report {
     let view = View::of(facts);
     let mut findings = rules::findings(&view);
-    // Stable: within one severity the families keep their order, which is that of the repair.
+    // The sort is stable: findings of one severity stay in the order in which to repair them.
     findings.sort_by_key(|finding| finding.severity);
     let declared = view.declared();
     if findings.iter().any(|finding| is_elsewhere(finding.code)) {
@@ -63,12 +63,12 @@ pub fn judge(facts: &Facts) -> Report {
     }
 }
 
-/// Nothing that was read here is about the container's own kernel.
+/// Returns whether this finding means that what was read on this host does not apply to the container.
 fn is_elsewhere(code: Code) -> bool {
     matches!(code, Code::OtherDaemon | Code::DesktopVm | Code::Sandbox)
 }
 
-/// All that is known of such a container is what its engine says.
+/// Reports on a container that is elsewhere: only what its engine says is known.
 fn elsewhere(view: &View<'_>, findings: Vec<Finding>) -> Report {
     let mut places = places(view);
     places.retain(|place| matches!(place.place, Layer::ComposeFile | Layer::Engine));
@@ -88,12 +88,12 @@ fn elsewhere(view: &View<'_>, findings: Vec<Finding>) -> Report {
 }
 
 fn verdict(view: &View<'_>, findings: &[Finding]) -> Verdict {
-    // Our clamp is temporary: the limit that it will restore is judged.
+    // Our clamp is temporary, so the limit that its release restores is judged.
     let Some(lasting) = view.lasting_effective() else {
         let known = findings.iter().any(|finding| finding.severity == code::Severity::Critical);
         return if known { Verdict::NotEnforced } else { Verdict::Unknown };
     };
-    // A request to repair is newer than what any owner stores.
+    // A repair request is newer than any value that an owner stores.
     let declared = view.facts.wanted.or(view.declared()).map_or(lasting, Limit::Tasks);
     let default = view.has_only_the_default() && view.lasting == Some(lasting);
     if lasting == Limit::Max || declared < lasting || default {
@@ -116,11 +116,11 @@ fn charged(view: &View<'_>) -> Charged {
     }
 }
 
-/// The six places, each with what it says, and whether the number came through to it.
+/// Lists the places a limit can be in, each with its value and whether the limit is lost there.
 fn places(view: &View<'_>) -> Vec<Place> {
     let mut places = Vec::new();
-    // As they came through so far, the nearest last. Where none was expected, none is lost, and one
-    // that comes through in the end was not.
+    // The limits of the places so far, the latest last. Nothing is lost if the latest is no limit, or
+    // if this place has the limit of any earlier place.
     let mut so_far: Vec<Limit> = Vec::new();
     let mut add = |place: Layer, r#where: String, value: String, limit: Option<Limit>| {
         let expected = so_far.last().is_some_and(|limit| *limit != Limit::Max);
@@ -139,7 +139,7 @@ fn places(view: &View<'_>) -> Vec<Place> {
             }
             Says::NotAsked => (compose.files.join(", "), "not read".to_owned()),
         };
-        // What was filled in need not be what compose had.
+        // A variable may have had another value when compose ran.
         let known =
             matches!(compose.says, Says::Limit { filled: false, .. } | Says::Nothing { .. });
         let limit = known.then(|| view.file.map_or(Limit::Max, Limit::Tasks));
@@ -152,7 +152,7 @@ fn places(view: &View<'_>) -> Vec<Place> {
             StoredLimit::Limit(limit) => (limit.to_string(), Limit::Tasks(limit)),
         };
         add(Layer::Engine, "HostConfig.PidsLimit".to_owned(), value, Some(limit));
-        // Both are written once, when the container starts: neither must equal what came later.
+        // Both are written once, when the container starts, and need not equal a later update.
         if let Some(oci) = container.oci_limit {
             let value = match oci {
                 OciLimit::Absent => "absent".to_owned(),
@@ -167,7 +167,7 @@ fn places(view: &View<'_>) -> Vec<Place> {
     if let Some(unit) = view.unit()
         && let Some(tasks_max) = unit.tasks_max
     {
-        // Of a cgroup below its unit systemd keeps no number.
+        // systemd stores no limit for a cgroup below the unit's own.
         let limit = view.is_the_units_own().then_some(tasks_max);
         let of = format!("TasksMax of {}", unit.name);
         add(Layer::Systemd, of, tasks_max.to_string(), limit);

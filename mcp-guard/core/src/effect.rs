@@ -1,4 +1,4 @@
-//! What goes into the core and what comes out of it.
+//! The inputs of the core, and the effects that it returns.
 
 use std::time::Duration;
 
@@ -24,15 +24,15 @@ pub enum Input {
         guard: GuardId,
         name: String,
         terms: Terms,
-        /// What the rules of a later policy are matched against; None where no policy set the terms.
+        /// Matched against the rules of a later policy; `None` if no policy set the terms.
         workload: Option<Box<Workload>>,
         refusal: Option<Refusal>,
     },
-    /// Its cgroup is gone, or the policy no longer names it.
+    /// The guard has ended: its cgroup is gone, or the policy no longer names it.
     Released {
         guard: GuardId,
     },
-    /// Another policy holds from now on.
+    /// A new policy applies from now on.
     Policy(Box<Policy>),
     Fork {
         guard: GuardId,
@@ -51,8 +51,8 @@ pub enum Input {
         pid: Pid,
         code: u32,
     },
-    /// A process entered a cgroup of `guard`, None where that is outside every guard.
-    /// `seen` is what `/proc` said of it soon after.
+    /// A process was moved into a cgroup of `guard`. `None` is a cgroup outside every guard. `seen`
+    /// is what `/proc` showed soon after.
     Attach {
         guard: Option<GuardId>,
         born: Time,
@@ -64,32 +64,33 @@ pub enum Input {
         guard: GuardId,
         processes: Vec<Observed>,
     },
-    /// Totals from the kernel's maps; at least once a second for every guard.
+    /// Totals from the BPF maps, at least once a second for every guard.
     Totals {
         guard: GuardId,
         totals: Totals,
     },
-    /// Forks refused by a pids limit in this guard, ever. Only while a clamp is new.
+    /// Number of forks that a pids limit in this guard has ever refused. Sent only while a clamp is
+    /// new.
     Denials {
         guard: GuardId,
         count: u64,
     },
-    /// The bystander rules were asked again.
+    /// The bystander rules were checked again.
     Standing {
         guard: GuardId,
         refusal: Option<Refusal>,
     },
-    /// What became of an order.
+    /// The outcome of an order.
     Settled(Settled),
-    /// Somebody else thawed what we had frozen.
+    /// Another process thawed what we had frozen.
     ThawedByOther {
         guard: GuardId,
     },
-    /// Somebody else wrote the limit that we had lowered.
+    /// Another process overwrote the limit that we had lowered.
     UnclampedByOther {
         guard: GuardId,
     },
-    /// The cgroup carries a mark whose time is over, and the core holds nothing there.
+    /// The cgroup has an expired mark, and the core has no such hold there.
     Overdue {
         guard: GuardId,
         hold: Hold,
@@ -99,18 +100,18 @@ pub enum Input {
         id: RequestId,
         request: OperatorRequest,
     },
-    /// What the engine keeps of the container's limit; None where it keeps none.
+    /// The limit that the engine stores for the container; `None` if it stores none.
     Declared {
         guard: GuardId,
         limit: Option<u64>,
     },
-    /// A look at the limit in force; once a second for every guard.
+    /// The limit in force, read once a second for every guard.
     LimitSeen {
         guard: GuardId,
         seen: SeenLimit,
     },
-    /// The facts that [`Effect::ReadFacts`] asked for, or why they cannot be read; `seen` is read after
-    /// them.
+    /// The answer to [`Effect::ReadFacts`]: the facts, or why they cannot be read. `seen` is read
+    /// after them.
     LimitFacts {
         guard: GuardId,
         ticket: Ticket,
@@ -128,65 +129,66 @@ pub enum OperatorRequest {
     Kill { dry_run: bool },
 }
 
-/// A cheap look at the limit of one cgroup.
+/// The limit of one cgroup, and what else is cheap to read with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SeenLimit {
     /// `pids.max`.
     pub in_force: Limit,
-    /// `pids.current`; None where it cannot be read.
+    /// `pids.current`; `None` if it cannot be read.
     pub tasks: Option<u64>,
-    /// What `repair` was asked for and no owner keeps yet.
+    /// The stored request of a `repair` whose limit no owner stores yet.
     pub request: Option<LimitRequest>,
-    /// An agent lowers this limit by itself. Only `repair` is told so: it lets the agent do it.
+    /// An agent is lowering this limit. Set only for `repair`, which then leaves the work to the
+    /// agent.
     pub agent_goes_on: bool,
 }
 
-/// A limit that an operator asked for.
+/// A limit that an operator requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LimitRequest {
     pub limit: u64,
-    /// When, since 1970. Another time is another request, also for the same limit.
+    /// When it was made, since the Unix epoch. A different time means a different request, even for
+    /// the same limit.
     pub at: Duration,
-    /// What the policy said then.
+    /// The policy's limit at that time.
     pub policy: PolicyThen,
 }
 
-/// What the policy said of a guard's limit when a request was made.
+/// The policy's limit for a guard when a request was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PolicyThen {
-    /// No agent was there to tell.
+    /// No agent was running to report it.
     Unknown,
-    /// Its `pids_limit`; None where it named none.
+    /// The policy's `pids_limit`; `None` if it named none.
     Said(Option<u64>),
 }
 
-/// What follows from an input. Data only.
+/// The result of an input, as plain data.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
-    /// For the executor.
+    /// An order for the executor.
     Act(Order),
-    /// Records were lost: read the processes of the guard again, see [`Input::Baseline`].
+    /// Records were lost: read the processes of the guard again. Answered by [`Input::Baseline`].
     Rescan { guard: GuardId },
-    /// Read [`Input::Denials`] of the guard now.
+    /// Read the guard's [`Input::Denials`] now.
     ReadDenials { guard: GuardId },
-    /// Read the facts of the guard for a repair, see [`Input::LimitFacts`].
+    /// Read the facts of the guard for a repair. Answered by [`Input::LimitFacts`].
     ReadFacts { guard: GuardId, ticket: Ticket },
-    /// Remove the stored request of the guard's container, which is over; not one that was made at
-    /// another time than `at`, since 1970.
+    /// Remove the stored request of the guard's container, because it has ended. A request made at
+    /// a time other than `at` (since the Unix epoch) must stay.
     ForgetRequest { guard: GuardId, at: Duration },
-    /// The policy no longer names the guard, and nothing is held there.
+    /// Stop guarding: the policy no longer names the guard, and no hold is left.
     Unguard { guard: GuardId },
-    /// For the log of the agent, not for the audit log.
+    /// A message for the agent's log, not for the audit log.
     Log { guard: GuardId, message: String },
 }
 
-/// One thing to do, by the executor. It answers each of them once, by [`Settled`], but for
-/// [`Action::Warn`].
+/// One task for the executor. It answers each order once with [`Settled`], except [`Action::Warn`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Order {
     pub ticket: Ticket,
     pub guard: GuardId,
-    /// The operator's request it follows from.
+    /// The operator's request that caused it.
     pub asked_by: Option<RequestId>,
     pub action: Action,
 }
@@ -204,32 +206,32 @@ pub enum Action {
         cause: Cause,
         refusal: Refusal,
     },
-    /// The clamp's reason still holds when its lease ends.
+    /// Extend the clamp: its lease ends and its cause still applies.
     Renew {
         lease: Duration,
     },
-    /// Raise a new clamp once: it harmed somebody inside.
+    /// Raise a new clamp once, because it harmed a process inside.
     Loosen {
         by: u64,
         aborts: u64,
         denials: u64,
     },
-    /// Give a hold back.
+    /// Release a hold.
     Release {
         hold: Hold,
         end: End,
     },
-    /// Drop the mark of a hold that is no longer ours, without touching the state.
+    /// Remove the mark of a hold that is no longer ours, and leave the state unchanged.
     Disown {
         hold: Hold,
         end: End,
     },
-    /// Write a limit where it is kept.
+    /// Write a limit at its owner.
     WriteLimit {
         write: Write,
         reason: String,
     },
-    /// All checks and both records of a write, and no write.
+    /// Run all checks of a write and make both its audit records, but write nothing.
     LeaveLimit {
         write: Write,
         reason: String,
@@ -242,12 +244,12 @@ pub enum Action {
 pub struct Containment {
     pub response: Response,
     pub mode: Mode,
-    /// For clamp and freeze.
+    /// Used by a clamp and a freeze.
     pub lease: Duration,
-    /// Tasks a clamp leaves free.
+    /// Tasks that a clamp leaves free.
     pub headroom: u64,
     pub cause: Cause,
-    /// Kernel time of the record, or the deadline, that decided.
+    /// Kernel time of the record that led to the decision, or the time of the deadline that did.
     pub decided: Time,
 }
 
@@ -257,11 +259,11 @@ pub struct Settled {
     pub ticket: Ticket,
     pub guard: GuardId,
     pub outcome: Outcome,
-    /// What was read back, or what went wrong.
+    /// The values read back, or the error.
     pub detail: String,
 }
 
-/// Where the effects of one step are put, each order with a ticket of its own.
+/// Collects the effects of one step. Each order gets its own ticket.
 pub struct Outbox<'a> {
     pub tickets: &'a mut Tickets,
     pub effects: &'a mut Vec<Effect>,

@@ -1,8 +1,8 @@
-//! Bytes from containers, made safe to print.
+//! Makes bytes from containers safe to print.
 
-/// Printable text as it is; control characters, backslashes and invalid UTF-8 as `\xNN` escapes, so
-/// that a name can neither move a terminal's cursor nor forge a second line. At most `limit`
-/// bytes come out; a cut is marked with `...`.
+/// Keeps printable text, and escapes control characters, backslashes and invalid UTF-8, so that a
+/// name can neither move a terminal's cursor nor forge a second line. The result has at most
+/// `limit` bytes; a cut is marked with `...`.
 #[must_use]
 pub fn escape(bytes: &[u8], limit: usize) -> String {
     let mut out = String::new();
@@ -24,7 +24,8 @@ pub fn escape(bytes: &[u8], limit: usize) -> String {
     if out.len() > limit { cut(out, limit) } else { out }
 }
 
-/// The same for text that may have been escaped before: backslashes stay as they are, and nothing is cut.
+/// Escapes like [`escape`], for text that may already be escaped: backslashes are kept, and nothing
+/// is cut.
 #[must_use]
 pub fn visible(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -38,19 +39,21 @@ pub fn visible(text: &str) -> String {
     out
 }
 
-/// The same of at most `limit` bytes; a cut is marked with `...`.
+/// Escapes like [`visible`], to at most `limit` bytes. A cut is marked with `...`.
 #[must_use]
 pub fn visible_within(text: &str, limit: usize) -> String {
     let out = visible(text);
     if out.len() > limit { cut(out, limit) } else { out }
 }
 
-/// Bytes of a cgroup's path that are kept; Linux's `PATH_MAX`, so `/proc/PID/cgroup` shows no longer one.
+/// Longest cgroup path kept, in bytes. It is Linux's `PATH_MAX`, so `/proc/PID/cgroup` shows no
+/// longer path.
 const MAX_PATH: usize = 4096;
 
-/// A cgroup's path as text. One that reads as it is written stays so, backslashes too: systemd writes a
-/// dash within a name as `\x2d`. Any other part is escaped behind a `?`, and what is too long ends
-/// with one: such a path still begins with the cgroups above it, and names none ([`is_cgroup_path`]).
+/// Returns a cgroup's path as text. Printable names are kept, including backslashes: systemd writes
+/// a dash within a name as `\x2d`. Any other name is escaped behind a `?`, and a path that is too
+/// long is cut and ends in `/?...`. Such a path still begins with the cgroups above it, but names
+/// no cgroup ([`is_cgroup_path`]).
 #[must_use]
 pub fn cgroup_path(bytes: &[u8]) -> String {
     let mut parts = bytes.split(|byte| *byte == b'/');
@@ -58,14 +61,14 @@ pub fn cgroup_path(bytes: &[u8]) -> String {
     parts.fold(first, |path, part| cgroup_path_below(&path, part))
 }
 
-/// The same of a cgroup below one whose path is known; any depth has a bound.
+/// Returns the path of the cgroup `name` below `parent`. Its length is bounded at any depth.
 #[must_use]
 pub fn cgroup_path_below(parent: &str, name: &[u8]) -> String {
     let name = cgroup_name(name);
     if parent.len() + name.len() < MAX_PATH {
         return format!("{parent}/{name}");
     }
-    // No name is written like this.
+    // No cgroup's name is written like this.
     let is_cut = parent.ends_with("/?...");
     if is_cut { parent.to_owned() } else { format!("{parent}/?...") }
 }
@@ -77,14 +80,14 @@ fn cgroup_name(name: &[u8]) -> String {
     }
 }
 
-/// Whether a text can be opened as the path of the cgroup that it names.
+/// Returns whether `text` can be opened as the path of the cgroup that it names.
 #[must_use]
 pub fn is_cgroup_path(text: &str) -> bool {
     is_plain_path(text) && cgroup_path(text.as_bytes()) == text
 }
 
-/// Whether a path is absolute and each of its parts is a name: `/a.scope/.` would be opened as `/a.scope` and
-/// judged by another name.
+/// Returns whether a path is absolute and all its parts are names. `/a.scope/.` would be opened as
+/// `/a.scope` but checked by another name.
 #[must_use]
 pub fn is_plain_path(text: &str) -> bool {
     let is_name = |name: &str| !matches!(name, "" | "." | "..");
@@ -92,7 +95,7 @@ pub fn is_plain_path(text: &str) -> bool {
     names.is_some_and(|names| names.is_empty() || names.split('/').all(is_name))
 }
 
-/// Direction marks and zero-width characters can make a name read as another one.
+/// Returns whether `c` is a direction mark or has no width: it can make a name look like another.
 fn is_invisible(c: char) -> bool {
     matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
@@ -110,7 +113,7 @@ mod tests {
     use crate::container::container_in;
 
     #[test]
-    fn hostile_bytes_come_out_as_text() {
+    fn hostile_bytes_become_printable_text() {
         let cases: [(&[u8], &str); 6] = [
             (b"figma-mcp", "figma-mcp"),
             (b"a\nb\x1b[2J", "a\\nb\\u{1b}[2J"),
@@ -125,14 +128,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_escaped_is_not_escaped_again() {
+    fn escaped_text_is_not_escaped_again() {
         let once = escape(b"a\nb\x1b[2J", 100);
         assert_eq!(visible(&once), once);
         assert_eq!(visible("a\nb\x1b[2J"), once);
     }
 
     #[test]
-    fn the_limit_holds_and_shows() {
+    fn the_limit_is_enforced_and_a_cut_is_marked() {
         let text = escape(&[b'x'; 500], 40);
         assert_eq!(text.len(), 40);
         assert!(text.ends_with("..."));
@@ -142,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_reads_as_it_is_written_names_its_cgroup() {
+    fn a_printable_path_names_its_cgroup() {
         for path in
             ["/", "/a/b.service", r"/system-mcp\x2dserver.slice/mcp@1.service", "/caf\u{e9} 2"]
         {
@@ -152,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn any_other_path_names_no_cgroup_and_stays_below_those_above_it() {
+    fn any_other_path_names_no_cgroup_but_keeps_its_ancestors() {
         let id = "0123456789abcdef".repeat(4);
         let own = format!("/docker/{id}");
         let long = format!("/{}", "x".repeat(255)).repeat(20);
@@ -167,7 +170,7 @@ mod tests {
         }
         let deep = (0..100_000).fold(own.clone(), |path, _| cgroup_path_below(&path, b"x"));
         assert!(deep.len() <= 4096 + 5 && deep.ends_with("/x/?..."), "{}", deep.len());
-        // What was escaped is a name that a cgroup may have; that one is escaped once more.
+        // A cgroup may really have an escaped name. That name is escaped once more.
         let escaped = cgroup_path(b"/a\x1b");
         assert_ne!(cgroup_path(escaped.as_bytes()), escaped);
         let others = ["/a.scope/.", "/a/./b", "/a/../b", "/..", "/a/", "//a", "/a//b"];

@@ -1,4 +1,4 @@
-//! One guarded cgroup: what is known of it, and what is decided about it.
+//! One guarded cgroup: its state, and the decisions about it.
 
 mod episodes;
 
@@ -22,22 +22,23 @@ use crate::{
     registry::Registry,
 };
 
-/// A clamp that had nothing to lower, or was somebody else's, is decided again after this time.
+/// Delay before a clamp is decided again if it had nothing to lower, or if another process had
+/// already clamped the cgroup.
 const LEFT_ALONE: Duration = Duration::from_secs(600);
-/// What could not be given back is tried again after this time.
-const GIVE_BACK_AGAIN: Duration = Duration::from_secs(10);
-/// For so long after a clamp its effect on the processes inside is watched.
+/// Delay before a failed release is retried.
+const RELEASE_RETRY: Duration = Duration::from_secs(10);
+/// How long the processes inside are watched after a clamp.
 const CLAMP_WATCH: Duration = Duration::from_secs(30);
 const SIGABRT: u32 = 6;
 
-/// For how long a hold is ours.
+/// The period for which a hold is ours.
 #[derive(Clone, Copy, Debug)]
 pub struct Lease {
     pub since: Time,
     pub until: Time,
 }
 
-/// An order whose outcome matters.
+/// An order whose outcome the guard needs.
 #[derive(Clone, Copy, Debug)]
 enum Expected {
     Contain { response: Response, lease: Duration },
@@ -57,23 +58,24 @@ pub struct Guard {
     pub id: GuardId,
     pub name: String,
     pub terms: Terms,
-    /// What the rules of a policy are matched against; None where no policy set the terms.
+    /// Matched against the rules of a new policy; `None` if no policy set the terms.
     workload: Option<Box<Workload>>,
     pub limits: Limits,
-    /// The policy no longer names it.
+    /// The policy no longer names this guard.
     leaves: bool,
     pub refusal: Option<Refusal>,
     pub registry: Registry,
     pub rates: Rates,
-    /// Processes that came in from outside, and that were moved out.
+    /// Processes that were moved in from outside.
     pub arrivals: u64,
+    /// Processes that were moved out.
     pub departures: u64,
     pub clamp: Option<Lease>,
     pub freeze: Option<Lease>,
-    /// Orders that are not answered yet.
+    /// Orders without an outcome so far.
     under_way: BTreeMap<Ticket, Expected>,
-    /// When to try again to give back what could not be.
-    give_back_again: BTreeMap<Hold, Time>,
+    /// Earliest retry per failed release.
+    release_again: BTreeMap<Hold, Time>,
     aged: Aged,
     episodes: Episodes,
     clamp_watch: ClampWatch,
@@ -105,7 +107,7 @@ impl Guard {
             clamp: None,
             freeze: None,
             under_way: BTreeMap::new(),
-            give_back_again: BTreeMap::new(),
+            release_again: BTreeMap::new(),
             aged: Aged::default(),
             episodes: Episodes::default(),
             clamp_watch: ClampWatch::default(),
@@ -114,7 +116,8 @@ impl Guard {
         }
     }
 
-    /// Takes the kernel's totals; a grown `dropped` means that records are missing.
+    /// Takes the kernel's totals. If `dropped` has grown, records are missing and the processes are
+    /// read again.
     pub fn totals(&mut self, now: Time, totals: Totals, policy: &Policy, out: &mut Outbox<'_>) {
         if totals.dropped > self.rates.totals().dropped {
             out.push(Effect::Rescan { guard: self.id });
@@ -128,7 +131,7 @@ impl Guard {
         ];
         let detections = detections.into_iter().flatten().collect();
         self.note(now, &[Detector::Emergency, Detector::Raw], detections, &policy.respond, out);
-        self.next = Some(now); // Episodes end by silence, which nothing else announces.
+        self.next = Some(now); // Episodes end after a silence, which no other input reports.
     }
 
     pub fn exited(&mut self, pid: Pid, code: u32) {
@@ -143,7 +146,7 @@ impl Guard {
         self.clamp_watch.denials = count.saturating_sub(before);
     }
 
-    /// What became of an order.
+    /// Takes the outcome of an order.
     pub fn settled(
         &mut self,
         now: Time,
@@ -157,10 +160,10 @@ impl Guard {
                 self.contained(now, response, settled.outcome, lease, respond, out);
             }
             Some(Expected::Release(hold)) if settled.outcome == Outcome::Failed => {
-                self.give_back_again.insert(hold, now.after(GIVE_BACK_AGAIN));
+                self.release_again.insert(hold, now.after(RELEASE_RETRY));
             }
             Some(Expected::Release(hold)) => {
-                self.give_back_again.remove(&hold);
+                self.release_again.remove(&hold);
             }
             None => {}
         }
@@ -181,18 +184,19 @@ impl Guard {
             (Some(Hold::Clamp), Outcome::Done) => {
                 self.clamp = lease;
                 self.clamp_watch = ClampWatch::default();
-                // What is refused from here on is the clamp's doing.
+                // From here on, refused forks are due to the clamp.
                 out.push(Effect::ReadDenials { guard: self.id });
             }
             (_, Outcome::Failed) => {
                 self.episodes.failed(response, now.after(respond.cool_down));
             }
-            // By what ran there at that moment: a rule that stands against this guard is heard of when it
-            // ends.
+            // Refused because of a process that ran there at that moment. If a rule forbids this
+            // guard, `standing` reports when that ends.
             (_, Outcome::Refused) if self.refusal.is_none() && !self.holds(response) => {
                 self.episodes.ask_again_at(now.after(respond.cool_down), response);
             }
-            // A freeze is somebody's own, or ours and not confirmed yet.
+            // Not for a freeze: another process froze the cgroup, or we did and have no
+            // confirmation yet.
             (Some(Hold::Clamp), Outcome::NotOurs) if self.clamp.is_none() => {
                 self.episodes.ask_again_at(now.after(LEFT_ALONE), response);
             }
@@ -211,7 +215,7 @@ impl Guard {
         }
     }
 
-    /// What was refused is decided again once nothing stands against it.
+    /// Takes the current refusal. Once no rule forbids acting, refused responses are decided again.
     pub fn standing(&mut self, refusal: Option<Refusal>) {
         if self.refusal.is_some() && refusal.is_none() {
             self.episodes.act_again(|_| true);
@@ -228,8 +232,9 @@ impl Guard {
         }
     }
 
-    /// Unlike a thaw this is nobody's word on the leak: systemd and engines write the limit whenever
-    /// they apply their own settings. So a detector that still asks may clamp again, and freeze at once.
+    /// Disowns the clamp. Unlike a thaw, this says nothing about the leak: systemd and engines
+    /// write the limit whenever they apply their own settings. A detector that still asks may clamp
+    /// again after the cool-down, and may freeze at once.
     pub fn unclamped_by_other(&mut self, now: Time, respond: &Respond, out: &mut Outbox<'_>) {
         if self.clamp.take().is_some() {
             self.episodes.failed(Response::Clamp, now.after(respond.cool_down));
@@ -275,16 +280,17 @@ impl Guard {
         self.under_way.insert(ticket, Expected::Release(hold));
     }
 
-    /// The cgroup carries a mark whose time is over: it could not be given back, or its holder does not.
+    /// Releases a hold with an expired mark: an earlier release failed, or the holder did not
+    /// release it.
     pub fn overdue(&mut self, now: Time, hold: Hold, out: &mut Outbox<'_>) {
-        let is_early = self.give_back_again.get(&hold).is_some_and(|at| now < *at);
+        let is_early = self.release_again.get(&hold).is_some_and(|at| now < *at);
         if self.lease(hold).is_none() && !is_early {
             self.release(hold, End::LeaseOver, None, out);
         }
     }
 
-    /// Another policy holds. What is held stays held with the terms it began with. A guard that it does not
-    /// name is let go once nothing of it is held or under way.
+    /// Applies a new policy. Existing holds keep the terms that they began with. A guard that the
+    /// policy does not name is unguarded once it has no holds and no orders in progress.
     pub fn apply_policy(&mut self, policy: &Policy) {
         let Some(workload) = &self.workload else { return };
         let terms = policy.terms(workload);
@@ -298,11 +304,12 @@ impl Guard {
         self.seen_changes = u64::MAX;
     }
 
-    /// Gives back what is held, also what the kernel has just confirmed, and lets the guard go in the end.
+    /// Releases all holds, including one that the kernel has only just confirmed, and finally
+    /// unguards the cgroup.
     fn leave(&mut self, out: &mut Outbox<'_>) {
         self.release_all(End::Unguarded, None, out);
         let is_busy = self.limits.is_writing() || !self.under_way.is_empty();
-        if !is_busy && self.give_back_again.is_empty() {
+        if !is_busy && self.release_again.is_empty() {
             self.leaves = false;
             out.push(Effect::Unguard { guard: self.id });
         }
@@ -313,7 +320,8 @@ impl Guard {
         Rules { mode, policy: pids_limit, headroom: respond.clamp_headroom }
     }
 
-    /// No limit is written while a clamp is in force, or while nothing may be done here.
+    /// Returns false while a clamp is in force, or while a bystander rule forbids acting on this
+    /// guard.
     fn may_write_limits(&self) -> bool {
         self.clamp.is_none() && self.refusal.is_none()
     }
@@ -344,14 +352,14 @@ impl Guard {
         self.limits.facts(now, &rules, answer, seen.as_ref(), out);
     }
 
-    /// When time alone changes something.
+    /// Returns when the passing of time alone changes something.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
         let holds = [self.clamp, self.freeze].into_iter().flatten().map(|hold| hold.until).min();
         sooner(self.next, holds)
     }
 
-    /// Looks again at what may have changed since the last time.
+    /// Runs the detectors if something may have changed, and handles expired leases.
     pub fn evaluate(&mut self, now: Time, policy: &Policy, out: &mut Outbox<'_>) {
         let changed = self.seen_changes != self.registry.changes();
         if changed || self.next.is_some_and(|next| next <= now) {
@@ -371,7 +379,7 @@ impl Guard {
         }
     }
 
-    /// Warns of what `detectors` found, and orders what it asks for.
+    /// Warns about what `detectors` found, and orders the responses that they ask for.
     fn note(
         &mut self,
         now: Time,
@@ -398,7 +406,7 @@ impl Guard {
         self.episodes.forget_quiet(now);
     }
 
-    /// Orders what was decided; or a refusal, where a bystander rule stands against it.
+    /// Orders a response, or its refusal if a bystander rule forbids it.
     fn contain(
         &mut self,
         now: Time,
@@ -419,7 +427,7 @@ impl Guard {
                 response,
                 mode,
                 lease,
-                // Beside the tasks that the executor finds there.
+                // On top of the tasks that the executor finds there.
                 headroom: room_for(0, self.servers(), respond.clamp_headroom),
                 cause,
                 decided: now,
@@ -429,13 +437,13 @@ impl Guard {
         self.under_way.insert(ticket, Expected::Contain { response, lease });
     }
 
-    /// Live servers, all packages together.
+    /// Counts the live servers of all packages.
     fn servers(&self) -> u64 {
         let servers: usize = self.registry.identities().map(|(_, identity)| identity.live()).sum();
         u64::try_from(servers).unwrap_or(u64::MAX)
     }
 
-    /// Ends holds whose lease is over. A clamp is held on while its detector still asks for it.
+    /// Releases holds whose lease has ended. A clamp is renewed while a detector still asks for it.
     fn expire(&mut self, now: Time, respond: &Respond, out: &mut Outbox<'_>) {
         if self.freeze.is_some_and(|hold| hold.until <= now) {
             self.freeze = None;
@@ -452,8 +460,8 @@ impl Guard {
         }
     }
 
-    /// A clamp can break what is inside: node aborts without its thread pool, an exec'd health check
-    /// fails. The first sign of it, soon after the clamp, gives back one headroom.
+    /// Loosens a new clamp once, by one headroom, at the first sign that it breaks something
+    /// inside: node aborts without its thread pool, and an exec'd health check fails.
     fn soften(&mut self, now: Time, respond: &Respond, out: &mut Outbox<'_>) {
         let ClampWatch { denials, aborts, loosened, .. } = self.clamp_watch;
         let young = self.clamp.is_some_and(|clamp| now.since(clamp.since) < CLAMP_WATCH);
@@ -464,7 +472,7 @@ impl Guard {
         }
     }
 
-    /// Whether pids.events is of interest now.
+    /// Returns whether the clamp is so new that pids.events matters.
     #[must_use]
     pub fn clamp_is_young(&self, now: Time) -> bool {
         self.clamp.is_some_and(|clamp| now.since(clamp.since) < CLAMP_WATCH)

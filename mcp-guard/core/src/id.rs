@@ -1,10 +1,10 @@
-//! Numbers that name things, each a type of its own so that none is taken for another.
+//! Typed ids. Each id has its own type, so that one cannot be passed as another.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Types that are a number and no more: so they are shown, sent and saved.
+/// Defines types that print and serialize as their plain number.
 macro_rules! numbers {
     ($($(#[$doc:meta])* pub struct $name:ident(pub $number:ty);)*) => {$(
         $(#[$doc])*
@@ -23,20 +23,20 @@ macro_rules! numbers {
 }
 
 numbers! {
-    /// A guard's slot in the kernel's maps; reused only long after the guard is gone.
+    /// Slot of a guard in the BPF maps. A slot is reused only long after its guard is gone.
     pub struct GuardId(pub u32);
 
-    /// A process, by its number on the host; 0 where there is none.
+    /// A process, by its pid on the host. 0 means no process.
     pub struct Pid(pub u32);
 
     /// A cgroup, by the inode number of its directory.
     pub struct CgroupId(pub u64);
 
-    /// When a process started, in clock ticks since the boot.
+    /// Start time of a process, in clock ticks since boot.
     pub struct Ticks(pub u64);
 }
 
-/// Names one effect. What becomes of the effect comes back under the same ticket.
+/// Identifies one effect. The answer to the effect carries the same ticket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(u64);
 
@@ -46,7 +46,7 @@ impl fmt::Display for Ticket {
     }
 }
 
-/// Draws tickets, from 1.
+/// Issues tickets, starting at 1.
 #[derive(Clone, Debug, Default)]
 pub struct Tickets(u64);
 
@@ -57,11 +57,11 @@ impl Tickets {
     }
 }
 
-/// One request of an operator, as the agent numbers them.
+/// Number that the agent gives to one operator request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
 
-/// What an operator reads in the audit log: the run of the agent, and the ticket of the effect.
+/// Incident id in the audit log: the agent's run and the ticket of the effect.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Incident(String);

@@ -1,4 +1,4 @@
-//! What an incident is made of: why something is done, how it ends, and why a hold is given back.
+//! The parts of an incident: its cause, its outcome, and why a hold ended.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ pub enum Detector {
     /// Start burst of one identity.
     #[serde(rename = "B")]
     Burst,
-    /// Emergency growth, whatever the processes are.
+    /// Emergency growth of processes of any kind.
     #[serde(rename = "E")]
     Emergency,
     /// Raw fork rate.
@@ -22,10 +22,10 @@ pub enum Detector {
     Raw,
 }
 
-/// Why something is done, with the numbers that decided.
+/// Why something is done, with the numbers that led to the decision.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cause {
-    /// None for an operator's request.
+    /// `None` for an operator's request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detector: Option<Detector>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -35,7 +35,7 @@ pub struct Cause {
 }
 
 impl Cause {
-    /// An operator asked for it.
+    /// Returns the cause of an operator's request.
     #[must_use]
     pub fn operator() -> Self {
         Self::default()
@@ -46,19 +46,19 @@ impl Cause {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
-    /// Done and read back.
+    /// Done, and verified by reading it back.
     Done,
-    /// Observe mode or a dry run: all checks passed, the last step was left out.
+    /// Observe mode or a dry run: all checks passed, and the last step was skipped.
     WouldDo,
     /// A bystander rule forbids it.
     Refused,
-    /// The state is somebody else's: frozen or paused by another.
+    /// The state is not ours to change: for example, another process froze or paused the cgroup.
     NotOurs,
-    /// It did not work and was undone.
+    /// It failed and was undone.
     Failed,
 }
 
-/// A state of a cgroup that lasts until it is given back.
+/// A state of a cgroup that lasts until it is released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Hold {
     Clamp,
@@ -68,7 +68,7 @@ pub enum Hold {
 impl Hold {
     pub const ALL: [Self; 2] = [Self::Freeze, Self::Clamp];
 
-    /// What a response leaves in force until it is given back.
+    /// Returns the hold that a response leaves in force.
     #[must_use]
     pub fn of(response: Response) -> Option<Self> {
         match response {
@@ -94,12 +94,13 @@ impl From<Hold> for Response {
 pub enum End {
     LeaseOver,
     Operator,
-    /// The agent stops in order.
+    /// The agent shut down cleanly.
     Shutdown,
-    /// Left by an agent that did not stop in order.
+    /// Left behind by an agent that did not shut down cleanly.
     Reconcile,
-    /// Somebody else undid it.
+    /// Another process thawed it.
     ThawedByOther,
+    /// Another process overwrote the limit.
     UnclampedByOther,
     /// A new policy no longer names the guard.
     Unguarded,

@@ -1,13 +1,14 @@
-//! From a command line to the package it starts.
+//! Finds the package that a command line starts.
 //!
 //! A launcher (`npm exec`, `npx`, `uvx`, ...) fetches a package and runs it. The identity of a
-//! server is that package without its version; the process the launcher ends up running carries
-//! a bin name that may differ (`@21st-dev/magic` runs `magic`).
+//! server is that package without its version. The process that the launcher finally runs has a bin
+//! name that may differ (`@21st-dev/magic` runs `magic`).
 //!
-//! Two forms reach us: what the caller typed (`npm exec X`), and, for a `#!` script, what the
-//! kernel made of it (`/usr/bin/env node /usr/bin/npm exec X`, then `node /usr/bin/npm exec X`).
-//! Words further right in another program's argv start nothing: in
-//! `mcp-proxy --port 1 -- npx X` it is the later exec of `npx` that counts.
+//! Command lines come in two forms: as the caller typed them (`npm exec X`), and, for a `#!`
+//! script,
+//! as the kernel rewrote them (`/usr/bin/env node /usr/bin/npm exec X`, then
+//! `node /usr/bin/npm exec X`). A launcher further right in another program's argv starts nothing:
+//! in `mcp-proxy --port 1 -- npx X`, only the later exec of `npx` counts.
 
 use serde::Deserialize;
 
@@ -16,27 +17,27 @@ use crate::escape::escape;
 /// npm allows 214 bytes for a name; a git or URL specification may be longer and is cut.
 const MAX_IDENTITY: usize = 214;
 
-/// How one launcher is called.
+/// The command line syntax of one launcher.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Launcher {
     /// Base name of the program or script, without `.js`, `.cjs`, `.mjs` or `.py`.
     pub program: String,
-    /// Words that must follow, options aside: `["tool", "run"]`. Empty for `npx`.
+    /// Words that must follow the program, ignoring options: `["tool", "run"]`. Empty for `npx`.
     #[serde(default)]
     pub subcommand: Vec<String>,
-    /// Options whose value is the package; it wins over the command.
+    /// Options whose value is the package. They take precedence over the command.
     #[serde(default)]
     pub package_options: Vec<String>,
     /// Options that take a value as the next word.
     #[serde(default)]
     pub value_options: Vec<String>,
-    /// Options that mean no package is run.
+    /// Options that print information, so that no package is run.
     #[serde(default)]
     pub information_options: Vec<String>,
 }
 
-/// The grammar: built-in launchers, then those of the policy.
+/// The known launchers: those of the policy, then the built-in ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Launchers(Vec<Launcher>);
 
@@ -73,7 +74,7 @@ impl Default for Launchers {
             ("yarn", "dlx", yarn),
             ("uvx", "", uv),
             ("uv", "tool run", uv),
-            // What `uvx` execs: an internal spelling of `uv tool run`.
+            // `uvx` execs this internal spelling of `uv tool run`.
             ("uv", "tool uvx", uv),
             ("pipx", "run", pipx),
         ];
@@ -90,18 +91,18 @@ impl Default for Launchers {
     }
 }
 
-/// What a command line is, as far as launcher trees care.
+/// The part that a program plays in a launcher tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Program {
     /// Runs the package of this identity.
     Launcher(String),
-    /// Stands between a launcher and what it runs.
+    /// Runs between a launcher and the program it starts.
     Shell,
     Other,
 }
 
 impl Launchers {
-    /// The built-in table and `more`, which wins.
+    /// Returns the built-in launchers and `more`, which take precedence.
     #[must_use]
     pub fn extended_by(more: &[Launcher]) -> Self {
         let mut all = more.to_vec();
@@ -109,7 +110,8 @@ impl Launchers {
         Self(all)
     }
 
-    /// Classifies a NUL-separated argv as the kernel keeps it (`/proc/PID/cmdline`, an exec record).
+    /// Classifies a NUL-separated argv as the kernel stores it (`/proc/PID/cmdline`, an exec
+    /// record).
     #[must_use]
     pub fn classify(&self, argv: &[u8]) -> Program {
         let words = split(argv);
@@ -138,15 +140,15 @@ impl Launchers {
 enum Token<'a> {
     /// The value of a package option.
     Package(&'a str),
-    /// Help or version is asked for.
+    /// An option that asks for help or for the version.
     Information,
-    /// `--`: what follows is no option.
+    /// `--`: no options follow.
     End,
     Plain(&'a str),
 }
 
 impl Launcher {
-    /// The package that `arguments` name, where they are this launcher's.
+    /// Returns the package that `arguments` name, if they are arguments of this launcher.
     fn package<'a>(&self, arguments: &[&'a str]) -> Option<&'a str> {
         let mut words = arguments.iter().copied();
         let mut package = None;
@@ -169,9 +171,9 @@ impl Launcher {
         package.or(command).filter(|package| !package.is_empty())
     }
 
-    /// npm reads its own options on both sides of the command; all others, and npx, leave what
-    /// follows the command to the server. Only the long form: `-p 3000` is more often meant for
-    /// the server.
+    /// Returns the package that an option after the command names. Only npm reads its own options
+    /// there; npx and all others pass everything after the command to the server. Only the long
+    /// form counts, because `-p 3000` is more often meant for the server.
     fn package_behind<'a>(&self, words: impl Iterator<Item = &'a str>) -> Option<&'a str> {
         if self.program != "npm" {
             return None;
@@ -184,7 +186,7 @@ impl Launcher {
         }
     }
 
-    /// Steps over options that do not matter, with their values.
+    /// Returns the next word that matters, skipping other options and their values.
     fn next_token<'a>(&self, words: &mut impl Iterator<Item = &'a str>) -> Option<Token<'a>> {
         loop {
             let word = words.next()?;
@@ -212,7 +214,7 @@ impl Launcher {
     }
 }
 
-/// Splits at NULs. A program that renamed itself left one string with spaces and NUL padding:
+/// Splits at NULs. A program that renamed itself leaves one string with spaces and NUL padding:
 /// `npm exec figma-mcp\0\0\0`.
 fn split(argv: &[u8]) -> Vec<&str> {
     let end = argv.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
@@ -232,7 +234,8 @@ fn base_name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-/// `/usr/lib/node_modules/npm/bin/npm-cli.js` is `npm`.
+/// Returns the program's name without suffixes: `/usr/lib/node_modules/npm/bin/npm-cli.js` is
+/// `npm`.
 fn program_name(path: &str) -> &str {
     let name = base_name(path);
     let name = [".js", ".cjs", ".mjs", ".py"]
@@ -242,8 +245,8 @@ fn program_name(path: &str) -> &str {
     name.strip_suffix("-cli").filter(|name| matches!(*name, "npm" | "npx")).unwrap_or(name)
 }
 
-/// Leaves the words from the launcher on: steps over `env` and over an interpreter with its script.
-/// None where the program is no launcher for sure (`sh -c`, `node -e`).
+/// Returns the words from the launcher on, skipping `env` and the interpreter of a script. Returns
+/// `None` if the program is certainly not a launcher (`sh -c`, `node -e`).
 fn strip_interpreters<'a, 'b>(mut words: &'b [&'a str]) -> Option<&'b [&'a str]> {
     // env, an interpreter, a script: deeper nesting is not a `#!` line.
     for _ in 0..3 {
@@ -275,7 +278,8 @@ fn is_python(name: &str) -> bool {
         .is_some_and(|version| version.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.'))
 }
 
-/// The words from the first one that is neither an option nor its value nor `also`.
+/// Returns the words from the first that is not an option, an option's value, or accepted by
+/// `also`.
 fn skip_options<'a, 'b>(
     words: &'b [&'a str],
     with_value: &[&str],
@@ -295,8 +299,8 @@ fn skip_options<'a, 'b>(
     None
 }
 
-/// `@scope/name@1.2` is `@scope/name`, `name[extra]==1` is `name`. Git, path and URL specifications
-/// stay as written.
+/// Returns a package without its version: `@scope/name@1.2` is `@scope/name`, `name[extra]==1` is
+/// `name`. Git, path and URL specifications stay as written.
 fn without_version(spec: &str) -> &str {
     if stays_as_written(spec) {
         return spec;
@@ -321,8 +325,9 @@ fn stays_as_written(spec: &str) -> bool {
         || ARCHIVES.iter().any(|suffix| spec.ends_with(suffix))
 }
 
-/// The bin name of a server whose launcher is gone: `node CACHE/_npx/HASH/node_modules/.bin/BIN`.
-/// Only for processes that were there before the agent; it may differ from the package.
+/// Returns the bin name of a server whose launcher is gone:
+/// `node CACHE/_npx/HASH/node_modules/.bin/BIN`. Used only for processes whose launcher was never
+/// seen. The bin name may differ from the package.
 #[must_use]
 pub fn stranded_server(argv: &[u8]) -> Option<String> {
     let words = split(argv);

@@ -1,20 +1,20 @@
-//! The pure core of mcp-guard: inputs and the time in, effects as data out.
+//! The pure core of mcp-guard: it takes inputs and the time, and returns effects as data.
 //!
-//! Nothing in this crate reads a clock, a file or a socket, and nothing is random: the same inputs
-//! give the same effects, which is what makes `replay` of a recorded trace a true back-test.
+//! This crate reads no clock, file or socket, and uses no randomness. The same inputs always give
+//! the same effects, so replaying a recorded trace is a true back-test.
 //!
 //! ```text
 //! launcher   argv -> package identity          policy    the typed, validated policy
 //! registry   live processes and launcher trees detect    one file per detector
 //! rates      totals over time                  guard     one guarded cgroup: state and decisions
-//! machine    all guards: step(now, input)      effect    what comes in and what comes out
-//! refusal    what may never be acted upon      container cgroup path -> container
-//! replay     a recorded trace through the core status    what the operator is shown
-//! target     what an operator may name         audit     the lines of the audit log
-//! limit      a number of tasks, or none        diagnose  why a limit does not hold
-//! repair     where a limit must be written     limits    which limit a guard has, and who wins
-//! incident   why and how something is done     id        numbers that name things
-//! warnings   how many a guard may tell
+//! machine    all guards: step(now, input)      effect    inputs and effects
+//! refusal    cgroups that are never acted on   container cgroup path -> container
+//! replay     runs a trace through the core     status    guard status for operators
+//! target     parses TARGET arguments           audit     audit log lines
+//! limit      a number of tasks, or "max"       diagnose  why a limit is not in force
+//! repair     where a limit must be written     limits    which limit applies, when it is written
+//! incident   causes, outcomes and holds        id        typed ids
+//! warnings   bounds the warnings of a guard    escape    makes untrusted bytes printable
 //! ```
 #![forbid(unsafe_code)]
 

@@ -1,28 +1,29 @@
-//! A number of tasks, or none: as `pids.max` has it.
+//! A task limit as `pids.max` states it: a number, or "max".
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-/// Tasks that runc takes for a `docker exec`, and so for a health check.
+/// Tasks that runc needs for a `docker exec`, and so for a health check.
 pub const EXEC: u64 = 5;
-/// Less cannot hold a `docker exec`: runc's own tasks, and those of a health check.
+/// Smallest usable limit. A `docker exec` does not fit below it: it needs runc's own tasks and
+/// those of a health check.
 pub const LEAST: u64 = 8;
-/// What the kernel takes (`PIDS_MAX`, which is `PID_MAX_LIMIT`).
+/// Largest limit that the kernel accepts (`PID_MAX_LIMIT`).
 pub const MOST: u64 = 4_194_304;
-/// Tasks left free above those that run, unless the policy says otherwise (`clamp_headroom`).
+/// Tasks left free above those that run, unless the policy sets `clamp_headroom`.
 pub const HEADROOM: u64 = 20;
-/// Threads of libuv's pool. Node makes all of them at its first use, and aborts where it cannot.
+/// Threads in libuv's pool. Node creates all of them on first use, and aborts if it cannot.
 pub const POOL: u64 = 4;
 
-/// The limit that lets `tasks` live on, with room for the pools of `servers` that may not have made
-/// theirs. The one formula for a clamp and for what is proposed.
+/// Returns the limit that fits `tasks`, the thread pools that `servers` may still create, and
+/// `headroom`. Clamps and proposed limits both use this formula.
 #[must_use]
 pub fn room_for(tasks: u64, servers: u64, headroom: u64) -> u64 {
     tasks.saturating_add(servers.saturating_mul(POOL)).saturating_add(headroom)
 }
 
-/// A limit as the kernel writes it: a number or "max". Serialised alike.
+/// A limit as the kernel writes it: a number or "max". It serializes the same way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Limit {
     Tasks(u64),
@@ -38,7 +39,7 @@ impl Limit {
         }
     }
 
-    /// None where there is no limit.
+    /// Returns the number of tasks, or `None` for "max".
     #[must_use]
     pub fn tasks(self) -> Option<u64> {
         match self {
@@ -87,13 +88,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_number_is_less_than_none() {
+    fn every_number_is_below_max() {
         assert!(Limit::Tasks(u64::MAX) < Limit::Max);
         assert_eq!(Limit::Tasks(25).min(Limit::Max).tasks(), Some(25));
     }
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn a_limit_survives_a_round_trip() {
         for limit in [Limit::Tasks(25), Limit::Max] {
             let text = serde_json::to_string(&limit).unwrap();
             assert_eq!(serde_json::from_str::<Limit>(&text).unwrap(), limit);

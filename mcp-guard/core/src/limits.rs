@@ -1,17 +1,19 @@
-//! Holds the limit of one guard: which number is wanted, who wins where two disagree, when it is
-//! written, and in which steps. The agent and `mcp-guard repair` step the same machine.
+//! Enforces the limit of one guard: which limit is wanted, which side wins a conflict, when the
+//! limit is written, and in which steps. The agent and `mcp-guard repair` run the same state
+//! machine.
 //!
 //! | in force | against | wins |
 //! |---|---|---|
-//! | our clamp | any limit that we would write | the clamp, until it is given back |
-//! | anybody's write over our clamp | our clamp | theirs; it is clamped again after the cool-down if a detector still asks |
+//! | our clamp | any limit that we would write | the clamp, until it is released |
+//! | a write over our clamp | our clamp | the write; a detector may clamp again after the cool-down |
 //! | an operator's request | the policy | the request, until the policy's number changes |
-//! | the policy | what the engine keeps | the policy |
-//! | a lower number | the wanted one, but not a `repair` | the lower one: it is somebody's brake |
-//! | a third reversion within an hour | the wanted one | nobody: it is left alone, and said |
+//! | the policy | the limit that the engine stores | the policy |
+//! | a lower limit | the wanted limit, except one from `repair` | the lower one: it is another tool's brake |
+//! | a third reversion within an hour | the wanted limit | the reversion: it is recorded and left alone |
 //!
-//! The guard keeps looks from here while a clamp is in force. What takes time (facts, an engine, systemd)
-//! is asked for by an effect, and comes back as an input.
+//! While a clamp is in force, the guard passes no observed limits to this module. Slow work
+//! (reading facts, asking an engine or systemd) is requested with an effect and answered with an
+//! input.
 
 mod pacing;
 pub mod requests;
@@ -33,7 +35,7 @@ use crate::{
     repair::{self, Next, Plan, Wanted, Write},
 };
 
-/// What applies to a limit besides what is seen of it.
+/// The mode and the policy settings that apply to a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
     pub mode: Mode,
@@ -43,25 +45,25 @@ pub struct Rules {
     pub headroom: u64,
 }
 
-/// Whose limit is held.
+/// Whether a limit is kept in force, or written once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Aim {
-    /// The agent holds whatever is wanted for as long as the guard lasts.
+    /// The agent keeps the wanted limit in force for as long as the guard exists.
     Hold,
-    /// `repair` writes one limit, and ends.
+    /// `repair` writes one limit and ends.
     Once {
         limit: u64,
         force: bool,
-        /// The request is stored, so that a later one replaces it.
+        /// The request is stored, so a later request replaces it.
         stored: bool,
     },
 }
 
-/// What the writes of a plan come to.
+/// The state that a plan's writes lead to.
 #[derive(Clone, Debug)]
 enum Then {
     Step(u64),
-    /// The limit; `kept`: its owner keeps it.
+    /// The wanted limit. `kept`: its owner stores it.
     Reached {
         limit: u64,
         kept: bool,
@@ -72,7 +74,7 @@ enum Then {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ended {
     Reached,
-    /// Says why.
+    /// The reason.
     Failed(String),
 }
 
@@ -83,36 +85,37 @@ pub struct Limits {
     pacing: Pacing,
     declared: Option<u64>,
     request: Option<LimitRequest>,
-    /// When the last request was made that was looked at.
-    heard: Option<Duration>,
-    /// What the policy said when the request was made, or when it was first seen.
+    /// When the last request seen was made.
+    noted_request: Option<Duration>,
+    /// The policy's limit when the request was made, or when the request was first seen.
     policy_then: Option<u64>,
-    /// The request that a change of the policy has ended, by its time.
+    /// Time of the request that a policy change has ended.
     outdated: Option<Duration>,
     reading: Option<Ticket>,
     writing: Option<Ticket>,
-    /// What is still to be written after the write that is under way, and what that comes to.
+    /// Writes that follow the one in progress, and the state that they lead to.
     waiting: VecDeque<Write>,
     then: Option<Then>,
-    /// The agent's: the last plan, while it had nothing to write until tasks end. `repair`'s: the last that
-    /// could be made.
+    /// In the agent: the last plan, kept while it can write nothing until tasks end. In `repair`:
+    /// the last plan that could be made.
     plan: Option<Plan>,
     reason: String,
-    /// It was said that its facts cannot be read.
-    said_unread: bool,
-    /// An agent lowers the limit; `repair` only looks on.
+    /// The log already reports that the facts cannot be read.
+    logged_unread: bool,
+    /// An agent lowers the limit, and `repair` only watches.
     follows: bool,
     ended: Option<Ended>,
 }
 
 impl Limits {
-    /// The agent's.
+    /// Creates the state machine for the agent.
     #[must_use]
     pub fn new(guard: GuardId) -> Self {
         Self::aiming(guard, Aim::Hold, Pacing::default())
     }
 
-    /// `repair`'s. `stored`: the request is stored where an agent and a later `repair` find it.
+    /// Creates the state machine for `repair`. `stored`: the request is stored where an agent and a
+    /// later `repair` find it.
     #[must_use]
     pub fn once(guard: GuardId, limit: u64, force: bool, stored: bool) -> Self {
         Self::aiming(guard, Aim::Once { limit, force, stored }, Pacing::insisting())
@@ -125,7 +128,7 @@ impl Limits {
             pacing,
             declared: None,
             request: None,
-            heard: None,
+            noted_request: None,
             policy_then: None,
             outdated: None,
             reading: None,
@@ -134,13 +137,14 @@ impl Limits {
             then: None,
             plan: None,
             reason: String::new(),
-            said_unread: false,
+            logged_unread: false,
             follows: false,
             ended: None,
         }
     }
 
-    /// An operator's word, else the policy's, else the engine's.
+    /// Returns the wanted limit. In the agent: the operator's request, else the policy's limit,
+    /// else the limit that the engine stores.
     #[must_use]
     pub fn wanted(&self, policy: Option<u64>) -> Option<u64> {
         match self.aim {
@@ -149,48 +153,50 @@ impl Limits {
         }
     }
 
-    /// The same with the request that is stored at this moment, which may be newer than the last look.
+    /// Returns the wanted limit, given the request that is stored now. It may be newer than the
+    /// last one seen.
     #[must_use]
     pub fn wanted_now(&self, policy: Option<u64>, stored: Option<LimitRequest>) -> Option<u64> {
-        let is_new = |request: &LimitRequest| Some(request.at) != self.heard;
+        let is_new = |request: &LimitRequest| Some(request.at) != self.noted_request;
         match stored.filter(is_new) {
             Some(request) => Some(request.limit),
             None => self.wanted(policy),
         }
     }
 
-    /// It is not in force, and nothing is done about it.
+    /// Returns whether the limit is not in force and mcp-guard no longer tries to restore it.
     #[must_use]
     pub fn is_left(&self) -> bool {
         self.pacing.has_stopped()
     }
 
-    /// The last step on the way down.
+    /// Returns the last step on the way down.
     #[must_use]
     pub fn step(&self) -> Option<u64> {
         self.pacing.step()
     }
 
-    /// How `repair` ended; None while it goes on.
+    /// Returns how `repair` ended, or `None` while it runs.
     #[must_use]
     pub fn ended(&self) -> Option<&Ended> {
         self.ended.as_ref()
     }
 
-    /// The last plan that `repair` made; None before the first.
+    /// Returns the last plan that `repair` made, or `None` before the first.
     #[must_use]
     pub fn plan(&self) -> Option<&Plan> {
         self.plan.as_ref()
     }
 
-    /// Whether `repair` leaves the work to an agent.
+    /// Returns whether `repair` leaves the work to an agent.
     #[must_use]
     pub fn follows(&self) -> bool {
         self.follows
     }
 
-    /// Another policy holds. Its headroom makes another plan. In another mode, what was left alone is
-    /// looked into again, and what was to be written next is decided again.
+    /// Reacts to a new policy. The plan is dropped because the headroom may differ. If the mode
+    /// changed, a limit that was left alone is checked again, and pending writes are dropped and
+    /// decided again.
     pub fn policy_changed(&mut self, other_mode: bool) {
         self.plan = None;
         if other_mode {
@@ -200,20 +206,20 @@ impl Limits {
         }
     }
 
-    /// Whether the owner of the limit is asked to write it.
+    /// Returns whether a write of the limit is in progress.
     #[must_use]
     pub fn is_writing(&self) -> bool {
         self.writing.is_some()
     }
 
-    /// What the engine keeps.
+    /// Takes the limit that the engine stores.
     pub fn declare(&mut self, limit: Option<u64>) {
         self.declared = limit;
     }
 
     pub fn look(&mut self, now: Time, rules: &Rules, seen: &SeenLimit, out: &mut Outbox<'_>) {
         match self.aim {
-            Aim::Hold => self.hear(rules, seen, out),
+            Aim::Hold => self.note_request(rules, seen, out),
             Aim::Once { limit, stored, .. } => {
                 if self.is_replaced(limit, stored, seen) || self.leaves_it_to_an_agent(limit, seen)
                 {
@@ -236,8 +242,9 @@ impl Limits {
         out.push(Effect::ReadFacts { guard: self.guard, ticket });
     }
 
-    /// While an agent lowers the limit, `repair` waits for it to be reached. A lower one is not the agent's
-    /// doing for this request, so that it is written from here.
+    /// While an agent lowers the limit, `repair` waits until it is reached. A limit below the
+    /// requested one does not come from the agent's work on this request, so `repair` writes the
+    /// limit itself.
     fn leaves_it_to_an_agent(&mut self, limit: u64, seen: &SeenLimit) -> bool {
         if !self.follows {
             return false;
@@ -257,8 +264,8 @@ impl Limits {
             && plan.next(tasks, seen.in_force, self.pacing.step()) == Next::Wait
     }
 
-    /// The answer to [`Effect::ReadFacts`]. `seen` is None where nothing may be written now, or where
-    /// the limit in force cannot be read.
+    /// Takes the answer to [`Effect::ReadFacts`]. `seen` is `None` if nothing may be written now,
+    /// or if the limit in force cannot be read.
     pub fn facts(
         &mut self,
         now: Time,
@@ -267,23 +274,24 @@ impl Limits {
         seen: Option<&SeenLimit>,
         out: &mut Outbox<'_>,
     ) {
-        // A slot may have another guard by the time that its facts are there.
+        // By the time facts arrive, the slot may belong to another guard.
         if self.reading != Some(ticket) {
             return;
         }
         self.reading = None;
         if let (Aim::Hold, Some(seen)) = (self.aim, seen) {
-            // A request that was made meanwhile is the one to plan for.
-            self.hear(rules, seen, out);
+            // Plan for a request that was made in the meantime.
+            self.note_request(rules, seen, out);
         }
         match (facts, seen) {
             (Ok(facts), Some(seen)) => self.repair(now, rules, &facts, seen, out),
-            (Ok(_), None) => self.failed(now, "its limit cannot be read or written now"),
+            (Ok(_), None) => self.failed(now, "the limit cannot be read or written now"),
             (Err(why), seen) => self.unread(now, rules, &why, seen, out),
         }
     }
 
-    /// The agent tries again later. `repair` goes on as planned before.
+    /// Handles facts that cannot be read. The agent tries again later; `repair` continues with its
+    /// last plan.
     fn unread(
         &mut self,
         now: Time,
@@ -292,8 +300,8 @@ impl Limits {
         seen: Option<&SeenLimit>,
         out: &mut Outbox<'_>,
     ) {
-        if !mem::replace(&mut self.said_unread, true) {
-            self.log(format!("what holds its limit cannot be read: {why}"), out);
+        if !mem::replace(&mut self.logged_unread, true) {
+            self.log(format!("cannot read the facts about the limit: {why}"), out);
         }
         match (self.aim, self.plan.clone(), seen) {
             (Aim::Once { .. }, Some(plan), Some(seen)) => {
@@ -316,7 +324,7 @@ impl Limits {
             let declared = container.pids_limit.and_then(|limit| u64::try_from(limit).ok());
             self.declare(declared.filter(|limit| *limit > 0));
         }
-        self.said_unread = false;
+        self.logged_unread = false;
         let wanted = self.wanted(rules.policy);
         let ruling = self.pacing.judge(now, wanted, seen.in_force);
         let (Some(limit), Ruling::Repair | Ruling::GiveUp) = (wanted, ruling) else { return };
@@ -328,18 +336,20 @@ impl Limits {
         let wanted = Wanted { limit: Some(limit), force, headroom: rules.headroom };
         let unread = unit_unread(facts).map(ToString::to_string);
         match (repair::plan(facts, wanted), self.plan.clone(), unread) {
-            // The record names what cannot be written.
+            // Without a plan, the audit record names a plain `pids.max` write as the one that is
+            // not made.
             (Err(_), _, _) if ruling == Ruling::GiveUp => {
                 self.leave(Outcome::NotOurs, vec![Write::PidsMax { limit }], out);
             }
-            // Only `repair` has a former plan here. Its owner answered then.
+            // Only `repair` has an earlier plan here. The owner could be read when that plan was
+            // made.
             (Err(Refused(why)), Some(plan), _) | (Ok(_), Some(plan), Some(why)) => {
-                self.log(format!("no new plan can be made: {why}; the former one holds"), out);
+                self.log(format!("cannot make a new plan: {why}; keeping the last one"), out);
                 self.carry_out(now, rules.mode, ruling, plan, seen, out);
             }
             (Ok(plan), _, _) => self.carry_out(now, rules.mode, ruling, plan, seen, out),
             (Err(Refused(why)), None, _) => {
-                self.log(format!("its limit is not in force and not repaired: {why}"), out);
+                self.log(format!("the limit is not in force and cannot be repaired: {why}"), out);
                 self.failed(now, &why);
             }
         }
@@ -355,10 +365,10 @@ impl Limits {
         out: &mut Outbox<'_>,
     ) {
         let Some(tasks) = seen.tasks else {
-            return self.failed(now, "its tasks cannot be counted");
+            return self.failed(now, "the tasks of the cgroup cannot be counted");
         };
         if matches!(self.aim, Aim::Once { .. }) {
-            // For the case that no facts can be read later.
+            // Used if the facts cannot be read later.
             self.plan = Some(plan.clone());
         }
         let next = plan.next(tasks, seen.in_force, self.pacing.step());
@@ -399,13 +409,13 @@ impl Limits {
         }
     }
 
-    /// All checks and both records of writes that are not made.
+    /// Orders the checks and the audit records of `writes`, but not the writes themselves.
     fn leave(&mut self, outcome: Outcome, writes: Vec<Write>, out: &mut Outbox<'_>) {
         let reason = mem::take(&mut self.reason);
         let detail = match outcome {
-            Outcome::WouldDo => "observe mode or a dry run: nothing is written".to_owned(),
+            Outcome::WouldDo => "observe mode or dry run: nothing is written".to_owned(),
             Outcome::Done | Outcome::Refused | Outcome::NotOurs | Outcome::Failed => {
-                format!("undone three times within an hour: {reason}; left as it is")
+                format!("undone three times within an hour: {reason}; not restored again")
             }
         };
         for write in writes {
@@ -449,8 +459,7 @@ impl Limits {
                     self.ended = Some(Ended::Reached);
                 }
             }
-            // The policy changed while it was written.
-            None => self.failed(now, "it is decided again"),
+            None => self.failed(now, "the policy changed during the write"),
         }
     }
 

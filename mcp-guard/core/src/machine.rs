@@ -15,8 +15,8 @@ use crate::{
     status::GuardStatus,
 };
 
-/// All guards. The only way in is [`Core::step`]; it cannot fail, and an input for a guard that is
-/// gone does nothing.
+/// The state of all guards. Inputs enter through [`Core::step`], which cannot fail. An input for a
+/// guard that is gone does nothing.
 #[derive(Clone, Debug)]
 pub struct Core {
     policy: Policy,
@@ -42,7 +42,7 @@ impl Core {
         self.guards.get(&id)
     }
 
-    /// When [`Input::Tick`] is due at the latest.
+    /// Returns when the next [`Input::Tick`] is due at the latest.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
         self.guards.values().fold(None, |next, guard| sooner(next, guard.next_deadline()))
@@ -53,8 +53,8 @@ impl Core {
         self.status_with(now, |_| None)
     }
 
-    /// The same with the kernel's totals as they are now, where they can be read. Nothing is decided by
-    /// them.
+    /// Returns the status with the kernel's current totals, if `totals` can read them. They affect
+    /// no decision.
     #[must_use]
     pub fn status_with(
         &self,
@@ -68,7 +68,7 @@ impl Core {
         self.guards.values().map(status).collect()
     }
 
-    /// Everything we hold, to be given back in an orderly end.
+    /// Releases all our holds, for a clean end of the agent.
     pub fn release_all(&mut self, end: End, effects: &mut Vec<Effect>) {
         let mut out = Outbox { tickets: &mut self.tickets, effects };
         for guard in self.guards.values_mut() {
@@ -125,7 +125,8 @@ impl Core {
         }
     }
 
-    /// The kernel says where a process went, the registries know where it was.
+    /// Moves a process between guards. The kernel reports only where it went; the registries know
+    /// where it was.
     fn attach(
         &mut self,
         now: Time,
@@ -149,7 +150,7 @@ impl Core {
     }
 }
 
-/// Hands one input to the guard it is for.
+/// Passes one input to its guard.
 fn feed(
     guard: &mut Guard,
     now: Time,

@@ -1,5 +1,5 @@
-//! The policy file, typed and validated. An unknown key is an error: a typo must not silently turn
-//! a protection off.
+//! The policy file, typed and validated. An unknown key is an error, because a typo must not
+//! silently turn off a protection.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -16,7 +16,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// Everything up to the last step, which is recorded and not done.
+    /// Do everything up to the last step, which is recorded but not done.
     #[default]
     Observe,
     Enforce,
@@ -31,7 +31,7 @@ impl fmt::Display for Mode {
     }
 }
 
-/// What can be done about a guard, mildest first: the order is the ladder.
+/// Responses to a detection, mildest first. The order is that of escalation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Response {
@@ -55,11 +55,11 @@ impl fmt::Display for Response {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
-    /// The mode of guards that name none.
+    /// The mode of rules that name none.
     pub mode: Mode,
     pub detect: Detect,
     pub respond: Respond,
-    /// First match wins. Without any, every container is guarded.
+    /// The first match applies. Without any rule, every container is guarded.
     pub guard: Vec<Rule>,
     pub launcher: Vec<Launcher>,
 }
@@ -103,15 +103,15 @@ impl Default for Duplicates {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Burst {
-    /// Starts within 10 s that warn.
+    /// Number of starts within 10 s that causes a warning.
     pub warn_10s: usize,
-    /// Starts within 60 s that warn.
+    /// Number of starts within 60 s that causes a warning.
     pub warn_60s: usize,
-    /// Live trees of this age that turn the warning into an action.
+    /// Number of live trees, at least `survivor_age` old, that turns the warning into an action.
     pub survivors: usize,
     #[serde(with = "humantime_serde")]
     pub survivor_age: Duration,
-    /// Starts in each second of `act_for` that act without survivors.
+    /// Number of starts in each second of `act_for` that causes an action without survivors.
     pub act_rate: usize,
     #[serde(with = "humantime_serde")]
     pub act_for: Duration,
@@ -132,7 +132,7 @@ impl Default for Burst {
     }
 }
 
-/// E: growth of live processes, whatever they are.
+/// E: growth of live processes of any kind.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Emergency {
@@ -158,7 +158,7 @@ impl Default for Emergency {
     }
 }
 
-/// R: raw process forks. Warns only: innocent work forks faster than any leak.
+/// R: raw process forks. It only warns, because harmless work forks faster than any leak.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Raw {
@@ -178,14 +178,15 @@ impl Default for Raw {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Respond {
-    /// Tasks a clamp leaves free above those that exist.
+    /// Tasks that a clamp leaves free above those that exist.
     pub clamp_headroom: u64,
     #[serde(with = "humantime_serde")]
     pub clamp_lease: Duration,
     #[serde(with = "humantime_serde")]
     pub freeze_lease: Duration,
-    /// After a thaw by somebody else, or a limit of theirs over our clamp, how long no detector acts on the
-    /// guard; after an action that failed or was refused, how long who asked for it does not ask again.
+    /// How long no detector acts on the guard after an operator or another process thawed it. Also
+    /// how long a response is not repeated after it failed, after it was refused, or after another
+    /// process overwrote our clamp.
     #[serde(with = "humantime_serde")]
     pub cool_down: Duration,
 }
@@ -201,38 +202,39 @@ impl Default for Respond {
     }
 }
 
-/// Which cgroups are guarded, and how. Every key that is given must match.
+/// Which cgroups are guarded, and how. Every given key must match.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     /// Container name; `*` and `?` match anything.
     #[serde(default)]
     pub name: Option<Pattern>,
-    /// Image as the container was started from; `*` and `?` match anything.
+    /// Image that the container was started from; `*` and `?` match anything.
     #[serde(default)]
     pub image: Option<Pattern>,
     /// `KEY` or `KEY=VALUE`; `*` and `?` match anything in the value.
     #[serde(default)]
     pub label: Option<String>,
-    /// Absolute path in the cgroup tree, for what no engine knows.
+    /// Absolute path in the cgroup tree, for workloads that no engine knows.
     #[serde(default)]
     pub cgroup: Option<String>,
     #[serde(default)]
     pub mode: Option<Mode>,
-    /// The highest rung of the ladder that detectors may use here.
+    /// The strongest response that detectors may use here.
     #[serde(default = "default_highest")]
     pub highest: Response,
-    /// The limit to hold, whatever the engine keeps; without it, what the engine keeps.
+    /// The limit to enforce, even if the engine stores another one. Without it, the engine's limit
+    /// is enforced.
     #[serde(default)]
     pub pids_limit: Option<u64>,
 }
 
-/// kill must be named.
+/// The default is not `kill`, which must be named.
 fn default_highest() -> Response {
     Response::Freeze
 }
 
-/// A name with `*` and `?`.
+/// A name pattern with `*` and `?`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(from = "String")]
 pub struct Pattern(WildMatch);
@@ -243,7 +245,7 @@ impl From<String> for Pattern {
     }
 }
 
-/// What a rule is matched against: a container, or a cgroup that no engine knows.
+/// The subject that rules are matched against: a container, or a cgroup that no engine knows.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Workload {
     pub name: String,
@@ -252,16 +254,16 @@ pub struct Workload {
     pub cgroup: String,
 }
 
-/// What applies to one guard.
+/// The part of the policy that applies to one guard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
     pub mode: Mode,
     pub highest: Response,
-    /// The limit to hold, where the policy names one.
+    /// The limit to enforce, if the policy names one.
     pub pids_limit: Option<u64>,
 }
 
-/// Why a policy is refused. The text shows line and place where the file is at fault.
+/// Why a policy is rejected. The text shows line and position if a part of the file is at fault.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{0}")]
@@ -272,14 +274,15 @@ pub enum Error {
 
 impl Policy {
     /// # Errors
-    /// Syntax, unknown keys, wrong types, and values that contradict each other.
+    /// If the text has a syntax error, an unknown key, a wrong type, or values that contradict each
+    /// other.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let policy: Self = toml::from_str(text)?;
         policy.validate().map_err(Error::Meaning)?;
         Ok(policy)
     }
 
-    /// The terms for a workload, None where it is not guarded.
+    /// Returns the terms for a workload, or `None` if it is not guarded.
     #[must_use]
     pub fn terms(&self, workload: &Workload) -> Option<Terms> {
         if self.guard.is_empty() {
@@ -304,7 +307,7 @@ impl Policy {
             ("detect.raw.warn", usize::try_from(raw.warn).unwrap_or(usize::MAX)),
         ];
         if let Some((key, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
-            return Err(format!("{key} = 0 would fire without a cause; the least is 1"));
+            return Err(format!("{key} = 0 would fire without a cause; use at least 1"));
         }
         if duplicates.act < duplicates.warn || emergency.act < emergency.warn {
             return Err("act is below warn: a detector warns before it acts".to_owned());
@@ -356,7 +359,8 @@ impl Rule {
         }
         match &self.cgroup {
             Some(path) if !is_plain_path(path) => Err(format!(
-                "guard cgroup {path:?} must be an absolute path without \".\", \"..\", \"//\" or a last \"/\""
+                "guard cgroup {path:?} must be an absolute path without \".\", \"..\", \"//\" or a \
+                 trailing \"/\""
             )),
             _ => Ok(()),
         }

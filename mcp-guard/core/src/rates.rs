@@ -1,4 +1,4 @@
-//! Totals over time: how much a guard did in the last second, ten seconds, minute.
+//! Totals over time: a guard's activity in the last second, ten seconds and minute.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -22,15 +22,15 @@ pub struct PerSecond {
 }
 
 impl PerSecond {
-    /// Fills the three windows from `rate`, which gets a window's length.
+    /// Computes the three windows. `rate` gets the length of a window.
     pub fn of(rate: impl Fn(Duration) -> f64) -> Self {
         let over = |seconds| (rate(Duration::from_secs(seconds)) * 100.0).round() / 100.0;
         Self { one: over(1), ten: over(10), sixty: over(60) }
     }
 }
 
-/// Samples of a guard's totals, one a second. Totals only grow, so a lost record or a late sample
-/// shifts a rate in time but loses no fork.
+/// Samples of a guard's totals, one per second. Totals only grow, so a lost record or a late sample
+/// delays a rate but loses no fork.
 #[derive(Clone, Debug, Default)]
 pub struct Rates {
     samples: VecDeque<(Time, Totals)>,
@@ -38,7 +38,7 @@ pub struct Rates {
 }
 
 impl Rates {
-    /// Takes new totals. True where a second has passed and a sample was kept.
+    /// Takes new totals. Returns true if a second has passed and a sample was kept.
     pub fn add(&mut self, now: Time, totals: Totals) -> bool {
         self.latest = Some((now, totals));
         if self.samples.back().is_some_and(|(at, _)| now.since(*at) < SAMPLE_EVERY) {
@@ -56,8 +56,8 @@ impl Rates {
         self.latest.map_or_else(Totals::default, |(_, totals)| totals)
     }
 
-    /// Growth within the last `window`, divided by its length. Samples are a second apart, so the
-    /// window reaches back to the first sample inside it.
+    /// Returns the growth within the last `window`, divided by its length. Samples are a second
+    /// apart, so growth is counted from the first sample inside the window.
     #[must_use]
     pub fn per_second(&self, window: Duration, field: impl Fn(&Totals) -> u64) -> f64 {
         let Some((now, latest)) = self.latest else { return 0.0 };
@@ -67,7 +67,8 @@ impl Rates {
         field(&latest).saturating_sub(field(then)) as f64 / window.as_secs_f64()
     }
 
-    /// For how many of the newest seconds in a row `field` grew by at least `rate` each.
+    /// Returns for how many seconds in a row, up to the newest, `field` grew by at least `rate`
+    /// each.
     #[must_use]
     pub fn seconds_at(&self, rate: u64, field: impl Fn(&Totals) -> u64) -> u64 {
         let mut run = Duration::ZERO;

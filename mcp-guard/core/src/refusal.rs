@@ -1,5 +1,5 @@
-//! What may never be acted upon, whoever asks. Checked when a guard begins and again, on facts
-//! read anew, right before each action.
+//! The bystander rules: cgroups that are never acted on, no matter who asks. They are checked when
+//! a guard begins, and again on fresh facts right before each action.
 
 use std::fmt;
 
@@ -7,28 +7,28 @@ use serde::{Deserialize, Serialize};
 
 use crate::{container::container_in, id::Pid};
 
-/// What the rules look at. Paths are in the unified hierarchy, `/` first.
+/// The facts that the rules check. Paths are in the unified hierarchy and begin with `/`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BystanderFacts {
     pub path: String,
-    /// Paths of the cgroups below it.
+    /// Paths of all cgroups below `path`.
     pub descendants: Vec<String>,
-    /// The cgroup the agent itself is in.
+    /// The agent's own cgroup.
     pub own: String,
     pub holds_pid_1: bool,
     pub holds_the_agent: bool,
-    /// Processes of an engine, shim, monitor or kubelet in it: pid and name.
+    /// Engine, shim, monitor and kubelet processes in the cgroup: pid and name.
     pub engine_processes: Vec<(Pid, String)>,
 }
 
-/// Why nothing is done. The text completes "refused: ".
+/// Why a cgroup is not acted on. The text completes "refused: ".
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Refusal {
     RootCgroup,
     OwnCgroup,
     HoldsPid1,
-    /// init.scope, a session scope or user@.service, or a cgroup that has one below it.
+    /// init.scope, a session scope or user@.service, or a cgroup above one of these.
     LoginOrInit {
         unit: String,
     },
@@ -44,23 +44,23 @@ pub enum Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::RootCgroup => write!(f, "it is the root cgroup, which holds the whole host"),
+            Self::RootCgroup => write!(f, "it is the root cgroup, which contains the whole host"),
             Self::OwnCgroup => write!(f, "mcp-guard itself runs in it"),
-            Self::HoldsPid1 => write!(f, "it holds PID 1"),
+            Self::HoldsPid1 => write!(f, "it contains PID 1"),
             Self::LoginOrInit { unit } => {
-                write!(f, "{unit} (init, a login session or a user manager) is in it")
+                write!(f, "it contains {unit} (init, a login session or a user manager)")
             }
             Self::HoldsEngine { pid, name } => {
-                write!(f, "it holds process {pid} ({name}), which runs containers")
+                write!(f, "it contains process {pid} ({name}), which runs containers")
             }
             Self::SeveralContainers { count } => {
-                write!(f, "it holds {count} containers side by side; name one of them")
+                write!(f, "it contains {count} containers side by side; name one of them")
             }
         }
     }
 }
 
-/// Programs that run containers; names as in `/proc/PID/comm`, which keeps 15 bytes.
+/// Programs that run containers. Names are as in `/proc/PID/comm`, which keeps 15 bytes.
 pub const ENGINES: [&str; 9] = [
     "dockerd",
     "containerd",
@@ -73,7 +73,7 @@ pub const ENGINES: [&str; 9] = [
     "docker-proxy",
 ];
 
-/// The first rule that stands against acting on a cgroup.
+/// Returns the first rule that forbids acting on a cgroup.
 #[must_use]
 pub fn refusal(facts: &BystanderFacts) -> Option<Refusal> {
     let path = facts.path.trim_end_matches('/');
@@ -87,7 +87,7 @@ pub fn refusal(facts: &BystanderFacts) -> Option<Refusal> {
         return Some(Refusal::OwnCgroup);
     }
     let whole_tree = || std::iter::once(path).chain(facts.descendants.iter().map(String::as_str));
-    // A container may run a systemd of its own: what is below a container belongs to it.
+    // A container may run its own systemd: cgroups below a container belong to it.
     let outside_containers = || whole_tree().filter(|path| container_in(path).is_none());
     if let Some(unit) = outside_containers().find_map(login_or_init) {
         return Some(Refusal::LoginOrInit { unit: unit.to_owned() });
@@ -110,7 +110,7 @@ fn is_below(path: &str, ancestor: &str) -> bool {
     path.strip_prefix(ancestor).is_some_and(|rest| rest.starts_with('/'))
 }
 
-/// The last part of `path` where it is one of the units that hold people or init.
+/// Returns the last component of `path` if it is a unit of init, a login session or a user manager.
 fn login_or_init(path: &str) -> Option<&str> {
     let name = path.rsplit('/').next()?;
     let session = name.starts_with("session-") && name.ends_with(".scope");
@@ -144,7 +144,7 @@ mod tests {
         assert_eq!(verdict("", &[]), Some(Refusal::RootCgroup));
         assert_eq!(verdict("/system.slice/mcp-guard.service", &[]), Some(Refusal::OwnCgroup));
         assert_eq!(verdict("/system.slice", &[]), Some(Refusal::OwnCgroup), "an ancestor");
-        assert_eq!(verdict("/system.slice/mcp", &[]), None, "a name that only begins alike");
+        assert_eq!(verdict("/system.slice/mcp", &[]), None, "only a common prefix");
         let agent_inside = BystanderFacts { holds_the_agent: true, ..facts("/x", &[]) };
         assert_eq!(refusal(&agent_inside), Some(Refusal::OwnCgroup));
         let init_inside = BystanderFacts { holds_pid_1: true, ..facts("/x", &[]) };
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn people_and_init_are_safe() {
+    fn login_sessions_and_init_are_safe() {
         let login = |unit: &str| Some(Refusal::LoginOrInit { unit: unit.to_owned() });
         assert_eq!(verdict("/init.scope", &[]), login("init.scope"));
         let session = "/user.slice/user-0.slice/session-3.scope";
@@ -162,18 +162,18 @@ mod tests {
         assert_eq!(verdict(manager, &[]), login("user@1000.service"));
         assert_eq!(verdict("/user.slice/user-1000.slice", &[manager]), login("user@1000.service"));
         let below = format!("{manager}/app.slice/mcp.service");
-        assert_eq!(verdict(&below, &[]), None, "a user's own service is a fair target");
+        assert_eq!(verdict(&below, &[]), None, "a user's own service may be acted on");
     }
 
     #[test]
-    fn what_runs_containers_is_safe() {
+    fn processes_that_run_containers_are_safe() {
         let mut engine = facts("/x", &[]);
         engine.engine_processes = vec![(Pid(7), "containerd-shim".to_owned())];
         assert!(matches!(refusal(&engine), Some(Refusal::HoldsEngine { pid: Pid(7), .. })));
     }
 
     #[test]
-    fn containers_side_by_side_are_safe_and_nested_ones_belong_to_theirs() {
+    fn sibling_containers_are_safe_and_nested_ones_belong_to_the_outer_one() {
         assert_eq!(verdict("/docker", &[A, B]), Some(Refusal::SeveralContainers { count: 2 }));
         assert_eq!(verdict(A, &[]), None);
         assert_eq!(verdict(A, &[&format!("{A}{A}"), &format!("{A}{B}")]), None, "docker in docker");

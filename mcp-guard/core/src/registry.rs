@@ -1,8 +1,8 @@
 //! The live processes of one guard and the launcher trees they form.
 //!
-//! A tree is one start of a launcher with everything it became: its re-execs, its shells, the
-//! server at its end. It lives as long as any of its processes does, because a server outlives
-//! the launcher that is killed above it.
+//! A tree is one start of a launcher with everything it became: its re-execs, its shells, and the
+//! server at the end. A tree lives as long as any of its processes, because a server can outlive a
+//! killed launcher.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -15,18 +15,19 @@ use crate::{
     launcher::{Launchers, Program, stranded_server},
 };
 
-/// Processes kept per guard; the kernel's own default for a whole host is 32,768.
+/// Maximum number of processes tracked per guard. The kernel's default for a whole host is 32,768.
 pub const MAX_PROCESSES: usize = 65_536;
-/// Identities told apart per guard; more share the name [`OTHER_IDENTITIES`], and are not acted upon: they
-/// are no one package.
+/// Maximum number of identities tracked separately per guard. All others share the name
+/// [`OTHER_IDENTITIES`] and are not acted on, because they are not a single package.
 pub const MAX_IDENTITIES: usize = 1024;
-/// Start times kept per identity, for rates over the last minute.
+/// Maximum number of start times kept per identity, for rates over the last minute.
 pub const MAX_STARTS: usize = 4096;
 /// How long a start counts towards a rate.
 pub const STARTS_KEPT: Duration = Duration::from_secs(60);
 pub const OTHER_IDENTITIES: &str = "(other)";
 
-/// Kernel clock ticks of `/proc/PID/stat`: 100 a second on every architecture (`USER_HZ`).
+/// Nanoseconds per clock tick in `/proc/PID/stat`: 100 ticks a second on every architecture
+/// (`USER_HZ`).
 const TICK_NS: u64 = 10_000_000;
 
 /// A process as `/proc` shows it.
@@ -36,14 +37,14 @@ pub struct Observed {
     /// `starttime` of `/proc/PID/stat`.
     pub start_ticks: Ticks,
     pub parent: Pid,
-    /// `/proc/PID/cmdline`, NUL-separated; empty where it could not be read.
+    /// `/proc/PID/cmdline`, NUL-separated; empty if it could not be read.
     pub argv: Vec<u8>,
 }
 
 #[derive(Clone, Debug)]
 struct LiveProcess {
     born: Time,
-    /// The parent it was born to; where it is adopted later does not matter.
+    /// The parent at birth. Later reparenting does not matter.
     parent: Pid,
     tree: Option<TreeId>,
     program: Program,
@@ -58,10 +59,10 @@ struct Tree {
     members: u32,
 }
 
-/// What is known of one package in one guard.
+/// One package in one guard: its starts and its live trees.
 #[derive(Clone, Debug, Default)]
 pub struct Identity {
-    /// Trees ever started, those found at the beginning included.
+    /// Trees ever started, including those found when the guard began.
     pub starts: u64,
     pub live_peak: usize,
     live: BTreeSet<(Time, TreeId)>,
@@ -74,26 +75,26 @@ impl Identity {
         self.live.len()
     }
 
-    /// Live trees that are at least `age` old.
+    /// Counts the live trees that are at least `age` old.
     #[must_use]
     pub fn live_aged(&self, now: Time, age: Duration) -> usize {
         let Some(moment) = now.checked_before(age) else { return 0 };
         self.live.range(..=(moment, TreeId::MAX)).count()
     }
 
-    /// When the `n`th oldest live tree began, counted from 1.
+    /// Returns when the `n`th oldest live tree started. `n` counts from 1.
     #[must_use]
     pub fn nth_oldest(&self, n: usize) -> Option<Time> {
         self.live.iter().nth(n.checked_sub(1)?).map(|(started, _)| *started)
     }
 
-    /// Starts that are less than `age` old.
+    /// Counts the starts less than `age` ago.
     #[must_use]
     pub fn starts_within(&self, now: Time, age: Duration) -> usize {
         self.recent.len() - self.recent.partition_point(|start| now.since(*start) >= age)
     }
 
-    /// Starts that are `second` whole seconds old, and not a second more.
+    /// Counts the starts at least `second` seconds ago and less than one second more.
     #[must_use]
     pub fn starts_in_second(&self, now: Time, second: u64) -> usize {
         let [from, to] = [second, second + 1].map(Duration::from_secs);
@@ -104,7 +105,7 @@ impl Identity {
         self.starts += 1;
         self.live.insert((started, tree));
         self.live_peak = self.live_peak.max(self.live.len());
-        // Nearly always at the end; a rescan may find older ones.
+        // Nearly always the end; a rescan may find older starts.
         let at = self.recent.partition_point(|start| *start <= started);
         self.recent.insert(at, started);
         let newest = self.recent.back().copied().unwrap_or(started);
@@ -123,9 +124,9 @@ pub struct Registry {
     trees: BTreeMap<TreeId, Tree>,
     identities: BTreeMap<String, Identity>,
     next_tree: TreeId,
-    /// Counts changes of trees, so that detectors look again only when there is something new.
+    /// Counts changes to the trees, so that detectors run only if something is new.
     changes: u64,
-    /// Processes not kept because [`MAX_PROCESSES`] was reached.
+    /// Processes not tracked because [`MAX_PROCESSES`] was reached.
     pub overflowed: u64,
 }
 
@@ -159,7 +160,7 @@ impl Registry {
         self.identities.get(name)
     }
 
-    /// Each live tree: its identity, and its processes.
+    /// Returns the identity and the processes of each live tree.
     #[must_use]
     pub fn trees(&self) -> Vec<(String, Vec<Pid>)> {
         let mut members: BTreeMap<TreeId, Vec<Pid>> = BTreeMap::new();
@@ -172,7 +173,7 @@ impl Registry {
         members.into_iter().filter_map(tree).collect()
     }
 
-    /// Live processes that are at least `age` old.
+    /// Counts the live processes that are at least `age` old.
     #[must_use]
     pub fn processes_aged(&self, now: Time, age: Duration) -> usize {
         let Some(moment) = now.checked_before(age) else { return 0 };
@@ -181,9 +182,9 @@ impl Registry {
 
     pub fn fork(&mut self, born: Time, child: Pid, parent: Pid) {
         if self.processes.get(&child).is_some_and(|known| ticks(known.born) == ticks(born)) {
-            return; // Found by a rescan before its record was read.
+            return; // A rescan found it before its record was read.
         }
-        self.exit(child); // Its number is used again, so the old one is gone.
+        self.exit(child); // The pid was reused, so the old process is gone.
         let (tree, program) = match self.processes.get(&parent) {
             Some(parent) => (parent.tree, parent.program.clone()),
             None => (None, Program::Other),
@@ -201,8 +202,9 @@ impl Registry {
         self.run(now, pid, launchers.classify(argv));
     }
 
-    /// A process moved in from outside: `docker exec`, a container's first process. It may be a
-    /// launcher that will never exec again, so what `/proc` says of it counts.
+    /// Adds a process that was moved in from outside: a `docker exec`, or a container's first
+    /// process. It may be a launcher that never execs again, so it is classified by what `/proc`
+    /// shows.
     pub fn arrive(&mut self, born: Time, pid: Pid, seen: Option<&Observed>, launchers: &Launchers) {
         if !self.holds(pid) {
             self.add(
@@ -215,7 +217,7 @@ impl Registry {
         }
     }
 
-    /// A process ended or moved out. True where it was known.
+    /// Removes a process that ended or was moved out. Returns whether it was known.
     pub fn exit(&mut self, pid: Pid) -> bool {
         let Some(process) = self.processes.remove(&pid) else { return false };
         self.births.remove(&(process.born, pid));
@@ -223,7 +225,7 @@ impl Registry {
         true
     }
 
-    /// Makes the registry equal to what `/proc` shows now. Known processes keep their history.
+    /// Makes the registry match what `/proc` shows now. Known processes keep their history.
     pub fn reconcile(&mut self, mut seen: Vec<Observed>, launchers: &Launchers) {
         seen.sort_unstable_by_key(|process| (process.start_ticks, process.pid));
         let alive: BTreeMap<Pid, Ticks> =
@@ -237,7 +239,7 @@ impl Registry {
         for pid in gone {
             self.exit(pid);
         }
-        // Those whose tree only shows now: the record that would have told of it was lost.
+        // Processes whose tree is discovered only now, because the record of it was lost.
         let mut found = BTreeSet::new();
         for process in seen {
             let had_none = self.tree_of(process.pid).is_none();
@@ -249,8 +251,8 @@ impl Registry {
         }
     }
 
-    /// A child whose birth was told belongs to the tree that its parent turns out to be. Whether it was
-    /// born before the parent became a launcher is not known then; hardly any is.
+    /// Adds a known child to the tree that its parent turns out to belong to. Whether the child was
+    /// born before the parent became a launcher is unknown here, but it is rare.
     fn join_found_parent(&mut self, pid: Pid, found: &BTreeSet<Pid>) {
         let Some(known) = self.processes.get(&pid).filter(|known| known.tree.is_none()) else {
             return;
@@ -276,13 +278,13 @@ impl Registry {
             self.fork(born, seen.pid, seen.parent);
         }
         let Some(known) = self.processes.get(&seen.pid) else { return };
-        // A command line that could not be read says nothing.
+        // An unreadable command line says nothing.
         if seen.argv.is_empty() {
             return;
         }
         let (born, in_tree) = (known.born, known.tree.is_some());
         match launchers.classify(&seen.argv) {
-            // A launcher that renamed itself keeps the tree it has.
+            // A launcher that renamed itself stays in its tree.
             Program::Launcher(_) if in_tree => {}
             program @ Program::Launcher(_) => self.run(born, seen.pid, program),
             Program::Other if !in_tree => {
@@ -305,18 +307,18 @@ impl Registry {
         }
     }
 
-    /// Whether `pid`, about to run the launcher of `identity`, is still the start it already
-    /// belongs to: a re-exec through `#!`, or a wrapper script and its shells. A server that
-    /// starts its own package again is a new start; so recursion shows.
+    /// Returns whether `pid`, which is about to run the launcher of `identity`, still belongs to
+    /// its current start: a re-exec through `#!`, or a wrapper script and its shells. A server that
+    /// starts its own package again is a new start, so that recursion is counted.
     fn continues_its_tree(&self, pid: Pid, identity: &str) -> bool {
         let Some(tree) = self.tree_of(pid) else { return false };
-        // One that shares its name may be of any package: what its launchers ran tells.
+        // A tree under the shared name may be of any package. The launchers checked below decide.
         let is_of = |tree: &Tree| tree.identity == identity || tree.identity == OTHER_IDENTITIES;
         if !self.trees.get(&tree).is_some_and(is_of) {
             return false;
         }
         let mut at = pid;
-        // Bounded: a chain of shells this deep is not one start.
+        // Bounded: a longer chain of shells is not one start.
         for _ in 0..16 {
             let Some(process) = self.processes.get(&at) else { return false };
             match &process.program {
@@ -345,8 +347,8 @@ impl Registry {
         self.leave(left);
     }
 
-    /// Whether an identity has a place of its own; those of which nothing lives, and nothing started lately,
-    /// make room.
+    /// Returns whether `identity` can be tracked separately. If the table is full, identities with
+    /// no live tree and no recent start are removed first.
     fn has_room_for(&mut self, identity: &str, now: Time) -> bool {
         if self.identities.contains_key(identity) {
             return true;

@@ -1,10 +1,10 @@
-//! Where a limit must be written so that it holds: decided from the same facts as a diagnosis.
+//! Decides where a limit must be written to take effect, from the same facts as a diagnosis.
 //!
-//! The owner of the number writes it, because whoever writes past the owner is undone. Where more
-//! tasks are there than the limit holds, it is lowered step by step as they end (a ratchet): each
-//! step leaves room above what runs, so that nothing that runs is broken, and growth stops at once.
-//! Steps are run-time writes; the owner's own store is written last, when the tasks fit, so that
-//! whoever dies half-way leaves no step behind as "declared".
+//! The limit is written through its owner, because the owner would undo a write that bypasses it.
+//! If there are more tasks than the limit allows, the limit is lowered in steps as they end (a
+//! ratchet). Each step leaves room above the running tasks, so that no running program breaks, and
+//! growth stops at once. Steps are run-time writes. The owner's own store is written last, when the
+//! tasks fit, so that a process that dies half-way leaves no step behind as "declared".
 
 use std::time::Duration;
 
@@ -23,21 +23,21 @@ use crate::{
     limit::{EXEC, LEAST, Limit, MOST, room_for},
 };
 
-/// Between two steps of a ratchet.
+/// Time between two steps of a ratchet.
 pub const STEP: Duration = Duration::from_secs(10);
 
-/// What a limit is asked to be.
+/// A requested limit, and how to get there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// None takes what is declared.
+    /// `None` means the declared limit.
     pub limit: Option<u64>,
-    /// At once, also below what runs.
+    /// Write the limit at once, even below the number of running tasks.
     pub force: bool,
     /// Tasks that a step on the way down leaves free.
     pub headroom: u64,
 }
 
-/// One write.
+/// One write of a limit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "write")]
 pub enum Write {
@@ -63,28 +63,28 @@ impl Write {
 pub struct Plan {
     pub limit: u64,
     pub owner: Owner,
-    /// The unit whose own cgroup it is, and which must say the same in the end.
+    /// The unit whose own cgroup is limited. It must show the same limit in the end.
     unit: Option<String>,
-    /// That unit ends with its cgroup, and so does a run-time property of it.
+    /// That unit ends with its cgroup, and so do its run-time properties.
     transient: bool,
-    /// Live servers, each of which may still make a thread pool.
+    /// Live servers, each of which may still create a thread pool.
     servers: u64,
-    /// Its owner has this very limit: what runs there lived with it before.
+    /// The owner already has this limit, so the running tasks have fitted in it before.
     restores: bool,
     force: bool,
     headroom: u64,
-    /// What a person should know before.
+    /// Facts that an operator should know before the repair.
     pub notes: Vec<String>,
 }
 
-/// What to do at this moment.
+/// The next thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// The tasks fit: write it where it is kept.
+    /// The tasks fit: write the limit at its owner.
     Last(Vec<Write>),
-    /// A step down.
+    /// Lower the limit by a step.
     Lower(Vec<Write>, u64),
-    /// As low as what runs allows.
+    /// The limit is already as low as the running tasks allow.
     Wait,
 }
 
@@ -106,33 +106,35 @@ impl Next {
     }
 }
 
+/// Plans how to bring a limit into force.
+///
 /// # Errors
-/// No limit is known, it is out of bounds, or no write here would bind.
+/// If no limit is known, if it is out of bounds, or if no write on this host would take effect.
 pub fn plan(facts: &Facts, wanted: Wanted) -> Result<Plan, Refused> {
     let Wanted { limit, force, headroom } = wanted;
     let report = judge(facts);
     let refused = |why: String| Err(Refused(why));
     let Some(limit) = limit.or(report.declared) else {
         let proposal = report.sizing.as_ref().map_or_else(String::new, |sizing| {
-            format!("; what runs there now takes --limit {}", sizing.limit_now)
+            format!("; the running tasks need --limit {}", sizing.limit_now)
         });
-        return refused(format!("nothing declares a limit: give one with --limit{proposal}"));
+        return refused(format!("no limit is declared: give one with --limit{proposal}"));
     };
     if limit == 0 || limit > MOST {
-        return refused(format!("{limit} is no limit: the kernel takes 1 to {MOST}"));
+        return refused(format!("{limit} is not a valid limit: the kernel accepts 1 to {MOST}"));
     }
-    // What its owner has already is no new risk.
+    // A limit that the owner already has is no new risk.
     if limit < LEAST && !force && report.declared != Some(limit) {
         return refused(format!(
-            "{limit} is less than the {LEAST} tasks of a docker exec, so health checks would fail; \
-             --force sets it all the same"
+            "{limit} is less than the {LEAST} tasks that a docker exec needs, so health checks \
+             would fail; --force sets it anyway"
         ));
     }
     if let Some(finding) = report.findings.iter().find(|finding| is_out_of_reach(finding.code)) {
         return refused(format!("{}: {}", finding.code, finding.title));
     }
     let Some(own) = facts.own().filter(|own| own.max.is_some()) else {
-        return refused("its pids.max cannot be read, so nothing could be read back".to_owned());
+        return refused("its pids.max cannot be read, so no write can be read back".to_owned());
     };
     let is_own = |unit: &&Unit| Standing::of(&own.path, &unit.name) == Some(Standing::Own);
     let unit = facts.unit.as_ref().filter(is_own);
@@ -149,7 +151,7 @@ pub fn plan(facts: &Facts, wanted: Wanted) -> Result<Plan, Refused> {
     })
 }
 
-/// Causes that no write on this host mends.
+/// Returns whether no write on this host can fix the cause.
 fn is_out_of_reach(code: Code) -> bool {
     matches!(
         code,
@@ -169,7 +171,7 @@ fn notes(report: &Report, limit: u64) -> Vec<String> {
         && limit < sizing.limit_now
     {
         notes.push(format!(
-            "{limit} is less than what runs there needs: {} servers of {} tasks each want {}",
+            "{limit} is less than the running servers need: {} servers with {} tasks each need {}",
             sizing.servers, sizing.tasks_per_server, sizing.limit_now
         ));
     }
@@ -179,18 +181,20 @@ fn notes(report: &Report, limit: u64) -> Vec<String> {
 }
 
 impl Plan {
-    /// What to do with so many tasks there, this limit in force, and this one as the last step. The
-    /// headroom is for steps. The target has to hold what runs; a new one also what that may still start.
+    /// Returns the next thing to do, given the number of tasks, the limit in force and the last
+    /// step. Steps leave the headroom free. The final limit must fit the running tasks; a new one
+    /// must also fit those that may still start.
     #[must_use]
     pub fn next(&self, tasks: u64, in_force: Limit, step: Option<u64>) -> Next {
-        // No more than a step leaves, so that no step is below the limit.
+        // At most the headroom of a step, so that no step is below the limit.
         let spare = EXEC.min(self.headroom);
         let needed = if self.restores { tasks } else { room_for(tasks, self.servers, spare) };
         let fits = needed <= self.limit || in_force <= Limit::Tasks(self.limit);
         if self.force || fits {
             return Next::Last(self.last());
         }
-        // Never below what runs, never up again: also not where somebody undid the last step.
+        // Never below the running tasks, and never above the last step, even if another process
+        // undid it.
         let room = room_for(tasks, self.servers, self.headroom);
         let next = step.map_or(room, |step| step.min(room));
         if Limit::Tasks(next) < in_force {
@@ -199,7 +203,7 @@ impl Plan {
         Next::Wait
     }
 
-    /// The writes that reach the limit.
+    /// Returns the writes that reach the limit.
     #[must_use]
     pub fn last(&self) -> Vec<Write> {
         let limit = self.limit;
@@ -209,7 +213,7 @@ impl Plan {
             Owner::Kernel => vec![Write::PidsMax { limit }],
             Owner::Unit { name, transient, payload } => {
                 let unit = name.clone();
-                // The payload's first: it binds, whether systemd answers or not.
+                // The payload comes first: its write takes effect whether systemd answers or not.
                 let mut writes = Vec::from_iter(payload.then_some(Write::PidsMax { limit }));
                 writes.push(Write::TasksMax { unit, limit, runtime: *transient });
                 writes
@@ -217,8 +221,8 @@ impl Plan {
         }
     }
 
-    /// Nothing of it outlives the cgroup: a run-time property of a permanent unit stays until the next
-    /// boot.
+    /// Returns the writes of a step. A step must not outlive the cgroup, so it sets no property of
+    /// a permanent unit: that would stay until the next boot.
     fn steps(&self, limit: u64) -> Vec<Write> {
         match self.unit.as_ref().filter(|_| self.transient) {
             Some(unit) => vec![Write::TasksMax { unit: unit.clone(), limit, runtime: true }],
@@ -226,30 +230,31 @@ impl Plan {
         }
     }
 
-    /// Whether its owner remembers it when the container starts anew.
+    /// Returns whether the owner stores the limit and applies it when the container restarts.
     #[must_use]
     pub fn is_kept_by_its_owner(&self) -> bool {
         matches!(self.owner, Owner::Docker | Owner::Podman)
     }
 
-    /// How long it lasts once it is done.
+    /// Returns the events that the limit survives once it is written.
     #[must_use]
     pub fn survives(&self) -> &'static [&'static str] {
         self.owner.keeps_over()
     }
 
-    /// What takes it away again.
+    /// Returns the event that removes the limit again.
     #[must_use]
     pub fn lost_at(&self) -> &'static str {
         match &self.owner {
-            Owner::Docker | Owner::Podman => "the next time its file makes the container anew",
+            Owner::Docker | Owner::Podman => "the next re-creation of the container from its file",
             Owner::Unit { transient: true, .. } => "the next start of the container",
             Owner::Unit { transient: false, .. } => "systemctl revert",
-            Owner::Kernel => "the end of the cgroup, or whoever writes pids.max",
+            Owner::Kernel => "the end of the cgroup, or the next write to pids.max",
         }
     }
 
-    /// The places that must say the limit now, as a fresh look found them; true where all do.
+    /// Returns whether every place that must show the limit shows it in fresh `facts`, and those
+    /// places.
     #[must_use]
     pub fn proof(&self, facts: &Facts) -> (bool, Vec<Place>) {
         let must = |place: Layer| match place {
@@ -261,7 +266,7 @@ impl Plan {
         let mut places = judge(facts).places;
         places.retain(|place| must(place.place));
         let limit = self.limit.to_string();
-        // One that could not be read says nothing, and does not hold.
+        // A place that could not be read proves nothing, so the limit counts as not in force.
         let said = |wanted: Layer| places.iter().any(|place| place.place == wanted);
         let all = [Layer::Engine, Layer::Systemd, Layer::Kernel];
         let all_said = all.into_iter().all(|one| !must(one) || said(one));
@@ -270,7 +275,7 @@ impl Plan {
     }
 }
 
-/// Who has another limit in force, as far as facts tell.
+/// Names the tool that put another limit in force, as far as the facts tell.
 #[must_use]
 pub fn undone_by(facts: &Facts, limit: u64, in_force: Limit) -> String {
     let cgroup = facts.own().map_or("", |own| own.path.as_str());
@@ -279,13 +284,13 @@ pub fn undone_by(facts: &Facts, limit: u64, in_force: Limit) -> String {
     };
     let unit = facts.unit.as_ref().filter(keeps);
     let who = match unit {
-        Some(unit) => format!("systemd keeps TasksMax={in_force} for {}", unit.name),
-        None => "somebody wrote pids.max, and neither the engine nor systemd has it".to_owned(),
+        Some(unit) => format!("systemd sets TasksMax={in_force} for {}", unit.name),
+        None => "another process wrote pids.max; neither engine nor systemd has it".to_owned(),
     };
     format!("{limit} is wanted, {in_force} is in force: {who}")
 }
 
-/// The edit that makes the compose file agree, for a person to make.
+/// Returns the edit that makes the compose file agree. An operator has to make it.
 #[must_use]
 pub fn edit(facts: &Facts, limit: u64) -> Option<String> {
     let compose = compose::judged(facts.compose.as_ref()?);
@@ -293,7 +298,7 @@ pub fn edit(facts: &Facts, limit: u64) -> Option<String> {
         Says::Limit { value, .. } if u64::try_from(*value) == Ok(limit) => None,
         Says::Limit { key, file, line, filled: true, .. } => {
             let file = visible(file);
-            Some(format!("{file}:{line}: the variable in {key} must come to {limit}"))
+            Some(format!("{file}:{line}: the variable in {key} must evaluate to {limit}"))
         }
         Says::Limit { value, key, file, line, .. } => {
             let key = key.rsplit('.').next().unwrap_or(key);

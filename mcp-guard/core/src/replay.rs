@@ -1,7 +1,7 @@
-//! A recorded trace through the core: what would have been seen and done, without a host.
+//! Runs a recorded trace through the core, without a host: what would have been detected and done.
 //!
-//! A trace is JSON lines: a header, then forks, execs and exits of one guard, oldest first. Exec
-//! argv is what the caller gave.
+//! A trace is JSON lines: a header, then the forks, execs and exits of one guard, oldest first. The
+//! argv of an exec is what the caller passed.
 
 use std::collections::BTreeMap;
 
@@ -16,14 +16,15 @@ use crate::{
     policy::{Mode, Policy, Response, Terms, Workload},
 };
 
-/// After the last event time runs on for so long and nothing dies: a leak shows by what stays.
+/// How long time continues after the last event, without exits: a leak shows in what stays alive.
 const AFTERWARDS_NS: u64 = 120_000_000_000;
-/// Every second of a trace is gone through; a damaged time must not make that endless.
+/// Latest time in a trace. Replay steps through every second, so a damaged time must not make it
+/// endless.
 const LONGEST_NS: u64 = 366 * 86_400 * SECOND_NS;
 const SECOND_NS: u64 = 1_000_000_000;
 const GUARD: GuardId = GuardId(0);
 
-/// A line that cannot be read.
+/// A line of a trace that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {reason}")]
 pub struct MalformedTrace {
@@ -101,10 +102,11 @@ pub struct ReplayAction {
     pub identity: Option<String>,
 }
 
-/// Runs a whole trace.
+/// Replays a whole trace.
 ///
 /// # Errors
-/// The first line that is not what the format says; nothing of the trace is reported then.
+/// If a line does not match the format. The error names the first one; nothing of the trace is
+/// reported.
 pub fn replay(trace: &str, policy: Policy) -> Result<ReplayReport, MalformedTrace> {
     let events = parse(trace)?;
     let mut run = Run::new(policy);
@@ -121,11 +123,11 @@ fn parse(trace: &str) -> Result<Vec<TraceEvent>, MalformedTrace> {
     let mut lines = trace.lines().enumerate().map(|(at, line)| (at + 1, line));
     let malformed = |line, reason: String| MalformedTrace { line, reason };
     let (_, header) =
-        lines.next().ok_or_else(|| malformed(1, "the file is empty; a header is due".into()))?;
+        lines.next().ok_or_else(|| malformed(1, "the file is empty; it needs a header".into()))?;
     let header: Header = serde_json::from_str(header)
-        .map_err(|error| malformed(1, format!("no header of a spawn trace: {error}")))?;
+        .map_err(|error| malformed(1, format!("not the header of a spawn trace: {error}")))?;
     if header.format != "spawn-trace/1" {
-        let reason = format!("format {:?}; only \"spawn-trace/1\" is known", header.format);
+        let reason = format!("unknown format {:?}; expected \"spawn-trace/1\"", header.format);
         return Err(malformed(1, reason));
     }
     let mut events: Vec<TraceEvent> = Vec::new();
@@ -136,14 +138,15 @@ fn parse(trace: &str) -> Result<Vec<TraceEvent>, MalformedTrace> {
         let event: TraceEvent =
             serde_json::from_str(line).map_err(|error| malformed(number, in_line(&error)))?;
         if event.time() > LONGEST_NS {
-            return Err(malformed(number, "its time is more than a year after the start".into()));
+            return Err(malformed(number, "the time is more than a year after the start".into()));
         }
         events.push(event);
     }
     Ok(events)
 }
 
-/// The parser sees one line at a time and calls each of them the first.
+/// Returns the error without its line number: the parser sees one line at a time and calls each one
+/// line 1.
 fn in_line(error: &serde_json::Error) -> String {
     let text = error.to_string();
     match text.split_once(" at line ") {
@@ -155,7 +158,7 @@ fn in_line(error: &serde_json::Error) -> String {
 struct Run {
     core: Core,
     now: Time,
-    /// When the kernel's totals are due again; they come each second, as from a live host.
+    /// When the kernel's totals are due next. They come each second, as on a live host.
     next_totals: u64,
     totals: Totals,
     report: ReplayReport,
@@ -172,7 +175,7 @@ impl Run {
         Self { core, now: Time(0), next_totals: 0, totals: Totals::default(), report }
     }
 
-    /// Lets time pass up to `until`, stopping wherever the core asked to be woken.
+    /// Advances time to `until`, and stops at each deadline of the core.
     fn advance(&mut self, until: Time) {
         loop {
             let totals = Time(self.next_totals);
@@ -193,7 +196,7 @@ impl Run {
 
     fn feed(&mut self, event: &TraceEvent) {
         self.report.events += 1;
-        // Records of two CPUs may stand in the wrong order by a little: time does not go back.
+        // Records from two CPUs may be slightly out of order; time does not go back.
         let (guard, born) = (GUARD, self.now);
         match event {
             TraceEvent::Fork { thread: true, .. } => self.totals.thread_forks += 1,
@@ -222,7 +225,7 @@ impl Run {
         for effect in effects {
             match effect {
                 Effect::Act(order) => self.carry_out(order),
-                // A trace has no more to read, and no limits.
+                // A trace has nothing more to read, and no limits.
                 Effect::Rescan { .. }
                 | Effect::ReadDenials { .. }
                 | Effect::ReadFacts { .. }
@@ -233,7 +236,7 @@ impl Run {
         }
     }
 
-    /// Whatever is ordered is done: a trace cannot react.
+    /// Reports each order as done, because a trace cannot react.
     fn carry_out(&mut self, order: Order) {
         let t_ns = self.now.0;
         match order.action {
@@ -263,7 +266,7 @@ impl Run {
         self.step(Input::Settled(settled));
     }
 
-    /// What lives at the last event.
+    /// Records what is alive at the last event.
     fn sum_up(&mut self) {
         let Some(guard) = self.core.guard(GUARD) else { return };
         self.report.live_at_end = guard.registry.processes();
@@ -282,7 +285,8 @@ impl Run {
     }
 }
 
-/// A trace has no name. It stands for whatever the policy's first rule guards.
+/// Returns the strongest response for the trace. A trace has no name, so the policy's first rule
+/// applies.
 fn highest(policy: &Policy) -> Response {
     match policy.guard.first() {
         Some(rule) => rule.highest,

@@ -1,4 +1,4 @@
-//! What the operator is shown of a guard. JSON is these types' own.
+//! The status of a guard, as it is shown to operators. Its JSON is that of these types.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -20,23 +20,23 @@ pub struct GuardStatus {
     pub mode: Mode,
     pub highest: Response,
     pub state: GuardState,
-    /// Why no action is taken here, where that is so.
+    /// Why no action is taken on this guard, if a rule forbids it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
-    /// Live processes, by the registry.
+    /// Live processes in the registry.
     pub processes: usize,
     pub pids: Vec<Pid>,
-    /// Processes that were not kept because the registry was full; 0 is the normal state.
+    /// Processes that were not tracked because the registry was full; normally 0.
     pub not_kept: u64,
     pub identities: BTreeMap<String, IdentityStatus>,
     pub totals: TotalsStatus,
     pub forks_per_second: PerSecond,
     pub execs_per_second: PerSecond,
-    /// Launcher trees started per second, all identities together.
+    /// Launcher trees started per second, for all identities together.
     pub starts_per_second: PerSecond,
 }
 
-/// What is held on a guard's cgroup.
+/// The holds on a guard's cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GuardState {
@@ -91,7 +91,7 @@ pub struct TotalsStatus {
 }
 
 impl GuardStatus {
-    /// Whether the agent writes this guard's limit where it is not in force.
+    /// Returns whether the agent writes this guard's limit if it is not in force.
     #[must_use]
     pub fn limit_is_written(&self) -> bool {
         self.mode == Mode::Enforce && self.refused.is_none() && self.state == GuardState::Free
@@ -118,7 +118,7 @@ impl GuardStatus {
             let starts = guard.registry.identities().map(|(_, one)| one.starts_within(now, window));
             rate(starts.sum(), window)
         };
-        // As they will be once these totals are taken.
+        // The rates that will apply once these totals are taken.
         let mut rates = guard.rates.clone();
         rates.add(now, totals_now);
         let per_second =
@@ -164,7 +164,7 @@ mod tests {
     use super::GuardState;
 
     #[test]
-    fn a_state_is_sent_as_it_is_shown_and_read_again() {
+    fn a_state_serializes_as_it_is_displayed() {
         for (state, text) in [
             (GuardState::Free, "free"),
             (GuardState::Clamped, "clamped"),

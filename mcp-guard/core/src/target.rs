@@ -1,52 +1,52 @@
-//! What an operator may name: a container, a cgroup, a process.
+//! Parses what an operator may name: a container, a unit, a cgroup or a process.
 
 use crate::{container::is_container_id, escape::is_plain_path, id::Pid};
 
-/// TARGET of the command line.
+/// A TARGET of the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// A container's name, id or id prefix, in any engine.
     Container(String),
-    /// The same, in Docker only.
+    /// A container's name, id or id prefix, in Docker only.
     Docker(String),
-    /// A service, scope or slice of systemd.
+    /// A systemd service, scope or slice.
     Unit(String),
-    /// Path in the unified hierarchy.
+    /// A path in the unified hierarchy.
     Cgroup(String),
-    /// The cgroup this process is in.
+    /// The cgroup that this process is in.
     Pid(Pid),
 }
 
-/// Container names the engines allow: at most this long here, to keep messages readable.
+/// Longest name that is accepted, to keep messages readable.
 const MAX_NAME: usize = 255;
-/// Digits of an id as engines show it.
+/// Number of id digits that engines show.
 const SHORT_ID: usize = 12;
 
 impl Target {
     /// # Errors
-    /// Says what a TARGET may be.
+    /// If `text` is not a TARGET. The message says what a TARGET may be.
     pub fn parse(text: &str) -> Result<Self, String> {
         if let Some(path) = text.strip_prefix("cgroup:") {
-            // A shell completes the name of a directory with a slash.
+            // Shells complete the name of a directory with a slash.
             let path = path.strip_suffix('/').filter(|path| !path.is_empty()).unwrap_or(path);
             return match is_plain_path(path) {
                 true => Ok(Self::Cgroup(path.to_owned())),
                 false => Err(format!(
-                    "{text:?}: cgroup: wants an absolute path without \".\", \"..\" or \"//\""
+                    "{text:?}: cgroup: needs an absolute path without \".\", \"..\" or \"//\""
                 )),
             };
         }
         if let Some(pid) = text.strip_prefix("pid:") {
             return match pid.parse() {
                 Ok(pid) if pid > 0 => Ok(Self::Pid(Pid(pid))),
-                _ => Err(format!("{text:?}: pid: wants a process id greater than 0")),
+                _ => Err(format!("{text:?}: pid: needs a process id greater than 0")),
             };
         }
         if let Some(unit) = text.strip_prefix("unit:") {
             return match is_unit(unit) {
                 true => Ok(Self::Unit(unit.to_owned())),
                 false => {
-                    Err(format!("{text:?}: unit: wants NAME.service, NAME.scope or NAME.slice"))
+                    Err(format!("{text:?}: unit: needs NAME.service, NAME.scope or NAME.slice"))
                 }
             };
         }
@@ -56,7 +56,7 @@ impl Target {
         };
         if !is_name(name) {
             return Err(format!(
-                "{text:?} is no target; give a container name, id or id prefix, docker:NAME, \
+                "{text:?} is not a target; give a container name, id or id prefix, docker:NAME, \
                  unit:NAME.service, cgroup:/path or pid:N"
             ));
         }
@@ -65,14 +65,16 @@ impl Target {
     }
 }
 
-/// Docker's own rule for names, so that nothing else ever reaches an engine.
+/// Returns whether `text` follows Docker's own rule for names, so that nothing else ever reaches an
+/// engine.
 fn is_name(text: &str) -> bool {
     let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
     let rest = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
     first && text.len() <= MAX_NAME && text.bytes().all(rest)
 }
 
-/// What has processes and a cgroup; the characters are those of systemd.unit(5).
+/// Returns whether `text` names a type of unit that has processes and a cgroup. The characters are
+/// those of systemd.unit(5).
 fn is_unit(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b":-_.\\@".contains(&byte);
     let kinds = [".service", ".scope", ".slice"];
@@ -81,24 +83,24 @@ fn is_unit(text: &str) -> bool {
     named && text.len() <= MAX_NAME && text.bytes().all(allowed)
 }
 
-/// A container that a name may mean.
+/// A container that a name may refer to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
     pub id: String,
     pub name: String,
 }
 
-/// Why a name means no container.
+/// Why a name does not select a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NoMatch {
     None,
     Several(Vec<Candidate>),
 }
 
-/// The one container that `text` names: its full name or id, else an id prefix.
+/// Returns the one container that `text` names, by its full name or id, else by an id prefix.
 ///
 /// # Errors
-/// None matches, or several do.
+/// If no container matches, or if several do.
 pub fn choose<'a>(text: &str, all: &'a [Candidate]) -> Result<&'a Candidate, NoMatch> {
     if let Some(exact) = all.iter().find(|one| one.name == text || one.id == text) {
         return Ok(exact);
@@ -111,8 +113,9 @@ pub fn choose<'a>(text: &str, all: &'a [Candidate]) -> Result<&'a Candidate, NoM
     }
 }
 
-/// Whether `text` names this one, also where not all containers are known: a few digits may be the name of
-/// another. Engines show 12 digits of an id.
+/// Returns whether `text` names this container, even if not all containers are known. A shorter id
+/// prefix does not count, because a few digits may be the name of another container. Engines show
+/// 12 digits of an id.
 #[must_use]
 pub fn is_named(text: &str, one: &Candidate) -> bool {
     let is_long = text.len() >= SHORT_ID;
@@ -128,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn targets_parse() {
+    fn targets_are_parsed() {
         let parse = |text| Target::parse(text).ok();
         assert_eq!(parse("metamcp"), Some(Target::Container("metamcp".into())));
         assert_eq!(parse("docker:metamcp"), Some(Target::Docker("metamcp".into())));
@@ -150,13 +153,13 @@ mod tests {
     }
 
     #[test]
-    fn a_name_or_a_unique_prefix_chooses() {
+    fn a_name_or_a_unique_prefix_selects_a_container() {
         let id = |digit: &str| format!("abc{}", digit.repeat(61));
         let one = |name: &str, digit| Candidate { id: id(digit), name: name.to_owned() };
         let all = [one("web", "1"), one("db", "2"), one("abc", "3")];
         assert_eq!(choose("db", &all), Ok(&all[1]));
         assert_eq!(choose("abc1", &all), Ok(&all[0]));
-        assert_eq!(choose("abc", &all), Ok(&all[2]), "a full name wins over prefixes");
+        assert_eq!(choose("abc", &all), Ok(&all[2]), "a full name takes precedence over a prefix");
         assert_eq!(choose("nope", &all), Err(NoMatch::None));
         let named = ["db", &id("2"), &id("2")[..12], &id("2")[..11], "abc2", ""];
         let named = named.map(|text| is_named(text, &all[1]));

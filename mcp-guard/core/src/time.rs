@@ -2,7 +2,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Nanoseconds on `CLOCK_BOOTTIME`, or since the start of a trace. Always an argument here.
+/// Nanoseconds on `CLOCK_BOOTTIME`, or since the start of a trace. Callers pass it in; the core
+/// reads no clock.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -20,13 +21,13 @@ impl Time {
         Self(self.0.saturating_sub(nanos(duration)))
     }
 
-    /// None where that is before the beginning of time: nothing can be so old.
+    /// Returns `None` if the result would be negative: nothing can be that old.
     #[must_use]
     pub fn checked_before(self, duration: Duration) -> Option<Self> {
         self.0.checked_sub(nanos(duration)).map(Self)
     }
 
-    /// Zero where `earlier` is later: times of different CPUs may be out of order.
+    /// Returns zero if `earlier` is later, because times from different CPUs may be out of order.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))

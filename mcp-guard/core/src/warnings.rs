@@ -1,37 +1,38 @@
-//! A bound on warnings that name a package: each new name may be one, and a container chooses its names.
+//! A bound on warnings that name a package. A container chooses its package names, and each new
+//! name may cause a warning.
 
 use std::{mem, time::Duration};
 
 use crate::{Time, incident::Cause};
 
-/// Of one guard in an hour. A leak of a few packages stays far below it.
+/// Maximum number of warnings per guard and hour. A leak of a few packages stays far below this.
 const PER_HOUR: u64 = 60;
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// What one guard may still say. Actions have no part in it: each of them is recorded.
+/// The warnings that one guard may still issue. Actions do not count, because each one is recorded.
 #[derive(Clone, Debug, Default)]
 pub struct Budget {
     /// When the hour began.
     since: Time,
-    said: u64,
-    /// Of what ended before it could be told.
+    issued: u64,
+    /// Warnings whose episode ended before they could be issued.
     withheld: u64,
 }
 
 impl Budget {
-    /// The warning as it is to be told; None where that has to wait. The first one after some were
-    /// withheld says how many, by the number `withheld`.
+    /// Returns the warning to issue, or `None` if it must wait. The first warning after some were
+    /// withheld carries their count as the number `withheld`.
     pub fn spend(&mut self, now: Time, cause: &Cause) -> Option<Cause> {
         if cause.identity.is_none() {
             return Some(cause.clone());
         }
-        if self.said == 0 || now.since(self.since) >= HOUR {
-            (self.since, self.said) = (now, 0);
+        if self.issued == 0 || now.since(self.since) >= HOUR {
+            (self.since, self.issued) = (now, 0);
         }
-        if self.said == PER_HOUR {
+        if self.issued == PER_HOUR {
             return None;
         }
-        self.said += 1;
+        self.issued += 1;
         let mut cause = cause.clone();
         let withheld = mem::take(&mut self.withheld);
         if withheld > 0 {

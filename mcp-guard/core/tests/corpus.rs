@@ -1,7 +1,7 @@
-//! The recorded traces: what each is, and what the default policy makes of it.
+//! The recorded traces, and how the default policy judges each.
 //!
-//! Recorded on real machines: gateways that leak, servers that crash, and innocent work. No
-//! innocent one may be acted upon, no leak may go unnoticed.
+//! They were recorded on real machines: gateways that leak, servers that crash, and innocent work. The policy
+//! must act on no innocent trace, and must notice every leak.
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
@@ -34,7 +34,7 @@ fn corpus() -> BTreeMap<String, Trace> {
         .collect()
 }
 
-/// Name, starts by identity, live processes at the end, detectors that warn, detectors that act.
+/// Name, starts per identity, live processes at the end, detectors that warn, detectors that act.
 type Row = (&'static str, &'static [(&'static str, u64)], usize, &'static str, &'static str);
 
 const TABLE: [Row; 17] = [
@@ -69,9 +69,9 @@ const TABLE: [Row; 17] = [
 ];
 
 #[test]
-fn every_trace_is_read_as_the_table_says() {
+fn every_trace_is_judged_as_the_table_says() {
     let corpus = corpus();
-    assert_eq!(corpus.len(), TABLE.len(), "each trace has its row");
+    assert_eq!(corpus.len(), TABLE.len(), "each trace has a row in the table");
     for (name, starts, live, warned, acted) in TABLE {
         let report = &corpus[name].report;
         let counted: Vec<_> =
@@ -90,7 +90,7 @@ fn every_trace_is_read_as_the_table_says() {
 }
 
 #[test]
-fn counts_are_those_of_the_recorder() {
+fn counts_match_those_of_the_recorder() {
     for (name, Trace { header, report, .. }) in corpus() {
         let recorded = |key: &str| header[key].as_u64().expect("number");
         assert_eq!(report.events, recorded("events"), "{name}");
@@ -100,7 +100,7 @@ fn counts_are_those_of_the_recorder() {
 }
 
 #[test]
-fn leaks_are_noticed_and_work_is_left_alone() {
+fn leaks_are_noticed_and_innocent_work_is_left_alone() {
     let corpus = corpus();
     for (name, Trace { kind, report, .. }) in &corpus {
         let survivors = report.identities.values().map(|one| one.live_at_end).max().unwrap_or(0);
@@ -121,7 +121,7 @@ fn leaks_are_noticed_and_work_is_left_alone() {
 }
 
 #[test]
-fn a_policy_moves_ages_and_thresholds() {
+fn a_policy_sets_ages_thresholds_and_the_response() {
     let path =
         concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/supergateway3-stateful-vanish.jsonl");
     let trace = fs::read_to_string(path).expect("readable");
@@ -131,13 +131,17 @@ fn a_policy_moves_ages_and_thresholds() {
         let policy = Policy::parse(policy).expect("valid");
         let report = replay(&trace, policy).expect("well-formed");
         let [action] = &report.actions[..] else { panic!("{:?}", report.actions) };
-        assert_eq!(action.response, response, "capped by the highest rung that is named");
-        assert_eq!(action.t_ns, report.warnings.first().map_or(0, |one| one.t_ns), "in one breath");
+        assert_eq!(action.response, response, "capped by the guard's `highest` response");
+        assert_eq!(
+            action.t_ns,
+            report.warnings.first().map_or(0, |one| one.t_ns),
+            "warned and acted at the same time"
+        );
     }
 }
 
 #[test]
-fn times_out_of_order_and_absurd_ones_do_no_harm() {
+fn times_out_of_order_are_accepted_and_absurd_ones_are_errors() {
     let header = "{\"format\":\"spawn-trace/1\"}\n";
     let fork = |t: u64, c: u32| format!("{{\"t\":{t},\"e\":\"fork\",\"p\":0,\"c\":{c}}}\n");
     let swapped = format!("{header}{}{}", fork(2_000, 1), fork(1_000, 2));

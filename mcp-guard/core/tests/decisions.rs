@@ -1,4 +1,4 @@
-//! Decisions of the core, told as stories with times.
+//! Decisions of the core, as stories with times.
 
 use std::time::Duration;
 
@@ -18,11 +18,11 @@ const GUARD: GuardId = GuardId(3);
 struct Story {
     core: Core,
     now: Time,
-    /// What was ordered since it was last taken.
+    /// The orders since the last `take`.
     orders: Vec<Action>,
-    /// What is to be read, or let go.
+    /// All other effects: reads, log lines, and guards to release.
     others: Vec<Effect>,
-    /// Responses that were ordered and are not settled, oldest first.
+    /// Responses that were ordered and have no outcome yet, oldest first.
     unsettled: Vec<(Ticket, Response)>,
     /// The newest order.
     last: Option<Ticket>,
@@ -77,7 +77,7 @@ impl Story {
         self.step(Input::Operator { guard: GUARD, id: RequestId(1), request });
     }
 
-    /// Time passes; deadlines and the totals of each second come when they are due.
+    /// Time passes. Deadlines, and the totals of each second, come when they are due.
     fn wait(&mut self, seconds: u64) {
         let end = self.now.after(Duration::from_secs(seconds));
         while self.now < end {
@@ -98,7 +98,7 @@ impl Story {
         pid
     }
 
-    /// Of processes that are no servers.
+    /// Forks this number of processes that are not servers.
     fn births(&mut self, count: u32) {
         for child in 1000..1000 + count {
             self.step(Input::Fork {
@@ -114,7 +114,7 @@ impl Story {
         self.step(Input::Exit { guard: GUARD, pid: Pid(pid), code });
     }
 
-    /// Answers the oldest order of a response that is not answered yet.
+    /// Settles the oldest unsettled order of this response.
     fn settle(&mut self, response: Response, outcome: Outcome) {
         let at = self.unsettled.iter().position(|(_, ordered)| *ordered == response);
         let (ticket, _) = self.unsettled.remove(at.expect("it was ordered"));
@@ -141,7 +141,7 @@ impl Story {
 }
 
 #[test]
-fn a_leak_is_warned_about_and_then_clamped_at_the_very_moment() {
+fn a_leak_is_warned_about_and_then_clamped_at_the_exact_time() {
     let mut story = Story::new("");
     for _ in 0..10 {
         story.server("figma-mcp");
@@ -150,7 +150,11 @@ fn a_leak_is_warned_about_and_then_clamped_at_the_very_moment() {
     let born_last = story.now.0 - 1_000_000_000;
     story.wait(100);
     let warned = story.orders.iter().filter(|effect| matches!(effect, Action::Warn { .. }));
-    assert_eq!(warned.count(), 2, "B for ten starts in ten seconds, D for five of age");
+    assert_eq!(
+        warned.count(),
+        2,
+        "burst for ten starts in ten seconds, duplicates for five old servers"
+    );
     let Some(Action::Contain(clamp)) =
         story.orders.iter().find(|effect| matches!(effect, Action::Contain(c) if c.cause.detector == Some(Detector::Duplicates)))
     else {
@@ -161,16 +165,16 @@ fn a_leak_is_warned_about_and_then_clamped_at_the_very_moment() {
     assert_eq!(clamp.cause.numbers["aged"], 10);
 }
 
-/// A container chooses its names, and each is a warning.
+/// A container chooses the names of its packages, and each new name may be a warning.
 #[test]
-fn the_warnings_of_an_hour_are_bounded_and_none_is_forgotten() {
+fn the_warnings_of_an_hour_are_bounded_and_withheld_ones_come_later() {
     let mut story = Story::new("");
     let warnings = |story: &mut Story| -> Vec<_> {
-        let told = |effect| {
+        let warned = |effect| {
             let Action::Warn { cause, .. } = effect else { return None };
             Some((cause.identity, cause.numbers))
         };
-        story.take().into_iter().filter_map(told).collect()
+        story.take().into_iter().filter_map(warned).collect()
     };
     let servers = |story: &mut Story, package: u32| {
         [(); 5].map(|()| story.server(&format!("package-{package}")))
@@ -179,14 +183,18 @@ fn the_warnings_of_an_hour_are_bounded_and_none_is_forgotten() {
     story.wait(60);
     let (named, others): (Vec<_>, Vec<_>) =
         warnings(&mut story).into_iter().partition(|(package, _)| package.is_some());
-    assert_eq!((named.len(), others.len()), (60, 1), "E names no package, and is never withheld");
-    let told = |package: u32| {
+    assert_eq!(
+        (named.len(), others.len()),
+        (60, 1),
+        "the emergency warning names no package, and is never withheld"
+    );
+    let was_reported = |package: u32| {
         let name = format!("package-{package}");
-        named.iter().any(|(told, _)| told.as_ref() == Some(&name))
+        named.iter().any(|(reported, _)| reported.as_ref() == Some(&name))
     };
-    let (_, untold): (Vec<u32>, Vec<u32>) = (0..100).partition(|package| told(*package));
-    // All but three of those that were not told of end.
-    let ended = untold.iter().skip(3).flat_map(|package| pids[*package as usize]);
+    let (_, withheld): (Vec<u32>, Vec<u32>) = (0..100).partition(|package| was_reported(*package));
+    // All servers of the withheld packages end, except those of three packages.
+    let ended = withheld.iter().skip(3).flat_map(|package| pids[*package as usize]);
     ended.for_each(|pid| story.exit(pid, 0));
     story.wait(3600);
     let later = warnings(&mut story);
@@ -208,7 +216,7 @@ fn servers_that_end_in_time_are_no_leak() {
 }
 
 #[test]
-fn a_storm_is_frozen_by_its_rate_alone() {
+fn a_storm_is_frozen_for_its_start_rate_alone() {
     let policy = "[detect.burst]\nact_for = \"1s\"\n[detect.duplicates]\nwarn = 900\nact = 900";
     let mut story = Story::new(policy);
     for start in 1..=20 {
@@ -227,7 +235,7 @@ fn an_emergency_needs_no_launcher() {
     story.wait(5);
     story.births(400);
     story.wait(9);
-    assert_eq!(story.contained(), [], "they have not lived 10 s");
+    assert_eq!(story.contained(), [], "they are younger than 10 s");
     story.wait(2);
     assert_eq!(story.contained(), [(Detector::Emergency, Response::Freeze)]);
 }
@@ -257,7 +265,7 @@ fn clamped(extra: &str) -> (Story, Vec<u32>) {
 }
 
 #[test]
-fn a_clamp_is_held_while_its_reason_lasts_and_then_given_back() {
+fn a_clamp_is_renewed_while_its_reason_lasts_and_then_removed() {
     let (mut story, pids) = clamped("");
     story.wait(601);
     assert!(matches!(story.take()[..], [Action::Renew { .. }]));
@@ -271,7 +279,7 @@ fn a_clamp_is_held_while_its_reason_lasts_and_then_given_back() {
 }
 
 #[test]
-fn a_clamp_that_hurts_is_loosened_once() {
+fn a_clamp_that_does_harm_is_loosened() {
     let (mut story, pids) = clamped("");
     story.exit(pids[0], 6);
     story.exit(pids[1], 6);
@@ -280,14 +288,14 @@ fn a_clamp_that_hurts_is_loosened_once() {
 
     let (mut story, _) = clamped("");
     story.step(Input::Denials { guard: GUARD, count: 7 });
-    assert_eq!(story.take(), [], "those of the time before the clamp");
+    assert_eq!(story.take(), [], "these denials are from before the clamp");
     story.step(Input::Denials { guard: GUARD, count: 8 });
     assert!(matches!(story.take()[..], [Action::Loosen { denials: 1, .. }]));
 
     let (mut story, pids) = clamped("");
     story.wait(31);
     story.exit(pids[0], 6);
-    assert_eq!(story.take(), [], "long after the clamp it is not its doing");
+    assert_eq!(story.take(), [], "long after the clamp, the abort is not blamed on it");
 }
 
 #[test]
@@ -305,7 +313,7 @@ fn a_freeze_ends_with_its_lease() {
 }
 
 #[test]
-fn what_somebody_else_thawed_is_no_longer_ours() {
+fn a_freeze_that_another_tool_thawed_is_disowned() {
     let mut story = Story::new("");
     story.operator(OperatorRequest::Freeze { lease: Duration::from_secs(300), dry_run: false });
     story.settle(Response::Freeze, Outcome::Done);
@@ -313,11 +321,11 @@ fn what_somebody_else_thawed_is_no_longer_ours() {
     story.step(Input::ThawedByOther { guard: GUARD });
     assert!(matches!(story.take()[..], [Action::Disown { .. }]));
     story.wait(600);
-    assert_eq!(story.take(), [], "no thaw of what may be another's freeze by now");
+    assert_eq!(story.take(), [], "a later freeze may be another tool's, and is not thawed");
 }
 
 #[test]
-fn a_clamp_that_somebody_else_undid_is_made_again_while_its_detector_asks() {
+fn a_clamp_that_another_tool_undid_is_repeated_after_the_cool_down() {
     let (mut story, _) = clamped("[respond]\ncool_down = \"60s\"\n");
     story.step(Input::UnclampedByOther { guard: GUARD });
     let end = End::UnclampedByOther;
@@ -326,13 +334,17 @@ fn a_clamp_that_somebody_else_undid_is_made_again_while_its_detector_asks() {
     story.births(400);
     story.wait(59);
     let freeze = (Detector::Emergency, Response::Freeze);
-    assert_eq!(story.contained(), [freeze], "not in a fight; an emergency does not wait");
+    assert_eq!(
+        story.contained(),
+        [freeze],
+        "duplicates wait for the cool-down, but an emergency does not"
+    );
     story.wait(2);
     assert_eq!(story.contained(), [(Detector::Duplicates, Response::Clamp)]);
 }
 
 #[test]
-fn after_an_operators_thaw_detectors_keep_still_for_a_while() {
+fn after_an_operators_thaw_detectors_wait_for_the_cool_down() {
     let (mut story, _) = clamped("[respond]\ncool_down = \"60s\"\n");
     story.operator(OperatorRequest::Thaw);
     let release = Action::Release { hold: Hold::Clamp, end: End::Operator };
@@ -347,7 +359,7 @@ fn after_an_operators_thaw_detectors_keep_still_for_a_while() {
 }
 
 #[test]
-fn a_failed_action_is_tried_again_later_and_not_in_a_loop() {
+fn a_failed_action_is_retried_after_the_cool_down() {
     let mut story = Story::new(&format!("{QUICK}[respond]\ncool_down = \"60s\"\n"));
     for _ in 0..3 {
         story.server("a");
@@ -361,9 +373,9 @@ fn a_failed_action_is_tried_again_later_and_not_in_a_loop() {
     assert_eq!(story.contained(), [(Detector::Duplicates, Response::Clamp)]);
 }
 
-/// What the executor found is of that moment: room was made, or a process came by.
+/// The executor's reason may be gone later, for example when tasks have ended or a bystander has left.
 #[test]
-fn what_was_left_alone_or_refused_by_the_executor_is_tried_again() {
+fn a_response_that_the_executor_refused_or_left_alone_is_retried() {
     for (outcome, seconds) in [(Outcome::NotOurs, 600), (Outcome::Refused, 60)] {
         let mut story = Story::new(QUICK);
         for _ in 0..3 {
@@ -373,15 +385,15 @@ fn what_was_left_alone_or_refused_by_the_executor_is_tried_again() {
         assert_eq!(story.contained(), [(Detector::Duplicates, Response::Clamp)]);
         story.settle(Response::Clamp, outcome);
         story.wait(seconds - 1);
-        assert_eq!(story.contained(), [], "{outcome:?}: not in a loop");
+        assert_eq!(story.contained(), [], "{outcome:?}: it is not retried in a loop");
         story.wait(2);
         assert_eq!(story.contained(), [(Detector::Duplicates, Response::Clamp)], "{outcome:?}");
     }
 }
 
-/// The kernel confirms a freeze later than the next one is found to be there already.
+/// The kernel confirms the first freeze only after the second is found to be already in force.
 #[test]
-fn a_freeze_that_two_asked_for_is_made_once() {
+fn a_freeze_that_two_detectors_ask_for_is_made_once() {
     let mut story = Story::new(&format!("{QUICK}response = \"freeze\"\n"));
     for package in ["a", "a", "a", "b", "b", "b"] {
         story.server(package);
@@ -397,11 +409,11 @@ fn a_freeze_that_two_asked_for_is_made_once() {
         story.server("c");
     }
     story.wait(3);
-    assert_eq!(story.contained(), [(Detector::Duplicates, Response::Freeze)], "a new one");
+    assert_eq!(story.contained(), [(Detector::Duplicates, Response::Freeze)], "a new episode");
 }
 
 #[test]
-fn a_clamp_that_fails_for_ever_is_in_no_freezes_way() {
+fn a_failing_clamp_does_not_delay_a_freeze() {
     let mut story = Story::new(QUICK);
     for _ in 0..3 {
         story.server("a");
@@ -417,9 +429,9 @@ fn a_clamp_that_fails_for_ever_is_in_no_freezes_way() {
     assert_eq!(story.contained(), [(Detector::Emergency, Response::Freeze)]);
 }
 
-/// They share a name and are no one package: ten of them are no duplicates.
+/// They share the identity `(other)` but are different packages, so ten of them are no duplicates.
 #[test]
-fn packages_beyond_the_bound_are_warned_about_and_not_acted_upon() {
+fn packages_beyond_the_bound_are_warned_about_but_not_acted_on() {
     let mut story = Story::new("[detect.emergency]\nwarn = 9000\nact = 9000\n");
     for package in 0..1024 + 30 {
         story.server(&format!("p{package}"));
@@ -431,7 +443,7 @@ fn packages_beyond_the_bound_are_warned_about_and_not_acted_upon() {
 }
 
 #[test]
-fn a_bystander_is_refused_in_the_core() {
+fn the_core_refuses_to_act_on_a_bystander() {
     let mut story = Story::refused(QUICK, Some(Refusal::RootCgroup));
     for _ in 0..3 {
         story.server("a");
@@ -445,7 +457,7 @@ fn a_bystander_is_refused_in_the_core() {
 }
 
 #[test]
-fn what_was_refused_is_decided_anew_once_nothing_stands_against_it() {
+fn a_refused_response_is_decided_again_when_the_refusal_ends() {
     let mut story = Story::refused(QUICK, Some(Refusal::HoldsPid1));
     for _ in 0..3 {
         story.server("a");
@@ -457,7 +469,7 @@ fn what_was_refused_is_decided_anew_once_nothing_stands_against_it() {
 }
 
 #[test]
-fn a_clamp_leaves_room_for_the_pool_of_each_server() {
+fn a_clamp_leaves_room_for_each_servers_thread_pool() {
     let mut story = Story::new(QUICK);
     for _ in 0..3 {
         story.server("a");
@@ -471,7 +483,7 @@ fn a_clamp_leaves_room_for_the_pool_of_each_server() {
 }
 
 #[test]
-fn lost_records_ask_for_a_rescan_of_that_guard() {
+fn lost_records_cause_one_rescan_of_their_guard() {
     let mut story = Story::new("");
     let totals = Totals { dropped: 4, ..Totals::default() };
     story.step(Input::Totals { guard: GUARD, totals });
@@ -481,7 +493,7 @@ fn lost_records_ask_for_a_rescan_of_that_guard() {
 }
 
 #[test]
-fn arrivals_and_departures_are_told_from_moves_inside() {
+fn arrivals_and_departures_are_distinguished_from_moves_inside() {
     let mut story = Story::new("");
     let born = story.now;
     story.step(Input::Attach { guard: Some(GUARD), born, pid: Pid(7), seen: None });
@@ -495,7 +507,7 @@ fn arrivals_and_departures_are_told_from_moves_inside() {
 }
 
 #[test]
-fn a_server_that_is_moved_in_counts() {
+fn a_server_that_is_moved_in_is_counted() {
     let mut story = Story::new("");
     let seen = Observed {
         pid: Pid(7),
@@ -518,7 +530,7 @@ fn a_server_that_is_moved_in_counts() {
         seen: Some(reused),
     });
     let live = story.core.status(story.now)[0].identities["figma-mcp"].live;
-    assert_eq!(live, 1, "what /proc said was of another process with that number");
+    assert_eq!(live, 1, "/proc described another process with that pid");
 }
 
 fn guarded_by_policy(policy: &str) -> Story {
@@ -531,7 +543,7 @@ fn guarded_by_policy(policy: &str) -> Story {
 }
 
 #[test]
-fn a_new_policy_holds_for_every_guard_at_once() {
+fn a_new_policy_applies_to_every_guard_at_once() {
     let mut story = guarded_by_policy(&format!("mode = \"observe\"\n{QUICK}"));
     for _ in 0..3 {
         story.server("a");
@@ -549,7 +561,7 @@ fn a_new_policy_holds_for_every_guard_at_once() {
 }
 
 #[test]
-fn what_is_held_stays_held_under_a_new_policy_that_names_it() {
+fn a_hold_stays_under_a_new_policy_that_still_names_its_guard() {
     let mut story = guarded_by_policy(&format!("mode = \"enforce\"\n{QUICK}"));
     for _ in 0..3 {
         story.server("a");
@@ -563,7 +575,7 @@ fn what_is_held_stays_held_under_a_new_policy_that_names_it() {
 }
 
 #[test]
-fn a_guard_that_a_new_policy_does_not_name_is_given_back() {
+fn a_guard_that_a_new_policy_does_not_name_is_released() {
     let mut story = guarded_by_policy(&format!("mode = \"enforce\"\n{QUICK}"));
     for _ in 0..3 {
         story.server("a");
@@ -576,15 +588,15 @@ fn a_guard_that_a_new_policy_does_not_name_is_given_back() {
     story.step(Input::Policy(Box::new(other)));
     let release = Action::Release { hold: Hold::Clamp, end: End::Unguarded };
     assert_eq!(story.take(), [release]);
-    assert_eq!(story.others, [], "not before it is given back");
+    assert_eq!(story.others, [], "not before the clamp is removed");
     let ticket = story.last.expect("ordered");
     story.step(Input::Settled(settled(ticket, Outcome::Done)));
     assert_eq!(story.others, [Effect::Unguard { guard: GUARD }]);
 }
 
-/// The kernel confirms a freeze up to two seconds after it is written.
+/// The kernel may confirm a freeze up to two seconds after it is written.
 #[test]
-fn a_freeze_under_way_is_given_back_before_its_guard_is_let_go() {
+fn a_freeze_under_way_is_thawed_before_its_guard_is_released() {
     let mut story = guarded_by_policy("mode = \"enforce\"\n");
     story.operator(OperatorRequest::Freeze { lease: Duration::from_secs(300), dry_run: false });
     story.take();
@@ -596,7 +608,7 @@ fn a_freeze_under_way_is_given_back_before_its_guard_is_let_go() {
     assert_eq!(story.take(), [release]);
     let ticket = story.last.expect("ordered");
     story.step(Input::Settled(settled(ticket, Outcome::Failed)));
-    assert_eq!(story.others, [], "it is tried again when its lease is over");
+    assert_eq!(story.others, [], "the release is retried when the lease has ended");
     story.now = story.now.after(Duration::from_secs(10));
     story.step(Input::Overdue { guard: GUARD, hold: Hold::Freeze });
     let ticket = story.last.expect("ordered");
@@ -609,7 +621,7 @@ fn settled(ticket: Ticket, outcome: Outcome) -> Settled {
 }
 
 #[test]
-fn what_cannot_be_given_back_is_tried_again_after_a_while() {
+fn a_failed_release_is_retried_after_ten_seconds() {
     let mut story = Story::new("");
     let overdue = |story: &mut Story| {
         story.step(Input::Overdue { guard: GUARD, hold: Hold::Freeze });

@@ -1,4 +1,4 @@
-//! The documented policy is a true one: it parses, and its values are the defaults.
+//! The documented policy is valid, and its values are the defaults.
 
 use mcp_guard_core::policy::{Mode, Policy, Response};
 
@@ -11,11 +11,11 @@ fn the_example_shows_the_defaults() {
     assert_eq!(example.detect, default.detect);
     assert_eq!(example.respond, default.respond);
     assert_eq!(example.guard.len(), 3);
-    assert_eq!(example.guard[1].highest, Response::Freeze, "the default rung");
+    assert_eq!(example.guard[1].highest, Response::Freeze, "the default `highest`");
     assert_eq!(example.launcher.len(), 1);
 }
 
-/// The policy of the package: it changes nothing on a host, and its comment shows a true one too.
+/// The package's policy changes nothing on a host. The example in its comment is valid too.
 #[test]
 fn the_shipped_policy_observes() {
     let text = include_str!("../../../package/etc/mcp-guard/policy.toml");

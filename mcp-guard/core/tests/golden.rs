@@ -1,6 +1,6 @@
-//! One start of a launcher, in the form its caller gave and in the form the kernel makes of it
-//! through `#!`: one tree of the right package either way. A test in a real container checks that
-//! the recording still is what the kernel side shows.
+//! A launcher's start has two forms: the command line of the caller, and the one that the kernel makes of it
+//! through `#!`. Both must give one tree of the right package. A test in a real container checks that the
+//! recording still matches what the kernel side shows.
 
 use std::{fs, path::PathBuf};
 
@@ -32,7 +32,7 @@ struct Exec {
     argv: Vec<String>,
 }
 
-/// The pid of the process that is numbered 0.
+/// The pid of process number 0.
 const FIRST: u32 = 100;
 
 fn golden() -> Vec<Start> {
@@ -43,19 +43,19 @@ fn golden() -> Vec<Start> {
     golden.starts
 }
 
-/// Words as the kernel keeps them.
+/// Joins words as the kernel does, each with a null byte at its end.
 fn joined(argv: &[String]) -> Vec<u8> {
     argv.iter().flat_map(|word| word.bytes().chain([0])).collect()
 }
 
-/// The registry after these execs, and the last process of them.
+/// Returns the registry after these execs, and the process of the last one.
 fn registry(execs: &[Exec]) -> (Registry, Pid) {
     let launchers = Launchers::default();
     let mut registry = Registry::default();
     let mut last = Pid(FIRST);
     for (at, exec) in (1..).zip(execs) {
         let (now, pid) = (Time(at * 1_000_000_000), Pid(FIRST + exec.process));
-        // The first one is told of by its exec alone, as a process that came from outside.
+        // The first process is known only by its exec, like a process that came from outside.
         if let Some(parent) = exec.parent.filter(|_| !registry.holds(pid)) {
             registry.fork(now, pid, Pid(FIRST + parent));
         }
@@ -70,7 +70,7 @@ fn each_start_is_one_tree_of_its_package_in_both_forms() {
     for start in golden() {
         for (form, execs) in [("corpus", &start.corpus), ("live", &start.live)] {
             let what = format!("{:?}, {form}", start.typed);
-            assert!(execs.len() >= 5, "{what}: from the launcher to the server");
+            assert!(execs.len() >= 5, "{what}: too few execs from the launcher to the server");
             let (registry, _) = registry(execs);
             let found: Vec<_> = registry
                 .identities()
@@ -92,7 +92,7 @@ fn the_tree_lives_as_long_as_its_server() {
             assert_ne!(server, Pid(FIRST), "the server is a process of its own");
             for above in (FIRST..server.0).map(Pid) {
                 registry.exit(above);
-                assert_eq!(live(&registry), Some(1), "{:?}: it outlives {above}", start.typed);
+                assert_eq!(live(&registry), Some(1), "{:?}: it ended with {above}", start.typed);
             }
             registry.exit(server);
             assert_eq!(live(&registry), Some(0), "{:?}", start.typed);
@@ -101,7 +101,7 @@ fn the_tree_lives_as_long_as_its_server() {
 }
 
 #[test]
-fn only_the_launcher_itself_is_read_as_one() {
+fn only_the_launcher_itself_is_classified_as_one() {
     let launchers = Launchers::default();
     for start in golden() {
         for exec in start.corpus.iter().chain(&start.live) {

@@ -1,4 +1,4 @@
-//! Who wins over a limit, told as stories with times: the table of `limits`, row by row, and every
+//! Which limit wins when two disagree, as stories with times: the table of `limits` row by row, and every
 //! order in which two events can meet.
 
 mod limits {

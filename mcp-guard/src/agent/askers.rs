@@ -1,4 +1,4 @@
-//! Who waits for the end of an operator's request.
+//! Clients that wait for the end of an operator's request.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +20,7 @@ pub(super) type ReplyTo = oneshot::Sender<Reply>;
 struct Asker {
     guard: GuardId,
     reply: ReplyTo,
-    /// Orders that follow from the request and have not ended.
+    /// Orders of the request that have not ended.
     expected: BTreeSet<Ticket>,
     ended: Vec<(Outcome, String)>,
 }
@@ -40,14 +40,14 @@ impl Askers {
         id
     }
 
-    /// An order that may follow from a request.
+    /// Notes an order that may belong to a request.
     pub fn ordered(&mut self, order: &Order) {
         if let Some(asker) = order.asked_by.and_then(|id| self.waiting.get_mut(&id)) {
             asker.expected.insert(order.ticket);
         }
     }
 
-    /// Answers whoever waited for this order as the last one.
+    /// Notes the end of an order. Answers the client if it was the last order of its request.
     pub fn settled(&mut self, settled: &Settled) {
         let mut asked = self.waiting.iter_mut();
         let Some((&id, asker)) = asked
@@ -64,7 +64,7 @@ impl Askers {
         }
     }
 
-    /// The request has been decided. No order followed from it if somebody still expects none.
+    /// Notes that the core has decided the request. If no order followed, answers the client with `nothing`.
     pub fn decided(&mut self, id: RequestId, nothing: &str) {
         if self.waiting.get(&id).is_some_and(|asker| asker.expected.is_empty())
             && let Some(asker) = self.waiting.remove(&id)
@@ -74,7 +74,7 @@ impl Askers {
         }
     }
 
-    /// Whether somebody waits for the end of something in this guard.
+    /// Returns whether a client waits for the end of a request for this guard.
     pub fn wait_for(&self, guard: GuardId) -> bool {
         self.waiting.values().any(|asker| asker.guard == guard)
     }
@@ -88,7 +88,7 @@ pub(super) fn send(reply: ReplyTo, answer: impl Serialize) {
     send_reply(reply, answer);
 }
 
-/// Whoever asked may have gone; that is their loss.
+/// Sends the reply. A client that has closed its connection loses it.
 pub(super) fn send_reply(reply: ReplyTo, answer: Reply) {
     let _ = reply.send(answer);
 }
@@ -123,7 +123,7 @@ mod tests {
         askers.ordered(&order(first, id, Hold::Freeze));
         askers.ordered(&order(second, id, Hold::Clamp));
         askers.decided(id, "nothing");
-        askers.settled(&settled(other, Outcome::Done, "somebody else's"));
+        askers.settled(&settled(other, Outcome::Done, "of another request"));
         askers.settled(&settled(first, Outcome::Failed, "one"));
         assert!(answer.try_recv().is_err() && askers.wait_for(GUARD));
         askers.settled(&settled(second, Outcome::Done, "two"));
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_nothing_follows_from_is_answered_at_once() {
+    fn a_request_without_orders_is_answered_at_once() {
         let mut askers = Askers::default();
         let (reply, mut answer) = oneshot::channel();
         let id = askers.begin(GUARD, reply);

@@ -1,4 +1,4 @@
-//! Answers to the control socket.
+//! Answers the calls of the control socket.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use crate::{
     host::{cgroup::Cgroup, clock, process},
 };
 
-/// A second to a day.
+/// Allowed leases in milliseconds: one second to one day.
 const LEASES_MS: std::ops::RangeInclusive<u64> = 1_000..=86_400_000;
 
 impl Agent {
@@ -30,9 +30,9 @@ impl Agent {
         let Waiting { call, reply } = waiting;
         match call {
             Call::Status => send(reply, self.status()),
-            // The CLI checks it too; others may call.
+            // The CLI checks this too, but other clients may call.
             Call::Freeze { lease_ms, .. } if !LEASES_MS.contains(&lease_ms) => {
-                send_reply(reply, failed("lease_ms must lie between 1000 and 86400000"));
+                send_reply(reply, failed("lease_ms must be between 1000 and 86400000"));
             }
             Call::Freeze { target, lease_ms, dry_run } => {
                 let lease = Duration::from_millis(lease_ms);
@@ -43,7 +43,7 @@ impl Agent {
             }
             Call::Thaw { target } => self.operate(&target, OperatorRequest::Thaw, reply),
             #[expect(clippy::panic, reason = "this is what the call is for; debug builds only")]
-            Call::Panic => panic!("asked for through the control socket"),
+            Call::Panic => panic!("requested through the control socket"),
         }
     }
 
@@ -54,7 +54,7 @@ impl Agent {
         };
         let nothing = match request {
             OperatorRequest::Thaw => {
-                "mcp-guard holds nothing here; a freeze that is not its own is left alone"
+                "mcp-guard holds nothing here; it leaves the freeze of another tool alone"
             }
             OperatorRequest::Freeze { .. } | OperatorRequest::Kill { .. } => {
                 self.refresh_refusal(guard);
@@ -66,7 +66,7 @@ impl Agent {
         self.askers.decided(id, nothing);
     }
 
-    /// The guard of a target; one that is not guarded is held for this request.
+    /// Returns the guard of a target. A cgroup that is not guarded is held for this request.
     fn guard_for_hand(&mut self, target: &TargetCgroup) -> Result<GuardId, String> {
         if let Some(guard) = self.guards.of_cgroup(target.cgroup_id) {
             return Ok(guard);
@@ -74,19 +74,22 @@ impl Agent {
         let cgroup =
             Cgroup::open(&self.layout, &target.cgroup).map_err(|error| error.to_string())?;
         if cgroup.id() != target.cgroup_id {
-            return Err(format!("cgroup {} was replaced meanwhile; try again", target.cgroup));
+            return Err(format!(
+                "cgroup {} was replaced in the meantime; try again",
+                target.cgroup
+            ));
         }
-        // With its container, so that the engine's pauses are heard of.
+        // With its container, so that the engine's pauses are noticed.
         let container = container_in(cgroup.path()).map(|found| found.id.to_owned());
         let held = Held::new(cgroup, &target.name, container, target.paused);
-        self.hold_by_hand(held).ok_or_else(|| "no guard slot is free".to_owned())
+        self.hold_by_hand(held).ok_or_else(|| "all guard slots are taken".to_owned())
     }
 
-    /// What is known now. Nothing is decided, and nothing of the core changes.
+    /// Reports the current state. It decides nothing and does not change the core.
     fn status(&mut self) -> Status {
         let now = clock::now();
         for held in self.guards.all_mut() {
-            // A guard that began empty: on a hybrid host the place is found through a process.
+            // For a guard that began empty: on a hybrid host, its pids cgroup is found through a process.
             held.cgroup.find_pids(&self.layout);
         }
         let guarded = self.core.status_with(now, |guard| self.counting.totals(guard));

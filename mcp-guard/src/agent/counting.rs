@@ -1,4 +1,4 @@
-//! The kernel's counts, and what was lost of their detail.
+//! The kernel's counts, and the records that were lost.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -7,36 +7,36 @@ use mcp_guard_core::{Time, id::GuardId};
 
 use crate::host::bpf::{CGROUPS_FULL, Kernel};
 
-/// Between looks at what no record will tell.
-const UNTOLD: Duration = Duration::from_secs(10);
+/// Shortest interval between two rescans for processes that no record reports.
+const UNREPORTED: Duration = Duration::from_secs(10);
 
 pub(super) struct Counting {
     pub kernel: Kernel,
     losses: BTreeMap<String, u64>,
     /// Records lost to a full ring, as of the last tick.
     dropped: u64,
-    /// Records were lost, and the ring was not empty since.
+    /// Records were lost, and the ring has not been empty since.
     behind_a_loss: bool,
-    next_untold: Time,
+    next_unreported: Time,
 }
 
 impl Counting {
     pub fn new(kernel: Kernel, now: Time) -> Self {
         let losses = BTreeMap::new();
-        Self { kernel, losses, dropped: 0, behind_a_loss: false, next_untold: now }
+        Self { kernel, losses, dropped: 0, behind_a_loss: false, next_unreported: now }
     }
 
-    /// None where the map cannot be read, which is said.
+    /// Reads a guard's totals. Logs an error and returns `None` if the map cannot be read.
     pub fn totals(&self, guard: GuardId) -> Option<Totals> {
         let read = self.kernel.totals(guard);
-        read.inspect_err(|error| tracing::error!(%guard, %error, "totals")).ok()
+        read.inspect_err(|error| tracing::error!(%guard, %error, "cannot read the totals")).ok()
     }
 
     pub fn losses(&self) -> BTreeMap<String, u64> {
         self.kernel.losses()
     }
 
-    /// Losses since the last call, with how many there were ever.
+    /// Returns the causes with new losses since the last call, each with its total count.
     pub fn new_losses(&mut self) -> Vec<(String, u64)> {
         let losses = self.kernel.losses();
         let before = |cause: &String| self.losses.get(cause).copied().unwrap_or(0);
@@ -45,7 +45,7 @@ impl Counting {
             .filter(|(cause, count)| **count > before(cause))
             .map(|(cause, count)| {
                 let lost = count - before(cause);
-                tracing::warn!(cause, lost, "the kernel side lost something");
+                tracing::warn!(cause, lost, "the kernel side lost records or counts");
                 (cause.clone(), *count)
             })
             .collect();
@@ -53,8 +53,8 @@ impl Counting {
         new
     }
 
-    /// True where records were lost: every registry may then be wrong, because a process that left a
-    /// guard is told of by a record of no guard.
+    /// Returns whether records were lost since the last call. Every registry may then be wrong, because the
+    /// record of a process that left a guard names no guard.
     pub fn ring_overflowed(&mut self) -> bool {
         let dropped = self.kernel.dropped();
         let overflowed = dropped > self.dropped;
@@ -63,22 +63,23 @@ impl Counting {
         overflowed
     }
 
-    /// True once after a loss, when the ring is empty. All that waited when the loss was seen has been
-    /// read then: births whose deaths were lost among it.
+    /// Called when the ring is empty; returns true once after a loss. All records that waited when the loss
+    /// was noticed have then been read, including births whose deaths were lost.
     pub fn is_past_a_loss(&mut self) -> bool {
         std::mem::take(&mut self.behind_a_loss)
     }
 
-    /// A command line that could not be read in time may tell of a server, and a cgroup for which the map
-    /// had no room may hold some. Rate-limited, so that a container cannot force rescans.
+    /// Returns whether to rescan all guards: a command line that could not be read in time may be a server's,
+    /// and a cgroup that did not fit into the map may hold servers. The rate is limited, so that a container
+    /// cannot force rescans.
     pub fn must_look_again(&mut self, now: Time, answered_late: impl FnOnce() -> bool) -> bool {
-        if now < self.next_untold {
+        if now < self.next_unreported {
             return false;
         }
         let uncounted = self.losses.get(CGROUPS_FULL).is_some_and(|count| *count > 0);
         let is_due = uncounted || answered_late();
         if is_due {
-            self.next_untold = now.after(UNTOLD);
+            self.next_unreported = now.after(UNREPORTED);
         }
         is_due
     }

@@ -1,5 +1,5 @@
-//! Which cgroups are guarded: those of containers that the policy names, those it names by path,
-//! and those an operator acts upon by hand.
+//! Decides which cgroups are guarded: those of containers that the policy names, those it names by path,
+//! and those held by an operator.
 
 use std::{fmt::Display, time::Duration};
 
@@ -23,12 +23,12 @@ use crate::{
     host::{cgroup::Cgroup, clock, facts},
 };
 
-/// That a cgroup could not be guarded is said again after this time.
-const SAID: Duration = Duration::from_secs(3600);
+/// Interval after which the same warning about a cgroup is logged again.
+const WARN_AGAIN: Duration = Duration::from_secs(3600);
 /// A cgroup that could not be guarded.
 pub(super) struct Unguardable {
     try_again: Time,
-    said: Time,
+    warned: Time,
 }
 
 impl Agent {
@@ -41,15 +41,15 @@ impl Agent {
                     held.paused = paused;
                 }
             }
-            // It is reached again, and may have lost containers meanwhile.
+            // The engine is reachable again, and may have lost containers in the meantime.
             EngineEvent::Described(described) => {
                 self.engines.described.insert(engine, *described);
-                // It may have no container that would tell.
+                // It may have no container whose event would show this.
                 self.engines.state = EngineState::Connected;
                 self.ask_for_list(engine);
             }
             EngineEvent::Away(error) => {
-                tracing::warn!(error, "the engine is away; guards stay in force");
+                tracing::warn!(error, "the engine cannot be reached; guards stay in force");
                 self.engines.state = EngineState::Away(error);
             }
             EngineEvent::Back => self.engines.state = EngineState::Connected,
@@ -60,7 +60,7 @@ impl Agent {
         self.engines.is_reached();
         let cgroup = match Cgroup::of_process(&self.layout, container.init, Some(&container.id)) {
             Ok(cgroup) => cgroup,
-            Err(error) => return self.engines.say_unfound(container, &error),
+            Err(error) => return self.engines.warn_not_found(container, &error),
         };
         self.engines.found(&container.id);
         let workload = Workload {
@@ -92,7 +92,7 @@ impl Agent {
         let rules: Vec<_> =
             self.core.policy().guard.iter().filter_map(|rule| rule.cgroup.clone()).collect();
         for path in rules {
-            // One that was removed and made again was let go before, by its descriptor.
+            // The old guard of a removed and re-created cgroup has ended by now: its descriptor failed.
             if self.guards.find(|held| held.subject.cgroup == path).is_some() {
                 continue;
             }
@@ -111,8 +111,8 @@ impl Agent {
         }
     }
 
-    /// Holds a cgroup only to act upon it for an operator: it is neither counted nor judged, and is let
-    /// go once nothing of it is frozen or clamped.
+    /// Holds a cgroup only to act on it for an operator. It is neither counted nor judged, and is dropped
+    /// once nothing in it is frozen or clamped.
     pub(super) fn hold_by_hand(&mut self, held: Held) -> Option<GuardId> {
         let guard = self.guards.take_slot()?;
         let name = held.subject.name.clone();
@@ -123,20 +123,20 @@ impl Agent {
         Some(guard)
     }
 
-    /// Begins to guard. Membership first, then the baseline: a process born in between is told of by
-    /// its record.
+    /// Begins to guard. Membership comes first, then the baseline: a process born in between is reported
+    /// by its record.
     fn guard(&mut self, mut held: Held, terms: Terms, workload: Workload) -> Option<GuardId> {
         let now = clock::now();
         if self.unguardable.get(&held.cgroup.id()).is_some_and(|one| now < one.try_again) {
             return None;
         }
         let Some(guard) = self.guards.take_slot() else {
-            self.say_unguardable(now, &held, &"all guard slots are taken");
+            self.warn_unguardable(now, &held, &"all guard slots are taken");
             return None;
         };
         held.cgroup.find_pids(&self.layout);
         if let Err(error) = self.count_from_now(guard, &held.cgroup) {
-            self.say_unguardable(now, &held, &error);
+            self.warn_unguardable(now, &held, &error);
             self.counting.kernel.remove_guard(guard);
             self.guards.give_slot_back(guard);
             return None;
@@ -155,25 +155,25 @@ impl Agent {
         self.guards.insert(guard, held, Role::Watched);
         let workload = Some(Box::new(workload));
         self.step(Input::Guarded { guard, name, terms, workload, refusal });
-        // The counts began at zero: rates are of what was born since.
+        // The counts begin at zero: rates cover only processes born from now on.
         self.step_at(now, Input::Totals { guard, totals: Totals::default() });
         self.rescan(guard);
         Some(guard)
     }
 
-    /// It is tried again later; this is said once.
-    fn say_unguardable(&mut self, now: Time, held: &Held, why: &dyn Display) {
-        // One that is said anew, or that is gone.
-        self.unguardable.retain(|_, one| now.since(one.said) < SAID);
+    /// Schedules the next attempt, and logs why this one failed. The log has it once per [`WARN_AGAIN`].
+    fn warn_unguardable(&mut self, now: Time, held: &Held, why: &dyn Display) {
+        // Drops entries that are due for another warning, and those of removed cgroups.
+        self.unguardable.retain(|_, one| now.since(one.warned) < WARN_AGAIN);
         let try_again = now.after(TRY_AGAIN);
         let entry = self.unguardable.entry(held.cgroup.id());
         entry.and_modify(|one| one.try_again = try_again).or_insert_with(|| {
-            tracing::error!(name = held.subject.name, %why, "not guarded");
-            Unguardable { try_again, said: now }
+            tracing::error!(name = held.subject.name, %why, "cannot guard the cgroup");
+            Unguardable { try_again, warned: now }
         });
     }
 
-    /// An engine's process may have come or gone since the guard began.
+    /// Checks again whether responses in this guard are refused: an engine's process may have come or gone.
     pub(super) fn refresh_refusal(&mut self, guard: GuardId) {
         let Some(held) = self.guards.get(guard) else { return };
         if let Ok(facts) = facts::gather(&held.cgroup) {
@@ -188,7 +188,7 @@ impl Agent {
         cgroup.walk(&mut |dir, _| {
             let id = dir.id()?;
             match kernel.guard_of(id) {
-                // A cgroup has one guard: counting it for two would be wrong for both.
+                // A cgroup has one guard: counted for two, it would be wrong for both.
                 Some(other) if other != guard => {
                     trouble = Some(anyhow!("it overlaps guard {other}"))
                 }
@@ -203,19 +203,20 @@ impl Agent {
         trouble.map_or(Ok(()), Err)
     }
 
-    /// Its cgroup is gone, and its freeze, its limit and our marks with it; or nobody wants it guarded.
+    /// Ends a guard. Its cgroup is gone, with its freeze, its limit and our marks, or it need not be guarded
+    /// any more.
     pub(super) fn unguard(&mut self, guard: GuardId) {
         let Some((held, role)) = self.guards.remove(guard) else { return };
         let subject = held.subject;
         let seen = match role {
             Role::Watched => {
-                tracing::info!(name = subject.name, cgroup = subject.cgroup, "guarding ends");
+                tracing::info!(name = subject.name, cgroup = subject.cgroup, "no longer guarding");
                 self.executor.audit.write(Record::GuardStop { guard: subject });
                 None
             }
             Role::ByHand { seen } => seen,
         };
-        // There may be room now.
+        // A slot or map entry may be free now.
         let now = clock::now();
         self.unguardable.values_mut().for_each(|one| one.try_again = now);
         self.counting.kernel.remove_guard(guard);

@@ -1,4 +1,4 @@
-//! The engines, and what they said of themselves and their containers.
+//! The engines, and what they reported about themselves and their containers.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,15 +12,15 @@ use crate::{
     engine::{Container, EngineId, Engines},
 };
 
-/// Containers remembered as not found.
+/// Most containers remembered as not found.
 const MAX_UNFOUND: usize = 1024;
 
 pub(super) struct KnownEngines {
     pub all: Engines,
     pub state: EngineState,
-    /// What each engine said of itself when it was last reached.
+    /// Each engine's description, from when it was last reached.
     pub described: BTreeMap<EngineId, facts::EngineFacts>,
-    /// Containers whose cgroup could not be found, which was said.
+    /// Containers whose missing cgroup has been logged.
     unfound: BTreeSet<String>,
 }
 
@@ -33,21 +33,21 @@ impl KnownEngines {
         Self { all, state, described: BTreeMap::new(), unfound: BTreeSet::new() }
     }
 
-    /// A container was told of, so its engine is there.
+    /// Notes that an engine is reachable, because it reported a container.
     pub fn is_reached(&mut self) {
         if self.state == EngineState::Connecting {
             self.state = EngineState::Connected;
         }
     }
 
-    /// Says that the cgroup of a container is not found: once, because its engine tells of it again and
-    /// again.
-    pub fn say_unfound(&mut self, container: Container, error: &dyn Display) {
+    /// Logs that a container's cgroup is not found. It is logged once, because the engine reports the
+    /// container again and again.
+    pub fn warn_not_found(&mut self, container: Container, error: &dyn Display) {
         if self.unfound.len() >= MAX_UNFOUND {
             self.unfound.clear();
         }
         if self.unfound.insert(container.id) {
-            tracing::warn!(name = container.name, %error, "container not guarded");
+            tracing::warn!(name = container.name, %error, "cannot guard the container: its cgroup is not found");
         }
     }
 

@@ -1,8 +1,8 @@
-//! Feeds the core with what it decides limits by: a look every second, fresh facts where it asks for them,
-//! the requests of operators.
+//! Feeds the core its inputs for limits: a reading every second, facts when it asks for them, and the
+//! requests of operators.
 //!
-//! The look reads one small file per guard and sees whoever wrote it, by whatever way. What takes time
-//! (facts, an engine, systemd) is asked elsewhere, and its answer comes back to the loop.
+//! A reading takes one small file per guard, and so notices every writer. Slow sources (facts, an engine,
+//! systemd) are asked elsewhere, and their answers come back to the loop.
 
 use std::time::{Duration, SystemTime};
 
@@ -19,15 +19,15 @@ use super::{
 use crate::{engine::EngineId, requests::Requests};
 
 pub(super) struct Upkeep {
-    /// What operators asked for.
+    /// Stored requests of operators.
     pub requests: Requests,
     pub reader: FactsReader,
-    /// Where what was asked for a limit is answered.
+    /// Where answers about limits are sent.
     pub to_news: UnboundedSender<News>,
 }
 
 impl Agent {
-    /// What the engine says that a container's limit is.
+    /// Notes the limit that the engine declares for a container.
     pub(super) fn declare(&mut self, guard: GuardId, limit: Option<u64>) {
         self.step(Input::Declared { guard, limit });
     }
@@ -38,14 +38,15 @@ impl Agent {
         }
     }
 
-    /// Also for a guard that is new: a container that was started again has whatever its engine gave it.
+    /// Feeds one reading of a guard's limit to the core. Done for a new guard too: a restarted container has
+    /// the limit that its engine gave it.
     pub(super) fn look_at_limit(&mut self, guard: GuardId) {
         if let Some(seen) = self.seen_limit(guard) {
             self.step(Input::LimitSeen { guard, seen });
         }
     }
 
-    /// None where the limit cannot be read.
+    /// Reads a guard's limit. Returns `None` if it cannot be read.
     fn seen_limit(&mut self, guard: GuardId) -> Option<SeenLimit> {
         let held = self.guards.get_mut(guard)?;
         held.cgroup.find_pids(&self.layout);
@@ -55,7 +56,7 @@ impl Agent {
         Some(SeenLimit { in_force, tasks, request, agent_goes_on: false })
     }
 
-    /// Returns an answer at once where nobody can be asked.
+    /// Asks the reader for facts. Returns a failed answer at once if the reader is gone.
     pub(super) fn ask_for_facts(&mut self, guard: GuardId, ticket: Ticket) -> Option<Input> {
         let held = self.guards.get(guard)?;
         let ask = FactsQuestion {
@@ -76,11 +77,11 @@ impl Agent {
         let held = self.guards.get(guard);
         let Some(id) = held.and_then(|held| held.container.as_deref()) else { return };
         if let Err(error) = self.upkeep.requests.remove_as_of(id, at) {
-            tracing::warn!(%error, "the request for a limit is over and cannot be removed");
+            tracing::warn!(%error, "cannot remove a request for a limit that has ended");
         }
     }
 
-    /// Asks an engine, which has just been reached, for all that it has.
+    /// Asks an engine that has just become reachable for all its containers.
     pub(super) fn ask_for_list(&self, id: EngineId) {
         let Some(engine) = self.engines.all.get(id) else { return };
         let news = self.upkeep.to_news.clone();
@@ -103,7 +104,7 @@ impl Agent {
                 let Some(engine) = self.engines.all.get(engine) else { return };
                 let requests = &self.upkeep.requests;
                 if let Err(error) = requests.forget_gone(&ids, engine.socket(), since) {
-                    tracing::warn!(%error, "requests for containers that are gone");
+                    tracing::warn!(%error, "cannot remove the requests for containers that are gone");
                 }
             }
         }

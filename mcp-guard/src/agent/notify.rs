@@ -1,4 +1,4 @@
-//! What systemd is told: ready, a line of status, that the loop still turns, and the end.
+//! Notifies systemd: readiness, a status line, the watchdog, and the end.
 
 use std::{env, ffi::OsString, io, os::unix::net::UnixDatagram, time::Duration};
 
@@ -12,17 +12,17 @@ pub struct Shown {
     pub guards: usize,
 }
 
-/// What was told last; decides what is told next.
+/// The last notification; decides the next one.
 #[derive(Debug, Default)]
-struct Told {
-    /// Longest silence that systemd takes for life, see `WatchdogSec=` in systemd.service(5).
+struct Sent {
+    /// Longest silence that systemd tolerates, see `WatchdogSec=` in systemd.service(5).
     watchdog: Option<Duration>,
     last: Option<(Time, Shown)>,
 }
 
-impl Told {
-    /// The next message, where one is due. The first one says that we are ready, and each one is a
-    /// sign of life.
+impl Sent {
+    /// Returns the next message if one is due. The first one reports readiness, and each one resets the
+    /// watchdog.
     fn due(&self, now: Time, shown: Shown) -> Option<String> {
         let is_new = self.last.is_none_or(|(_, before)| before != shown);
         let is_silent = self.last.zip(self.watchdog).is_some_and(|((at, _), longest)| {
@@ -48,21 +48,21 @@ impl Told {
     }
 }
 
-/// Tells nobody where nobody asked for it.
+/// Notifies systemd, or does nothing if the environment does not ask for it.
 pub struct Notify {
-    told: Told,
+    sent: Sent,
     to: Option<(UnixDatagram, OsString)>,
     has_failed: bool,
 }
 
 impl Notify {
-    /// Who is told, by this process's environment.
+    /// Reads the socket and the watchdog interval from this process's environment.
     pub fn from_environment() -> Self {
-        let mut notify = Self { told: Told::default(), to: None, has_failed: false };
+        let mut notify = Self { sent: Sent::default(), to: None, has_failed: false };
         let Some(address) = env::var_os("NOTIFY_SOCKET") else { return notify };
-        notify.told.watchdog = sd_notify::watchdog_enabled();
-        // The crate's own sender waits while the queue of PID 1 is full, as in a storm it may be; a
-        // guard must not stand still then.
+        notify.sent.watchdog = sd_notify::watchdog_enabled();
+        // The crate's own sender blocks while the queue of PID 1 is full, as it may be in a storm. The agent
+        // must not stop then.
         let socket = UnixDatagram::unbound();
         match socket.and_then(|socket| socket.set_nonblocking(true).map(|()| socket)) {
             Ok(socket) => notify.to = Some((socket, address)),
@@ -71,20 +71,20 @@ impl Notify {
         notify
     }
 
-    /// Called at each tick, so that a loop that stands still is silent. What could not be told is
-    /// told at the next one.
+    /// Called at each tick, so that a loop that hangs is silent. A message that could not be sent is sent
+    /// at the next tick.
     pub fn turn(&mut self, now: Time, shown: Shown) {
         if self.to.is_none() {
             return;
         }
-        if let Some(message) = self.told.due(now, shown)
+        if let Some(message) = self.sent.due(now, shown)
             && self.send(&message)
         {
-            self.told.last = Some((now, shown));
+            self.sent.last = Some((now, shown));
         }
     }
 
-    /// The end is in order. From here on systemd waits for `TimeoutStopSec=`, not for signs of life.
+    /// Announces an orderly end. From here on, systemd applies `TimeoutStopSec=` instead of the watchdog.
     pub fn stopping(&mut self, reason: &str) {
         let status = format!("stopping: {reason}");
         self.send(&message(&[NotifyState::Stopping, NotifyState::Status(&status)]));
@@ -103,14 +103,14 @@ impl Notify {
 
     fn failed(&mut self, error: &io::Error) {
         if !std::mem::replace(&mut self.has_failed, true) {
-            tracing::warn!(%error, "systemd cannot be told; said once");
+            tracing::warn!(%error, "cannot notify systemd; this is logged once");
         }
     }
 }
 
 fn message(states: &[NotifyState]) -> String {
     let lines: Vec<String> = states.iter().map(ToString::to_string).collect();
-    // A line break inside would be read as a line of its own, which may say anything.
+    // A line break inside a value would begin another assignment, with any content.
     lines.iter().map(|line| line.replace('\n', " ")).collect::<Vec<_>>().join("\n")
 }
 
@@ -124,15 +124,15 @@ mod tests {
         Shown { mode: Mode::Observe, guards }
     }
 
-    /// What is told at these times, in quarters of a second, with so many guards.
-    fn told(watchdog: Option<Duration>, ticks: &[(u32, usize)]) -> Vec<Option<String>> {
-        let mut told = Told { watchdog, last: None };
+    /// Messages sent at these ticks; each tick is a time in quarters of a second and a number of guards.
+    fn sent(watchdog: Option<Duration>, ticks: &[(u32, usize)]) -> Vec<Option<String>> {
+        let mut sent = Sent { watchdog, last: None };
         let mut all = Vec::new();
         for (quarters, guards) in ticks {
             let now = Time::default().after(SECOND / 4 * *quarters);
-            let message = told.due(now, shown(*guards));
+            let message = sent.due(now, shown(*guards));
             if message.is_some() {
-                told.last = Some((now, shown(*guards)));
+                sent.last = Some((now, shown(*guards)));
             }
             all.push(message);
         }
@@ -140,9 +140,9 @@ mod tests {
     }
 
     #[test]
-    fn ready_once_and_a_status_when_it_changes() {
-        let told = told(None, &[(0, 0), (1, 0), (2, 1), (3, 1), (4000, 1), (4001, 2)]);
-        let told: Vec<_> = told.iter().map(Option::as_deref).collect();
+    fn readiness_is_sent_once_and_the_status_when_it_changes() {
+        let sent = sent(None, &[(0, 0), (1, 0), (2, 1), (3, 1), (4000, 1), (4001, 2)]);
+        let sent: Vec<_> = sent.iter().map(Option::as_deref).collect();
         let expected = [
             Some("READY=1\nSTATUS=observe, 0 guards"),
             None,
@@ -151,14 +151,14 @@ mod tests {
             None,
             Some("STATUS=observe, 2 guards"),
         ];
-        assert_eq!(told, expected);
+        assert_eq!(sent, expected);
     }
 
     #[test]
-    fn a_sign_of_life_at_half_the_interval_counted_from_any_message() {
+    fn the_watchdog_is_reset_half_an_interval_after_any_message() {
         let ticks = [(0, 1), (1, 1), (2, 1), (3, 2), (4, 2), (5, 2), (9, 2), (10, 2)];
-        let told = told(Some(SECOND), &ticks);
-        let told: Vec<_> = told.iter().map(Option::as_deref).collect();
+        let sent = sent(Some(SECOND), &ticks);
+        let sent: Vec<_> = sent.iter().map(Option::as_deref).collect();
         let expected = [
             Some("READY=1\nSTATUS=observe, 1 guard\nWATCHDOG=1"),
             None,
@@ -169,12 +169,12 @@ mod tests {
             Some("WATCHDOG=1"),
             None,
         ];
-        assert_eq!(told, expected);
+        assert_eq!(sent, expected);
     }
 
-    /// A socket nobody reads: the loop goes on, and what was not told is still due.
+    /// No process reads the socket: the loop continues, and the unsent message is still due.
     #[test]
-    fn a_full_queue_neither_blocks_nor_loses_that_it_is_ready() {
+    fn a_full_queue_neither_blocks_the_loop_nor_loses_readiness() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("notify");
         let systemd = UnixDatagram::bind(&path).expect("binds");
@@ -182,31 +182,31 @@ mod tests {
         socket.set_nonblocking(true).expect("sets");
         while socket.send_to(b"X=1", &path).is_ok() {}
         let to = Some((socket, path.into_os_string()));
-        let mut notify = Notify { told: Told::default(), to, has_failed: false };
+        let mut notify = Notify { sent: Sent::default(), to, has_failed: false };
         notify.turn(Time::default(), shown(0));
-        assert!(notify.has_failed && notify.told.last.is_none());
+        assert!(notify.has_failed && notify.sent.last.is_none());
 
         systemd.set_nonblocking(true).expect("sets");
         let mut buffer = [0; 256];
         while systemd.recv(&mut buffer).is_ok() {}
         notify.turn(Time::default(), shown(0));
-        let length = systemd.recv(&mut buffer).expect("told");
+        let length = systemd.recv(&mut buffer).expect("a message");
         assert_eq!(&buffer[..length], b"READY=1\nSTATUS=observe, 0 guards");
         notify.stopping("SIGTERM");
-        let length = systemd.recv(&mut buffer).expect("told");
+        let length = systemd.recv(&mut buffer).expect("a message");
         assert_eq!(&buffer[..length], b"STOPPING=1\nSTATUS=stopping: SIGTERM");
     }
 
     #[test]
-    fn nobody_asked_nobody_is_told() {
-        let mut notify = Notify { told: Told::default(), to: None, has_failed: false };
+    fn without_a_socket_nothing_is_sent() {
+        let mut notify = Notify { sent: Sent::default(), to: None, has_failed: false };
         notify.turn(Time::default(), shown(0));
         notify.stopping("SIGTERM");
-        assert!(notify.told.last.is_none() && !notify.has_failed);
+        assert!(notify.sent.last.is_none() && !notify.has_failed);
     }
 
     #[test]
-    fn one_line_stays_one_line() {
+    fn a_line_break_in_a_status_is_replaced() {
         assert_eq!(message(&[NotifyState::Status("a\nREADY=1")]), "STATUS=a READY=1");
     }
 }

@@ -1,5 +1,5 @@
-//! Reads the facts for repairs. It reads all of /proc, and engines and systemd take their time: so one
-//! thread of its own, made at the start, because a host that is full of processes gives none later.
+//! Reads the facts for repairs, in a thread of its own: all of /proc is read, and engines and systemd may be
+//! slow. The thread is created at the start, because a host that is full of processes refuses one later.
 
 use std::{
     collections::BTreeMap,
@@ -22,22 +22,22 @@ use crate::{
     snapshot::Snapshot,
 };
 
-/// For the host, and then for each guard; what is not read by then is asked for again.
+/// Longest time to read the host, and then to read each guard. Facts that are late are asked for again.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Whose facts are wanted.
+/// A question for the facts of one guard.
 pub(super) struct FactsQuestion {
     pub guard: GuardId,
-    /// Comes back with the answer.
+    /// Returned with the answer.
     pub ticket: Ticket,
     pub container: Option<String>,
-    /// Its path.
+    /// Path of the cgroup.
     pub cgroup: String,
-    /// What each engine said of itself.
+    /// Each engine's description of itself.
     pub described: BTreeMap<EngineId, facts::EngineFacts>,
 }
 
-/// An answer to something that was asked for a limit.
+/// An answer to a question about limits.
 pub(super) enum News {
     Facts {
         guard: GuardId,
@@ -48,13 +48,13 @@ pub(super) enum News {
     Listed(EngineId, Vec<String>, SystemTime),
 }
 
-/// The thread's end that the loop holds. Nobody waits for the thread: it changes nothing, and ends with
-/// the program.
+/// The loop's handle of the thread. The thread is never joined: it changes nothing, and ends with the
+/// program.
 pub(super) struct FactsReader(mpsc::Sender<FactsQuestion>);
 
 impl FactsReader {
     /// # Errors
-    /// There is no room for a thread.
+    /// The thread or its runtime cannot be created.
     pub fn start(
         engines: Engines,
         requests: Requests,
@@ -62,7 +62,7 @@ impl FactsReader {
         news: UnboundedSender<News>,
     ) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        // Bounded by the guards: each asks again only when it has its answer.
+        // Bounded by the number of guards: each asks again only after it has its answer.
         let (asks, waiting) = mpsc::channel::<FactsQuestion>();
         std::thread::Builder::new().name("facts".to_owned()).spawn(move || {
             while let Ok(first) = waiting.recv() {
@@ -72,9 +72,9 @@ impl FactsReader {
                 let answered = catch_unwind(AssertUnwindSafe(|| {
                     runtime.block_on(answer(&engines, &requests, &observer, asks, &news));
                 }));
-                // Those that have an answer already do not wait for this ticket.
+                // A guard that has its answer already ignores this ticket.
                 for (guard, ticket) in whose.into_iter().filter(|_| answered.is_err()) {
-                    let facts = Err("reading them panicked".to_owned());
+                    let facts = Err("reading the facts panicked".to_owned());
                     let _ = news.send(News::Facts { guard, ticket, facts });
                 }
             }
@@ -82,13 +82,13 @@ impl FactsReader {
         Ok(Self(asks))
     }
 
-    /// False where the thread is gone.
+    /// Sends the question. Returns false if the thread is gone.
     pub fn ask(&self, ask: FactsQuestion) -> bool {
         self.0.send(ask).is_ok()
     }
 }
 
-/// One look at the host for all of them.
+/// Reads the host once and answers all questions from it.
 async fn answer(
     engines: &Engines,
     requests: &Requests,
@@ -97,7 +97,7 @@ async fn answer(
     news: &UnboundedSender<News>,
 ) {
     let patience = PATIENCE + engines.timeout();
-    let late = |_| format!("not read within {patience:?}");
+    let late = |_| format!("the facts could not be read within {patience:?}");
     let described = asks.last().map(|ask| ask.described.clone()).unwrap_or_default();
     let (requests, observer) = (requests.clone(), observer.clone());
     let taken = Snapshot::take_for_limits(engines.clone(), requests, described, observer);
@@ -112,18 +112,18 @@ async fn answer(
             Err(why) => Err(why.clone()),
         };
         let FactsQuestion { guard, ticket, .. } = ask;
-        // The loop is gone only when the program ends.
+        // The loop ends only with the program.
         let _ = news.send(News::Facts { guard, ticket, facts: facts.map(Box::new) });
     }
 }
 
-/// As `diagnose` reads them.
+/// Reads the facts in the same way as `diagnose`.
 async fn of(snapshot: &Snapshot, ask: &FactsQuestion) -> Result<Facts, String> {
     let Some(id) = &ask.container else { return Ok(snapshot.cgroup(&ask.cgroup).await) };
     match snapshot.container(id).await {
         Some(facts) if facts.container.is_some() => Ok(facts),
         Some(facts) => Err(silent(&facts.unreadable).unwrap_or_default()),
-        // A cgroup may be named by its path, and be of a container of another engine or of none.
+        // A cgroup named by its path may belong to a container of another engine or of none.
         None => match silent(snapshot.unreadable()) {
             Some(why) => Err(why),
             None => Ok(snapshot.cgroup(&ask.cgroup).await),
@@ -131,7 +131,7 @@ async fn of(snapshot: &Snapshot, ask: &FactsQuestion) -> Result<Facts, String> {
     }
 }
 
-/// Why the engine's word is not known.
+/// Returns why the engine could not be read.
 fn silent(unreadable: &[Unreadable]) -> Option<String> {
     let of_engine =
         |what: &Source| matches!(what, Source::Engine | Source::Containers | Source::Inspect);
@@ -144,12 +144,12 @@ mod tests {
 
     use super::*;
 
-    /// A cgroup that no unit and no container has; wherever this runs.
+    /// A cgroup that belongs to no unit and no container on any host.
     const NOWHERE: &str = "/mcp-guard-test-none";
 
     type Answered = (GuardId, Ticket, Result<Box<Facts>, String>);
 
-    /// Asks once for each of these containers, or cgroups, and returns what was asked with the answers.
+    /// Asks once for each container, or for a plain cgroup, and returns the answers.
     fn read(engines: Engines, asked: Vec<Option<String>>) -> Vec<Answered> {
         let folder = tempfile::tempdir().unwrap();
         let (news, mut answers) = tokio::sync::mpsc::unbounded_channel();
@@ -165,16 +165,16 @@ mod tests {
         }
         let mut read = || match answers.blocking_recv().unwrap() {
             News::Facts { guard, ticket, facts } => (guard, ticket, facts),
-            News::Listed(..) => panic!("no facts"),
+            News::Listed(..) => panic!("a list instead of facts"),
         };
         let found: Vec<_> = expected.iter().map(|_| read()).collect();
         let whose: Vec<_> = found.iter().map(|(guard, ticket, _)| (*guard, *ticket)).collect();
-        assert_eq!(whose, expected, "each gets its answer");
+        assert_eq!(whose, expected, "each guard gets its answer");
         found
     }
 
     #[test]
-    fn each_gets_its_answer_and_an_engine_that_is_silent_is_not_an_answer() {
+    fn each_guard_gets_its_answer_and_a_silent_engine_is_an_error() {
         let id = "a".repeat(64);
         let away = Engines::at("/nowhere/docker.sock", Duration::from_secs(10));
         let read_with = read(away, vec![None, Some(id.clone())]);
@@ -184,7 +184,7 @@ mod tests {
             (&SubjectKind::Cgroup, NOWHERE)
         );
         assert!(why.contains("engine"), "{why}");
-        // Where there is no engine at all, the cgroup is all that can be known.
+        // Without any engine, only the cgroup can be read.
         let read_without = read(Engines::default(), vec![Some(id)]);
         let [(_, _, Ok(plain))] = &read_without[..] else { panic!("{read_without:?}") };
         assert_eq!(plain.target.kind, SubjectKind::Cgroup);

@@ -1,4 +1,4 @@
-//! How the agent begins: everything that can fail fails here, before it says that it is ready.
+//! Starts the agent. Everything that can fail fails here, before the agent reports that it is ready.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -36,20 +36,20 @@ use crate::{
 
 impl Agent {
     pub(super) async fn start(options: AgentOptions) -> anyhow::Result<(Self, Sources)> {
-        let layout = Layout::read().context("reading the cgroup layout")?;
+        let layout = Layout::read().context("cannot read the cgroup layout")?;
         let audit = Audit::open(&options.audit)
-            .with_context(|| format!("the audit log {}", options.audit.display()))?;
+            .with_context(|| format!("cannot open the audit log {}", options.audit.display()))?;
         let engines = options.engines;
         let executor = Executor::new(audit, layout.clone(), engines.clone());
         let kernel = Kernel::start(options.bpf)?;
         let now = clock::now();
-        // At most one answer for each guard is under way.
+        // Bounded by the number of guards: at most one answer per guard is under way.
         let (to_news, news) = mpsc::unbounded_channel();
         let requests = Requests::new(&options.state_dir);
         let observer = Observer::start();
         let (asked, seen_by) = (engines.clone(), observer.clone());
         let reader = FactsReader::start(asked, requests.clone(), seen_by, to_news.clone())
-            .context("a thread that reads facts")?;
+            .context("cannot start the thread that reads facts")?;
         let mut agent = Self {
             core: Core::new(options.policy),
             guards: Guards::new(),
@@ -72,7 +72,7 @@ impl Agent {
         Ok((agent, sources))
     }
 
-    /// Opens all that can wake the loop.
+    /// Opens all sources that can wake the loop.
     fn listen(
         &self,
         run_dir: &Path,
@@ -80,7 +80,8 @@ impl Agent {
     ) -> anyhow::Result<Sources> {
         let (to_loop, calls) = mpsc::channel(QUEUE);
         let (to_events, engine_events) = mpsc::channel(QUEUE);
-        let listener = server::listen(&lock::socket(run_dir)).context("control socket")?;
+        let listener =
+            server::listen(&lock::socket(run_dir)).context("cannot create the control socket")?;
         tokio::spawn(server::serve(listener, to_loop));
         self.engines.all.watch(&to_events, ASK_AGAIN);
         Ok(Sources {
@@ -99,7 +100,7 @@ impl Agent {
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let mode = self.core.policy().mode;
         self.executor.audit.write(Record::AgentStart { version, mode });
-        // What an agent left that was killed.
+        // Holds that a killed agent left behind.
         self.release_orphans(End::Reconcile).await;
         mode
     }

@@ -1,4 +1,4 @@
-//! What each turn of the loop does: records, totals, and a look at what others may have changed.
+//! One turn of the loop: handles records, reads totals, and checks what other tools may have changed.
 
 use std::time::Duration;
 
@@ -16,17 +16,17 @@ use crate::{
     host::{bpf, clock},
 };
 
-/// Records handled in one turn; then other sources are looked at.
+/// Most records handled in one turn, before the other sources are checked.
 const BATCH: usize = 2048;
-/// How often freezes are compared with the host, removed cgroups noticed, new ones looked for.
+/// Interval between two comparisons of the guards with the host, and two searches for new cgroups.
 const LOOK: Duration = Duration::from_secs(1);
+
 impl Agent {
-    /// Hands records to the core. What the batch leaves is fetched at the next turn, which is due at
-    /// once.
+    /// Passes records to the core. If the batch leaves some in the ring, the next turn follows at once.
     pub(super) fn drain(&mut self) {
         let end = clock::now().after(TICK);
         for _ in 0..BATCH {
-            // A read of a process may have taken its time.
+            // Reading a process may have taken long.
             if clock::now() >= end {
                 break;
             }
@@ -74,13 +74,13 @@ impl Agent {
             }
             self.executor.audit.flush();
         }
-        // Last, so that the first turn is done when we say that we are ready.
+        // Last, so that the first turn is complete when readiness is reported.
         let guards = self.guards.watched().len();
         self.notify.turn(now, Shown { mode: self.core.policy().mode, guards });
     }
 
-    /// The registry from `/proc`. Records that still wait in the ring are older or newer than what
-    /// is read here; both are harmless, because each names its process by start time.
+    /// Rebuilds the registry from `/proc`. Records that still wait in the ring may be older or newer than
+    /// this reading; both are harmless, because each record identifies its process by start time.
     pub(super) fn rescan(&mut self, guard: GuardId) {
         if let Some(baseline) = self.baseline(guard) {
             self.step(baseline);
@@ -92,7 +92,7 @@ impl Agent {
         Some(Input::Baseline { guard, processes: self.observer.observe(pids) })
     }
 
-    /// Compares what is believed of a guard with the host.
+    /// Compares the core's state of a guard with the host.
     fn look(&mut self, guard: GuardId) {
         let now = clock::now();
         let Some(held) = self.guards.get(guard) else { return };
@@ -105,9 +105,9 @@ impl Agent {
             for hold in overdue {
                 self.step_at(now, Input::Overdue { guard, hold });
             }
-            let is_over = self.guards.is_by_hand(guard) && !self.askers.wait_for(guard);
-            // Not while it carries what could not be given back.
-            if is_over && !self.guards.get(guard).is_some_and(is_marked) {
+            let has_ended = self.guards.is_by_hand(guard) && !self.askers.wait_for(guard);
+            // Not while it carries a mark, whose hold is not released yet.
+            if has_ended && !self.guards.get(guard).is_some_and(is_marked) {
                 return self.unguard(guard);
             }
         }
@@ -142,7 +142,7 @@ impl Agent {
         match kind {
             Kind::Fork => Input::Fork { guard, born, child: pid, parent: Pid(event.parent) },
             Kind::Exec => {
-                // What the kernel side could not read is in `/proc`, if the process is still there.
+                // A command line that the kernel side could not read is in `/proc` while the process lives.
                 let unread = event.flags & ARGV_UNREAD != 0;
                 let seen = if unread { observe(pid) } else { None };
                 let argv =
@@ -152,7 +152,7 @@ impl Agent {
             Kind::Exit => Input::Exit { guard, pid, code: event.exit_code },
             Kind::Attach => {
                 let guard = (event.guard != NO_GUARD).then_some(guard);
-                // One that is known has only moved within its guard.
+                // A known process has only moved within its guard.
                 let held =
                     |guard| self.core.guard(guard).is_some_and(|one| one.registry.holds(pid));
                 let seen = guard.filter(|guard| !held(*guard)).and_then(|_| observe(pid));

@@ -1,6 +1,7 @@
-//! A small leak in a cgroup of its own, told as it happens: detected, contained, audited, cleaned up.
+//! `demo`: starts a small leak in a scratch cgroup, and reports its detection, containment, audit lines
+//! and cleanup as they happen.
 //!
-//! The agent is the real one, in a process of its own; the servers only look like `npm exec`.
+//! The agent is the real one, in its own process; the servers only look like `npm exec`.
 
 mod leak;
 mod scratch;
@@ -20,19 +21,19 @@ pub use leak::as_demo_process;
 use scratch::Scratch;
 use story::Story;
 
-/// The whole demo, or it has failed.
+/// Longest time for the whole demo.
 const LIMIT: Duration = Duration::from_secs(60);
 const SERVERS: u32 = 30;
-/// Time between two starts of the leak.
+/// Interval between two server starts of the leak.
 const EVERY: Duration = Duration::from_millis(300);
 
 pub fn demo() -> Result<Exit, Failure> {
     if !rustix::process::geteuid().is_root() {
         return Err(Failure::could_not(
-            "the demo needs root to load BPF programs and make a cgroup; run it with sudo",
+            "the demo needs root to load BPF programs and create a cgroup; run it with sudo",
         ));
     }
-    // Found out here, so that the answer is one sentence and not an agent's log.
+    // Checked here, so that the answer is one sentence instead of an agent's log.
     drop(bpf::Kernel::start(bpf::KernelOptions::default()).map_err(Failure::could_not)?);
     let layout = Layout::read().map_err(Failure::could_not)?;
     kernel::check(&layout).map_err(Failure::could_not)?;
@@ -43,10 +44,10 @@ pub fn demo() -> Result<Exit, Failure> {
         let ended = tokio::select! {
             ended = tokio::time::timeout(LIMIT, tell(&mut scratch)) => match ended {
                 Ok(ended) => ended,
-                Err(_) => Err(Failure { exit: Exit::Wrong, message: format!("not contained within {LIMIT:?}") }),
+                Err(_) => Err(Failure { exit: Exit::Wrong, message: format!("the leak was not contained within {LIMIT:?}") }),
             },
-            _ = interrupt.recv() => Err(Failure::could_not("interrupted; cleaned up")),
-            _ = terminate.recv() => Err(Failure::could_not("ended by SIGTERM; cleaned up")),
+            _ = interrupt.recv() => Err(Failure::could_not("interrupted by SIGINT; cleaned up")),
+            _ = terminate.recv() => Err(Failure::could_not("terminated by SIGTERM; cleaned up")),
         };
         scratch.clean_up()?;
         if ended.is_ok() {
@@ -63,13 +64,13 @@ async fn tell(scratch: &mut Scratch) -> Result<Exit, Failure> {
     story.until(&mut agent.0, watching).await?;
     out::answer(&format!("watching   {} (the \"container\"), mode enforce", scratch.path()));
     out::answer(&format!(
-        "leaking    one `npm exec demo-mcp-server` each {EVERY:?}, none ever ends"
+        "leaking    one `npm exec demo-mcp-server` every {EVERY:?}; none of them ends"
     ));
     scratch.start_leak(SERVERS, EVERY)?;
     while scratch.launchers() < 2 {
         tokio::time::sleep(EVERY / 10).await;
     }
-    out::answer("duplicates a second copy of the same package is live");
+    out::answer("duplicates a second server of the same package is live");
 
     if !contained(scratch, &mut agent, &mut story).await? {
         return Ok(Exit::Wrong);
@@ -77,13 +78,15 @@ async fn tell(scratch: &mut Scratch) -> Result<Exit, Failure> {
     let before = scratch.processes();
     tokio::time::sleep(EVERY * 3).await;
     let after = scratch.processes();
-    out::answer(&format!("holding    {before} processes, {after} after three more start times"));
+    out::answer(&format!(
+        "holding    {before} processes, {after} after three more start intervals"
+    ));
 
     agent.stop()?;
     story.finish(|record| matches!(record, Record::Release { outcome: Some(_), .. }))?;
     let thawed = !scratch.is_frozen();
     let answer = if thawed { "yes" } else { "NO" };
-    out::answer(&format!("stopped    the agent thawed what it held: {answer}"));
+    out::answer(&format!("stopped    the agent released its freeze: {answer}"));
     out::answer(&format!("audit      {} lines read back:", story.lines().len()));
     for line in story.lines() {
         out::answer(&format!("  {}", story::shorten(line)));
@@ -91,7 +94,8 @@ async fn tell(scratch: &mut Scratch) -> Result<Exit, Failure> {
     Ok(if before == after && thawed { Exit::Done } else { Exit::Wrong })
 }
 
-/// Follows the audit log to the freeze; true where it warned before, and the kernel says frozen.
+/// Follows the audit log up to the freeze. Returns true if a warning came first and the kernel reports
+/// the cgroup as frozen.
 async fn contained(
     scratch: &Scratch,
     agent: &mut DemoAgent,
@@ -116,14 +120,14 @@ async fn contained(
     let written = millis(timing.map(|timing| timing.written_us));
     let confirmed = millis(timing.and_then(|timing| timing.confirmed_us));
     out::answer(&format!(
-        "contained  after {} servers: frozen {confirmed:.1} ms after the last one came of age \
+        "contained  after {} servers: frozen {confirmed:.1} ms after the last one reached act_age \
          (cgroup.freeze written after {written:.1} ms)",
         scratch.launchers()
     ));
     Ok(true)
 }
 
-/// The agent of the demo; stopped in order where it can be, so that it gives back what it holds.
+/// The demo's agent. It is stopped with SIGTERM, so that it releases what it holds.
 struct DemoAgent(Child);
 
 impl DemoAgent {
@@ -138,7 +142,9 @@ impl DemoAgent {
             .env("MCP_GUARD_LOG", "error")
             .stdin(Stdio::null())
             .spawn();
-        child.map(Self).map_err(|error| Failure::could_not(format!("starting the agent: {error}")))
+        child
+            .map(Self)
+            .map_err(|error| Failure::could_not(format!("cannot start the agent: {error}")))
     }
 
     fn stop(&mut self) -> Result<(), Failure> {
@@ -149,7 +155,7 @@ impl DemoAgent {
         match ended {
             Ok(status) if status.success() => Ok(()),
             Ok(status) => Err(Failure::could_not(format!("the agent ended with {status}"))),
-            Err(error) => Err(Failure::could_not(format!("stopping the agent: {error}"))),
+            Err(error) => Err(Failure::could_not(format!("cannot stop the agent: {error}"))),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `diagnose`: facts, judged and shown.
+//! `diagnose`: reads the facts, judges them and shows the report.
 
 use std::{
     fs::{self, OpenOptions},
@@ -31,29 +31,29 @@ use crate::{
     snapshot::Snapshot,
 };
 
-/// Bytes of a saved snapshot; 65,536 processes fit.
+/// Largest saved snapshot, in bytes; 65,536 processes fit.
 const MAX_FACTS: u64 = 64 << 20;
-/// Where the package installs the agent's policy; without it the default headroom counts.
+/// Where the package installs the agent's policy. Without it, the default headroom applies.
 pub const DEFAULT_POLICY: &str = "/etc/mcp-guard/policy.toml";
 
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Container name, id or id prefix; docker:NAME, unit:NAME, cgroup:/path, pid:N.
+    /// Container name, id or id prefix; docker:NAME, unit:NAME, cgroup:/path or pid:N.
     #[arg(required_unless_present_any = ["all", "facts"], conflicts_with_all = ["all", "facts"])]
     target: Option<String>,
-    /// Every running container and every guarded cgroup, the worst first.
+    /// Diagnose every running container and every guarded cgroup, the worst first.
     #[arg(long, conflicts_with_all = ["facts", "save"])]
     all: bool,
-    /// Judge a saved snapshot instead of this host.
+    /// Saved snapshot to judge instead of this host.
     #[arg(long, value_name = "FILE")]
     facts: Option<PathBuf>,
-    /// Keep what was read, to judge it elsewhere or to report it.
+    /// File to save the snapshot to, for judging it elsewhere or for a bug report.
     #[arg(long, value_name = "FILE", conflicts_with = "facts")]
     save: Option<PathBuf>,
-    /// The agent's policy file: what is proposed leaves its headroom free.
+    /// Policy file of the agent; a proposed limit leaves its headroom free.
     #[arg(long, value_name = "FILE", default_value = DEFAULT_POLICY, conflicts_with = "facts")]
     policy: PathBuf,
-    /// JSON instead of text.
+    /// Print JSON instead of text.
     #[arg(long)]
     json: bool,
 }
@@ -74,7 +74,7 @@ pub fn diagnose(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failu
         }
     };
     if let Some(file) = &arguments.save {
-        // With what the compose files come to, for programs that read it there.
+        // Includes the merged result of the compose files, for programs that read it from the snapshot.
         let compose = facts.compose.as_ref().map(compose::judged);
         let saved = Facts { compose, ..facts.clone() };
         let text = serde_json::to_string_pretty(&saved).map_err(Failure::could_not)?;
@@ -94,7 +94,7 @@ fn all(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failure> {
         let mut is_whole = snapshot.has_list();
         let mut reports = Vec::new();
         for listed in snapshot.running() {
-            // One that vanished meanwhile is no error.
+            // A container that vanished in the meantime is not an error.
             reports.extend(snapshot.container(&listed.id).await.map(|facts| judge(&facts)));
         }
         let guarded = guarded_cgroups(host, &snapshot).unwrap_or_else(|error| {
@@ -118,7 +118,7 @@ fn all(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failure> {
         table(&reports, &unreadable, is_whole)
     };
     out::answer(&text);
-    // A container that was not looked at may be the one that leaks.
+    // A container that was not examined may be the one that leaks.
     let list = if is_whole { Exit::Done } else { Exit::CouldNot };
     let worst = reports.iter().map(exit).chain([list]).max_by_key(|exit| match exit {
         Exit::CouldNot => 2,
@@ -128,13 +128,16 @@ fn all(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failure> {
     Ok(worst.unwrap_or(Exit::Done))
 }
 
-/// What the policy leaves free. The package's policy need not be installed, nor readable by this user.
+/// Returns the headroom of the policy. The package's policy may be missing, or unreadable for this user.
 pub fn headroom(policy: &Path) -> Result<Option<u64>, Failure> {
     match read_policy(policy) {
         Ok(policy) => Ok(Some(policy.respond.clamp_headroom)),
         Err(failure) if policy == Path::new(DEFAULT_POLICY) => {
             if policy.exists() {
-                tracing::warn!(why = failure.message, "the default headroom counts");
+                tracing::warn!(
+                    why = failure.message,
+                    "cannot read the policy; the default headroom applies"
+                );
             }
             Ok(None)
         }
@@ -143,7 +146,7 @@ pub fn headroom(policy: &Path) -> Result<Option<u64>, Failure> {
 }
 
 fn table(reports: &[Report], unreadable: &[Unreadable], is_whole: bool) -> String {
-    // That nothing runs is known only where all were listed.
+    // Only a complete list proves that nothing runs.
     let mut text =
         if reports.is_empty() && !is_whole { String::new() } else { render::table(reports) };
     for one in unreadable {
@@ -152,16 +155,16 @@ fn table(reports: &[Report], unreadable: &[Unreadable], is_whole: bool) -> Strin
     text
 }
 
-/// What an agent guards and no engine tells of; nothing where none runs.
+/// Lists the cgroups that an agent guards and no engine lists. Empty if no agent runs.
 fn guarded_cgroups(host: &HostOptions, snapshot: &Snapshot) -> Result<Vec<String>, client::Error> {
     if !lock::is_held(&host.run_dir) {
         return Ok(Vec::new());
     }
     let status = client::status(&lock::socket(&host.run_dir))?;
     let guards = status.guards.into_iter();
-    let is_untold = |id: &str| snapshot.lists(id).is_none();
-    let untold = guards.filter(|guard| guard.container.as_deref().is_none_or(is_untold));
-    Ok(untold.map(|guard| guard.cgroup).collect())
+    let is_unlisted = |id: &str| snapshot.lists(id).is_none();
+    let unlisted = guards.filter(|guard| guard.container.as_deref().is_none_or(is_unlisted));
+    Ok(unlisted.map(|guard| guard.cgroup).collect())
 }
 
 fn exit(report: &Report) -> Exit {
@@ -175,7 +178,7 @@ fn exit(report: &Report) -> Exit {
 pub async fn snapshot(host: &HostOptions, observer: Observer) -> Result<Snapshot, Failure> {
     let requests = Requests::new(&host.state_dir);
     let taken = Snapshot::take(host.engines(), requests, observer).await;
-    taken.map_err(|error| Failure::could_not(format!("reading this host: {error}")))
+    taken.map_err(|error| Failure::could_not(format!("cannot read this host: {error}")))
 }
 
 pub async fn one(snapshot: &Snapshot, text: &str) -> Result<Facts, Failure> {
@@ -183,7 +186,7 @@ pub async fn one(snapshot: &Snapshot, text: &str) -> Result<Facts, Failure> {
         Target::Container(name) | Target::Docker(name) => named(snapshot, &name).await,
         Target::Unit(name) => {
             let facts = snapshot.unit(&name).await.map_err(Failure::could_not)?;
-            facts.ok_or_else(|| Failure::could_not(format!("no unit {name} runs here")))
+            facts.ok_or_else(|| Failure::could_not(format!("unit {name} is not running")))
         }
         Target::Cgroup(path) => {
             let own = container_in(&path).filter(|found| found.path == path);
@@ -205,15 +208,17 @@ pub async fn one(snapshot: &Snapshot, text: &str) -> Result<Facts, Failure> {
     }
 }
 
-/// What an engine knows of it says more than its cgroup.
+/// Reads a container's facts through its engine, which knows more than the cgroup shows.
 async fn container_of(snapshot: &Snapshot, id: Option<&str>) -> Option<Facts> {
     let id = id.filter(|id| snapshot.lists(id) != Some(false))?;
     snapshot.container(id).await
 }
 
-/// A whole id is known where no list could be read, and its cgroup where no engine answers.
+/// Reads the facts of the container with this name. A full id works even if no list could be read; if no
+/// engine answers, its cgroup is read.
 async fn named(snapshot: &Snapshot, name: &str) -> Result<Facts, Failure> {
-    let gone = || Failure::could_not(format!("{name}: it ended while it was looked at"));
+    let gone =
+        || Failure::could_not(format!("{name}: the container ended while it was being read"));
     match chosen(snapshot, name) {
         Ok(id) => snapshot.container(&id).await.ok_or_else(gone),
         Err(failure) => {
@@ -233,11 +238,11 @@ fn chosen(snapshot: &Snapshot, name: &str) -> Result<String, Failure> {
     match choose(name, &all) {
         Ok(found) => Ok(found.id.clone()),
         Err(NoMatch::None) => {
-            // What else could not be read has nothing to do with a name.
+            // Other unreadable sources do not affect the lookup of a name.
             let engine = |what: &Source| matches!(what, Source::Engine | Source::Containers);
             let why = snapshot.unreadable().iter().filter(|one| engine(&one.what));
             let why: String = why.map(|one| format!("; {one}")).collect();
-            // That there is none is known only where all were listed.
+            // Only a complete list proves that there is no such container.
             Err(Failure::could_not(match snapshot.lists(name) {
                 Some(_) => format!("no running container is called {name:?}{why}"),
                 None => format!("{name:?} cannot be looked up{why}; cgroup:/PATH needs no engine"),
@@ -246,20 +251,23 @@ fn chosen(snapshot: &Snapshot, name: &str) -> Result<String, Failure> {
         Err(NoMatch::Several(found)) => {
             let names: Vec<String> =
                 found.iter().map(|one| format!("{:.12} {}", one.id, one.name)).collect();
-            Err(Failure::could_not(format!("{name:?} may mean {}", names.join(", "))))
+            Err(Failure::could_not(format!(
+                "{name:?} is ambiguous; it may mean {}",
+                names.join(", ")
+            )))
         }
     }
 }
 
-/// For its owner alone: it has command lines. A new file, so that no link leads elsewhere and no half one
-/// is left.
+/// Saves the text with mode 0600, because it contains command lines. It writes a new file and renames it,
+/// so that no link is followed and no partial file is left.
 fn save(file: &Path, text: &str) -> io::Result<()> {
-    let name = file.file_name().ok_or_else(|| io::Error::other("it names no file"))?;
+    let name = file.file_name().ok_or_else(|| io::Error::other("the path names no file"))?;
     let mut new = name.to_os_string();
     new.push(format!(".{}.new", std::process::id()));
     let new = file.with_file_name(new);
     if fs::symlink_metadata(file).is_ok_and(|meta| !meta.is_file()) {
-        return Err(io::Error::other("it is there, and no regular file"));
+        return Err(io::Error::other("it exists and is not a regular file"));
     }
     let mut output = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
     let written = output.write_all(text.as_bytes()).and_then(|()| output.sync_all());
@@ -273,22 +281,22 @@ fn save(file: &Path, text: &str) -> io::Result<()> {
 fn read(file: &Path) -> Result<Facts, Failure> {
     let bad = |why: String| Failure::data(format!("{}: {why}", file.display()));
     let text = text_of(file).map_err(|error| bad(error.to_string()))?;
-    // An empty list would do as well: every field has a default.
+    // Serde would also accept an empty array, because every field has a default.
     if !text.trim_ascii_start().starts_with(b"{") {
-        return Err(bad("not saved facts: they are a JSON object".to_owned()));
+        return Err(bad("not a saved snapshot: expected a JSON object".to_owned()));
     }
     let facts: Facts = serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
     if facts.schema > SCHEMA {
-        return Err(bad(format!("made by a newer mcp-guard (schema {})", facts.schema)));
+        return Err(bad(format!("saved by a newer mcp-guard (schema {})", facts.schema)));
     }
     Ok(facts)
 }
 
 fn text_of(file: &Path) -> io::Result<Vec<u8>> {
-    // A pipe must not hold us up.
+    // Opening a pipe must not block.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(file)?;
     if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is no regular file"));
+        return Err(io::Error::other("not a regular file"));
     }
     let mut text = Vec::new();
     file.take(MAX_FACTS + 1).read_to_end(&mut text)?;
@@ -313,7 +321,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_saved_snapshot_is_whole_its_owners_alone_and_where_it_was_asked_for() {
+    fn a_snapshot_is_saved_whole_with_mode_0600_and_not_through_a_link() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("facts.json");
         fs::write(&file, "old, and longer than what follows").unwrap();
@@ -325,14 +333,14 @@ mod tests {
         assert!(save(&link, "through a link").is_err());
         assert!(save(&folder.path().join("none/x"), "").is_err());
         assert_eq!(fs::read_to_string(&file).unwrap(), "new");
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing else is left");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "no other file is left");
     }
 
     #[test]
-    fn the_headroom_is_the_policys() {
+    fn the_headroom_comes_from_the_policy() {
         let folder = tempfile::tempdir().unwrap();
         let policy = folder.path().join("policy.toml");
-        assert!(headroom(&policy).is_err(), "a policy that was asked for is read");
+        assert!(headroom(&policy).is_err(), "a policy that was asked for must be readable");
         fs::write(&policy, "[respond]\nclamp_headroom = 50\n").unwrap();
         assert!(matches!(headroom(&policy), Ok(Some(50))));
     }
@@ -346,12 +354,12 @@ mod tests {
         rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, mode, 0).unwrap();
         for none in [pipe.as_path(), folder.path(), Path::new("/dev/zero")] {
             let error = text_of(none).unwrap_err().to_string();
-            assert!(error.contains("no regular file"), "{error}");
+            assert!(error.contains("not a regular file"), "{error}");
         }
     }
 
     #[test]
-    fn what_was_not_read_is_no_all_clear() {
+    fn an_incomplete_list_does_not_report_that_nothing_runs() {
         let unread = Unreadable::new(Source::Engine, "no\x1b[2J");
         let text = table(&[], &[unread], false);
         assert_eq!(text, "not read: engine: no\\u{1b}[2J\n");

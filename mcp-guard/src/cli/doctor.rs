@@ -1,3 +1,5 @@
+//! `doctor`: checks what this host supports and what it lacks.
+
 use std::{fs, path::Path};
 
 use mcp_guard_core::{
@@ -23,9 +25,9 @@ use crate::{
 #[serde(rename_all = "lowercase")]
 enum State {
     Ok,
-    /// Works without it, with less.
+    /// The agent works without it, with fewer features.
     Degraded,
-    /// The agent cannot do its work.
+    /// The agent cannot work without it.
     Missing,
 }
 
@@ -43,7 +45,7 @@ pub fn doctor(host: &HostOptions, json: bool) -> Result<Exit, Failure> {
     let mut checks = vec![rights()];
     match Layout::read() {
         Ok(layout) => {
-            // The same that a diagnosis judges.
+            // The facts that a diagnosis judges too.
             let facts = snapshot::host(&layout);
             checks.extend([kernel(&layout), files(Files::of(&layout))]);
             checks.extend([cgroups(&layout), pids(&layout, &facts), numbers(&facts)]);
@@ -85,37 +87,41 @@ fn rights() -> Check {
     if rustix::process::geteuid().is_root() {
         return check("rights", State::Ok, "root");
     }
-    check("rights", State::Missing, "not root: no BPF, no cgroup can be changed; use sudo")
+    check(
+        "rights",
+        State::Missing,
+        "not root: cannot load BPF programs or change cgroups; use sudo",
+    )
 }
 
 fn kernel(layout: &Layout) -> Check {
     let release = kernel::release();
     match kernel::check(layout) {
-        Ok(()) => check("kernel", State::Ok, format!("{release}; supported are {SUPPORTED}")),
+        Ok(()) => check("kernel", State::Ok, format!("{release}; supported: {SUPPORTED}")),
         Err(error) => check("kernel", State::Missing, error.to_string()),
     }
 }
 
-/// What some kernels lack, and what follows from that.
+/// Checks the cgroup files that some kernels lack.
 fn files(files: Files) -> Check {
     let Files { kill, own_refusals, peak } = files;
     let kill = if kill {
-        "cgroup.kill is there"
+        "cgroup.kill present"
     } else {
-        "cgroup.kill missing (Linux 5.14): nothing can be killed at once"
+        "cgroup.kill missing (needs Linux 5.14): a cgroup cannot be killed at once"
     };
     let own = match own_refusals {
-        Some(true) => "pids.events.local is there",
+        Some(true) => "pids.events.local present",
         Some(false) => {
-            "pids.events.local missing (Linux 6.11): a fork refused by a limit above counts as \
-             harm of a clamp"
+            "pids.events.local missing (needs Linux 6.11): a fork refused by the limit of a \
+             parent cgroup is attributed to a clamp"
         }
-        None => "pids.events.local not known: there is no cgroup to look at",
+        None => "pids.events.local unknown: no cgroup to check",
     };
     let peak = match peak {
-        Some(true) => "pids.peak is there",
-        Some(false) => "pids.peak missing (Linux 6.1): nothing depends on it",
-        None => "pids.peak not known",
+        Some(true) => "pids.peak present",
+        Some(false) => "pids.peak missing (needs Linux 6.1): nothing depends on it",
+        None => "pids.peak unknown",
     };
     let state = match (files.kill, own_refusals) {
         (false, _) => State::Missing,
@@ -136,7 +142,7 @@ fn btf() -> Check {
     )
 }
 
-/// Not asked of the kernel's feature flags: our own programs are loaded and attached for a moment.
+/// Loads and attaches our own programs for a moment, which proves more than the kernel's feature flags.
 fn bpf() -> Check {
     match Kernel::start(KernelOptions::default()) {
         Ok(_) => check("BPF", State::Ok, "all six programs load and attach"),
@@ -157,7 +163,7 @@ fn cgroups(layout: &Layout) -> Check {
             ),
         ),
         LayoutKind::Legacy => {
-            check("cgroups", State::Missing, "version 1 alone: nothing can be counted or frozen")
+            check("cgroups", State::Missing, "version 1 only: nothing can be counted or frozen")
         }
         LayoutKind::None => check("cgroups", State::Missing, "no cgroup tree is mounted"),
     }
@@ -166,11 +172,11 @@ fn cgroups(layout: &Layout) -> Check {
 fn pids(layout: &Layout, facts: &facts::HostFacts) -> Check {
     const NAME: &str = "pids controller";
     if facts.pids_enabled == Some(false) {
-        let detail = "switched off at boot: no limit holds, see `mcp-guard explain P020`";
+        let detail = "disabled at boot: no limit is enforced, see `mcp-guard explain P020`";
         return check(NAME, State::Degraded, detail);
     }
     let Some(tree) = &layout.pids else {
-        return check(NAME, State::Degraded, "none: nothing can be clamped");
+        return check(NAME, State::Degraded, "not found: nothing can be clamped");
     };
     let PidsTree { mount, v1 } = tree;
     let mount = mount.display();
@@ -181,7 +187,7 @@ fn pids(layout: &Layout, facts: &facts::HostFacts) -> Check {
         return check(NAME, State::Ok, format!("version 2 at {mount}"));
     }
     let detail = format!(
-        "version 2 at {mount}, but the root does not hand it down, so nothing can be clamped: \
+        "version 2 at {mount}, but not enabled for the root's children, so nothing can be clamped: \
          write +pids to {mount}/cgroup.subtree_control"
     );
     check(NAME, State::Degraded, detail)
@@ -189,31 +195,36 @@ fn pids(layout: &Layout, facts: &facts::HostFacts) -> Check {
 
 fn lsm() -> Check {
     const NAME: &str = "BPF LSM";
-    let without = "forks cannot be braked in the kernel, only frozen";
+    let without = "the kernel cannot deny forks through BPF; guards can only be clamped or frozen";
     match fs::read_to_string(LSM_LIST) {
         Ok(list) if list.split(',').any(|name| name.trim() == "bpf") => {
-            check(NAME, State::Ok, "in the list of active security modules")
+            check(NAME, State::Ok, "listed as an active security module")
         }
-        Ok(list) => check(NAME, State::Degraded, format!("not among {}: {without}", list.trim())),
+        Ok(list) => check(
+            NAME,
+            State::Degraded,
+            format!("not active (active are {}): {without}", list.trim()),
+        ),
         Err(error) => {
-            let why =
-                format!("unknown, {LSM_LIST}: {error} (securityfs must be mounted): {without}");
+            let why = format!(
+                "unknown, {LSM_LIST}: {error} (securityfs must be mounted); without it, {without}"
+            );
             check(NAME, State::Degraded, why)
         }
     }
 }
 
-/// Numbers that every fork takes, whatever pids.max says.
+/// Checks the kernel-wide limits of tasks, which apply to every fork regardless of pids.max.
 fn numbers(facts: &facts::HostFacts) -> Check {
     const NAME: &str = "room for tasks";
     let limits = [("threads-max", facts.threads_max), ("pid_max", facts.pid_max)];
     let limits = limits.into_iter().filter_map(|(name, limit)| Some((limit?, name)));
     let (Some(tasks), Some((limit, name))) = (facts.tasks, limits.min()) else {
-        return check(NAME, State::Degraded, "unknown: /proc does not tell");
+        return check(NAME, State::Degraded, "unknown: cannot read it from /proc");
     };
     let detail = format!("{tasks} tasks of {limit} (kernel.{name})");
     if is_nearly_full(tasks, limit) {
-        let raise = format!("{detail}: forks fail, see `mcp-guard explain P072`");
+        let raise = format!("{detail}: forks may fail, see `mcp-guard explain P072`");
         return check(NAME, State::Degraded, raise);
     }
     check(NAME, State::Ok, detail)
@@ -229,11 +240,11 @@ async fn systemd() -> Check {
             check(NAME, State::Ok, format!("{version}, DefaultTasksMax {default}"))
         }
         Some(Err(error)) => {
-            let detail = format!("runs this host, and its limits cannot be asked for: {error}");
+            let detail = format!("runs this host, but cannot be asked for its limits: {error}");
             check(NAME, State::Degraded, detail)
         }
         None => {
-            let detail = "does not run this host: start the agent by other means";
+            let detail = "not the init system here: start the agent by other means";
             check(NAME, State::Degraded, detail)
         }
     }
@@ -243,10 +254,10 @@ async fn engine(engine: &dyn Engine) -> Check {
     const NAME: &str = "Docker";
     match engine.describe().await {
         Ok(facts::EngineFacts { version, socket, .. }) if version.is_empty() => {
-            check(NAME, State::Degraded, format!("at {socket} answers, and not as an engine does"))
+            check(NAME, State::Degraded, format!("{socket} answers, but not like an engine"))
         }
         Ok(facts::EngineFacts { pids_limit: Some(false), socket, .. }) => {
-            let detail = format!("at {socket} says that it cannot limit pids");
+            let detail = format!("the engine at {socket} reports that it cannot limit pids");
             check(NAME, State::Degraded, detail)
         }
         Ok(facts::EngineFacts { kind, version, api_version, cgroup_driver, socket, .. }) => {
@@ -260,9 +271,9 @@ async fn engine(engine: &dyn Engine) -> Check {
 
 fn agent(host: &HostOptions) -> Check {
     if lock::is_held(&host.run_dir) {
-        return check("agent", State::Ok, "runs; `mcp-guard status` asks it");
+        return check("agent", State::Ok, "running; `mcp-guard status` shows its state");
     }
-    check("agent", State::Degraded, "does not run: nothing is watched")
+    check("agent", State::Degraded, "not running: nothing is watched")
 }
 
 #[cfg(test)]
@@ -270,7 +281,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_an_engine_says_moves_no_cursor() {
+    fn control_characters_in_an_engines_answer_are_escaped() {
         let text = render(&check("Docker", State::Degraded, "no\x1b[2J\nok  rights"));
         assert_eq!(text.lines().count(), 1, "{text}");
         assert!(text.ends_with("no\\u{1b}[2J\\nok  rights\n"), "{text}");

@@ -1,13 +1,13 @@
 use std::process::ExitCode;
 
-/// How a command ended, the same for all verbs.
+/// Result of a command, with the same meaning for all verbs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// Done, and nothing is wrong.
+    /// Success, and nothing is wrong.
     Done,
-    /// Answered, and something is wrong: refused, not ours, not contained.
+    /// Answered, but something is wrong: refused, not made by mcp-guard, not contained.
     Wrong,
-    /// Could not: target, rights, BPF, engine.
+    /// Not carried out, because of the target, permissions, BPF or the engine.
     CouldNot,
     /// Bad command line (`EX_USAGE` of sysexits.h).
     Usage,
@@ -27,7 +27,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Why a command did not do its work: what failed, on what, why, and what to do next.
+/// Why a command failed. The message says what failed, on what, why, and what to do next.
 #[derive(Debug)]
 pub struct Failure {
     pub exit: Exit,

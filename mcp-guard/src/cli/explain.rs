@@ -1,4 +1,4 @@
-//! The long form of findings, without a host.
+//! `explain`: the long form of a finding. It reads nothing from this host.
 
 use mcp_guard_core::diagnose::{code::Code, explain};
 

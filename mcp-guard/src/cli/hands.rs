@@ -1,4 +1,4 @@
-//! freeze, thaw, kill by hand: through the agent where one runs, else by the same executor.
+//! `freeze`, `thaw` and `kill`: through the agent if one runs, otherwise with the same executor.
 
 use std::{path::Path, time::Duration};
 
@@ -33,7 +33,7 @@ pub fn freeze(
     dry_run: bool,
 ) -> Result<Exit, Failure> {
     if lease < Duration::from_secs(1) || lease > Duration::from_secs(86_400) {
-        return Err(Failure::usage("--for must lie between 1s and 1day"));
+        return Err(Failure::usage("--for must be between 1s and 1day"));
     }
     let runtime = runtime()?;
     runtime.block_on(async {
@@ -43,7 +43,7 @@ pub fn freeze(
             return ask(host, &held, &Freeze { target: cgroup_of(&held), lease_ms, dry_run });
         }
         let mut hands = Hands::new(host, held)?;
-        // Before the freeze: a signal in between must find somebody who thaws.
+        // Before the freeze: a signal that arrives in between must still lead to a thaw.
         let mut ends = Ends::listen()?;
         let (outcome, detail) = hands.contain(Response::Freeze, lease, dry_run).await;
         if outcome != Outcome::Done {
@@ -51,11 +51,11 @@ pub fn freeze(
         }
         let shown = humantime::format_duration(lease);
         out::answer(&format!(
-            "{}: frozen ({detail}); thawed after {shown} or when this ends",
+            "{}: frozen ({detail}); it is thawed after {shown} or when this command ends",
             hands.name
         ));
-        let why = ends.within(lease).await.unwrap_or("the time is over");
-        hands.hear_of_pause(host).await;
+        let why = ends.within(lease).await.unwrap_or("the lease has ended");
+        hands.refresh_pause(host).await;
         let (outcome, detail) = hands.thaw(End::LeaseOver).await;
         Ok(tell(&hands.name, &format!("thaw ({why})"), outcome, &detail))
     })
@@ -85,16 +85,16 @@ pub fn thaw(host: &HostOptions, target: &str) -> Result<Exit, Failure> {
     })
 }
 
-/// Gives back what an agent that is gone left: the unit's `ExecStopPost=`.
+/// Releases what a previous agent left held. The unit runs this as `ExecStopPost=`.
 pub fn thaw_owned(host: &HostOptions) -> Result<Exit, Failure> {
-    // The unit that runs this is started again until it succeeds, and there is nothing left for it to do.
+    // Success, because the unit that runs this is restarted until it succeeds.
     if lock::is_held(&host.run_dir) {
         out::answer(
-            "nothing to do: an agent runs and holds its own leases; to undo one, name its target",
+            "nothing to do: an agent runs and manages its own leases; to end one, name its target",
         );
         return Ok(Exit::Done);
     }
-    // Others do not see the marks, and would find nothing to give back.
+    // Other users cannot see the marks, and would find nothing to release.
     need_root()?;
     runtime()?.block_on(async {
         let (layout, engines) = (read_layout()?, host.engines());
@@ -110,9 +110,7 @@ pub fn thaw_owned(host: &HostOptions) -> Result<Exit, Failure> {
                 exit = Exit::Wrong;
             }
         }
-        read.map_err(|error| {
-            Failure::could_not(format!("not all cgroups could be looked at: {error}"))
-        })?;
+        read.map_err(|error| Failure::could_not(format!("some cgroups cannot be read: {error}")))?;
         Ok(exit)
     })
 }
@@ -152,7 +150,7 @@ impl Hands {
             response,
             mode: if dry_run { Mode::Observe } else { Mode::Enforce },
             lease,
-            // Of a clamp, which is not made by hand.
+            // For a clamp, which no operator orders.
             headroom: HEADROOM,
             cause: Cause::operator(),
             decided: clock::now(),
@@ -160,20 +158,20 @@ impl Hands {
         .await
     }
 
-    /// The engine may have paused the target since it was frozen.
-    async fn hear_of_pause(&mut self, host: &HostOptions) {
+    /// Asks the engine whether it has paused the target since the freeze.
+    async fn refresh_pause(&mut self, host: &HostOptions) {
         let engines = host.engines();
         for held in self.guards.all_mut() {
             held.paused = engines.is_paused(held.container.as_deref()).await;
         }
     }
 
-    /// All that carries a mark.
+    /// Releases every hold that carries a mark.
     async fn thaw(&mut self, end: End) -> (Outcome, String) {
         let marks = self.guards.get(TARGET).map(marks).unwrap_or_default();
         let mut holds: Vec<Hold> = marks.into_iter().map(|(hold, _)| hold).collect();
         if holds.is_empty() {
-            // Then it is said whose the freeze is.
+            // The release of an unmarked freeze reports who made it.
             holds.push(Hold::Freeze);
         }
         let mut released = Vec::new();
@@ -185,7 +183,7 @@ impl Hands {
     }
 }
 
-/// What ends a freeze in the foreground.
+/// Signals that end a freeze or repair in the foreground.
 pub struct Ends {
     terminate: Signal,
     interrupt: Signal,
@@ -195,7 +193,7 @@ pub struct Ends {
 }
 
 impl Ends {
-    /// From now on these signals no longer end the program by themselves.
+    /// Catches these signals. From now on they no longer end the program.
     pub fn listen() -> Result<Self, Failure> {
         let listen = |kind| signal(kind).map_err(Failure::could_not);
         Ok(Self {
@@ -203,12 +201,12 @@ impl Ends {
             interrupt: listen(SignalKind::interrupt())?,
             hangup: listen(SignalKind::hangup())?,
             quit: listen(SignalKind::quit())?,
-            // Ctrl-Z: whoever is stopped keeps no deadline.
+            // Ctrl-Z: a stopped process cannot meet a deadline.
             stop: listen(SignalKind::from_raw(libc::SIGTSTP))?,
         })
     }
 
-    /// Until the time is over, or somebody ends this: says how.
+    /// Waits for this time. Returns the name of the signal if one ends the wait first.
     pub async fn within(&mut self, time: Duration) -> Option<&'static str> {
         let over = tokio::time::sleep(time);
         tokio::pin!(over);
@@ -220,7 +218,7 @@ impl Ends {
                 _ = self.hangup.recv() => return Some("SIGHUP"),
                 _ = self.quit.recv() => return Some("SIGQUIT"),
                 _ = self.stop.recv() => out::error(
-                    "not stopped: it has something to end in time; Ctrl-C ends it now",
+                    "not suspended: it must act in time; press Ctrl-C to end it now",
                 ),
             }
         }
@@ -236,14 +234,15 @@ pub fn need_root() -> Result<(), Failure> {
 
 pub fn read_layout() -> Result<Layout, Failure> {
     Layout::read()
-        .map_err(|error| Failure::could_not(format!("reading the cgroup layout: {error}")))
+        .map_err(|error| Failure::could_not(format!("cannot read the cgroup layout: {error}")))
 }
 
-/// What somebody is waiting for is not kept from them by a log: without one, stderr has the record.
+/// Opens the audit log, or none: a log that cannot be opened must not prevent a release. Stderr then has
+/// the record.
 fn audit_or_none(host: &HostOptions) -> Result<Audit, Failure> {
     Audit::open(&host.audit).or_else(|error| {
         let path = host.audit.display();
-        tracing::error!(%error, "audit log {path}: giving back without a record in it");
+        tracing::error!(%error, "cannot open audit log {path}; releasing without a record in it");
         Audit::open(Path::new("/dev/null")).map_err(Failure::could_not)
     })
 }
@@ -251,11 +250,13 @@ fn audit_or_none(host: &HostOptions) -> Result<Audit, Failure> {
 pub fn open_audit(host: &HostOptions) -> Result<Audit, Failure> {
     Audit::open(&host.audit).map_err(|error| {
         let path = host.audit.display();
-        Failure::could_not(format!("audit log {path}: {error}; nothing was done without a record"))
+        Failure::could_not(format!(
+            "cannot open audit log {path}: {error}; nothing is done without a record"
+        ))
     })
 }
 
-/// Has the agent do it.
+/// Asks the agent to do it.
 fn ask<M: Method<Reply = Answer>>(
     host: &HostOptions,
     held: &Held,

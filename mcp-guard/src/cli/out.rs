@@ -1,21 +1,22 @@
-//! The two places that write to the terminal.
+//! The only two functions that write to the terminal.
 
 use std::io::Write as _;
 
 use mcp_guard_core::escape::visible;
 
-/// The answer, whose own view has made visible what others wrote. A reader that went away (`| head`) is no error.
+/// Prints the answer to stdout. Its view has already escaped untrusted text. A closed pipe (`| head`) is
+/// not an error.
 pub fn answer(text: &str) {
     let mut stdout = std::io::stdout().lock();
     let _ = writeln!(stdout, "{}", text.trim_end_matches('\n')).and_then(|()| stdout.flush());
 }
 
-/// Why there is none. It may be in the words of an engine or of a file.
+/// Prints an error to stderr, escaped: its text may come from an engine or a file.
 pub fn error(text: &str) {
     let _ = writeln!(std::io::stderr(), "mcp-guard: {}", lines(text));
 }
 
-/// Lines stay lines, and control characters come out as text.
+/// Escapes control characters and keeps line breaks.
 fn lines(text: &str) -> String {
     text.split('\n').map(visible).collect::<Vec<_>>().join("\n")
 }
@@ -25,7 +26,7 @@ mod tests {
     use super::lines;
 
     #[test]
-    fn lines_stay_and_control_characters_do_not() {
+    fn line_breaks_are_kept_and_control_characters_are_escaped() {
         assert_eq!(lines("a\n  b\x1b[2J\r\n"), "a\n  b\\u{1b}[2J\\r\n");
     }
 }

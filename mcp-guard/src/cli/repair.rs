@@ -1,7 +1,7 @@
-//! `repair`: a limit, written where it is kept, and proved.
+//! `repair`: writes a limit where its owner keeps it, and proves that it is in force.
 //!
-//! What is written, when and in which steps is decided by the same machine that the agent steps
-//! (`mcp_guard_core::limits`). Here are its eyes and hands: what is read, asked and waited for.
+//! The state machine that the agent uses too (`mcp_guard_core::limits`) decides what to write, when, and in
+//! which steps. This module reads, asks and waits for it, and carries out its orders.
 
 mod tell;
 mod watch;
@@ -39,23 +39,23 @@ use crate::{
 
 /// The only guard of an executor without an agent.
 const TARGET: GuardId = GuardId(0);
-/// Between two looks at what is in force, and at a proof that is not there yet.
+/// Interval between two reads of the limit in force, and between two attempts at the proof.
 const LOOK: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Container name, id or id prefix; docker:NAME, unit:NAME, cgroup:/path, pid:N.
+    /// Container name, id or id prefix; docker:NAME, unit:NAME, cgroup:/path or pid:N.
     target: String,
-    /// Tasks; without it, what the compose file or the engine declares.
+    /// Limit in tasks; without it, the one that the compose file or the engine declares.
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
-    /// All checks, and what would be written; nothing is.
+    /// Run every check and print what would be written, but write nothing.
     #[arg(long)]
     dry_run: bool,
-    /// At once, also below what runs there now: every new process and thread in it will fail.
+    /// Apply the limit at once, even below the current tasks: new processes and threads then fail.
     #[arg(long)]
     force: bool,
-    /// The agent's policy file: each step down leaves its headroom free.
+    /// Policy file of the agent; each step down leaves its headroom free.
     #[arg(long, value_name = "FILE", default_value = DEFAULT_POLICY)]
     policy: PathBuf,
 }
@@ -64,7 +64,7 @@ pub fn repair(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failure
     need_root()?;
     let headroom = headroom(&arguments.policy)?;
     runtime()?.block_on(async {
-        // One for all looks: each process that hangs takes a thread of it.
+        // One observer for all reads: each process that hangs occupies one of its threads.
         let observer = Observer::start();
         let snapshot = snapshot(host, observer.clone()).await?.with_headroom(headroom);
         let facts = one(&snapshot, &arguments.target).await?;
@@ -73,7 +73,7 @@ pub fn repair(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failure
         let plan = match repair::plan(&facts, wanted) {
             Ok(plan) => plan,
             Err(refused) => {
-                // A target that is not there is no refusal.
+                // A missing target is a failure, not a refusal.
                 resolve(host, &arguments.target).await?;
                 out::answer(&format!("{}: not repaired: {}", facts.target.name, refused.0));
                 return Ok(Exit::Wrong);
@@ -93,9 +93,9 @@ pub fn repair(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failure
 enum RepairEnd {
     /// The last write is done.
     End,
-    /// A signal came first.
+    /// A signal arrived first.
     Stopped(&'static str),
-    /// Somebody forbade or refused a write.
+    /// A write was forbidden or refused.
     Failed(String),
 }
 
@@ -103,20 +103,20 @@ struct Repair<'a> {
     host: &'a HostOptions,
     observer: Observer,
     target: &'a str,
-    /// What decides.
+    /// Decides what to write.
     limits: Limits,
     rules: Rules,
     tickets: Tickets,
-    /// What was planned and printed before the first look.
+    /// The plan that was printed before the first read.
     announced: Plan,
-    /// Of the container; its request is stored under it.
+    /// Container id, under which its request is stored.
     id: Option<String>,
-    /// The path of its cgroup.
+    /// Path of the target's cgroup.
     cgroup: String,
-    /// Read before this began, for the first plan.
+    /// Facts for the first plan, read before the repair began.
     first_facts: Option<Facts>,
     requests: Requests,
-    /// The request that was stored before this one.
+    /// The request stored before this one.
     former: Option<LimitRequest>,
     agent: AgentWatch,
     executor: Executor,
@@ -138,16 +138,16 @@ impl<'a> Repair<'a> {
         let layout = read_layout()?;
         let id = facts.container.as_ref().map(|container| container.id.clone());
         let cgroup = facts.target.cgroup.clone();
-        // On a hybrid host the two may be named differently.
+        // On a hybrid host, the two trees may use different paths.
         let is_there = layout.kind != LayoutKind::Unified || cgroup == held.subject.cgroup;
         if (id.is_some() && id != held.container) || !is_there {
             return Err(Failure::could_not(format!(
-                "{target}: it was replaced meanwhile; try again"
+                "{target}: it was replaced in the meantime; try again"
             )));
         }
         let executor = Executor::new(open_audit(host)?, layout, host.engines());
         let is_stored = id.is_some() && !arguments.dry_run;
-        // What has no id is not told to an agent, and a dry run asks nobody.
+        // An agent cannot take over a target without a container id, and a dry run stores no request.
         let agent = AgentWatch::new(host, is_stored.then(|| held.cgroup.id()));
         let mut guards = Guards::new();
         guards.insert(TARGET, held, Role::ByHand { seen: None });
@@ -174,7 +174,7 @@ impl<'a> Repair<'a> {
         })
     }
 
-    /// The same way as without `--dry-run`, to the last step.
+    /// Runs the same checks as a repair, and reports what it would write.
     async fn all_but_the_last_step(&mut self) -> Result<Exit, Failure> {
         let seen = self.look()?;
         let mut writes = Vec::new();
@@ -195,7 +195,7 @@ impl<'a> Repair<'a> {
         Ok(Exit::Done)
     }
 
-    /// Down to the limit, however long that takes.
+    /// Lowers the limit in steps until the requested one is in force, however long that takes.
     async fn run(&mut self) -> Result<RepairEnd, Failure> {
         self.store_request()?;
         let (mut step, mut follows) = (None, false);
@@ -210,14 +210,14 @@ impl<'a> Repair<'a> {
             if follows != self.limits.follows() {
                 follows = !follows;
                 out::answer(match follows {
-                    true => "  the agent lowers it from here, also when this ends",
-                    false => "  the agent does not go on; it is lowered from here",
+                    true => "  the agent now lowers the limit, even after this command ends",
+                    false => "  the agent no longer lowers the limit; this command does",
                 });
             }
             if !follows && step != self.limits.step() {
                 step = self.limits.step();
                 let tasks = seen.tasks.unwrap_or_default();
-                let lowered = step.map(|step| format!("  {tasks} tasks: lowered to {step}"));
+                let lowered = step.map(|step| format!("  {tasks} tasks: limit lowered to {step}"));
                 lowered.iter().for_each(|line| out::answer(line));
             }
             if let Some(signal) = self.ends.within(LOOK).await {
@@ -226,7 +226,7 @@ impl<'a> Repair<'a> {
         }
     }
 
-    /// One look through the machine, and what follows from it: its orders, and how they ended.
+    /// Feeds one reading to the state machine and carries out its orders. Returns how each one ended.
     async fn step(&mut self, seen: SeenLimit) -> Result<Vec<(Action, Settled)>, Failure> {
         let mut effects =
             self.decide(|limits, now, rules, out| limits.look(now, rules, &seen, out));
@@ -244,7 +244,7 @@ impl<'a> Repair<'a> {
                     ended.push((action, settled));
                 }
                 Effect::Log { message, .. } => tracing::warn!("{message}"),
-                // An agent's alone.
+                // Only an agent carries these out.
                 Effect::Rescan { .. }
                 | Effect::ReadDenials { .. }
                 | Effect::ForgetRequest { .. }
@@ -264,7 +264,7 @@ impl<'a> Repair<'a> {
         effects.into()
     }
 
-    /// Reads the facts that the machine asks for.
+    /// Reads the facts that the state machine asks for.
     async fn answer(&mut self, ticket: Ticket) -> Result<VecDeque<Effect>, Failure> {
         let facts = match self.first_facts.take() {
             Some(facts) => Ok(facts),
@@ -274,7 +274,8 @@ impl<'a> Repair<'a> {
             && facts.target.cgroup != self.cgroup
         {
             let cgroup = &facts.target.cgroup;
-            let why = format!("{}: it was started again, in {cgroup}", self.target);
+            let why =
+                format!("{}: it was restarted in another cgroup, {cgroup}; try again", self.target);
             return Err(Failure::could_not(why));
         }
         let answer = (ticket, facts.map(Box::new));
@@ -284,22 +285,22 @@ impl<'a> Repair<'a> {
         }))
     }
 
-    /// What must say the limit in the end.
+    /// The plan whose places must show the limit in the end.
     fn plan(&self) -> &Plan {
         self.limits.plan().unwrap_or(&self.announced)
     }
 
-    /// Of what is held, whatever its name or pid means by now.
+    /// Reads the facts of the cgroup that is held open, even if its name or pid now refers to another.
     async fn facts(&self) -> Result<Facts, Failure> {
         let snapshot = snapshot(self.host, self.observer.clone()).await?;
         let snapshot = snapshot.with_headroom(Some(self.rules.headroom));
         let Some(id) = &self.id else { return Ok(snapshot.cgroup(&self.cgroup).await) };
         let facts = snapshot.container(id).await.filter(|facts| facts.container.is_some());
-        facts.ok_or_else(|| Failure::could_not(format!("{}: no engine tells of it", self.target)))
+        facts.ok_or_else(|| Failure::could_not(format!("{}: no engine lists it", self.target)))
     }
 
     fn look(&mut self) -> Result<SeenLimit, Failure> {
-        let gone = || Failure::could_not(format!("{}: it ended meanwhile", self.target));
+        let gone = || Failure::could_not(format!("{}: it ended in the meantime", self.target));
         let cgroup = &self.guards.get(TARGET).ok_or_else(gone)?.cgroup;
         let tasks = cgroup.pids_current().map_err(|_| gone())?;
         let in_force = cgroup.pids_max().map_err(|_| gone())?;
@@ -308,17 +309,19 @@ impl<'a> Repair<'a> {
         Ok(SeenLimit { in_force, tasks: Some(tasks), request, agent_goes_on })
     }
 
-    /// Before the first write, so that a later `repair` knows where this one was going, and an agent has no
-    /// other number in mind. Nothing is stored for what has no id.
+    /// Stores the request before the first write, so that a later `repair` can continue it and an agent aims
+    /// for the same limit. A target without a container id has no request.
     fn store_request(&self) -> Result<(), Failure> {
         let Some(id) = &self.id else { return Ok(()) };
-        // A guard that is held by hand has no policy, and may get one later.
+        // A guard held by an operator has no policy, and may get one later.
         let guarded = self.agent.guarded().filter(|one| !one.by_hand);
         let policy = guarded.map_or(PolicyThen::Unknown, |one| PolicyThen::Said(one.pids_policy));
         let put = self.requests.put(id, self.announced.limit, &self.host.docker, policy);
         put.map(drop).map_err(|error| {
             let folder = self.host.state_dir.display();
-            Failure::could_not(format!("{folder}: {error}; nothing was done without it"))
+            Failure::could_not(format!(
+                "cannot store the request in {folder}: {error}; nothing was changed"
+            ))
         })
     }
 }

@@ -8,17 +8,17 @@ use mcp_guard_core::{
 
 use super::{Exit, Failure, out, run::read_policy};
 
-/// A trace of more bytes is refused rather than read into memory.
+/// Largest trace, in bytes. A larger one is refused instead of read into memory.
 const MAX_TRACE: u64 = 1 << 30;
 
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Trace: a header line, then one JSON event a line.
+    /// Trace file: a header line, then one JSON event per line.
     file: PathBuf,
-    /// Policy to test; its mode does not matter here.
+    /// Policy file to test; its mode is ignored.
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
-    /// One JSON object instead of text.
+    /// Print one JSON object instead of text.
     #[arg(long)]
     json: bool,
 }
@@ -29,7 +29,7 @@ pub fn replay(arguments: &Arguments) -> Result<Exit, Failure> {
     let failure = |error: &dyn std::fmt::Display| Failure::data(format!("trace {name}: {error}"));
     let length = fs::metadata(&arguments.file).map_err(|error| failure(&error))?.len();
     if length > MAX_TRACE {
-        return Err(failure(&"it is larger than 1 GiB; cut it into parts"));
+        return Err(failure(&"larger than 1 GiB; split it"));
     }
     let bytes = fs::read(&arguments.file).map_err(|error| failure(&error))?;
     let trace = String::from_utf8(bytes).map_err(|error| {
@@ -53,7 +53,7 @@ fn render(report: &ReplayReport) -> String {
     let ReplayReport { events, processes, execs, live_at_end, identities, warnings, actions } =
         report;
     let mut text = format!(
-        "{events} events: {processes} processes born, {execs} execs, {live_at_end} alive at the end\n"
+        "{events} events: {processes} processes started, {execs} execs, {live_at_end} alive at the end\n"
     );
     for (name, one) in identities {
         text += &format!(

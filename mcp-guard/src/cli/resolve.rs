@@ -1,4 +1,4 @@
-//! From what the operator typed to a cgroup that is held.
+//! Resolves the operator's target to a cgroup, and holds it open.
 
 use mcp_guard_core::{
     container::container_in,
@@ -16,17 +16,17 @@ use crate::{
 pub async fn resolve(host: &HostOptions, text: &str) -> Result<Held, Failure> {
     let target = Target::parse(text).map_err(Failure::usage)?;
     let layout = Layout::read()
-        .map_err(|error| Failure::could_not(format!("reading the cgroup layout: {error}")))?;
+        .map_err(|error| Failure::could_not(format!("cannot read the cgroup layout: {error}")))?;
     match target {
         Target::Container(name) | Target::Docker(name) => container(host, &layout, &name).await,
         Target::Unit(name) => {
             let systemd = Systemd::connect().await;
             let systemd =
-                systemd.ok_or_else(|| Failure::could_not("systemd does not run this host"))?;
+                systemd.ok_or_else(|| Failure::could_not("systemd is not the init system here"))?;
             let path = systemd.map_err(Failure::could_not)?.cgroup_of(&name).await;
             let path = path.map_err(Failure::could_not)?;
             let path =
-                path.ok_or_else(|| Failure::could_not(format!("no unit {name} runs here")))?;
+                path.ok_or_else(|| Failure::could_not(format!("unit {name} is not running")))?;
             let cgroup = Cgroup::open(&layout, &path).map_err(Failure::could_not)?;
             Ok(plain(host, cgroup).await)
         }
@@ -47,7 +47,7 @@ async fn container(host: &HostOptions, layout: &Layout, name: &str) -> Result<He
     let all: Vec<Candidate> = found.into_iter().map(|(_, one)| one).collect();
     let chosen = match choose(name, &all) {
         Ok(chosen) => chosen,
-        // An engine that does not answer may have it.
+        // An engine that does not answer may have the container.
         Err(NoMatch::None) if !errors.is_empty() => {
             let failure = || Failure::could_not(unanswered(&errors));
             return guarded(host, layout, |one| is_named(name, one)).ok_or_else(failure);
@@ -62,7 +62,7 @@ async fn container(host: &HostOptions, layout: &Layout, name: &str) -> Result<He
         }
     };
     let found = found
-        .ok_or_else(|| Failure::could_not(format!("container {} does not run", chosen.name)))?;
+        .ok_or_else(|| Failure::could_not(format!("container {} is not running", chosen.name)))?;
     let cgroup =
         Cgroup::of_process(layout, found.init, Some(&found.id)).map_err(Failure::could_not)?;
     Ok(Held::new(cgroup, &found.name, Some(found.id), found.paused))
@@ -71,14 +71,14 @@ async fn container(host: &HostOptions, layout: &Layout, name: &str) -> Result<He
 fn unanswered(errors: &[engine::Error]) -> String {
     let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
     let errors = errors.join("; ");
-    format!("{errors}; cgroup:/PATH and pid:N name a target without an engine")
+    format!("{errors}; cgroup:/PATH or pid:N names a target without an engine")
 }
 
 fn unchosen(name: &str, no_match: &NoMatch) -> String {
     match no_match {
         NoMatch::None => format!(
-            "no container is called {name:?}; `docker ps` or `podman ps` lists them, and cgroup:/path \
-             or pid:N name what is in no engine"
+            "no container is called {name:?}; `docker ps` or `podman ps` lists them, and \
+             cgroup:/path or pid:N names a target that no engine has"
         ),
         NoMatch::Several(candidates) => {
             let lines: Vec<String> = candidates
@@ -90,7 +90,8 @@ fn unchosen(name: &str, no_match: &NoMatch) -> String {
     }
 }
 
-/// What an agent guards it knows without the engine, which may hang in the very storm that is to be stopped.
+/// Finds the target among the agent's guards. This needs no engine, which may hang in the very storm that
+/// is to be stopped.
 fn guarded(
     host: &HostOptions,
     layout: &Layout,
@@ -100,7 +101,7 @@ fn guarded(
         return None;
     }
     let status = client::status(&lock::socket(&host.run_dir)).ok()?;
-    // A guard may also be of a cgroup inside of a container.
+    // A guard may also hold a cgroup inside a container.
     let container = |one: WatchedStatus| {
         let id = one.container.clone()?;
         let is_own = container_in(&one.cgroup).is_some_and(|found| found.path == one.cgroup);
@@ -113,7 +114,7 @@ fn guarded(
     is_same.then(|| Held::new(cgroup, &chosen.name, Some(chosen.id), one.paused))
 }
 
-/// A cgroup by path may be a container's all the same; then its engine's pause counts.
+/// Holds a cgroup that is named without its container. If it is a container's, its engine may have paused it.
 async fn plain(host: &HostOptions, cgroup: Cgroup) -> Held {
     let id = container_in(cgroup.path()).map(|found| found.id.to_owned());
     let paused = host.engines().is_paused(id.as_deref()).await;

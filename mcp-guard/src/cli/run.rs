@@ -15,10 +15,10 @@ use crate::{
 
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Policy file; without one every container is observed.
+    /// Policy file; without it, every container is observed.
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
-    /// Bytes of the event ring, a power of two.
+    /// Size of the event ring in bytes, a power of two.
     #[arg(long, value_name = "BYTES", hide = true, default_value_t = mcp_guard_common::RING_BYTES)]
     ring_bytes: u32,
 }
@@ -34,11 +34,12 @@ pub fn run(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failure> {
     if !arguments.ring_bytes.is_power_of_two() || arguments.ring_bytes < 4096 {
         return Err(Failure::usage("--ring-bytes must be a power of two of at least 4096"));
     }
-    // Before the lock, the log and the programs: a host that cannot be helped is left as it was.
+    // Checked before the lock, the log and the BPF programs are touched: an unsupported host is left
+    // unchanged.
     let layout = Layout::read()
-        .map_err(|error| Failure::could_not(format!("reading the cgroup layout: {error}")))?;
+        .map_err(|error| Failure::could_not(format!("cannot read the cgroup layout: {error}")))?;
     kernel::check(&layout).map_err(|error| {
-        Failure::could_not(format!("kernel {error}; `mcp-guard doctor` says more"))
+        Failure::could_not(format!("kernel {error}; `mcp-guard doctor` shows details"))
     })?;
     let options = agent::AgentOptions {
         policy,
@@ -64,7 +65,7 @@ pub fn read_policy(path: &Path) -> Result<Policy, Failure> {
             error.kind(),
             ErrorKind::NotFound | ErrorKind::IsADirectory | ErrorKind::InvalidData
         );
-        // Any other error may pass: the unit tries again after it.
+        // Any other error may be temporary: the unit tries again after it.
         if is_bad { Failure::data(said) } else { Failure::could_not(said) }
     })?;
     Policy::parse(&text)

@@ -1,4 +1,4 @@
-//! `status`: what the agent says of itself and its guards.
+//! `status`: shows what the agent reports about itself and its guards.
 
 use super::{Exit, Failure, HostOptions, out};
 use crate::{

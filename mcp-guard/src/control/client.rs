@@ -1,4 +1,4 @@
-//! The CLI's end of the socket. Blocking: one question, one answer.
+//! The CLI's end of the socket. It blocks: one call, one answer.
 
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
@@ -9,9 +9,9 @@ use std::{
 
 use super::wire::{CallMessage, GetStatus, INTERFACE, Method, Reply, Status};
 
-/// Longer than the agent needs to confirm a freeze or to fail.
+/// Longest wait for an answer. The agent confirms a freeze, or fails, in less.
 const ANSWER: Duration = Duration::from_secs(15);
-/// Bytes of an answer. Root's socket, and the whole state of a thousand guards may be in it.
+/// Largest answer, in bytes: only root can answer, and the state of a thousand guards must fit.
 const MAX_ANSWER: u64 = 1 << 30;
 
 #[derive(Debug, thiserror::Error)]
@@ -22,18 +22,18 @@ pub enum Error {
     #[error("the agent answers root only")]
     NotRoot,
     #[error(
-        "the agent does not answer within {ANSWER:?}; `systemctl status mcp-guard` and its log say more"
+        "the agent did not answer within {ANSWER:?}; see `systemctl status mcp-guard` and its log"
     )]
     Late,
-    #[error("the agent ended before its answer did; try again")]
+    #[error("the agent ended in the middle of its answer; try again")]
     Cut,
-    #[error("the agent's answer: {0}")]
+    #[error("cannot talk to the agent: {0}")]
     Io(#[from] io::Error),
     #[error("the agent refused the call: {0}")]
     Refused(String),
 }
 
-/// The agent's view.
+/// Asks the agent for its status.
 ///
 /// # Errors
 /// No agent listens, or it refuses.
@@ -41,6 +41,8 @@ pub fn status(path: &Path) -> Result<Status, Error> {
     call(path, &GetStatus {})
 }
 
+/// Calls a method of the agent.
+///
 /// # Errors
 /// No agent listens, or it refuses.
 pub fn call<M: Method>(path: &Path, parameters: &M) -> Result<M::Reply, Error> {

@@ -1,4 +1,4 @@
-//! The interface in Varlink's own language, made from the types that are sent and read.
+//! The interface in Varlink's own language, generated from the types that are sent and read.
 
 use std::fmt::Write as _;
 
@@ -17,14 +17,14 @@ use super::{
     },
 };
 
-/// The description of [`INTERFACE`].
+/// Returns the description of [`INTERFACE`].
 #[must_use]
 pub fn description() -> String {
     let mut types = Types::new();
     let methods = [
-        "# The agent's view, as `mcp-guard status --json` prints it.".to_owned(),
+        "# The agent's status, as `mcp-guard status --json` prints it.".to_owned(),
         method::<GetStatus>(&mut types),
-        "\n# TARGET is a cgroup of the unified tree, by path and id; the id must still be the path's."
+        "\n# The target is a cgroup of the unified tree, given by path and id; the two must still match."
             .to_owned(),
         method::<Freeze>(&mut types),
         method::<Thaw>(&mut types),
@@ -32,7 +32,7 @@ pub fn description() -> String {
         format!("\nerror Failed {}", list::<Failed>(&mut types)),
     ];
     let mut text = format!(
-        "# What mcp-guard watches and holds. Times are milliseconds.\ninterface {INTERFACE}\n\n"
+        "# Guards and holds of mcp-guard. Times are in milliseconds.\ninterface {INTERFACE}\n\n"
     );
     for (name, definition) in types {
         let _ = writeln!(text, "type {name} {definition}\n");
@@ -106,9 +106,10 @@ words!(Mode { Observe, Enforce });
 words!(Response { Record, Clamp, Freeze, Kill });
 
 plain! {
-    // By window; "10s" is no name of a field in Varlink.
+    // A map by window, because "10s" is not a valid field name in Varlink.
     PerSecond => "[string]float",
-    // Words that Varlink does not allow in an enum: "not-ours", "frozen, clamped", "away: WHY".
+    // Strings, because Varlink does not allow such words in an enum: "not-ours", "frozen, clamped",
+    // "away: WHY".
     Outcome => "string",
     GuardState => "string",
     EngineState => "string",

@@ -19,24 +19,26 @@ pub const DEFAULT_RUN_DIR: &str = "/run/mcp-guard";
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("another agent runs: {holder} holds {path}; `mcp-guard status` asks it")]
+    #[error("another agent is running: {holder} holds {path}; see `mcp-guard status`")]
     Held { holder: String, path: String },
-    #[error("{path}: {source}")]
+    #[error("cannot take the lock {path}: {source}")]
     Io { path: String, source: io::Error },
 }
 
-/// Held as long as this lives; the kernel lets go when the process ends, however it ends.
+/// The agent's lock, held as long as this value lives. The kernel releases it however the process ends.
 ///
-/// A record lock (fcntl(2)): unlike flock(2) it can be asked after without taking it, and the kernel
-/// names its holder. The price: a process that closes any other descriptor of the file lets go, so
-/// the agent opens it once.
+/// It is a record lock (fcntl(2)). Unlike with flock(2), it can be tested without taking it, and the kernel
+/// names its holder. In return, a process that closes any other descriptor of the file releases it, so the
+/// agent opens the file only once.
 pub struct Lock {
     _file: File,
 }
 
 impl Lock {
+    /// Takes the lock without waiting.
+    ///
     /// # Errors
-    /// Another agent holds it.
+    /// Another agent holds the lock, or its file cannot be created.
     pub fn take(run_dir: &Path) -> Result<Self, Error> {
         let path = file(run_dir);
         let io = |source| Error::Io { path: path.display().to_string(), source };
@@ -58,13 +60,13 @@ impl Lock {
     }
 }
 
-/// Whether an agent in another process holds the lock.
+/// Returns whether an agent in another process holds the lock.
 #[must_use]
 pub fn is_held(run_dir: &Path) -> bool {
     holder(run_dir).is_some()
 }
 
-/// The process that holds the lock, as it is numbered here; 0 where it has no number here.
+/// Returns the pid of the lock's holder in our pid namespace; 0 if it has none there.
 #[must_use]
 pub fn holder(run_dir: &Path) -> Option<Pid> {
     let file = File::open(file(run_dir)).ok()?;

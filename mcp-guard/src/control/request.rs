@@ -1,4 +1,4 @@
-//! What a message asks for.
+//! Parses the messages of clients.
 
 use serde_json::{Value, json};
 
@@ -7,13 +7,13 @@ use super::{
     wire::{Call, CallMessage, Freeze, GetStatus, INTERFACE, Kill, Method, Reply, Thaw},
 };
 
-/// An answer at hand, or a call for the loop.
+/// A reply that needs no loop, or a call for the loop.
 pub enum Asked {
     Reply(Reply),
     Call(Call),
 }
 
-/// Reads one message.
+/// Parses one message.
 #[must_use]
 pub fn read(message: &[u8]) -> Asked {
     let request: CallMessage = match serde_json::from_slice(message) {
@@ -38,10 +38,10 @@ pub fn read(message: &[u8]) -> Asked {
     }
 }
 
-/// A method of our own interface; None where it has no such method.
+/// Parses a call of our own interface. Returns `None` if it has no such method.
 fn call(method: &str, parameters: Value) -> Option<serde_json::Result<Call>> {
     Some(match method {
-        // It has no parameters, and any are ignored.
+        // It takes no parameters, and ignores any.
         GetStatus::NAME => Ok(Call::Status),
         Freeze::NAME => Freeze::read(parameters)
             .map(|Freeze { target, lease_ms, dry_run }| Call::Freeze { target, lease_ms, dry_run }),
@@ -85,7 +85,7 @@ mod tests {
     use super::{super::wire::TargetCgroup, *};
 
     #[test]
-    fn calls_are_read_and_nonsense_is_answered() {
+    fn calls_are_parsed_and_nonsense_is_answered_with_an_error() {
         let freeze = br#"{"method":"io.mcpguard.Freeze","parameters":
             {"cgroup":"/x","cgroup_id":7,"name":"x","lease_ms":5}}"#;
         let target = TargetCgroup {

@@ -20,36 +20,38 @@ use super::{
     wire::{Call, MAX_MESSAGE, Reply, failed},
 };
 
-/// Connections served at once; further ones wait in the kernel's queue.
+/// Most connections served at once. Further ones wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 16;
-/// After a connection that could not be taken.
-const REFUSED: Duration = Duration::from_millis(100);
+/// Pause after a connection that could not be accepted.
+const PAUSE: Duration = Duration::from_millis(100);
 
-/// A call and where its reply goes.
+/// A call, and the channel for its reply.
 pub struct Waiting {
     pub call: Call,
     pub reply: oneshot::Sender<Reply>,
 }
 
-/// Listens with mode 0600. A socket file that is there belongs to an agent that is gone: the caller
-/// holds the lock.
+/// Listens on a socket of mode 0600. An existing socket file is removed: it belongs to an agent that is
+/// gone, because the caller holds the lock.
 ///
 /// # Errors
-/// The socket cannot be made.
+/// The socket cannot be created.
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
     if path.as_os_str().as_bytes().len() > 107 {
-        return Err(io::Error::other("the path of a socket has at most 107 bytes (unix(7))"));
+        return Err(io::Error::other(
+            "the path is longer than the 107 bytes that a socket allows (unix(7))",
+        ));
     }
     let listener = UnixListener::bind(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     Ok(listener)
 }
 
-/// Serves for as long as the loop takes calls.
+/// Serves clients until the loop takes no more calls.
 pub async fn serve(listener: UnixListener, calls: mpsc::Sender<Waiting>) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     while !calls.is_closed() {
@@ -59,22 +61,22 @@ pub async fn serve(listener: UnixListener, calls: mpsc::Sender<Waiting>) {
                 let calls = calls.clone();
                 tokio::spawn(async move {
                     if let Err(error) = converse(stream, calls).await {
-                        tracing::debug!(%error, "control connection");
+                        tracing::debug!(%error, "control connection failed");
                     }
                     drop(place);
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "control socket");
-                // Without a free descriptor it says so at once, again and again.
-                sleep(REFUSED).await;
+                tracing::warn!(%error, "cannot accept a control connection");
+                // Without a free descriptor, accept(2) fails again and again without waiting.
+                sleep(PAUSE).await;
             }
         }
     }
 }
 
 async fn converse(mut stream: UnixStream, calls: mpsc::Sender<Waiting>) -> io::Result<()> {
-    // The file's mode keeps others out; this also covers a descriptor that was passed on.
+    // The file's mode keeps other users out. This check also covers a descriptor that was passed on.
     if stream.peer_cred()?.uid() != 0 {
         return Err(io::Error::other("the peer is not root"));
     }
@@ -105,6 +107,6 @@ async fn answer(message: &[u8], calls: &mpsc::Sender<Waiting>) -> Reply {
     if calls.send(Waiting { call, reply }).await.is_err() {
         return failed("the agent is stopping");
     }
-    let gone = "the target went away before an answer came, or the agent is stopping";
+    let gone = "the target is gone or the agent is stopping, and the outcome is not known";
     answer.await.unwrap_or_else(|_| failed(gone))
 }

@@ -1,4 +1,4 @@
-//! The description against what is really sent and read.
+//! Compares the description with the messages that are really sent and parsed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +20,7 @@ use super::{
     },
 };
 
-/// A description that was read again: definitions of types, and for each method its parameters and its reply.
+/// A parsed description: the definitions of the types, and for each method its parameters and reply.
 struct Read {
     types: BTreeMap<String, String>,
     methods: BTreeMap<String, (String, String)>,
@@ -48,13 +48,13 @@ fn read_description() -> Read {
                 found.methods.insert(name, (first.to_owned(), reply.to_owned()));
                 rest = after.trim();
             }
-            other => panic!("{other:?} is no member of an interface"),
+            other => panic!("{other:?} is not a member of an interface"),
         }
     }
     found
 }
 
-/// What is in the parentheses that the text begins with, and what follows them.
+/// Splits a text that begins with parentheses into their content and the rest.
 fn in_parentheses(text: &str) -> (&str, &str) {
     let end = text.find(')').unwrap();
     assert!(text.starts_with('(') && !text[1..end].contains('('), "nested: {text}");
@@ -70,7 +70,7 @@ fn fields(list: &str) -> BTreeMap<&str, &str> {
 }
 
 impl Read {
-    /// An object has exactly the described fields, each of its type.
+    /// Asserts that an object has exactly the described fields, each of its type.
     fn check_fields(&self, value: &Value, list: &str, place: &str) {
         let (described, object) = (fields(list), value.as_object().unwrap());
         let names: BTreeSet<&str> = described.keys().copied().collect();
@@ -207,7 +207,7 @@ fn status(engine: EngineState) -> Status {
 }
 
 #[test]
-fn what_is_sent_has_exactly_the_described_fields() {
+fn messages_have_exactly_the_described_fields() {
     let described = read_description();
     let target = || TargetCgroup {
         cgroup: "/x".into(),
@@ -228,15 +228,15 @@ fn what_is_sent_has_exactly_the_described_fields() {
     let failure = failed("why");
     assert_eq!(failure.error.as_deref(), Some("io.mcpguard.Failed"));
     described.check_fields(&failure.parameters, &described.errors["Failed"], "Failed");
-    // No other is described.
+    // The description has no other methods and errors.
     let names: Vec<&str> = described.methods.keys().map(String::as_str).collect();
     assert_eq!(names, ["Freeze", "Kill", "Status", "Thaw"]);
     assert_eq!(described.errors.len(), 1);
 }
 
-/// What is null here may be left out, and only that.
+/// A field that is null here is optional in the description, and no other field is.
 #[test]
-fn what_may_be_missing_is_described_so() {
+fn fields_that_may_be_missing_are_described_as_optional() {
     let described = read_description();
     let mut empty = guard(Mode::Observe, Response::Record, GuardState::Free);
     (empty.guard.refused, empty.container, empty.pids_max) = (None, None, None);
@@ -248,9 +248,9 @@ fn what_may_be_missing_is_described_so() {
     }
 }
 
-/// The grammar's: a letter first, and underscores between letters and digits only.
+/// Varlink's grammar: a letter first, and underscores only between letters and digits.
 #[test]
-fn names_are_those_that_varlink_allows() {
+fn all_names_are_allowed_by_varlink() {
     let described = read_description();
     let is_name = |name: &str| {
         let parts_are_plain = name

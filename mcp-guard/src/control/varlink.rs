@@ -1,4 +1,4 @@
-//! Rust types as Varlink's language writes them, see <https://varlink.org/Interface-Definition>.
+//! Describes Rust types in Varlink's language, see <https://varlink.org/Interface-Definition>.
 
 use std::{collections::BTreeMap, fmt::Display};
 
@@ -9,19 +9,20 @@ pub(super) type Types = BTreeMap<&'static str, String>;
 
 /// The type of a value on the wire.
 pub(super) trait WireType {
-    /// As it is written behind the name of a field. Named types that it refers to are added to `types`.
+    /// Returns the type as it is written after the name of a field. Adds the named types it refers to to
+    /// `types`.
     fn describe(types: &mut Types) -> String;
 }
 
-/// A struct, by the fields it is serialised with. [`fields`] implements it.
+/// A struct that is described by its serialised fields. [`fields`] implements it.
 pub(super) trait Fields {
-    /// Each as `name: type`.
+    /// Returns each field as `name: type`.
     fn fields(types: &mut Types) -> Vec<String>;
 }
 
-/// Implements [`Fields`]. The types are those of the struct, and a field of the struct that is not listed is
-/// an error of the compiler. `field: optional` is one that a caller may leave out, `field: flattened` has its own
-/// fields in the place of itself.
+/// Implements [`Fields`]. Types are taken from the struct; a field of the struct that is not listed is a
+/// compiler error. A caller may leave out a `field: optional`; a `field: flattened` is replaced by its own
+/// fields.
 macro_rules! fields {
     ($name:ident { $($field:ident $(: $how:ident)?),* $(,)? }) => {
         impl $crate::control::varlink::Fields for $name {
@@ -69,8 +70,8 @@ macro_rules! named {
     };
 }
 
-/// Implements [`WireType`] for an enum that is serialised as it is displayed. A variant that is not listed is an
-/// error of the compiler.
+/// Implements [`WireType`] for an enum that is serialised as it is displayed. A variant that is not listed is
+/// a compiler error.
 macro_rules! words {
     ($name:ident { $($variant:ident),* $(,)? }) => {
         impl $crate::control::varlink::WireType for $name {
@@ -107,7 +108,7 @@ impl<T: WireType> WireType for BTreeMap<String, T> {
     }
 }
 
-/// `_of` is there for its type only.
+/// Describes a field. `_of` only supplies its type.
 pub(super) fn field<S, T: WireType>(name: &str, _of: fn(&S) -> &T, types: &mut Types) -> String {
     format!("{name}: {}", T::describe(types))
 }

@@ -1,4 +1,4 @@
-//! What goes over the socket.
+//! Messages of the control socket.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -11,7 +11,7 @@ use mcp_guard_core::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-/// A message of more bytes ends the connection.
+/// Largest message, in bytes. A larger one ends the connection.
 pub const MAX_MESSAGE: usize = 4 << 20;
 
 pub const INTERFACE: &str = "io.mcpguard";
@@ -47,17 +47,17 @@ pub enum Call {
         target: TargetCgroup,
         dry_run: bool,
     },
-    /// Debug builds only: ends the loop by a panic, to test what becomes of holds.
+    /// Panics in the loop, to test that holds are released. Debug builds only.
     Panic,
 }
 
-/// A cgroup by path and id.
+/// A cgroup, identified by path and id.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TargetCgroup {
     pub cgroup: String,
     pub cgroup_id: CgroupId,
     pub name: String,
-    /// Whoever asks has just heard from the engine that it is paused.
+    /// The caller has just learned from the engine that the container is paused.
     #[serde(default)]
     pub paused: bool,
 }
@@ -69,23 +69,23 @@ pub struct Status {
     pub uptime_ms: u64,
     pub mode: Mode,
     pub guards: Vec<WatchedStatus>,
-    /// By cause, since the agent began. Totals stay right except under "recursion".
+    /// Losses by cause, since the agent started. Totals stay exact except for "recursion".
     pub losses: BTreeMap<String, u64>,
-    /// Audit lines given up because the log could not be written.
+    /// Audit lines dropped because the log could not be written.
     pub audit_lost: u64,
     pub engine: EngineState,
 }
 
-/// How the agent stands with the engine. Sent as the text that is shown.
+/// State of the agent's connection to the engine. It is sent as the displayed text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum EngineState {
-    /// The agent was started without one.
+    /// The agent was started without an engine.
     None,
-    /// It has not answered yet.
+    /// The engine has not answered yet.
     Connecting,
     Connected,
-    /// It cannot be reached, and why.
+    /// The engine cannot be reached, and why.
     Away(String),
 }
 
@@ -116,13 +116,13 @@ impl TryFrom<String> for EngineState {
             "connected" => Ok(Self::Connected),
             other => match other.strip_prefix("away: ") {
                 Some(why) => Ok(Self::Away(why.to_owned())),
-                None => Err(format!("{other:?} is no state of an engine")),
+                None => Err(format!("{other:?} is not a state of an engine")),
             },
         }
     }
 }
 
-/// A guard with what the host says of its cgroup.
+/// A guard, with the host's state of its cgroup.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct WatchedStatus {
     #[serde(flatten)]
@@ -132,39 +132,42 @@ pub struct WatchedStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
     pub paused: bool,
-    /// An operator acts upon it, and no policy names it.
+    /// Held by an operator; no policy names it.
     #[serde(default)]
     pub by_hand: bool,
     pub pids_max: Option<String>,
     pub pids_current: Option<u64>,
-    /// The limit that is held here; None where nobody wants one.
+    /// The limit that mcp-guard enforces here; `None` if none is wanted.
     pub pids_wanted: Option<u64>,
-    /// The one of the policy.
+    /// The limit that the policy asks for.
     pub pids_policy: Option<u64>,
-    /// It is not in force and left alone: undone too often, or only observed.
+    /// The limit is not in force, and mcp-guard does not restore it: it was undone too often, or the mode is
+    /// observe.
     pub pids_left: bool,
 }
 
-/// How an operator's request ended.
+/// The outcome of an operator's request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Answer {
     pub outcome: Outcome,
     pub detail: String,
 }
 
-/// Why a method of ours could not be carried out.
+/// Why a call could not be carried out.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Failed {
     pub reason: String,
 }
 
-/// A method of [`INTERFACE`]: the type has its parameters.
+/// A method of [`INTERFACE`]. The implementing type is its parameters.
 pub trait Method: Serialize + DeserializeOwned {
     const NAME: &'static str;
     type Reply: Serialize + DeserializeOwned;
 
+    /// Parses the parameters.
+    ///
     /// # Errors
-    /// A parameter is missing, or is of another type.
+    /// A parameter is missing or has the wrong type.
     fn read(parameters: Value) -> serde_json::Result<Self> {
         serde_json::from_value(parameters)
     }
@@ -227,7 +230,7 @@ mod tests {
     use super::EngineState;
 
     #[test]
-    fn the_state_of_the_engine_is_sent_as_a_text_and_read_again() {
+    fn the_state_of_the_engine_is_sent_as_text_and_parsed_again() {
         for (state, text) in [
             (EngineState::None, "none"),
             (EngineState::Connecting, "connecting"),

@@ -1,4 +1,4 @@
-//! Docker's API through bollard: the lists of names, and what a container is.
+//! Docker's API through bollard: lists containers, and describes one.
 
 use std::collections::HashMap;
 
@@ -17,12 +17,13 @@ use super::{
     socket::Socket,
 };
 
-/// An answer may take this many times the timeout to end, which bollard leaves open.
+/// A whole answer may take this many times the timeout, because bollard limits only the time until
+/// it begins.
 const WHOLE_ANSWER: u32 = 2;
 
 impl Socket {
     pub(super) fn connect(&self) -> Result<Docker, Error> {
-        // For an answer to begin, in whole seconds.
+        // bollard applies this to the beginning of an answer, in whole seconds.
         let timeout = self.api.timeout();
         let seconds = timeout.as_secs() + u64::from(timeout.subsec_nanos() > 0);
         Docker::connect_with_unix(self.api.path(), seconds, API_DEFAULT_VERSION)
@@ -37,8 +38,9 @@ impl Socket {
         Error::Refused { engine: self.name(), source }
     }
 
-    /// Every container, running or not; those that run, while another is in a state that only Podman
-    /// has ("stopped": ended and not cleaned up), which bollard's closed enums do not know.
+    /// Lists every container, running or not. It lists only those that run while any container is
+    /// in a state that bollard's closed enums do not know: only Podman has "stopped" (ended and not
+    /// cleaned up).
     pub(super) async fn names(&self) -> Result<Vec<Candidate>, Error> {
         match self.list_names(ListContainersOptionsBuilder::default().all(true)).await {
             Err(Error::Away { source: Bollard::JsonDataError { .. }, .. }) => self.running().await,
@@ -46,7 +48,7 @@ impl Socket {
         }
     }
 
-    /// Every container that runs or is paused.
+    /// Lists every container that runs or is paused.
     pub(super) async fn running(&self) -> Result<Vec<Candidate>, Error> {
         let filters = HashMap::from([("status", vec!["running", "paused"])]);
         self.list_names(ListContainersOptionsBuilder::default().filters(&filters)).await
@@ -100,7 +102,7 @@ fn running(id: &str, found: ContainerInspectResponse) -> Option<Container> {
     })
 }
 
-/// Docker puts a slash before names.
+/// Returns a name without the slash that Docker puts before it, and cut to the length that is kept.
 fn plain_name(name: &str) -> String {
     name.trim_start_matches('/').chars().take(MAX_NAME).collect()
 }

@@ -1,4 +1,4 @@
-//! What engines say of containers.
+//! Containers, as engines describe them.
 
 use std::collections::BTreeMap;
 
@@ -9,11 +9,11 @@ use mcp_guard_core::{
 };
 use serde_json::Value;
 
-/// Characters of a name that is kept, see `docker run --name`.
+/// Most characters kept of a name, see `docker run --name`.
 pub(super) const MAX_NAME: usize = 255;
-/// Characters of any other text.
+/// Most characters kept of any other text.
 pub(super) const MAX_TEXT: usize = 1024;
-/// Files of one compose project, and env files: whoever names more has them not read.
+/// Most compose files, and most env files, of one project. If the labels name more, none is used.
 pub const MAX_FILES: usize = 32;
 
 /// A running container.
@@ -23,41 +23,41 @@ pub struct Container {
     pub name: String,
     pub image: String,
     pub labels: BTreeMap<String, String>,
-    /// Its first process, as the host numbers it.
+    /// Its first process, by its pid on the host.
     pub init: Pid,
     pub paused: bool,
-    /// `HostConfig.PidsLimit` where it is a limit.
+    /// `HostConfig.PidsLimit`, if it sets a limit.
     pub limit: Option<u64>,
 }
 
-/// One container, as its engine describes it.
+/// Everything that a diagnosis asks an engine about one container.
 #[derive(Clone, Debug, Default)]
 pub struct Details {
     pub container: facts::ContainerFacts,
-    /// What its labels say, as they say it: to open files by, and not to be shown. They are not read
-    /// here.
+    /// Its compose labels, not escaped: for opening the files, not for display. The files are not
+    /// read yet.
     pub compose: Option<Compose>,
-    /// `com.docker.compose.project.working_dir`; empty where it is no path.
+    /// `com.docker.compose.project.working_dir`; empty if it is missing or too long for a path.
     pub working_dir: String,
     /// `com.docker.compose.project.environment_file`.
     pub environment_file: Option<String>,
-    /// What the engine would not say of it.
+    /// The part that could not be read from the engine.
     pub unread: Option<Unreadable>,
-    /// Its `docker exec` calls; they may be asked about.
+    /// Ids of its `docker exec` calls, which the engine can describe.
     pub(super) execs: Vec<String>,
 }
 
-/// One line of the list of containers.
+/// One entry of an engine's list of containers.
 #[derive(Clone, Debug, Default)]
 pub struct Listed {
     pub id: String,
     pub name: String,
     pub image: String,
-    /// Of compose.
+    /// The compose project.
     pub project: Option<String>,
-    /// Folders of the host that it can write to.
+    /// Host directories that it can write to.
     pub volumes: Vec<String>,
-    /// It has processes; a stopped one may still have left files.
+    /// Whether it has processes. A stopped container may still have left files behind.
     pub runs: bool,
 }
 

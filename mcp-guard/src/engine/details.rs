@@ -1,4 +1,4 @@
-//! Everything an engine knows of one container that a diagnosis asks for.
+//! Reads everything that a diagnosis asks an engine about one container.
 
 use jiff::Timestamp;
 use mcp_guard_core::{
@@ -17,11 +17,11 @@ use super::{
     socket::Socket,
 };
 
-/// Running `docker exec` calls asked about.
+/// Most `docker exec` calls of a container that are asked about.
 const MAX_EXECS: usize = 4096;
-/// Items of any other list: binds, mounts.
+/// Most items read of any other list, such as binds or mounts.
 const MAX_ITEMS: usize = 4096;
-/// Bytes of a path that the kernel takes (`PATH_MAX` of `limits.h`).
+/// Most bytes of a path, including its end, that the kernel accepts (`PATH_MAX` in `limits.h`).
 const MAX_PATH: usize = 4096;
 
 impl Socket {
@@ -61,7 +61,7 @@ impl Socket {
         let why = match tokio::time::timeout(patience, ask).await {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error.to_string()),
-            Err(_) => Some(format!("not all of them within {patience:?}")),
+            Err(_) => Some(format!("the engine did not describe all of them within {patience:?}")),
         };
         (running, why.map(|why| Unreadable::new(Source::Execs, why)))
     }
@@ -74,7 +74,7 @@ impl Socket {
     }
 }
 
-/// One container in an engine's list: what is read of it.
+/// The fields that are read of one container in an engine's list.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct ListLine {
@@ -138,7 +138,7 @@ fn describe(
 fn details(id: &str, found: &Value) -> Details {
     let (host, config, state) = (&found["HostConfig"], &found["Config"], &found["State"]);
     let label = |name: &str| config["Labels"][name].as_str().map(str::to_owned);
-    // A read-only bind of a socket is as good as any.
+    // A read-only bind of the socket gives as much access as a writable one.
     let binds = [strings(&host["Binds"]), mounts(&found["Mounts"])].concat();
     let container = facts::ContainerFacts {
         id: id.to_owned(),
@@ -178,7 +178,7 @@ fn details(id: &str, found: &Value) -> Details {
     }
 }
 
-/// The labels that compose leaves (docker/compose `pkg/api/labels.go`).
+/// Reads the labels that compose sets (docker/compose `pkg/api/labels.go`).
 fn compose(label: impl Fn(&str) -> Option<String>) -> Option<Compose> {
     let podman = label("io.podman.compose.version");
     let label = |name: &str| label(&format!("com.docker.compose.{name}"));
@@ -192,7 +192,7 @@ fn compose(label: impl Fn(&str) -> Option<String>) -> Option<Compose> {
         files: files
             .split(',')
             .filter(|file| !file.is_empty())
-            // One more shows that there are more.
+            // One extra shows that there are too many.
             .take(MAX_FILES + 1)
             .map(str::to_owned)
             .collect(),
@@ -222,7 +222,7 @@ fn strings(value: &Value) -> Vec<String> {
     all.map(text).collect()
 }
 
-/// Seconds since 1970 of `2026-11-23T04:05:06.789Z`; engines write UTC or an offset.
+/// Parses `2026-11-23T04:05:06.789Z` to seconds since 1970. Engines write UTC or an offset.
 fn seconds(text: &str) -> Option<u64> {
     u64::try_from(text.parse::<Timestamp>().ok()?.as_second()).ok()
 }
@@ -233,7 +233,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn times_of_both_engines() {
+    fn times_of_both_engines_are_parsed() {
         for (text, expected) in [
             ("1970-01-01T00:00:00Z", Some(0)),
             ("2000-02-29T12:00:00.123456789Z", Some(951_825_600)),
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn null_and_zero_stay_apart() {
+    fn null_and_zero_are_different_limits() {
         let limit = |value: Value| {
             details("x", &json!({ "HostConfig": { "PidsLimit": value } })).container.pids_limit
         };
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_an_engine_answers_is_relied_upon() {
+    fn malformed_answers_of_an_engine_are_tolerated() {
         for value in
             [json!(null), json!([]), json!({ "HostConfig": 7, "State": "x", "Config": [] })]
         {
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_of_any_size_come_to_few_names() {
+    fn file_names_from_labels_are_limited_in_number_and_length() {
         let labels = json!({ "Config": { "Labels": {
             "com.docker.compose.project": "p", "com.docker.compose.service": "web",
             "com.docker.compose.project.config_files": "a.yml,".repeat(100_000),
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn no_number_of_labels_hides_those_that_count() {
+    fn the_relevant_labels_are_found_among_thousands() {
         let mut labels: serde_json::Map<_, _> =
             (0..5000).map(|n| (format!("a{n}"), json!("x"))).collect();
         labels.insert("com.docker.compose.project".to_owned(), json!("p"));
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_the_list_is_read_whatever_else_is_in_it() {
+    fn a_list_entry_is_read_despite_unknown_fields() {
         let id = "a".repeat(64);
         let line = json!({ "Id": id, "Names": ["/web"], "State": "exited", "Other": [{}], "Mounts": [
             { "Source": "/srv/a\\b", "RW": true }, { "Source": "/etc", "RW": false }, { "RW": true },

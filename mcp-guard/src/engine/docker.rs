@@ -1,4 +1,4 @@
-//! Docker itself.
+//! Requests that Docker itself handles in its own way.
 
 use futures_util::FutureExt as _;
 use mcp_guard_core::diagnose::facts::EngineKind;
@@ -17,7 +17,7 @@ impl Flavour for Docker {
         EngineKind::Docker
     }
 
-    /// Docker stores it, tells systemd, and writes pids.max.
+    /// Docker stores the limit, passes it to systemd, and writes pids.max.
     fn update_limit<'a>(
         &'a self,
         api: &'a Api,

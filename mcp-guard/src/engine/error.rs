@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use bollard::errors::Error as Bollard;
 
-/// Why an engine's answer is not there. `engine` names it for a person.
+/// Why an engine gave no answer. `engine` is its name in messages.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{engine} does not answer: {source}; is it running, and is --docker right?")]
@@ -15,14 +15,14 @@ pub enum Error {
     Raw { engine: String, why: String },
     #[error("{engine} cannot {what}")]
     Cannot { engine: String, what: &'static str },
-    #[error("{0:?} is no container id")]
+    #[error("{0:?} is not a container id")]
     BadId(String),
-    #[error("there is no engine")]
+    #[error("no container engine is configured")]
     NoEngine,
 }
 
 impl Error {
-    /// The engine answered that it has no container of that id.
+    /// Whether the engine answered that it has no container with that id.
     #[must_use]
     pub fn is_unknown_container(&self) -> bool {
         matches!(

@@ -1,15 +1,15 @@
-//! What engines tell the agent, and where.
+//! Events that engines send to the agent.
 
 use mcp_guard_core::diagnose::facts;
 use tokio::sync::mpsc;
 
 use super::container::Container;
 
-/// An engine's place in the list.
+/// An engine's position in the list of engines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EngineId(pub(super) usize);
 
-/// An event the agent must know of.
+/// A change that an engine reports to the agent.
 #[derive(Clone, Debug)]
 pub enum EngineEvent {
     Up(Container),
@@ -17,14 +17,14 @@ pub enum EngineEvent {
         id: String,
         paused: bool,
     },
-    /// The engine itself, whenever it is reached again.
+    /// The engine's own description, sent each time the engine is reached again.
     Described(Box<facts::EngineFacts>),
-    /// The engine cannot be reached; what is known stays in force.
+    /// The engine cannot be reached. Everything that it reported before still counts.
     Away(String),
     Back,
 }
 
-/// Where an engine tells of its containers.
+/// The channel on which one engine reports its containers.
 #[derive(Clone)]
 pub struct EngineEvents {
     from: EngineId,
@@ -37,7 +37,7 @@ impl EngineEvents {
         Self { from, to }
     }
 
-    /// Waits for room. A listener that is gone is no loss.
+    /// Sends an event, after waiting for room in the channel. Does nothing if the receiver is gone.
     pub async fn send(&self, event: EngineEvent) {
         let _ = self.to.send((self.from, event)).await;
     }

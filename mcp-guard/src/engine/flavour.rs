@@ -1,4 +1,4 @@
-//! Which engine serves Docker's API at a socket, and in what it differs from the others that do.
+//! The differences between the engines that serve Docker's API.
 
 use futures_util::{FutureExt as _, future};
 use mcp_guard_core::diagnose::facts::{ContainerCgroups, EngineKind};
@@ -6,13 +6,14 @@ use mcp_guard_core::diagnose::facts::{ContainerCgroups, EngineKind};
 use super::{EngineAnswer, raw::Api};
 
 pub trait Flavour: Send + Sync {
-    /// In messages.
+    /// The engine's name in messages.
     fn name(&self) -> &'static str;
 
-    /// In facts.
+    /// The engine's kind in facts.
     fn kind(&self) -> EngineKind;
 
-    /// `container`: its path in the API, without a prefix.
+    /// Stores a container's limit and applies it. `container` is its path in the API, without a
+    /// prefix.
     fn update_limit<'a>(
         &'a self,
         api: &'a Api,
@@ -20,7 +21,7 @@ pub trait Flavour: Send + Sync {
         limit: u64,
     ) -> EngineAnswer<'a, ()>;
 
-    /// `HostConfig.Cgroups` ("disabled", "split", ...), where Docker's API leaves it out.
+    /// Returns `HostConfig.Cgroups` ("disabled", "split", ...) if Docker's API leaves it out.
     fn cgroups<'a>(
         &'a self,
         _api: &'a Api,

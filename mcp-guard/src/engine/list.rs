@@ -1,4 +1,4 @@
-//! All engines of this host, and what is asked of all of them.
+//! All engines of this host, and the requests that go to all of them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,8 +14,8 @@ use super::{
     socket::Socket,
 };
 
-/// How long engines may take to say what is paused before something is given back: one that hangs must
-/// not keep a container frozen.
+/// How long engines may take to report whether a container is paused before its hold is released.
+/// An engine that hangs must not keep a container frozen.
 pub const LAST_WORD: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Default)]
@@ -24,22 +24,23 @@ pub struct Engines {
     timeout: Duration,
 }
 
-/// What all engines list.
+/// The containers of all engines.
 #[derive(Debug, Default)]
 pub struct Candidates {
     pub found: Vec<(EngineId, Candidate)>,
-    /// Of those that do not answer; each names its engine.
+    /// One error for each engine that does not answer. Each names its engine.
     pub errors: Vec<Error>,
 }
 
 impl Engines {
-    /// The engines of a command line. This is the one place that says which there are.
+    /// Creates the engines that the command line names. No other code decides which engines there
+    /// are.
     #[must_use]
     pub fn at(socket: &str, timeout: Duration) -> Self {
         Self { all: Arc::new([Arc::new(Socket::new(socket, timeout))]), timeout }
     }
 
-    /// How long each may take for one answer.
+    /// The time limit for one answer of one engine.
     #[must_use]
     pub fn timeout(&self) -> Duration {
         self.timeout
@@ -59,7 +60,7 @@ impl Engines {
         self.all.get(id.0).cloned()
     }
 
-    /// Every container of every engine, running or not.
+    /// Lists every container of every engine, running or not.
     pub async fn candidates(&self) -> Candidates {
         let mut all = Candidates::default();
         let asked = self.iter().map(|(id, engine)| async move { (id, engine.candidates().await) });
@@ -72,38 +73,38 @@ impl Engines {
         all
     }
 
-    /// A container of any engine; None where it does not run.
+    /// Describes a container of any engine. `None` if it does not run.
     ///
     /// # Errors
-    /// None knows it, or one that might does not answer.
+    /// If no engine knows it, or if an engine that may have it does not answer.
     pub async fn inspect(&self, id: &str) -> Result<Option<Container>, Error> {
         Ok(self.find(id).await?.1)
     }
 
-    /// False where no engine says so in time.
+    /// Whether an engine reports the container as paused. False if none answers in time.
     pub async fn is_paused(&self, container: Option<&str>) -> bool {
         let Some(id) = container else { return false };
         let answer = timeout(LAST_WORD, self.inspect(id)).await;
         matches!(answer, Ok(Ok(Some(container))) if container.paused)
     }
 
-    /// Stores a limit where the container is.
+    /// Has the container's engine store a limit and apply it.
     ///
     /// # Errors
-    /// No engine has the container, or its engine refuses.
+    /// If no engine has the container, or its engine refuses.
     pub async fn update_limit(&self, id: &str, limit: u64) -> Result<(), Error> {
         self.engine_of(id).await?.update_limit(id, limit).await
     }
 
-    /// Stops a container where it is.
+    /// Has the container's engine stop it.
     ///
     /// # Errors
-    /// As for [`Engines::update_limit`].
+    /// See [`Engines::update_limit`].
     pub async fn stop(&self, id: &str) -> Result<(), Error> {
         self.engine_of(id).await?.stop(id).await
     }
 
-    /// Every engine tells of its containers for as long as anybody listens.
+    /// Starts a task for each engine that reports its containers until the receiver is dropped.
     pub fn watch(&self, to: &mpsc::Sender<(EngineId, EngineEvent)>, again: Duration) {
         for (id, engine) in self.all.iter().enumerate() {
             let (engine, events) =
@@ -112,7 +113,8 @@ impl Engines {
         }
     }
 
-    /// The only engine need not be asked whether it has it: it says so when it gets the order.
+    /// Returns the engine that has the container. A single engine is not asked first: it rejects an
+    /// order for a container that it does not have.
     async fn engine_of(&self, id: &str) -> Result<&dyn Engine, Error> {
         match &*self.all {
             [only] => Ok(&**only),
@@ -120,7 +122,8 @@ impl Engines {
         }
     }
 
-    /// Asks all at the same time; whoever says that it runs has it.
+    /// Asks all engines at the same time. The container belongs to the first one that reports it as
+    /// running.
     async fn find(&self, id: &str) -> Result<(&dyn Engine, Option<Container>), Error> {
         let asked =
             self.iter().map(|(_, engine)| async move { (engine, engine.inspect(id).await) });
@@ -130,7 +133,8 @@ impl Engines {
             match answer {
                 Ok(Some(container)) => return Ok((engine, Some(container))),
                 Ok(None) => stopped = Some(engine),
-                // An engine that is silent may have it, so its error comes first.
+                // An engine that did not answer may have the container, so its error takes
+                // precedence.
                 Err(error) if error.is_unknown_container() && failed.is_some() => {}
                 Err(error) => failed = Some(error),
             }

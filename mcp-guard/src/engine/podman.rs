@@ -1,4 +1,5 @@
-//! Podman, through its service of Docker's API, and its own API where the other falls short.
+//! Podman, through its implementation of Docker's API, and through its own API for what the other
+//! lacks.
 
 use futures_util::FutureExt as _;
 use mcp_guard_core::diagnose::facts::{ContainerCgroups, EngineKind};
@@ -6,7 +7,7 @@ use serde_json::json;
 
 use super::{EngineAnswer, container::text, flavour::Flavour, raw::Api};
 
-/// Podman's own API, beside Docker's: 4.0 is older than what any supported system has.
+/// Prefix of Podman's own API. Every supported system has a Podman that is newer than 4.0.
 const LIBPOD: &str = "/v4.0.0/libpod";
 
 pub struct Podman;
@@ -20,7 +21,8 @@ impl Flavour for Podman {
         EngineKind::Podman
     }
 
-    /// Through its own API: its service of Docker's would reset the restart policy.
+    /// Uses Podman's own API, because an update through its Docker API would reset the restart
+    /// policy.
     fn update_limit<'a>(
         &'a self,
         api: &'a Api,

@@ -1,7 +1,7 @@
-//! Requests over plain HTTP, whose answers are kept as they come.
+//! Requests over plain HTTP, with answers as untyped JSON.
 //!
-//! bollard's types have no place for what only Podman says (`HostConfig.Cgroups`), and one closed enum
-//! that is new takes the whole answer with it. A diagnosis must live with both.
+//! bollard's types lack what only Podman sends (`HostConfig.Cgroups`), and one unknown value of a
+//! closed enum makes bollard reject the whole answer. A diagnosis must cope with both.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -18,22 +18,26 @@ use tokio::{
 
 use super::error::Error;
 
-/// A change may take this many times the timeout: an update starts the runtime, and a stop waits for the
-/// container.
+/// A change may take this many times the timeout: an update starts the runtime, and a stop waits
+/// for the container.
 const CHANGE: u32 = 3;
-/// Bytes of an answer about one thing; an inspect of a container with a thousand labels is a fortieth.
+/// Most bytes of an answer about one object. The description of a container with a thousand labels
+/// takes a fortieth of this.
 const MAX_ANSWER: u64 = 16 << 20;
-/// The same of a list.
+/// Most bytes of an answer that is a list.
 const MAX_LIST: u64 = 64 << 20;
-/// Characters of what it says of an error.
+/// Most characters kept of an engine's error message.
 const MAX_MESSAGE: usize = 512;
 
-/// The API of an engine at a socket. Paths are not escaped, and have no version of Docker's API: Docker 29 refuses those before 1.44, an
-/// older one knows none after its own, and without one the newest that the engine speaks is meant.
+/// The HTTP API of an engine at a socket.
+///
+/// Paths are not escaped. They contain no version of Docker's API: Docker 29 rejects versions
+/// before 1.44, an older Docker rejects versions after its own, and without a version the engine
+/// uses its newest.
 pub struct Api {
     path: String,
     timeout: Duration,
-    /// What its engine calls itself, once that is known.
+    /// The engine's name, once it is known.
     engine: Mutex<Option<&'static str>>,
 }
 
@@ -43,19 +47,19 @@ impl Api {
         Self { path: path.to_owned(), timeout, engine: Mutex::new(None) }
     }
 
-    /// Where it listens.
+    /// The path of the socket.
     #[must_use]
     pub fn path(&self) -> &str {
         &self.path
     }
 
-    /// For one answer.
+    /// The time limit for one answer.
     #[must_use]
     pub fn timeout(&self) -> Duration {
         self.timeout
     }
 
-    /// For messages.
+    /// The engine's name in messages.
     #[must_use]
     pub fn name(&self) -> String {
         let engine = *self.engine.lock().unwrap_or_else(PoisonError::into_inner);
@@ -66,23 +70,24 @@ impl Api {
         *self.engine.lock().unwrap_or_else(PoisonError::into_inner) = Some(engine);
     }
 
-    /// The JSON at a path; None where the engine says 404.
+    /// Gets the JSON at a path. `None` if the engine answers 404.
     pub(super) async fn get(&self, path: &str) -> Result<Option<Value>, Error> {
         read(self.request(&format!("GET {path}"), None, MAX_ANSWER).await?, &self.name())
     }
 
-    /// The JSON list at a path, of which only what `T` names is kept.
+    /// Gets the JSON list at a path. Only the fields of `T` are kept.
     pub(super) async fn list<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, Error> {
         let found = read(self.request(&format!("GET {path}"), None, MAX_LIST).await?, &self.name());
         Ok(found?.unwrap_or_default())
     }
 
-    /// A change; an error unless the engine says that it is made.
+    /// Requests a change. Returns an error unless the engine confirms that it was made.
     pub(super) async fn post(&self, path: &str, body: Option<&Value>) -> Result<(), Error> {
         made(&self.request(&format!("POST {path}"), body, MAX_ANSWER).await?, &self.name())
     }
 
-    /// `line`: method and path. `most`: bytes of the answer.
+    /// Sends a request. `line` is the method and path, `most` the largest size of the answer in
+    /// bytes.
     async fn request(
         &self,
         line: &str,
@@ -96,13 +101,13 @@ impl Api {
         let answer = answer.map_err(|_| failed(format!("no answer within {patience:?}")))?;
         let answer = answer.map_err(|error| failed(error.to_string()))?;
         if u64::try_from(answer.len()).is_ok_and(|length| length > most) {
-            return Err(failed(format!("an answer larger than {most} bytes")));
+            return Err(failed(format!("the answer is larger than {most} bytes")));
         }
-        parse(answer).ok_or_else(|| failed("an answer that is no HTTP".to_owned()))
+        parse(answer).ok_or_else(|| failed("the answer is not HTTP".to_owned()))
     }
 }
 
-/// The path of a container in the API, by its id and nothing else.
+/// Returns the path of a container in the API. Accepts nothing but a full id.
 pub(super) fn container(id: &str) -> Result<String, Error> {
     if !is_container_id(id) {
         return Err(Error::BadId(id.to_owned()));
@@ -110,7 +115,7 @@ pub(super) fn container(id: &str) -> Result<String, Error> {
     Ok(format!("/containers/{id}"))
 }
 
-/// What an engine answered.
+/// An engine's answer.
 #[derive(Debug)]
 struct HttpAnswer {
     status: String,
@@ -121,7 +126,7 @@ fn failed(engine: &str, why: String) -> Error {
     Error::Raw { engine: engine.to_owned(), why }
 }
 
-/// HTTP/1.0: the answer ends with the connection, and is never chunked.
+/// Sends one HTTP/1.0 request: the answer ends with the connection, and is never chunked.
 async fn ask(
     socket: &str,
     line: &str,
@@ -160,22 +165,23 @@ fn read<T: DeserializeOwned>(answer: HttpAnswer, engine: &str) -> Result<Option<
     }
 }
 
-/// The error's own words may quote what it found.
+/// Describes an answer that cannot be parsed. The error's text is escaped, because it may quote the
+/// answer.
 fn not_json(error: &serde_json::Error) -> String {
-    let what = if error.is_data() { "is not what was asked for" } else { "is no JSON" };
-    format!("an answer that {what}: {}", escape(error.to_string().as_bytes(), MAX_MESSAGE))
+    let what = if error.is_data() { "does not have the expected form" } else { "is not JSON" };
+    format!("the answer {what}: {}", escape(error.to_string().as_bytes(), MAX_MESSAGE))
 }
 
 fn made(answer: &HttpAnswer, engine: &str) -> Result<(), Error> {
     match answer.status.as_str() {
-        // 304: it was so before.
+        // 304: nothing had to change.
         "200" | "201" | "204" | "304" => Ok(()),
         _ => Err(failed(engine, answer.refusal())),
     }
 }
 
 impl HttpAnswer {
-    /// Status, and what the engine says of it.
+    /// Returns the status and the engine's own message.
     fn refusal(&self) -> String {
         let said: Option<Value> = serde_json::from_slice(&self.body).ok();
         let message = said.as_ref().and_then(|said| said["message"].as_str()).unwrap_or_default();
@@ -189,12 +195,12 @@ mod tests {
     use super::*;
 
     fn get(answer: &[u8]) -> Result<Option<Value>, String> {
-        let answer = parse(answer.to_vec()).ok_or("no HTTP")?;
+        let answer = parse(answer.to_vec()).ok_or("not HTTP")?;
         read(answer, "s").map_err(|error| error.to_string())
     }
 
     #[test]
-    fn an_answer_is_json_or_says_why_not() {
+    fn an_answer_that_is_not_json_is_an_error() {
         let ok = b"HTTP/1.0 200 OK\r\nA: b\r\n\r\n{\"a\":null}";
         assert_eq!(get(ok).unwrap().unwrap()["a"], Value::Null);
         assert_eq!(get(b"HTTP/1.0 404 Not Found\r\n\r\n{}"), Ok(None));
@@ -210,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_made_or_the_engine_says_why_not() {
+    fn the_error_of_a_refused_change_has_the_engines_reason() {
         let post =
             |answer: &[u8]| made(&parse(answer.to_vec()).unwrap(), "s").map_err(|e| e.to_string());
         assert_eq!(post(b"HTTP/1.0 200 OK\r\n\r\n{\"Warnings\":null}"), Ok(()));

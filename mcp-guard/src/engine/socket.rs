@@ -24,10 +24,10 @@ use super::{
     raw::{Api, container},
 };
 
-/// Each request connects again, so that the engine may come and go.
+/// An engine at a socket. Each request connects again, so the engine may stop and come back.
 pub struct Socket {
     pub(super) api: Api,
-    /// Which engine it is, as it last said. None before its first word.
+    /// The kind of engine, by its latest answer. `None` before the first.
     flavour: Mutex<Option<&'static dyn Flavour>>,
 }
 
@@ -41,7 +41,7 @@ impl Socket {
         *self.flavour.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks the engine which it is, unless it has said so before.
+    /// Asks the engine which kind it is, unless that is known.
     pub(super) async fn flavour(&self) -> Result<&'static dyn Flavour, Error> {
         match self.known() {
             Some(known) => Ok(known),
@@ -49,7 +49,7 @@ impl Socket {
         }
     }
 
-    /// Notes which engine it is, by what it answers to `/version`.
+    /// Stores which kind of engine it is, from its answer to `/version`.
     pub(super) fn remember(&self, version: &Value) -> &'static dyn Flavour {
         let components = version["Components"].as_array();
         let is_podman = components.into_iter().flatten().any(|one| one["Name"] == "Podman Engine");

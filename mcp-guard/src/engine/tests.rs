@@ -16,7 +16,7 @@ mod orders;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// As Podman 5.4 answers it, shortened: `stopped` is a state that Docker does not have.
+/// An answer of Podman 5.4, shortened. Docker has no state `stopped`.
 const ALL: &str = r#"[
     {"Id":"ID0","Names":["/runs"],"Image":"localhost/a:latest","State":"running","Status":"Up"},
     {"Id":"ID1","Names":["/ended"],"Image":"localhost/a:latest","State":"stopped","Status":"Exited"}
@@ -28,11 +28,11 @@ const INSPECTED: &str = r#"{"Id":"ID0","Name":"/runs","State":{"Status":"paused"
     "HostConfig":{"CgroupnsMode":"","Isolation":"","RestartPolicy":{"Name":"no"},"PidsLimit":300},
     "Config":{"Image":"localhost/a:latest","Labels":null}}"#;
 
-/// The status of a request that is never answered, and of one whose answer never ends.
+/// Stand-ins for a status: the request is never answered, or its answer never ends.
 const SILENCE: u16 = 0;
 const ENDLESS: u16 = 1;
 
-/// An engine that gives each request to `answer`, which returns status and body.
+/// Starts an engine that passes each request to `answer`, which returns status and body.
 fn engine(
     answer: impl Fn(&str) -> (u16, String) + Send + Sync + 'static,
 ) -> (tempfile::TempDir, Arc<dyn Engine>) {
@@ -53,9 +53,9 @@ fn watch(
     engine: Arc<dyn Engine>,
     again: Duration,
 ) -> (JoinHandle<()>, mpsc::Receiver<(EngineId, EngineEvent)>) {
-    let (to, told) = mpsc::channel(8);
+    let (to, reported) = mpsc::channel(8);
     let events = EngineEvents::new(EngineId::default(), to);
-    (tokio::spawn(async move { engine.watch(events, again).await }), told)
+    (tokio::spawn(async move { engine.watch(events, again).await }), reported)
 }
 
 async fn converse(
@@ -70,7 +70,7 @@ async fn converse(
     if status != SILENCE {
         let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {length}");
         let whole = format!("{head}\r\nConnection: close\r\n\r\n{body}");
-        // Who reads no more than it wants goes away first.
+        // A client that stops reading early closes the connection first.
         let _ = stream.write_all(whole.as_bytes()).await;
     }
     if status == SILENCE || is_endless {
@@ -83,10 +83,10 @@ fn with_ids(body: &str) -> String {
 }
 
 fn podman(request: &str) -> (u16, String) {
-    // The filter, percent-encoded.
-    let of_those_that_run = request.contains("running") && request.contains("paused");
+    // The filter is percent-encoded.
+    let only_running = request.contains("running") && request.contains("paused");
     match request {
-        _ if request.contains("/json?") && of_those_that_run => (200, with_ids(RUNNING)),
+        _ if request.contains("/json?") && only_running => (200, with_ids(RUNNING)),
         _ if request.contains("/containers/json") => (200, with_ids(ALL)),
         _ if request.contains(&"0".repeat(64)) => (200, with_ids(INSPECTED)),
         _ => (404, r#"{"message":"no such container"}"#.to_owned()),
@@ -94,14 +94,14 @@ fn podman(request: &str) -> (u16, String) {
 }
 
 #[tokio::test]
-async fn a_state_that_only_podman_has_hides_no_container_that_runs() {
+async fn a_state_that_only_podman_has_does_not_hide_running_containers() {
     let (_folder, engine) = engine(podman);
     let runs = Candidate { id: "0".repeat(64), name: "runs".to_owned() };
     assert_eq!(engine.candidates().await.unwrap(), [runs]);
 }
 
 #[tokio::test]
-async fn what_podman_says_of_a_container_is_understood() {
+async fn podmans_description_of_a_container_is_understood() {
     let (_folder, engine) = engine(podman);
     let found = engine.inspect(&"0".repeat(64)).await.unwrap().unwrap();
     assert_eq!((found.name.as_str(), found.init, found.paused), ("runs", Pid(451), true));
@@ -109,19 +109,19 @@ async fn what_podman_says_of_a_container_is_understood() {
 }
 
 #[tokio::test]
-async fn watching_begins_with_what_runs() {
+async fn watching_begins_with_the_running_containers() {
     let (_folder, engine) = engine(podman);
-    let (watch, mut told) = watch(engine, Duration::from_secs(3600));
-    let Some((_, EngineEvent::Up(container))) = told.recv().await else {
-        panic!("not the container")
+    let (watch, mut reported) = watch(engine, Duration::from_secs(3600));
+    let Some((_, EngineEvent::Up(container))) = reported.recv().await else {
+        panic!("not a running container")
     };
     assert_eq!(container.name, "runs");
     watch.abort();
 }
 
-/// No event tells of a container that runs already.
+/// No event reports a container that runs already.
 #[tokio::test]
-async fn a_container_without_an_answer_is_asked_about_again() {
+async fn a_container_that_could_not_be_inspected_is_inspected_again() {
     static FAILED: AtomicBool = AtomicBool::new(false);
     let (_folder, engine) = engine(|request| match request {
         _ if request.contains("/events") => (SILENCE, String::new()),
@@ -132,22 +132,23 @@ async fn a_container_without_an_answer_is_asked_about_again() {
         }
         _ => podman(request),
     });
-    let (watch, mut told) = watch(engine, Duration::from_millis(10));
-    let is_told = async {
-        while let Some((_, event)) = told.recv().await {
+    let (watch, mut reported) = watch(engine, Duration::from_millis(10));
+    let is_reported = async {
+        while let Some((_, event)) = reported.recv().await {
             if matches!(event, EngineEvent::Up(_)) {
                 return;
             }
         }
     };
-    // Less than the stream of events is waited for: its end asks about everything anew.
-    tokio::time::timeout(Duration::from_secs(5), is_told).await.expect("it is told");
+    // This is shorter than the timeout of the event stream, whose end would list all containers
+    // again.
+    tokio::time::timeout(Duration::from_secs(5), is_reported).await.expect("it is reported");
     watch.abort();
 }
 
-/// Docker forgets events that nobody reads in time.
+/// Docker drops events that are not read in time.
 #[tokio::test]
-async fn a_container_whose_start_was_not_told_is_found() {
+async fn a_container_whose_start_was_not_reported_is_found() {
     static LISTED: AtomicBool = AtomicBool::new(false);
     let (_folder, engine) = engine(|request| match request {
         _ if request.contains("/events") => (SILENCE, String::new()),
@@ -156,15 +157,16 @@ async fn a_container_whose_start_was_not_told_is_found() {
         }
         _ => podman(request),
     });
-    let (watch, mut told) = watch(engine, Duration::from_millis(10));
-    let is_told = async { while !matches!(told.recv().await, Some((_, EngineEvent::Up(_)))) {} };
-    tokio::time::timeout(Duration::from_secs(5), is_told).await.expect("it is told");
+    let (watch, mut reported) = watch(engine, Duration::from_millis(10));
+    let is_reported =
+        async { while !matches!(reported.recv().await, Some((_, EngineEvent::Up(_)))) {} };
+    tokio::time::timeout(Duration::from_secs(5), is_reported).await.expect("it is reported");
     watch.abort();
 }
 
-/// An event makes older answers worthless, not those to later questions.
+/// An event invalidates the answers to older requests, not to later ones.
 #[tokio::test]
-async fn a_container_that_an_event_told_of_is_asked_about_again() {
+async fn a_container_reported_by_an_event_is_inspected_again_later() {
     let (_folder, engine) = engine(|request| match request {
         _ if request.contains("/events") => {
             let event = r#"{"Type":"container","Action":"update","Actor":{"ID":"ID0"}}"#;
@@ -172,21 +174,21 @@ async fn a_container_that_an_event_told_of_is_asked_about_again() {
         }
         _ => podman(request),
     });
-    let (watch, mut told) = watch(engine, Duration::from_millis(10));
-    let is_told = async {
+    let (watch, mut reported) = watch(engine, Duration::from_millis(10));
+    let is_reported = async {
         let mut times = 0;
-        // The first list, the event, and what comes after them.
+        // The first list, the event, and the lists after them.
         while times < 5 {
-            times += u32::from(matches!(told.recv().await, Some((_, EngineEvent::Up(_)))));
+            times += u32::from(matches!(reported.recv().await, Some((_, EngineEvent::Up(_)))));
         }
     };
-    tokio::time::timeout(Duration::from_secs(5), is_told).await.expect("it is told");
+    tokio::time::timeout(Duration::from_secs(5), is_reported).await.expect("it is reported");
     watch.abort();
 }
 
-/// Nor do events wait for a container about which the engine never answers.
+/// Nor is an event delayed by a container about which the engine never answers.
 #[tokio::test]
-async fn events_pass_a_container_that_hangs() {
+async fn events_are_not_delayed_by_a_container_that_hangs() {
     static ASKED: AtomicBool = AtomicBool::new(false);
     let (_folder, engine) = engine(|request| match request {
         _ if request.contains("/events") => {
@@ -199,15 +201,15 @@ async fn events_pass_a_container_that_hangs() {
         }
         _ => podman(request),
     });
-    let (watch, mut told) = watch(engine, Duration::ZERO);
-    let is_told = async {
-        while let Some((_, event)) = told.recv().await {
+    let (watch, mut reported) = watch(engine, Duration::ZERO);
+    let is_reported = async {
+        while let Some((_, event)) = reported.recv().await {
             if matches!(event, EngineEvent::Paused { paused: true, .. }) {
                 return;
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(5), is_told).await.expect("the pause is told");
+    tokio::time::timeout(Duration::from_secs(5), is_reported).await.expect("the pause is reported");
     watch.abort();
 }
 
@@ -223,7 +225,7 @@ async fn every_label_of_an_image_is_kept() {
 }
 
 #[tokio::test]
-async fn no_version_is_asked_for_that_an_engine_may_refuse() {
+async fn requests_contain_no_version_that_an_engine_may_refuse() {
     let (_folder, engine) = engine(|request| match request {
         _ if request.contains(" /v1") => {
             (400, "{\"message\":\"client version is too old\"}".into())
@@ -240,16 +242,16 @@ async fn no_version_is_asked_for_that_an_engine_may_refuse() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_too_large_says_so() {
+async fn an_answer_that_is_too_large_is_an_error() {
     let (_folder, engine) = engine(|_| (200, " ".repeat(17 << 20)));
     let error = engine.details(&"0".repeat(64)).await.unwrap_err().to_string();
     assert!(error.contains("larger than 16777216 bytes"), "{error}");
     let error = engine.containers().await.unwrap_err().to_string();
-    assert!(error.contains("no JSON"), "a list may be larger: {error}");
+    assert!(error.contains("not JSON"), "a list may be larger: {error}");
 }
 
 #[tokio::test]
-async fn the_first_exec_that_is_not_answered_is_the_last_asked_about() {
+async fn no_more_execs_are_asked_about_after_the_first_error() {
     let (_folder, engine) = engine(|request| match request {
         _ if request.contains(&format!("/exec/{}", "b".repeat(64))) => (500, "{}".into()),
         _ if request.contains("/exec/") => (200, "{\"Running\":true,\"Pid\":7}".into()),

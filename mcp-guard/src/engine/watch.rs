@@ -1,4 +1,4 @@
-//! The containers of an engine as they come and change.
+//! Watches the containers of an engine.
 
 use std::{
     collections::HashMap,
@@ -18,16 +18,17 @@ use super::{
     socket::Socket,
 };
 
-/// Between attempts to reach an engine that is away.
+/// The pause between attempts to reach an engine that is away.
 const RETRY: Duration = Duration::from_secs(2);
-/// Questions at a time, so that a container about which the engine is silent holds up few others.
+/// Parallel requests, so that one container without an answer delays few others.
 const AT_A_TIME: usize = 4;
 
 type Inspected = Result<Option<Container>, Error>;
 
 impl Socket {
-    /// No event is needed to be right: after an error it begins again with all containers, and beside
-    /// the events all are asked about again. Docker keeps 256 events for a slow reader.
+    /// Reports containers until the receiver is dropped. It does not rely on events: after an error
+    /// it starts again with all containers, and it also asks about all of them periodically. Docker
+    /// keeps only 256 events for a slow reader.
     pub(super) async fn follow(&self, events: EngineEvents, again: Duration) {
         let mut away = false;
         while !events.is_closed() {
@@ -45,28 +46,30 @@ impl Socket {
 }
 
 #[derive(Clone, Copy)]
-enum Heard {
-    /// It was asked about anew.
-    Anew,
+enum Newer {
+    /// The container was inspected after an event.
+    Inspected,
     Paused(bool),
 }
 
-/// One stream of events; beside it, everything is asked about again and again.
+/// One stream of events, and beside it periodic requests about all containers.
 struct Stream<'a> {
     engine: &'a Socket,
     events: &'a EngineEvents,
-    /// What events told since the questions began whose answers come: those may be older.
-    heard: HashMap<String, Heard>,
+    /// The containers with events since the current requests began. The answers to those requests
+    /// may be older.
+    newer: HashMap<String, Newer>,
 }
 
 impl<'a> Stream<'a> {
     fn new(engine: &'a Socket, events: &'a EngineEvents) -> Self {
-        Self { engine, events, heard: HashMap::new() }
+        Self { engine, events, newer: HashMap::new() }
     }
 
     async fn follow(mut self, away: &mut bool, again: Duration) -> Result<(), Error> {
-        // Closed enums in bollard: an event of another type would end the stream. Beginning before
-        // the list is read, so that a container which starts in between is in one of the two.
+        // This filter is needed because bollard's enums are closed: an event of another type would
+        // end the stream. The stream begins before the list is read, so that a container which
+        // starts in between is in one of the two.
         let filters = HashMap::from([("type", vec!["container"])]);
         let since = seconds_since_1970().saturating_sub(1).to_string();
         let options = EventsOptionsBuilder::default().filters(&filters).since(&since).build();
@@ -76,56 +79,56 @@ impl<'a> Stream<'a> {
             self.events.send(EngineEvent::Back).await;
         }
         let mut events = docker.events(Some(options));
-        let (mut is_over, mut is_described) = (false, false);
-        let mut next_look = Box::pin(sleep(again));
+        let (mut all_answered, mut is_described) = (false, false);
+        let mut next_round = Box::pin(sleep(again));
         let end = loop {
             tokio::select! {
                 event = events.next() => match event {
-                    Some(Ok(event)) => self.heed(event).await,
+                    Some(Ok(event)) => self.take_event(event).await,
                     Some(Err(error)) => break Err(self.engine.refused(error)),
                     None => break Ok(()),
                 },
-                answer = answers.next(), if !is_over => match answer {
+                answer = answers.next(), if !all_answered => match answer {
                     Some(Ok((id, answer))) => self.answered(id, answer).await,
                     Some(Err(error)) => break Err(error),
                     None => {
-                        is_over = true;
-                        next_look.set(sleep(again));
-                        // Guards come first: this answer may take seconds.
+                        all_answered = true;
+                        next_round.set(sleep(again));
+                        // The guards come first, because this answer may take seconds.
                         if !std::mem::replace(&mut is_described, true) {
                             self.describe().await;
                         }
                     }
                 },
-                () = &mut next_look, if is_over => {
-                    is_over = false;
-                    self.heard.clear();
-                    answers = look(self.engine);
+                () = &mut next_round, if all_answered => {
+                    all_answered = false;
+                    self.newer.clear();
+                    answers = ask_all(self.engine);
                 }
             }
         };
-        // Whoever may not read events is told of containers all the same.
+        // Without access to events, the containers of the first list are still reported.
         while !is_described && let Some(Ok((id, answer))) = answers.next().await {
             self.answered(id, answer).await;
         }
         end
     }
 
-    async fn heed(&mut self, event: EventMessage) {
+    async fn take_event(&mut self, event: EventMessage) {
         let Some(id) = event.actor.and_then(|actor| actor.id).filter(|id| is_container_id(id))
         else {
             return;
         };
         match event.action.as_deref() {
             Some("start" | "update") => {
-                self.heard.insert(id.clone(), Heard::Anew);
+                self.newer.insert(id.clone(), Newer::Inspected);
                 let answer = self.engine.running_container(&id).await;
-                self.tell(&id, answer).await;
+                self.report(&id, answer).await;
             }
             Some(action @ ("pause" | "unpause")) => {
                 let paused = action == "pause";
-                let heard = self.heard.entry(id.clone()).or_insert(Heard::Paused(paused));
-                if let Heard::Paused(known) = heard {
+                let newer = self.newer.entry(id.clone()).or_insert(Newer::Paused(paused));
+                if let Newer::Paused(known) = newer {
                     *known = paused;
                 }
                 self.events.send(EngineEvent::Paused { id, paused }).await;
@@ -135,12 +138,12 @@ impl<'a> Stream<'a> {
     }
 
     async fn answered(&self, id: String, mut answer: Inspected) {
-        match (self.heard.get(&id), &mut answer) {
-            (Some(Heard::Anew), _) => return,
-            (Some(Heard::Paused(paused)), Ok(Some(container))) => container.paused = *paused,
+        match (self.newer.get(&id), &mut answer) {
+            (Some(Newer::Inspected), _) => return,
+            (Some(Newer::Paused(paused)), Ok(Some(container))) => container.paused = *paused,
             _ => {}
         }
-        self.tell(&id, answer).await;
+        self.report(&id, answer).await;
     }
 
     async fn describe(&self) {
@@ -149,28 +152,28 @@ impl<'a> Stream<'a> {
         }
     }
 
-    async fn tell(&self, id: &str, answer: Inspected) {
+    async fn report(&self, id: &str, answer: Inspected) {
         match answer {
             Ok(Some(container)) => {
                 self.events.send(EngineEvent::Up(container)).await;
             }
             Ok(None) => {}
-            // Gone between the list and the question.
+            // It was removed between the list and the request.
             Err(error) if error.is_unknown_container() => {}
             Err(error) => {
-                tracing::warn!(id, %error, "container not inspected, it is asked about again")
+                tracing::warn!(id, %error, "cannot inspect the container; it is tried again later")
             }
         }
     }
 }
 
-/// What the engine says of each container that runs.
-fn look(engine: &Socket) -> BoxStream<'_, Result<(String, Inspected), Error>> {
+/// Lists the running containers, and inspects each.
+fn ask_all(engine: &Socket) -> BoxStream<'_, Result<(String, Inspected), Error>> {
     let listed = stream::once(engine.running());
     listed.map_ok(|running| ask(engine, running)).try_flatten().boxed()
 }
 
-/// What it says of each of these, as it says it.
+/// Inspects each of these containers, and yields the answers as they arrive.
 fn ask(
     engine: &Socket,
     running: Vec<Candidate>,
@@ -182,7 +185,7 @@ fn ask(
     stream::iter(running).map(ask).buffer_unordered(AT_A_TIME).boxed()
 }
 
-/// The engine's clock is the host's.
+/// Returns the time for the engine, whose clock is the host's.
 fn seconds_since_1970() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
@@ -200,9 +203,9 @@ mod tests {
     use crate::engine::EngineId;
 
     #[tokio::test]
-    async fn an_event_is_newer_than_the_answer_to_an_older_question() {
+    async fn an_event_overrides_the_answer_to_an_older_request() {
         let engine = Socket::new("/nonexistent", Duration::from_secs(10));
-        let (to, mut told) = mpsc::channel(8);
+        let (to, mut reported) = mpsc::channel(8);
         let events = EngineEvents::new(EngineId::default(), to);
         let mut stream = Stream::new(&engine, &events);
         let container = Container {
@@ -217,22 +220,24 @@ mod tests {
         let answer = || Ok(Some(container.clone()));
         let id = || container.id.clone();
         stream.answered(id(), answer()).await;
-        assert!(matches!(told.try_recv(), Ok((_, EngineEvent::Up(told))) if !told.paused));
+        assert!(
+            matches!(reported.try_recv(), Ok((_, EngineEvent::Up(reported))) if !reported.paused)
+        );
         for (action, paused) in [("pause", true), ("unpause", false), ("pause", true)] {
-            stream.heed(event(&container.id, action)).await;
-            let Ok((_, EngineEvent::Paused { paused: told, .. })) = told.try_recv() else {
+            stream.take_event(event(&container.id, action)).await;
+            let Ok((_, EngineEvent::Paused { paused: reported, .. })) = reported.try_recv() else {
                 panic!("{action}")
             };
-            assert_eq!(told, paused);
+            assert_eq!(reported, paused);
         }
         stream.answered(id(), answer()).await;
         assert!(
-            matches!(told.try_recv(), Ok((_, EngineEvent::Up(told))) if told.paused),
-            "it is, by now"
+            matches!(reported.try_recv(), Ok((_, EngineEvent::Up(reported))) if reported.paused),
+            "the event is newer"
         );
-        stream.heed(event(&container.id, "update")).await;
+        stream.take_event(event(&container.id, "update")).await;
         stream.answered(id(), answer()).await;
-        assert!(told.try_recv().is_err(), "the limit in it may be an old one");
+        assert!(reported.try_recv().is_err(), "its limit may be outdated");
     }
 
     fn event(id: &str, action: &str) -> EventMessage {

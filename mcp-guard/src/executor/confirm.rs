@@ -1,4 +1,4 @@
-//! A freeze or kill is done when the kernel says so, not when it was written.
+//! A freeze or a kill is done when the kernel confirms it, not when it is written.
 
 use std::{io, time::Duration};
 
@@ -26,7 +26,7 @@ const CONFIRM: Duration = Duration::from_secs(2);
 /// An order that the kernel has not confirmed yet.
 pub struct Awaited {
     order: OrderId,
-    /// Kept here: the guard may be gone by then, and its record must not be.
+    /// A copy, because the guard may be gone by then, and the order still needs its record.
     subject: Subject,
     response: Response,
     until: Until,
@@ -62,7 +62,7 @@ impl Executor {
         });
     }
 
-    /// Takes the kernel's answer; a freeze that was not reached is undone.
+    /// Takes the kernel's answer. A cgroup that did not freeze in time is thawed.
     pub(super) fn confirm(
         &mut self,
         guards: &mut Guards,
@@ -95,12 +95,18 @@ fn frozen(reached: io::Result<bool>, undo: impl FnOnce() -> String) -> (Outcome,
         Ok(true) => (Outcome::Done, "cgroup.freeze 1, frozen 1 read back".to_owned()),
         Ok(false) => {
             let undone = undo();
-            (Outcome::Failed, format!("frozen 1 not seen within {CONFIRM:?}; {undone}"))
+            (
+                Outcome::Failed,
+                format!("the cgroup did not freeze within {CONFIRM:?}; its thaw: {undone}"),
+            )
         }
         Err(error) if is_gone(&error) => went_away(&error),
         Err(error) => {
             let undone = undo();
-            (Outcome::Failed, format!("frozen 1 could not be looked for: {error}; {undone}"))
+            (
+                Outcome::Failed,
+                format!("the freeze cannot be confirmed: {error}; its thaw: {undone}"),
+            )
         }
     }
 }
@@ -108,19 +114,23 @@ fn frozen(reached: io::Result<bool>, undo: impl FnOnce() -> String) -> (Outcome,
 fn dead(reached: io::Result<bool>) -> (Outcome, String) {
     match reached {
         Ok(true) => (Outcome::Done, "cgroup.kill written, populated 0 read back".to_owned()),
-        Ok(false) => (Outcome::Failed, format!("processes are still there after {CONFIRM:?}")),
+        Ok(false) => (
+            Outcome::Failed,
+            format!("cgroup.kill written, but processes remain after {CONFIRM:?}"),
+        ),
         Err(error) if is_gone(&error) => went_away(&error),
         Err(error) => {
-            (Outcome::Failed, format!("cgroup.kill written, what came of it not seen: {error}"))
+            (Outcome::Failed, format!("cgroup.kill written, but it cannot be confirmed: {error}"))
         }
     }
 }
 
 fn went_away(error: &io::Error) -> (Outcome, String) {
-    (Outcome::Failed, format!("the cgroup went away: {error}"))
+    (Outcome::Failed, format!("the cgroup was removed before the kernel confirmed: {error}"))
 }
 
-/// A cgroup whose last process is killed may be removed by its engine before it is read again.
+/// Treats a removed cgroup as dead. Once its last process is killed, its engine may remove it
+/// before it is read again.
 fn gone_is_dead(reached: io::Result<bool>) -> io::Result<bool> {
     match reached {
         Err(error) if is_gone(&error) => Ok(true),

@@ -1,4 +1,4 @@
-//! A response to a leak: announced, checked, attempted.
+//! Responds to a leak: announces the response, checks it, and attempts it.
 
 use std::time::Duration;
 
@@ -21,7 +21,8 @@ impl Executor {
         let response = wanted.response;
         let pids_max = match response {
             Response::Clamp => {
-                // On a hybrid host it is found through a process, and the guard may have begun empty.
+                // On a hybrid host the pids cgroup is found through a process, and the cgroup may
+                // have been empty when its guard began.
                 held.cgroup.find_pids(&self.layout);
                 steps::planned_clamp(&held.cgroup, wanted.headroom).ok()
             }
@@ -55,7 +56,8 @@ impl Executor {
         }
     }
 
-    /// The same checks for every mode; the last step is left out where the mode says so.
+    /// Makes the same checks in every mode, and then takes the step. In observe mode the step
+    /// writes nothing.
     fn attempt(&self, order: &OrderId, held: &Held, wanted: &Containment) -> Step {
         let facts = match facts::gather(&held.cgroup) {
             Ok(facts) => facts,
@@ -63,7 +65,7 @@ impl Executor {
                 let what = if is_gone(&error) {
                     "the cgroup is gone or was replaced"
                 } else {
-                    "not all of the cgroup could be looked at"
+                    "the cgroup could not be checked completely"
                 };
                 let detail = format!("{what} ({error}); nothing was done");
                 return Step::Settled(Outcome::NotOurs, detail);

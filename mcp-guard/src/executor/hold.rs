@@ -1,4 +1,4 @@
-//! What becomes of a state that is held: renewed, loosened, given back, or disowned.
+//! Renews, loosens, releases and disowns holds.
 
 use std::time::Duration;
 
@@ -52,7 +52,7 @@ impl Executor {
         self.outcome(order, held.subject.clone(), Response::Clamp, (outcome, detail), None);
     }
 
-    /// Gives a state back, where it is still ours.
+    /// Releases a hold, if the state is still ours.
     pub(super) fn release(&mut self, order: OrderId, held: &Held, hold: Hold, end: End) {
         let (incident, subject) = (&order.incident, &held.subject);
         self.audit.write(release_record(incident, subject, hold, end, None, String::new()));
@@ -69,7 +69,7 @@ impl Executor {
     pub(super) fn disown(&mut self, order: OrderId, held: &Held, hold: Hold, end: End) {
         let subject = &held.subject;
         let detail = steps::disown(&held.cgroup, hold);
-        tracing::info!(name = subject.name, ?hold, ?end, detail, "no longer ours");
+        tracing::info!(name = subject.name, ?hold, ?end, detail, "disowned");
         let said = Some(Outcome::NotOurs);
         let record = release_record(&order.incident, subject, hold, end, said, detail.clone());
         self.audit.write(record);
@@ -77,7 +77,7 @@ impl Executor {
     }
 }
 
-/// The marks that a cgroup carries, of this process or of one that is gone.
+/// Returns the marks on a cgroup, of this process or an earlier one.
 #[must_use]
 pub fn marks(held: &Held) -> Vec<(Hold, Mark)> {
     let freeze = mark::read(held.cgroup.dir(), Hold::Freeze).ok().flatten();
@@ -86,20 +86,20 @@ pub fn marks(held: &Held) -> Vec<(Hold, Mark)> {
     slots.into_iter().filter_map(|(slot, mark)| Some((slot, mark?))).collect()
 }
 
-/// Whether it carries a mark of this process.
+/// Whether the cgroup carries a mark of this process.
 #[must_use]
 pub fn is_marked(held: &Held) -> bool {
     marks(held).iter().any(|(_, mark)| mark.holder == process::this())
 }
 
-/// Whether somebody else wrote the limit that we had lowered.
+/// Whether another process has changed the limit that we had lowered.
 #[must_use]
 pub fn is_unclamped(held: &Held) -> bool {
     steps::is_unclamped(&held.cgroup)
 }
 
-/// What several releases come to; None where there was none. The worst of them: "done" is said only of what
-/// was read back.
+/// Combines several releases into one outcome, the first that is not `Done`: `Done` means that all
+/// of them were read back. `None` if there was no release.
 #[must_use]
 pub fn together(released: Vec<(Outcome, String)>) -> Option<(Outcome, String)> {
     let outcomes = || released.iter().map(|(outcome, _)| *outcome);

@@ -1,4 +1,5 @@
-//! A limit, written at its owner: one record before, one after, and what the kernel says then.
+//! Writes a limit through its owner: one record before, one after, and the kernel's value read
+//! back.
 
 use mcp_guard_core::{
     audit::{Record, Subject},
@@ -16,7 +17,7 @@ use crate::{
     owner::{self, OwnerQuestion},
 };
 
-/// A write that is announced and not yet done.
+/// A write that was announced and has not ended.
 pub struct LimitWrite {
     order: OrderId,
     subject: Subject,
@@ -41,7 +42,7 @@ impl LimitWrite {
 }
 
 impl Executor {
-    /// Announces a write, and asks its owner for it.
+    /// Announces a write, and asks the limit's owner for it.
     pub(super) fn write_limit(
         &mut self,
         order: OrderId,
@@ -65,7 +66,7 @@ impl Executor {
         });
     }
 
-    /// Both records of a write that is not made, and why not.
+    /// Writes both records of a write that is not made, with the reason.
     pub(super) fn leave_limit(
         &mut self,
         order: OrderId,
@@ -79,8 +80,8 @@ impl Executor {
         }
     }
 
-    /// The record before a write. None where a bystander rule forbids it, or the cgroup is gone: that is
-    /// recorded and settled.
+    /// Writes the record before a write. Returns `None` if the write is forbidden or the cgroup is
+    /// gone. That is then recorded, and the order is settled.
     fn announce(
         &mut self,
         order: OrderId,
@@ -96,7 +97,9 @@ impl Executor {
                 .map(|refusal| refusal.to_string())
                 .or_else(|| binds_more(&write, held))
                 .or_else(|| steps::is_clamped(&held.cgroup).then(|| CLAMPED.to_owned())),
-            Err(error) => Some(format!("the cgroup is gone or was replaced: {error}")),
+            Err(error) => {
+                Some(format!("the cgroup cannot be checked: {error}; nothing was written"))
+            }
         };
         let (subject, container) = (held.subject.clone(), held.container.clone());
         let announced = LimitWrite { order, subject, container, write, reason, found };
@@ -106,7 +109,7 @@ impl Executor {
         None
     }
 
-    /// What became of it: nothing counts that is not read back.
+    /// Ends a write with its owner's answer. A write is done only if its limit is read back.
     pub(super) fn end_limit(
         &mut self,
         guards: &mut Guards,
@@ -124,7 +127,7 @@ impl Executor {
         self.close(announced, outcome, detail);
     }
 
-    /// The record after it.
+    /// Writes the record after a write, and settles the order.
     fn close(&mut self, announced: LimitWrite, outcome: Outcome, detail: String) {
         let LimitWrite { subject, reason, .. } = &announced;
         tracing::info!(name = subject.name, ?outcome, detail, reason, "limit");
@@ -139,7 +142,7 @@ fn read_back(
     kept: Option<Limit>,
 ) -> (Outcome, String) {
     let Some(held) = held else {
-        return (Outcome::NotOurs, "the cgroup is gone meanwhile".to_owned());
+        return (Outcome::NotOurs, "the cgroup was removed meanwhile".to_owned());
     };
     match &announced.write {
         Write::PidsMax { limit } => steps::limit(&held.cgroup, Limit::Tasks(*limit)),
@@ -148,13 +151,13 @@ fn read_back(
         }
         Write::TasksMax { unit, limit, .. } if kept != Some(Limit::Tasks(*limit)) => {
             let kept = kept.map_or_else(|| "none".to_owned(), |kept| kept.to_string());
-            (Outcome::Failed, format!("TasksMax of {unit} is {kept} after setting {limit}"))
+            (Outcome::Failed, format!("TasksMax of {unit} is {kept} after {limit} was set"))
         }
         Write::TasksMax { unit, limit, .. } => match Standing::of(&held.subject.cgroup, unit) {
             Some(Standing::Own) => {
                 steps::limit_is(&held.cgroup, &announced.found, Limit::Tasks(*limit))
             }
-            // Its pids.max is another cgroup's, the one above.
+            // The unit's pids.max is in another cgroup, the one above.
             Some(Standing::Payload) | None => {
                 (Outcome::Done, format!("TasksMax {limit} of {unit} read back"))
             }
@@ -162,15 +165,16 @@ fn read_back(
     }
 }
 
-const CLAMPED: &str = "mcp-guard has clamped it, and any other limit would end the clamp and not what it \
-                       stops; `mcp-guard thaw` gives back the limit before it, then this one can be written";
+const CLAMPED: &str = "mcp-guard has clamped it, and another limit would end the clamp but not the \
+                       leak; `mcp-guard thaw` restores the limit before the clamp, then this one can \
+                       be written";
 
-/// A limit of a unit binds all that is in it.
+/// Returns why a unit's limit must not be written: it would also bind other cgroups of the unit.
 fn binds_more(write: &Write, held: &Held) -> Option<String> {
     let Write::TasksMax { unit, .. } = write else { return None };
     let cgroup = &held.subject.cgroup;
     Standing::of(cgroup, unit).is_none().then(|| {
-        format!("{unit} is not the unit of {cgroup} alone, and its limit would bind bystanders")
+        format!("{unit} is not the unit of {cgroup} alone; its limit would also bind bystanders")
     })
 }
 
@@ -185,7 +189,7 @@ mod tests {
     use crate::{audit::Audit, engine::Engines, host::layout::Layout};
 
     #[test]
-    fn a_write_without_an_answer_has_its_outcome_all_the_same() {
+    fn a_write_without_an_answer_still_gets_its_outcome_record() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("audit.jsonl");
         let audit = Audit::open(&log).unwrap();
@@ -212,6 +216,6 @@ mod tests {
         let line: Line = serde_json::from_str(text.lines().last().unwrap()).unwrap();
         let Record::Limit { outcome, detail, .. } = line.record else { panic!("{text}") };
         assert_eq!(outcome, Some(Outcome::Failed));
-        assert!(detail.contains("no answer"), "{detail}");
+        assert!(detail.contains("did not answer"), "{detail}");
     }
 }

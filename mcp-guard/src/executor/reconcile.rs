@@ -1,4 +1,5 @@
-//! What an agent that did not stop in order left behind: found by its marks, given back.
+//! Orphans: holds left behind by an agent that did not stop cleanly. They are found by their marks
+//! and released.
 
 use std::io;
 
@@ -18,7 +19,7 @@ use crate::host::{
     process,
 };
 
-/// A marked cgroup whose owner is gone.
+/// A marked cgroup whose holder is gone.
 pub struct Orphan {
     pub hold: Hold,
     pub held: Held,
@@ -26,7 +27,7 @@ pub struct Orphan {
 }
 
 impl Orphan {
-    /// Whether somebody released it and another holds it since.
+    /// Whether the hold was released meanwhile, and another process holds the cgroup now.
     fn has_new_holder(&self) -> bool {
         let dir = match self.hold {
             Hold::Freeze => Some(self.held.cgroup.dir()),
@@ -37,8 +38,9 @@ impl Orphan {
     }
 }
 
-/// Every mark on this host that nobody will undo: its holder no longer runs, is this process, or has let
-/// the time pass, as one that was stopped does. Beside it the error where not all could be read.
+/// Finds every mark on this host that no other process will remove: its holder no longer runs, is
+/// this process, or has let the deadline pass, as a stopped process does. It also returns an error
+/// if not all cgroups could be read.
 pub fn find(layout: &Layout) -> (Vec<Orphan>, io::Result<()>) {
     let mut found = Vec::new();
     let read = search(layout, &mut found);
@@ -74,17 +76,18 @@ fn will_be_undone(mark: &Mark, boot_id: &str) -> bool {
 }
 
 impl Executor {
-    /// Gives one back. `held.paused` must say what the engine says.
+    /// Releases an orphan. `held.paused` must be what the engine reports now.
     pub fn release_orphan(&mut self, orphan: &Orphan, end: End) -> Outcome {
         let Orphan { hold, held, mark } = orphan;
         let subject = &held.subject;
         let begin = format!("marked by process {}: {}", mark.holder, mark.reason);
         self.audit.write(release_record(&mark.incident, subject, *hold, end, None, begin));
         let (outcome, detail) = match hold {
-            // The engine was asked since it was found, which takes time.
-            _ if orphan.has_new_holder() => {
-                (Outcome::NotOurs, "another has it now; left to its new holder".to_owned())
-            }
+            // The engine was asked after the orphan was found, and that takes time.
+            _ if orphan.has_new_holder() => (
+                Outcome::NotOurs,
+                "another process holds the cgroup now; the hold is left to it".to_owned(),
+            ),
             Hold::Freeze => steps::thaw(&held.cgroup, self.engine_freezes(held)),
             Hold::Clamp => steps::unclamp(&held.cgroup),
         };

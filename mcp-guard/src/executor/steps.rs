@@ -1,5 +1,5 @@
-//! The steps that touch a cgroup. Each checks that the state is nobody else's, marks it as ours
-//! before it changes anything, and reads back what it wrote.
+//! The steps that change a cgroup. Each checks that the state belongs to no other process, marks it
+//! as ours before it changes anything, and reads back what it wrote.
 
 use std::{collections::BTreeSet, io};
 
@@ -19,14 +19,14 @@ use crate::host::{
     process,
 };
 
-/// How far a step came.
+/// The result of a step.
 pub enum Step {
     Settled(Outcome, String),
     /// Written at this time; the kernel confirms later.
     Written(Time, Until),
 }
 
-/// What the kernel is to confirm.
+/// The state that the kernel must confirm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Until {
     /// `frozen 1` in `cgroup.events`.
@@ -35,7 +35,7 @@ pub enum Until {
     Dead,
 }
 
-/// The process that owns what it marks.
+/// The process that owns the holds it marks.
 pub struct Holder {
     pid: Pid,
     start: Ticks,
@@ -76,12 +76,14 @@ impl Holder {
 pub fn freeze(cgroup: &Cgroup, paused: bool, mode: Mode, mark: &Mark) -> Step {
     let attempt = || -> io::Result<Step> {
         if paused {
-            return Ok(not_ours("the engine says Paused; its freeze is left alone"));
+            return Ok(not_ours("the engine has paused the container; its freeze is left alone"));
         }
         if cgroup.freeze_requested()? {
             return Ok(match mark::read(cgroup.dir(), Hold::Freeze)? {
-                Some(_) => not_ours("it is already frozen by mcp-guard"),
-                None => not_ours("it is already frozen by somebody else, whose state it is"),
+                Some(_) => not_ours("the cgroup is already frozen by mcp-guard"),
+                None => {
+                    not_ours("another process has already frozen it; that freeze is left alone")
+                }
             });
         }
         if mode == Mode::Observe {
@@ -100,28 +102,32 @@ pub fn freeze(cgroup: &Cgroup, paused: bool, mode: Mode, mark: &Mark) -> Step {
     attempt().unwrap_or_else(failed)
 }
 
-/// Thaws what carries our mark and nothing else. `engine_freezes`: the engine says Paused, by the
-/// same switch.
+/// Thaws a cgroup if it carries our mark. `engine_freezes`: the engine has paused it through the
+/// same file.
 pub fn thaw(cgroup: &Cgroup, engine_freezes: bool) -> (Outcome, String) {
     let attempt = || -> io::Result<(Outcome, String)> {
         if mark::read(cgroup.dir(), Hold::Freeze)?.is_none() {
-            return Ok(left("it carries no mark of mcp-guard, so its freeze is somebody else's"));
+            return Ok(left(
+                "the cgroup carries no mark of mcp-guard, so its freeze is not ours to end",
+            ));
         }
         if engine_freezes {
             mark::remove(cgroup.dir(), Hold::Freeze)?;
-            return Ok(left("the engine says Paused: it owns the freeze now, the mark is removed"));
+            return Ok(left(
+                "the engine has paused the container and owns the freeze now; the mark is removed",
+            ));
         }
         if !cgroup.freeze_requested()? {
             mark::remove(cgroup.dir(), Hold::Freeze)?;
-            return Ok(left("somebody else had thawed it, the mark is removed"));
+            return Ok(left("another process had already thawed it; the mark is removed"));
         }
         cgroup.request_freeze(false)?;
         if cgroup.freeze_requested()? {
-            return Ok((Outcome::Failed, "cgroup.freeze reads 1 again after writing 0".to_owned()));
+            return Ok((Outcome::Failed, "cgroup.freeze reads 1 after 0 was written".to_owned()));
         }
         mark::remove(cgroup.dir(), Hold::Freeze)?;
         let frozen_above = cgroup.events()?.frozen;
-        let note = if frozen_above { "; a cgroup above it is frozen" } else { "" };
+        let note = if frozen_above { "; a cgroup above it is still frozen" } else { "" };
         Ok((Outcome::Done, format!("cgroup.freeze 0 read back{note}")))
     };
     attempt().unwrap_or_else(gone)
@@ -137,13 +143,14 @@ pub fn kill(cgroup: &Cgroup, mode: Mode) -> Step {
     }
 }
 
-/// What a clamp would find and write.
+/// Returns the limit that a clamp would find, and the one it would write.
 pub fn planned_clamp(cgroup: &Cgroup, headroom: u64) -> io::Result<LimitChange> {
     let (found, wanted) = clamp_values(cgroup, headroom)?;
     Ok(LimitChange { found: found.to_string(), wanted: wanted.to_string() })
 }
 
-/// The limit as it is, and tasks now + headroom, never above it.
+/// Returns the current limit and the wanted one: the current tasks plus the headroom, but at most
+/// the current limit.
 fn clamp_values(cgroup: &Cgroup, headroom: u64) -> io::Result<(Limit, Limit)> {
     let found = cgroup.pids_max()?;
     let room = Limit::Tasks(cgroup.pids_current()?.saturating_add(headroom));
@@ -153,23 +160,26 @@ fn clamp_values(cgroup: &Cgroup, headroom: u64) -> io::Result<(Limit, Limit)> {
 pub fn clamp(cgroup: &Cgroup, headroom: u64, mode: Mode, mut mark: Mark) -> Step {
     let mut attempt = || -> io::Result<Step> {
         let Some(dir) = cgroup.pids_dir() else {
-            return Ok(Step::Settled(Outcome::Failed, "it has no pids controller".to_owned()));
+            return Ok(Step::Settled(
+                Outcome::Failed,
+                "the cgroup has no pids controller".to_owned(),
+            ));
         };
         if mark::read(dir, Hold::Clamp)?.is_some() {
-            return Ok(not_ours("it is already clamped by mcp-guard"));
+            return Ok(not_ours("the cgroup is already clamped by mcp-guard"));
         }
-        // The guard's own are read second: what is born in between is then among them.
+        // The guard's own processes are read second, so that one born in between is among them.
         let limited = cgroup.pids_processes()?;
         let own: BTreeSet<Pid> = cgroup.processes()?.into_iter().collect();
         let bystander = |pid: &Pid| !own.contains(pid) && process::runs(*pid);
         if let Some(other) = limited.into_iter().find(bystander) {
-            let detail = format!("process {other} shares its pids cgroup and is not of the guard");
+            let detail = format!("process {other} is outside the guard but shares its pids cgroup");
             return Ok(Step::Settled(Outcome::Refused, detail));
         }
         let (found, wanted) = clamp_values(cgroup, headroom)?;
         if wanted == found {
             return Ok(not_ours(&format!(
-                "pids.max {found} leaves less than the headroom already"
+                "pids.max {found} already leaves no more than the headroom"
             )));
         }
         if mode == Mode::Observe {
@@ -185,7 +195,7 @@ pub fn clamp(cgroup: &Cgroup, headroom: u64, mode: Mode, mut mark: Mark) -> Step
         }
         let read = cgroup.pids_max()?;
         if read != wanted {
-            let detail = format!("wrote {wanted} to pids.max and read {read}");
+            let detail = format!("pids.max reads {read} after {wanted} was written");
             return Ok(Step::Settled(Outcome::Failed, detail));
         }
         let detail =
@@ -195,25 +205,29 @@ pub fn clamp(cgroup: &Cgroup, headroom: u64, mode: Mode, mut mark: Mark) -> Step
     attempt().unwrap_or_else(failed)
 }
 
-/// Puts back the limit that was found, where it still holds what we wrote.
+/// Restores the limit that was found, if the current one is still ours.
 pub fn unclamp(cgroup: &Cgroup) -> (Outcome, String) {
     let attempt = || -> io::Result<(Outcome, String)> {
-        let Some(dir) = cgroup.pids_dir() else { return Ok(left("it has no pids controller")) };
+        let Some(dir) = cgroup.pids_dir() else {
+            return Ok(left("the cgroup has no pids controller"));
+        };
         let Some(mark) = mark::read(dir, Hold::Clamp)? else {
-            return Ok(left("it carries no mark of mcp-guard, so its limit is somebody else's"));
+            return Ok(left(
+                "the cgroup carries no mark of mcp-guard, so its limit is not ours to change",
+            ));
         };
         let found = mark.found.as_deref().and_then(Limit::parse);
         let now = cgroup.pids_max()?;
         let (Some(found), true) = (found, mark.wrote_limit(now)) else {
             mark::remove(dir, Hold::Clamp)?;
             return Ok(left(&format!(
-                "pids.max is {now} by somebody else's hand, the mark is removed"
+                "another process has set pids.max to {now}; the mark is removed"
             )));
         };
         cgroup.set_pids_max(found)?;
         let read = cgroup.pids_max()?;
         if read != found {
-            let detail = format!("wrote {found} to pids.max and read {read}");
+            let detail = format!("pids.max reads {read} after {found} was written");
             return Ok((Outcome::Failed, detail));
         }
         mark::remove(dir, Hold::Clamp)?;
@@ -222,12 +236,12 @@ pub fn unclamp(cgroup: &Cgroup) -> (Outcome, String) {
     attempt().unwrap_or_else(gone)
 }
 
-/// Writes a limit that nobody else owns, for good: it carries no mark.
+/// Writes a limit that has no owner. It is permanent, so it carries no mark.
 pub fn limit(cgroup: &Cgroup, limit: Limit) -> (Outcome, String) {
     let attempt = || -> io::Result<(Outcome, String)> {
-        // Its owner may have taken half a minute before this.
+        // The check before this order was announced may be old by now.
         if is_clamped(cgroup) {
-            return Ok(left("mcp-guard has clamped it meanwhile"));
+            return Ok(left("mcp-guard has clamped the cgroup meanwhile"));
         }
         let found = cgroup.pids_max()?;
         cgroup.set_pids_max(limit)?;
@@ -236,25 +250,26 @@ pub fn limit(cgroup: &Cgroup, limit: Limit) -> (Outcome, String) {
     attempt().unwrap_or_else(gone)
 }
 
-/// What the kernel says after the owner of a limit was asked for it.
+/// Compares the kernel's limit with the one that was written.
 pub fn limit_is(cgroup: &Cgroup, found: &str, wanted: Limit) -> (Outcome, String) {
     match cgroup.pids_max() {
         Ok(read) if read == wanted => {
             (Outcome::Done, format!("pids.max {found} -> {read} read back"))
         }
-        Ok(read) => (Outcome::Failed, format!("pids.max is {read} after writing {wanted}")),
+        Ok(read) => (Outcome::Failed, format!("pids.max reads {read} after {wanted} was written")),
         Err(error) => gone(error),
     }
 }
 
-/// Whether a clamp is in force, of this process or of one that is gone.
+/// Whether a clamp is in force, of this process or an earlier one.
 pub fn is_clamped(cgroup: &Cgroup) -> bool {
     let mark = cgroup.pids_dir().and_then(|dir| mark::read(dir, Hold::Clamp).ok()).flatten();
     let now = cgroup.pids_max();
     mark.is_some_and(|mark| now.is_ok_and(|now| mark.wrote_limit(now)))
 }
 
-/// Whether the limit is another than we wrote. False where it cannot be read: then nobody knows.
+/// Whether the limit differs from the one that our clamp wrote. False if it cannot be read, because
+/// it is unknown then.
 pub fn is_unclamped(cgroup: &Cgroup) -> bool {
     let Some(dir) = cgroup.pids_dir() else { return false };
     match (mark::read(dir, Hold::Clamp), cgroup.pids_max()) {
@@ -265,17 +280,19 @@ pub fn is_unclamped(cgroup: &Cgroup) -> bool {
 
 pub fn loosen(cgroup: &Cgroup, by: u64) -> (Outcome, String) {
     let attempt = || -> io::Result<(Outcome, String)> {
-        let dir = cgroup.pids_dir().ok_or_else(|| io::Error::other("no pids controller"))?;
+        let dir = cgroup
+            .pids_dir()
+            .ok_or_else(|| io::Error::other("the cgroup has no pids controller"))?;
         let Some(mut mark) = mark::read(dir, Hold::Clamp)? else {
-            return Ok(left("it carries no mark of mcp-guard"));
+            return Ok(left("the cgroup carries no mark of mcp-guard"));
         };
         let now = cgroup.pids_max()?;
         let found = mark.found.as_deref().and_then(Limit::parse).unwrap_or(Limit::Max);
         let (Limit::Tasks(tasks), true) = (now, mark.wrote_limit(now)) else {
-            return Ok(left(&format!("pids.max is {now} by somebody else's hand")));
+            return Ok(left(&format!("another process has set pids.max to {now}")));
         };
         let wanted = Limit::Tasks(tasks.saturating_add(by)).min(found);
-        // Both are ours until the new one is in force.
+        // Both values count as ours until the new one is in force.
         mark.before = Some(now.to_string());
         mark.wrote = Some(wanted.to_string());
         mark::write(dir, Hold::Clamp, &mark)?;
@@ -293,33 +310,37 @@ pub fn loosen(cgroup: &Cgroup, by: u64) -> (Outcome, String) {
 
 pub fn renew_clamp(cgroup: &Cgroup, deadline: Time) -> (Outcome, String) {
     let attempt = || -> io::Result<(Outcome, String)> {
-        let dir = cgroup.pids_dir().ok_or_else(|| io::Error::other("no pids controller"))?;
+        let dir = cgroup
+            .pids_dir()
+            .ok_or_else(|| io::Error::other("the cgroup has no pids controller"))?;
         let Some(mut mark) = mark::read(dir, Hold::Clamp)? else {
-            return Ok(left("it carries no mark of mcp-guard"));
+            return Ok(left("the cgroup carries no mark of mcp-guard"));
         };
         mark.deadline = deadline;
         mark::write(dir, Hold::Clamp, &mark)?;
-        Ok((Outcome::Done, "the lease is renewed: the reason still holds".to_owned()))
+        Ok((Outcome::Done, "the lease is renewed, because its reason persists".to_owned()))
     };
     attempt().unwrap_or_else(gone)
 }
 
-/// Removes the mark and leaves the state.
+/// Removes the mark, and leaves the state unchanged.
 pub fn disown(cgroup: &Cgroup, hold: Hold) -> String {
     let (state, removed) = match hold {
-        Hold::Freeze => ("cgroup.freeze is 0".to_owned(), mark::remove(cgroup.dir(), Hold::Freeze)),
+        Hold::Freeze => {
+            ("cgroup.freeze is now 0".to_owned(), mark::remove(cgroup.dir(), Hold::Freeze))
+        }
         Hold::Clamp => {
             let now =
                 cgroup.pids_max().map_or_else(|error| error.to_string(), |now| now.to_string());
             let removed = cgroup.pids_dir().map_or(Ok(()), |dir| mark::remove(dir, Hold::Clamp));
-            (format!("pids.max is {now}"), removed)
+            (format!("pids.max is now {now}"), removed)
         }
     };
     let mark = match removed {
         Ok(()) => "the mark is removed".to_owned(),
-        Err(error) => format!("the mark could not be removed: {error}"),
+        Err(error) => format!("the mark cannot be removed: {error}"),
     };
-    format!("{state} by somebody else's hand, {mark}")
+    format!("another process has changed it: {state}; {mark}")
 }
 
 fn not_ours(detail: &str) -> Step {
@@ -335,7 +356,8 @@ fn failed(error: io::Error) -> Step {
     Step::Settled(outcome, detail)
 }
 
-/// A removed cgroup takes its freeze, its limit and our mark with it.
+/// Converts an error. A removed cgroup took its freeze, its limit and our mark with it, so that is
+/// not a failure.
 fn gone(error: io::Error) -> (Outcome, String) {
     if super::is_gone(&error) {
         return (Outcome::NotOurs, format!("the cgroup is gone or was replaced ({error})"));

@@ -1,4 +1,5 @@
-//! The kernel side: load, attach, membership, totals, events.
+//! The kernel side: loads and attaches the programs, maps cgroups to guards, and reads totals and
+//! events.
 
 use std::{
     collections::BTreeMap,
@@ -18,13 +19,13 @@ use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use super::btf;
 
-/// Built by `cargo xtask ebpf`, committed with the hash of its sources.
+/// The BPF object. It is built by `cargo xtask ebpf`, and committed with the hash of its sources.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/mcp-guard.bpf.o");
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
-/// The loss of cgroups for which the map of members had no room.
+/// The name of a loss: cgroups for which the membership map had no room.
 pub const CGROUPS_FULL: &str = "cgroups-full";
 
-/// Program in the object -> tracepoint it attaches to.
+/// Each program in the object, and the tracepoint that it attaches to.
 const PROGRAMS: [(&str, &str); 6] = [
     ("fork", "sched_process_fork"),
     ("exec", "sched_process_exec"),
@@ -34,7 +35,7 @@ const PROGRAMS: [(&str, &str); 6] = [
     ("rmdir", "cgroup_rmdir"),
 ];
 
-/// Symbol, structure, field, size.
+/// The symbol in the object, the structure, its field, and the field's size in bytes.
 const OFFSETS: [(&str, &str, &str, u64); 19] = [
     ("OFF_CGROUP_KN", "cgroup", "kn", 8),
     ("OFF_CGROUP_ROOT", "cgroup", "root", 8),
@@ -71,24 +72,25 @@ pub enum Error {
     Program { name: &'static str, reason: String },
     #[error("the BPF object has no {0}; it was not built from these sources")]
     Missing(&'static str),
-    #[error("BPF map: {0}")]
+    #[error("cannot use a BPF map: {0}")]
     Map(#[from] MapError),
-    #[error("the file that MCP_GUARD_BPF_OBJECT names: {0}")]
+    #[error("cannot read the file that MCP_GUARD_BPF_OBJECT names: {0}")]
     Object(io::Error),
-    #[error("the ring cannot be polled: {0}")]
+    #[error("cannot poll the BPF ring: {0}")]
     Poll(io::Error),
-    #[error("kernel BTF: {0}")]
+    #[error("cannot use the kernel's BTF: {0}")]
     AyaBtf(#[from] aya::BtfError),
 }
 
-/// How the kernel side is set up; the defaults are what the agent uses.
+/// Options of the kernel side. The agent uses the defaults.
 #[derive(Clone, Copy, Debug)]
 pub struct KernelOptions {
-    /// A power of two, whole pages.
+    /// The size of the ring in bytes: a power of two, and a multiple of the page size.
     pub ring_bytes: u32,
-    /// False counts only; for measurements.
+    /// If false, the programs count but send no events. For measurements.
     pub send_events: bool,
-    /// False finds the last thread of a process as on kernels whose tracepoint does not tell.
+    /// If false, the last thread of a process is detected as on kernels whose exit tracepoint does
+    /// not report it.
     pub use_group_dead: bool,
 }
 
@@ -98,7 +100,7 @@ impl Default for KernelOptions {
     }
 }
 
-/// A record of the ring.
+/// A record from the ring.
 pub struct RingRecord {
     pub kind: Kind,
     pub event: Event,
@@ -111,11 +113,11 @@ pub struct Kernel {
     totals: PerCpuArray<MapData, [u8; size_of::<Totals>()]>,
     losses: PerCpuArray<MapData, u64>,
     ring: RingBuf<MapData>,
-    /// Cgroups for which the map had no room when their guard began.
+    /// Number of cgroups for which the map had no room when their guard began.
     no_room: u64,
-    /// Records that were not what the programs write.
+    /// Number of records that could not be decoded.
     malformed: u64,
-    /// Of programs that log.
+    /// The log of programs that were built with logging.
     log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
     ebpf: Ebpf,
 }
@@ -124,20 +126,20 @@ impl Kernel {
     /// Loads and attaches all programs.
     ///
     /// # Errors
-    /// No BTF, not enough rights, or a kernel that refuses a program.
+    /// If there is no BTF, if the rights do not suffice, or if the kernel refuses a program.
     pub fn start(options: KernelOptions) -> Result<Self, Error> {
         let mut kernel = Self::load(options)?;
-        // aya parses the whole BTF again for each call, so once, and not while loading.
+        // aya parses the whole BTF on each call, so this is done once, and not while loading.
         let btf = Btf::from_sys_fs()?;
         for (name, tracepoint) in PROGRAMS {
             kernel.attach(name, tracepoint, &btf)?;
         }
         drop(btf);
-        give_back_memory();
+        trim_memory();
         Ok(kernel)
     }
 
-    /// Loads maps and offsets; no program runs yet.
+    /// Creates the maps and sets the offsets. No program runs yet.
     ///
     /// # Errors
     /// See [`Kernel::start`].
@@ -167,7 +169,7 @@ impl Kernel {
     }
 
     /// # Errors
-    /// The kernel refuses the program.
+    /// If the kernel refuses the program.
     pub fn attach(&mut self, name: &'static str, tracepoint: &str, btf: &Btf) -> Result<(), Error> {
         let program = self.ebpf.program_mut(name).ok_or(Error::Missing(name))?;
         let refused = |error: ProgramError| Error::Program { name, reason: root_cause(&error) };
@@ -176,24 +178,24 @@ impl Kernel {
         Ok(())
     }
 
-    /// A descriptor that becomes readable when records wait.
+    /// Returns a descriptor that becomes readable when records wait.
     ///
     /// # Errors
-    /// Out of descriptors.
-    #[expect(unsafe_code, reason = "aya's ring offers its descriptor as a bare number")]
+    /// If the process has no descriptors left.
+    #[expect(unsafe_code, reason = "aya's ring exposes its descriptor as a raw number")]
     pub fn readiness(&self) -> Result<OwnedFd, Error> {
         // SAFETY: the ring owns the descriptor and is borrowed for the whole call.
         let ring = unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) };
         ring.try_clone_to_owned().map_err(Error::Poll)
     }
 
-    /// Counts tasks of this cgroup to the guard from now on; cgroups made below it follow by
-    /// themselves.
+    /// Counts the tasks of this cgroup for the guard from now on. The kernel side adds the cgroups
+    /// that are created below it.
     ///
-    /// One for which there is no room is a loss, as below a guard.
+    /// A cgroup for which the map has no room is counted as a loss, like one created below a guard.
     ///
     /// # Errors
-    /// The map cannot be written.
+    /// If the map cannot be written.
     pub fn add_cgroup(&mut self, cgroup: CgroupId, guard: GuardId) -> Result<(), Error> {
         match self.guards.insert(cgroup.0, guard.0, 0) {
             Err(MapError::SyscallError(error))
@@ -206,13 +208,13 @@ impl Kernel {
         }
     }
 
-    /// The guard a cgroup is counted to.
+    /// Returns the guard for which a cgroup is counted.
     #[must_use]
     pub fn guard_of(&self, cgroup: CgroupId) -> Option<GuardId> {
         self.guards.get(&cgroup.0, 0).ok().map(GuardId)
     }
 
-    /// Forgets every cgroup of the guard.
+    /// Removes every cgroup of the guard from the map.
     pub fn remove_guard(&mut self, guard: GuardId) {
         let cgroups: Vec<u64> = self
             .guards
@@ -221,15 +223,15 @@ impl Kernel {
             .map(|(cgroup, _)| cgroup)
             .collect();
         for cgroup in cgroups {
-            // It may have been removed meanwhile, by the program on cgroup_rmdir.
+            // The program on cgroup_rmdir may have removed it meanwhile.
             let _ = self.guards.remove(&cgroup);
         }
     }
 
-    /// Starts a slot at zero.
+    /// Sets the totals of a guard's slot to zero.
     ///
     /// # Errors
-    /// The slot is out of range.
+    /// If the slot is out of range.
     pub fn clear_totals(&mut self, guard: GuardId) -> Result<(), Error> {
         let zeros = vec![[0; size_of::<Totals>()]; aya::util::nr_cpus().map_or(1, |cpus| cpus)];
         let zeros = aya::maps::PerCpuValues::try_from(zeros).map_err(Error::Poll)?;
@@ -237,7 +239,7 @@ impl Kernel {
     }
 
     /// # Errors
-    /// The slot is out of range.
+    /// If the slot is out of range.
     pub fn totals(&self, guard: GuardId) -> Result<Totals, Error> {
         let mut sum = Totals::default();
         for cpu in self.totals.get(&guard.0, 0)?.iter() {
@@ -253,7 +255,7 @@ impl Kernel {
         Ok(sum)
     }
 
-    /// What was lost since the start, by cause. Zero everywhere is the normal state.
+    /// Returns the losses since the start, by cause. Normally all of them are zero.
     #[must_use]
     pub fn losses(&self) -> BTreeMap<String, u64> {
         [
@@ -267,8 +269,8 @@ impl Kernel {
         .into()
     }
 
-    /// Records that never came, of all guards and of none: the ring was full, or the kernel left the
-    /// program out.
+    /// Number of records that were never sent, whether they belong to a guard or not: the ring was
+    /// full, or the kernel skipped the program.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.lost(Loss::RingFull) + self.recursion_misses()
@@ -278,8 +280,9 @@ impl Kernel {
         self.losses.get(&(loss as u32), 0).map_or(0, |cpus| cpus.iter().sum())
     }
 
-    /// Runs the kernel left out because the program already ran on that CPU; they are missing in the
-    /// totals. From Linux 7 on a task may be preempted inside a program, so that others miss it.
+    /// Number of runs that the kernel skipped because the program already ran on that CPU. The
+    /// totals lack them. Since Linux 7 a task can be preempted inside a program, so that other
+    /// tasks miss it.
     fn recursion_misses(&self) -> u64 {
         let misses = |program: &Program| {
             let fd = program.fd().ok()?;
@@ -291,7 +294,8 @@ impl Kernel {
         self.ebpf.programs().filter_map(|(_, program)| misses(program)).sum()
     }
 
-    /// The next record, None where the ring is empty. Damaged ones are counted and stepped over.
+    /// Takes the next record. `None` if the ring is empty. Malformed records are counted and
+    /// skipped.
     pub fn next_record(&mut self) -> Option<RingRecord> {
         while let Some(item) = self.ring.next() {
             match decode(&item) {
@@ -305,8 +309,8 @@ impl Kernel {
         None
     }
 
-    /// Hands debug lines of the programs to the `log` facade, for whoever works on them. Nothing where the
-    /// object was built without them.
+    /// Passes the programs' debug lines to the `log` facade, for those who develop them. Does
+    /// nothing if the object was built without logging.
     pub fn flush_log(&mut self) {
         if let Some(log) = &mut self.log {
             log.flush();
@@ -314,8 +318,8 @@ impl Kernel {
     }
 }
 
-/// Programs that log are built apart and never committed, `cargo xtask ebpf --features bpf-log`; only a debug
-/// build takes others than its own.
+/// Returns the BPF object. A debug build can use another one: programs with logging are built
+/// separately, with `cargo xtask ebpf --features bpf-log`, and never committed.
 fn object() -> Result<std::borrow::Cow<'static, [u8]>, Error> {
     let other = cfg!(debug_assertions).then(|| std::env::var_os("MCP_GUARD_BPF_OBJECT")).flatten();
     match other {
@@ -324,7 +328,7 @@ fn object() -> Result<std::borrow::Cow<'static, [u8]>, Error> {
     }
 }
 
-/// The innermost error: the outer ones only say which function it passed through.
+/// Returns the innermost error. The outer ones only name the functions that it passed through.
 fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {
@@ -333,7 +337,7 @@ fn root_cause(error: &dyn std::error::Error) -> String {
     cause.to_string()
 }
 
-/// What the programs must know of this kernel.
+/// Reads what the programs must know about this kernel.
 fn read_offsets(use_group_dead: bool) -> Result<Vec<(&'static str, u64)>, Error> {
     let btf = btf::Btf::read(Path::new(VMLINUX))?;
     let mut found = Vec::new();
@@ -341,14 +345,15 @@ fn read_offsets(use_group_dead: bool) -> Result<Vec<(&'static str, u64)>, Error>
         found.push((symbol, btf.offset(structure, field, size)?));
     }
     found.push(("OFF_CGROUP_SELF", btf.offset_of_struct("cgroup", "self")?));
-    let tells = btf.tracepoint_arguments("sched_process_exit").is_some_and(|count| count >= 2);
-    found.push(("HAS_GROUP_DEAD", u64::from(tells && use_group_dead)));
+    let reports = btf.tracepoint_arguments("sched_process_exit").is_some_and(|count| count >= 2);
+    found.push(("HAS_GROUP_DEAD", u64::from(reports && use_group_dead)));
     Ok(found)
 }
 
-/// The BTF of a kernel takes tens of megabytes while it is read; the allocator would keep them.
+/// Returns free memory to the system. Reading the kernel's BTF takes tens of megabytes, which the
+/// allocator would keep.
 #[expect(unsafe_code, reason = "malloc_trim has no safe wrapper")]
-fn give_back_memory() {
+fn trim_memory() {
     // SAFETY: takes no pointers and is thread-safe (malloc_trim(3)).
     unsafe { libc::malloc_trim(0) };
 }

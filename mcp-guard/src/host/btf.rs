@@ -1,12 +1,12 @@
 //! Field offsets of the running kernel, from `/sys/kernel/btf/vmlinux`.
 //!
-//! A scanner of our own: aya keeps member lists to itself, and the general BTF crates take ten times
-//! the memory. Format: the kernel's Documentation/bpf/btf.rst.
+//! This parser exists because aya does not expose member lists, and the general BTF crates take ten
+//! times the memory. The format is described in the kernel's Documentation/bpf/btf.rst.
 
 use std::{fs, path::Path};
 
 const MAGIC: u16 = 0xeb9f;
-/// Struct nesting beyond this is a broken file.
+/// Most levels of nested structs. A file with more is damaged.
 const MAX_DEPTH: u32 = 16;
 
 mod kind {
@@ -30,20 +30,20 @@ mod kind {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("{path}: {source}; the kernel must be built with CONFIG_DEBUG_INFO_BTF")]
+    #[error("cannot read {path}: {source}; the kernel must be built with CONFIG_DEBUG_INFO_BTF")]
     Read { path: String, source: std::io::Error },
     #[error("the kernel's BTF is damaged: {0}")]
     Damaged(&'static str),
     #[error("this kernel has no {0}; it is too old or too new for this build of mcp-guard")]
     Missing(String),
-    #[error("{field} has {found} bytes in this kernel, not {expected}")]
+    #[error("{field} has {found} bytes in this kernel, but mcp-guard expects {expected}")]
     Size { field: String, found: u64, expected: u64 },
 }
 
 pub struct Btf {
     bytes: Vec<u8>,
     strings: usize,
-    /// Offset of each type's header, by type id less one.
+    /// The offset of each type's header. The index is the type's id minus one.
     types: Vec<u32>,
 }
 
@@ -54,13 +54,13 @@ struct Type {
     kind: u32,
     members: usize,
     bitfields: bool,
-    /// Size, or the type it refers to.
+    /// The size, or the type that it refers to.
     size_or_type: u32,
 }
 
 impl Btf {
     /// # Errors
-    /// The file cannot be read, or is not BTF.
+    /// If the file cannot be read, or is not BTF.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let bytes = fs::read(path)
             .map_err(|source| Error::Read { path: path.display().to_string(), source })?;
@@ -86,11 +86,11 @@ impl Btf {
         Ok(btf)
     }
 
-    /// Offset in bytes of `structure.field`, which must have `size` bytes; anonymous structs and
-    /// unions on the way are looked through.
+    /// Returns the offset in bytes of `structure.field`, which must have `size` bytes. Anonymous
+    /// structs and unions are searched too.
     ///
     /// # Errors
-    /// There is no such field, or it has another size: the programs would read garbage.
+    /// If there is no such field, or it has another size: the programs would read garbage.
     pub fn offset(&self, structure: &str, field: &str, size: u64) -> Result<u64, Error> {
         let name = || format!("{structure}.{field}");
         let found = self
@@ -99,17 +99,17 @@ impl Btf {
             .find_map(|one| self.member(one, field, 0))
             .ok_or_else(|| Error::Missing(name()))?;
         let (bits, member) = found;
-        let bytes = self.size(member, 0).ok_or(Error::Damaged("a type without size"))?;
+        let bytes = self.size(member, 0).ok_or(Error::Damaged("a type has no size"))?;
         if bytes != size || bits % 8 != 0 {
             return Err(Error::Size { field: name(), found: bytes, expected: size });
         }
         Ok(bits / 8)
     }
 
-    /// Offset of an embedded structure, whatever its size.
+    /// Returns the offset in bytes of an embedded structure of any size.
     ///
     /// # Errors
-    /// There is no such field.
+    /// If there is no such field.
     pub fn offset_of_struct(&self, structure: &str, field: &str) -> Result<u64, Error> {
         self.named(structure, kind::STRUCT)
             .find_map(|one| self.member(one, field, 0))
@@ -117,7 +117,8 @@ impl Btf {
             .ok_or_else(|| Error::Missing(format!("{structure}.{field}")))
     }
 
-    /// Arguments of a raw tracepoint, without the context that each of them gets first.
+    /// Returns the number of arguments of a raw tracepoint, without the context that comes before
+    /// them.
     #[must_use]
     pub fn tracepoint_arguments(&self, name: &str) -> Option<usize> {
         let typedef = self.named(&format!("btf_trace_{name}"), kind::TYPEDEF).next()?;
@@ -133,7 +134,7 @@ impl Btf {
             .filter(move |one| one.kind == kind && self.string_is(one.name, name))
     }
 
-    /// Offset in bits and type of a member.
+    /// Returns the offset in bits and the type of a member.
     fn member(&self, structure: Type, field: &str, depth: u32) -> Option<(u64, u32)> {
         if depth > MAX_DEPTH {
             return None;
@@ -143,7 +144,7 @@ impl Btf {
             let name = u32_at(&self.bytes, at)?;
             let member = u32_at(&self.bytes, at + 4)?;
             let raw = u32_at(&self.bytes, at + 8)?;
-            // A bitfield has no address; its width stands in the high byte.
+            // A bitfield has no address. Its width is in the high byte.
             if structure.bitfields && raw >> 24 != 0 {
                 return None;
             }
@@ -202,7 +203,7 @@ impl Btf {
 }
 
 impl Type {
-    /// Bytes that follow the header.
+    /// The number of bytes that follow the header.
     fn trailer(self) -> Option<usize> {
         match self.kind {
             kind::INT | kind::VAR | kind::DECL_TAG => Some(4),
@@ -233,7 +234,7 @@ mod tests {
         for bytes in [vec![], vec![0; 24], vec![0x9f, 0xeb, 1, 0, 24, 0, 0, 0]] {
             assert!(Btf::parse(bytes).is_err());
         }
-        // A header that promises a type section the file does not have.
+        // The header promises a type section that the file does not have.
         let mut bytes = vec![0x9f, 0xeb, 1, 0];
         for word in [24u32, 0, 4096, 4096, 1] {
             bytes.extend(word.to_ne_bytes());

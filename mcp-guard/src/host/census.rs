@@ -1,4 +1,4 @@
-//! All processes of the host, read once: who is in which cgroup, in which pid namespace, whose child.
+//! All processes of the host, read once, with their cgroups, pid namespaces and parents.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,9 +19,9 @@ use super::{
     process::{self, OpenProcess},
 };
 
-/// Words of a command line that are kept.
+/// Most words kept of a command line.
 const MAX_WORDS: usize = 32;
-/// Bytes of a word, a name.
+/// Most bytes kept of a word or a name.
 const MAX_WORD: usize = 256;
 
 /// One process.
@@ -31,26 +31,26 @@ struct Row {
     start: Ticks,
     threads: u64,
     zombie: bool,
-    /// Inode of `ns/pid`; None where it may not be read, and of a zombie.
+    /// The inode of `ns/pid`. `None` if it may not be read, and for a zombie.
     pid_ns: Option<u64>,
-    /// It may not be read.
+    /// Whether its namespace may not be read.
     is_hidden: bool,
-    /// In the hierarchy with the pids controller, as [`cgroup_path`] writes it.
+    /// Its cgroup in the hierarchy with the pids controller, as [`cgroup_path`] writes it.
     cgroup: String,
 }
 
 pub struct Census {
     rows: BTreeMap<Pid, Row>,
     observer: Observer,
-    /// Processes whose namespace could not be read.
+    /// The number of processes whose namespace could not be read.
     pub hidden: usize,
 }
 
 impl Census {
-    /// `v1`: the pids controller is in a hierarchy of its own.
+    /// Reads all processes. `v1`: the pids controller has a version 1 hierarchy of its own.
     ///
     /// # Errors
-    /// `/proc` cannot be listed.
+    /// If `/proc` cannot be listed.
     pub fn take(v1: bool, observer: Observer) -> io::Result<Self> {
         let mut rows = BTreeMap::new();
         let mut hidden = 0;
@@ -59,7 +59,7 @@ impl Census {
             let Some(pid) = name.to_str().and_then(|name| name.parse().ok()).map(Pid) else {
                 continue;
             };
-            // Gone meanwhile is no error.
+            // A process that ended meanwhile is not an error.
             let Some(row) = row(pid, v1) else { continue };
             hidden += usize::from(row.is_hidden);
             rows.insert(pid, row);
@@ -67,15 +67,15 @@ impl Census {
         Ok(Self { rows, observer, hidden })
     }
 
-    /// Processes in a cgroup and below it, without zombies.
+    /// Returns the processes in a cgroup and below it, without zombies.
     #[must_use]
     pub fn members(&self, cgroup: &str) -> Vec<facts::Process> {
         let inside = |row: &Row| !row.zombie && is_in(&row.cgroup, cgroup);
         self.shown(self.rows.iter().filter(|(_, row)| inside(row)))
     }
 
-    /// Zombies whose parent is one of these, wherever they say they are: a version 1 hierarchy puts
-    /// every zombie at its root (`proc_cgroup_show` in the kernel).
+    /// Returns the zombies whose parent is one of these processes, in any cgroup: a version 1
+    /// hierarchy shows every zombie at its root (`proc_cgroup_show` in the kernel).
     #[must_use]
     pub fn zombies_of(&self, parents: &[facts::Process]) -> Vec<facts::Process> {
         let parents: BTreeSet<Pid> = parents.iter().map(|process| process.pid).collect();
@@ -83,9 +83,9 @@ impl Census {
         self.shown(self.rows.iter().filter(|(_, row)| dead(row)))
     }
 
-    /// Processes outside of a cgroup that are in the pid namespace of `init`, or were started by those
-    /// inside (an inner engine makes namespaces of its own); without zombies. None where that
-    /// namespace is the host's own, or not known.
+    /// Returns the processes outside a cgroup that are in the pid namespace of `init`, or descend
+    /// from processes inside (an inner engine creates namespaces of its own), without zombies.
+    /// `None` if that namespace is the host's own, or is not known.
     #[must_use]
     pub fn aliens(&self, init: Pid, cgroup: &str) -> Option<Vec<facts::Process>> {
         let namespace = self.pid_ns(init)?;
@@ -105,7 +105,7 @@ impl Census {
             if more.is_empty() {
                 return Some(self.shown(found.into_iter()));
             }
-            // Children may have lower numbers than their parents: the others are asked again.
+            // A child may have a lower pid than its parent, so the others are checked again.
             family.extend(more.iter().map(|(pid, _)| **pid));
             found.extend(more);
             outside = others;
@@ -119,13 +119,13 @@ impl Census {
         rows.into_iter().map(|(pid, row)| shown(*pid, row, seen.get(pid))).collect()
     }
 
-    /// Whether `/proc` shows processes of others at all, see `hidepid` in proc(5).
+    /// Whether `/proc` hides the processes of other users, see `hidepid` in proc(5).
     #[must_use]
     pub fn is_partial(&self) -> bool {
         !self.rows.contains_key(&Pid(1))
     }
 
-    /// Whether a process in the pid namespace of another may trace whatever comes into it.
+    /// Whether a process in the pid namespace of `pid` may trace a process that enters it.
     #[must_use]
     pub fn may_trace_in_namespace_of(&self, pid: Pid) -> bool {
         let namespace = self.pid_ns(pid);
@@ -133,7 +133,8 @@ impl Census {
         inside.any(|(pid, _)| OpenProcess::open(*pid).is_ok_and(|process| process.may_trace()))
     }
 
-    /// Tasks in the pid namespace of a process, where that is another than the host's.
+    /// Returns the number of tasks in the pid namespace of a process. `None` if that namespace is
+    /// the host's own, or is not known.
     #[must_use]
     pub fn tasks_in_namespace_of(&self, pid: Pid) -> Option<u64> {
         let namespace = self.pid_ns(pid)?;
@@ -144,13 +145,13 @@ impl Census {
         Some(inside.map(|row| row.threads).sum())
     }
 
-    /// Where a process is.
+    /// Returns the cgroup of a process.
     #[must_use]
     pub fn cgroup_of(&self, pid: Pid) -> Option<&str> {
         self.rows.get(&pid).map(|row| row.cgroup.as_str())
     }
 
-    /// The own cgroups of all containers that have a process, by id.
+    /// Returns the own cgroup of each container that has a process, by the container's id.
     #[must_use]
     pub fn containers(&self) -> BTreeMap<&str, &str> {
         let found = self.rows.values().filter_map(|row| container_in(&row.cgroup));
@@ -178,7 +179,8 @@ fn row(pid: Pid, v1: bool) -> Option<Row> {
         parent: stat.parent,
         start: stat.start,
         threads: stat.threads,
-        // Its first thread may have ended before the others, and shows no namespace then.
+        // The first thread may have ended before the others. Such a process shows no namespace, but
+        // is no zombie.
         zombie: stat.zombie && stat.threads <= 1,
         is_hidden: pid_ns.is_none() && !stat.zombie,
         pid_ns,
@@ -186,7 +188,7 @@ fn row(pid: Pid, v1: bool) -> Option<Row> {
     })
 }
 
-/// `seen` may be of another process that has the number by now.
+/// Describes a process. `seen` is ignored if it belongs to a later process with the same pid.
 fn shown(pid: Pid, row: &Row, seen: Option<&Observed>) -> facts::Process {
     let same = |process: &OpenProcess| process.start_ticks().is_ok_and(|start| start == row.start);
     let process = OpenProcess::open(pid).ok().filter(same);
@@ -205,7 +207,7 @@ fn shown(pid: Pid, row: &Row, seen: Option<&Observed>) -> facts::Process {
     }
 }
 
-/// Tasks on the whole host.
+/// Returns the number of tasks on the whole host.
 #[must_use]
 pub fn host_tasks() -> Option<u64> {
     proc::tasks(&fs::read_to_string("/proc/loadavg").ok()?)
@@ -216,11 +218,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_is_inside_by_whole_parts() {
+    fn a_path_is_inside_only_by_whole_components() {
         assert!(is_in("/docker/a", "/docker/a") && is_in("/docker/a/b", "/docker/a"));
         assert!(!is_in("/docker/ab", "/docker/a") && !is_in("/docker", "/docker/a"));
         assert!(is_in("/docker", "/"));
-        assert!(is_in(&cgroup_path(b"/docker/a/\xff"), "/docker/a"), "whatever it is called");
+        assert!(is_in(&cgroup_path(b"/docker/a/\xff"), "/docker/a"), "its name does not matter");
     }
 
     #[test]
@@ -237,11 +239,11 @@ mod tests {
         assert!(host_tasks().unwrap() > 0);
         assert!(!census.is_partial());
         let observer = Observer::start();
-        let nobody = Census { rows: BTreeMap::new(), observer, hidden: 0 };
-        assert!(nobody.is_partial(), "no PID 1: hidepid");
-        // Started before us, by the same number: what it is called is not ours to tell.
+        let empty = Census { rows: BTreeMap::new(), observer, hidden: 0 };
+        assert!(empty.is_partial(), "no PID 1: hidepid");
+        // This process had the same pid earlier, so our name and command line are not its own.
         let other = Row { start: Ticks(0), ..census.rows[&me].clone() };
-        let shown = shown(me, &other, nobody.observer.observe(vec![me]).first());
+        let shown = shown(me, &other, empty.observer.observe(vec![me]).first());
         assert_eq!((shown.comm.as_str(), shown.argv.len()), ("", 0));
     }
 }

@@ -1,7 +1,7 @@
-//! A cgroup, held by directory descriptors.
+//! A cgroup, held open by directory descriptors.
 //!
-//! A path that was removed and made again is another cgroup: reads and writes through the held
-//! descriptor of the old one fail with ENODEV or ENOENT and can hit nothing else.
+//! A cgroup that is re-created at the same path is another cgroup. Reads and writes through the
+//! descriptor of the old one fail with ENODEV or ENOENT, and cannot reach the new one.
 
 mod dir;
 mod find;
@@ -29,13 +29,13 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// The id that the kernel side uses: the directory's inode number.
+    /// Returns the id that the kernel side uses: the directory's inode number.
     #[must_use]
     pub fn id(&self) -> CgroupId {
         self.id
     }
 
-    /// Path in the unified tree, as [`mcp_guard_core::escape::cgroup_path`] writes it.
+    /// Returns the path in the unified tree, as [`mcp_guard_core::escape::cgroup_path`] writes it.
     #[must_use]
     pub fn path(&self) -> &str {
         &self.path
@@ -47,29 +47,30 @@ impl Cgroup {
     }
 
     /// # Errors
-    /// The cgroup is gone.
+    /// If the cgroup is gone.
     pub fn events(&self) -> io::Result<Events> {
         self.dir.events()
     }
 
-    /// What was asked of the kernel, by anybody; `Events::frozen` is what was reached.
+    /// Whether any process has requested a freeze. `Events::frozen` reports whether it was reached.
     ///
     /// # Errors
-    /// The cgroup is gone.
+    /// If the cgroup is gone.
     pub fn freeze_requested(&self) -> io::Result<bool> {
         Ok(self.dir.read("cgroup.freeze")?.trim() == "1")
     }
 
     /// # Errors
-    /// The cgroup is gone.
+    /// If the cgroup is gone.
     pub fn request_freeze(&self, frozen: bool) -> io::Result<()> {
         self.dir.write("cgroup.freeze", if frozen { "1" } else { "0" })
     }
 
-    /// SIGKILL to every process in it and below, forks in flight included (cgroup.kill, Linux 5.14).
+    /// Sends SIGKILL to every process in it and below, including forks in flight (cgroup.kill,
+    /// Linux 5.14).
     ///
     /// # Errors
-    /// The cgroup is gone.
+    /// If the cgroup is gone.
     pub fn kill(&self) -> io::Result<()> {
         self.dir.write("cgroup.kill", "1")
     }
@@ -77,15 +78,15 @@ impl Cgroup {
     /// See [`Dir::processes`].
     ///
     /// # Errors
-    /// The cgroup is gone, or its list cannot be read to the end.
+    /// If the cgroup is gone, or its list cannot be read to the end.
     pub fn processes(&self) -> io::Result<Vec<Pid>> {
         self.dir.processes()
     }
 
-    /// Paths and ids of the cgroups below it.
+    /// Returns the paths and ids of the cgroups below it.
     ///
     /// # Errors
-    /// The cgroup is gone.
+    /// If the cgroup is gone.
     pub fn descendants(&self) -> io::Result<Vec<(String, CgroupId)>> {
         let mut found = Vec::new();
         self.walk(&mut |dir, path| {
@@ -99,7 +100,7 @@ impl Cgroup {
     /// See [`Dir::walk`].
     ///
     /// # Errors
-    /// This cgroup is gone, or one cannot be opened, listed or visited.
+    /// If this cgroup is gone, or if a cgroup cannot be opened, listed or visited.
     pub fn walk(&self, visit: Visit<'_>) -> io::Result<()> {
         self.dir.walk(&self.path, visit)
     }
@@ -107,23 +108,24 @@ impl Cgroup {
     /// See [`Dir::walk_all`].
     ///
     /// # Errors
-    /// What could not be visited, or this cgroup is gone.
+    /// If a cgroup could not be visited, or if this cgroup is gone.
     pub fn walk_all(&self, visit: Visit<'_>) -> io::Result<()> {
         self.dir.walk_all(&self.path, visit)
     }
 }
 
-/// Waits until `cgroup.events` of a directory reports a state; false where `limit` passes first.
+/// Waits until `cgroup.events` of a directory reports a state. Returns false if `limit` passes
+/// first.
 ///
 /// # Errors
-/// The cgroup is gone.
+/// If the cgroup is gone.
 pub async fn wait_events(
     dir: OwnedFd,
     limit: Duration,
     reached: impl Fn(Events) -> bool,
 ) -> io::Result<bool> {
     let dir = Dir::from(dir);
-    // kernfs signals POLLPRI for a change since the last read of this descriptor.
+    // kernfs signals POLLPRI after a change since the last read of this descriptor.
     let events = poll::register(dir.open("cgroup.events")?, Interest::PRIORITY)?;
     let changed = async {
         loop {

@@ -1,5 +1,5 @@
-//! The formats of a cgroup's files, see the kernel's `Documentation/admin-guide/cgroup-v2.rst`. Parsers
-//! only: text in, values out.
+//! Parsers for the files of a cgroup, see the kernel's `Documentation/admin-guide/cgroup-v2.rst`.
+//! They take text and return values, and read no files.
 
 use mcp_guard_core::id::Pid;
 
@@ -18,7 +18,8 @@ impl Events {
     }
 }
 
-/// One value of a flat keyed file, whose lines are `KEY VALUE`: `pids.events`, `memory.events`.
+/// Returns one value of a flat keyed file, whose lines are `KEY VALUE`: `pids.events`,
+/// `memory.events`.
 #[must_use]
 pub fn keyed(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.parse().ok())
@@ -30,7 +31,7 @@ pub fn lists_pids(controllers: &str) -> bool {
     controllers.split_whitespace().any(|name| name == "pids")
 }
 
-/// `cgroup.procs`.
+/// Parses `cgroup.procs`.
 #[must_use]
 pub fn pids(procs: &[u8]) -> Vec<Pid> {
     let lines = procs.split(|byte| *byte == b'\n');
@@ -53,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn events_are_set_by_a_one() {
+    fn only_a_one_sets_an_event() {
         let parse = |text| {
             let events = Events::parse(text);
             (events.populated, events.frozen)
@@ -65,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn controllers_and_processes_are_listed() {
+    fn controllers_and_processes_are_parsed() {
         assert!(lists_pids("cpuset cpu pids\n"));
         assert!(!lists_pids("cpu pidsx\n") && !lists_pids(""));
         assert_eq!(pids(b"0\n10\n123\n"), [0, 10, 123].map(Pid));

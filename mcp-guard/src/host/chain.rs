@@ -1,4 +1,4 @@
-//! The cgroups from a target's own up to the root, as the hierarchy with the pids controller has them.
+//! The cgroups from a target's own up to the root, in the hierarchy with the pids controller.
 
 use std::{fs, io, path::Path};
 
@@ -13,23 +13,26 @@ use super::{
     layout::Layout,
 };
 
-/// No hierarchy is this deep; the kernel's own default is `cgroup.max.depth` max.
+/// Most levels that are read. No hierarchy is this deep; the kernel's default for
+/// `cgroup.max.depth` is max.
 const MAX_LEVELS: usize = 256;
 
-/// The target's own level first, the root last. Files that are not there are None.
+/// Reads the target's own level first, the root last. A missing file gives `None`.
 ///
 /// # Errors
-/// No hierarchy has the pids controller, or the cgroup is gone.
+/// If no hierarchy has the pids controller, if `path` is not that of a cgroup, or if the cgroup is
+/// gone.
 pub fn read(layout: &Layout, path: &str) -> io::Result<Vec<Level>> {
     let tree = layout.pids.as_ref().map(|tree| (tree.mount.as_path(), tree.v1));
-    // Without the controller the unified tree still tells where it was left out.
+    // Without the controller, the unified tree still shows where it is missing.
     let unified = layout.unified.as_deref().map(|mount| (mount, false));
-    let (mount, v1) = tree.or(unified).ok_or_else(|| io::Error::other("no pids controller"))?;
+    let (mount, v1) =
+        tree.or(unified).ok_or_else(|| io::Error::other("the host has no pids controller"))?;
     let inside = Path::new(path.trim_start_matches('/'));
     if !is_cgroup_path(path)
         || inside.components().any(|part| !matches!(part, std::path::Component::Normal(_)))
     {
-        return Err(io::Error::other(format!("{path:?} is no path of a cgroup")));
+        return Err(io::Error::other(format!("{path:?} is not the path of a cgroup")));
     }
     let own = mount.join(inside);
     fs::metadata(&own)?;
@@ -37,7 +40,7 @@ pub fn read(layout: &Layout, path: &str) -> io::Result<Vec<Level>> {
     Ok(inside.ancestors().take(MAX_LEVELS).map(level).collect())
 }
 
-/// The target's own level alone.
+/// Reads the target's own level alone.
 #[must_use]
 pub fn own(layout: &Layout, path: &str) -> Option<Level> {
     let tree = layout.pids.as_ref().filter(|_| is_cgroup_path(path))?;
@@ -62,15 +65,15 @@ fn level(mount: &Path, inside: &Path, v1: bool) -> Level {
     }
 }
 
-/// These files are a line or two, whatever is in the cgroup.
+/// Reads a file of one or two lines. These files stay short, however large the cgroup is.
 fn read_line(dir: &Path, file: &str) -> Option<String> {
     fs::read_to_string(dir.join(file)).ok().map(|text| text.trim().to_owned())
 }
 
-/// What the memory controller says of a cgroup; None without one in version 2.
+/// Reads the memory controller of a cgroup. `None` unless it is one of version 2.
 #[must_use]
 pub fn memory(layout: &Layout, path: &str) -> Option<Memory> {
-    // Elsewhere the path is one of another hierarchy.
+    // With version 1 the path belongs to another hierarchy.
     let tree = layout.pids.as_ref().filter(|tree| !tree.v1 && is_cgroup_path(path))?;
     let dir = tree.mount.join(path.trim_start_matches('/'));
     let max = read_line(&dir, "memory.max")?;
@@ -88,7 +91,7 @@ mod tests {
     use super::*;
     use crate::host::layout::{LayoutKind, PidsTree};
 
-    /// A tree of two cgroups, whose files are plain ones.
+    /// Makes a tree of two cgroups out of plain files.
     fn tree(v1: bool) -> (tempfile::TempDir, Layout) {
         let mount = tempfile::tempdir().unwrap();
         let own = mount.path().join(r"a\x2db/c");
@@ -102,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_with_a_backslash_is_read_where_it_is() {
+    fn a_cgroup_with_a_backslash_in_its_name_is_read() {
         let (_mount, layout) = tree(false);
         let chain = read(&layout, r"/a\x2db/c").unwrap();
         assert_eq!((chain.len(), chain[0].max), (3, Some(Limit::Tasks(25))));
@@ -114,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_that_of_the_cgroup_itself() {
+    fn memory_is_read_from_the_cgroup_itself() {
         let (_mount, layout) = tree(false);
         let found = memory(&layout, r"/a\x2db/c").unwrap();
         assert_eq!((found.max, found.current), (Some(1000), Some(10)));

@@ -1,11 +1,12 @@
-//! The clocks. Decisions see no other time than this, as an argument.
+//! The clocks. Decisions use no other time: they get it from here, as an argument.
 
 use std::time::SystemTime;
 
 use mcp_guard_core::Time;
 use rustix::time::{ClockId, clock_gettime};
 
-/// `CLOCK_BOOTTIME`: goes on in suspend, and is what kernel records and `/proc` start times use.
+/// Returns `CLOCK_BOOTTIME`, which continues during suspend. Kernel records and the start times in
+/// `/proc` use it too.
 #[must_use]
 pub fn now() -> Time {
     let time = clock_gettime(ClockId::Boottime);
@@ -14,13 +15,14 @@ pub fn now() -> Time {
     Time(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
 }
 
-/// RFC 3339 in UTC, with milliseconds.
+/// Returns the wall-clock time by RFC 3339 in UTC, with milliseconds.
 #[must_use]
 pub fn wall() -> String {
     humantime::format_rfc3339_millis(SystemTime::now()).to_string()
 }
 
-/// Changes with each boot, so that a time on `CLOCK_BOOTTIME` is never taken for one of another boot.
+/// Returns the id of this boot, so that a time of `CLOCK_BOOTTIME` is never taken for one of
+/// another boot.
 #[must_use]
 pub fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id")

@@ -1,4 +1,4 @@
-//! The facts that [`mcp_guard_core::refusal`] judges, read anew each time.
+//! The facts that [`mcp_guard_core::refusal`] judges, read again each time.
 
 use std::{fs, io};
 
@@ -19,13 +19,13 @@ use super::{
 const COMM: usize = 15;
 
 /// # Errors
-/// The cgroup is gone, or holds more than can be looked at: a session may be among what was not seen. Not in
-/// a container, whose cgroups are its own.
+/// If the cgroup is gone, or if more cgroups are below it than can be checked: a login session may
+/// be among the rest. A container is exempt, because it owns its cgroups.
 pub fn gather(cgroup: &Cgroup) -> io::Result<BystanderFacts> {
     let processes = cgroup.processes()?;
     let descendants = cgroup.descendants()?;
     if descendants.len() >= MAX_DESCENDANTS && container_in(cgroup.path()).is_none() {
-        let what = format!("it has {MAX_DESCENDANTS} cgroups below it, or more");
+        let what = format!("it has {MAX_DESCENDANTS} or more cgroups below it, too many to check");
         return Err(io::Error::other(what));
     }
     Ok(BystanderFacts {
@@ -44,7 +44,8 @@ fn own_path() -> io::Result<String> {
     Ok(cgroup_path(unified).trim_end_matches('/').to_owned())
 }
 
-/// A container can call its programs what it likes; an engine lives in the host's pid namespace.
+/// Returns the process if it is an engine. A container can give its programs any name, so an engine
+/// must also be in the host's pid namespace.
 fn engine(pid: Pid) -> Option<(Pid, String)> {
     let process = OpenProcess::open(pid).ok()?;
     let comm = process.comm().ok()?;
@@ -65,7 +66,7 @@ mod tests {
     };
 
     #[test]
-    fn a_session_that_was_not_seen_is_not_acted_upon() {
+    fn a_cgroup_with_too_many_descendants_to_check_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         for number in 0..=MAX_DESCENDANTS {
             fs::create_dir(folder.path().join(number.to_string())).unwrap();
@@ -77,8 +78,8 @@ mod tests {
         let cgroup = |path: &str| Cgroup::at(&dir, path, Hold::Freeze, &layout).unwrap();
         let other = cgroup("/");
         assert_eq!(other.descendants().unwrap().len(), MAX_DESCENDANTS);
-        assert!(gather(&other).unwrap_err().to_string().contains("16384 cgroups below it"));
-        // A container's own are the container's, and it must not get out of reach by making some.
+        assert!(gather(&other).unwrap_err().to_string().contains("16384 or more cgroups below it"));
+        // A container owns the cgroups below it, and must not get out of reach by creating many.
         let container = cgroup(&format!("/docker/{}", "0123456789abcdef".repeat(4)));
         assert_eq!(gather(&container).unwrap().descendants.len(), MAX_DESCENDANTS);
     }

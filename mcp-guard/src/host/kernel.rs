@@ -1,4 +1,5 @@
-//! What this kernel must have, found out by looking and not by its number: distributions backport.
+//! The features that this kernel must have. They are detected, not deduced from the version,
+//! because distributions backport.
 
 use std::{
     fs,
@@ -7,24 +8,24 @@ use std::{
 
 use super::{bpf::VMLINUX, layout::Layout};
 
-/// `cgroup.kill` is 5.14; 5.15 is the long-term line that followed, and has all that is used.
+/// `cgroup.kill` came with 5.14. The next long-term release, 5.15, has everything that is used.
 pub const SUPPORTED: &str = "Linux 5.15 and newer (tested from 6.1 on)";
-/// Where there is no cgroup to look at, the number must do.
+/// The version is used only if there is no cgroup to look at.
 const KILL_SINCE: (u32, u32) = (5, 14);
 
 /// Every reason why mcp-guard cannot work on this kernel.
 #[derive(Debug, thiserror::Error)]
-#[error("{release} cannot run mcp-guard: {}; supported are {SUPPORTED}", .lacks.join(", "))]
+#[error("mcp-guard cannot run on kernel {release}: {}; it supports {SUPPORTED}", .lacks.join(", "))]
 pub struct Unsupported {
     pub release: String,
     pub lacks: Vec<String>,
 }
 
-/// What to know before anything on the host is changed. What the kernel thinks of our programs is
-/// found out by loading them.
+/// Checks the kernel before anything on the host is changed. Whether it accepts our programs is
+/// only known once they are loaded.
 ///
 /// # Errors
-/// Something is missing without which nothing can be counted, frozen or killed.
+/// If a feature is missing that counting, freezing or killing needs.
 pub fn check(layout: &Layout) -> Result<(), Unsupported> {
     let mut lacks = Vec::new();
     if !Files::of(layout).kill {
@@ -34,25 +35,25 @@ pub fn check(layout: &Layout) -> Result<(), Unsupported> {
         lacks.push("no cgroup version 2 tree is mounted".to_owned());
     }
     if !Path::new(VMLINUX).exists() {
-        lacks.push(format!("{VMLINUX} missing (it takes CONFIG_DEBUG_INFO_BTF)"));
+        lacks.push(format!("{VMLINUX} missing (the kernel needs CONFIG_DEBUG_INFO_BTF)"));
     }
     if lacks.is_empty() { Ok(()) } else { Err(Unsupported { release: release(), lacks }) }
 }
 
-/// Files of a cgroup that came late.
+/// The files of a cgroup that older kernels lack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Files {
-    /// Ends all processes of a cgroup at once.
+    /// `cgroup.kill`, Linux 5.14: kills all processes of a cgroup at once.
     pub kill: bool,
-    /// `pids.events.local`, Linux 6.11: tells refusals by a cgroup's own limit from those by another.
-    /// None where no cgroup has the pids controller.
+    /// `pids.events.local`, Linux 6.11: counts the refusals by the cgroup's own limit apart from
+    /// those by other limits. `None` if no cgroup has the pids controller.
     pub own_refusals: Option<bool>,
-    /// `pids.peak`, Linux 6.1: the most tasks ever.
+    /// `pids.peak`, Linux 6.1: the most tasks that the cgroup ever had.
     pub peak: Option<bool>,
 }
 
 impl Files {
-    /// The root has none of them, so any cgroup below it answers.
+    /// Looks for the files in any cgroup below the root, because the root has none of them.
     #[must_use]
     pub fn of(layout: &Layout) -> Self {
         let kill = layout.unified.as_deref().and_then(a_cgroup_below);
@@ -76,17 +77,17 @@ fn a_cgroup_below(root: &Path) -> Option<PathBuf> {
 }
 
 fn old_enough() -> bool {
-    // An unknown number is not held against it: the programs still have to load.
+    // An unknown version is accepted: the programs still have to load.
     version(&release()).is_none_or(|version| version >= KILL_SINCE)
 }
 
-/// As `uname -r` shows it.
+/// Returns the kernel's release, as `uname -r` shows it.
 #[must_use]
 pub fn release() -> String {
     rustix::system::uname().release().to_string_lossy().into_owned()
 }
 
-/// The two numbers that a release begins with.
+/// Returns the two numbers that a release begins with.
 #[must_use]
 pub fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
@@ -123,7 +124,8 @@ mod tests {
     #[test]
     fn files_are_looked_for_in_a_cgroup_and_not_in_the_root() {
         let root = tempfile::tempdir().expect("a directory");
-        fs::write(root.path().join("cgroup.kill"), "").expect("in the root, where it says nothing");
+        fs::write(root.path().join("cgroup.kill"), "")
+            .expect("a file in the root, which does not count");
         let below = root.path().join("system.slice");
         fs::create_dir(&below).expect("a cgroup");
         let expected = Files { kill: false, own_refusals: None, peak: None };
@@ -141,7 +143,7 @@ mod tests {
     fn version_1_alone_is_not_enough() {
         let legacy =
             Layout { kind: LayoutKind::Legacy, unified: None, pids: None, nsdelegate: None };
-        let error = check(&legacy).expect_err("nothing can be counted");
+        let error = check(&legacy).expect_err("there is no version 2 tree");
         assert!(error.to_string().contains("no cgroup version 2 tree"), "{error}");
     }
 }

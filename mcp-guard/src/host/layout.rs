@@ -13,7 +13,7 @@ use super::{cgroupfs, proc::mount::Mount};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LayoutKind {
-    /// Version 2 alone: our home.
+    /// Version 2 alone, the layout that mcp-guard is made for.
     Unified,
     /// A version 2 tree beside version 1 controllers.
     Hybrid,
@@ -28,7 +28,8 @@ pub struct Layout {
     /// Mount point of the version 2 tree.
     pub unified: Option<PathBuf>,
     pub pids: Option<PidsTree>,
-    /// Whether the version 2 tree is mounted so that a cgroup namespace is a border of rights.
+    /// Whether the version 2 tree is mounted with `nsdelegate`, which makes a cgroup namespace a
+    /// boundary of rights.
     pub nsdelegate: Option<bool>,
 }
 
@@ -36,12 +37,12 @@ pub struct Layout {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PidsTree {
     pub mount: PathBuf,
-    /// A version 1 hierarchy of its own.
+    /// Whether it is a separate version 1 hierarchy.
     pub v1: bool,
 }
 
 impl PidsTree {
-    /// Whether cgroups below the root have the controller's files. In version 1 all have.
+    /// Whether the cgroups below the root have the controller's files. In version 1 all of them do.
     #[must_use]
     pub fn is_handed_down(&self) -> bool {
         self.v1 || lists_pids(&self.mount.join("cgroup.subtree_control"))
@@ -54,13 +55,14 @@ fn lists_pids(file: &Path) -> bool {
 
 impl Layout {
     /// # Errors
-    /// `/proc/self/mountinfo` cannot be read.
+    /// If `/proc/self/mountinfo` cannot be read.
     pub fn read() -> io::Result<Self> {
         let mounts = fs::read("/proc/self/mountinfo")?;
         Ok(Self::parse(&mounts, |unified| lists_pids(&unified.join("cgroup.controllers"))))
     }
 
-    /// `unified_has_pids` tells whether the version 2 root lists the pids controller.
+    /// Parses `mountinfo`. `unified_has_pids` returns whether the version 2 root lists the pids
+    /// controller.
     fn parse(mountinfo: &[u8], unified_has_pids: impl Fn(&Path) -> bool) -> Self {
         let mut unified = None;
         let mut v1_pids = None;
@@ -69,7 +71,7 @@ impl Layout {
         for line in mountinfo.split(|byte| *byte == b'\n') {
             let Some(mount) = Mount::parse(line) else { continue };
             match mount.kind {
-                // Of several mounts of one hierarchy the first is the host's usual place.
+                // If a hierarchy is mounted several times, the first mount is the host's usual one.
                 b"cgroup2" if unified.is_none() => {
                     nsdelegate = Some(mount.has(b"nsdelegate"));
                     unified = Some(mount.point);
@@ -131,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_version_2_root_may_keep_the_controller_to_itself() {
+    fn a_version_2_root_may_not_enable_the_controller_for_its_children() {
         let root = tempfile::tempdir().expect("a directory");
         let tree = |v1| PidsTree { mount: root.path().to_owned(), v1 };
         assert!(tree(true).is_handed_down());
@@ -142,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn mount_points_may_hold_anything() {
+    fn special_characters_in_mount_points_are_unescaped() {
         let odd = "30 24 0:26 / /mnt/a\\040b\\134c rw - cgroup2 none rw";
         assert_eq!(parse(odd, false).unified, Some("/mnt/a b\\c".into()));
         assert_eq!(parse("garbage\n\n30 24", false).kind, LayoutKind::None);

@@ -1,8 +1,9 @@
-//! Marks of ownership on cgroups: what we froze or clamped says so itself.
+//! Marks of ownership: a cgroup that we froze or clamped carries one.
 //!
-//! An extended attribute on the cgroup's directory, written before the change and removed after it
-//! was undone. It goes with the cgroup, survives the agent, and needs `CAP_SYS_ADMIN` to write, so
-//! that nobody inside a container can forge it. No mark, no change.
+//! A mark is an extended attribute of the cgroup's directory. It is written before the change, and
+//! removed after the change is undone. It disappears with the cgroup, survives the agent, and needs
+//! `CAP_SYS_ADMIN` to write, so that no process inside a container can forge it. Without a mark,
+//! nothing is changed.
 
 use std::{io, os::fd::AsFd};
 
@@ -18,7 +19,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-/// The attribute that says so.
+/// Returns the name of the attribute for a kind of hold.
 fn attribute(hold: Hold) -> &'static str {
     match hold {
         Hold::Freeze => "trusted.mcp-guard.lease",
@@ -26,23 +27,24 @@ fn attribute(hold: Hold) -> &'static str {
     }
 }
 
-/// Who owns the state, why, and until when.
+/// The owner of a hold, the reason for it, and its deadline.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
     pub incident: Incident,
     pub reason: String,
-    /// `CLOCK_BOOTTIME`, of the boot below.
+    /// A time of `CLOCK_BOOTTIME`, in the boot that `boot_id` names.
     pub deadline: Time,
     pub boot_id: String,
-    /// The process that will undo it.
+    /// The process that will release the hold.
     pub holder: Pid,
     pub holder_start: Ticks,
-    /// Clamp: `pids.max` as it was found, and as we wrote it.
+    /// For a clamp: `pids.max` as it was found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub found: Option<String>,
+    /// For a clamp: `pids.max` as we wrote it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wrote: Option<String>,
-    /// What we wrote before, while the newest write is under way.
+    /// The limit that we wrote before, while a newer write is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<String>,
 }
@@ -57,16 +59,16 @@ impl Mark {
 }
 
 /// # Errors
-/// The attribute cannot be written; nothing may be changed then.
+/// If the attribute cannot be written. Nothing may be changed then.
 pub fn write(dir: impl AsFd, hold: Hold, mark: &Mark) -> io::Result<()> {
     let value = serde_json::to_vec(mark).map_err(io::Error::other)?;
     Ok(fsetxattr(dir, attribute(hold), &value, XattrFlags::empty())?)
 }
 
-/// None where the state is not ours, or the mark is no longer readable as one.
+/// Reads a mark. `None` if the state is not ours, or if the mark cannot be parsed.
 ///
 /// # Errors
-/// The directory is gone.
+/// If the directory is gone.
 pub fn read(dir: impl AsFd, hold: Hold) -> io::Result<Option<Mark>> {
     let mut value = vec![0; 4096];
     match fgetxattr(dir, attribute(hold), &mut value[..]) {
@@ -77,7 +79,7 @@ pub fn read(dir: impl AsFd, hold: Hold) -> io::Result<Option<Mark>> {
 }
 
 /// # Errors
-/// The attribute is there and cannot be removed.
+/// If the attribute exists but cannot be removed.
 pub fn remove(dir: impl AsFd, hold: Hold) -> io::Result<()> {
     match fremovexattr(dir, attribute(hold)) {
         Ok(()) | Err(Errno::NODATA) => Ok(()),

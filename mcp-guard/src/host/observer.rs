@@ -1,7 +1,8 @@
-//! Reads processes on threads of its own, because the read of a command line can hang.
+//! Reads processes on threads of its own, because reading a command line can hang.
 //!
-//! `/proc/PID/cmdline` waits for the memory lock of the process (`access_remote_vm` of the kernel), and a
-//! process that maps a file of a mount whose server is silent holds that lock until the server answers.
+//! `/proc/PID/cmdline` waits for the process's memory lock (`access_remote_vm` in the kernel). A
+//! process that maps a file of a mount whose server does not answer holds that lock until the
+//! server answers.
 
 use std::{
     io,
@@ -17,21 +18,25 @@ use mcp_guard_core::{id::Pid, registry::Observed};
 
 use super::process;
 
-/// For one process; healthy ones take microseconds, on a busy host the thread's turn may take longer.
+/// The time limit for one process. Healthy ones take microseconds, but on a busy host the thread
+/// may have to wait for its turn.
 const PATIENCE: Duration = Duration::from_millis(250);
-/// For all that are asked about at once: so much, and so much more for each of them.
+/// The time limit for one call, to which [`EACH`] is added for every process.
 const AT_ONCE: Duration = Duration::from_millis(500);
+/// Added to [`AT_ONCE`] for every process.
 const EACH: Duration = Duration::from_millis(1);
-/// So many processes may hang at a time; then no command line is read until one of them answers.
+/// Most processes that may hang at a time. After that no command line is read until one of them
+/// answers.
 const THREADS: usize = 4;
 
 type Read = fn(Pid) -> Option<Observed>;
 
-/// A pool of threads that read. Clones share it.
+/// A pool of threads that read processes. Clones share it.
 #[derive(Clone)]
 pub struct Observer {
     pool: Arc<Mutex<Pool>>,
-    /// There was no room for a thread: to hang is possible then, to see nothing is worse.
+    /// Whether the caller's thread reads, because none could be started. It may hang then, but
+    /// seeing no process would be worse.
     reads_itself: bool,
 }
 
@@ -39,11 +44,11 @@ pub struct Observer {
 struct Pool {
     idle: Vec<Sender<Task>>,
     hanging: Vec<Hanging>,
-    /// A process answered for which nobody waited any more.
+    /// Whether a process answered after its reader had given up.
     late: bool,
 }
 
-/// Processes to look at, and where what is seen of each goes, in their order.
+/// Processes to read, and the channel for what is seen of each, in the same order.
 struct Task {
     pids: Vec<Pid>,
     seen: Sender<Option<Observed>>,
@@ -57,7 +62,7 @@ struct Hanging {
 }
 
 impl Observer {
-    /// Makes the threads at once: a host that is full of processes gives none later.
+    /// Starts all threads at once, because a host that is full of processes allows none later.
     #[must_use]
     pub fn start() -> Self {
         Self::reading_with(process::observe)
@@ -70,7 +75,8 @@ impl Observer {
         Self { pool: Arc::new(Mutex::new(pool)), reads_itself }
     }
 
-    /// Those of these processes that run; the command line is empty where it is not to be had in time.
+    /// Returns those of the processes that run. The command line is empty if it cannot be read in
+    /// time.
     #[must_use]
     pub fn observe(&self, pids: Vec<Pid>) -> Vec<Observed> {
         if self.reads_itself {
@@ -95,14 +101,15 @@ impl Observer {
         seen
     }
 
-    /// Whether a process that had hung has answered since the last call: what it runs may be read now.
+    /// Whether a process that hung has answered since the last call, so that its command line can
+    /// be read now.
     #[must_use]
     pub fn has_answered_late(&self) -> bool {
         self.known_to_hang();
         std::mem::take(&mut self.pool().late)
     }
 
-    /// How many of them were read before one that hangs.
+    /// Reads processes on one thread. Returns how many were read before one that hangs.
     fn read(
         &self,
         thread: Sender<Task>,
@@ -113,7 +120,7 @@ impl Observer {
         let (sender, seen) = mpsc::channel();
         let under_way = Arc::new(());
         let task = Arc::downgrade(&under_way);
-        // A thread that is gone drops the task, and with it the sender.
+        // If the thread is gone, the task is dropped, and its sender with it.
         let _ = thread.send(Task { pids: pids.to_vec(), seen: sender, _under_way: under_way });
         for (read, pid) in pids.iter().enumerate() {
             let left = end.saturating_duration_since(Instant::now());
@@ -127,7 +134,7 @@ impl Observer {
             tracing::warn!(
                 pid = pid.0,
                 threads,
-                "its command line cannot be read; threads left for others"
+                "the command line cannot be read: the read hangs (`threads`: readers left)"
             );
             return read;
         }
@@ -135,13 +142,14 @@ impl Observer {
         pids.len()
     }
 
-    /// Takes back the threads that are through with their task.
+    /// Puts the threads that have finished their task back into the pool. Returns the processes
+    /// that still hang.
     fn known_to_hang(&self) -> Vec<Pid> {
         let mut pool = self.pool();
-        let is_through = |one: &mut Hanging| one.task.strong_count() == 0;
-        let through: Vec<Hanging> = pool.hanging.extract_if(.., is_through).collect();
-        pool.late |= !through.is_empty();
-        pool.idle.extend(through.into_iter().map(|one| one.thread));
+        let is_finished = |one: &mut Hanging| one.task.strong_count() == 0;
+        let finished: Vec<Hanging> = pool.hanging.extract_if(.., is_finished).collect();
+        pool.late |= !finished.is_empty();
+        pool.idle.extend(finished.into_iter().map(|one| one.thread));
         pool.hanging.iter().map(|one| one.pid).collect()
     }
 
@@ -150,12 +158,12 @@ impl Observer {
     }
 }
 
-/// It ends when nobody can give it a task any more.
+/// Starts a thread that reads until the pool is dropped.
 fn reading_thread(read: Read) -> io::Result<Sender<Task>> {
     let (sender, tasks) = mpsc::channel::<Task>();
     thread::Builder::new().name("observer".to_owned()).spawn(move || {
         for task in tasks {
-            // Until nobody waits any more.
+            // Stops early if the receiver is gone.
             let _ = task.pids.iter().try_for_each(|pid| task.seen.send(read(*pid)));
         }
     })?;
@@ -173,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_runs_is_seen_with_its_command_line() {
+    fn running_processes_are_seen_with_their_command_lines() {
         let me = process::this();
         let observer = Observer::start();
         for _ in 0..2 * THREADS {
@@ -184,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_hangs_is_left_until_it_answers() {
+    fn a_process_that_hangs_is_skipped_until_it_answers() {
         static DOOR: RwLock<()> = RwLock::new(());
         let observer = Observer::reading_with(|pid| {
             drop(DOOR.read());
@@ -192,9 +200,9 @@ mod tests {
         });
         let closed = DOOR.write().expect("not poisoned");
         let me = process::this();
-        assert_eq!(have_argv(&observer, vec![me]), [false], "seen all the same");
+        assert_eq!(have_argv(&observer, vec![me]), [false], "seen without its command line");
         assert_eq!(have_argv(&observer, vec![me]), [false]);
-        assert_eq!(observer.pool().idle.len(), THREADS - 1, "it is not asked about twice");
+        assert_eq!(observer.pool().idle.len(), THREADS - 1, "it is not read twice");
         for pid in 1..8 {
             let _ = observer.observe(vec![Pid(u32::MAX - pid)]);
         }
@@ -203,7 +211,7 @@ mod tests {
         drop(closed);
         let end = Instant::now() + Duration::from_secs(10);
         while observer.pool().idle.len() < THREADS {
-            assert!(Instant::now() < end, "not all answer");
+            assert!(Instant::now() < end, "not all of them answer");
             observer.known_to_hang();
         }
         assert!(observer.has_answered_late() && !observer.has_answered_late());
@@ -211,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn many_that_are_slow_hold_nobody_up() {
+    fn many_slow_processes_do_not_block_the_caller() {
         let observer = Observer::reading_with(|_| {
             thread::sleep(PATIENCE / 2);
             None

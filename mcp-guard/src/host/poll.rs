@@ -1,4 +1,4 @@
-//! Waiting inside the runtime: for descriptors, and for a moment.
+//! Waiting inside the async runtime: for descriptors, and for a moment.
 
 use std::{io, os::fd::OwnedFd};
 
@@ -12,16 +12,16 @@ use tokio::io::{Interest, unix::AsyncFd};
 /// Registers a descriptor that we own with the runtime.
 ///
 /// # Errors
-/// The descriptor cannot be polled.
-#[expect(unsafe_code, reason = "tokio wants the promise that the descriptor stays open")]
+/// If the descriptor cannot be polled.
+#[expect(unsafe_code, reason = "tokio requires a promise that the descriptor stays open")]
 pub fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd stays open and refers to the same file as long as the AsyncFd that owns
-    // it lives; nothing here takes it apart.
+    // it lives; nothing here takes the descriptor out of it.
     unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
 }
 
-/// Wakes at a moment of `CLOCK_BOOTTIME`, to the nanosecond and once. The runtime's own timers count
-/// whole milliseconds and wake several times on the way to a distant one.
+/// Wakes once, at a moment of `CLOCK_BOOTTIME`, to the nanosecond. The runtime's own timers count
+/// whole milliseconds, and wake several times on the way to a distant moment.
 pub struct Alarm {
     timer: AsyncFd<OwnedFd>,
     set: Option<Time>,
@@ -29,20 +29,21 @@ pub struct Alarm {
 
 impl Alarm {
     /// # Errors
-    /// Out of descriptors.
+    /// If the process has no descriptors left.
     pub fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = timerfd_create(TimerfdClockId::Boottime, flags)?;
         Ok(Self { timer: register(timer, Interest::READABLE)?, set: None })
     }
 
-    /// Returns at `moment`, at once where it has passed. May be dropped and called again.
+    /// Returns at `moment`, or at once if it has passed. The future may be dropped, and this called
+    /// again.
     ///
     /// # Errors
-    /// The kernel refuses the timer.
+    /// If the kernel refuses the timer.
     pub async fn at(&mut self, moment: Time) -> io::Result<()> {
         if self.set != Some(moment) {
-            // Zero would disarm it.
+            // Zero would disarm the timer.
             let nanos = moment.0.max(1);
             let it_value = Timespec {
                 tv_sec: i64::try_from(nanos / 1_000_000_000).unwrap_or(i64::MAX),
@@ -55,7 +56,7 @@ impl Alarm {
         }
         let mut ready = self.timer.readable().await?;
         let mut expirations = [0; 8];
-        // Nothing to read where an older setting woke it; then it is only early.
+        // If an older setting woke it, there is nothing to read, and it only returns early.
         let _ = rustix::io::read(self.timer.get_ref(), &mut expirations);
         ready.clear_ready();
         self.set = None;

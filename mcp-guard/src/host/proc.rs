@@ -1,11 +1,12 @@
-//! The formats of files below `/proc`. Parsers only: text in, values out.
+//! Parsers for the files below `/proc`. They take text and return values, and read no files.
 
 pub mod membership;
 pub mod mount;
 pub mod stat;
 pub mod status;
 
-/// Tasks on the whole host, from `/proc/loadavg`: its fourth field is `running/all`.
+/// Returns the number of tasks on the whole host from `/proc/loadavg`: its fourth field is
+/// `running/all`.
 #[must_use]
 pub fn tasks(loadavg: &str) -> Option<u64> {
     loadavg.split(' ').nth(3)?.split('/').nth(1)?.parse().ok()

@@ -1,4 +1,4 @@
-//! Processes by `/proc`, without being fooled by a pid that is used again.
+//! Reads processes through `/proc`, without mistaking one for another when a pid is reused.
 
 use std::{io, os::fd::OwnedFd};
 
@@ -13,11 +13,11 @@ use rustix::{
 
 use super::proc::{membership::Membership, stat::Stat, status};
 
-/// Bytes read of a command line; as many as the kernel side reads.
+/// Most bytes read of a command line; the kernel side reads as many.
 const MAX_ARGV: usize = 1024;
 
 /// A process that cannot turn into another one: all reads go through one `/proc/PID` directory,
-/// which stays the dead process's own.
+/// which still belongs to the process after its death.
 pub struct OpenProcess {
     pid: Pid,
     dir: OwnedFd,
@@ -25,70 +25,70 @@ pub struct OpenProcess {
 
 impl OpenProcess {
     /// # Errors
-    /// There is no such process.
+    /// If there is no such process.
     pub fn open(pid: Pid) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = openat(CWD, format!("/proc/{pid}"), flags, Mode::empty())?;
         Ok(Self { pid, dir })
     }
 
-    /// Its cgroups.
+    /// Reads its cgroups.
     ///
     /// # Errors
-    /// The process is gone.
+    /// If the process is gone.
     pub fn membership(&self) -> io::Result<Membership> {
         self.read("cgroup", 64 * 1024).map(Membership::new)
     }
 
-    /// The name of the program, at most 15 bytes.
+    /// Returns the name of the program, at most 15 bytes.
     ///
     /// # Errors
-    /// The process is gone.
+    /// If the process is gone.
     pub fn comm(&self) -> io::Result<Vec<u8>> {
         let mut comm = self.read("comm", 64)?;
         comm.pop_if(|last| *last == b'\n');
         Ok(comm)
     }
 
-    /// Inode of its pid namespace.
+    /// Returns the inode of its pid namespace.
     ///
     /// # Errors
-    /// The process is gone, or the kernel does not show it to us.
+    /// If the process is gone, or the kernel does not show it to us.
     pub fn pid_namespace(&self) -> io::Result<u64> {
         Ok(rustix::fs::statat(&self.dir, "ns/pid", rustix::fs::AtFlags::empty())?.st_ino)
     }
 
-    /// Whether it may trace processes that are not its own. True where that is not known.
+    /// Whether it may trace processes that are not its own. True if that is not known.
     #[must_use]
     pub fn may_trace(&self) -> bool {
         self.read("status", 64 * 1024).map_or(true, |status| status::may_trace(&status))
     }
 
-    /// Whether it lives in the same pid namespace as we do: an engine does, a container does not.
+    /// Whether it is in the same pid namespace as this process. An engine is, a container is not.
     #[must_use]
     pub fn shares_our_pid_namespace(&self) -> bool {
         let own = rustix::fs::stat("/proc/self/ns/pid");
         let its = rustix::fs::statat(&self.dir, "ns/pid", rustix::fs::AtFlags::empty());
         match (own, its) {
             (Ok(own), Ok(its)) => (own.st_dev, own.st_ino) == (its.st_dev, its.st_ino),
-            // Unknown counts as one of the host's: the careful answer.
+            // If that is not known, it counts as one of the host's, which is the careful answer.
             (Err(_), _) | (_, Err(_)) => true,
         }
     }
 
-    /// Start time; with the pid it names the process for good.
+    /// Returns the start time, which together with the pid identifies the process permanently.
     ///
     /// # Errors
-    /// The process is gone.
+    /// If the process is gone.
     pub fn start_ticks(&self) -> io::Result<Ticks> {
         Ok(self.stat()?.start)
     }
 
     /// # Errors
-    /// The process is gone.
+    /// If the process is gone.
     pub fn stat(&self) -> io::Result<Stat> {
         let stat = self.read("stat", 4096)?;
-        Stat::parse(&stat).ok_or_else(|| io::Error::other("unreadable /proc stat line"))
+        Stat::parse(&stat).ok_or_else(|| io::Error::other("its /proc stat line cannot be parsed"))
     }
 
     fn read(&self, file: &str, limit: usize) -> io::Result<Vec<u8>> {
@@ -102,7 +102,7 @@ pub(super) fn read_at_most(fd: &OwnedFd, limit: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut filled = 0;
     while filled < limit {
-        // Most files are small; to clear the whole limit for each would show in every latency.
+        // Most files are small. Clearing the whole limit for each would add to every latency.
         if filled == bytes.len() {
             bytes.resize(limit.min((2 * filled).max(4096)), 0);
         }
@@ -115,16 +115,16 @@ pub(super) fn read_at_most(fd: &OwnedFd, limit: usize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The process as the registry wants it; None where it is gone, a zombie, or ending. The read of a command line
-/// can hang: see [`super::observer`], through which it is to be called.
+/// Reads a process for the registry. `None` if it is gone, a zombie, or ending. Reading the command
+/// line can hang, so call this only through [`super::observer`].
 pub(super) fn observe(pid: Pid) -> Option<Observed> {
     let process = OpenProcess::open(pid).ok()?;
     let argv = process.read("cmdline", MAX_ARGV).ok()?;
-    // After the command line: a process that execs in between is seen as what it was.
+    // The stat line is read second: a process that execs in between is seen as it was before.
     observed(&process, argv)
 }
 
-/// The same without its command line, which nothing can hang.
+/// Reads a process without its command line, which cannot hang.
 pub(super) fn without_argv(pid: Pid) -> Option<Observed> {
     observed(&OpenProcess::open(pid).ok()?, Vec::new())
 }
@@ -134,13 +134,13 @@ fn observed(process: &OpenProcess, argv: Vec<u8>) -> Option<Observed> {
     Some(Observed { pid: process.pid, start_ticks: stat.start, parent: stat.parent, argv })
 }
 
-/// The process that asks.
+/// Returns the pid of this process.
 #[must_use]
 pub fn this() -> Pid {
     Pid(std::process::id())
 }
 
-/// Whether there is a process of this number that is not ending.
+/// Whether a process with this pid exists and is not ending.
 #[must_use]
 pub fn runs(pid: Pid) -> bool {
     without_argv(pid).is_some()
@@ -154,10 +154,10 @@ pub fn is_alive(pid: Pid, start_ticks: Ticks) -> bool {
         .is_ok_and(|stat| stat.start == start_ticks && !stat.ending)
 }
 
-/// A handle on a process, to tell whether it lived through a sequence of reads.
+/// Returns a handle on a process, to check whether it stayed alive during several reads.
 ///
 /// # Errors
-/// There is no such process.
+/// If there is no such process.
 pub fn pidfd(pid: Pid) -> io::Result<OwnedFd> {
     let pid = i32::try_from(pid.0).ok().and_then(rustix::process::Pid::from_raw);
     let pid = pid.ok_or_else(|| io::Error::other("not a process id"))?;

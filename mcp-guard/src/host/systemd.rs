@@ -1,6 +1,6 @@
-//! systemd's manager over D-Bus: what it keeps of a unit's limit, and a change of it.
+//! systemd's manager over D-Bus: reads and changes the limits of units.
 //!
-//! Properties and errors: org.freedesktop.systemd1(5).
+//! For properties and errors see org.freedesktop.systemd1(5).
 
 use std::{path::Path, time::Duration};
 
@@ -11,24 +11,24 @@ use zbus::{
     zvariant::{DynamicType, OwnedObjectPath, OwnedValue, Value},
 };
 
-/// For one answer: a manager that hangs must not hang us.
+/// The time limit for one answer: a manager that hangs must not block us.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// There where systemd is the init of this host, sd_booted(3).
+/// A directory that exists if systemd is the init of this host, see sd_booted(3).
 const BOOTED: &str = "/run/systemd/system";
 const SERVICE: &str = "org.freedesktop.systemd1";
 const MANAGER: &str = "/org/freedesktop/systemd1";
-/// `infinity` of every limit.
+/// The value that stands for `infinity` in every limit.
 const INFINITY: u64 = u64::MAX;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("systemd: {0}")]
     Bus(#[from] zbus::Error),
-    #[error("systemd does not answer within {PATIENCE:?}")]
+    #[error("systemd did not answer within {PATIENCE:?}")]
     Late,
 }
 
-/// A connection to the system bus, and what holds for every unit.
+/// A connection to the system bus, and the manager's values that apply to every unit.
 pub struct Systemd {
     bus: Connection,
     version: u32,
@@ -36,13 +36,14 @@ pub struct Systemd {
 }
 
 impl Systemd {
-    /// None where systemd is not the init of this host.
+    /// Connects, and reads the manager's values. `None` if systemd is not the init of this host.
     pub async fn connect() -> Option<Result<Self, Error>> {
         Path::new(BOOTED).exists().then_some(())?;
         Some(Self::ask_manager().await)
     }
 
-    /// The same without what holds for every unit: for a write, which should ask as little as it can.
+    /// Connects without reading the manager's values, because a write should ask for as little as
+    /// possible. `None` if systemd is not the init of this host.
     pub async fn for_a_write() -> Option<Result<Self, Error>> {
         Path::new(BOOTED).exists().then_some(())?;
         Some(Self::on_the_bus().await)
@@ -62,7 +63,7 @@ impl Systemd {
         Ok(systemd)
     }
 
-    /// 252 and the like; 0 where it says nothing that we read.
+    /// Returns systemd's major version, such as 252, or 0 if it cannot be parsed.
     #[must_use]
     pub fn version(&self) -> u32 {
         self.version
@@ -73,15 +74,15 @@ impl Systemd {
         self.default_tasks_max
     }
 
-    /// The unit that a cgroup belongs to; None where that is a mere slice above it.
+    /// Finds the unit that a cgroup belongs to. `None` if there is none, or only a slice above it.
     ///
     /// # Errors
-    /// systemd does not answer, or refuses.
+    /// If systemd does not answer, or refuses.
     pub async fn unit_of(&self, cgroup: &str) -> Result<Option<Unit>, Error> {
         let asked = self.manager("GetUnitByControlGroup", &(cgroup,)).await;
         let Some(path) = known(asked)? else { return Ok(None) };
         let name = self.text(&path, "Unit", "Id").await?;
-        // The slice of a cgroup that no unit has; systemd sets nothing there.
+        // systemd names the slice for a cgroup that no unit has, and sets no limit there.
         if name.ends_with(".slice") && cgroup.rsplit('/').next() != Some(&name) {
             return Ok(None);
         }
@@ -97,10 +98,10 @@ impl Systemd {
         }))
     }
 
-    /// The cgroup of a unit; None where it is not loaded or has no process.
+    /// Returns the cgroup of a unit. `None` if the unit is not loaded or has no process.
     ///
     /// # Errors
-    /// systemd does not answer, or refuses.
+    /// If systemd does not answer, or refuses.
     pub async fn cgroup_of(&self, unit: &str) -> Result<Option<String>, Error> {
         let Some(path) = known(self.manager("GetUnit", &(unit,)).await)? else { return Ok(None) };
         let Some(interface) = interface(unit) else { return Ok(None) };
@@ -108,30 +109,30 @@ impl Systemd {
         Ok(Some(cgroup).filter(|cgroup| !cgroup.is_empty()))
     }
 
-    /// `TasksMax` of a unit; None where it is not loaded.
+    /// Returns `TasksMax` of a unit. `None` if the unit is not loaded.
     ///
     /// # Errors
-    /// systemd does not answer, or refuses.
+    /// If systemd does not answer, or refuses.
     pub async fn tasks_max(&self, unit: &str) -> Result<Option<Limit>, Error> {
         let Some(path) = known(self.manager("GetUnit", &(unit,)).await)? else { return Ok(None) };
         let Some(interface) = interface(unit) else { return Ok(None) };
         Ok(limit(self.property(&path, interface, "TasksMax").await?))
     }
 
-    /// The same where the unit's files set another than the default.
+    /// Returns `TasksMax` of a unit, if its files set another value than the default.
     ///
     /// # Errors
-    /// systemd does not answer, or refuses.
+    /// If systemd does not answer, or refuses.
     pub async fn own_tasks_max(&self, unit: &str) -> Result<Option<Limit>, Error> {
         let own = self.tasks_max(unit).await?;
         Ok(own.filter(|own| Some(*own) != self.default_tasks_max))
     }
 
-    /// No daemon-reload takes it back. `runtime`: until the next boot at the latest, and for a
-    /// transient unit until it ends.
+    /// Sets `TasksMax` of a unit. A daemon-reload does not undo it. With `runtime` it lasts until
+    /// the next boot at most, and for a transient unit until the unit ends.
     ///
     /// # Errors
-    /// systemd does not answer, or refuses: no such unit, no right.
+    /// If systemd does not answer, or refuses: there is no such unit, or no right to change it.
     pub async fn set_tasks_max(
         &self,
         unit: &str,
@@ -178,7 +179,7 @@ async fn within<T>(asked: impl Future<Output = zbus::Result<T>>) -> Result<T, Er
     Ok(tokio::time::timeout(PATIENCE, asked).await.map_err(|_| Error::Late)??)
 }
 
-/// The path in an answer; None where systemd knows no such unit.
+/// Returns the path in an answer. `None` if systemd knows no such unit.
 fn known(answer: Result<Message, Error>) -> Result<Option<String>, Error> {
     match answer {
         Ok(message) => {
@@ -194,7 +195,7 @@ fn known(answer: Result<Message, Error>) -> Result<Option<String>, Error> {
     }
 }
 
-/// The interface that has the limits of a unit of this type.
+/// Returns the interface that has the limits of a unit of this type.
 fn interface(unit: &str) -> Option<&'static str> {
     match unit.rsplit('.').next()? {
         "scope" => Some("Scope"),
@@ -211,7 +212,7 @@ fn limit(value: OwnedValue) -> Option<Limit> {
     }
 }
 
-/// "252.39-1~deb12u1" is 252.
+/// Parses the major version: "252.39-1~deb12u1" is 252.
 fn major(version: &str) -> u32 {
     let digits = version.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(version.len());
     version[..digits].parse().unwrap_or(0)
@@ -222,7 +223,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_number_that_counts_comes_first() {
+    fn a_version_begins_with_the_major_number() {
         assert_eq!(major("252.39-1~deb12u1"), 252);
         assert_eq!(major("257"), 257);
         assert_eq!(major("unknown"), 0);

@@ -1,4 +1,4 @@
-//! What `repair` says.
+//! Output of `repair`.
 
 use mcp_guard_core::{
     diagnose::{
@@ -9,28 +9,31 @@ use mcp_guard_core::{
     repair::{Plan, Write},
 };
 
-/// What is about to be done, and why that way; `report` is the diagnosis that the plan was made from.
+/// Describes the planned write and its reasons. The plan was made from `report`.
 #[must_use]
 pub fn plan(report: &Report, plan: &Plan) -> String {
     let owner = match &plan.owner {
         Owner::Docker => "Docker's update".to_owned(),
         Owner::Podman => "Podman's update".to_owned(),
         Owner::Unit { name, .. } => format!("TasksMax of {name}"),
-        Owner::Kernel => "pids.max itself: no engine and no unit owns it".to_owned(),
+        Owner::Kernel => "pids.max itself, which no engine and no unit owns".to_owned(),
     };
-    let mut lines =
-        vec![format!("{}: a limit of {} by {owner}", visible(&report.target.name), plan.limit)];
+    let mut lines = vec![format!(
+        "{}: a limit of {} through {owner}",
+        visible(&report.target.name),
+        plan.limit
+    )];
     let now = report.charged.tasks.map_or_else(|| "?".to_owned(), |tasks| tasks.to_string());
     lines.push(format!("  now {now} tasks, {}", said(&report.places)));
     lines.extend(plan.notes.iter().map(|note| format!("  note: {note}")));
     lines.join("\n")
 }
 
-/// `writes`: what would be written now, on the way to `limit`.
+/// Describes a dry run. `writes` would be made now, on the way to `limit`.
 #[must_use]
 pub fn dry_run(writes: &[Write], limit: u64) -> String {
     if writes.is_empty() {
-        return "  dry run: would wait until tasks end".to_owned();
+        return "  dry run: would wait for tasks to end".to_owned();
     }
     let all = writes.iter().map(one).collect::<Vec<_>>().join(", then ");
     if writes.iter().all(|write| write.limit() == limit) {
@@ -49,7 +52,7 @@ fn one(write: &Write) -> String {
     }
 }
 
-/// What was read back.
+/// Describes the limits that were read back.
 #[must_use]
 pub fn places(places: &[Place]) -> String {
     format!("  read back: {}", said(places))
@@ -61,17 +64,17 @@ fn said(places: &[Place]) -> String {
     words.join(", ")
 }
 
-/// How long it lasts, and the edit of the compose file that a person still has to make.
+/// Describes how long the limit lasts, and the edit of the compose file that is still to be made.
 #[must_use]
 pub fn lasts(plan: &Plan, edit: Option<&str>) -> String {
     let survives = match plan.survives() {
-        [] => "nothing but time".to_owned(),
+        [] => "nothing".to_owned(),
         what => what.join(", "),
     };
     let mut lines =
         vec![format!("  survives: {survives}"), format!("  lost at: {}", plan.lost_at())];
     if let Some(edit) = edit {
-        lines.push("  make the compose file agree:".to_owned());
+        lines.push("  edit the compose file to match:".to_owned());
         lines.extend(edit.lines().map(|line| format!("    {line}")));
     }
     lines.join("\n")

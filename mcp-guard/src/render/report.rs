@@ -1,4 +1,4 @@
-//! A diagnosis as text of 80 columns.
+//! Formats a diagnosis as text, 80 columns wide.
 
 use mcp_guard_core::{
     diagnose::{
@@ -9,10 +9,10 @@ use mcp_guard_core::{
 };
 
 const COLUMNS: usize = 80;
-/// What the commands of a repair begin with.
+/// Programs that the commands in a finding's help begin with.
 const PROGRAMS: [&str; 4] = ["docker ", "mcp-guard ", "sysctl ", "systemctl "];
 
-/// Code, verdict, evidence, help: the worst first.
+/// Formats the verdict, then each finding with its code, evidence and help, the worst first.
 #[must_use]
 pub fn report(report: &Report, colour: bool) -> String {
     let paint = Paint(colour);
@@ -47,11 +47,11 @@ pub fn report(report: &Report, colour: bool) -> String {
     text
 }
 
-/// One line per target.
+/// Formats one line per target.
 #[must_use]
 pub fn table(reports: &[Report]) -> String {
     if reports.is_empty() {
-        return "no container runs\n".to_owned();
+        return "no container is running\n".to_owned();
     }
     let mut text = format!(
         "{:<32} {:<13} {:>7} {:>7}  {}\n",
@@ -125,13 +125,13 @@ fn one(finding: &Finding, paint: Paint) -> String {
     text += &copied("  = help: ", &repair.command);
     text += &wrapped("  = owner: ", &repair.owner.to_string());
     if !repair.survives.is_empty() {
-        text += &wrapped("  = lasts over: ", &repair.survives.join(", "));
+        text += &wrapped("  = survives: ", &repair.survives.join(", "));
     }
     text
 }
 
-/// What is copied into a shell stays on one line and keeps its spaces: a break would end the command,
-/// or change a quoted word.
+/// Formats help. A command that is meant for a shell stays on one line and keeps its spaces: a break would
+/// end it or change a quoted word.
 fn copied(indent: &str, text: &str) -> String {
     let is_command = PROGRAMS.iter().any(|program| text.starts_with(program));
     if is_command || text.contains(" '") {
@@ -144,18 +144,18 @@ fn charged(report: &Report) -> String {
     let charged = &report.charged;
     let tasks = charged.tasks.map_or_else(|| "?".to_owned(), |tasks| tasks.to_string());
     let mut text = format!(
-        "\nwhat counts: {tasks} tasks; {} processes, {} zombies, {} moved in, {} seen elsewhere\n",
+        "\ncharged: {tasks} tasks; {} processes, {} zombies, {} moved in, {} seen elsewhere\n",
         charged.processes, charged.zombies, charged.moved_in, charged.aliens
     );
     if let Some(sizing) = &report.sizing {
         let packages: Vec<String> =
             sizing.by_package.iter().map(|(name, count)| format!("{count} {name}")).collect();
         let fit = match sizing.servers_that_fit {
-            Some(fit) => format!("; the declared limit holds {fit}"),
+            Some(fit) => format!("; the declared limit allows {fit}"),
             None => String::new(),
         };
         let line = format!(
-            "servers: {} ({}), up to {} tasks each{fit}; these need a limit of {}, and {} of them {}",
+            "servers: {} ({}), up to {} tasks each{fit}; these need a limit of {}; {} servers would need {}",
             sizing.servers,
             packages.join(", "),
             sizing.tasks_per_server,
@@ -168,7 +168,8 @@ fn charged(report: &Report) -> String {
     text
 }
 
-/// What images and containers said, made safe: lines of at most 80 columns; the second and later ones are indented as the first.
+/// Escapes untrusted text and breaks it into lines of at most 80 columns. Later lines are indented like the
+/// first.
 fn wrapped(indent: &str, text: &str) -> String {
     let mut lines = String::new();
     let mut line = indent.to_owned();
@@ -193,7 +194,7 @@ fn cut(text: &str, limit: usize) -> String {
     text.chars().take(limit).collect()
 }
 
-/// Colour where a person looks.
+/// Colours text if it is written to a terminal.
 #[derive(Clone, Copy)]
 struct Paint(bool);
 
@@ -230,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_called_ok_where_the_limit_does_not_hold() {
+    fn no_finding_is_called_ok_if_the_limit_is_not_enforced() {
         let own = |max| {
             format!(
                 r#"{{"chain": [{{"path": "/a", "max": {max}, "current": 1, "threaded": true}}]}}"#
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_not_called_none() {
+    fn an_unknown_limit_is_not_shown_as_none() {
         let unknown = judged(r#"{"target": {"kind": "x\u001b[31m\ny", "name": "web"}}"#);
         let text = report(&unknown, false);
         assert!(text.contains("declared not known, in force not known"), "{text}");

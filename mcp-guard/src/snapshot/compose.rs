@@ -1,4 +1,4 @@
-//! What compose files and their env files say, as far as they may be read.
+//! Reads compose files and their env files, as far as they may be read.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -10,7 +10,7 @@ use mcp_guard_core::diagnose::{
 use super::trusted::{self, Unread, Volumes};
 use crate::engine::MAX_FILES;
 
-/// Reads what the labels name, and keeps what a limit depends on.
+/// Reads the files that the labels name, and keeps what a limit depends on.
 pub fn read(
     mut found: Compose,
     working_dir: &str,
@@ -28,7 +28,7 @@ pub fn read(
         return found;
     }
     let folder = Path::new(working_dir);
-    // Version 1 of compose stores a relative name.
+    // Version 1 of compose stores relative names.
     let full = |file: &String| folder.join(file).display().to_string();
     found.files = found.files.iter().map(full).collect();
     let mut files = Vec::new();
@@ -60,10 +60,11 @@ fn is_env_file(name: &str) -> bool {
     name.starts_with(".env") || name.ends_with(".env")
 }
 
-/// What the env files say, or why that is not known.
+/// The variables of the env files, or why they are not known.
 type Environment = Result<BTreeMap<String, String>, String>;
 
-/// What the env files say, and when the newest of them changed. `named`: the label of `--env-file`.
+/// Reads the env files, and returns when the newest of them changed. `named` is the label for
+/// `--env-file`.
 fn variables(folder: &Path, named: Option<&str>, volumes: &Volumes) -> (Environment, Option<u64>) {
     let named = named.filter(|names| !names.is_empty());
     let (mut all, mut newest) = (BTreeMap::new(), None);
@@ -77,7 +78,7 @@ fn variables(folder: &Path, named: Option<&str>, volumes: &Volumes) -> (Environm
                 newest = newest.max(Some(modified));
                 all.extend(text.lines().filter_map(variable));
             }
-            // A project needs no such file.
+            // The default file is optional.
             Err(Unread::Missing) if named.is_none() => {}
             Err(why) => return (Err(format!("{}: {why}", path.display())), newest),
         }
@@ -85,7 +86,8 @@ fn variables(folder: &Path, named: Option<&str>, volumes: &Volumes) -> (Environm
     (Ok(all), newest)
 }
 
-/// One `NAME=value`, as compose-go's `dotenv` reads it: quotes end a value, and without them ` #`.
+/// Parses one `NAME=value`, as compose-go's `dotenv` does: a value ends at its closing quote, or
+/// without quotes at ` #`.
 fn variable(line: &str) -> Option<(String, String)> {
     let (name, value) = line.trim().trim_start_matches("export ").split_once('=')?;
     let quoted = |quote| value.trim().strip_prefix(quote)?.split(quote).next();
@@ -101,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_as_compose_reads_them() {
+    fn lines_are_parsed_as_compose_does() {
         for (line, expected) in [
             ("A=25", Some(("A", "25"))),
             ("export A = 25 ", Some(("A", "25"))),
@@ -118,7 +120,7 @@ mod tests {
         }
     }
 
-    /// What is said of a limit `text`, beside these files; `named` is the label of `--env-file`.
+    /// Judges a limit `text` with these env files beside it. `named` is the label for `--env-file`.
     fn says(text: &str, files: &[(&str, &str)], named: Option<&str>) -> (Says, Option<u64>) {
         let folder = tempfile::tempdir().expect("a folder");
         let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text);
@@ -142,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_files_none_is_read() {
+    fn no_file_is_read_if_the_label_names_too_many() {
         let files = vec!["/nonexistent/a.yml".to_owned(); MAX_FILES + 1];
         let labels = Compose { service: "web".to_owned(), files, ..Compose::default() };
         let found = judged(&read(labels, "", None, &Volumes::default()));
@@ -151,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn env_files_are_those_that_compose_had() {
+    fn the_env_files_that_compose_used_are_read() {
         let (production, own) = ([(".env.production", "N=30")], [(".env", "N=30 # many")]);
         let several = [("a.env", "N=1"), ("b.env", "N=30")];
         for (files, named) in [
@@ -162,7 +164,7 @@ mod tests {
         ] {
             let (says, modified) = says("${N:-5}", files, named);
             assert!(matches!(says, Says::Limit { value: 30, filled: true, .. }), "{says:?}");
-            assert_eq!(modified, Some(1 << 33), "a change of the env file is one of the limit");
+            assert_eq!(modified, Some(1 << 33), "a change of the env file counts for the limit");
         }
         assert!(matches!(says("${N:-5}", &[], None).0, Says::Limit { value: 5, .. }), "no file");
         for named in ["gone.env", "link.env", "secret", "a.env,gone.env"] {
@@ -175,6 +177,6 @@ mod tests {
         assert!(why.contains("more than 32 env files"), "{why}");
         let (says, modified) = says("25", &own, Some("gone.env"));
         assert!(matches!(says, Says::Limit { filled: false, .. }), "no variable: {says:?}");
-        assert_ne!(modified, Some(1 << 33), "nothing of it is in the limit");
+        assert_ne!(modified, Some(1 << 33), "the limit uses no variable");
     }
 }

@@ -1,4 +1,4 @@
-//! The host itself.
+//! Reads the facts about the host itself.
 
 use std::fs;
 
@@ -10,15 +10,15 @@ use crate::host::{
     layout::{Layout, LayoutKind},
 };
 
-/// What of the processes the kernel does not show to this user.
+/// Returns what the kernel hides from this user about processes.
 pub fn hidden(census: &Census) -> Vec<Unreadable> {
     let namespaces = (census.hidden > 0).then_some(Source::PidNamespaces(census.hidden));
     let others = census.is_partial().then_some(Source::ProcessesOfOthers);
-    let why = "the kernel does not show them to this user";
+    let why = "the kernel hides them from this user";
     namespaces.into_iter().chain(others).map(|what| Unreadable::new(what, why)).collect()
 }
 
-/// What a diagnosis reads of the host itself.
+/// Reads the facts about the host itself.
 #[must_use]
 pub fn host(layout: &Layout) -> HostFacts {
     let number = |file: &str| fs::read_to_string(file).ok()?.trim().parse().ok();
@@ -44,7 +44,7 @@ pub fn host(layout: &Layout) -> HostFacts {
     }
 }
 
-/// The row of the controller: name, hierarchy, cgroups, enabled.
+/// Parses the controller's row of `/proc/cgroups`: name, hierarchy, cgroups, enabled.
 fn pids_enabled(text: &str) -> Option<bool> {
     let row = text.lines().find(|line| line.split_whitespace().next() == Some("pids"))?;
     row.split_whitespace().nth(3).map(|enabled| enabled == "1")

@@ -1,4 +1,4 @@
-//! What the labels of a container say of compose.
+//! The compose labels of a container.
 
 use mcp_guard_core::{
     diagnose::facts::{Compose, ComposeFile, Content, Keys, Variables},
@@ -8,13 +8,13 @@ use mcp_guard_core::{
 use super::{Reach, Snapshot, compose};
 use crate::engine::Details;
 
-/// Bytes of a text that a label brought.
+/// Most bytes kept of a label's text.
 const MAX_LABEL: usize = 1024;
-/// The same of a path, and of what is said of one.
+/// Most bytes kept of a path, or of a message about one.
 const MAX_PATH: usize = 4096;
 
 impl Snapshot {
-    /// What the labels of compose say, and the files that they name.
+    /// Returns the compose labels, with the content of the files that they name.
     pub(super) fn compose(&self, details: &Details) -> Option<Compose> {
         let mut found = details.compose.clone()?;
         match self.has_list() {
@@ -24,9 +24,9 @@ impl Snapshot {
                 let volumes = &self.list.volumes;
                 found = compose::read(found, &details.working_dir, environment, volumes);
             }
-            // A container could have written what a label of it names.
+            // A container could have written the file that its label names.
             false => {
-                let why = "not read: where containers can write is not known";
+                let why = "not read: it is not known where containers can write";
                 found.content = Some(Content::Unread { why: why.to_owned() });
             }
         }
@@ -34,10 +34,10 @@ impl Snapshot {
     }
 }
 
-/// Labels come from images, and texts with them.
+/// Escapes and shortens labels and texts from their files, because labels come from images.
 fn shown(compose: Compose) -> Compose {
     let label = |text: &str| escape(text.as_bytes(), MAX_LABEL);
-    // Of these some were escaped where they were read.
+    // Some of these were escaped when they were read.
     let path = |text: &String| visible_within(text, MAX_PATH);
     Compose {
         project: label(&compose.project),
@@ -49,7 +49,7 @@ fn shown(compose: Compose) -> Compose {
     }
 }
 
-/// Values and names in it are shown already; paths, and what is said of them, are not.
+/// Escapes paths and messages about them. Values and names were escaped before.
 fn shown_content(content: Content) -> Content {
     let path = |text: &str| visible_within(text, MAX_PATH);
     match content {
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_labels_bring_is_shown_and_cut() {
+    fn texts_from_labels_are_escaped_and_shortened() {
         let hostile = "\x1b[2J".to_owned() + &"x".repeat(100_000);
         let found = shown(Compose {
             project: hostile.clone(),

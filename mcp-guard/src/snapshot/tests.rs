@@ -11,11 +11,12 @@ use crate::host::process;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// An engine that knows one container, which is this process; tells what it was asked for.
+/// Starts an engine that knows one container, which is this process. It reports each path that it
+/// is asked for.
 fn engine(folder: &Path) -> (Engines, mpsc::Receiver<String>) {
     let socket = folder.join("engine.sock");
     let listener = UnixListener::bind(&socket).unwrap();
-    let (tell, asked) = mpsc::channel();
+    let (report, asked) = mpsc::channel();
     let container = format!(
         r#"{{"Name":"/web","State":{{"Pid":{}}},"HostConfig":{{"PidsLimit":25}},"ExecIDs":["{}"],
             "Config":{{"Labels":{{"com.docker.compose.project":"p","com.docker.compose.service":"s",
@@ -37,13 +38,13 @@ fn engine(folder: &Path) -> (Engines, mpsc::Receiver<String>) {
             };
             let status = if body.is_empty() { "404 Not Found" } else { "200 OK" };
             let _ = stream.write_all(format!("HTTP/1.0 {status}\r\n\r\n{body}").as_bytes());
-            let _ = tell.send(path);
+            let _ = report.send(path);
         }
     });
     (Engines::at(socket.to_str().unwrap(), TIMEOUT), asked)
 }
 
-/// The snapshot says that the engine did not answer.
+/// Whether the snapshot reports that the engine did not answer.
 fn is_silent(snapshot: &Snapshot) -> bool {
     snapshot.unreadable().iter().any(|one| one.what == Source::Engine)
 }
@@ -55,7 +56,7 @@ async fn a_limit_is_read_without_other_containers_files_or_execs() {
     let requests = Requests::new(folder.path());
     let (id, engine) = engines.iter().next().unwrap();
     let known = BTreeMap::from([(id, engine.describe().await.unwrap())]);
-    assert_eq!(asked.try_iter().count(), 2, "it said what it is");
+    assert_eq!(asked.try_iter().count(), 2, "it described itself");
     let snapshot =
         Snapshot::take_for_limits(engines, requests, known, Observer::start()).await.unwrap();
     let id = "a".repeat(64);
@@ -73,7 +74,7 @@ async fn a_limit_is_read_without_other_containers_files_or_execs() {
 }
 
 #[tokio::test]
-async fn an_engine_that_does_not_answer_is_told_from_one_that_knows_nothing() {
+async fn an_engine_that_does_not_answer_differs_from_one_that_knows_no_container() {
     let folder = tempfile::tempdir().unwrap();
     let limits = || Requests::new(folder.path());
     let none = Engines::at("/nonexistent", TIMEOUT);

@@ -1,4 +1,4 @@
-//! Files that root reads although a label of an image named them.
+//! Reads files as root that a label of an image names.
 
 use std::{
     fmt,
@@ -19,16 +19,16 @@ use rustix::{
     io::Errno,
 };
 
-/// Bytes read of one file.
+/// Most bytes read of one file.
 const MAX_FILE: u64 = 1 << 20;
-/// Where engines keep the files of containers.
+/// The directories in which engines keep the files of containers.
 const STORES: [&str; 4] =
     ["/var/lib/docker/", "/var/lib/containers/", "/var/lib/containerd/", "/run/"];
-/// Users from here on are people; those below belong to the system. `/etc/login.defs`, `UID_MIN`.
+/// The lowest uid of a person; lower ones belong to the system. `/etc/login.defs`, `UID_MIN`.
 const FIRST_PERSON: u32 = 1000;
-/// `nobody`, and the first of those that user namespaces map to.
+/// The highest uid of a person, below `nobody` and the uids that user namespaces map to.
 const LAST_PERSON: u32 = 65_533;
-/// For all links in the names of volumes together.
+/// The time limit for resolving all links in the names of volumes together.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why a file is not read.
@@ -53,18 +53,19 @@ impl From<io::Error> for Unread {
     }
 }
 
-/// The text of a file with such a name, and when it changed, in seconds since 1970.
+/// Reads a text file whose name has the expected form. It also returns when the file changed, in
+/// seconds since 1970.
 ///
 /// # Errors
-/// It is not there, not trusted, or no text of a sane size.
+/// If the file is missing, is not trusted, is not text, or is too large.
 pub fn text(
     path: &Path,
-    is_named_so: impl Fn(&str) -> bool,
+    has_expected_form: impl Fn(&str) -> bool,
     volumes: &Volumes,
 ) -> Result<(String, u64), Unread> {
     let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
-    if !path.is_absolute() || !is_named_so(&name) {
-        return Err(Unread::Because("it is not named as such a file".to_owned()));
+    if !path.is_absolute() || !has_expected_form(&name) {
+        return Err(Unread::Because("its name is not that of a compose or env file".to_owned()));
     }
     let (file, modified) = open(path, volumes)?;
     let mut text = String::new();
@@ -75,10 +76,10 @@ pub fn text(
     Err(Unread::Because(format!("larger than {MAX_FILE} bytes")))
 }
 
-/// A regular file of root or a person, where no container can write.
+/// Opens a regular file that belongs to root or a person, in a place where no container can write.
 fn open(path: &Path, volumes: &Volumes) -> Result<(File, u64), Unread> {
-    // It is looked at before it is opened: to open a device may do something. A link must not lead
-    // elsewhere, and one of /proc leads into other mount namespaces.
+    // The file is checked before it is opened, because opening a device may have an effect. A link
+    // must not lead elsewhere, and a link of /proc leads into other mount namespaces.
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let place = match openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS) {
         Ok(place) => File::from(place),
@@ -87,14 +88,15 @@ fn open(path: &Path, volumes: &Volumes) -> Result<(File, u64), Unread> {
     };
     let meta = place.metadata()?;
     if !meta.is_file() {
-        return Err(Unread::Because("it is no regular file".to_owned()));
+        return Err(Unread::Because("it is not a regular file".to_owned()));
     }
     let itself = format!("/proc/self/fd/{}", place.as_raw_fd());
     let real = fs::read_link(&itself)?;
     let folder = real.parent().unwrap_or(Path::new("/"));
     for uid in [meta.uid(), fs::metadata(folder)?.uid()] {
         if uid != 0 && !(FIRST_PERSON..=LAST_PERSON).contains(&uid) {
-            let why = format!("user {uid} owns it, who is neither root nor a person");
+            let why =
+                format!("user {uid}, who owns it or its folder, is neither root nor a person");
             return Err(Unread::Because(why));
         }
     }
@@ -106,11 +108,11 @@ fn open(path: &Path, volumes: &Volumes) -> Result<(File, u64), Unread> {
     Ok((file, u64::try_from(meta.mtime()).unwrap_or(0)))
 }
 
-/// Folders that a container can write to, or could.
+/// Directories that a container can write to, or could if it ran.
 #[derive(Default)]
 pub struct Volumes {
     named: Vec<PathBuf>,
-    /// Without links, asked for once.
+    /// Those directories with links resolved, once this was needed.
     real: OnceLock<Vec<PathBuf>>,
 }
 
@@ -119,13 +121,14 @@ impl Volumes {
         Self { named: volumes.into_iter().map(PathBuf::from).collect(), real: OnceLock::new() }
     }
 
-    /// The one in which a file lies.
+    /// Returns the directory in which a file lies, if one is a volume.
     fn place_of(&self, file: &Path) -> Option<PathBuf> {
-        // A bind of the whole host would make every file suspect, and its owner can do worse.
+        // `/` is left out: a bind of the whole host would make every file suspect, and its
+        // container can do worse.
         let holds = |place: &&PathBuf| place.as_path() != Path::new("/") && file.starts_with(place);
         let stores = STORES.map(PathBuf::from);
         let lexical = stores.iter().chain(&self.named).find(holds);
-        // A bind may name its folder through a link.
+        // A bind may name its directory through a link.
         lexical.or_else(|| self.real().iter().find(holds)).cloned()
     }
 
@@ -136,24 +139,26 @@ impl Volumes {
     }
 }
 
-/// What cannot be resolved, or not in time, stays as it is named: a file server that is gone must not
-/// hold up a diagnosis.
+/// Resolves links. A path that cannot be resolved in time stays as it is named: a dead file server
+/// must not delay a diagnosis.
 fn without_links(
     mut places: Vec<PathBuf>,
     resolve: impl Fn(&Path) -> io::Result<PathBuf> + Send + 'static,
 ) -> Vec<PathBuf> {
-    let (tell, told) = mpsc::channel();
+    let (sender, resolved) = mpsc::channel();
     let named = places.clone();
     let ask = move || {
         for (at, place) in named.iter().enumerate() {
-            let _ = resolve(place).map(|real| tell.send((at, real)));
+            let _ = resolve(place).map(|real| sender.send((at, real)));
         }
     };
     if thread::Builder::new().name("volumes".to_owned()).spawn(ask).is_err() {
         return places;
     }
     let until = Instant::now() + PATIENCE;
-    while let Ok((at, real)) = told.recv_timeout(until.saturating_duration_since(Instant::now())) {
+    while let Ok((at, real)) =
+        resolved.recv_timeout(until.saturating_duration_since(Instant::now()))
+    {
         places[at] = real;
     }
     places
@@ -173,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_ordinary_file_outside_of_every_volume_is_read() {
+    fn only_a_regular_file_outside_all_volumes_is_read() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         fs::create_dir(at("inside")).unwrap();
@@ -189,16 +194,16 @@ mod tests {
             let why = why(&at("inside/b.yml"), &volume(place));
             assert!(why.contains("containers can write to"), "{place}: {why}");
         }
-        assert!(why(&at("link.yml"), &Volumes::default()).contains("no regular file"));
-        assert!(why(&at("c.txt"), &Volumes::default()).contains("not named"));
+        assert!(why(&at("link.yml"), &Volumes::default()).contains("not a regular file"));
+        assert!(why(&at("c.txt"), &Volumes::default()).contains("its name is not"));
         assert!(why(&at("no.yml"), &Volumes::default()).contains("no such file"));
-        // The same file by the root of a process: a link of the kernel's.
+        // A link of the kernel to that file, through the root of a process.
         let magic = format!("/proc/self/root{}", at("a.yml").display());
         assert!(why(Path::new(&magic), &Volumes::default()).starts_with("not read:"), "{magic}");
     }
 
     #[test]
-    fn a_volume_that_does_not_answer_holds_nothing_up() {
+    fn a_volume_that_does_not_answer_delays_nothing() {
         let places = vec![PathBuf::from("/a"), PathBuf::from("/gone"), PathBuf::from("/dead")];
         let real = without_links(places, |place| match place.to_str() {
             Some("/a") => Ok(PathBuf::from("/b")),

@@ -1,5 +1,5 @@
-//! The first process of a guest that has nothing but a kernel: mounts what a kernel offers, runs the
-//! plan in a child, reaps whatever is left to it, and turns the guest off.
+//! The first process of a guest without a distribution: mounts the kernel's file systems, runs the
+//! plan in a child, reaps orphans, and turns the guest off.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ use rustix::{
     system::{RebootCommand, reboot},
 };
 
-/// What, where and of which type.
+/// Source, mount point and type of each file system.
 const MOUNTS: [(&str, &str, &str); 7] = [
     ("proc", "/proc", "proc"),
     ("sysfs", "/sys", "sysfs"),
@@ -25,7 +25,7 @@ const MOUNTS: [(&str, &str, &str); 7] = [
     ("cgroup2", "/sys/fs/cgroup", "cgroup2"),
 ];
 
-/// Never returns: an end of the first process is a panic of the kernel.
+/// Never returns: the kernel panics if its first process ends.
 pub fn run() -> ! {
     if let Err(error) = prepare().and_then(|()| serve()) {
         let _ = writeln!(std::io::stderr(), "guest-runner: {error:#}");
@@ -40,26 +40,27 @@ pub fn run() -> ! {
 fn prepare() -> Result<()> {
     for (what, place, kind) in MOUNTS {
         mount(what, place, kind, MountFlags::empty(), None)
-            .with_context(|| format!("mount of {place}"))?;
+            .with_context(|| format!("cannot mount {place}"))?;
     }
-    fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+pids").context("+pids")
+    fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+pids")
+        .context("cannot enable the pids controller")
 }
 
 fn serve() -> Result<()> {
-    let own = std::env::current_exe().context("own path")?;
+    let own = std::env::current_exe().context("cannot find this program's path")?;
     let child = Command::new(own)
         .env("PATH", "/bin")
         .env("HOME", "/tmp")
         .stdin(Stdio::null())
         .spawn()
-        .context("start of the runner")?;
+        .context("cannot start the runner")?;
     let runner = Pid::from_child(&child);
-    // Every child that comes to its end, not only ours: orphans are adopted here.
+    // Reaps every child that ends, not only the runner: orphans are reparented to this process.
     loop {
         match wait(WaitOptions::empty()) {
             Ok(Some((pid, _))) if pid == runner => return Ok(()),
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error).context("wait"),
+            Err(error) => return Err(error).context("cannot wait for the runner"),
         }
     }
 }

@@ -1,8 +1,8 @@
-//! What the host and the runner in the guest tell each other: a plan as a file on a disk, and one
-//! JSON object a line on the second serial port.
+//! The protocol between the host and the runner in the guest: the host passes a plan as a file on a
+//! disk, and the runner writes one JSON object per line to the second serial port.
 //!
-//! The second port carries nothing else. The first is the kernel's console, whose messages would tear
-//! these lines apart.
+//! The second port carries nothing else. The first is the kernel's console, whose messages would
+//! break these lines apart.
 
 use std::collections::BTreeMap;
 
@@ -10,24 +10,24 @@ use serde::{Deserialize, Serialize};
 
 /// Where the guest finds the plan, the test programs and the package.
 pub const PAYLOAD: &str = "/payload";
-/// The plan inside of [`PAYLOAD`].
+/// The file with the plan, in [`PAYLOAD`].
 pub const PLAN: &str = "plan.json";
 /// The second serial port.
 pub const PORT: &str = "/dev/ttyS1";
-/// Where tests write `name=value` lines; the path is in their environment under this name.
+/// The environment variable with the path of the file to which tests add `name=value` lines.
 pub const FACTS: &str = "MCP_GUARD_TEST_FACTS";
 
-/// What a guest shall do.
+/// The work of a guest.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Plan {
-    /// Commands that make the guest ready, one after the other; a failure ends the run.
+    /// Commands that prepare the guest, run in this order. If one fails, no test runs.
     pub before: Vec<Vec<String>>,
     pub tests: Vec<Test>,
     /// Seconds that one test, or one command, may take.
     pub limit: u64,
     /// Added to the environment of commands and tests.
     pub environment: BTreeMap<String, String>,
-    /// Leave the guest running, for a person.
+    /// Whether the guest keeps running after the plan, for interactive use.
     pub stay: bool,
 }
 
@@ -44,19 +44,19 @@ impl std::fmt::Display for Test {
     }
 }
 
-/// One line of the guest.
+/// One line that the guest writes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Line {
     /// The guest is up and has read its plan.
     Up,
-    /// Now this begins: a test, or a command.
+    /// A test or a command begins.
     Begin {
         what: String,
     },
-    /// It is still at it. Comes every [`BEAT_SECONDS`], so that silence means that the guest hangs.
+    /// The runner is alive. Sent every [`BEAT_SECONDS`], so that silence means that the guest hangs.
     Beat,
-    /// A command that makes the guest ready has done so.
+    /// A command that prepares the guest has succeeded.
     Ready {
         what: String,
         millis: u64,
@@ -71,12 +71,12 @@ pub enum Line {
         why: String,
         output: String,
     },
-    /// Something a test found out about this kernel.
+    /// A fact that a test detected about this kernel.
     Fact {
         name: String,
         value: String,
     },
-    /// The last line: tests that passed, and everything that failed.
+    /// The last line: how many tests passed, and how many tests and commands failed.
     Over {
         passed: u64,
         failed: u64,

@@ -1,5 +1,5 @@
-//! Runs a plan inside a guest: as a service of systemd, or as the first process of a guest that
-//! has nothing but a kernel.
+//! Runs a plan in a guest: as a systemd service, or as the first process of a guest without a
+//! distribution.
 
 mod first;
 mod step;
@@ -19,7 +19,7 @@ use guest_runner::{BEAT_SECONDS, FACTS, Line, PAYLOAD, PLAN, PORT, Plan, Test};
 
 use step::Verdict;
 
-/// Where the tests of this guest leave what they found out.
+/// The file in which this guest's tests record facts.
 const FACTS_FILE: &str = "/run/mcp-guard-test-facts";
 
 fn main() -> ExitCode {
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // The console; the host shows its end when no verdict comes.
+            // Goes to the console. The host shows its last lines if the guest sends no verdict.
             let _ = writeln!(std::io::stderr(), "guest-runner: {error:#}");
             ExitCode::FAILURE
         }
@@ -43,7 +43,7 @@ fn run() -> Result<()> {
     let port = Port::open()?;
     port.say(&Line::Up)?;
     let beat = port.clone();
-    // Lives as long as the process; a write that fails has nobody to tell.
+    // Runs until the process ends. A failed write cannot be reported anywhere.
     std::thread::spawn(move || {
         while beat.say(&Line::Beat).is_ok() {
             std::thread::sleep(Duration::from_secs(BEAT_SECONDS));
@@ -51,7 +51,7 @@ fn run() -> Result<()> {
     });
     let (passed, failed) = work(&plan, &port)?;
     facts(&port)?;
-    // Before the last line: the host may end a guest that has said it.
+    // Before the last line: the host may kill the guest as soon as it has read it.
     rustix::fs::sync();
     port.say(&Line::Over { passed, failed })?;
     if !plan.stay {
@@ -60,13 +60,13 @@ fn run() -> Result<()> {
     Ok(())
 }
 
-/// At once: an orderly end of a system under emulation takes longer than most tests.
+/// Powers off at once: under emulation an orderly shutdown takes longer than most tests.
 fn turn_off() {
     rustix::fs::sync();
     let _ = rustix::system::reboot(rustix::system::RebootCommand::PowerOff);
 }
 
-/// What passed and what failed. A guest that could not be made ready runs no test.
+/// Returns how many tests passed and failed. If the guest cannot be prepared, no test runs.
 fn work(plan: &Plan, port: &Port) -> Result<(u64, u64)> {
     for words in &plan.before {
         if !port.tell(words.join(" "), ready, || command(plan, words)?.judge(limit(plan)))? {
@@ -97,7 +97,7 @@ fn limit(plan: &Plan) -> Duration {
 }
 
 fn command(plan: &Plan, words: &[String]) -> Result<step::Step> {
-    let (name, arguments) = words.split_first().context("an empty command")?;
+    let (name, arguments) = words.split_first().context("the plan has an empty command")?;
     let mut command = Command::new(name);
     command.args(arguments);
     Ok(step::Step::command(with_environment(command, &plan.environment)))
@@ -116,7 +116,7 @@ fn with_environment(mut command: Command, environment: &BTreeMap<String, String>
 
 fn facts(port: &Port) -> Result<()> {
     let text = match fs::read_to_string(FACTS_FILE) {
-        // No test of this boot tells one.
+        // No test of this boot recorded a fact.
         Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
         read => read.context(FACTS_FILE)?,
     };
@@ -126,14 +126,14 @@ fn facts(port: &Port) -> Result<()> {
     Ok(())
 }
 
-/// The way to the host. Shared with the thread that beats: each line is written whole.
+/// The serial port to the host. Shared with the thread that sends beats: each line is written whole.
 #[derive(Clone)]
 struct Port(Arc<Mutex<File>>);
 
 impl Port {
     fn open() -> Result<Self> {
         let port = File::options().write(true).open(PORT).context(PORT)?;
-        // A terminal would turn each line end into two bytes.
+        // Without raw mode the terminal would turn each line end into two bytes.
         let mut mode = rustix::termios::tcgetattr(&port).context(PORT)?;
         mode.make_raw();
         rustix::termios::tcsetattr(&port, rustix::termios::OptionalActions::Now, &mode)
@@ -148,7 +148,7 @@ impl Port {
         port.write_all(&text).context(PORT)
     }
 
-    /// Runs one step and says how it began and ended.
+    /// Runs one step, and reports its begin and its result.
     fn tell(
         &self,
         what: String,

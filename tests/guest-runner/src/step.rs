@@ -1,4 +1,4 @@
-//! One program, run to its end or to the limit.
+//! Runs one program until it ends or its time limit is reached.
 
 use std::{
     io::Read,
@@ -14,10 +14,10 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open},
 };
 
-/// Bytes of output that are kept: the end tells what went wrong.
+/// Bytes of output to keep. The end of the output shows what went wrong.
 const KEPT: usize = 16 * 1024;
-/// How long the output may stay open after the program ended: a test that leaves a process behind
-/// must not stop the run.
+/// How long the output may stay open after the program has ended: a test that leaves a process
+/// behind must not block the run.
 const GRACE: Duration = Duration::from_secs(2);
 
 pub enum Verdict {
@@ -27,7 +27,7 @@ pub enum Verdict {
 
 pub struct Step {
     command: Command,
-    /// The line without which a test program has not run its test.
+    /// The text that a test program prints only if it has run its test.
     proof: Option<&'static str>,
 }
 
@@ -36,17 +36,19 @@ impl Step {
         Self { command, proof: None }
     }
 
-    /// A test program ends with 0 also where the name fits no test.
+    /// Makes a step for one test. The exit code is not enough: a test program also ends with 0 if no
+    /// test has the given name.
     pub fn test(command: Command) -> Self {
         Self { command, proof: Some("test result: ok. 1 passed;") }
     }
 
     pub fn judge(mut self, limit: Duration) -> Result<Verdict> {
-        let (reader, writer) = std::io::pipe().context("pipe")?;
-        let errors = writer.try_clone().context("pipe")?;
+        let (reader, writer) = std::io::pipe().context("cannot create a pipe")?;
+        let errors = writer.try_clone().context("cannot share a pipe")?;
         self.command.stdin(Stdio::null()).stdout(writer).stderr(errors).process_group(0);
-        let mut child = self.command.spawn().with_context(|| format!("{:?}", self.command))?;
-        // The command holds our ends of the pipe.
+        let child = self.command.spawn();
+        let mut child = child.with_context(|| format!("cannot start {:?}", self.command))?;
+        // The command holds our ends of the pipe: this closes them.
         self.command.stdout(Stdio::null()).stderr(Stdio::null());
         let (done, whole) = channel();
         let (kept, output) = channel();
@@ -56,10 +58,10 @@ impl Step {
         });
         let ended = ends_within(Pid::from_child(&child), limit)?;
         if !ended {
-            // By its group: it is our child and not yet waited for, so the number is still its own.
-            kill_process_group(Pid::from_child(&child), Signal::KILL).context("SIGKILL")?;
+            // The whole group. The child has not been reaped, so its pid cannot have been reused.
+            kill_process_group(Pid::from_child(&child), Signal::KILL).context("cannot kill it")?;
         }
-        let status = child.wait().context("wait")?;
+        let status = child.wait().context("cannot wait for it")?;
         let closed = whole.recv_timeout(GRACE).is_ok();
         let output = output.try_recv().unwrap_or_else(|_| "(its output is still open)".to_owned());
         Ok(self.verdict(status, ended, closed, limit, output))
@@ -74,13 +76,13 @@ impl Step {
         output: String,
     ) -> Verdict {
         let why = if !ended {
-            format!("not over within {} s; killed", limit.as_secs())
+            format!("did not end within {} s; killed", limit.as_secs())
         } else if !status.success() {
             status.to_string()
         } else if !closed {
             "a process that it started is still running".to_owned()
         } else if self.proof.is_some_and(|proof| !output.contains(proof)) {
-            "it ended well, but ran no test of that name".to_owned()
+            "it succeeded, but has no test of that name".to_owned()
         } else {
             return Verdict::Passed;
         };
@@ -133,17 +135,17 @@ mod tests {
     }
 
     #[test]
-    fn an_end_is_judged_by_status_output_and_time() {
+    fn a_step_is_judged_by_its_status_output_and_time() {
         assert_eq!(why(shell("exit 0"), 20), None);
         assert_eq!(why(shell("echo no; exit 3"), 20).unwrap(), "exit status: 3: no\n");
         assert!(
-            why(shell("echo begun; exec sleep 60"), 1).unwrap().contains("not over within 1 s")
+            why(shell("echo begun; exec sleep 60"), 1).unwrap().contains("did not end within 1 s")
         );
         assert!(why(shell("sleep 5 & exit 0"), 20).unwrap().contains("still running"));
     }
 
     #[test]
-    fn a_program_that_ran_no_test_has_not_passed() {
+    fn a_program_that_runs_no_test_does_not_pass() {
         let step = |script| Step { proof: Some("test result: ok. 1 passed;"), ..shell(script) };
         assert_eq!(why(step("echo 'test result: ok. 1 passed; 0 failed'"), 20), None);
         assert!(why(step("echo 'test result: ok. 0 passed;'"), 20).unwrap().contains("no test"));

@@ -1,10 +1,10 @@
-//! A look-alike of MCP server trees without Node: the kernel sees the forks, the argv and the open
-//! stdin of `npm exec`, at a small fraction of the cost.
+//! Process trees that look like MCP servers but need no Node: the kernel sees the forks, the argv
+//! and the open stdin of `npm exec`, at a small fraction of the cost.
 //!
 //! `launcher-lookalike leak --package PKG [--count N] [--every MS] [--shell] [--crash] [--for
-//! SECONDS]` is the gateway: it starts N trees, keeps their stdins open, and ends them (they see
-//! EOF) when its own stdin reaches EOF or its time is over, also before the last tree has started;
-//! so give it a pipe, not /dev/null. Killed by a signal it lets go of them too.
+//! SECONDS]` is the gateway. It starts N trees and keeps their stdins open. When its own stdin
+//! reaches EOF or its time is up, even before the last tree has started, it closes their stdins,
+//! which ends them. So give it a pipe, not /dev/null. The trees also end if a signal kills it.
 
 use anyhow::{Context, Result, bail, ensure};
 use mcp_guard_tests::flags::Flags;
@@ -16,9 +16,9 @@ use std::os::unix::process::CommandExt;
 use std::process::{ChildStdin, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-/// Hidden: which part of a tree this process plays after its exec.
+/// The hidden variable that says which part of a tree this process plays after its exec.
 const ROLE: &str = "LOOKALIKE_ROLE";
-/// Hidden: the leaf exits with code 1 at once.
+/// The hidden variable that makes the leaf exit at once with code 1.
 const CRASH: &str = "LOOKALIKE_CRASH";
 const BIN_DIR: &str = "/opt/npm-cache/_npx/0123456789abcdef/node_modules/.bin";
 
@@ -41,7 +41,7 @@ fn main() -> ExitCode {
 }
 
 fn complain(message: &str, code: u8) -> ExitCode {
-    // Nowhere to report a failing stderr to.
+    // A failing stderr cannot be reported anywhere.
     let _ = writeln!(std::io::stderr(), "launcher-lookalike: {message}");
     ExitCode::from(code)
 }
@@ -67,7 +67,7 @@ impl Leak {
             shell: flags.has("--shell"),
             crash: flags.has("--crash"),
         };
-        ensure!(leak.count <= 1000, "--count: at most 1000");
+        ensure!(leak.count <= 1000, "--count must be at most 1000");
         Ok(leak)
     }
 
@@ -81,7 +81,7 @@ impl Leak {
         while !asked_to_end && (stdins.len() as u64) < self.count && Instant::now() < end {
             stdins.push(self.start_tree()?);
             writeln!(std::io::stdout(), "started {}", stdins.len())?;
-            // Measured from the start, so that slow starts do not stretch the rate.
+            // Measured from the beginning, so that slow starts do not lower the rate.
             let next = start + self.every * u32::try_from(stdins.len())?;
             asked_to_end = (stdins.len() as u64) < self.count && stdin_ends_before(next.min(end))?;
         }
@@ -100,14 +100,14 @@ impl Leak {
         if self.crash {
             command.env(CRASH, "1");
         }
-        let mut child = command.spawn().context("start of a tree")?;
-        child.stdin.take().context("stdin of a tree")
+        let mut child = command.spawn().context("cannot start a tree")?;
+        child.stdin.take().context("a tree has no stdin")
     }
 }
 
-/// A: `npm exec --yes PKG`. Waits for the server it started, like npm.
+/// Process A, `npm exec --yes PKG`. Waits for the server that it started, like npm.
 fn npm(package: Option<String>, next: &str) -> Result<ExitCode> {
-    let bin = bin_of(&package.context("package")?);
+    let bin = bin_of(&package.context("the package is missing")?);
     if next == "sh" {
         // npm quotes the name; the quotes are part of the argument.
         wait_for(this_program("sh", "sh")?.args(["-c", &format!("'{bin}'")]))
@@ -116,13 +116,13 @@ fn npm(package: Option<String>, next: &str) -> Result<ExitCode> {
     }
 }
 
-/// B: `sh -c 'BIN'`, with a shell that forks for its last command, like dash.
+/// Process B, `sh -c 'BIN'`: a shell that forks for its last command, like dash.
 fn shell(script: Option<String>) -> Result<ExitCode> {
-    let script = script.context("script")?;
+    let script = script.context("the script is missing")?;
     wait_for(&mut server(script.trim_matches('\''))?)
 }
 
-/// C: `node CACHE/_npx/HASH/node_modules/.bin/BIN`.
+/// Process C, `node CACHE/_npx/HASH/node_modules/.bin/BIN`.
 fn server(bin: &str) -> Result<Command> {
     let mut command = this_program("node", "node")?;
     command.arg(format!("{BIN_DIR}/{bin}"));
@@ -134,28 +134,29 @@ fn leaf() -> Result<ExitCode> {
         return Ok(ExitCode::from(1));
     }
     let mut bytes = [0; 64];
-    while std::io::stdin().lock().read(&mut bytes).context("stdin")? > 0 {}
+    while std::io::stdin().lock().read(&mut bytes).context("cannot read stdin")? > 0 {}
     Ok(ExitCode::SUCCESS)
 }
 
 fn this_program(name: &str, role: &str) -> Result<Command> {
-    let mut command = Command::new(std::env::current_exe().context("own path")?);
+    let own = std::env::current_exe().context("cannot find this program's path")?;
+    let mut command = Command::new(own);
     command.arg0(name).env(ROLE, role);
     Ok(command)
 }
 
 fn wait_for(command: &mut Command) -> Result<ExitCode> {
-    let status = command.status().context("start of the next process")?;
+    let status = command.status().context("cannot start the next process")?;
     Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(1))?))
 }
 
-/// `@scope/name@1.2` installs `name`.
+/// Returns the program that a package installs: `name` for `@scope/name@1.2`.
 fn bin_of(package: &str) -> String {
     let name = package.rsplit('/').next().unwrap_or(package);
     name.split('@').next().unwrap_or(name).to_string()
 }
 
-/// True when stdin reached its end, false at `time`; what is written to it is thrown away.
+/// Waits until stdin reaches EOF (true) or until `time` (false). Discards input.
 fn stdin_ends_before(time: Instant) -> Result<bool> {
     let stdin = std::io::stdin();
     loop {
@@ -163,26 +164,27 @@ fn stdin_ends_before(time: Instant) -> Result<bool> {
         match poll(&mut [PollFd::new(&stdin, PollFlags::IN)], Some(&left)) {
             Ok(0) => return Ok(false),
             Ok(_) => {
-                if stdin.lock().read(&mut [0; 64]).context("stdin")? == 0 {
+                if stdin.lock().read(&mut [0; 64]).context("cannot read stdin")? == 0 {
                     return Ok(true);
                 }
             }
             Err(Errno::INTR) => {}
-            Err(error) => bail!("poll of stdin: {error}"),
+            Err(error) => bail!("cannot poll stdin: {error}"),
         }
     }
 }
 
-/// A thousand trees need a thousand pipes; the usual soft limit is 1024.
+/// Raises the limit of open files: a thousand trees need a thousand pipes, and the usual soft limit
+/// is 1024.
 fn raise_open_files() -> Result<()> {
     let now = getrlimit(Resource::Nofile);
     let wanted = now.maximum.unwrap_or(4096).min(4096).max(now.current.unwrap_or(4096));
     setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: now.maximum })
-        .context("limit of open files")
+        .context("cannot raise the limit of open files")
 }
 
-/// The kernel reaps what ends, so that a crashed tree leaves no zombie while the gateway sleeps. An
-/// exec'd process begins with the default again.
+/// Makes the kernel reap children, so that a crashed tree leaves no zombie while the gateway sleeps.
+/// An exec resets this to the default.
 fn leave_no_zombies() -> Result<()> {
     // SAFETY: all zero is a valid sigaction: the default handler, an empty mask.
     #[allow(unsafe_code, reason = "no safe wrapper sets SA_NOCLDWAIT")]
@@ -191,7 +193,7 @@ fn leave_no_zombies() -> Result<()> {
         action.sa_flags = libc::SA_NOCLDWAIT;
         libc::sigaction(libc::SIGCHLD, &raw const action, std::ptr::null_mut())
     };
-    ensure!(set == 0, "SIGCHLD: {}", std::io::Error::last_os_error());
+    ensure!(set == 0, "cannot set SA_NOCLDWAIT: {}", std::io::Error::last_os_error());
     Ok(())
 }
 
@@ -201,7 +203,7 @@ fn wait_for_trees() -> Result<()> {
         match rustix::process::wait(WaitOptions::empty()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(Errno::CHILD) => return Ok(()),
-            Err(error) => bail!("wait: {error}"),
+            Err(error) => bail!("cannot wait for the trees: {error}"),
         }
     }
 }

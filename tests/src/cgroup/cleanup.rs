@@ -1,4 +1,4 @@
-//! Takes a scratch cgroup away again, whatever the test left in it.
+//! Removes a scratch cgroup with everything that a test left in it.
 
 use super::events::Events;
 use anyhow::{Context, Result, bail};
@@ -10,12 +10,12 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Generous: killing a full fixture takes milliseconds, on a loaded machine a second or two.
+/// Generous: killing a full fixture takes milliseconds, or a second or two on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(super) fn clear(unified: &Path, pids: &Path) -> Result<()> {
     let end = Instant::now() + PATIENCE;
-    // A nested fixture that outlives its parent finds its work done.
+    // If a nested fixture outlives its parent, the parent has already removed it.
     if unified.exists() {
         empty_unified(unified, end)?;
         remove(unified, end)?;
@@ -30,7 +30,7 @@ pub(super) fn clear(unified: &Path, pids: &Path) -> Result<()> {
 fn empty_unified(top: &Path, end: Instant) -> Result<()> {
     let events = Events::open(top)?;
     for dir in deepest_first(top)? {
-        fs::write(dir.join("cgroup.freeze"), "0").context("thaw")?;
+        fs::write(dir.join("cgroup.freeze"), "0").context("cannot thaw the cgroup")?;
     }
     fs::write(top.join("cgroup.kill"), "1").context("cgroup.kill")?;
     while events.is_set("populated")? {
@@ -43,13 +43,13 @@ fn empty_unified(top: &Path, end: Instant) -> Result<()> {
     Ok(())
 }
 
-/// Processes which sit in the v1 tree alone: a test moved them, or they were born into another v2
-/// cgroup.
+/// Kills processes that are only in the v1 tree: a test moved them, or they were created directly
+/// in another v2 cgroup.
 fn kill_leftovers(top: &Path, end: Instant) -> Result<()> {
     for dir in deepest_first(top)? {
         while let Some(&pid) = members(&dir)?.first() {
             if Instant::now() >= end {
-                bail!("{}: process {pid} does not die", dir.display());
+                bail!("{}: process {pid} does not end after SIGKILL", dir.display());
             }
             kill_member(&dir, pid, end)?;
         }
@@ -62,16 +62,17 @@ fn kill_member(dir: &Path, pid: i32, end: Instant) -> Result<()> {
         Err(Errno::SRCH) => return Ok(()),
         other => other.context("pidfd_open")?,
     };
-    // The number may have been reused between the listing and the open; the list read now tells.
+    // The pid may have been reused between the listing and the open. Reading the list again shows
+    // whether this process is a member.
     if !members(dir)?.contains(&pid) {
         return Ok(());
     }
     match pidfd_send_signal(&pidfd, Signal::KILL) {
         Err(Errno::SRCH) => return Ok(()),
-        other => other.context("SIGKILL")?,
+        other => other.context("cannot send SIGKILL")?,
     }
     let left = Timespec::try_from(end.saturating_duration_since(Instant::now()))?;
-    poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&left)).context("poll of a pidfd")?;
+    poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&left)).context("cannot poll a pidfd")?;
     Ok(())
 }
 
@@ -86,7 +87,7 @@ fn remove(top: &Path, end: Instant) -> Result<()> {
             match fs::remove_dir(&dir) {
                 Ok(()) => break,
                 Err(error) if error.kind() == ErrorKind::NotFound => break,
-                // The last exit is still being accounted; the kernel has no event for its end.
+                // The kernel is still accounting for the last exit, and sends no event when it is done.
                 Err(error) if error.kind() == ErrorKind::ResourceBusy && Instant::now() < end => {
                     std::thread::sleep(Duration::from_millis(1));
                 }

@@ -1,4 +1,4 @@
-//! `cgroup.events` as an event: the kernel wakes a poll when one of its values changes.
+//! Waiting for changes of `cgroup.events`: the kernel wakes a poll when one of its values changes.
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -18,7 +18,7 @@ impl Events {
         Ok(Self { file })
     }
 
-    /// Reads through the polled descriptor: this read is what re-arms the poll.
+    /// Reads through the polled descriptor: this read re-arms the poll.
     pub fn is_set(&self, key: &str) -> Result<bool> {
         let mut text = [0; 256];
         let length = self.file.read_at(&mut text, 0).context("cgroup.events")?;
@@ -27,13 +27,13 @@ impl Events {
         Ok(value.with_context(|| format!("cgroup.events has no {key}: {text}"))? == "1")
     }
 
-    /// Returns at a change since the last read, or after `longest`.
+    /// Waits until a value has changed since the last read, for at most `longest`.
     pub fn wait(&self, longest: Duration) -> Result<()> {
         let mut files = [PollFd::new(&self.file, PollFlags::PRI)];
         let longest = Timespec::try_from(longest).context("timeout")?;
         match poll(&mut files, Some(&longest)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-            Err(error) => Err(error).context("poll of cgroup.events"),
+            Err(error) => Err(error).context("cannot poll cgroup.events"),
         }
     }
 }

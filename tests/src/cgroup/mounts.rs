@@ -1,4 +1,4 @@
-//! Where this host keeps the cgroup2 tree and the pids controller.
+//! Where this host mounts the cgroup2 tree and the pids controller.
 
 use anyhow::{Context, Result, bail};
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Mounts {
     pub unified: PathBuf,
-    /// The same as `unified` where pids is a v2 controller.
+    /// Equal to `unified` if pids is a v2 controller.
     pub pids: PathBuf,
 }
 
@@ -28,7 +28,7 @@ impl Mounts {
             let Some((mount, system)) = line.split_once(" - ") else { continue };
             let mount: Vec<&str> = mount.split(' ').collect();
             let system: Vec<&str> = system.split(' ').collect();
-            // A bind mount of a subtree would give other paths than /proc/PID/cgroup does.
+            // Below a bind mount of a subtree, paths differ from those in /proc/PID/cgroup.
             let (Some(&"/"), Some(&point)) = (mount.get(3), mount.get(4)) else { continue };
             match (system.first(), system.get(2)) {
                 (Some(&"cgroup2"), _) => unified = unified.or(Some(point)),
@@ -43,7 +43,9 @@ impl Mounts {
     }
 }
 
-/// The one change outside a fixture's own cgroup: without it no child of the root has a pids.max.
+/// Enables the pids controller for the children of the root, which have no pids.max otherwise.
+///
+/// This is the only change outside a fixture's own cgroup.
 fn enable_pids(root: &Path) -> Result<()> {
     let control = root.join("cgroup.subtree_control");
     let enabled = fs::read_to_string(&control)?;
@@ -66,20 +68,20 @@ mod tests {
     }
 
     #[test]
-    fn hybrid_has_two_trees() {
+    fn a_hybrid_host_has_two_trees() {
         let mounts = parse(&[V1_PIDS, V2_PART, V2]).unwrap();
         assert_eq!(mounts.unified.to_str(), Some("/sys/fs/cgroup/unified"));
         assert_eq!(mounts.pids.to_str(), Some("/sys/fs/cgroup/pids"));
     }
 
     #[test]
-    fn pure_v2_has_one() {
+    fn a_pure_v2_host_has_one_tree() {
         let mounts = parse(&[V2]).unwrap();
         assert_eq!(mounts.pids, mounts.unified);
     }
 
     #[test]
-    fn without_v2_there_is_no_fixture() {
+    fn a_host_without_v2_is_an_error() {
         assert!(parse(&[V1_PIDS]).is_err());
         assert!(parse(&[V2_PART]).is_err());
     }

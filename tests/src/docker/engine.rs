@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::{node_image, socket};
 
-/// Which engine a container is in. The image and the words of both are the same.
+/// The engine of a container. Both engines take the same image and the same command lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
     Docker,
@@ -14,7 +14,7 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// Where it serves Docker's API.
+    /// Returns the socket on which the engine serves Docker's API.
     pub fn socket(self) -> Result<String> {
         match self {
             Self::Docker => socket(),
@@ -22,7 +22,7 @@ impl Engine {
         }
     }
 
-    /// The image with node, npm, real MCP servers and a leaking gateway.
+    /// Returns the image with node, npm, real MCP servers and a leaking gateway.
     pub fn node_image(self) -> Result<String> {
         match self {
             Self::Docker => node_image(),
@@ -30,7 +30,7 @@ impl Engine {
         }
     }
 
-    /// A command of its own command line.
+    /// Returns a command of the engine's own command line.
     pub fn command(self, words: &[&str]) -> Result<Command> {
         let mut command = match self {
             Self::Docker => Command::new("docker"),
@@ -38,17 +38,18 @@ impl Engine {
         };
         match self {
             Self::Docker => command.arg("--host").arg(format!("unix://{}", socket()?)),
-            // systemd sets it for its services, the runner of a guest among them: Podman then
-            // takes conmon for a part of that service, and leaves it in there.
+            // systemd sets it for its services, and the runner of a guest is one. Podman would then
+            // take conmon for a part of that service and leave it in the service's cgroup.
             Self::Podman => command.env_remove("INVOCATION_ID"),
         };
         command.args(words).stdin(Stdio::null());
         Ok(command)
     }
 
-    /// Runs one to its end and returns its stdout, trimmed.
+    /// Runs such a command and returns its trimmed stdout.
     pub fn output(self, words: &[&str]) -> Result<String> {
-        let done = self.command(words)?.output().with_context(|| format!("start of {self:?}"))?;
+        let done = self.command(words)?.output();
+        let done = done.with_context(|| format!("cannot start {self:?}"))?;
         let stderr = String::from_utf8_lossy(&done.stderr);
         ensure!(done.status.success(), "{self:?} {words:?}: {}: {}", done.status, stderr.trim());
         Ok(String::from_utf8_lossy(&done.stdout).trim().to_owned())

@@ -1,4 +1,4 @@
-//! Podman in a guest, as another engine with Docker's API.
+//! Podman in a guest, as another engine that serves Docker's API.
 
 use std::process::Command;
 
@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{Container, Engine};
 
-/// Podman's service of Docker's API. Stopped when dropped, where it was not there before.
+/// Podman's service for Docker's API. Stopped on drop, unless it was already running.
 pub struct PodmanService {
     started: bool,
 }
@@ -22,14 +22,14 @@ impl PodmanService {
 impl Drop for PodmanService {
     fn drop(&mut self) {
         if self.started {
-            // Nobody else uses it; what is left ends with the guest.
+            // No other process uses it; anything left ends with the guest.
             let _ = systemctl(&["stop", "podman.socket", "podman.service"]);
         }
     }
 }
 
-/// A container in the cgroup of a service of systemd, as Podman's Quadlet makes them. Both are
-/// removed when dropped, the container first.
+/// A container in the cgroup of a systemd service, as Podman's Quadlet creates them. Both are
+/// removed on drop, the container first.
 pub struct Quadlet {
     pub container: Container,
     unit: Unit,
@@ -42,7 +42,7 @@ impl Quadlet {
         let name = super::fresh_name(what);
         let unit = Unit(format!("{name}.service"));
         let mut container = Container { engine: Engine::Podman, name, id: String::new() };
-        // As the generator of Quadlet writes the unit.
+        // The options that Quadlet's generator writes into a unit.
         let properties = ["--property=Delegate=yes", "--property=Type=notify"];
         let more = ["--property=NotifyAccess=all", "podman", "run", "--cgroups=split"];
         let options = ["--sdnotify=conmon", "--detach", "--network", "none", "--name"];
@@ -61,7 +61,7 @@ impl Quadlet {
         Ok(Self { container, unit })
     }
 
-    /// The service's name.
+    /// Returns the service's name.
     pub fn unit(&self) -> &str {
         &self.unit.0
     }
@@ -69,14 +69,14 @@ impl Quadlet {
 
 impl Drop for Unit {
     fn drop(&mut self) {
-        // It has ended with its container, and may be gone.
+        // The service ended with its container, and systemd may have unloaded it.
         let _ = systemctl(&["stop", &self.0]);
         let _ = systemctl(&["reset-failed", &self.0]);
     }
 }
 
 fn systemctl(words: &[&str]) -> Result<()> {
-    let done = Command::new("systemctl").args(words).output().context("systemctl")?;
+    let done = Command::new("systemctl").args(words).output().context("cannot start systemctl")?;
     if !done.status.success() {
         bail!("systemctl {words:?}: {}", String::from_utf8_lossy(&done.stderr).trim());
     }

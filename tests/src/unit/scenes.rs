@@ -1,4 +1,4 @@
-//! What a unit can meet on its host.
+//! Situations that a unit can meet on its host.
 
 use std::{
     fs,
@@ -12,7 +12,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{PATIENCE, PROGRAM, UNIT};
 
-/// Nobody on this host can start a process, as in a fork storm that nobody contains.
+/// A host on which no process can be started, as in a fork storm without containment. Restored on
+/// drop.
 pub struct NoRoom {
     found: String,
 }
@@ -22,7 +23,7 @@ impl NoRoom {
 
     pub fn begin() -> Result<Self> {
         let found = fs::read_to_string(Self::LIMIT)?;
-        // The kernel takes no less.
+        // The smallest value that the kernel accepts.
         fs::write(Self::LIMIT, "20")?;
         Ok(Self { found })
     }
@@ -34,7 +35,7 @@ impl Drop for NoRoom {
     }
 }
 
-/// The unit's journal as it grows; to read on needs no new process.
+/// The unit's journal as it grows. Reading on needs no new process.
 pub struct Journal {
     follower: Child,
     lines: ChildStdout,
@@ -42,12 +43,12 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Returns when it follows; the unit must have said something before.
+    /// Starts to follow the journal. It must already have an entry of the unit.
     pub fn follow() -> Result<Self> {
         let mut command = Command::new("journalctl");
         command.args(["--follow", "--unit", UNIT, "--output", "cat", "--lines", "1"]);
         let mut follower = command.stdout(Stdio::piped()).spawn()?;
-        let lines = follower.stdout.take().context("its output")?;
+        let lines = follower.stdout.take().context("journalctl has no stdout")?;
         let mut journal = Self { follower, lines, seen: Vec::new() };
         journal.await_some("\n")?;
         journal.seen.clear();
@@ -60,7 +61,7 @@ impl Journal {
             let mut ready = [PollFd::new(&self.lines, PollFlags::IN)];
             let count = poll(&mut ready, Some(&patience))?;
             let seen = String::from_utf8_lossy(&self.seen);
-            ensure!(count == 1, "silent for {PATIENCE:?}, and no {text:?} in {seen}");
+            ensure!(count == 1, "no output for {PATIENCE:?}, and no {text:?} in {seen}");
             let mut bytes = [0; 4096];
             let length = self.lines.read(&mut bytes)?;
             ensure!(length > 0, "the journal ended, and no {text:?} in {seen}");
@@ -77,7 +78,7 @@ impl Drop for Journal {
     }
 }
 
-/// An agent that was started by hand, in the unit's place. Killed on drop.
+/// An agent that an operator started instead of the unit. Killed on drop.
 pub struct ByHand(Child);
 
 impl ByHand {

@@ -1,9 +1,9 @@
-//! Limits of another place or of another kind.
+//! Limits of a parent cgroup, and limits of another kind.
 
 use super::*;
 
 #[test]
-fn p070_a_limit_above() {
+fn p070_a_cgroup_above_has_a_lower_limit() {
     let parent = FixtureCgroup::new("parent").unwrap();
     let _everywhere = Everywhere(parent.path().to_owned());
     parent.set_pids_max(15).unwrap();
@@ -15,8 +15,8 @@ fn p070_a_limit_above() {
     fine(&container, Code::Enforced);
 }
 
-/// The engine makes a parent of that path in each hierarchy of a hybrid host, and leaves it there.
-/// Removed when dropped, after the container.
+/// A parent cgroup's path. On a hybrid host, the engine makes a cgroup of that path in each hierarchy, and
+/// leaves it there. All are removed when this is dropped, after the container.
 struct Everywhere(String);
 
 impl Drop for Everywhere {
@@ -24,7 +24,7 @@ impl Drop for Everywhere {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         for mount in mounts.lines().filter(|line| line.contains(" - cgroup")) {
             if let Some(point) = mount.split(' ').nth(4) {
-                // Not every hierarchy has one.
+                // Not every hierarchy has the cgroup.
                 let _ = fs::remove_dir(format!("{point}{}", self.0));
             }
         }
@@ -32,17 +32,17 @@ impl Drop for Everywhere {
 }
 
 #[test]
-fn p071_a_limit_of_another_kind() {
+fn p071_the_limit_is_of_another_kind() {
     let container = sleeper("p071", &["--ulimit", "nproc=25"]);
     let report = first(&container, Code::WrongLayer);
     assert!(report.findings[0].title.contains("nproc=25"));
-    // Beside one with a limit it would be another container of the image that has none.
+    // Dropped, because it would count as another container of the image without a limit.
     drop(container);
-    // The same in a project whose file has no limit.
+    // The finding is also made for a project whose file has no limit.
     let project = Project::new();
     fs::write(project.file(), "services:\n  web:\n    image: x\n").unwrap();
     first(&run(&project, "p071-project", &["--ulimit", "nproc=25"]), Code::WrongLayer);
-    // Beside a limit it is nobody's mistake, and another ulimit limits no processes.
+    // With a real limit it is no mistake, and other ulimits do not limit processes.
     let options = ["--ulimit", "nproc=25", "--pids-limit", "30"];
     fine(&sleeper("p071-look-alike", &options), Code::Enforced);
     let other = sleeper("p071-other", &["--ulimit", "nofile=100"]);
@@ -50,7 +50,7 @@ fn p071_a_limit_of_another_kind() {
 }
 
 #[test]
-fn p070_a_parent_that_others_filled() {
+fn p070_other_containers_filled_the_parent() {
     let parent = FixtureCgroup::new("parent").unwrap();
     let _everywhere = Everywhere(parent.path().to_owned());
     let above = ["--cgroup-parent", parent.path(), "--pids-limit", "8"];
@@ -59,7 +59,7 @@ fn p070_a_parent_that_others_filled() {
     let _others: Vec<Ended> = (0..8).map(|_| Ended::moved_into(&place.pids)).collect();
     parent.set_pids_max(50).unwrap();
     fine(&container, Code::Enforced);
-    // Not lower than the container's own, and nothing is left of it.
+    // The parent's limit is not below the container's own, but it is used up.
     parent.set_pids_max(10).unwrap();
     let report = first(&container, Code::AncestorLimit);
     let title = &report.findings[0].title;
@@ -67,7 +67,7 @@ fn p070_a_parent_that_others_filled() {
 }
 
 #[test]
-fn p070_and_p040_stand_together() {
+fn p070_and_p040_are_both_reported() {
     let parent = FixtureCgroup::new("parent").unwrap();
     let _everywhere = Everywhere(parent.path().to_owned());
     let above = ["--cgroup-parent", parent.path(), "--pids-limit", "5"];
@@ -81,8 +81,8 @@ fn p070_and_p040_stand_together() {
     assert_eq!(codes, [Code::AncestorLimit, Code::ExecMigration]);
 }
 
-/// Numbers of processes are handed out per pid namespace since Linux 6.14, each with a maximum of its
-/// own; before, the write below would change the host's.
+/// Each pid namespace has a pid_max of its own since Linux 6.14. Before that, the write below would change
+/// the host's.
 #[test]
 fn p072_the_pid_namespace_has_no_numbers_left() {
     const HOST: &str = "/proc/sys/kernel/pid_max";
@@ -102,7 +102,7 @@ fn p072_the_pid_namespace_has_no_numbers_left() {
     let mut nsenter = Command::new("nsenter");
     let lower = nsenter.args(inside).arg("echo 301 > /proc/sys/kernel/pid_max");
     assert!(lower.status().unwrap().success());
-    assert_eq!(fs::read_to_string(HOST).unwrap(), before, "the host keeps its own");
+    assert_eq!(fs::read_to_string(HOST).unwrap(), before, "the host's is unchanged");
     let report = first(&container, Code::HostExhausted);
     assert!(report.findings[0].title.contains("291 of 301"), "{}", report.findings[0].title);
 }

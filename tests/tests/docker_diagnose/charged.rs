@@ -1,9 +1,9 @@
-//! What is charged to the container, and how it came in.
+//! The tasks that are charged to the container, and how they came in.
 
 use super::*;
 
 #[test]
-fn p040_docker_exec_and_p041_a_move_and_p042_a_lower_limit() {
+fn p040_docker_exec_p041_a_move_and_p042_a_lower_limit_are_told_apart() {
     let container = sleeper("p040", &["--pids-limit", "5"]);
     for _ in 0..12 {
         exec_beyond_the_limit(&container, &SLEEP);
@@ -30,11 +30,11 @@ fn p040_docker_exec_and_p041_a_move_and_p042_a_lower_limit() {
 }
 
 #[test]
-fn p050_entered_by_nsenter_or_a_shared_namespace() {
+fn p050_a_process_entered_by_nsenter_or_a_shared_namespace() {
     let container = sleeper("p050", &["--pids-limit", "25"]);
     let init = container.init().unwrap().to_string();
     let mut nsenter = Command::new("nsenter");
-    // What has entered ends with the nsenter that started it.
+    // The process that enters ends with the nsenter that started it.
     nsenter.args(["--target", &init, "--pid", "--"]);
     nsenter.args(["setpriv", "--pdeathsig", "KILL", "sleep", "600"]);
     let entered = Ended(nsenter.stdin(Stdio::null()).spawn().unwrap());
@@ -50,7 +50,7 @@ fn p050_entered_by_nsenter_or_a_shared_namespace() {
 }
 
 #[test]
-fn p060_threads_and_p090_nothing_wrong() {
+fn p060_threads_count_and_p090_nothing_is_wrong() {
     fine(&sleeper("p090", &["--pids-limit", "25"]), Code::Enforced);
     let node = mcp_guard_tests::docker::node_image().unwrap();
     let options = ["--pids-limit", "40"];
@@ -63,15 +63,15 @@ fn p060_threads_and_p090_nothing_wrong() {
 }
 
 #[test]
-fn p061_the_dead_that_nobody_reaps() {
-    // A shell that became sleep does not wait for what the shell started.
+fn p061_zombies_that_are_not_reaped_count() {
+    // A shell that execs sleep no longer waits for the children that it started.
     let program = ["sh", "-c", "for i in 1 2 3 4 5 6; do (exit 0) & done; exec sleep 600"];
     let options = ["--pids-limit", "25"];
     let container = Container::run("p061", &busybox_image().unwrap(), &options, &program).unwrap();
     wait_until("they are dead", || Ok(diagnose(&container).charged.zombies == 6)).unwrap();
     let report = first(&container, Code::Zombies);
     assert_eq!((report.charged.processes, report.charged.tasks), (1, Some(7)));
-    // One that waits for its children leaves nothing.
+    // A shell that waits for its children leaves no zombies.
     let program = ["sh", "-c", "for i in 1 2 3 4 5 6; do (exit 0) & done; wait; exec sleep 600"];
     let image = busybox_image().unwrap();
     let container = Container::run("p061-look-alike", &image, &options, &program).unwrap();

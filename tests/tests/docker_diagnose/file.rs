@@ -1,4 +1,4 @@
-//! What the compose file says, and what became of it.
+//! Limits in the compose file, and how they are lost.
 
 use super::*;
 
@@ -20,7 +20,7 @@ fn p001_the_limit_came_into_the_file_after_the_container() {
 }
 
 #[test]
-fn p007_somebody_updated_it_behind_the_file() {
+fn p007_an_update_changed_it_without_the_file() {
     let project = Project::new();
     project.write(25);
     let container = run(&project, "p007", &["--pids-limit", "25"]);
@@ -28,7 +28,7 @@ fn p007_somebody_updated_it_behind_the_file() {
     update(&container, 500);
     let report = first(&container, Code::Drift);
     assert_eq!((report.declared, report.effective_limit), (Some(25), Some(500)));
-    // A file that changed afterwards is another cause.
+    // If the file changed afterwards, the cause is another one.
     project.write_after(&container, 25);
     first(&container, Code::NotRecreated);
 }
@@ -39,7 +39,7 @@ fn p005_null_and_zero_are_told_apart() {
         assert_eq!(container.inspect("json .HostConfig.PidsLimit").unwrap(), kept);
         first(container, Code::ExplicitUnlimited).findings[0].title.clone()
     };
-    // Made without a limit, however that was said.
+    // Three ways to create a container without a limit.
     for options in [&[][..], &["--pids-limit", "0"], &["--pids-limit", "-1"]] {
         let container = sleeper("p005", options);
         let made = kept(&container, "null");
@@ -57,7 +57,7 @@ fn p005_null_and_zero_are_told_apart() {
 }
 
 #[test]
-fn p005_an_update_that_took_the_files_limit_away() {
+fn p005_an_update_removed_the_limit_of_the_file() {
     let project = Project::new();
     project.write(25);
     let container = run(&project, "p005-file", &["--pids-limit", "25"]);
@@ -69,7 +69,7 @@ fn p005_an_update_that_took_the_files_limit_away() {
 }
 
 #[test]
-fn p005_and_p002_a_file_that_says_none() {
+fn p005_and_p002_the_file_asks_for_no_limit() {
     let project = Project::new();
     let container = run(&project, "p005-none", &[]);
     let write = |limit: &str| {
@@ -79,20 +79,20 @@ fn p005_and_p002_a_file_that_says_none() {
     write("-1");
     let report = first(&container, Code::ExplicitUnlimited);
     assert!(report.findings[0].title.contains("pids_limit: -1"), "{report:#?}");
-    // compose takes 0 for not set.
+    // compose treats 0 as not set.
     write("0");
     first(&container, Code::NeverDeclared);
 }
 
 #[test]
-fn a_limit_from_a_variable_is_possible_only() {
+fn a_limit_from_a_variable_is_only_a_possible_cause() {
     let project = Project::new();
     let text = "services:\n  web:\n    image: x\n    pids_limit: ${MCP_PIDS:-500}\n";
     fs::write(project.file(), text).unwrap();
     let env = project.folder().join(".env.production");
     fs::write(&env, "MCP_PIDS=25 # of them\n").unwrap();
     let named = format!("--label=com.docker.compose.project.environment_file={}", env.display());
-    // As the shell had it.
+    // The shell's environment had another value when compose ran.
     let container = run(&project, "variable", &[&named, "--pids-limit", "100"]);
     let report = diagnose(&container);
     assert_eq!((report.verdict, report.declared), (Verdict::Enforced, Some(100)));
@@ -107,7 +107,7 @@ fn a_limit_from_a_variable_is_possible_only() {
 #[test]
 fn files_that_labels_name_are_read_only_where_that_is_safe() {
     let project = Project::new();
-    let says = |container: &Container| {
+    let title = |container: &Container| {
         let report = diagnose(container);
         let text = serde_json::to_string(&report).unwrap();
         assert!(!text.contains("root:"), "{text}");
@@ -116,7 +116,7 @@ fn files_that_labels_name_are_read_only_where_that_is_safe() {
     // A link to a file with secrets.
     symlink("/etc/shadow", project.file()).unwrap();
     let container = run(&project, "hostile", &[]);
-    assert!(says(&container).contains("not read"), "a link");
+    assert!(title(&container).contains("not read"), "a link");
     fs::remove_file(project.file()).unwrap();
     rustix::fs::mknodat(
         rustix::fs::CWD,
@@ -126,17 +126,20 @@ fn files_that_labels_name_are_read_only_where_that_is_safe() {
         0,
     )
     .unwrap();
-    assert!(says(&container).contains("no regular file"), "a pipe that nobody writes");
+    assert!(title(&container).contains("not a regular file"), "a pipe without a writer");
     fs::remove_file(project.file()).unwrap();
     fs::write(project.file(), " ".repeat(10 << 20)).unwrap();
-    assert!(says(&container).contains("larger than"), "ten megabytes");
+    assert!(title(&container).contains("larger than"), "ten megabytes");
     fs::remove_file(project.file()).unwrap();
     project.write(25);
     let inside = format!("{}:/p", project.folder().display());
     let writer = sleeper("writer", &["--volume", &inside]);
-    assert!(says(&container).contains("containers can write to"), "a volume");
+    assert!(title(&container).contains("containers can write to"), "a volume");
     output(&["kill", &writer.name]).unwrap();
-    assert!(says(&container).contains("containers can write to"), "of one that has ended");
+    assert!(
+        title(&container).contains("containers can write to"),
+        "a volume of a container that has ended"
+    );
     drop(writer);
     let label = "com.docker.compose.project.config_files=/etc/shadow";
     let shadow = sleeper(
@@ -150,5 +153,5 @@ fn files_that_labels_name_are_read_only_where_that_is_safe() {
             label,
         ],
     );
-    assert!(says(&shadow).contains("not read"), "a file that is no compose file");
+    assert!(title(&shadow).contains("not read"), "a file that is not a compose file");
 }

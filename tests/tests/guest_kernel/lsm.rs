@@ -1,6 +1,6 @@
-//! BPF LSM: whether the kernel lists it, and whether a program of that kind does anything.
+//! BPF LSM: whether the kernel lists it, and whether it obeys an LSM program.
 //!
-//! A kernel may load and attach such a program and never run it, so the test looks at an effect.
+//! A kernel may load and attach such a program and never run it, so the test checks for an effect.
 
 use std::{fs, path::PathBuf, process::Command};
 
@@ -11,12 +11,12 @@ use rustix::{
     process::{getpriority_process, setpriority_process},
 };
 
-/// A hook that nothing but this test passes meanwhile: a change of a process's priority.
+/// A hook that only this test triggers while it runs: a change of a process's priority.
 const HOOK: &str = "task_setnice";
 /// `r0 = -EPERM; exit`.
 const CODE: [u8; 16] = [0xb7, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x95, 0, 0, 0, 0, 0, 0, 0];
 
-/// A mount of securityfs of our own: not every image has one.
+/// Our own mount of securityfs, because not every image has one.
 struct SecurityFs(tempfile::TempDir);
 
 impl SecurityFs {
@@ -44,7 +44,7 @@ pub fn is_listed() -> bool {
     list.trim().split(',').any(|name| name == "bpf")
 }
 
-/// The smallest object that a loader takes: one section of code, with one function in it.
+/// Builds the smallest object that a loader accepts: one section of code with one function.
 fn object() -> Vec<u8> {
     const NAMES: &[u8] = b"\0lsm/task_setnice\0.symtab\0.strtab\0deny\0";
     let [lsm, symtab, strtab, deny] = [1, 18, 26, 34];
@@ -82,12 +82,13 @@ fn object() -> Vec<u8> {
     bytes
 }
 
-/// The priority of this process as it is, set once more.
+/// Sets this process's priority to its current value, which changes nothing.
 fn set_priority() -> Result<(), Errno> {
     setpriority_process(None, getpriority_process(None)?)
 }
 
-/// Whether a program that denies is obeyed; else what stood against it.
+/// Returns whether the kernel obeys a program that denies. Returns an error if the program cannot be loaded
+/// or attached.
 fn is_obeyed() -> Result<bool, anyhow::Error> {
     let mut object = Ebpf::load(&object())?;
     let program: &mut Lsm = object.program_mut("deny").unwrap().try_into()?;
@@ -97,14 +98,14 @@ fn is_obeyed() -> Result<bool, anyhow::Error> {
 }
 
 #[test]
-fn a_program_is_obeyed_exactly_where_the_kernel_lists_bpf() {
+fn an_lsm_program_is_obeyed_only_if_the_kernel_lists_bpf() {
     let listed = is_listed();
     assert_eq!(set_priority(), Ok(()));
     let obeyed = is_obeyed();
-    assert_eq!(set_priority(), Ok(()), "it went with its object");
+    assert_eq!(set_priority(), Ok(()), "the program is gone with its object");
     assert_eq!(obeyed.as_ref().is_ok_and(|obeyed| *obeyed), listed, "{obeyed:?}");
     fact::record("BPF LSM", super::yes_or_no(listed)).unwrap();
     if std::env::var_os("MCP_GUARD_TEST_GUEST").is_some() {
-        assert!(listed, "Debian's kernels have it from Linux 6.1 on");
+        assert!(listed, "Debian's kernels list bpf from Linux 6.1 on");
     }
 }

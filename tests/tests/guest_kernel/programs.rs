@@ -1,4 +1,4 @@
-//! Our programs on this kernel, and the agent where the host lacks something.
+//! Our BPF programs on this kernel, and the agent on a host that lacks something.
 
 use std::{collections::BTreeMap, fs, path::Path, process::Command, thread};
 
@@ -25,11 +25,11 @@ use serde_json::Value;
 use super::{lsm, run};
 
 const GUARD: GuardId = GuardId(9);
-/// `USER_HZ`: clock ticks of `/proc/PID/stat` are hundredths of a second.
+/// `USER_HZ`: a clock tick of `/proc/PID/stat` is a hundredth of a second.
 const TICK_NS: u64 = 10_000_000;
 const SIGKILL: u32 = 9;
 
-/// What `/proc` says of a process.
+/// The facts of a process from `/proc`.
 struct Shown {
     parent: u32,
     start_ticks: u64,
@@ -44,19 +44,19 @@ fn shown(pid: u32) -> Shown {
     Shown { parent: fields[1].parse().unwrap(), start_ticks: fields[19].parse().unwrap(), argv }
 }
 
-/// Whether the tracepoint tells which thread was the last of its process.
-fn group_dead_is_told() -> bool {
+/// Returns whether the tracepoint reports which thread was the last of its process.
+fn group_dead_is_reported() -> bool {
     let btf = Btf::read(Path::new(VMLINUX)).unwrap();
     btf.tracepoint_arguments("sched_process_exit").is_some_and(|count| count >= 2)
 }
 
-/// A gateway, a launcher and a server: told by the kernel as `/proc` shows them.
+/// Compares the kernel's records of a gateway, a launcher and a server with `/proc`.
 #[test]
-fn what_the_programs_read_is_what_proc_shows() {
-    // All offsets are found, all programs load.
+fn the_programs_read_the_same_facts_as_proc() {
+    // It finds all offsets and loads all programs.
     let mut kernel = Kernel::start(KernelOptions::default()).unwrap();
     fact::record("BTF", "yes").unwrap();
-    fact::record("exit", if group_dead_is_told() { "told" } else { "found out" }).unwrap();
+    fact::record("exit", if group_dead_is_reported() { "reported" } else { "detected" }).unwrap();
     let cgroup = FixtureCgroup::new("btf").unwrap();
     kernel.clear_totals(GUARD).unwrap();
     kernel.add_cgroup(CgroupId(cgroup.id()), GUARD).unwrap();
@@ -65,14 +65,14 @@ fn what_the_programs_read_is_what_proc_shows() {
     let pids = cgroup.procs().unwrap().into_iter().map(i32::cast_unsigned);
     let all: BTreeMap<u32, Shown> = pids.map(|pid| (pid, shown(pid))).collect();
     assert_eq!(all.len(), 3);
-    // The gateway by SIGKILL, the others by the end of their input.
+    // The gateway ends by SIGKILL, the others by the end of their input.
     drop(leak);
     cgroup.wait_until("ended", DEADLINE, || cgroup.procs().unwrap().is_empty()).unwrap();
 
-    let told: Vec<RingRecord> = std::iter::from_fn(|| kernel.next_record()).collect();
+    let records: Vec<RingRecord> = std::iter::from_fn(|| kernel.next_record()).collect();
     for (pid, shown) in &all {
         let came = if *pid == gateway { Kind::Attach } else { Kind::Fork };
-        let mine: Vec<&RingRecord> = told.iter().filter(|one| one.event.tgid == *pid).collect();
+        let mine: Vec<&RingRecord> = records.iter().filter(|one| one.event.tgid == *pid).collect();
         let kinds: Vec<Kind> = mine.iter().map(|one| one.kind).collect();
         assert_eq!(kinds, [came, Kind::Exec, Kind::Exit], "{pid}");
         let [birth, exec, exit] = mine[..] else { panic!("as just seen") };
@@ -91,7 +91,7 @@ fn what_the_programs_read_is_what_proc_shows() {
     assert_eq!(counted, [1, 2, 3, 3]);
 }
 
-/// The agent pins nothing, so it does without the file system for that.
+/// The agent pins nothing, so it needs no bpffs.
 #[test]
 fn the_agent_needs_no_bpffs() {
     let without_bpffs = || {
@@ -105,15 +105,15 @@ fn the_agent_needs_no_bpffs() {
         let checks = doctor();
         assert_eq!(checks["BPF"].0, "ok", "{checks:?}");
     };
-    // A thread of its own: its view of the mounts ends with it.
+    // In a thread of its own, because its view of the mounts ends with it.
     thread::spawn(without_bpffs).join().unwrap();
 }
 
 /// Gives this thread, and what it starts, a view of the mounts without bpffs.
 #[allow(unsafe_code, reason = "unshare is unsafe for what it may do to other threads")]
 fn leave_mounts_behind() {
-    // SAFETY: a mount namespace unshares no memory and no descriptors; the working directory and the
-    // root, which go with it, stay what they are.
+    // SAFETY: a new mount namespace unshares no memory and no descriptors. It also unshares the root and the
+    // working directory, which keep their values.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
     let run = |line: &str| {
         let mut words = line.split(' ');
@@ -131,9 +131,9 @@ fn leave_mounts_behind() {
     assert_eq!(mounted(), 0);
 }
 
-/// As in a cgroup that a container made, or below a root that keeps the controller to itself.
+/// For example a cgroup that a container made, or one below a root that does not hand the controller down.
 #[test]
-fn a_cgroup_without_pids_files_is_counted_and_frozen_but_not_clamped() {
+fn a_cgroup_without_the_pids_controller_is_counted_and_frozen_but_not_clamped() {
     let above = FixtureCgroup::new("no-pids").unwrap();
     let cgroup = above.child("inside").unwrap();
     assert!(!cgroup.pids_dir().join("pids.max").exists());
@@ -144,7 +144,7 @@ fn a_cgroup_without_pids_files_is_counted_and_frozen_but_not_clamped() {
         Some((*outcome, detail.clone()))
     };
     let (outcome, detail) = agent.await_record("an outcome", outcome).unwrap();
-    assert_eq!((outcome, detail.as_str()), (Outcome::Failed, "it has no pids controller"));
+    assert_eq!((outcome, detail.as_str()), (Outcome::Failed, "the cgroup has no pids controller"));
     let watched = agent.guard(cgroup.id()).unwrap();
     assert_eq!((watched.pids_max, watched.pids_current), (None, None));
     assert_eq!((watched.guard.processes, watched.guard.identities[PACKAGE].live), (9, 4));
@@ -158,16 +158,16 @@ fn a_cgroup_without_pids_files_is_counted_and_frozen_but_not_clamped() {
     assert!(leak.end().unwrap().success());
 }
 
-/// A kernel that lets a task be preempted inside a program leaves that program out for others on the
-/// CPU (Linux 7). It says how often, and what the agent believes comes right all the same.
+/// From Linux 7 on, a task may be preempted inside a program, and the program then does not run for other
+/// tasks on that CPU. The kernel reports how often, and the agent still corrects its registry.
 #[test]
-fn what_the_kernel_leaves_out_is_told_and_made_good() {
+fn missed_program_runs_are_reported_and_the_registry_is_corrected() {
     let cgroup = FixtureCgroup::new("storm").unwrap();
     let mut agent = Agent::start(&observing(&cgroup)).unwrap();
     let ledger = run(&cgroup, "--case bomb --seconds 5 --workers 4 --alive 50");
     let mut known = Vec::new();
     agent
-        .wait_until("nobody is believed to live", |agent| {
+        .wait_until("no process is listed", |agent| {
             known = agent.guard(cgroup.id())?.guard.pids;
             Ok(known.is_empty())
         })
@@ -176,11 +176,11 @@ fn what_the_kernel_leaves_out_is_told_and_made_good() {
     let left_out = agent.status().unwrap().losses["recursion"];
     let missing =
         (ledger.processes - totals.process_forks) + (ledger.processes + 1 - totals.process_exits);
-    assert!(missing <= left_out, "{missing} missing, {left_out} told");
+    assert!(missing <= left_out, "{missing} missing, {left_out} reported");
     fact::record("programs", if left_out == 0 { "all run" } else { "some left out" }).unwrap();
 }
 
-/// Check -> state and detail.
+/// Runs `doctor`, and returns each check's state and detail by its name.
 fn doctor() -> BTreeMap<String, (String, String)> {
     let folder = tempfile::tempdir().unwrap();
     let mut doctor = command(folder.path(), "/nonexistent").unwrap();
@@ -195,8 +195,8 @@ fn doctor() -> BTreeMap<String, (String, String)> {
 }
 
 #[test]
-fn doctor_describes_a_pure_version_2_host_without_an_engine() {
-    // One to look at: the root has none of the files in question.
+fn doctor_describes_a_pure_cgroup_v2_host_without_an_engine() {
+    // Doctor needs a cgroup to check, because the root has none of the files in question.
     let cgroup = FixtureCgroup::new("doctor").unwrap();
     let checks = doctor();
     let root = cgroup.unified_dir().parent().unwrap().display();
@@ -208,7 +208,7 @@ fn doctor_describes_a_pure_version_2_host_without_an_engine() {
         ("BPF", "ok", "all six programs".to_owned()),
         ("cgroups", "ok", format!("version 2 at {root}")),
         ("pids controller", "ok", format!("version 2 at {root}")),
-        ("cgroup files", state(own), "cgroup.kill is there".to_owned()),
+        ("cgroup files", state(own), "cgroup.kill present".to_owned()),
         ("Docker", "degraded", "/nonexistent".to_owned()),
     ] {
         let (found, detail) = &checks[name];

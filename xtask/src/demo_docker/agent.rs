@@ -1,4 +1,5 @@
-//! The agent under the demo: started, asked, and read back. All its field names are here.
+//! The demo's agent: starts it, asks for its status, and reads its audit. All uses of its status
+//! fields are here.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -18,11 +19,11 @@ use crate::{program, workspace};
 pub struct Agent {
     child: Child,
     folder: tempfile::TempDir,
-    /// Lines of the audit that were handed out.
+    /// How many lines of the audit were already returned.
     audit_seen: usize,
 }
 
-/// What the agent says about the guarded container.
+/// The agent's status of the guarded container.
 pub struct View {
     pub state: String,
     pub live: u64,
@@ -35,10 +36,10 @@ impl Agent {
         let folder = tempfile::Builder::new()
             .prefix("mcp-guard-test-demo-")
             .tempdir()
-            .context("cannot make a folder for the agent")?;
+            .context("cannot create a folder for the agent")?;
         let file = |name: &str| folder.path().join(name);
         fs::write(file("policy.toml"), policy(response)).context("cannot write the policy")?;
-        let log = File::create(file("agent.log")).context("cannot make the agent's log")?;
+        let log = File::create(file("agent.log")).context("cannot create the agent's log")?;
         let child = command(folder.path())
             .args(["run", "--policy"])
             .arg(file("policy.toml"))
@@ -68,7 +69,8 @@ impl Agent {
         bail!("the agent does not guard {name}")
     }
 
-    /// Nothing while the agent does not answer or does not know the container.
+    /// Returns the status of a container, or None if the agent does not answer or does not know the
+    /// container.
     pub fn view(&self, name: &str, identity: &str) -> Option<View> {
         let mut status = command(self.folder.path());
         let text = program::output(status.args(["status", "--json"])).ok()?;
@@ -83,21 +85,22 @@ impl Agent {
     }
 
     pub fn check_alive(&mut self) -> Result<()> {
-        if let Some(status) = self.child.try_wait().context("cannot look at the agent")? {
+        if let Some(status) = self.child.try_wait().context("cannot check the agent")? {
             self.show_log();
             bail!("the agent ended with {status}");
         }
         Ok(())
     }
 
-    /// Asks the agent to end, and reads its whole audit. An agent that does not end, or that ends
-    /// badly, is an error.
+    /// Stops the agent and reads its whole audit. Returns an error if the agent does not end or does
+    /// not exit with 0.
     pub fn stop(mut self) -> Result<Audit> {
         self.check_alive()?;
-        kill_process(Pid::from_child(&self.child), Signal::TERM).context("cannot ask the agent")?;
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, Signal::TERM).context("cannot send SIGTERM to the agent")?;
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(20) {
-            if let Some(status) = self.child.try_wait().context("cannot look at the agent")? {
+            if let Some(status) = self.child.try_wait().context("cannot check the agent")? {
                 if !status.success() {
                     self.show_log();
                     bail!("the agent ended with {status}");
@@ -110,7 +113,7 @@ impl Agent {
         bail!("the agent did not end within 20 s after SIGTERM")
     }
 
-    /// Whole lines only: the last one may be half written.
+    /// Returns the complete lines: the last one may be partly written.
     fn audit_lines(&self) -> Result<Vec<String>> {
         let file = self.folder.path().join("audit.jsonl");
         let text = if file.is_file() {
@@ -134,7 +137,7 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         if matches!(self.child.try_wait(), Ok(None)) {
-            // Asked first: it gives back what it holds. The container is removed after it.
+            // SIGTERM first, so that it releases its holds. The container is removed afterwards.
             let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
             sleep(Duration::from_secs(2));
             let _ = self.child.kill();
@@ -153,7 +156,8 @@ fn run_dir(folder: &Path) -> PathBuf {
     folder.join("run")
 }
 
-/// Short ages, so that the story takes seconds; the bursts of the client itself are not judged.
+/// Returns the demo's policy. The ages are short, so that the demo takes seconds, and the burst
+/// thresholds are too high for the client to reach.
 fn policy(response: &str) -> String {
     format!(
         r#"mode = "enforce"
@@ -192,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_the_status() {
+    fn the_status_is_read() {
         let status = serde_json::json!({"guards": [{"name": "demo", "state": "frozen",
             "pids": [9, 7], "identities": {"magic": {"live": 2}}}]});
         let view = view(&status, "demo", "magic").unwrap();

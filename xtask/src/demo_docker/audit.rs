@@ -1,4 +1,4 @@
-//! The agent's audit log, as the demo tells and checks it.
+//! The agent's audit log, as the demo shows and checks it.
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -11,23 +11,24 @@ pub struct Audit {
 }
 
 impl Audit {
-    /// The leak was found by its package, each outcome follows its intent, and what was frozen was
-    /// given back.
+    /// Checks that the leak was attributed to its package, that each outcome follows its intent, and
+    /// that a freeze was released.
     pub fn check(&self, response: &str) -> Result<()> {
         let records = self.lines.iter().map(|line| {
-            serde_json::from_str(line).with_context(|| format!("not JSON in the audit: {line}"))
+            serde_json::from_str(line)
+                .with_context(|| format!("a line of the audit is not JSON: {line}"))
         });
         let records: Vec<Value> = records.collect::<Result<_>>()?;
         check_order(&records)?;
         let named = |record: &&Value| record["cause"]["identity"] == container::IDENTITY;
         if !records.iter().filter(named).any(|record| record["response"] == response) {
-            bail!("no {response} for {}", container::IDENTITY);
+            bail!("the audit has no {response} for {}", container::IDENTITY);
         }
-        let given_back = records
+        let released = records
             .iter()
             .any(|record| record["event"] == "release" && record["outcome"] == "done");
-        if response == "freeze" && !given_back {
-            bail!("the agent ended and did not give the freeze back");
+        if response == "freeze" && !released {
+            bail!("the agent ended without releasing the freeze");
         }
         Ok(())
     }
@@ -39,7 +40,7 @@ fn check_order(records: &[Value]) -> Result<()> {
         if record["event"] == "intent" {
             intents.push(&record["incident"]);
         } else if record["event"] == "outcome" && !intents.contains(&&record["incident"]) {
-            bail!("an outcome without an intent before it: {record}");
+            bail!("the audit has an outcome without an intent before it: {record}");
         }
     }
     if intents.is_empty() {
@@ -48,14 +49,14 @@ fn check_order(records: &[Value]) -> Result<()> {
     Ok(())
 }
 
-/// Whether a line says that the response was carried out.
+/// Returns whether a line reports that the response was carried out.
 pub fn says_done(line: &str, response: &str) -> bool {
     serde_json::from_str::<Value>(line).is_ok_and(|line| {
         line["event"] == "outcome" && line["response"] == response && line["outcome"] == "done"
     })
 }
 
-/// A line in words; nothing for those that are no part of the story.
+/// Returns a line in words, or None for lines that the demo does not show.
 pub fn told(line: &str) -> Option<String> {
     let line: Value = serde_json::from_str(line).ok()?;
     let word = |field: &str| line[field].as_str().unwrap_or("?").to_owned();
@@ -109,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_freeze_must_be_given_back_and_be_for_the_package() {
+    fn a_freeze_must_be_released_and_be_for_the_package() {
         assert!(audit(&[INTENT, OUTCOME]).check("freeze").is_err());
         assert!(audit(&[INTENT, OUTCOME, RELEASE]).check("kill").is_err());
         let other = INTENT.replace("@21st-dev/magic", "node");
@@ -117,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_told_in_words() {
+    fn a_line_is_shown_in_words() {
         let told = told(INTENT).unwrap();
         assert!(told.contains("about to freeze") && told.contains("8 live servers"), "{told}");
         assert!(says_done(OUTCOME, "freeze") && !says_done(OUTCOME, "kill"));

@@ -10,11 +10,11 @@ use crate::docker::{NODE_IMAGE, Rig};
 use crate::program;
 
 pub const NAME: &str = "mcp-guard-test-demo";
-/// What the agent must call the leak: the package, not `node`.
+/// The identity that the agent must report for the leak: the package, not `node`.
 pub const IDENTITY: &str = "@21st-dev/magic";
 const LABEL: &str = "mcp-guard.test=1";
 const PORT: &str = "8871";
-/// The container ends by itself, also where Ctrl-C ended the demo and the engine is not ours.
+/// Seconds until the container ends even if Ctrl-C ended the demo and the engine is not ours.
 const LIFE: &str = "600";
 
 pub struct Container<'a> {
@@ -54,10 +54,10 @@ impl<'a> Container<'a> {
             }
             sleep(Duration::from_millis(100));
         }
-        bail!("the gateway does not listen; `docker logs {NAME}` says why")
+        bail!("the gateway does not listen; see `docker logs {NAME}`")
     }
 
-    /// Its processes as Docker shows them, with the numbers of this host.
+    /// Returns the container's processes as Docker shows them, with the pids of this host.
     pub fn top(&self) -> Result<Vec<Process>> {
         let lines = program::output(self.rig.docker().args(["top", NAME, "-eo", "pid,args"]))?;
         lines.lines().skip(1).map(process).collect()
@@ -71,12 +71,13 @@ impl<'a> Container<'a> {
 impl Drop for Container<'_> {
     fn drop(&mut self) {
         if let Err(error) = remove(self.rig) {
-            crate::say::complain(&format!("container {NAME} may be left: {error:#}"));
+            crate::say::complain(&format!("cannot remove container {NAME}: {error:#}"));
         }
     }
 }
 
-/// Removes the container of this or an earlier demo; one without our label is somebody else's.
+/// Removes the container of this or an earlier demo. A container without our label is not ours and
+/// stays.
 fn remove(rig: &Rig) -> Result<()> {
     let ids = running(rig, &["ps", "--all", "--quiet"])?;
     if ids.is_empty() {
@@ -97,8 +98,10 @@ fn process(line: &str) -> Result<Process> {
     Ok(Process { pid, command: command.trim().to_owned() })
 }
 
-/// Whether a command line is the launcher of one server of the demo: each server has exactly one,
-/// first through `#!`, then as npx, then under the titles that npm gives itself.
+/// Returns whether a command line is the launcher of one of the demo's servers.
+///
+/// Each server has exactly one. It starts through `#!`, then runs as npx, then has the titles that
+/// npm gives itself.
 pub fn is_launcher(command: &str) -> bool {
     let called = command.strip_prefix("/usr/bin/env ").unwrap_or(command);
     command == "npm"
@@ -106,7 +109,7 @@ pub fn is_launcher(command: &str) -> bool {
         || called.starts_with("node /usr/bin/npx -y @21st-dev/magic")
 }
 
-/// The client. Ends when dropped, also while its other half in the container is frozen.
+/// The client. Ended on drop, also while its process in the container is frozen.
 pub struct Leak(Child);
 
 impl Leak {
@@ -124,7 +127,7 @@ impl Leak {
 
 impl Drop for Leak {
     fn drop(&mut self) {
-        // One that has ended already cannot be killed, and need not.
+        // Fails if it has already ended, which is fine.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -135,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_a_line_of_docker_top() {
+    fn a_line_of_docker_top_is_read() {
         let process = process("  812   npm exec @21st-dev/magic@0.1.0").unwrap();
         assert_eq!((process.pid, is_launcher(&process.command)), (812, true));
     }

@@ -1,4 +1,4 @@
-//! The test images, made from tar files: no image registry is needed.
+//! The test images, imported from tar files, so that no image registry is needed.
 
 use std::process::Command;
 
@@ -9,13 +9,13 @@ use super::rootfs::{self, Rootfs};
 use crate::say::step;
 use crate::{program, recipe};
 
-/// node, npm, real MCP servers and a leaking gateway.
+/// The image with node, npm, real MCP servers and a leaking gateway.
 pub const NODE_IMAGE: &str = "mcp-guard-test-node:latest";
-/// Only busybox.
+/// The image with only busybox.
 pub const BUSYBOX_IMAGE: &str = "mcp-guard-test-busybox:latest";
 
-/// Changes to an image at its import, one variable each: Podman takes no more. The containers have
-/// no network: npm must answer from its cache and must not ask anybody.
+/// Changes to an image at its import. Each sets only one variable, because Podman accepts no more.
+/// The containers have no network, so npm must work from its cache and make no request.
 pub const SETTINGS: [&str; 7] = [
     "ENV PATH=/usr/bin:/bin",
     "ENV HOME=/home/u",
@@ -26,7 +26,7 @@ pub const SETTINGS: [&str; 7] = [
     "WORKDIR /srv",
 ];
 
-/// Makes sure that the engine has both images, as this recipe defines them.
+/// Makes sure that the engine has the current version of both images.
 pub fn provide(engine: &Engine) -> Result<()> {
     let node = step("docker: files of the node image", rootfs::node)?;
     let busybox = step("docker: files of the busybox image", rootfs::busybox)?;
@@ -36,7 +36,8 @@ pub fn provide(engine: &Engine) -> Result<()> {
     })
 }
 
-/// Imports a tar under the key of all that defines the image, so that the next run sees that it is there.
+/// Imports a tar unless it is already there. The image's tag has a key of everything that defines the
+/// image.
 fn import(engine: &Engine, rootfs: &Rootfs, image: &str) -> Result<()> {
     let parts: Vec<String> = SETTINGS.map(str::to_owned).into();
     let keyed = image.replace("latest", &recipe::key(&rootfs.key, &parts));
@@ -53,5 +54,5 @@ fn import(engine: &Engine, rootfs: &Rootfs, image: &str) -> Result<()> {
 }
 
 fn run(command: &mut Command) -> Result<()> {
-    program::quietly(command).context("the engine did not take a test image")
+    program::quietly(command).context("cannot import a test image into the engine")
 }

@@ -1,7 +1,7 @@
-//! The process that starts, holds and stops a private Docker engine.
+//! The process that starts, keeps and stops a private Docker engine.
 //!
-//! It is the parent of dockerd, so it can end it by its own process handle, and it lives apart
-//! from the rest of xtask, so it cleans up after an end that nobody planned.
+//! It is the parent of dockerd, so it can stop it safely by its pid. It is separate from the rest of
+//! xtask, so it can clean up even if xtask is killed.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -24,18 +24,18 @@ const POLL: Duration = Duration::from_millis(50);
 /// Starts the engine, writes the path of its socket to stdout, and stops it when stdin ends.
 pub fn keep_engine() -> Result<()> {
     let cgroups = EngineCgroups::now()?;
-    // A short path: a Unix socket's path has at most 107 bytes.
+    // The path must be short: the path of a Unix socket has at most 107 bytes.
     let holder = tempfile::Builder::new()
         .prefix("mcp-guard-test-engine-")
         .tempdir_in("/var/tmp")
-        .context("cannot make a folder for the engine in /var/tmp")?;
+        .context("cannot create a folder for the engine in /var/tmp")?;
     let folder = holder.path();
     let mut dockerd = start(folder)?;
     let socket = folder.join("docker.sock");
     let ready = wait_until_ready(&mut dockerd, &socket, folder);
     if ready.is_ok() {
         say(&socket.to_string_lossy());
-        // What arrives is of no interest; only the end is.
+        // Input is ignored; only EOF matters.
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
     }
     let removed = if ready.is_ok() { remove_containers(&socket) } else { Ok(()) };
@@ -45,18 +45,18 @@ pub fn keep_engine() -> Result<()> {
 }
 
 fn start(folder: &Path) -> Result<Child> {
-    // An empty configuration: the one of this host is for this host's own engine.
+    // An empty configuration, because the host's configuration is for the host's own engine.
     let configuration = folder.join("daemon.json");
     fs::write(&configuration, "{}")
         .with_context(|| format!("cannot write {}", configuration.display()))?;
-    let log = File::create(folder.join("dockerd.log")).context("cannot make the engine's log")?;
+    let log = File::create(folder.join("dockerd.log")).context("cannot create the engine's log")?;
     let dockerd = program::find("dockerd").unwrap_or_else(|| PathBuf::from("dockerd"));
     let path = |name: &str| folder.join(name);
     Command::new(dockerd)
-        // No bridge and no packet filter rules: the containers have no network.
+        // The containers have no network, so no bridge and no packet filter rules are needed.
         .args(["--bridge=none", "--iptables=false", "--ip6tables=false"])
-        // The tests name cgroups by path and read `max`, which is another driver's `infinity`; guests have
-        // the systemd driver.
+        // The tests name cgroups by path and expect `max`, which is `infinity` with the systemd driver.
+        // That driver is tested in guests.
         .args(["--exec-opt", "native.cgroupdriver=cgroupfs"])
         .arg("--host")
         .arg(format!("unix://{}", path("docker.sock").display()))
@@ -68,7 +68,7 @@ fn start(folder: &Path) -> Result<Child> {
         .arg(path("exec"))
         .arg("--pidfile")
         .arg(path("docker.pid"))
-        // A containerd of this host may be used; its containers are not ours.
+        // dockerd may use this host's containerd: separate namespaces keep its containers apart.
         .args(["--containerd-namespace", "mcp-guard-test"])
         .args(["--containerd-plugins-namespace", "mcp-guard-test-plugins"])
         .stdin(Stdio::null())
@@ -84,9 +84,9 @@ fn wait_until_ready(dockerd: &mut Child, socket: &Path, folder: &Path) -> Result
         if super::answers(socket) {
             return Ok(());
         }
-        if let Some(status) = dockerd.try_wait().context("cannot look at dockerd")? {
+        if let Some(status) = dockerd.try_wait().context("cannot check dockerd")? {
             show_log(folder);
-            bail!("dockerd ended with {status}; does it run as root?");
+            bail!("dockerd ended with {status}; run it as root");
         }
         sleep(POLL);
     }
@@ -102,7 +102,8 @@ fn show_log(folder: &Path) {
     }
 }
 
-/// Every container of this engine is ours, also those a failed test left behind.
+/// Removes all containers of this engine. All of them are ours, including those that a failed test
+/// left behind.
 fn remove_containers(socket: &Path) -> Result<()> {
     let ids = program::output(super::patient_docker(socket).args(["ps", "--all", "--quiet"]))?;
     if ids.is_empty() {
@@ -113,11 +114,11 @@ fn remove_containers(socket: &Path) -> Result<()> {
 }
 
 fn stop(dockerd: &mut Child) -> Result<()> {
-    // A child that was not waited for keeps its number, so this can reach no other process.
+    // The child has not been reaped, so its pid cannot have been reused.
     let asked = kill_process(Pid::from_child(dockerd), Signal::TERM);
     let start = Instant::now();
     while asked.is_ok() && start.elapsed() < STOP_DEADLINE {
-        if dockerd.try_wait().context("cannot look at dockerd")?.is_some() {
+        if dockerd.try_wait().context("cannot check dockerd")?.is_some() {
             return Ok(());
         }
         sleep(POLL);

@@ -1,4 +1,4 @@
-//! What a private engine may leave behind, and its removal: processes, mounts, files, cgroups.
+//! Removes what a private engine may leave behind: processes, mounts, files, cgroups.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::program;
 pub struct EngineCgroups(Vec<PathBuf>);
 
 impl EngineCgroups {
-    /// Looks which ones are missing now; a private engine will make those.
+    /// Records which ones do not exist yet: a private engine will create those.
     pub fn now() -> Result<Self> {
         let mounts =
             fs::read_to_string("/proc/self/mountinfo").context("cannot read the mounts")?;
@@ -24,7 +24,8 @@ impl EngineCgroups {
     }
 }
 
-/// Removes everything that names `folder`, the folder itself, and the engine's cgroups.
+/// Ends the processes that name `folder`, unmounts everything below it, and removes it and the
+/// engine's cgroups.
 pub fn remove(folder: &Path, cgroups: &EngineCgroups) -> Result<()> {
     end_processes(folder)?;
     unmount(folder)?;
@@ -35,7 +36,7 @@ pub fn remove(folder: &Path, cgroups: &EngineCgroups) -> Result<()> {
     Ok(())
 }
 
-/// Ends processes with the folder in their command line: only the engine's own helpers name it.
+/// Ends processes with the folder in their command line. Only the engine's own helpers have it there.
 fn end_processes(folder: &Path) -> Result<()> {
     for signal in [Signal::TERM, Signal::KILL] {
         for _ in 0..50 {
@@ -64,26 +65,28 @@ fn names(pid: Pid, folder: &Path) -> bool {
         .is_ok_and(|words| words.windows(folder.len()).any(|part| part == folder))
 }
 
-/// Signals through a handle, and looks again after opening it: a number can get a new owner.
+/// Sends a signal through a pidfd, and checks the process again after opening it, because a pid can
+/// be reused.
 fn send(pid: Pid, folder: &Path, signal: Signal) {
     if let Ok(handle) = pidfd_open(pid, PidfdFlags::empty())
         && names(pid, folder)
     {
-        // A process that is already gone is what we want.
+        // Fails if the process has already ended, which is fine.
         let _ = pidfd_send_signal(handle, signal);
     }
 }
 
 fn unmount(folder: &Path) -> Result<()> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read the mounts")?;
-    // A later mount may lie on an earlier one.
+    // In reverse, because a later mount may be below an earlier one.
     for point in mount_points(&mounts).iter().rev().filter(|point| point.starts_with(folder)) {
         program::quietly(Command::new("umount").arg(point))?;
     }
     Ok(())
 }
 
-/// Removes an empty tree of cgroups, children first; one that holds a process stays and is named.
+/// Removes an empty tree of cgroups, children first. Returns an error that names the first cgroup
+/// that still has a process.
 fn remove_cgroup(cgroup: &Path) -> Result<()> {
     let entries =
         fs::read_dir(cgroup).with_context(|| format!("cannot list {}", cgroup.display()))?;
@@ -97,7 +100,7 @@ fn mount_points(mountinfo: &str) -> Vec<PathBuf> {
     mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from).collect()
 }
 
-/// The mount points of cgroup hierarchies, of both versions.
+/// Returns the mount points of cgroup hierarchies, of both versions.
 pub fn cgroup_mounts(mountinfo: &str) -> Vec<PathBuf> {
     let lines = mountinfo.lines();
     let cgroups = lines.filter(|line| line.contains(" - cgroup ") || line.contains(" - cgroup2 "));
@@ -115,13 +118,13 @@ mod tests {
 ";
 
     #[test]
-    fn finds_both_versions_of_cgroup_mounts() {
+    fn both_versions_of_cgroup_mounts_are_found() {
         let expected = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup/unified"].map(PathBuf::from);
         assert_eq!(cgroup_mounts(MOUNTS), expected);
     }
 
     #[test]
-    fn removes_a_tree_children_first() {
+    fn a_tree_is_removed_children_first() {
         let root = tempfile::tempdir().unwrap();
         let tree = root.path().join("docker");
         fs::create_dir_all(tree.join("a/b")).unwrap();

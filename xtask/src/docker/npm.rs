@@ -1,4 +1,4 @@
-//! npm, MCP servers and a leaking gateway, fetched once so that containers run them offline.
+//! npm, MCP servers and a leaking gateway, fetched once so that containers can run them offline.
 
 use std::fs;
 use std::path::Path;
@@ -8,31 +8,31 @@ use anyhow::{Context, Result};
 
 use crate::program;
 
-/// Real MCP servers, spelled as the containers start them: npm keeps each spelling apart.
+/// Real MCP servers, spelled the way the containers start them: npm caches each spelling separately.
 pub const SERVERS: [&str; 3] =
     ["@modelcontextprotocol/server-everything", "figma-mcp", "@21st-dev/magic@0.1.0"];
 /// A real gateway that never ends the server of a finished request.
 pub const GATEWAY: &str = "supergateway@3.4.3";
 
-/// Source maps, types, sources and texts in the packages of npm.
+/// Source maps, types, sources and texts in npm packages, which no program reads at run time.
 pub const UNREAD: [&str; 8] =
     ["*.map", "*.ts", "*.d.mts", "*.d.cts", "*.md", "*.flow", "LICENSE*", "*.html"];
 
-/// The npm of the image: as new as the one of this host, and independent of how the
-/// distribution lays its own out.
+/// Returns the npm package for the image: the same version as this host's npm, but without the
+/// distribution's layout.
 pub fn own_spec() -> Result<String> {
     let version = program::output(Command::new("npm").arg("--version"))?;
-    // npm may warn on stdout about its configuration; the version is the last line.
+    // npm may print warnings about its configuration on stdout; the version is the last line.
     Ok(format!("npm@{}", version.lines().last().unwrap_or("latest").trim()))
 }
 
-/// Fills `opt/` of a root folder: npm itself, its cache with the servers, and the gateway.
+/// Fills `opt/` of a root folder with npm itself, its cache with the servers, and the gateway.
 pub fn fill(root: &Path) -> Result<()> {
     let cache = root.join("opt/npm-cache");
     install(&cache, &root.join("opt/npm"), &own_spec()?)?;
     install(&cache, &root.join("opt/gw"), GATEWAY)?;
     for server in SERVERS {
-        // Runs `true` in the server's environment: everything is fetched, no server starts.
+        // Runs `true` in the server's environment, which fetches everything and starts no server.
         let package = format!("--package={server}");
         program::quietly(npm(&cache)?.args(["exec", "--yes", &package, "--", "true"]))
             .with_context(|| format!("cannot fetch the MCP server {server}"))?;
@@ -44,8 +44,8 @@ pub fn fill(root: &Path) -> Result<()> {
     remove_unread(&root.join("opt"))
 }
 
-/// Removes what no running program reads, half of the files: in a guest each is linked twice, under
-/// emulation.
+/// Removes files that no program reads at run time. They are half of all files, and in an emulated
+/// guest each file is linked twice.
 fn remove_unread(folder: &Path) -> Result<()> {
     let mut find = Command::new("find");
     find.arg(folder).args(["-type", "f", "("]);
@@ -56,14 +56,14 @@ fn remove_unread(folder: &Path) -> Result<()> {
 }
 
 fn install(cache: &Path, prefix: &Path, spec: &str) -> Result<()> {
-    fs::create_dir_all(prefix).with_context(|| format!("cannot make {}", prefix.display()))?;
+    fs::create_dir_all(prefix).with_context(|| format!("cannot create {}", prefix.display()))?;
     program::quietly(npm(cache)?.args(["install", "--no-audit", "--prefix"]).arg(prefix).arg(spec))
         .with_context(|| format!("cannot fetch {spec}"))
 }
 
-/// npm with a private cache, in a folder that is no project of anybody.
+/// Returns an npm command with a private cache, in a folder that is not an npm project.
 fn npm(cache: &Path) -> Result<Command> {
-    fs::create_dir_all(cache).with_context(|| format!("cannot make {}", cache.display()))?;
+    fs::create_dir_all(cache).with_context(|| format!("cannot create {}", cache.display()))?;
     let mut npm = Command::new("npm");
     npm.current_dir(cache)
         .env("npm_config_cache", cache)

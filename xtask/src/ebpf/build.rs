@@ -1,4 +1,4 @@
-//! The one way to call cargo for the kernel side.
+//! Runs cargo for the kernel side.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,8 +10,8 @@ use crate::{program, workspace};
 
 const TARGET: &str = "bpfel-unknown-none";
 
-/// The compiler flags that decide the bytes. `target-cpu=v3` gives atomics that return the old
-/// value; `--btf` keeps the types the loader needs.
+/// The compiler flags that affect the object. `target-cpu=v3` enables atomics that return the old
+/// value; `--btf` keeps the types that the loader needs.
 pub const FLAGS: [&str; 10] = [
     "-C",
     "linker=bpf-linker",
@@ -25,7 +25,7 @@ pub const FLAGS: [&str; 10] = [
     "bpf_target_arch=\"x86_64\"",
 ];
 
-/// Builds the object and returns where it is.
+/// Builds the object and returns its path.
 pub fn object(bpf_log: bool) -> Result<PathBuf> {
     let mut cargo = cargo("build")?;
     cargo.arg("--release");
@@ -36,20 +36,21 @@ pub fn object(bpf_log: bool) -> Result<PathBuf> {
     }
     program::run(&mut cargo).context("cannot build the kernel side")?;
     let release = target.join(TARGET).join("release");
-    // Cargo links both flavours to one name; under their own, neither is ever taken for the other.
+    // Cargo gives both variants the same name. With separate names they cannot be confused.
     let name = if bpf_log { "mcp-guard.bpf-log.o" } else { "mcp-guard.bpf.o" };
     let (linked, object) = (release.join("mcp-guard-ebpf"), release.join(name));
     if !linked.is_file() {
-        bail!("the build ended well, but there is no {}", linked.display());
+        bail!("the build succeeded, but {} does not exist", linked.display());
     }
     strip(&linked, &object)?;
     Ok(object)
 }
 
-/// Removes the DWARF sections; BTF with its line information stays.
+/// Removes the DWARF sections. BTF with its line information stays.
 ///
-/// DWARF is six times as large as the rest, and it names each crate by a hash of the folder the
-/// repository lies in: no remap reaches that, so without this no two clones had the same bytes.
+/// DWARF is six times as large as the rest, and it names each crate by a hash of the repository's
+/// folder. A path remap does not change that hash, so with DWARF no two clones would have the same
+/// bytes.
 fn strip(linked: &Path, object: &Path) -> Result<()> {
     let mut objcopy = Command::new(toolchain::objcopy()?);
     objcopy
@@ -59,14 +60,14 @@ fn strip(linked: &Path, object: &Path) -> Result<()> {
     program::quietly(&mut objcopy).context("cannot strip the kernel side")
 }
 
-/// Runs clippy over the kernel side, warnings being errors.
+/// Runs clippy on the kernel side, with warnings as errors.
 pub fn clippy() -> Result<()> {
     let mut cargo = cargo("clippy")?;
     cargo.args(["--release", "--", "-D", "warnings"]);
-    program::run(&mut cargo).context("clippy found something in the kernel side")
+    program::run(&mut cargo).context("clippy reported problems in the kernel side")
 }
 
-/// Checks the format of the kernel side (it is not a member of the workspace).
+/// Checks the format of the kernel side, which is not a member of the workspace.
 pub fn check_format() -> Result<()> {
     program::run(Command::new("cargo").current_dir(folder()).args(["fmt", "--check"]))
         .context("mcp-guard-ebpf is not formatted; run `cargo fmt` in it")
@@ -78,12 +79,12 @@ fn cargo(verb: &str) -> Result<Command> {
         .current_dir(folder())
         .args(["+nightly", verb, "--locked", "--target", TARGET, "-Z", "build-std=core"])
         .env("CARGO_ENCODED_RUSTFLAGS", rustflags()?.join("\u{1f}"))
-        // The caller's choice of target folder is for host programs.
+        // A target folder set by the caller is for host programs.
         .env_remove("CARGO_TARGET_DIR");
     Ok(cargo)
 }
 
-/// The flags, and a remap of every path of this machine that would end up in the object.
+/// Returns the flags, with a remap of every local path that would end up in the object.
 fn rustflags() -> Result<Vec<String>> {
     let mut flags: Vec<String> = FLAGS.iter().map(|flag| (*flag).to_owned()).collect();
     let mut remaps = vec![
@@ -91,7 +92,7 @@ fn rustflags() -> Result<Vec<String>> {
         (cargo_home()?, "/cargo"),
         (toolchain::sysroot()?, "/rust"),
     ];
-    // The last match wins. These folders are named after the registry this machine uses.
+    // The last match wins. These folders are named after the registry that this machine uses.
     remaps.extend(crate_folders()?.into_iter().map(|folder| (folder, "/crates")));
     for (from, to) in remaps {
         flags.push(format!("--remap-path-prefix={}={to}", from.display()));
@@ -99,7 +100,7 @@ fn rustflags() -> Result<Vec<String>> {
     Ok(flags)
 }
 
-/// The folders cargo unpacks crates into.
+/// Returns the folders into which cargo unpacks crates.
 fn crate_folders() -> Result<Vec<PathBuf>> {
     program::run(
         Command::new("cargo").current_dir(folder()).args(["fetch", "--quiet", "--locked"]),

@@ -1,4 +1,4 @@
-//! The hash of everything the committed object is built from.
+//! The hash of everything from which the committed object is built.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,9 +8,9 @@ use sha2::{Digest, Sha256};
 
 use super::{build, toolchain};
 
-/// A hex SHA-256 over the names and contents of all sources, and over the flags and toolchain.
+/// Returns a hex SHA-256 of the names and contents of all sources, the flags and the toolchain.
 ///
-/// Each part is written with its length before it, so that moving a byte from one file to the next
+/// Each part is hashed with its length before it, so that moving a byte from one file to the next
 /// changes the hash.
 pub fn hash(root: &Path) -> Result<String> {
     let mut hasher = Sha256::new();
@@ -33,7 +33,7 @@ fn add(hasher: &mut Sha256, name: &str, content: &[u8]) {
     }
 }
 
-/// The files, relative to the root and sorted.
+/// Returns the source files, relative to the root and sorted.
 fn names(root: &Path) -> Result<Vec<PathBuf>> {
     let mut names = Vec::new();
     let optional = [
@@ -73,9 +73,9 @@ fn rust_files(root: &Path, folder: &Path, names: &mut Vec<PathBuf>) -> Result<()
     Ok(())
 }
 
-/// The lines of the root Cargo.toml that mcp-guard-common inherits (`NAME.workspace = true`).
+/// Returns the lines of the root Cargo.toml that mcp-guard-common inherits (`NAME.workspace = true`).
 ///
-/// The rest of that file is about the agent; a new dependency of the agent must not ask for a new
+/// The rest of that file is about the agent: a new dependency of the agent must not require a new
 /// object.
 fn inherited(root: &Path) -> Result<String> {
     let read = |name: &str| {
@@ -90,7 +90,8 @@ fn inherited(root: &Path) -> Result<String> {
     Ok(lines.join("\n"))
 }
 
-/// The first word of a TOML line: `zerocopy` of both `zerocopy.workspace = true` and `zerocopy = "1"`.
+/// Returns the first word of a TOML line: `zerocopy` for both `zerocopy.workspace = true` and
+/// `zerocopy = "1"`.
 fn key(line: &str) -> &str {
     line.split(['.', ' ', '=']).next().unwrap_or("")
 }

@@ -1,4 +1,4 @@
-//! What building the kernel side needs beyond stable Rust, and which versions are pinned.
+//! The tools beyond stable Rust that a build of the kernel side needs, and their pinned versions.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -7,12 +7,12 @@ use anyhow::{Context, Result, bail};
 
 use crate::{program, workspace};
 
-/// The compiler the committed object was built with. Another one may give other bytes.
+/// The compiler with which the committed object was built. Another one may produce different bytes.
 pub const PINNED_RUSTC: &str = "rustc 1.97.0-nightly (e50aa6fba 2026-05-19)";
-/// The linker the committed object was built with, as its version line begins.
+/// The start of the version line of the linker with which the committed object was built.
 pub const PINNED_LINKER: &str = "bpf-linker 0.13.";
 
-/// Names every missing part with the command that brings it.
+/// Returns an error that names every missing part with the command that installs it.
 pub fn require() -> Result<()> {
     let missing = missing();
     if !missing.is_empty() {
@@ -21,8 +21,9 @@ pub fn require() -> Result<()> {
     Ok(())
 }
 
-/// Why what needs the toolchain is left out here; nothing where it can run. In CI what is missing is an
-/// error: nobody reads a green line twice.
+/// Returns why steps that need the toolchain are left out here, or None if they can run.
+///
+/// In CI a missing toolchain is an error: a skipped step would go unnoticed in a green run.
 pub fn reason_to_skip() -> Result<Option<String>> {
     judge(require(), workspace::in_ci())
 }
@@ -35,7 +36,8 @@ fn judge(required: Result<()>, in_ci: bool) -> Result<Option<String>> {
     }
 }
 
-/// Why a build here cannot be compared byte by byte with the committed object; nothing when it can.
+/// Returns why a build here cannot be compared byte by byte with the committed object, or None if it
+/// can.
 pub fn difference_from_pin() -> Option<String> {
     let missing = missing();
     if !missing.is_empty() {
@@ -43,23 +45,23 @@ pub fn difference_from_pin() -> Option<String> {
     }
     let rustc = rustc_version()?;
     if rustc != PINNED_RUSTC {
-        return Some(format!("nightly here is `{rustc}`, pinned is `{PINNED_RUSTC}`"));
+        return Some(format!("nightly is `{rustc}`, but `{PINNED_RUSTC}` is pinned"));
     }
     let linker = linker_version()?;
     if !linker.starts_with(PINNED_LINKER) {
-        return Some(format!("the linker here is `{linker}`, pinned is `{PINNED_LINKER}x`"));
+        return Some(format!("the linker is `{linker}`, but `{PINNED_LINKER}x` is pinned"));
     }
     None
 }
 
-/// The sysroot of the nightly toolchain.
+/// Returns the sysroot of the nightly toolchain.
 pub fn sysroot() -> Result<PathBuf> {
     let sysroot = program::output(nightly_rustc().args(["--print", "sysroot"]))
-        .context("cannot ask nightly for its sysroot")?;
+        .context("cannot find the sysroot of nightly")?;
     Ok(PathBuf::from(sysroot))
 }
 
-/// The program of nightly that removes sections from an object.
+/// Returns the path of nightly's objcopy, which removes sections from an object.
 pub fn objcopy() -> Result<PathBuf> {
     let host = program::output(nightly_rustc().args(["--print", "host-tuple"]))?;
     Ok(sysroot()?.join("lib/rustlib").join(host).join("bin/rust-objcopy"))
@@ -107,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_fails_in_ci_alone() {
+    fn a_missing_tool_is_an_error_only_in_ci() {
         let missing = || Err(anyhow::anyhow!("no linker"));
         assert_eq!(judge(missing(), false).unwrap().as_deref(), Some("no linker"));
         assert!(judge(missing(), true).is_err());

@@ -1,4 +1,4 @@
-//! Runs `cargo test`, shows its output as it comes, and counts its tests.
+//! Runs `cargo test`, shows its output as it arrives, and counts its tests.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, PipeReader};
@@ -13,21 +13,22 @@ use crate::counts::Counts;
 use crate::program;
 use crate::say::say;
 
-/// How long the output may stay open after cargo ended.
+/// How long the output may stay open after cargo has ended.
 const GRACE: Duration = Duration::from_secs(2);
-/// How often it is asked whether cargo ended.
+/// How often to check whether cargo has ended.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Runs `cargo test` to its end, or ends it after `limit`. A failed test is not an error; it is counted.
+/// Runs `cargo test` to its end, or kills it after `limit`. A failed test is counted and is not an
+/// error.
 pub fn cargo_test(command: &mut Command, limit: Duration) -> Result<Counts> {
     say(&format!("+ {}", program::line(command)));
     follow(command, limit, say)
 }
 
-/// Every line of a command's output goes to `show`.
+/// Runs a command, passes every line of its output to `show`, and counts its tests.
 fn follow(command: &mut Command, limit: Duration, show: fn(&str)) -> Result<Counts> {
-    let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
-    // One pipe for both streams keeps the name of a test program before its result.
+    let (reader, writer) = std::io::pipe().context("cannot create a pipe")?;
+    // With one pipe for both streams, the name of a test program stays before its result.
     let stderr = writer.try_clone().context("cannot share a pipe")?;
     let mut child = command
         .stdin(Stdio::null())
@@ -35,7 +36,7 @@ fn follow(command: &mut Command, limit: Duration, show: fn(&str)) -> Result<Coun
         .stderr(stderr)
         .spawn()
         .context("cannot start cargo")?;
-    // The command keeps our ends of the pipe; the reader waits until all of them are closed.
+    // The command holds our ends of the pipe: this closes them, so that the reader can reach the end.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let (done, whole) = channel();
     let (lines, parsed) = channel();
@@ -46,7 +47,8 @@ fn follow(command: &mut Command, limit: Duration, show: fn(&str)) -> Result<Coun
     let mut counts = count(&lines);
     counts.problem = match status {
         None => {
-            Some(format!("not over after {} s, while {} ran", limit.as_secs(), running(&lines)))
+            let seconds = limit.as_secs();
+            Some(format!("did not end within {seconds} s; {} was running", running(&lines)))
         }
         Some(_) if !closed => Some("a process that a test started is still running".into()),
         Some(status) if !status.success() && counts.failed == 0 => {
@@ -57,7 +59,7 @@ fn follow(command: &mut Command, limit: Duration, show: fn(&str)) -> Result<Coun
     Ok(counts)
 }
 
-/// How it ended; nothing where it had to be ended.
+/// Returns the exit status, or None if the child had to be killed.
 fn wait(child: &mut Child, limit: Duration) -> std::io::Result<Option<ExitStatus>> {
     let began = Instant::now();
     while began.elapsed() < limit {
@@ -74,13 +76,15 @@ fn pass_on(reader: PipeReader, show: fn(&str), lines: &Sender<String>, done: &Se
     for line in BufReader::new(reader).split(b'\n').map_while(Result::ok) {
         let line = String::from_utf8_lossy(&line).into_owned();
         show(&line);
-        // Nobody listens any more after the grace time.
+        // After the grace period the receiver is gone.
         let _ = lines.send(line);
     }
     let _ = done.send(());
 }
 
-/// What ran last: `test NAME ... ` is followed by its verdict, in a line with it where nobody else writes.
+/// Returns the tests that ran last.
+///
+/// The verdict follows `test NAME ... `, on the same line unless something else writes in between.
 fn running(lines: &[String]) -> String {
     let (mut program, mut tests) = (String::new(), BTreeSet::new());
     for line in lines {
@@ -105,7 +109,7 @@ fn running(lines: &[String]) -> String {
     if tests.is_empty() { program } else { format!("{program}::{}", tests.join(", ")) }
 }
 
-/// How cargo begins with the examples in a library's comments, of which it may have none.
+/// The line that begins the examples in a library's comments. A library may have no examples.
 const EXAMPLES: &str = "Doc-tests ";
 
 fn count(lines: &[String]) -> Counts {
@@ -118,7 +122,7 @@ fn count(lines: &[String]) -> Counts {
         } else if let Some(result) = line.strip_prefix("test result: ") {
             let tests = add(&mut counts, result);
             if tests == 0 && !examples {
-                // What it had is gone, or was never seen.
+                // Its tests are gone, or were never found.
                 counts.problem = Some(format!("{program} has no test"));
             }
         }
@@ -126,13 +130,14 @@ fn count(lines: &[String]) -> Counts {
     counts
 }
 
-/// The test program that a line of cargo's begins.
+/// Returns the name of the test program if a line of cargo begins one.
 fn program_of(line: &str) -> Option<String> {
     let words = line.trim_start();
     words.strip_prefix("Running ").or(words.strip_prefix(EXAMPLES)).map(short)
 }
 
-/// `ok. 12 passed; 0 failed; 1 ignored; 0 measured; ...`; how many tests that were.
+/// Adds the counts of a line like `ok. 12 passed; 0 failed; 1 ignored; 0 measured; ...`, and returns
+/// how many tests it has.
 fn add(counts: &mut Counts, result: &str) -> u64 {
     let number = |what: &str| {
         let field = result.split(['.', ';']).find_map(|field| field.trim().strip_suffix(what));
@@ -145,7 +150,7 @@ fn add(counts: &mut Counts, result: &str) -> u64 {
     passed + failed + ignored
 }
 
-/// `unittests src/lib.rs (target/debug/deps/mcp_guard-0123)` as `mcp_guard`.
+/// Shortens `unittests src/lib.rs (target/debug/deps/mcp_guard-0123)` to `mcp_guard`.
 fn short(name: &str) -> String {
     let file = name.rsplit(['/', '(']).next().unwrap_or(name).trim_end_matches(')');
     file.rsplit_once('-').map_or(file, |(stem, _)| stem).to_owned()
@@ -156,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_the_tests_of_several_programs() {
+    fn the_tests_of_several_programs_are_counted() {
         let output = "\
      Running tests/host_fork.rs (target/debug/deps/host_fork-77)
 test a ... ok
@@ -169,7 +174,7 @@ test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
     }
 
     #[test]
-    fn a_program_without_a_test_is_a_problem_and_a_library_without_examples_is_none() {
+    fn a_program_without_tests_is_a_problem_but_a_library_without_examples_is_not() {
         let none = "test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out;";
         let problem = |began: &str| count(&[began.to_owned(), none.to_owned()]).problem;
         let program = problem("     Running unittests src/main.rs (target/debug/deps/xtask-0a1b)");
@@ -178,7 +183,7 @@ test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
     }
 
     #[test]
-    fn a_left_over_process_does_not_hang_the_run() {
+    fn a_leftover_process_does_not_block_the_run() {
         let mut command = Command::new("sh");
         command.args(["-c", "sleep 3 & echo 'test result: ok. 1 passed; 0 failed;'"]);
         let counts = follow(&mut command, Duration::from_secs(60), |_| {}).unwrap();
@@ -186,7 +191,7 @@ test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
     }
 
     #[test]
-    fn what_does_not_end_is_ended_and_named() {
+    fn a_test_that_does_not_end_is_killed_and_named() {
         let script = "echo '     Running tests/host_x.rs (target/debug/deps/host_x-0a)'
             echo 'test a ... ok'
             printf 'test b ... '
@@ -194,11 +199,11 @@ test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
         let mut command = Command::new("sh");
         command.args(["-c", script]);
         let counts = follow(&mut command, Duration::from_secs(1), |_| {}).unwrap();
-        assert_eq!(counts.problem.unwrap(), "not over after 1 s, while host_x::b ran");
+        assert_eq!(counts.problem.unwrap(), "did not end within 1 s; host_x::b was running");
     }
 
     #[test]
-    fn of_tests_side_by_side_the_slow_ones_are_named() {
+    fn slow_tests_are_named_when_tests_run_in_parallel() {
         let lines = [
             "     Running unittests src/lib.rs (target/debug/deps/core-0a)",
             "test a has been running for over 60 seconds",

@@ -1,4 +1,4 @@
-//! What the tests as root need from the machine.
+//! The requirements of the root tests on this machine.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,24 +7,24 @@ use anyhow::{Context, Result, bail};
 
 const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";
 
-/// An error says what is missing.
+/// Checks the requirements. The error says what is missing.
 pub fn ready() -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("needs root: run it with sudo or in a root shell");
     }
     if !Path::new(KERNEL_TYPES).is_file() {
-        bail!("needs a kernel with BTF: there is no {KERNEL_TYPES}");
+        bail!("needs a kernel with BTF: {KERNEL_TYPES} does not exist");
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read the mounts")?;
-    let cgroup2 = cgroup2_mount(&mounts).context("needs cgroup2: no such mount here")?;
+    let cgroup2 = cgroup2_mount(&mounts).context("needs cgroup2: it is not mounted")?;
     probe(&cgroup2)
 }
 
-/// Major and minor number of the running kernel.
+/// Returns the major and minor version of the running kernel.
 pub fn kernel() -> Result<(u32, u32)> {
-    let release =
-        fs::read_to_string("/proc/sys/kernel/osrelease").context("the kernel's release")?;
-    numbers(&release).with_context(|| format!("not a kernel's release: {release:?}"))
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")
+        .context("cannot read the kernel release")?;
+    numbers(&release).with_context(|| format!("not a kernel release: {release:?}"))
 }
 
 fn numbers(release: &str) -> Option<(u32, u32)> {
@@ -37,7 +37,7 @@ fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
     line.split(' ').nth(4).map(PathBuf::from)
 }
 
-/// Makes and removes a cgroup: a read-only mount looks like any other until then.
+/// Creates and removes a cgroup: this is how a read-only mount shows.
 fn probe(cgroup2: &Path) -> Result<()> {
     let probe = cgroup2.join(format!("mcp-guard-test-probe-{}", std::process::id()));
     fs::create_dir(&probe)
@@ -50,14 +50,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_a_kernels_release() {
+    fn a_kernel_release_is_read() {
         assert_eq!(numbers("6.14.0-rc1+deb13-amd64\n"), Some((6, 14)));
         assert_eq!(numbers("7.2\n"), Some((7, 2)));
         assert_eq!(numbers("linux"), None);
     }
 
     #[test]
-    fn finds_cgroup2_on_a_hybrid_host() {
+    fn cgroup2_is_found_on_a_hybrid_host() {
         let mounts = "30 25 0:26 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n\
                       31 25 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
         assert_eq!(cgroup2_mount(mounts), Some(PathBuf::from("/sys/fs/cgroup/unified")));

@@ -1,4 +1,5 @@
-//! What the tests left on the machine: cgroups, BPF pins, mounts, folders, containers, processes.
+//! Finds what the tests left on the machine: cgroups, BPF pins, mounts, folders, containers,
+//! processes.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,8 +12,8 @@ use anyhow::{Result, bail};
 use crate::docker::{cgroup_mounts, containers};
 use crate::workspace;
 
-/// Everything of ours that is there now, one line each. An agent in real use on this machine is
-/// in the picture before the tests, too.
+/// Everything of mcp-guard that exists now, one line each. An agent in real use on this machine is in
+/// the picture taken before the tests too.
 pub struct Picture(BTreeSet<String>);
 
 impl Picture {
@@ -35,15 +36,16 @@ impl Picture {
         Self(seen)
     }
 
-    /// What has the name of a test, and was there before ours began.
+    /// Returns what an earlier run left: lines of this picture, taken before the tests, with the name
+    /// of a test.
     pub fn of_an_earlier_run(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(String::as_str).filter(|line| line.contains("mcp-guard-test-"))
     }
 
-    /// An error names what is there now and was not there then.
+    /// Takes a new picture. Returns an error that names everything that this one does not have.
     pub fn compare_with_now(&self) -> Result<()> {
         let mut left = Vec::new();
-        // The last process of a test may need a moment to end.
+        // The last process of a test may take a moment to end.
         for _ in 0..20 {
             left = Self::take().0.difference(&self.0).cloned().collect();
             if left.is_empty() {
@@ -74,7 +76,8 @@ fn named(what: &str, folder: &Path, seen: &mut BTreeSet<String>) {
     }
 }
 
-/// Processes of programs that cargo built here, except this one, and guests of images that lie here.
+/// Adds processes of programs that cargo built here, except xtask, and QEMU processes of images in
+/// `target`.
 fn processes(target: &Path, seen: &mut BTreeSet<String>) {
     let images = target.join("vm");
     let images = images.as_os_str().as_encoded_bytes();
@@ -101,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_that_was_there_before_is_not_left_behind() {
+    fn only_cgroups_with_our_name_are_found() {
         let root = tempfile::tempdir().unwrap();
         for name in ["a/mcp-guard-test-x", "other"] {
             fs::create_dir_all(root.path().join(name)).unwrap();
@@ -113,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_earlier_test_left_is_told_and_an_agent_in_use_is_not() {
+    fn leftovers_of_an_earlier_test_are_reported_but_an_agent_in_use_is_not() {
         let lines = ["cgroup /a/mcp-guard-test-x-1-0", "cgroup /system.slice/mcp-guard.service"];
         let picture = Picture(lines.map(str::to_owned).into());
         assert_eq!(picture.of_an_earlier_run().collect::<Vec<_>>(), lines[..1]);

@@ -1,4 +1,4 @@
-//! One tier of tests: what became of it, in one line.
+//! One tier of tests, and its result in one line.
 
 use std::time::{Duration, Instant};
 
@@ -7,15 +7,15 @@ use anyhow::Result;
 use crate::counts::Counts;
 use crate::say::seconds;
 
-/// What became of a tier.
+/// The result of a tier.
 pub enum Outcome {
     Ran(Counts),
     CouldNotRun(String),
-    /// It broke before its tests could be counted.
+    /// An error occurred before its tests could be counted.
     Broke(String),
 }
 
-/// A tier that is over.
+/// A tier that has ended.
 pub struct Tier {
     name: String,
     outcome: Outcome,
@@ -23,14 +23,14 @@ pub struct Tier {
 }
 
 impl Tier {
-    /// Runs a tier to its end; an error is an outcome too, the next tier still runs.
+    /// Runs a tier to its end. An error becomes its outcome, so that the next tier still runs.
     pub fn run(name: impl Into<String>, work: impl FnOnce() -> Result<Outcome>) -> Self {
         let start = Instant::now();
         let outcome = work().unwrap_or_else(|error| Outcome::Broke(format!("{error:#}")));
         Self { name: name.into(), outcome, time: start.elapsed() }
     }
 
-    /// The line of the report.
+    /// Returns the tier's line of the report.
     pub fn line(&self) -> String {
         let what = match &self.outcome {
             Outcome::CouldNotRun(reason) => format!("could not run: {reason}"),
@@ -44,8 +44,8 @@ impl Tier {
         match &self.outcome {
             Outcome::CouldNotRun(_) => 0,
             Outcome::Broke(_) => 1,
-            // A tier that did not end well counts as a failure even when no single test did:
-            // "0 failed" must never stand beside a red tier.
+            // A tier with a problem counts as a failure even if no single test failed: "0 failed"
+            // must never be printed for a tier that failed.
             Outcome::Ran(counts) if counts.failed == 0 && problem(counts).is_some() => 1,
             Outcome::Ran(counts) => counts.failed,
         }
@@ -59,12 +59,13 @@ impl Tier {
     }
 }
 
-/// The tests of all tiers: passed and failed.
+/// Returns how many tests of all tiers passed and failed.
 pub fn sum(tiers: &[Tier]) -> (u64, u64) {
     (tiers.iter().map(Tier::passed).sum(), tiers.iter().map(Tier::failures).sum())
 }
 
-/// In CI a tier that could not run is a failure: nobody reads a green line twice.
+/// Returns the exit code. In CI a tier that could not run is a failure: it would go unnoticed in a
+/// green run.
 pub fn exit_code(tiers: &[Tier], in_ci: bool) -> u8 {
     let could_not = tiers.iter().any(|tier| matches!(tier.outcome, Outcome::CouldNotRun(_)));
     match (sum(tiers).1, could_not) {
@@ -106,20 +107,20 @@ mod tests {
     }
 
     #[test]
-    fn all_tiers_passed() {
+    fn if_all_tiers_passed_the_exit_code_is_0() {
         let tiers = [tier(counts(3, 0)), tier(counts(2, 0))];
         assert_eq!((sum(&tiers), exit_code(&tiers, true)), ((5, 0), 0));
     }
 
     #[test]
-    fn a_tier_that_could_not_run_is_2_and_in_ci_1() {
+    fn if_a_tier_could_not_run_the_exit_code_is_2_or_1_in_ci() {
         let tiers = [tier(counts(3, 0)), tier(Outcome::CouldNotRun("no engine".into()))];
         assert_eq!((exit_code(&tiers, false), exit_code(&tiers, true)), (2, 1));
         assert_eq!(tiers[1].line(), "tier pure: could not run: no engine (2.0 s)");
     }
 
     #[test]
-    fn a_failed_test_wins_over_a_tier_that_could_not_run() {
+    fn a_failed_test_takes_precedence_over_a_tier_that_could_not_run() {
         let tiers = [tier(counts(3, 1)), tier(Outcome::CouldNotRun(String::new()))];
         assert_eq!(exit_code(&tiers, false), 1);
     }

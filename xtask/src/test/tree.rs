@@ -1,6 +1,6 @@
-//! Ends a process with everything below it.
+//! Kills a process with all its descendants.
 //!
-//! Not by its process group: a group of its own would no longer get a person's Ctrl-C.
+//! A process group is not used for this: a child in its own group would not get the user's Ctrl-C.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -8,10 +8,10 @@ use std::process::Child;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-/// Kills a child of ours and its descendants.
+/// Kills a child and its descendants.
 pub fn end(child: &mut Child) {
     for process in descendants(Pid::from_child(child)) {
-        // One that has ended meanwhile is what we want.
+        // Fails if the process has already ended, which is fine.
         let _ = pidfd_send_signal(process, Signal::KILL);
     }
     let _ = child.kill();
@@ -23,7 +23,7 @@ fn descendants(root: Pid) -> Vec<OwnedFd> {
     let mut next = 0;
     while let Some(parent) = known.get(next).copied() {
         for child in children(parent) {
-            // Looked at again after opening it: a number can get a new owner.
+            // Checked again after opening it, because a pid can be reused.
             if let Ok(handle) = pidfd_open(child, PidfdFlags::empty())
                 && parent_of(child) == Some(parent)
             {
@@ -42,7 +42,7 @@ fn children(parent: Pid) -> Vec<Pid> {
     pids.filter_map(Pid::from_raw).filter(|pid| parent_of(*pid) == Some(parent)).collect()
 }
 
-/// The second field after the name, which may itself have brackets and blanks.
+/// Returns the parent: the second field after the name. The name may contain brackets and blanks.
 fn parent_of(pid: Pid) -> Option<Pid> {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
     let fields = stat.rsplit_once(')')?.1;

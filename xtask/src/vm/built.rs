@@ -1,4 +1,4 @@
-//! An image that is made: its folder below `target/vm`, and the files in it.
+//! A built image: its folder below `target/vm`, and the files in it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,11 +8,11 @@ use tempfile::NamedTempFile;
 
 use crate::{program, this_run, workspace};
 
-/// The kernel inside of an image's folder.
+/// The kernel in an image's folder.
 pub const KERNEL: &str = "vmlinuz";
-/// Its initial file system.
+/// The initial file system in an image's folder.
 pub const INITRD: &str = "initrd.img";
-/// The disk of an image with systemd.
+/// The disk in the folder of an image with systemd.
 pub const DISK: &str = "disk.img";
 
 /// A finished image.
@@ -37,11 +37,11 @@ impl Built {
         self.folder.join(INITRD)
     }
 
-    /// A disk to write to; gone when dropped.
+    /// Makes a writable copy of the disk. Removed on drop.
     pub fn copy_of_disk(&self) -> Result<NamedTempFile> {
         let copy =
             tempfile::Builder::new().prefix(&this_run::prefix(this_run::RUN)).tempfile_in(store());
-        let copy = copy.context("cannot make a file in target/vm")?;
+        let copy = copy.context("cannot create a file in target/vm")?;
         let mut cp = Command::new("cp");
         cp.args(["--sparse=always", "--reflink=auto"]).arg(self.disk()).arg(copy.path());
         program::quietly(&mut cp)?;
@@ -53,7 +53,7 @@ impl Built {
     }
 }
 
-/// Where everything of the guests is kept.
+/// Returns the folder with all files of the guests.
 pub fn store() -> PathBuf {
     workspace::target().join("vm")
 }

@@ -1,4 +1,4 @@
-//! Images made once and kept under `target/vm`, each under the hash of what defines it.
+//! The cache of images under `target/vm`. Each is named by a hash of everything that defines it.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -16,13 +16,15 @@ use crate::docker::{self, Rootfs};
 use crate::say::{say, step};
 use crate::{recipe, this_run};
 
-/// Changes whenever this file makes images in another way.
+/// The version of the images. Must change whenever this file changes how they are made.
 const LAYOUT: &str = "4";
-/// Seconds for one command of the preparation, under emulation.
+/// Seconds that one command of the preparation may take under emulation.
 const PATIENCE: u64 = 900;
 
-/// An engine takes minutes to unpack the many thousand files of node's image under emulation, so it
-/// imports an empty one, and its layer becomes what lies on the same disk: `$1` has a folder for each.
+/// Imports the container images into both engines.
+///
+/// Under emulation an engine takes minutes to unpack the many thousand files of node's image. So each
+/// engine imports an empty image, whose layer is then replaced by its folder in `$1`, on the same disk.
 const IMPORT: &str = r#"
 set -eu
 files=$1; shift
@@ -38,12 +40,12 @@ done
 systemctl stop docker.socket docker.service containerd.service
 "#;
 
-/// Removes what runs left that were cut off.
+/// Removes what interrupted runs left.
 pub fn remove_left() -> Result<()> {
     this_run::remove_left(&store())
 }
 
-/// Makes an image unless it is there.
+/// Builds an image unless it exists.
 pub fn provide(image: &Image) -> Result<Built> {
     match image.kind {
         Kind::Kernel => keep(image, &kernel::recipe(image), |folder| kernel::build(image, folder)),
@@ -62,7 +64,8 @@ pub fn provide(image: &Image) -> Result<Built> {
     }
 }
 
-/// Renamed only when whole: a run that was cut off leaves no half image.
+/// Builds an image in a scratch folder, which is renamed only when complete, so that an interrupted run
+/// leaves no partial image.
 fn keep(
     image: &Image,
     recipe: &[String],
@@ -75,25 +78,26 @@ fn keep(
         let work = tempfile::Builder::new()
             .prefix(&this_run::prefix(this_run::MAKING))
             .tempdir_in(store());
-        let work = work.context("cannot make a folder in target/vm")?;
+        let work = work.context("cannot create a folder in target/vm")?;
         build(work.path())?;
-        // From here on it is not ours to remove.
+        // From here on it must not be removed on drop.
         fs::rename(work.keep(), &folder)
-            .with_context(|| format!("cannot make {}", folder.display()))?;
+            .with_context(|| format!("cannot create {}", folder.display()))?;
     }
     Ok(Built::new(folder))
 }
 
-/// Nobody else makes this image until it is dropped: two tiers may need one, and two runs may share a folder.
+/// Takes the lock for building this image, held until the file is dropped. Two tiers may need the same
+/// image, and two runs may share the folder.
 fn alone(image: &Image) -> Result<File> {
-    fs::create_dir_all(store()).context("cannot make target/vm")?;
+    fs::create_dir_all(store()).context("cannot create target/vm")?;
     let path = store().join(format!("{}.lock", image.name));
     let file = File::create(&path).with_context(|| path.display().to_string())?;
     file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
     Ok(file)
 }
 
-/// Removes images of that name made by other recipes.
+/// Removes older versions of an image.
 fn remove_older(image: &Image) -> Result<()> {
     for entry in fs::read_dir(store()).context("cannot list target/vm")?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -107,14 +111,14 @@ fn remove_older(image: &Image) -> Result<()> {
     Ok(())
 }
 
-/// The words that import the container images in a guest, with [`IMPORT`] in its payload.
+/// Returns the command that imports the container images in a guest. Its script is [`IMPORT`].
 fn import() -> Vec<String> {
     let script = ["sh", "/payload/import.sh", system::NODE];
     let changes = docker::SETTINGS.iter().flat_map(|setting| ["--change", *setting]);
     script.into_iter().chain(changes).map(str::to_owned).collect()
 }
 
-/// Boots the new disk once and lets its engines take the container images.
+/// Boots the new disk once and imports the container images into its engines.
 fn fill(image: &Image, folder: &Path, busybox: &Rootfs) -> Result<()> {
     let mut plan = Plan { limit: PATIENCE, ..Plan::default() };
     plan.before.push(import());

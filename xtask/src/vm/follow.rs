@@ -1,15 +1,15 @@
-//! What a guest tells, judged: pure, with the time as an argument.
+//! Follows a guest by its lines and its console. Pure: the time is an argument.
 
 use std::time::Duration;
 
 use guest_runner::Line;
 
-/// A guest beats every five seconds; a loaded host may take a while to pass that on.
+/// The longest silence. A guest sends a beat every five seconds, but a loaded host may delay it.
 const SILENCE: Duration = Duration::from_secs(60);
-/// From power on to the first line.
+/// The longest time from power-on to the first line.
 const BOOT: Duration = Duration::from_secs(240);
 
-/// What the kernel says when it is in trouble, wherever it stands in a line.
+/// Words, anywhere in a line of the console, with which the kernel reports a problem.
 const TROUBLE: [&str; 12] = [
     "Kernel panic",
     "Oops:",
@@ -25,7 +25,7 @@ const TROUBLE: [&str; 12] = [
     "general protection fault",
 ];
 
-/// A run so far.
+/// The progress of a run.
 #[derive(Debug, Default)]
 pub struct Report {
     /// The console's last lines.
@@ -33,17 +33,17 @@ pub struct Report {
     pub passed: u64,
     pub failures: Vec<Failure>,
     pub facts: Vec<(String, String)>,
-    /// The guest said its last line.
+    /// Whether the guest has sent its last line.
     pub over: bool,
-    /// What runs in the guest now.
+    /// The test or command that is running in the guest.
     now: Option<String>,
     up: bool,
     heard: Duration,
-    /// When a run that still speaks is given up.
+    /// The longest time of the whole run.
     limit: Duration,
 }
 
-/// One thing that went wrong.
+/// A failure of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     pub what: String,
@@ -56,13 +56,13 @@ impl Report {
         Self { limit, ..Self::default() }
     }
 
-    /// Takes one line of the guest, which came `at` so long after power on; what is worth showing
-    /// comes back.
+    /// Processes one line of the guest, which arrived `at` this time after power-on. Returns the text to
+    /// show, if any.
     pub fn line(&mut self, at: Duration, text: &str) -> Option<String> {
         self.heard = at;
         let Ok(line) = serde_json::from_str(text) else {
             let text = text.trim_end();
-            return (!text.is_empty()).then(|| format!("not understood: {text}"));
+            return (!text.is_empty()).then(|| format!("unexpected line: {text}"));
         };
         match line {
             Line::Up => {
@@ -96,49 +96,52 @@ impl Report {
             }
             Line::Over { passed, failed } => {
                 self.over = true;
-                let heard = (self.passed, self.failures.len() as u64);
-                if heard != (passed, failed) {
-                    self.fail(format!("counted {passed} passed, {failed} failed; heard {heard:?}"));
+                let received = (self.passed, self.failures.len() as u64);
+                if received != (passed, failed) {
+                    self.fail(format!(
+                        "the guest counted {passed} passed and {failed} failed; \
+                         the host received {received:?}"
+                    ));
                 }
                 None
             }
         }
     }
 
-    /// Whether the run must be given up `at` this time: the reason, once.
+    /// Returns whether the run must be ended `at` this time. Records the reason as a failure.
     pub fn overdue(&mut self, at: Duration, console: &str) -> bool {
         let limit = if self.up { SILENCE } else { BOOT };
-        let trouble = trouble(console).map(|line| format!("the kernel is in trouble: {line}"));
+        let trouble = trouble(console).map(|line| format!("the kernel reports a problem: {line}"));
         let silent = (at.saturating_sub(self.heard) > limit)
-            .then(|| format!("the guest says nothing for {} s", limit.as_secs()));
+            .then(|| format!("the guest sent nothing for {} s", limit.as_secs()));
         let late = (at > self.limit)
-            .then(|| format!("the run is not over after {} s", self.limit.as_secs()));
+            .then(|| format!("the run did not end within {} s", self.limit.as_secs()));
         let Some(why) = trouble.or(silent).or(late) else { return false };
         self.fail(why);
         true
     }
 
-    /// What the kernel said in its last moment: `overdue` is not asked any more once a run is over.
+    /// Checks the console once more after the last line, because `overdue` is no longer called then.
     pub fn last_look(&mut self, console: &str) {
         if let Some(line) = trouble(console) {
-            let why = format!("the kernel is in trouble: {line}");
+            let why = format!("the kernel reports a problem: {line}");
             self.failed("after the last test", why);
         }
     }
 
-    /// QEMU has ended; before the last line that is a failure.
+    /// Records that QEMU has ended. Before the last line that is a failure.
     pub fn ended(&mut self, console: &str, complaint: &str) {
         if self.over {
             return;
         }
         let why = trouble(console).map_or_else(
-            || format!("the guest ended before its verdict {complaint}").trim_end().to_owned(),
-            |line| format!("the kernel is in trouble: {line}"),
+            || format!("the guest ended without a verdict {complaint}").trim_end().to_owned(),
+            |line| format!("the kernel reports a problem: {line}"),
         );
         self.fail(why);
     }
 
-    /// Everything that a person needs to see of what went wrong; nothing where all is well.
+    /// Returns the lines that explain all failures, or none if there is no failure.
     pub fn explain(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for Failure { what, why, output } in &self.failures {
@@ -146,18 +149,18 @@ impl Report {
             lines.extend(output.lines().map(str::to_owned));
         }
         if !lines.is_empty() {
-            lines.push("---- the guest's last lines on its console:".to_owned());
+            lines.push("---- the last lines of the guest's console:".to_owned());
             lines.extend(self.console.lines().map(str::to_owned));
         }
         lines
     }
 
-    /// One more thing that went wrong.
+    /// Records a failure.
     pub fn failed(&mut self, what: &str, why: String) {
         self.failures.push(Failure { what: what.to_owned(), why, output: String::new() });
     }
 
-    /// Something that no single test reported; what ran at that time is named.
+    /// Records a failure that no test reported, under the name of the test that was running.
     fn fail(&mut self, why: String) {
         let what = match self.now.take() {
             Some(what) => what,
@@ -168,12 +171,12 @@ impl Report {
     }
 }
 
-/// The first line in which the kernel says that it is in trouble.
+/// Returns the first line in which the kernel reports a problem.
 fn trouble(console: &str) -> Option<&str> {
     console.lines().find(|line| TROUBLE.iter().any(|words| line.contains(words))).map(str::trim)
 }
 
-/// The last lines of a text.
+/// Returns the last lines of a text, without empty ones.
 pub fn tail(text: &str, lines: usize) -> String {
     let all: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     all[all.len().saturating_sub(lines)..].join("\n")
@@ -206,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_run() {
+    fn a_complete_run_has_no_failure() {
         let passed = Line::Passed { what: "a::b".into(), millis: 10 };
         let report =
             report(&[Line::Up, begin("a::b"), passed, Line::Over { passed: 1, failed: 0 }]);
@@ -214,20 +217,20 @@ mod tests {
     }
 
     #[test]
-    fn silence_names_what_ran() {
+    fn silence_is_a_failure_of_the_running_test() {
         let mut report = report(&[Line::Up, begin("a::b")]);
         assert!(!report.overdue(S(70), "all is well"));
         assert!(report.overdue(S(71), "all is well"));
-        assert_eq!(why(&report), [("a::b", "the guest says nothing for 60 s")]);
+        assert_eq!(why(&report), [("a::b", "the guest sent nothing for 60 s")]);
     }
 
     #[test]
-    fn a_guest_that_speaks_for_ever_is_given_up() {
+    fn a_run_that_never_ends_is_ended() {
         let mut report = report(&[Line::Up, begin("a::b")]);
         report.line(S(1000), "\"beat\"");
         assert!(!report.overdue(S(1000), ""));
         assert!(report.overdue(S(1001), ""));
-        assert_eq!(why(&report), [("a::b", "the run is not over after 1000 s")]);
+        assert_eq!(why(&report), [("a::b", "the run did not end within 1000 s")]);
     }
 
     #[test]
@@ -235,20 +238,20 @@ mod tests {
         let mut report = Report::new(S(1000));
         assert!(!report.overdue(S(240), ""));
         assert!(report.overdue(S(241), ""));
-        assert_eq!(why(&report), [("boot", "the guest says nothing for 240 s")]);
+        assert_eq!(why(&report), [("boot", "the guest sent nothing for 240 s")]);
     }
 
     #[test]
-    fn trouble_of_the_kernel_ends_the_run_at_once() {
+    fn a_problem_of_the_kernel_ends_the_run_at_once() {
         let mut report = report(&[Line::Up, begin("a::b")]);
         let console = "[ 1.0] fine\n[ 2.0] watchdog: BUG: soft lockup - CPU#0 stuck\n";
         assert!(report.overdue(S(11), console));
-        let line = "the kernel is in trouble: [ 2.0] watchdog: BUG: soft lockup - CPU#0 stuck";
+        let line = "the kernel reports a problem: [ 2.0] watchdog: BUG: soft lockup - CPU#0 stuck";
         assert_eq!(why(&report), [("a::b", line)]);
     }
 
     #[test]
-    fn trouble_in_the_last_moment_is_a_failure() {
+    fn a_problem_after_the_last_test_is_a_failure() {
         let mut report = report(&[Line::Up, Line::Over { passed: 0, failed: 0 }]);
         report.last_look("[ 2.0] all is well\n");
         assert_eq!(why(&report), []);
@@ -264,21 +267,21 @@ mod tests {
     }
 
     #[test]
-    fn an_end_without_verdict_is_a_failure() {
+    fn an_end_without_a_verdict_is_a_failure() {
         let mut report = report(&[Line::Up]);
         report.ended("", "qemu: no disk");
-        let expected = "the guest ended before its verdict qemu: no disk";
+        let expected = "the guest ended without a verdict qemu: no disk";
         assert_eq!(why(&report), [("between two tests", expected)]);
     }
 
     #[test]
-    fn a_line_that_was_lost_is_noticed() {
+    fn a_lost_line_is_a_failure() {
         let report = report(&[Line::Up, Line::Over { passed: 3, failed: 0 }]);
         assert_eq!(report.failures.len(), 1);
     }
 
     #[test]
-    fn the_tail_leaves_out_empty_lines() {
+    fn the_tail_has_no_empty_lines() {
         assert_eq!(tail("a\n\nb\n \nc\n", 2), "b\nc");
     }
 }

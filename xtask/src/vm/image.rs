@@ -1,10 +1,10 @@
-//! The guests: which kernel, which programs, where from.
+//! The images of guests: their kernels and programs, and where these come from.
 
-/// One guest.
+/// The image of a guest.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Image {
     pub name: &'static str,
-    /// The Debian release that its kernel and programs come from.
+    /// The Debian release of its kernel and programs.
     pub suite: &'static str,
     pub kind: Kind,
 }
@@ -13,19 +13,19 @@ pub struct Image {
 pub enum Kind {
     /// systemd, Docker and Podman on a disk.
     System {
-        /// Packages beside [`PACKAGES`].
+        /// Packages in addition to [`PACKAGES`].
         more: &'static [&'static str],
         /// Words for the kernel's command line.
         append: &'static [&'static str],
-        /// What else it boots with, once more, for the tests whose names begin like this.
+        /// A word for one more boot, and the prefix of the tests that run in that boot.
         once_more: Option<(&'static str, &'static str)>,
     },
-    /// A kernel, busybox and our own first process: seconds to boot, nothing that could hide what the
-    /// kernel does.
+    /// A kernel, busybox and our own first process. It boots in seconds and has nothing that could hide
+    /// what the kernel does.
     Kernel,
 }
 
-/// What every system image has. Without Debian's node: containers carry their own.
+/// The packages of every system image. Debian's node is not one of them: containers have their own.
 pub const PACKAGES: [&str; 17] = [
     "systemd",
     "systemd-sysv",
@@ -40,26 +40,26 @@ pub const PACKAGES: [&str; 17] = [
     "procps",
     "iproute2",
     "busybox-static",
-    // The independent kernel count that ours is compared with.
+    // An independent kernel count, which is compared with that of mcp-guard.
     "bpftrace",
     "less",
-    // What leaves the labels and the mistakes that diagnose reads.
+    // They set the labels, and make the mistakes, that diagnose reads.
     "docker-compose",
     "podman-compose",
 ];
 
-/// In the order in which they are begun: what takes longest comes first.
+/// All images, in the order in which they are started: the slowest first.
 pub const IMAGES: [Image; 6] = [
     Image {
         name: "trixie",
         suite: "trixie",
-        // From here on the client is a package of its own.
+        // Since this release the client is a separate package.
         kind: Kind::System { more: &["docker-cli"], append: &[], once_more: None },
     },
     Image {
         name: "bookworm",
         suite: "bookworm",
-        // Docker 20.10 refuses to start containers where AppArmor is on and its parser is missing.
+        // Docker 20.10 does not start containers if AppArmor is on and its parser is missing.
         kind: Kind::System {
             more: &[],
             append: &["apparmor=0"],
@@ -68,24 +68,24 @@ pub const IMAGES: [Image; 6] = [
     },
     Image { name: "kernel-6.12", suite: "trixie", kind: Kind::Kernel },
     Image { name: "kernel-6.1", suite: "bookworm", kind: Kind::Kernel },
-    // Debian's next release: the newest kernel there is.
+    // Debian's next release, with the newest kernel.
     Image { name: "kernel-forky", suite: "forky", kind: Kind::Kernel },
-    // Older than what is supported: shows the refusal.
+    // An unsupported kernel, to test that mcp-guard refuses it.
     Image { name: "kernel-5.10", suite: "bullseye", kind: Kind::Kernel },
 ];
 
 impl Image {
-    /// Whether its release gets new kernels, so that what it found out yesterday may be another thing today.
+    /// Returns whether its release still gets new kernels, so that its facts may change from day to day.
     pub fn moves(&self) -> bool {
         self.suite == "forky"
     }
 }
 
-/// The image of that name; the error lists those there are.
+/// Returns the image of that name. The error lists all names.
 pub fn find(name: &str) -> Result<&'static Image, String> {
     let names = || IMAGES.iter().map(|image| image.name).collect::<Vec<_>>().join(", ");
     let found = IMAGES.iter().find(|image| image.name == name);
-    found.ok_or_else(|| format!("there is no image {name:?}; there are {}", names()))
+    found.ok_or_else(|| format!("there is no image {name:?}; the images are {}", names()))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A kernel alone: taken out of its package, with an initial file system of our own.
+//! A kernel-only image: the kernel is extracted from its package and gets our own initial file system.
 
 use std::fs;
 use std::path::Path;
@@ -12,9 +12,10 @@ use super::system::STALE;
 use crate::program;
 use crate::say::step;
 
-/// Fetches the package of the newest kernel of a release, with apt's check of its signature, and
-/// nothing that the package depends on, but the one that newer releases keep the kernel in. `$1` is
-/// a scratch root with apt's lists, `$OUT` the result.
+/// Downloads the package with a release's newest kernel. apt checks its signature.
+///
+/// Dependencies are not downloaded, except that in newer releases the kernel itself is in a package that
+/// this one depends on. `$1` is a scratch root with apt's lists, `$OUT` is the result.
 const FETCH: &str = "\
 export APT_CONFIG=\"$MMDEBSTRAP_APT_CONFIG\"; cd \"$1\"; \
 package=$(apt-cache depends linux-image-cloud-amd64 \
@@ -24,7 +25,7 @@ package=${binary:-$package}; \
 apt-get -q -o APT::Sandbox::User=root download \"$package\"; \
 cp linux-*.deb \"$OUT/kernel.deb\"";
 
-/// Everything that this file does, for the key of the cache.
+/// Returns everything that defines the image, for the key of the cache.
 pub fn recipe(image: &Image) -> Vec<String> {
     vec![image.suite.to_owned(), FETCH.to_owned()]
 }
@@ -43,14 +44,14 @@ pub fn build(image: &Image, folder: &Path) -> Result<()> {
     })
 }
 
-/// In /boot, or, in newer packages, beside the modules.
+/// Moves the kernel out of the unpacked package. It is in /boot or, in newer packages, beside the modules.
 fn take(root: &Path, kernel: &Path) -> Result<()> {
     let found = program::output(Command::new("find").arg(root).args(["-name", "vmlinuz*"]))?;
     let found = found.lines().next().context("the package has no kernel")?;
     fs::rename(found, kernel).with_context(|| found.to_owned())
 }
 
-/// Packs a folder the way a kernel unpacks it.
+/// Packs a folder as an initial file system.
 pub fn initrd(root: &Path, file: &Path) -> Result<()> {
     let names = program::output(Command::new("find").arg(".").current_dir(root))?;
     let out = fs::File::create(file).with_context(|| file.display().to_string())?;
@@ -63,9 +64,10 @@ pub fn initrd(root: &Path, file: &Path) -> Result<()> {
         .spawn()
         .context("cannot start busybox cpio")?;
     let mut stdin = cpio.stdin.take().context("cpio has no stdin")?;
-    std::io::Write::write_all(&mut stdin, names.as_bytes()).context("cpio")?;
+    std::io::Write::write_all(&mut stdin, names.as_bytes())
+        .context("cannot write to busybox cpio")?;
     drop(stdin);
-    let status = cpio.wait().context("cpio")?;
+    let status = cpio.wait().context("cannot wait for busybox cpio")?;
     if !status.success() {
         bail!("busybox cpio ended with {status}");
     }

@@ -1,18 +1,19 @@
-//! Guests side by side.
+//! Runs guests in parallel.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-/// Something to do, on whichever thread is free.
+/// A job for any thread that is free.
 pub type Job<'a, T> = Box<dyn FnOnce() -> T + Send + 'a>;
 
-/// As many guests as CPUs: under emulation one guest keeps little more than one busy, and with KVM less.
+/// Returns how many guests run at a time: one per CPU. Under emulation a guest uses little more than one
+/// CPU, and with KVM less.
 pub fn width() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Runs every job; `width` at a time, begun in their order. The results are in that order too.
+/// Runs all jobs, `width` at a time. Starts them in their order, and returns the results in that order.
 pub fn side_by_side<T: Send>(jobs: Vec<Job<'_, T>>, width: usize) -> Vec<T> {
     let waiting = Mutex::new(jobs.into_iter().enumerate().collect::<VecDeque<_>>());
     let done = Mutex::new(Vec::new());
@@ -38,12 +39,12 @@ mod tests {
     use std::sync::Barrier;
 
     #[test]
-    fn two_at_a_time_and_results_in_order() {
+    fn two_jobs_run_at_a_time_and_results_keep_the_order() {
         let together = Barrier::new(2);
         let job = |number| -> Job<'_, i32> {
             let together = &together;
             Box::new(move || {
-                // Nobody passes alone.
+                // No job passes alone.
                 together.wait();
                 number
             })

@@ -1,4 +1,4 @@
-//! How each kind of image is started, and whether this host can do it in hardware.
+//! Configures the machine for each kind of image, and detects whether KVM works on this host.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -14,12 +14,13 @@ use super::qemu::{Accel, Machine};
 use super::run;
 use crate::say::say;
 
-/// A kernel that boots in hardware is up within a second or two.
+/// The time limit of the probe. With KVM a kernel boots within a second or two.
 const PROBE: Duration = Duration::from_secs(20);
 
-/// Hardware where it works. A device that is there proves nothing: a kernel is booted for a moment.
+/// Returns KVM if it works, otherwise TCG. The existence of /dev/kvm proves nothing, so a kernel is
+/// booted.
 pub fn accel(built: &Built) -> Result<Accel> {
-    // Held while a kernel boots: one probe is enough for all guests.
+    // The lock is held while the kernel boots, so that all guests share one probe.
     static FOUND: Mutex<Option<Accel>> = Mutex::new(None);
     let mut known = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(found) = *known {
@@ -31,8 +32,8 @@ pub fn accel(built: &Built) -> Result<Accel> {
         Accel::Tcg
     };
     say(match found {
-        Accel::Kvm => "vm: with KVM",
-        Accel::Tcg => "vm: in software; KVM does not work here",
+        Accel::Kvm => "vm: using KVM",
+        Accel::Tcg => "vm: emulating in software; KVM does not work here",
     });
     *known = Some(found);
     Ok(found)
@@ -45,15 +46,17 @@ fn boots_with_kvm(built: &Built) -> Result<bool> {
     Ok(report.over && report.failures.is_empty())
 }
 
-/// A guest that has a kernel and an initial file system of ours. Two CPUs, also in software: here the
-/// kernel's counts are compared under storms.
+/// Returns a machine with a kernel and our own initial file system. It has two CPUs, also in software,
+/// because its tests compare the kernel's counts under storms.
 pub fn kernel(built: &Built, accel: Accel, initrd: PathBuf) -> Machine {
     let (kernel, disks, append) = (built.kernel(), Vec::new(), Vec::new());
     Machine { accel, cpus: 2, kernel, initrd, disks, keep: false, append }
 }
 
-/// A guest with systemd, its disk and the payload's. One CPU in software: where guests run side by side, a
-/// second one waits for the first, and all takes half as long again.
+/// Returns a machine with systemd, the image's disk and the payload's.
+///
+/// In software it has one CPU: if guests run in parallel, a second CPU waits for the first, and
+/// everything takes half as long again.
 pub fn system(image: &Image, built: &Built, accel: Accel, payload: PathBuf) -> Machine {
     let mut append = vec!["root=/dev/vda".to_owned(), "rw".to_owned()];
     if let Kind::System { append: more, .. } = image.kind {

@@ -1,4 +1,4 @@
-//! Which tests run in which guest, and why the others do not.
+//! Chooses which tests run in which guest, with a reason for each test that does not.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,30 +9,30 @@ use super::image::{Image, Kind};
 use crate::docker::{BUSYBOX_IMAGE, NODE_IMAGE};
 use crate::programs::TestProgram;
 
-/// Seconds one test may take under emulation.
+/// Seconds that one test may take under emulation.
 const LIMIT: u64 = 400;
-/// From power on to the verdict.
+/// The longest time from power-on to the verdict.
 pub const RUN: Duration = Duration::from_secs(45 * 60);
 
-/// How much of it.
+/// How many of the tests to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Extent {
-    /// What a kernel, systemd or an engine may decide, once each: a person waits for it.
+    /// The tests that depend on a kernel, systemd or an engine, once each. For a user who waits.
     Quick,
-    /// All that a guest can show, once: what is the same in two guests runs in one of them.
+    /// All tests that a guest can run. A test with the same result in two guests runs in one of them.
     Usual,
-    /// Every test in every guest where it means something.
+    /// Every test in every guest in which it makes sense.
     Full,
 }
 
 /// The tests of one guest.
 pub struct Set {
     pub tests: Vec<Test>,
-    /// A test program that is left out, how many tests it has, and the reason.
+    /// Test programs with tests that are left out: the name, how many tests, and the reason.
     pub left_out: Vec<(String, usize, &'static str)>,
 }
 
-/// Chooses by what is below; a filter then keeps the tests whose `program::name` contains it.
+/// Chooses the tests for an image. The filter keeps only tests whose `program::name` contains it.
 pub fn choose(image: &Image, extent: Extent, filter: &str, programs: &[TestProgram]) -> Set {
     let mut set = Set { tests: Vec::new(), left_out: Vec::new() };
     for program in programs {
@@ -50,40 +50,40 @@ pub fn choose(image: &Image, extent: Extent, filter: &str, programs: &[TestProgr
     set
 }
 
-/// Why a test does not run in an image; nothing where it does.
+/// Returns why a test does not run in an image, or None if it does.
 fn reason_against(image: &Image, extent: Extent, test: &Test) -> Option<&'static str> {
     let spared = |one: &&Spared| {
         extent <= one.up_to
             && one.images.contains(&image.name)
             && one.tests.iter().any(|part| test.to_string().starts_with(part))
     };
-    // Of several the one that holds longest, and of these the first.
+    // If several entries match, the one with the largest extent counts; if these are equal, the first.
     let longest = || SPARED.iter().rev().filter(spared).max_by_key(|one| one.up_to);
     means_nothing(image, &test.program).or_else(|| longest().map(|one| one.reason))
 }
 
-/// What no extent runs there.
+/// Returns why a test program makes no sense in an image at any extent.
 fn means_nothing(image: &Image, program: &str) -> Option<&'static str> {
     match (image.name, &image.kind, program) {
         ("kernel-5.10", _, "guest_refusal") => None,
-        ("kernel-5.10", ..) => Some("this kernel is refused, and that is all there is to test"),
-        (_, _, "guest_refusal") => Some("means something on kernel 5.10 only"),
-        (_, _, "cli") => Some("needs no kernel: the tier of pure tests has it"),
-        (_, _, "bpf_log") => Some("needs programs of its own: the host tier builds them"),
+        ("kernel-5.10", ..) => Some("mcp-guard refuses this kernel; only the refusal is tested"),
+        (_, _, "guest_refusal") => Some("makes sense only on kernel 5.10"),
+        (_, _, "cli") => Some("does not depend on the kernel: the pure tier runs it"),
+        (_, _, "bpf_log") => Some("needs an object with debug lines: the host tier builds it"),
         (_, _, "host_hostile") => Some(
-            "needs FUSE, or makes thousands of cgroups, and nothing of the guest's: the host tier has it",
+            "needs FUSE or thousands of cgroups, and does not depend on the guest: the host tier runs it",
         ),
         (_, _, "host_clamp") => {
-            Some("needs node, which guests have in their containers alone; the host tier has it")
+            Some("needs node, which guests have only in containers: the host tier runs it")
         }
-        (_, _, "docker_diagnose") => {
-            Some("causes that need no systemd: the docker tier has them, guest_diagnose the others")
-        }
+        (_, _, "docker_diagnose") => Some(
+            "its causes need no systemd: the docker tier runs it, guest_diagnose has the others",
+        ),
         (_, _, "docker_incident" | "docker_repair") => {
-            Some("much of node's work, or steps of ten seconds: the docker tier has them")
+            Some("takes long, because of node or of steps of ten seconds: the docker tier runs it")
         }
         (_, _, "docker_exec") => {
-            Some("it compares with bpftrace, which loses an event now and then under emulation")
+            Some("compares with bpftrace, which sometimes loses an event under emulation")
         }
         (_, Kind::Kernel, "guest_kernel" | "host_fixture" | "host_exact" | "host_overflow") => None,
         (_, Kind::Kernel, _) => Some("needs more than a kernel and busybox"),
@@ -91,12 +91,13 @@ fn means_nothing(image: &Image, program: &str) -> Option<&'static str> {
     }
 }
 
-/// Tests that would say what others say, and take long under emulation.
+/// Tests that are left out of a guest because they take long under emulation and another guest or tier
+/// has the same result.
 struct Spared {
     images: &'static [&'static str],
-    /// How `program::name` begins.
+    /// Prefixes of `program::name`.
     tests: &'static [&'static str],
-    /// The largest extent without them.
+    /// The largest extent in which they are left out.
     up_to: Extent,
     reason: &'static str,
 }
@@ -106,25 +107,26 @@ const SPARED: [Spared; 14] = [
         images: &["kernel-6.1", "kernel-forky", "trixie", "bookworm"],
         tests: &["host_exact", "host_overflow"],
         up_to: Extent::Usual,
-        reason: "cargo xtask test runs it in kernel-6.12, --full here",
+        reason: "cargo xtask test runs it in kernel-6.12; --full runs it here",
     },
     Spared {
         images: &["kernel-6.12"],
         tests: &["host_exact", "host_overflow"],
         up_to: Extent::Quick,
-        reason: "long storms: cargo xtask test and --full run it here",
+        reason: "its storms take long: cargo xtask test and --full run it here",
     },
     Spared {
         images: &["trixie", "bookworm"],
         tests: &["docker_"],
         up_to: Extent::Usual,
-        reason: "the docker tier has it, guest_docker and guest_story what a guest decides; --full runs it here",
+        reason: "the docker tier runs it, and guest_docker and guest_story test what depends on \
+                 the guest; --full runs it here",
     },
     Spared {
         images: &["bookworm"],
         tests: &["host_", "guest_unit"],
         up_to: Extent::Usual,
-        reason: "cargo xtask test runs it in trixie, --full here",
+        reason: "cargo xtask test runs it in trixie; --full runs it here",
     },
     Spared {
         images: &["trixie"],
@@ -136,7 +138,7 @@ const SPARED: [Spared; 14] = [
         images: &["trixie"],
         tests: &["guest_story::podman"],
         up_to: Extent::Usual,
-        reason: "cargo xtask test runs it in bookworm, --full here",
+        reason: "cargo xtask test runs it in bookworm; --full runs it here",
     },
     Spared {
         images: &["bookworm"],
@@ -144,7 +146,7 @@ const SPARED: [Spared; 14] = [
             "guest_story::docker",
             "guest_docker::podmans_pause",
             "guest_docker::a_container_of_a_quadlet",
-            // Where newer engines have the same answer.
+            // Newer engines have the same result for these.
             "guest_docker::a_container_is",
             "guest_docker::docker_takes",
             "guest_repair::a_quadlet",
@@ -159,41 +161,41 @@ const SPARED: [Spared; 14] = [
             "guest_diagnose::p010",
         ],
         up_to: Extent::Usual,
-        reason: "cargo xtask test runs it in trixie, --full here",
+        reason: "cargo xtask test runs it in trixie; --full runs it here",
     },
     Spared {
         images: &["bookworm"],
         tests: &["guest_docker", "guest_story"],
         up_to: Extent::Quick,
-        reason: "trixie has it, or it takes its time: cargo xtask test and --full run it here",
+        reason: "trixie runs it, or it takes long: cargo xtask test and --full run it here",
     },
     Spared {
         images: &["bookworm"],
         tests: &["guest_repair::before_a_reboot", "guest_repair::after_a_reboot"],
         up_to: Extent::Quick,
-        reason: "takes a boot of its own: cargo xtask test and --full run it here",
+        reason: "needs its own boot: cargo xtask test and --full run it here",
     },
     Spared {
         images: &["trixie"],
         tests: &["guest_diagnose::p001", "guest_diagnose::p004"],
         up_to: Extent::Quick,
-        reason: "needs compose, which takes its time: cargo xtask test and --full run it here",
+        reason: "needs compose, which takes long: cargo xtask test and --full run it here",
     },
     Spared {
         images: &["trixie"],
         tests: &["guest_diagnose::p009", "guest_diagnose::p070"],
         up_to: Extent::Quick,
-        reason: "the docker tier or bookworm has it: cargo xtask test and --full run it here",
+        reason: "the docker tier or bookworm runs it: cargo xtask test and --full run it here",
     },
     Spared {
         images: &["bookworm"],
         tests: &["guest_diagnose::p002", "guest_diagnose::p003", "guest_diagnose::p020"],
         up_to: Extent::Quick,
-        reason: "needs compose or a boot of its own: cargo xtask test and --full run it here",
+        reason: "needs compose or its own boot: cargo xtask test and --full run it here",
     },
     Spared {
         images: &["trixie"],
-        // Where an older systemd, Podman or kernel has the same answer.
+        // An older systemd, Podman or kernel has the same result for these.
         tests: &[
             "guest_diagnose::p002",
             "guest_diagnose::p003",
@@ -207,18 +209,18 @@ const SPARED: [Spared; 14] = [
             "guest_repair::after_a_reboot",
         ],
         up_to: Extent::Usual,
-        reason: "cargo xtask test runs it in bookworm, --full here",
+        reason: "cargo xtask test runs it in bookworm; --full runs it here",
     },
     Spared {
         images: &["trixie"],
         tests: &["guest_diagnose::p020"],
         up_to: Extent::Full,
-        reason: "takes a boot of its own, which bookworm has",
+        reason: "needs its own boot, which only bookworm has",
     },
 ];
 
 impl Set {
-    /// The tests, by the boot that they take.
+    /// Returns the boots that the tests need, each with its tests.
     pub fn boots(&self, image: &Image) -> Vec<Boot> {
         let mut boots = vec![Boot::new("", "")];
         if let Kind::System { once_more, .. } = image.kind {
@@ -227,13 +229,13 @@ impl Set {
             boots.push(Boot::new("", AFTER_A_REBOOT));
         }
         for test in &self.tests {
-            // The first takes what no other asks for.
+            // The first boot takes the tests that no other boot takes.
             let of = |boot: &&mut Boot| test.name.starts_with(boot.prefix);
             if let Some(boot) = boots.iter_mut().rev().find(of) {
                 boot.plan.tests.push(test.clone());
             }
         }
-        // What they leave for the boot after is in nobody's way then.
+        // They run last, so that what they leave for the next boot does not affect other tests.
         boots[0].plan.tests.sort_by_key(|test| test.name.starts_with(BEFORE_A_REBOOT));
         boots.retain(|boot| !boot.plan.tests.is_empty());
         if boots.iter().any(|boot| boot.prefix == AFTER_A_REBOOT) {
@@ -247,26 +249,27 @@ impl Set {
     }
 }
 
-/// One start of a guest.
+/// One boot of a guest.
 pub struct Boot {
-    /// For the kernel's command line.
+    /// An extra word for the kernel's command line.
     pub word: &'static str,
     pub disk: Disk,
-    /// How the names of its tests begin.
+    /// The prefix of its tests' names.
     prefix: &'static str,
     pub plan: Plan,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disk {
-    /// As it was made; what is written is thrown away.
+    /// The image's disk; writes are discarded.
     Fresh,
-    /// As the boot before this left it, if that had one of these too.
+    /// A copy of the image's disk that all boots with this value share; writes are kept.
     Kept,
 }
 
-/// Tests at the end of the usual boot, and those of the one after it.
+/// The prefix of tests that run at the end of the first boot.
 const BEFORE_A_REBOOT: &str = "before_a_reboot";
+/// The prefix of tests that run in the boot after it.
 const AFTER_A_REBOOT: &str = "after_a_reboot";
 
 impl Boot {
@@ -275,7 +278,7 @@ impl Boot {
     }
 }
 
-/// What the guest does: makes itself ready, then the tests.
+/// Returns the plan of a guest: it prepares itself, then runs the tests.
 fn plan(image: &Image, tests: Vec<Test>) -> Plan {
     let before = match image.kind {
         Kind::System { .. } => install(),
@@ -285,7 +288,7 @@ fn plan(image: &Image, tests: Vec<Test>) -> Plan {
     Plan { before, tests, limit: LIMIT, environment, stay: false }
 }
 
-/// Installs what a package would.
+/// Returns the commands that install what a package would install.
 pub fn install() -> Vec<Vec<String>> {
     let words = |line: &str| line.split(' ').map(str::to_owned).collect();
     vec![

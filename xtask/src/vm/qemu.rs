@@ -1,4 +1,4 @@
-//! A running QEMU: its console in a file, the lines of its guest as a stream.
+//! Runs QEMU, with the guest's console in a file and the guest's lines as a stream.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -21,15 +21,15 @@ impl Accel {
     fn words(self) -> [&'static str; 4] {
         match self {
             Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
-            // An old one: wide registers, and what guards user memory from the kernel, are work for the
-            // emulation. Of AMD, so that the kernel keeps one page table: each change of it costs the
-            // emulation what it knew.
+            // An old CPU: wide registers, and the protection of user memory from the kernel, are costly
+            // to emulate. An AMD CPU, so that the kernel uses a single page table: each switch of it
+            // makes the emulator discard its cached translations.
             Self::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "phenom,-fxsr-opt"],
         }
     }
 
-    /// Words for the kernel's command line: what guards against a real CPU's flaws slows an emulated one,
-    /// which has none, by a tenth.
+    /// Returns words for the kernel's command line. Mitigations for flaws of real CPUs slow down an
+    /// emulated CPU, which does not have these flaws, by a tenth.
     fn append(self) -> &'static [&'static str] {
         match self {
             Self::Kvm => &[],
@@ -38,15 +38,15 @@ impl Accel {
     }
 }
 
-/// What a guest is started from.
+/// The configuration of a guest.
 pub struct Machine {
     pub accel: Accel,
     pub cpus: u8,
     pub kernel: PathBuf,
     pub initrd: PathBuf,
-    /// The first is the root disk. None of them is ever changed, except a disk that is being made.
+    /// The first is the root disk. Writes to the disks are discarded, except with `keep`.
     pub disks: Vec<PathBuf>,
-    /// Keep what the guest writes to its first disk.
+    /// Whether writes to the first disk are kept.
     pub keep: bool,
     /// Words for the kernel's command line.
     pub append: Vec<String>,
@@ -57,12 +57,12 @@ const MEMORY: &str = "3G";
 
 impl Machine {
     fn command(&self) -> Command {
-        // A guest must not outlive its runner, however that ends.
+        // A guest must not outlive xtask, even if xtask is killed.
         let mut qemu = Command::new("setpriv");
         qemu.args(["--pdeathsig", "KILL", PROGRAM]).args(self.accel.words());
         qemu.args(["-m", MEMORY, "-smp", &self.cpus.to_string()]);
         qemu.args(["-nodefaults", "-no-user-config", "-display", "none"]);
-        // A panic or a power-off ends QEMU; there is no network card.
+        // A panic or a power-off ends QEMU. There is no network card.
         qemu.args(["-no-reboot", "-nic", "none"]);
         qemu.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initrd);
         for (number, disk) in self.disks.iter().enumerate() {
@@ -78,10 +78,10 @@ impl Machine {
         qemu
     }
 
-    /// Starts it with its console in a file.
+    /// Starts the guest with its console in a file.
     pub fn start(&self, console: &Path) -> Result<Guest> {
         let mut qemu = self.command();
-        // The first serial port is the console, the second speaks to us.
+        // The first serial port is the console; the second carries the guest's lines.
         qemu.arg("-serial").arg(format!("file:{}", console.display()));
         let mut child = qemu
             .args(["-serial", "stdio"])
@@ -102,7 +102,7 @@ impl Machine {
         Ok(Guest { child, lines, console: console.to_path_buf() })
     }
 
-    /// Starts it with its console on our terminal, and waits until the person is done.
+    /// Starts the guest with its console on our terminal, and waits until QEMU ends.
     pub fn attend(&self) -> Result<()> {
         let mut qemu = self.command();
         qemu.args(["-serial", "mon:stdio", "-serial", "null"]);
@@ -112,18 +112,18 @@ impl Machine {
     }
 }
 
-/// A guest that runs. Killed when dropped.
+/// A running guest. Killed on drop.
 pub struct Guest {
     child: Child,
     lines: Receiver<String>,
     console: PathBuf,
 }
 
-/// What came of waiting for a line.
+/// The result of waiting for a line.
 pub enum Heard {
     Line(String),
     Nothing,
-    /// QEMU ended.
+    /// QEMU has ended.
     End,
 }
 
@@ -136,13 +136,13 @@ impl Guest {
         }
     }
 
-    /// Everything that the kernel and the first programs said so far.
+    /// Returns the console's output so far.
     pub fn console(&self) -> String {
         let bytes = fs::read(&self.console).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// What QEMU itself complained about, once it has ended.
+    /// Returns QEMU's own error messages. Kills QEMU first, if it has not ended.
     pub fn complaint(mut self) -> String {
         let mut text = String::new();
         let _ = self.child.kill();

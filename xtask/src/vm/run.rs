@@ -1,4 +1,4 @@
-//! One guest from power on to its verdict.
+//! Runs one guest from power-on to its verdict.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -8,15 +8,15 @@ use anyhow::Result;
 use super::follow::{Report, tail};
 use super::qemu::{Guest, Heard, Machine};
 
-/// How often the console is looked at.
+/// How often the console is checked.
 const LOOK: Duration = Duration::from_secs(1);
-/// For the last writes of a disk that is kept.
+/// How long the last writes to a disk that is kept may take.
 const TURN_OFF: Duration = Duration::from_secs(120);
-/// Lines of the console that explain a failure.
+/// How many lines of the console are shown with a failure.
 const TAIL: usize = 30;
 
-/// Starts a machine and follows it until its verdict, its end, or `limit`; `show` gets what is worth a
-/// line.
+/// Starts a machine and follows it until its verdict, its end, or `limit`. `show` gets each line to
+/// print.
 pub fn run(
     machine: &Machine,
     console: &Path,
@@ -42,7 +42,7 @@ pub fn run(
             }
         }
         if report.over && machine.keep {
-            // What it wrote last is on the disk only once it has turned itself off.
+            // Its last writes are on the disk only once the guest has turned itself off.
             turned_off(&guest, &mut report);
         }
         if report.over {
@@ -55,7 +55,7 @@ pub fn run(
     }
 }
 
-/// Waits until QEMU has ended by itself.
+/// Waits until the guest has turned itself off, which ends QEMU.
 fn turned_off(guest: &Guest, report: &mut Report) {
     let began = Instant::now();
     while began.elapsed() < TURN_OFF {
@@ -63,5 +63,6 @@ fn turned_off(guest: &Guest, report: &mut Report) {
             return;
         }
     }
-    report.failed("turning off", format!("not off within {} s", TURN_OFF.as_secs()));
+    let why = format!("the guest did not turn off within {} s", TURN_OFF.as_secs());
+    report.failed("turning off", why);
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask vm shell`: a guest for a person.
+//! `cargo xtask vm shell`: a guest for interactive use.
 
 use anyhow::{Result, ensure};
 use guest_runner::Plan;
@@ -10,7 +10,7 @@ use crate::docker::NODE_IMAGE;
 use crate::programs;
 use crate::say::{say, step};
 
-/// Contains early: a start of npm takes seconds under emulation, and a person waits.
+/// A policy that acts early: under emulation npm takes seconds to start, and the user waits.
 const POLICY: &str = include_str!("shell/policy.toml");
 /// Starts the agent and a gateway that leaks one server every 20 seconds.
 const SCENE: &str = include_str!("shell/scene.sh");
@@ -18,7 +18,7 @@ const SCENE: &str = include_str!("shell/scene.sh");
 pub fn run(image: &'static Image) -> Result<()> {
     ensure!(
         matches!(image.kind, Kind::System { .. }),
-        "{} has no shell to log in to; try trixie or bookworm",
+        "{} has no login shell; use trixie or bookworm",
         image.name
     );
     let payload = Payload::new()?;
@@ -32,7 +32,7 @@ pub fn run(image: &'static Image) -> Result<()> {
     let plan = Plan { before, limit: 300, stay: true, ..Plan::default() };
     payload.with_programs(&built, &plan)?;
     let machine = machine::system(image, &image_files, accel, payload.disk(&plan)?);
-    say("the prompt comes when everything is ready, in about a minute; leave with `poweroff`,");
-    say("or with Ctrl-A X at once");
+    say("the prompt appears when everything is ready, in about a minute; leave with `poweroff`,");
+    say("or at once with Ctrl-A X");
     machine.attend()
 }

@@ -1,4 +1,4 @@
-//! A disk with systemd, Docker and Podman, made without mounting anything.
+//! Builds a disk with systemd, Docker and Podman, without mounting anything.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -12,16 +12,17 @@ use super::image::{Image, PACKAGES};
 use crate::program;
 use crate::say::step;
 
-/// The files of node's container image, in a guest, once for each engine, with one inode for both.
+/// The folder in a guest with the files of node's container image: one copy per engine, as hard links.
 pub const NODE: &str = "/var/lib/mcp-guard-test-node";
-/// Sparse: what is not used takes no room on the host.
+/// The size of a disk. The file is sparse: unused space takes no room on the host.
 const SIZE: &str = "6G";
 
-/// A mirror that is some weeks behind serves a test as well; signatures are checked as always.
+/// Accepts a mirror that is some weeks behind, which is good enough for tests. Signatures are still
+/// checked.
 pub const STALE: &str = "--aptopt=Acquire::Check-Valid-Until \"false\"";
 
-/// Runs what the second disk brings, once the engine is up. The login prompt on the console waits for
-/// it: a person finds everything ready.
+/// The unit that runs the plan on the second disk once the engine is up. The login prompt on the console
+/// waits for it, so that a user finds everything ready.
 pub const RUNNER_UNIT: &str = "\
 [Unit]
 Description=runs the plan on the second disk
@@ -48,7 +49,8 @@ ExecStart=
 ExecStart=-/sbin/agetty --autologin root --noclear --keep-baud 115200,38400,9600 %I linux
 ";
 
-/// To have udev look at every device takes a fifth of a boot under emulation; these are what systemd waits for.
+/// Triggers udev only for the devices that systemd waits for: under emulation, all devices take a fifth
+/// of the boot.
 const UDEV: &str = "\
 [Service]
 ExecStart=
@@ -56,17 +58,18 @@ ExecStart=udevadm trigger --action=add --subsystem-match=block
 ExecStart=udevadm trigger --action=add --sysname-match=ttyS0
 ";
 
-/// Without a bridge and packet filter rules: containers have no network.
+/// Docker's configuration. Containers have no network, so no bridge and no packet filter rules are
+/// needed.
 const DOCKER: &str = "{\"bridge\": \"none\", \"iptables\": false, \"ip6tables\": false}\n";
 
-/// The initial file system has what finds the disk, and not every driver there is: 11 MB to unpack under
-/// emulation instead of 19. Set before the kernel's package makes it; `$1` is the root.
+/// Limits the initial file system to the drivers for the disk: 11 MB to unpack under emulation instead
+/// of 19. It must be set before the kernel's package creates that file system. `$1` is the root.
 const INITRAMFS: &str = "\
 mkdir -p \"$1/etc/initramfs-tools/conf.d\" \"$1/usr/share/initramfs-tools/modules.d\"; \
 echo MODULES=list > \"$1/etc/initramfs-tools/conf.d/mcp-guard-test\"; \
 printf '%s\\n' virtio_pci virtio_blk ext4 > \"$1/usr/share/initramfs-tools/modules.d/mcp-guard-test\"";
 
-/// Nothing that begins by itself while tests measure.
+/// Units that would otherwise start during tests.
 const MASKED: [&str; 9] = [
     "apt-daily.timer",
     "apt-daily-upgrade.timer",
@@ -79,14 +82,14 @@ const MASKED: [&str; 9] = [
     "systemd-timesyncd.service",
 ];
 
-/// Everything that this file puts into a disk, for the key of the cache.
+/// Returns everything that this file puts into a disk, for the key of the cache.
 pub fn recipe(image: &Image, more: &[&str]) -> Vec<String> {
     let fixed = [image.suite, RUNNER_UNIT, AUTOLOGIN, UDEV, DOCKER, INITRAMFS, SIZE];
     let parts = fixed.iter().chain(&PACKAGES).chain(more).chain(&MASKED);
     parts.map(|part| (*part).to_owned()).collect()
 }
 
-/// Fills `folder` with a disk, a kernel and its initial file system. `node`: what goes to [`NODE`].
+/// Fills `folder` with a disk, a kernel and its initial file system. `node` is unpacked into [`NODE`].
 pub fn build(image: &Image, more: &[&str], node: &Path, folder: &Path) -> Result<()> {
     let root = folder.join("root");
     let packages = [&PACKAGES[..], more].concat().join(",");
@@ -105,7 +108,7 @@ pub fn build(image: &Image, more: &[&str], node: &Path, folder: &Path) -> Result
     })
 }
 
-/// A file system with the content of a folder, made without a mount.
+/// Creates a file system with the content of a folder, without a mount.
 pub fn disk(root: &Path, disk: &Path, size: &str) -> Result<()> {
     let mut command = Command::new(mke2fs());
     command.args(["-q", "-t", "ext4", "-d"]).arg(root).arg(disk).arg(size);
@@ -130,7 +133,7 @@ fn settings(root: &Path) -> Result<()> {
     MASKED.iter().try_for_each(|unit| link("/dev/null", &units.join(unit)))
 }
 
-/// Fills a folder for each engine.
+/// Unpacks a tar file into one folder per engine.
 fn unpack(tar: &Path, folder: &Path) -> Result<()> {
     let (docker, podman) = (folder.join("docker"), folder.join("podman"));
     make(&docker)?;
@@ -140,7 +143,7 @@ fn unpack(tar: &Path, folder: &Path) -> Result<()> {
     program::quietly(Command::new("cp").args(["--archive", "--link"]).args([docker, podman]))
 }
 
-/// The package makes the initial file system by itself.
+/// Copies the kernel and the initial file system, which the kernel's package creates.
 fn take_kernel(boot: &Path, folder: &Path) -> Result<()> {
     for (prefix, name) in [("vmlinuz-", KERNEL), ("initrd.img-", INITRD)] {
         let entries = fs::read_dir(boot).with_context(|| boot.display().to_string())?;
@@ -160,11 +163,11 @@ pub fn write(file: &Path, text: &str) -> Result<()> {
 }
 
 pub fn make(folder: &Path) -> Result<()> {
-    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))
 }
 
 fn link(target: &str, name: &Path) -> Result<()> {
-    // A package may have made one of the same name.
+    // A package may have created a file of the same name.
     let _ = fs::remove_file(name);
-    symlink(target, name).with_context(|| format!("cannot make the link {}", name.display()))
+    symlink(target, name).with_context(|| format!("cannot create the link {}", name.display()))
 }

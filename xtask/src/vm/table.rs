@@ -1,4 +1,4 @@
-//! The README's table of kernels, held to what the guests found out.
+//! Compares the README's table of kernels with the facts that the guests detected.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,50 +12,53 @@ use crate::workspace;
 
 const BEGIN: &str = "<!-- guests: begin -->\n";
 const END: &str = "<!-- guests: end -->";
-/// A cell of which no guest has told.
+/// A cell without a value from any guest.
 const UNKNOWN: &str = "–";
 
-/// Rows that are printed and not compared where a release moves: its kernel, and whether the kernel left a
-/// program out this time.
+/// Rows that are not compared for a release that still gets new kernels: the kernel, and whether it
+/// leaves out programs.
 const MOVING: [&str; 2] = ["kernel", "programs"];
 
-/// Rows in their order; a value per image.
+/// The rows in their order, each with a value per image.
 type Table = Vec<(String, BTreeMap<String, String>)>;
 
-/// One failure for each cell that is not what this guest found out, and, where all that tell ran
-/// (`complete`), for each of which nothing was told. With `bless` the README is changed instead.
+/// Compares the README's table with the facts of an image.
+///
+/// Returns one failure for each cell that differs. With `complete`, which means that all tests that
+/// record facts ran, also returns one for each cell without a fact. With `bless`, writes the facts into
+/// the README instead of comparing them.
 pub fn check(
     image: &Image,
     facts: &[(String, String)],
     complete: bool,
     bless: bool,
 ) -> Result<Vec<Failure>> {
-    // Guests end side by side, and each writes its own column.
+    // Guests run in parallel, and each writes its own column.
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let file = workspace::root().join("README.md");
-    let readme = fs::read_to_string(&file).context("README.md")?;
-    let (before, rest) = readme.split_once(BEGIN).context("README.md has no table of guests")?;
+    let readme = fs::read_to_string(&file).context("cannot read README.md")?;
+    let (before, rest) = readme.split_once(BEGIN).context("README.md has no table of kernels")?;
     let (text, after) =
-        rest.split_once(END).context("README.md: the table of guests has no end")?;
+        rest.split_once(END).context("the table of kernels in README.md has no end")?;
     let mut table = parse(text);
     let mut wrong = if complete { untold(&table, image.name, facts) } else { Vec::new() };
     let others = enter(&mut table, image, facts);
     if bless {
         let text = format!("{before}{BEGIN}{}{END}{after}", render(&table));
-        fs::write(&file, text).context("README.md")?;
+        fs::write(&file, text).context("cannot write README.md")?;
     } else {
         wrong.extend(others);
     }
     Ok(wrong)
 }
 
-/// Each cell of which this guest should have told, and did not.
+/// Returns a failure for each cell of this image for which no fact was recorded.
 fn untold(table: &Table, image: &str, facts: &[(String, String)]) -> Vec<Failure> {
     let told = |name: &str| facts.iter().any(|(fact, _)| fact == name);
     let untold = table.iter().filter(|(name, row)| row.contains_key(image) && !told(name));
-    let why = |name: &str| format!("no test told of {name:?} of {image}");
-    untold.map(|(name, _)| failure(why(name), "its test failed, or is gone")).collect()
+    let why = |name: &str| format!("no test recorded {name:?} for {image}");
+    untold.map(|(name, _)| failure(why(name), "its test failed or no longer exists")).collect()
 }
 
 fn failure(why: String, hint: &str) -> Failure {
@@ -63,7 +66,7 @@ fn failure(why: String, hint: &str) -> Failure {
     Failure { what, why, output: hint.to_owned() }
 }
 
-/// Puts what was found out into the table and tells of each cell that was another.
+/// Enters facts into the table, and returns a failure for each cell that had another value.
 fn enter(table: &mut Table, image: &Image, facts: &[(String, String)]) -> Vec<Failure> {
     let mut wrong = Vec::new();
     for (name, value) in facts {
@@ -75,8 +78,8 @@ fn enter(table: &mut Table, image: &Image, facts: &[(String, String)]) -> Vec<Fa
         let compared = !(image.moves() && MOVING.contains(&name.as_str()));
         if compared && was.as_ref() != Some(value) {
             let (was, image) = (was.unwrap_or_else(|| "nothing".to_owned()), image.name);
-            let why = format!("it says {was:?} for {name:?} of {image}, the guest {value:?}");
-            wrong.push(failure(why, "`cargo xtask vm test --bless` writes what the guests say"));
+            let why = format!("it has {was:?} for {name:?} of {image}, the guest {value:?}");
+            wrong.push(failure(why, "`cargo xtask vm test --bless` writes the guests' values"));
         }
     }
     wrong
@@ -95,7 +98,7 @@ fn parse(text: &str) -> Table {
         let images = header.iter().skip(1).cloned();
         (name, images.zip(cells).filter(|(_, value)| value != UNKNOWN).collect())
     };
-    // The line below the header says how columns are aligned.
+    // The line below the header sets the alignment of columns.
     lines.skip(1).map(row).collect()
 }
 
@@ -123,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_rendered_is_read_again() {
+    fn a_rendered_table_is_parsed_back() {
         let mut table = Table::new();
         assert_eq!(
             enter(&mut table, image("trixie"), &facts(&[("kernel", "6.12"), ("LSM", "yes")])).len(),
@@ -136,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn another_value_is_a_failure_and_the_same_is_none() {
+    fn a_different_value_is_a_failure_and_an_equal_one_is_not() {
         let mut table = parse("| | trixie |\n|---|---|\n| kernel | 6.12 |\n");
         assert_eq!(enter(&mut table, image("trixie"), &facts(&[("kernel", "6.12")])), []);
         let wrong = enter(&mut table, image("trixie"), &facts(&[("kernel", "6.13")]));
@@ -144,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_moves_is_told_and_not_compared() {
+    fn a_kernel_that_moves_is_not_compared() {
         let mut table = parse("| | kernel-forky |\n|---|---|\n| kernel | 7.2 |\n| BTF | yes |\n");
         let moved = facts(&[("kernel", "7.3"), ("programs", "all run"), ("BTF", "no")]);
         let wrong = enter(&mut table, image("kernel-forky"), &moved);
@@ -153,11 +156,11 @@ mod tests {
     }
 
     #[test]
-    fn a_cell_of_which_nobody_told_is_a_failure() {
+    fn a_cell_without_a_fact_is_a_failure() {
         let table = parse("| | trixie |\n|---|---|\n| kernel | 6.12 |\n| BTF | yes |\n| x | – |\n");
         let wrong = untold(&table, "trixie", &facts(&[("kernel", "6.12")]));
         assert_eq!(wrong.len(), 1);
-        assert_eq!(wrong[0].why, "no test told of \"BTF\" of trixie");
+        assert_eq!(wrong[0].why, "no test recorded \"BTF\" for trixie");
     }
 
     #[test]

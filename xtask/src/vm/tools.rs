@@ -1,4 +1,4 @@
-//! QEMU and the programs that make images.
+//! QEMU and the programs that build images.
 
 use std::process::Command;
 
@@ -11,21 +11,21 @@ const NEEDS: [Need; 5] = [
     Need { program: "mmdebstrap", package: "mmdebstrap" },
     Need { program: "mke2fs", package: "e2fsprogs" },
     Need { program: "dpkg-deb", package: "dpkg" },
-    // Root folders of the container images.
+    // For the root folders of the container images.
     Need { program: "busybox", package: "busybox-static" },
     Need { program: "npm", package: "npm" },
 ];
 const QEMU: Need = Need { program: "qemu-system-x86_64", package: "qemu-system-x86" };
-/// 7.2 ends guests under emulation with a double fault at cmpxchg16b; 8 was never seen to.
+/// Under emulation, guests in QEMU 7.2 end with a double fault at cmpxchg16b. This was never seen with 8.
 const OLDEST_QEMU: u32 = 8;
 
 /// Makes sure that guests can be built and run here.
 pub fn provide(permission: Permission) -> Result<()> {
     if cfg!(not(target_arch = "x86_64")) {
-        bail!("the guests are x86-64, and so must be this machine");
+        bail!("guests are x86-64, so this machine must be x86-64 too");
     }
     if !rustix::process::geteuid().is_root() {
-        bail!("building a guest's disk needs root, to keep the owners of its files");
+        bail!("building a guest's disk needs root, to keep the owners of files; run as root");
     }
     packages::provide_all(permission, &NEEDS)?;
     if qemu_version().is_some_and(|version| version >= OLDEST_QEMU) {
@@ -43,7 +43,7 @@ fn qemu_version() -> Option<u32> {
     major(&text)
 }
 
-/// `QEMU emulator version 10.0.2 (Debian ...)`.
+/// Returns the major version in a line like `QEMU emulator version 10.0.2 (Debian ...)`.
 fn major(text: &str) -> Option<u32> {
     text.split("version ").nth(1)?.split('.').next()?.parse().ok()
 }
@@ -51,7 +51,7 @@ fn major(text: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn reads_the_version_of_qemu() {
+    fn the_version_of_qemu_is_read() {
         assert_eq!(super::major("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)"), Some(10));
         assert_eq!(super::major("something else"), None);
     }

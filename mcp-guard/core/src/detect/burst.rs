@@ -1,5 +1,5 @@
-//! B: many starts of one package in a short time. A healthy gateway that ends each server does
-//! this too, so it acts only where servers stay, or where the rate is a storm's.
+//! B: many starts of one package in a short time. A healthy gateway that ends each server does this
+//! too, so the detector acts only if servers stay alive, or if the rate is that of a storm.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::{
     registry::{Identity, OTHER_IDENTITIES, Registry},
 };
 
-/// Detections now, and when they may change by time alone.
+/// Returns the current detections, and when they may change by the passing of time alone.
 pub fn look(now: Time, registry: &Registry, limits: &Burst) -> (Vec<Detection>, Option<Time>) {
     let mut detections = Vec::new();
     let mut next = None;

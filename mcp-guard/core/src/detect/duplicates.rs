@@ -1,4 +1,4 @@
-//! D: one package, started again and again, and nothing ends. What separates a leak from work.
+//! D: one package is started again and again, and nothing ends. That separates a leak from work.
 
 use super::{Detection, comes_of_age, count, sooner};
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
     registry::{Identity, OTHER_IDENTITIES, Registry},
 };
 
-/// Detections now, and when they may change by time alone.
+/// Returns the current detections, and when they may change by the passing of time alone.
 pub fn look(now: Time, registry: &Registry, limits: &Duplicates) -> (Vec<Detection>, Option<Time>) {
     let mut detections = Vec::new();
     let mut next = None;

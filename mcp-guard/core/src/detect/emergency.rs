@@ -1,16 +1,16 @@
-//! E: many more long-lived processes than a minute ago, whatever they are.
+//! E: many more long-lived processes of any kind than a minute ago.
 
 use std::collections::VecDeque;
 
 use super::{Detection, count};
 use crate::{Time, incident::Detector, policy::Emergency, registry::Registry};
 
-/// The number of processes of age, once a second.
+/// The number of processes of at least the given age, sampled once a second.
 #[derive(Clone, Debug, Default)]
 pub struct Aged(VecDeque<(Time, usize)>);
 
 impl Aged {
-    /// Takes a sample and compares it with the one from `within` ago, or the first there is.
+    /// Takes a sample and compares it with the one from `within` ago, or with the first one.
     pub fn look(
         &mut self,
         now: Time,
@@ -19,7 +19,7 @@ impl Aged {
     ) -> Option<Detection> {
         let aged = registry.processes_aged(now, limits.age);
         self.0.push_back((now, aged));
-        // Keeps one sample that is at least `within` old as the base.
+        // Keep one sample that is at least `within` old as the base.
         while self.0.get(1).is_some_and(|(at, _)| now.since(*at) >= limits.within) {
             self.0.pop_front();
         }

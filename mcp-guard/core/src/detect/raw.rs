@@ -1,5 +1,5 @@
-//! R: the raw rate of process forks. A shell loop forks 1,000 times a second and means no harm, so
-//! this only warns.
+//! R: the raw rate of process forks. A harmless shell loop forks 1,000 times a second, so the
+//! detector only warns.
 
 use super::Detection;
 use crate::{incident::Detector, policy::Raw, rates::Rates};

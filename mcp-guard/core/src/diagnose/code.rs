@@ -1,10 +1,10 @@
-//! The codes of findings. They are stable: scripts and reports name them.
+//! The codes of findings. They are stable, because scripts and reports name them.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-/// How bad it is.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
@@ -28,14 +28,14 @@ impl fmt::Display for Severity {
 
 macro_rules! codes {
     ($($name:ident $number:literal $severity:ident $title:literal,)*) => {
-        /// A cause, or a state that needs no action.
+        /// The code of a cause, or of a state that needs no action.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum Code {
             $(#[doc = $title] $name,)*
         }
 
         impl Code {
-            /// In the order of their numbers.
+            /// All codes, in the order of their numbers.
             pub const ALL: &[Self] = &[$(Self::$name),*];
 
             #[must_use]
@@ -48,7 +48,7 @@ macro_rules! codes {
                 match self { $(Self::$name => Severity::$severity,)* }
             }
 
-            /// In a few words, for lists.
+            /// Returns a short title, for lists.
             #[must_use]
             pub fn title(self) -> &'static str {
                 match self { $(Self::$name => $title,)* }
@@ -58,50 +58,50 @@ macro_rules! codes {
 }
 
 codes! {
-    NotRecreated 1 Critical "the limit was added to the compose file, and the container was not made anew",
+    NotRecreated 1 Critical "the compose file has a limit, but the container was not re-created",
     NeverDeclared 2 Critical "no limit is declared for this service",
     ToolDropped 3 Critical "the compose tool dropped the limit",
-    ComposeInvalid 4 Critical "the compose file does not load, and the old container runs on",
-    ExplicitUnlimited 5 Critical "created or updated without a limit: null, 0 and -1 mean none",
+    ComposeInvalid 4 Critical "the compose file does not load, so the old container keeps running",
+    ExplicitUnlimited 5 Critical "the container was created or updated without a limit (null, 0 or -1)",
     Swarm 6 Critical "the swarm service has no limit",
-    Drift 7 Medium "the engine's value was changed behind the compose file",
-    ApiTooOld 8 High "the engine's API in use ignores limits",
+    Drift 7 Medium "the engine's limit was changed, but the compose file was not",
+    ApiTooOld 8 High "the engine API version in use ignores updates of the limit",
     OtherContainers 9 High "the processes are in other containers",
-    PodmanUpdateLost 10 High "this Podman loses an updated limit",
+    PodmanUpdateLost 10 High "this version of Podman loses updates of the limit",
     ControllerDisabled 20 Critical "the kernel has no pids controller",
-    NotDelegated 21 Critical "the pids controller is not handed down to this cgroup",
-    Rootless 22 Critical "a rootless engine that cannot use cgroups",
-    CgroupsDisabled 23 Critical "the container was made without a cgroup of its own",
-    ControllerToggled 24 Critical "the controller was switched off and on, which takes the limit away",
-    SystemdReset 30 Critical "systemd puts its own value back",
-    RawWrite 31 Critical "somebody wrote pids.max by hand",
-    NoTasksMax 32 High "the runtime never told systemd of the limit",
+    NotDelegated 21 Critical "the pids controller is not enabled for this cgroup",
+    Rootless 22 Critical "the rootless engine cannot use cgroups",
+    CgroupsDisabled 23 Critical "the container was created without its own cgroup",
+    ControllerToggled 24 Critical "the pids controller was disabled and re-enabled, which removed the limit",
+    SystemdReset 30 Critical "systemd restores its own value",
+    RawWrite 31 Critical "pids.max was written directly, not through the engine",
+    NoTasksMax 32 High "the runtime did not pass the limit to systemd",
     SelfRaised 33 Critical "the container can raise its own limit",
     SystemdDefault 34 Info "the number in force is systemd's default",
-    ExecMigration 40 Medium "docker exec joins without being checked",
-    ExternalMigration 41 Medium "processes were moved in from outside",
-    LoweredBelow 42 Medium "the limit is younger than the processes above it",
-    PidNamespace 50 High "seen in the container's process list, and not in its cgroup",
+    ExecMigration 40 Medium "docker exec adds processes without checking the limit",
+    ExternalMigration 41 Medium "processes were moved into the cgroup from outside",
+    LoweredBelow 42 Medium "the limit was set below the number of running tasks",
+    PidNamespace 50 High "processes in the container's process list are not in its cgroup",
     EscapedCgroup 51 Critical "processes of the container left its cgroup",
-    InnerOutside 52 Critical "the containers of an inner engine are outside",
-    Siblings 53 High "its own containers run beside it, through the engine's socket",
-    Reclassified 54 High "a rule daemon moved its processes elsewhere",
-    Threads 60 Info "threads count, not processes",
-    Zombies 61 Medium "dead processes that nobody reaps hold the limit",
-    NestedInside 62 Info "processes in cgroups below count too",
-    WrongHierarchy 63 Info "the limit is in another hierarchy than the one looked at",
-    WrongLevel 64 Info "the limit is on another level than the one looked at",
-    AncestorLimit 70 High "a lower limit above this cgroup is the one in force",
-    WrongLayer 71 Critical "the limit was set where it does not reach this container",
-    HostExhausted 72 High "the host or the pid namespace has no numbers left",
-    OtherDaemon 80 Critical "the engine that answers is not the one of this host",
-    DesktopVm 81 Critical "the engine runs in a virtual machine of its own",
-    Sandbox 82 High "a sandbox runtime: the host's limit does not reach the guest",
-    PodLevel 83 High "the limit is the pod's",
-    Lxc 85 High "the limit is the one of the system container around it",
-    Threaded 88 Info "a threaded cgroup",
+    InnerOutside 52 Critical "the containers of an inner engine are outside this cgroup",
+    Siblings 53 High "containers that it starts through the engine's socket run beside it",
+    Reclassified 54 High "a rule daemon moved its processes to another cgroup",
+    Threads 60 Info "the limit counts threads, not processes",
+    Zombies 61 Medium "dead processes that are not reaped count against the limit",
+    NestedInside 62 Info "processes in cgroups below this one count too",
+    WrongHierarchy 63 Info "the limit is in the other cgroup hierarchy",
+    WrongLevel 64 Info "the limit is on another level of the cgroup tree",
+    AncestorLimit 70 High "a limit above this cgroup is reached first",
+    WrongLayer 71 Critical "the limit was set where it does not affect this container",
+    HostExhausted 72 High "the host or the pid namespace has reached its own task limit",
+    OtherDaemon 80 Critical "the engine that answers does not run on this host",
+    DesktopVm 81 Critical "the engine runs in a virtual machine",
+    Sandbox 82 High "a sandbox runtime: the host's limit does not apply inside the guest",
+    PodLevel 83 High "the limit that applies is the pod's",
+    Lxc 85 High "the limit that applies is that of the enclosing system container",
+    Threaded 88 Info "the cgroup is threaded",
     Enforced 90 Info "the limit is in force",
-    Unknown 99 Info "not enough is known",
+    Unknown 99 Info "the limit could not be determined",
 }
 
 impl fmt::Display for Code {
@@ -113,14 +113,16 @@ impl fmt::Display for Code {
 impl FromStr for Code {
     type Err = String;
 
-    /// `MG-P001`, `P001`, `p1` and `1` are one code.
+    /// Parses a code: `MG-P001`, `P001`, `p1` and `1` mean the same.
     fn from_str(text: &str) -> Result<Self, String> {
         let upper = text.to_ascii_uppercase();
         let digits = upper.strip_prefix("MG-").unwrap_or(&upper);
         let digits = digits.strip_prefix('P').unwrap_or(digits);
         let number = digits.parse::<u16>().ok();
         let found = Self::ALL.iter().find(|code| Some(code.number()) == number);
-        found.copied().ok_or_else(|| format!("there is no finding {text:?}; the first is MG-P001"))
+        found.copied().ok_or_else(|| {
+            format!("no finding has the code {text:?}; `mcp-guard explain` lists all codes")
+        })
     }
 }
 
@@ -141,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_rise_and_are_read_in_every_form() {
+    fn codes_are_in_order_and_parse_in_every_form() {
         assert!(Code::ALL.is_sorted_by_key(|code| code.number()));
         for code in Code::ALL {
             let number = code.number();

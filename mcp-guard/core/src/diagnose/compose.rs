@@ -1,5 +1,5 @@
-//! What compose files say of one service's PID limit. Nothing is run: where only compose itself could
-//! tell, the answer is that it is not known.
+//! Determines the PID limit that compose files declare for one service. Compose itself is not run: if only it
+//! could resolve the files, the limit is not known.
 
 mod interpolate;
 mod keys;
@@ -16,23 +16,24 @@ use super::{
     version::version,
 };
 
-/// The two spellings.
+/// The two spellings of the limit.
 const SHORT: &str = "pids_limit";
 const LONG: &str = "deploy.resources.limits.pids";
-/// From this version on the two spellings must agree (compose-go c37fc59).
+/// Since this version the two spellings must agree (compose-go c37fc59).
 const MUST_AGREE: Version = (2, 26, 0);
-/// Before it the long spelling was refused ("value 'pids' does not match any of the regexes: '^x-'").
+/// The first version that accepts the long spelling. Older ones reject it ("value 'pids' does not match any
+/// of the regexes: '^x-'").
 const TAKES_LONG: Version = (2, 0, 0);
 const MAX_ELSEWHERE: usize = 8;
 
 type Version = (u32, u32, u32);
 
-/// What made the container, as far as it matters to how it reads its files.
+/// The tool that created the container, as far as it affects how files are read.
 #[derive(Clone, Copy, Debug)]
 enum Tool {
-    /// `docker-compose`, `docker compose`, of a version if it is known.
+    /// `docker-compose` or `docker compose`, with its version if known.
     Docker(Option<Version>),
-    /// podman-compose checks no file against a schema.
+    /// podman-compose, which does not check files against a schema.
     Podman,
 }
 
@@ -45,7 +46,7 @@ impl Tool {
     }
 }
 
-/// The same facts with what the files come to. Those of schema 1 have that already.
+/// Returns the facts with the files judged. Facts of schema 1 have the result already.
 #[must_use]
 pub fn judged(compose: &Compose) -> Compose {
     let mut judged = compose.clone();
@@ -54,13 +55,13 @@ pub fn judged(compose: &Compose) -> Compose {
     if let (Says::Limit { filled: true, .. }, Content::Read { variables, .. }) =
         (&judged.says, content)
     {
-        // A change of the env file is one of the limit.
+        // A change of the env file changes the limit too.
         judged.modified = judged.modified.max(variables.modified);
     }
     judged
 }
 
-/// The variables that these files use where a limit depends on it, as [`Variables::values`] has them.
+/// Returns the variables that a limit in these files depends on, in the form of [`Variables::values`].
 #[must_use]
 pub fn used_variables(
     files: &[ComposeFile],
@@ -80,13 +81,13 @@ fn written_in(keys: &Keys) -> Vec<&Written> {
     service.pids_limit.iter().chain(long).collect()
 }
 
-/// Reads the files as compose would; `tool` is what made the container.
+/// Reads the files as compose would; `tool` is the one that created the container.
 fn says(content: &Content, tool: Tool) -> Says {
     let (files, variables) = match content {
         Content::Unread { why } => return Says::Unknown { why: why.clone() },
         Content::Read { files, variables } => (files, variables),
     };
-    // Whatever the others say, one that was not read may say otherwise.
+    // A file that was not read may override all the others.
     let unread = files.iter().find_map(|file| match &file.keys {
         Keys::Unread { why } => Some(format!("{}: {why}", file.path)),
         Keys::Broken { .. } | Keys::Read { .. } => None,
@@ -108,7 +109,7 @@ fn says(content: &Content, tool: Tool) -> Says {
     reader.verdict(tool, places)
 }
 
-/// A limit where it stands.
+/// A limit, and its place in a file.
 #[derive(Clone, Debug)]
 struct Found {
     value: i64,
@@ -121,7 +122,7 @@ struct ComposeReader<'a> {
     variables: &'a Variables,
     short: Option<Found>,
     long: Option<Found>,
-    /// There is a `deploy.resources.limits`.
+    /// Whether there is a `deploy.resources.limits`.
     limits: bool,
 }
 
@@ -155,12 +156,14 @@ impl ComposeReader<'_> {
         if let Some(tag) = &written.tag {
             return Err(Says::Unknown { why: format!("{}: it uses !{tag}", place()) });
         }
-        let no_number = || Says::Invalid { why: format!("{}: the limit is no number", place()) };
+        let no_number = || Says::Invalid { why: format!("{}: the limit is not a number", place()) };
         let text = written.text.as_deref().ok_or_else(no_number)?;
         let (text, filled) = interpolate(text, self.variables)
             .map_err(|why| Says::Unknown { why: format!("{}: {why}", place()) })?;
         let value = text.trim().parse().map_err(|_| match filled {
-            true => Says::Unknown { why: format!("{}: a variable that is no number", place()) },
+            true => Says::Unknown {
+                why: format!("{}: the value of a variable is not a number", place()),
+            },
             false => no_number(),
         })?;
         Ok(Found { value, file: path.to_owned(), line, filled })
@@ -170,7 +173,8 @@ impl ComposeReader<'_> {
         if let Some(Found { file, line, .. }) =
             self.short.as_ref().filter(|found| found.filled && found.value == 0)
         {
-            let why = format!("{file}:{line}: a variable that is 0 now, which sets no limit");
+            let why =
+                format!("{file}:{line}: the value of a variable is 0 now, which sets no limit");
             return Says::Unknown { why };
         }
         let (short, long) = (self.short.filter(|found| found.value != 0), self.long);
@@ -182,7 +186,9 @@ impl ComposeReader<'_> {
             && version < TAKES_LONG
         {
             let (file, line) = (&long.file, long.line);
-            return Says::Invalid { why: format!("{file}:{line}: version 1 refuses {LONG}") };
+            return Says::Invalid {
+                why: format!("{file}:{line}: compose version 1 rejects {LONG}"),
+            };
         }
         if must_agree
             && let Some(short) = &short
@@ -190,7 +196,7 @@ impl ComposeReader<'_> {
             && long.as_ref().is_none_or(|long| long.value != short.value)
         {
             let why = format!(
-                "{}:{}: {SHORT} stands beside {} without the same pids in it",
+                "{}:{}: {SHORT} is used beside {}, which does not have the same pids",
                 short.file, short.line, "deploy.resources.limits"
             );
             let filled = short.filled || long.is_some_and(|long| long.filled);
@@ -206,13 +212,13 @@ impl ComposeReader<'_> {
     }
 }
 
-/// A key of a service that changes what another place says of it.
+/// Returns a key that brings in or switches off parts of the service as only compose can resolve.
 fn only_compose(service: &ServiceKeys) -> Option<&'static str> {
     let keys = [(service.extends, "extends"), (service.profiles, "profiles")];
     keys.into_iter().find_map(|(is_used, key)| is_used.then_some(key))
 }
 
-/// None where there is nothing. An error where a tag on the way decides how it is merged.
+/// Returns None if nothing is there, and an error if a tag on the path decides how it is merged.
 fn there<T>(reached: &Reached<T>) -> Result<Option<&T>, String> {
     match reached {
         Reached::Absent => Ok(None),

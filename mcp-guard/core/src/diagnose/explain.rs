@@ -1,10 +1,10 @@
-//! The long form of each finding: the text of `docs/findings.md`, which is where people read it too.
+//! The long form of each finding, from `docs/findings.md`.
 
 use super::code::Code;
 
 const TEXT: &str = include_str!("../../../../docs/findings.md");
 
-/// The section of a code, from its heading to the next.
+/// Returns the section of a code, from its heading to the next one.
 #[must_use]
 pub fn text(code: Code) -> Option<&'static str> {
     let heading = format!("## {code}");
@@ -22,9 +22,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_code_has_its_section_and_every_section_its_code() {
+    fn every_code_has_exactly_one_section() {
         for code in Code::ALL {
-            let text = text(*code).unwrap_or_else(|| panic!("docs/findings.md has no {code}"));
+            let text =
+                text(*code).unwrap_or_else(|| panic!("docs/findings.md has no section for {code}"));
             let heading = format!("## {code} {}", code.title());
             assert_eq!(text.lines().next(), Some(heading.as_str()));
             assert!(text.lines().count() > 2, "{code} is not explained");

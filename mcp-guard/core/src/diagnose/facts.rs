@@ -1,6 +1,6 @@
-//! One look at everything a diagnosis needs. Data only: it can be saved, sent and judged elsewhere.
+//! A snapshot of everything a diagnosis needs. It is only data: it can be saved, sent and judged elsewhere.
 //!
-//! Text in it comes from engines and containers and is escaped where it was read.
+//! Text in it comes from engines and containers, and was escaped when it was read.
 
 mod compose;
 mod kinds;
@@ -26,16 +26,17 @@ use crate::{
     limit::Limit,
 };
 
-/// Changes whenever older programs could not judge the facts of newer ones.
+/// Version of the saved format. It changes when older programs could not judge newer facts.
 ///
-/// 2: compose files are kept as [`Content`], and judged where the rest is. 1 kept what they come to.
+/// Version 2 stores the content of compose files ([`Content`]), which is judged with the rest. Version 1
+/// stored only the result of judging them.
 pub const SCHEMA: u32 = 2;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Facts {
     pub schema: u32,
-    /// Seconds since 1970, by this host's clock.
+    /// When the facts were read, in seconds since 1970 by this host's clock.
     pub taken: u64,
     pub took_ms: u64,
     pub target: TargetFacts,
@@ -43,34 +44,34 @@ pub struct Facts {
     pub engine: Option<EngineFacts>,
     pub container: Option<ContainerFacts>,
     pub compose: Option<Compose>,
-    /// What `repair` was asked for, and what no owner keeps yet.
+    /// The limit that `repair` was asked for, if no owner stores it yet.
     pub wanted: Option<u64>,
-    /// Tasks that the policy's clamps leave free (`respond.clamp_headroom`); None where no policy is at hand.
+    /// Tasks that the policy's clamps leave free (`respond.clamp_headroom`); None without a policy.
     pub headroom: Option<u64>,
     pub unit: Option<Unit>,
-    /// What an incident holds here, by the mark of the target's own cgroup.
+    /// Our clamp for an incident, according to the mark of the target's cgroup.
     pub clamp: Option<Clamp>,
-    /// The target's own cgroup first, the root last; in the hierarchy that has the pids controller.
+    /// The cgroups from the target's own to the root, in the hierarchy that has the pids controller.
     pub chain: Vec<Level>,
-    /// Processes in the cgroup and below it, zombies left out.
+    /// Processes in the cgroup and below it, except zombies.
     pub members: Vec<Process>,
-    /// Dead and not reaped, so still charged.
+    /// Processes that are dead but not reaped, and so still charged.
     pub zombies: Vec<Process>,
-    /// In the pid namespace of the container, and not in its cgroup.
+    /// Processes in the container's pid namespace but not in its cgroup.
     pub aliens: Vec<Process>,
     /// Other running containers of the same image or project.
     pub others: Vec<Other>,
-    /// What could not be known.
+    /// Sources that could not be read.
     pub unreadable: Vec<Unreadable>,
 }
 
-/// What was asked about.
+/// The target of the diagnosis.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TargetFacts {
     pub kind: SubjectKind,
     pub name: String,
-    /// Of a container.
+    /// The id, if the target is a container.
     pub id: Option<String>,
     /// Path in the hierarchy that has the pids controller.
     pub cgroup: String,
@@ -82,26 +83,26 @@ pub struct HostFacts {
     /// `uname -r`.
     pub kernel: String,
     pub cgroups: Cgroups,
-    /// The row of `/proc/cgroups`; None where there is no row.
+    /// Whether `/proc/cgroups` shows the pids controller as enabled; None if it has no row for it.
     pub pids_enabled: Option<bool>,
-    /// Words of the kernel's command line that are about cgroups.
+    /// Options on the kernel's command line that concern cgroups.
     pub boot_words: Vec<String>,
-    /// Mount option of the unified tree.
+    /// Whether the unified tree is mounted with `nsdelegate`.
     pub nsdelegate: Option<bool>,
     pub threads_max: Option<u64>,
-    /// Of the host's pid namespace.
+    /// `pid_max` of the host's pid namespace.
     pub pid_max: Option<u64>,
     /// Tasks on the whole host.
     pub tasks: Option<u64>,
-    /// `pid_max` and tasks of the target's pid namespace, where that is another than the host's.
+    /// `pid_max` and tasks of the target's pid namespace, if that is not the host's.
     pub pid_namespace: Option<PidNamespace>,
-    /// `DOCKER_API_VERSION` as the operator has it set.
+    /// `DOCKER_API_VERSION` in the operator's environment.
     pub docker_api_version: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PidNamespace {
-    /// Per namespace since Linux 6.14; the host's before.
+    /// Per namespace since Linux 6.14, the host's on older kernels.
     pub pid_max: u64,
     pub tasks: u64,
 }
@@ -113,15 +114,15 @@ pub struct EngineFacts {
     pub version: String,
     pub api_version: String,
     pub cgroup_driver: CgroupDriver,
-    /// Whether it says that it can limit pids.
+    /// Whether the engine reports that it can limit pids.
     pub pids_limit: Option<bool>,
     pub rootless: bool,
-    /// The kernel it says it runs on.
+    /// The kernel that the engine reports to run on.
     pub kernel: String,
     pub operating_system: String,
-    /// Where it listens.
+    /// The socket that the engine listens on.
     pub socket: String,
-    /// `TasksMax` of the engine's own unit, where its unit files set one.
+    /// `TasksMax` of the engine's own unit, if its unit files set one.
     pub own_tasks_max: Option<Limit>,
 }
 
@@ -131,15 +132,15 @@ pub struct ContainerFacts {
     pub id: String,
     pub name: String,
     pub image: String,
-    /// Seconds since 1970.
+    /// When the container was created, in seconds since 1970.
     pub created: Option<u64>,
-    /// Its first process, as the host numbers it.
+    /// Host pid of the container's first process.
     pub init: Pid,
-    /// `HostConfig.PidsLimit` as it stands: null, 0, -1 and a number are four things.
+    /// `HostConfig.PidsLimit`, unchanged: null, 0, -1 and a number are four different things.
     pub pids_limit: Option<i64>,
     /// `linux.resources.pids.limit` of the OCI config.
     pub oci_limit: Option<OciLimit>,
-    /// Of the runtime's state file. No witness: runc sets it to 0 at any unrelated update.
+    /// The limit in the runtime's state file. It proves nothing: runc sets it to 0 at any unrelated update.
     pub state_limit: Option<i64>,
     pub cgroup_parent: String,
     pub cgroupns_mode: NamespaceMode,
@@ -155,13 +156,13 @@ pub struct ContainerFacts {
     pub nproc_ulimit: Option<i64>,
     /// "healthy", "unhealthy", "starting"; None without a health check.
     pub health: Option<String>,
-    /// Host pids of the `docker exec` calls that the engine says are running.
+    /// Host pids of the `docker exec` calls that the engine lists as running.
     pub execs: Vec<Pid>,
     pub swarm_service: Option<String>,
     pub memory: Memory,
 }
 
-/// What the OCI config says.
+/// The limit in the OCI config.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OciLimit {
@@ -173,10 +174,10 @@ pub enum OciLimit {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Memory {
-    /// Bytes; None is no limit, or unknown.
+    /// In bytes; None if there is no limit, or it is not known.
     pub max: Option<u64>,
     pub current: Option<u64>,
-    /// `memory.events`: times the limit was hit, and processes killed for it.
+    /// From `memory.events`: how often the limit was reached, and how many processes were killed for it.
     pub hits: Option<u64>,
     pub kills: Option<u64>,
 }
@@ -189,35 +190,35 @@ pub struct Unit {
     pub tasks_max: Option<Limit>,
     /// `DefaultTasksMax` of the manager.
     pub default_tasks_max: Option<Limit>,
-    /// Of systemd; 0 where unknown.
+    /// Version of systemd; 0 if unknown.
     pub systemd: u32,
     pub transient: bool,
     pub slice: String,
 }
 
-/// A limit of ours that lasts as long as its incident.
+/// A limit that mcp-guard has set for the duration of an incident.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Clamp {
     pub incident: Incident,
-    /// `pids.max` as it was, and as we wrote it.
+    /// `pids.max` before the clamp, and the value that we wrote.
     pub found: Limit,
     pub wrote: Limit,
 }
 
-/// One cgroup on the way to the root.
+/// One cgroup on the path to the root.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Level {
     pub path: String,
-    /// None where there is no such file.
+    /// `pids.max`; None if the file does not exist.
     pub max: Option<Limit>,
     pub current: Option<u64>,
     pub peak: Option<u64>,
-    /// `max` of `pids.events`.
+    /// The counter `max` of `pids.events`.
     pub denials: Option<u64>,
-    /// The same of `pids.events.local` (Linux 6.11).
+    /// The counter `max` of `pids.events.local` (Linux 6.11).
     pub own_denials: Option<u64>,
-    /// Version 2: pids in `cgroup.controllers`, and in `cgroup.subtree_control`.
+    /// In version 2, whether pids is in `cgroup.controllers`, and in `cgroup.subtree_control`.
     pub has_pids: Option<bool>,
     pub hands_pids_down: Option<bool>,
     pub threaded: bool,
@@ -231,13 +232,13 @@ pub struct Process {
     pub start: Ticks,
     pub threads: u64,
     pub comm: String,
-    /// Words, escaped and cut.
+    /// Arguments, escaped and truncated.
     pub argv: Vec<String>,
     /// Path in the hierarchy that has the pids controller.
     pub cgroup: String,
 }
 
-/// Another container that holds processes one may look for here.
+/// Another container, which may have the processes that an operator expects in the target.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Other {
@@ -250,34 +251,35 @@ pub struct Other {
 }
 
 impl Facts {
-    /// The cgroup itself.
+    /// Returns the target's own cgroup.
     #[must_use]
     pub fn own(&self) -> Option<&Level> {
         self.chain.first()
     }
 
-    /// The least limit on the way to the root, and where it stands.
+    /// Returns the lowest limit up to the root, and the cgroup that has it.
     #[must_use]
     pub fn effective(&self) -> Option<(&Level, Limit)> {
         let limits = self.chain.iter().filter_map(|level| Some((level, level.max?)));
-        // Of two equal ones the nearer: it is the one to change.
+        // If two are equal, `min_by_key` returns the nearer one, which is the one to change.
         limits.min_by_key(|(_, limit)| *limit)
     }
 
-    /// Threads of all members.
+    /// Returns the number of threads of all members.
     #[must_use]
     pub fn threads(&self) -> u64 {
         self.members.iter().map(|process| process.threads).sum()
     }
 
-    /// Members whose parent is not a member: the container's first process and whatever came in.
+    /// Returns members whose parent is not a member: the container's first process, and processes that were
+    /// moved in.
     #[must_use]
     pub fn roots(&self) -> Vec<&Process> {
         let inside: BTreeSet<Pid> = self.members.iter().map(|process| process.pid).collect();
         self.members.iter().filter(|process| !inside.contains(&process.parent)).collect()
     }
 
-    /// Members that are in a cgroup below the target's own, by that cgroup.
+    /// Counts the members in each cgroup below the target's own.
     #[must_use]
     pub fn nested(&self) -> BTreeMap<&str, usize> {
         let mut found = BTreeMap::new();

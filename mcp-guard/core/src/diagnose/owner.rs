@@ -1,4 +1,4 @@
-//! Who keeps the number, and so must write it.
+//! The owner of a limit: the component that stores it, and so must write it.
 
 use super::{
     code::Code,
@@ -7,24 +7,24 @@ use super::{
 };
 use crate::{container::payload_below, limit::Limit};
 
-/// The first version of Podman whose update is kept and changes nothing else.
+/// The first version of Podman whose updates persist and change nothing else.
 const PODMAN_UPDATES: (u32, u32, u32) = (5, 4, 0);
 
-/// Why nothing can be repaired, and what to do instead.
+/// The reason why a limit cannot be repaired, and what to do instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused(pub String);
 
-/// How a cgroup stands to a unit whose limit binds nothing else.
+/// The relation of a cgroup to a unit whose limit applies to this cgroup and to nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// The unit's own cgroup.
     Own,
-    /// The one in which an engine keeps all processes of the unit, with a limit of its own.
+    /// The cgroup below the unit's in which an engine keeps all processes of the unit. It has its own limit.
     Payload,
 }
 
 impl Standing {
-    /// None where the cgroup lies deeper: a limit of the unit would bind what else is in there.
+    /// Returns None if the cgroup is deeper: the unit's limit would apply to other processes too.
     #[must_use]
     pub fn of(cgroup: &str, unit: &str) -> Option<Self> {
         let is_unit = |path: &str| path.rsplit('/').next() == Some(unit);
@@ -36,27 +36,28 @@ impl Standing {
     }
 }
 
-/// The scope whose payload this cgroup is.
+/// Returns the scope that has this cgroup as its payload.
 fn above_payload(cgroup: &str) -> Option<&str> {
     let (around, name) = cgroup.rsplit_once('/')?;
     (payload_below(around) == Some(name)).then_some(around)
 }
 
-/// Who keeps the number.
+/// The component that stores a limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Owner {
-    /// Docker's update writes its own store, systemd's TasksMax and the kernel.
+    /// Docker. Its update writes its own store, systemd's TasksMax and the kernel.
     Docker,
-    /// The same of Podman, from 5.4 on.
+    /// Podman 5.4 or newer. Its update writes the same places.
     Podman,
-    /// systemd's TasksMax of a unit. `payload`: the engine keeps the processes in a cgroup below the
-    /// unit's, which has a limit of its own.
+    /// systemd, as the TasksMax of a unit. With `payload`, an engine keeps the unit's processes in a
+    /// cgroup below the unit's, which has its own limit.
     Unit { name: String, transient: bool, payload: bool },
-    /// Nobody but the kernel.
+    /// Nothing but the kernel.
     Kernel,
 }
 
 impl Owner {
+    /// Returns the events that a limit written by this owner survives.
     #[must_use]
     pub fn keeps_over(&self) -> &'static [&'static str] {
         match self {
@@ -68,15 +69,17 @@ impl Owner {
     }
 }
 
-/// How long a repair of this target would last.
+/// Returns the events that a repair of this target would survive.
 #[must_use]
 pub fn survives(facts: &Facts) -> &'static [&'static str] {
     let cgroup = facts.own().map_or("", |own| own.path.as_str());
     owner(facts, cgroup).map_or(&[], |owner| owner.keeps_over())
 }
 
+/// Finds the owner of the target's limit.
+///
 /// # Errors
-/// No write here would bind, or the owner cannot be known.
+/// If no write would take effect, or if the owner cannot be determined.
 pub fn owner(facts: &Facts, cgroup: &str) -> Result<Owner, Refused> {
     let Some(engine) = facts.engine.as_ref().filter(|_| facts.container.is_some()) else {
         return unit_or_kernel(facts, cgroup);
@@ -84,10 +87,11 @@ pub fn owner(facts: &Facts, cgroup: &str) -> Result<Owner, Refused> {
     let known = |text: &str| version(text).unwrap_or_default();
     match engine.kind {
         EngineKind::Podman if known(&engine.version) >= PODMAN_UPDATES => Ok(Owner::Podman),
-        // An older one loses an update, or resets what was not asked for.
+        // Older versions lose updates, or reset other values.
         EngineKind::Podman => unit_or_kernel(facts, cgroup),
         EngineKind::Docker if known(&engine.api_version) < (1, 40, 0) => Err(Refused(format!(
-            "{}: the engine speaks API {} at most, where an update of a limit is ignored",
+            "{}: the engine supports API {} at most, which ignores updates of the limit; upgrade \
+             the engine",
             Code::ApiTooOld,
             engine.api_version
         ))),
@@ -103,24 +107,24 @@ fn unit_or_kernel(facts: &Facts, cgroup: &str) -> Result<Owner, Refused> {
         let (name, transient) = (unit.name.clone(), unit.transient);
         return Ok(Owner::Unit { name, transient, payload: standing == Standing::Payload });
     }
-    // systemd leaves a payload's own limit alone; of any other it would undo what it is not told of.
+    // systemd does not touch a payload's own limit, but undoes direct writes to the cgroup of a unit.
     match unit_unread(facts) {
         Some(one) if above_payload(cgroup).is_none() => Err(Refused(format!(
-            "whether a unit of systemd owns the limit cannot be known ({one}), and it would be \
-             undone there; try again"
+            "cannot determine whether a systemd unit owns the limit ({one}), and systemd would \
+             undo a direct write; try again"
         ))),
         _ => Ok(Owner::Kernel),
     }
 }
 
-/// Why it is not known whether a unit of systemd owns the cgroup.
+/// Returns the reason why it is not known whether a systemd unit owns the cgroup.
 #[must_use]
 pub fn unit_unread(facts: &Facts) -> Option<&Unreadable> {
     let of_systemd = |what: &Source| matches!(what, Source::Systemd | Source::UnitOfCgroup);
     facts.unreadable.iter().find(|one| of_systemd(&one.what))
 }
 
-/// Whether whoever keeps the limit has this number already, and it is only not in force.
+/// Returns whether the owner already stores this limit, so that only the kernel may lack it.
 #[must_use]
 pub fn has_it(facts: &Facts, unit: Option<&Unit>, limit: u64) -> bool {
     match &facts.container {

@@ -1,4 +1,5 @@
-//! What a diagnosis says. JSON is these types' own; `null` for a limit means that there is none.
+//! The result of a diagnosis. These types define its JSON. `null` for a limit means that there is none
+//! or, with the verdict "unknown", that it is not known.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,13 +13,13 @@ use super::{
 pub struct Report {
     pub target: TargetFacts,
     pub verdict: Verdict,
-    /// What the compose file says, else what the engine was told.
+    /// The limit in the compose file, otherwise the one that the engine stores.
     pub declared: Option<u64>,
-    /// The least limit from the target's cgroup up to the root.
+    /// The lowest limit from the target's cgroup up to the root.
     pub effective_limit: Option<u64>,
-    /// What is wrong, in the order in which it must be fixed.
+    /// The problems, in the order in which to fix them.
     pub findings: Vec<Finding>,
-    /// What needs no action of its own: look-alikes, and signs of a finding.
+    /// States that need no action: look-alikes of problems, and signs that accompany a finding.
     pub ok: Vec<Fine>,
     pub unreadable: Vec<Unreadable>,
     /// The places a limit can be in, from the compose file to the kernel.
@@ -26,7 +27,7 @@ pub struct Report {
     pub charged: Charged,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sizing: Option<Sizing>,
-    /// What one should know beside pids.
+    /// Further remarks, for example on a clamp, a repair in progress or memory.
     pub notes: Vec<String>,
 }
 
@@ -35,7 +36,7 @@ pub struct Report {
 pub enum Verdict {
     Enforced,
     NotEnforced,
-    /// In force, and more tasks than it allows.
+    /// The limit is in force, but there are more tasks than it allows.
     Exceeded,
     Unknown,
 }
@@ -52,31 +53,31 @@ pub struct Finding {
     pub code: Code,
     pub severity: Severity,
     pub certainty: Certainty,
-    /// The verdict in one sentence.
+    /// The finding in one sentence.
     pub title: String,
     pub evidence: Vec<Evidence>,
-    /// Look-alikes, and what speaks against each.
+    /// Causes that look alike, each with the reason why it is ruled out.
     pub ruled_out: Vec<String>,
     pub repair: RepairAdvice,
 }
 
-/// One thing that was read.
+/// One value that supports a finding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Evidence {
     pub what: String,
-    /// A file, or a field of an API.
+    /// The file or API field that it was read from.
     pub r#where: String,
     pub value: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepairAdvice {
-    /// Whether the command mends it at once, without making the container anew.
+    /// Whether `command` fixes the problem at once, without re-creating the container.
     pub possible: bool,
-    /// Who keeps the value that must change.
+    /// The owner of the value that must change.
     pub owner: Keeper,
     pub command: String,
-    /// What the repair outlives: "container restart", "daemon-reload", "reboot", "recreate".
+    /// The events that the repair survives: "container restart", "daemon-reload", "reboot", "recreate".
     pub survives: Vec<String>,
 }
 
@@ -92,12 +93,12 @@ pub struct Place {
     pub place: Layer,
     pub r#where: String,
     pub value: String,
-    /// The number does not come through from the place before to this one.
+    /// The limit of the places before is lost here.
     pub breaks: bool,
 }
 
 words! {
-    /// The layers that a limit passes on its way into the kernel, in that order.
+    /// The layers that a limit passes through on its way to the kernel, in order.
     Layer {
         ComposeFile "compose file",
         Engine "engine",
@@ -109,46 +110,54 @@ words! {
 }
 
 words! {
-    /// Who keeps the value that a repair must change.
+    /// The owner of the value that a repair must change.
     Keeper {
-        /// Nothing is to be changed.
+        /// No value has to change.
         Nobody "",
         Host "host",
         Systemd "systemd",
         Lxc "LXC",
         Kubelet "kubelet",
-        CgroupMaker "whoever made that cgroup",
+        #[serde(alias = "whoever made that cgroup")]
+        CgroupMaker "the creator of the cgroup",
         Engine "engine",
         Runtime "runtime",
         Swarm "swarm",
-        /// The engine that a client talks to.
+        /// The choice of the engine that a client talks to.
         Context "context",
         Compose "compose",
         ComposeFile "compose file",
         ComposeTool "compose tool",
         ImageOrComposeFile "image or compose file",
         ContainerConfig "container's configuration",
-        OtherContainer "that container",
+        #[serde(alias = "that container")]
+        OtherContainer "the other container",
         Operator "operator",
-        ContainerMaker "whoever made it",
-        ContainerStarter "whoever starts them",
-        ProcessStarter "whoever started them",
-        ProcessMover "whoever moved them",
-        ExecCaller "whoever runs docker exec",
-        LimitLowerer "whoever lowered it",
+        #[serde(alias = "whoever made it")]
+        ContainerMaker "the creator of the container",
+        #[serde(alias = "whoever starts them")]
+        ContainerStarter "the creator of the other containers",
+        #[serde(alias = "whoever started them")]
+        ProcessStarter "the program that started the processes",
+        #[serde(alias = "whoever moved them")]
+        ProcessMover "the program that moved the processes",
+        #[serde(alias = "whoever runs docker exec")]
+        ExecCaller "the caller of docker exec",
+        #[serde(alias = "whoever lowered it")]
+        LimitLowerer "the operator or tool that lowered the limit",
     }
 }
 
-/// What counts against the limit.
+/// The tasks and processes that count against the limit, or seem to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Charged {
     /// `pids.current`.
     pub tasks: Option<u64>,
     pub processes: u64,
     pub zombies: u64,
-    /// Processes that came in from outside, the first process left out.
+    /// Processes that were moved in from outside, except the container's first.
     pub moved_in: u64,
-    /// Seen in the pid namespace, and not charged here.
+    /// Processes in the same pid namespace that are not charged here.
     pub aliens: u64,
 }
 
@@ -189,7 +198,7 @@ impl Finding {
         self
     }
 
-    /// What one command mends at once.
+    /// Adds a command that fixes the problem at once.
     #[must_use]
     pub fn repaired(
         mut self,
@@ -201,7 +210,7 @@ impl Finding {
         self
     }
 
-    /// What only its owner can do.
+    /// Adds advice that only the owner can carry out.
     #[must_use]
     pub fn by_hand(mut self, owner: Keeper, command: impl Into<String>) -> Self {
         self.repair = repair(false, owner, command, &[]);

@@ -1,5 +1,5 @@
-//! The rules, one file per family. Within a family the first that matches names the cause; families
-//! stand beside each other, because several causes may be at work at once.
+//! The rules, one file per family. Within a family the first match names the cause. Several families may
+//! match, because several causes can act at once.
 
 mod above;
 mod declared;
@@ -19,11 +19,11 @@ use super::{
 };
 use crate::limit::Limit;
 
-/// Processes or containers named in the evidence of one finding.
+/// Maximum number of processes or containers named in the evidence of one finding.
 const SHOWN: usize = 5;
 
-/// Critical means that no limit is in force: not so where the engine keeps one, and the kernel has none
-/// looser than the number that is compared.
+/// Lowers the severity to medium if the engine stores a limit and the kernel enforces `compared` or less:
+/// critical means that no limit is in force.
 fn no_hole_below(mut finding: Finding, view: &View<'_>, compared: u64) -> Finding {
     let in_force = view.lasting.is_some_and(|kernel| kernel <= Limit::Tasks(compared));
     if view.stored_limit().is_some() && in_force {
@@ -32,16 +32,16 @@ fn no_hole_below(mut finding: Finding, view: &View<'_>, compared: u64) -> Findin
     finding
 }
 
-/// Everything that is wrong, in the order of the families.
+/// Returns all findings, in the order of the families.
 pub fn findings(view: &View<'_>) -> Vec<Finding> {
-    // Where the container is not where we look, nothing below would be about it.
+    // If the container is on another kernel or in another cgroup, no other rule applies to it.
     if let Some(finding) = host::elsewhere(view) {
         return vec![finding];
     }
     let mut found = Vec::new();
     found.extend(host::no_controller(view));
     if found.is_empty() {
-        // A number in the kernel that nobody else knows of comes first: somebody meant it.
+        // A limit that only the kernel has comes first: it was set on purpose.
         found.extend(kernel::raw_value_that_will_go(view));
         found.extend(declared::cause(view));
         found.extend(kernel::cause(view));
@@ -54,7 +54,7 @@ pub fn findings(view: &View<'_>) -> Vec<Finding> {
     found
 }
 
-/// What looks wrong and is not, and signs that point to a finding beside them.
+/// Returns states that look wrong but are not, and signs that accompany a finding.
 pub fn fine(view: &View<'_>, verdict: Verdict) -> Vec<Fine> {
     let mut fine = Vec::new();
     let facts = view.facts;
@@ -68,7 +68,7 @@ pub fn fine(view: &View<'_>, verdict: Verdict) -> Vec<Fine> {
         fine.push(Fine::new(Code::Threads, title));
     }
     if facts.own().is_some_and(|own| own.threaded) {
-        let title = "a threaded cgroup: its limit works as any other's".to_owned();
+        let title = "this cgroup is threaded: its limit works as in any other cgroup".to_owned();
         fine.push(Fine::new(Code::Threaded, title));
     }
     fine.extend(above::meant(view));
@@ -76,7 +76,7 @@ pub fn fine(view: &View<'_>, verdict: Verdict) -> Vec<Fine> {
     if !nested.is_empty() {
         let inside: usize = nested.values().sum();
         let title = format!(
-            "{inside} of {processes} processes are in {} cgroups below, and count here too",
+            "{inside} of {processes} processes are in {} cgroups below this one and count here too",
             nested.len()
         );
         fine.push(Fine::new(Code::NestedInside, title));
@@ -87,10 +87,10 @@ pub fn fine(view: &View<'_>, verdict: Verdict) -> Vec<Fine> {
         let refused = facts.own().and_then(|own| own.own_denials.or(own.denials)).unwrap_or(0);
         let current = view.current.unwrap_or(0);
         let title = match refused {
-            0 => format!("the kernel enforces {effective}; {current} tasks are there"),
+            0 => format!("the kernel enforces a limit of {effective}; {current} tasks exist"),
             _ => format!(
-                "the kernel enforces {effective}; {current} tasks are there, and {refused} forks \
-                 were refused so far"
+                "the kernel enforces a limit of {effective}; {current} tasks exist, and {refused} \
+                 forks have been refused so far"
             ),
         };
         fine.push(Fine::new(Code::Enforced, title));
@@ -98,27 +98,29 @@ pub fn fine(view: &View<'_>, verdict: Verdict) -> Vec<Fine> {
     fine.extend(host::other_hierarchy(view));
     fine.extend(kernel::default_in_force(view));
     if verdict == Verdict::Unknown {
-        let title = "no limit was read on the way from its cgroup to the root";
+        let title = "no limit could be read in its cgroup or in any cgroup above it";
         fine.push(Fine::new(Code::Unknown, title));
     }
     fine
 }
 
-/// What stands beside the pids.
+/// Returns remarks that are not findings.
 pub fn notes(view: &View<'_>, verdict: Verdict, sizing: Option<&Sizing>) -> Vec<String> {
     let mut notes = Vec::new();
     if let (Some(wanted), Some(in_force)) = (view.facts.wanted, view.kernel)
         && in_force != Limit::Tasks(wanted)
     {
         notes.push(format!(
-            "a repair to {wanted} is on its way: {in_force} is in force until tasks end"
+            "a repair to {wanted} is in progress: {in_force} is in force until enough tasks have \
+             ended"
         ));
     }
     if let Some(clamp) = view.our_clamp() {
         notes.push(format!(
-            "mcp-guard's clamp of incident {} holds {}; it found {}; `mcp-guard thaw {}` gives it back",
-            clamp.incident,
+            "mcp-guard has clamped the limit to {} for incident {}; it was {}; `mcp-guard thaw {}` \
+             releases the clamp",
             clamp.wrote,
+            clamp.incident,
             clamp.found,
             view.target_word()
         ));
@@ -129,8 +131,8 @@ pub fn notes(view: &View<'_>, verdict: Verdict, sizing: Option<&Sizing>) -> Vec<
         && sizing.is_some_and(|sizing| sizing.servers > 1)
     {
         notes.push(format!(
-            "the health check says {health:?} of a container with {processes} processes: it does \
-             not look at them"
+            "the health check reports {health:?}, but it does not check the {processes} processes \
+             in the container"
         ));
     }
     let memory = container.memory;
@@ -139,10 +141,14 @@ pub fn notes(view: &View<'_>, verdict: Verdict, sizing: Option<&Sizing>) -> Vec<
         notes.push(format!("memory has no limit{either}: memory.max is max"));
     }
     if let Some(kills) = memory.kills.filter(|kills| *kills > 0) {
-        notes.push(format!("the kernel killed {kills} of its processes for want of memory"));
+        notes.push(format!("the kernel killed {kills} of its processes because memory ran out"));
     }
     if !container.init_process && !view.facts.zombies.is_empty() {
-        notes.push("it runs without an init that reaps: `init: true` in compose".to_owned());
+        notes.push(
+            "the container has no init process that reaps dead processes: set `init: true` in the \
+             compose file"
+                .to_owned(),
+        );
     }
     notes
 }

@@ -1,4 +1,4 @@
-//! How many tasks a container needs for what it is for.
+//! How many tasks a container needs for its MCP servers.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::{
     registry::{Observed, Registry},
 };
 
-/// What the servers in a container take, measured.
+/// The measured demand of the servers in a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sizing {
     /// Live launcher trees, all packages together.
@@ -21,19 +21,19 @@ pub struct Sizing {
     pub by_package: BTreeMap<String, u64>,
     /// Tasks of the largest tree.
     pub tasks_per_server: u64,
-    /// Tasks outside of every tree.
+    /// Tasks that are in no launcher tree.
     pub other_tasks: u64,
-    /// Tasks left free above those that are needed.
+    /// Tasks to leave free above the demand.
     #[serde(default = "default_headroom")]
     pub headroom: u64,
-    /// What the limit must be for the servers that run.
+    /// The limit that the running servers need.
     pub limit_now: u64,
-    /// What the declared limit holds; None where nothing is declared.
+    /// The number of servers that fit in the declared limit; None if none is declared.
     pub servers_that_fit: Option<u64>,
 }
 
 impl Sizing {
-    /// None where no server runs: then there is nothing to measure.
+    /// Returns None if no server runs, because there is nothing to measure.
     #[must_use]
     pub fn measure(facts: &Facts, declared: Limit) -> Option<Self> {
         let trees = trees(facts);
@@ -59,25 +59,25 @@ impl Sizing {
         Some(sizing)
     }
 
-    /// What the limit must be for so many servers.
+    /// Returns the limit that this number of servers needs.
     #[must_use]
     pub fn limit_for(&self, servers: u64) -> u64 {
         let tasks = self.other_tasks.saturating_add(servers.saturating_mul(self.tasks_per_server));
         room_for(tasks, servers, self.headroom)
     }
 
-    /// How many servers a limit holds, without any headroom.
+    /// Returns how many servers fit in a limit, without headroom.
     fn fit(&self, limit: u64) -> u64 {
         limit.saturating_sub(self.other_tasks) / self.tasks_per_server.max(1)
     }
 }
 
-/// Of a policy that says nothing of it.
+/// The headroom of a policy that does not set one.
 fn default_headroom() -> u64 {
     HEADROOM
 }
 
-/// Each live launcher tree: its package, and its tasks.
+/// Returns the package and the number of tasks of each live launcher tree.
 fn trees(facts: &Facts) -> Vec<(String, u64)> {
     let mut registry = Registry::default();
     let observed = facts.members.iter().map(observed).collect();

@@ -1,4 +1,4 @@
-//! Each cause beside its look-alike, on facts made by hand; real ones are in `tests/`.
+//! Each cause beside its look-alike, on synthetic facts. Tests on real facts are in `tests/`.
 
 mod every_code;
 mod look_alikes;
@@ -43,7 +43,7 @@ fn process(pid: u32, parent: u32) -> Process {
     }
 }
 
-/// A container of Docker with the cgroupfs driver, one process, and a limit that holds.
+/// A container of Docker with the cgroupfs driver, one process, and a limit that is in force.
 fn limited(limit: u64) -> Facts {
     let level = |path: &str, max| Level {
         path: path.to_owned(),
@@ -103,7 +103,8 @@ fn container(facts: &mut Facts) -> &mut ContainerFacts {
     facts.container.as_mut().unwrap()
 }
 
-/// The same, made by compose from a file with this limit, written so long after the container.
+/// Facts of a container that compose created, from a file with this limit that was written `newer_by` seconds
+/// after the container.
 fn composed(mut facts: Facts, value: i64, newer_by: i64) -> Facts {
     let says = Says::Limit {
         value,
@@ -125,7 +126,7 @@ fn composed(mut facts: Facts, value: i64, newer_by: i64) -> Facts {
     facts
 }
 
-/// The same in a scope of systemd, whose TasksMax is this.
+/// Facts of a container in a scope of systemd with this TasksMax.
 fn scoped(mut facts: Facts, tasks_max: Limit, systemd: u32) -> Facts {
     let scope = format!("docker-{ID}.scope");
     facts.chain[0].path = format!("/system.slice/{scope}");
@@ -143,7 +144,7 @@ fn scoped(mut facts: Facts, tasks_max: Limit, systemd: u32) -> Facts {
     facts
 }
 
-/// So many more processes with this parent.
+/// Adds this number of processes with this parent.
 fn with(mut facts: Facts, count: u32, parent: u32) -> Facts {
     let first = facts.members.iter().map(|process| process.pid.0).max().unwrap_or(INIT) + 1;
     facts.members.extend((first..first + count).map(|pid| process(pid, parent)));
@@ -169,7 +170,7 @@ fn only(facts: &Facts, code: Code, certainty: Certainty) -> Report {
 use Certainty::{Possible, Proved};
 
 #[test]
-fn a_limit_that_holds_is_no_finding() {
+fn a_limit_in_force_is_no_finding() {
     let report = judge(&composed(limited(25), 25, -10));
     assert_eq!((codes(&report), report.verdict), (vec![], Verdict::Enforced));
     assert_eq!(report.ok[0].code, Code::Enforced);
@@ -177,7 +178,7 @@ fn a_limit_that_holds_is_no_finding() {
 }
 
 #[test]
-fn not_made_anew_or_dropped_by_the_tool() {
+fn a_container_not_re_created_is_told_from_a_limit_dropped_by_the_tool() {
     let report = only(&composed(unlimited(), 25, 10), Code::NotRecreated, Proved);
     assert_eq!((report.verdict, report.declared), (Verdict::NotEnforced, Some(25)));
     only(&composed(unlimited(), 25, -10), Code::ToolDropped, Possible);
@@ -193,7 +194,7 @@ fn not_made_anew_or_dropped_by_the_tool() {
     only(&swarm_style, Code::ToolDropped, Proved);
     swarm_style.compose.as_mut().unwrap().version = Some("2.6.1".into());
     only(&swarm_style, Code::NotRecreated, Proved);
-    // Podman's own default stands in the engine.
+    // The engine has Podman's own default.
     let mut podman = composed(limited(2048), 25, 10);
     let compose = podman.compose.as_mut().unwrap();
     (compose.tool, compose.version) = (ComposeTool::PodmanCompose, Some("1.3.0".into()));
@@ -203,17 +204,17 @@ fn not_made_anew_or_dropped_by_the_tool() {
 }
 
 #[test]
-fn not_made_anew_or_changed_behind_the_file() {
+fn a_container_not_re_created_is_told_from_one_changed_behind_the_file() {
     only(&composed(limited(500), 25, 10), Code::NotRecreated, Proved);
     let report = only(&composed(limited(500), 25, -10), Code::Drift, Proved);
-    assert_eq!(report.verdict, Verdict::NotEnforced, "500 is in force, and 25 was wanted");
+    assert_eq!(report.verdict, Verdict::NotEnforced, "500 is in force, but 25 is wanted");
     let mut no_time = composed(limited(500), 25, 10);
     no_time.compose.as_mut().unwrap().modified = None;
     only(&no_time, Code::Drift, Possible);
 }
 
 #[test]
-fn the_file_says_nothing_is_wrong_or_cannot_be_read() {
+fn a_file_without_a_limit_an_invalid_file_and_an_unknown_one_differ() {
     let mut facts = composed(unlimited(), 25, 10);
     facts.compose.as_mut().unwrap().says = Says::Nothing { elsewhere: vec!["other:3".into()] };
     only(&facts, Code::NeverDeclared, Proved);
@@ -226,7 +227,7 @@ fn the_file_says_nothing_is_wrong_or_cannot_be_read() {
 }
 
 #[test]
-fn null_and_zero_and_minus_one_are_told_apart() {
+fn null_zero_and_minus_one_are_told_apart() {
     let title = |limit| {
         let mut facts = unlimited();
         container(&mut facts).pids_limit = limit;
@@ -237,7 +238,7 @@ fn null_and_zero_and_minus_one_are_told_apart() {
 }
 
 #[test]
-fn another_layer_and_swarm() {
+fn a_limit_on_another_layer_and_a_swarm_service_are_recognised() {
     let mut facts = unlimited();
     container(&mut facts).nproc_ulimit = Some(25);
     only(&facts, Code::WrongLayer, Proved);
@@ -251,18 +252,18 @@ fn another_layer_and_swarm() {
 }
 
 #[test]
-fn a_raw_value_with_and_without_systemd() {
+fn a_direct_write_is_recognised_with_and_without_systemd() {
     let mut raw = limited(25);
     raw.chain[0].max = Some(Limit::Max);
     raw.chain[0].denials = Some(4);
     only(&raw, Code::RawWrite, Proved);
-    // systemd still has the engine's value: it will mend this itself.
+    // systemd still has the engine's value, so it will fix this itself.
     only(&scoped(raw.clone(), Limit::Tasks(25), 252), Code::RawWrite, Proved);
-    // systemd has put its own in force.
+    // systemd has applied its own value.
     let mut reset = scoped(raw.clone(), Limit::Tasks(1698), 252);
     reset.chain[0].max = Some(Limit::Tasks(1698));
     only(&reset, Code::SystemdReset, Proved);
-    // The engine's holds, and systemd does not know of it.
+    // The engine's limit is in force, and systemd does not know it.
     only(&scoped(limited(25), Limit::Tasks(1698), 252), Code::NoTasksMax, Proved);
     assert_eq!(codes(&judge(&scoped(limited(25), Limit::Tasks(25), 252))), []);
     container(&mut raw).privileged = true;
@@ -275,7 +276,7 @@ fn a_raw_value_with_and_without_systemd() {
 }
 
 #[test]
-fn a_stricter_value_is_no_hole_and_a_step_of_a_repair_no_finding() {
+fn a_stricter_value_is_less_severe_and_a_step_of_a_repair_is_no_finding() {
     let mut facts = limited(90);
     facts.chain[0].max = Some(Limit::Tasks(81));
     let report = only(&facts, Code::RawWrite, Proved);
@@ -287,7 +288,7 @@ fn a_stricter_value_is_no_hole_and_a_step_of_a_repair_no_finding() {
 }
 
 #[test]
-fn a_raw_value_where_the_engine_has_none_will_go() {
+fn a_direct_write_that_the_engine_does_not_know_will_be_undone() {
     for (systemd, when) in [(252, "daemon-reload"), (257, "same slice")] {
         let mut facts = scoped(unlimited(), Limit::Tasks(1698), systemd);
         facts.chain[0].max = Some(Limit::Tasks(25));
@@ -298,7 +299,7 @@ fn a_raw_value_where_the_engine_has_none_will_go() {
 }
 
 #[test]
-fn a_controller_that_was_toggled_has_fresh_counters() {
+fn a_controller_that_was_re_enabled_has_fresh_counters() {
     let mut facts = scoped(limited(25), Limit::Tasks(25), 252);
     facts.chain[0] = Level { max: Some(Limit::Max), peak: Some(1), ..facts.chain[0].clone() };
     only(&facts, Code::ControllerToggled, Possible);
@@ -318,7 +319,7 @@ fn an_older_podman_loses_updates() {
 }
 
 #[test]
-fn a_limit_above_wins() {
+fn a_lower_limit_above_takes_effect() {
     let mut facts = limited(25);
     facts.chain[1].max = Some(Limit::Tasks(15));
     let report = only(&facts, Code::AncestorLimit, Proved);
@@ -332,7 +333,7 @@ fn a_limit_above_wins() {
 }
 
 #[test]
-fn moved_in_by_exec_or_by_hand_or_there_before() {
+fn excess_tasks_came_by_exec_by_a_move_or_before_the_limit() {
     let mut facts = with(limited(5), 12, SHIM);
     container(&mut facts).execs = (INIT + 1..=INIT + 12).map(Pid).collect();
     let report = only(&facts, Code::ExecMigration, Proved);
@@ -344,7 +345,7 @@ fn moved_in_by_exec_or_by_hand_or_there_before() {
 }
 
 #[test]
-fn aliens_by_where_their_parents_are() {
+fn aliens_are_told_apart_by_their_parents() {
     let alien = |parent, cgroup: &str| Process { cgroup: cgroup.into(), ..process(900, parent) };
     let mut facts = limited(25);
     facts.aliens = vec![alien(1, "/user.slice/session-1.scope")];
@@ -366,7 +367,7 @@ fn aliens_by_where_their_parents_are() {
 }
 
 #[test]
-fn containers_beside_it() {
+fn other_containers_are_reported_if_unlimited_or_started_from_inside() {
     let mut facts = limited(25);
     let other = |limit| Other { same_image: true, limit, tasks: Some(80), ..Other::default() };
     facts.others = vec![other(Some(Limit::Max))];
@@ -378,7 +379,7 @@ fn containers_beside_it() {
 }
 
 #[test]
-fn the_dead_count_and_threads_count() {
+fn zombies_threads_and_nested_cgroups_count() {
     let mut facts = limited(25);
     facts.zombies = (200..224).map(|pid| process(pid, INIT)).collect();
     facts.chain[0].current = Some(25);
@@ -393,7 +394,7 @@ fn the_dead_count_and_threads_count() {
 }
 
 #[test]
-fn a_threaded_cgroup_is_nothing_to_mend() {
+fn a_threaded_cgroup_is_no_finding() {
     let mut facts = limited(25);
     facts.chain[0].threaded = true;
     let report = judge(&facts);
@@ -401,7 +402,7 @@ fn a_threaded_cgroup_is_nothing_to_mend() {
 }
 
 #[test]
-fn no_numbers_left() {
+fn a_host_or_pid_namespace_without_free_pids_is_reported() {
     let mut facts = limited(25);
     facts.host.pid_namespace = Some(PidNamespace { pid_max: 400, tasks: 399 });
     only(&facts, Code::HostExhausted, Proved);
@@ -413,7 +414,7 @@ fn no_numbers_left() {
 }
 
 #[test]
-fn no_controller_and_another_place() {
+fn a_missing_controller_and_another_engine_are_reported() {
     let mut facts = unlimited();
     facts.chain[0].max = None;
     facts.host.pids_enabled = Some(false);
@@ -443,7 +444,7 @@ fn no_controller_and_another_place() {
 }
 
 #[test]
-fn several_causes_stand_in_the_order_of_their_repair() {
+fn several_causes_are_in_the_order_of_their_repair() {
     let mut facts = composed(unlimited(), 25, 10);
     facts.zombies = vec![process(300, INIT)];
     facts.chain[0].current = Some(2);
@@ -460,7 +461,7 @@ fn several_causes_stand_in_the_order_of_their_repair() {
 }
 
 #[test]
-fn what_cannot_hold_a_server_is_said_with_numbers() {
+fn sizing_says_how_many_servers_fit() {
     let mut facts = limited(25);
     let npm = |pid, parent, argv: &str, threads| Process {
         threads,
@@ -484,7 +485,7 @@ fn what_cannot_hold_a_server_is_said_with_numbers() {
 }
 
 #[test]
-fn facts_survive_being_saved() {
+fn facts_are_read_back_as_saved() {
     let facts = scoped(composed(limited(25), 25, 10), Limit::Max, 257);
     let text = serde_json::to_string(&facts).unwrap();
     assert_eq!(serde_json::from_str::<Facts>(&text).unwrap(), facts);

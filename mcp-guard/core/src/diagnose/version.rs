@@ -1,7 +1,7 @@
-//! Versions as tools and engines write them.
+//! Version numbers, as tools and engines write them.
 
-/// `v2.1.0`, `2.26.1-rc1`, `4.3`: three numbers, the last is 0 where it is missing. They compare as
-/// versions do.
+/// Parses `v2.1.0`, `2.26.1-rc1` or `4.3` into three numbers, which compare as versions do. A missing third
+/// number is 0.
 #[must_use]
 pub fn version(text: &str) -> Option<(u32, u32, u32)> {
     let mut numbers = text.trim_start_matches('v').split(|c: char| !c.is_ascii_digit());
@@ -14,7 +14,7 @@ mod tests {
     use super::version;
 
     #[test]
-    fn as_they_are_written() {
+    fn versions_are_parsed_as_they_are_written() {
         for (text, expected) in [
             ("v2.1.0", Some((2, 1, 0))),
             ("2.26.1-rc1", Some((2, 26, 1))),

@@ -1,4 +1,4 @@
-//! The numbers that rules ask for, worked out once from the facts.
+//! The values that rules need, computed once from the facts.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,34 +12,34 @@ use super::{
 };
 use crate::{id::Pid, limit::Limit};
 
-/// What the engine keeps of a container's limit.
+/// The limit that an engine stores for a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoredLimit {
-    /// `null`: made without one, or with 0 or -1.
+    /// `null`: created without a limit, or with 0 or -1.
     Null,
-    /// 0 or less: none, said in so many words.
+    /// 0 or less: explicitly no limit.
     Unlimited(i64),
     Limit(u64),
 }
 
 pub struct View<'a> {
     pub facts: &'a Facts,
-    /// With what its files come to.
+    /// The compose facts, with the files evaluated.
     pub compose: Option<Compose>,
     /// `pids.max` of the target's own cgroup.
     pub kernel: Option<Limit>,
-    /// The same without a clamp of ours: what causes are looked for in.
+    /// `pids.max` as it is without our clamp. The rules judge this value.
     pub lasting: Option<Limit>,
     pub current: Option<u64>,
-    /// The least limit up to the root.
+    /// The lowest limit from the target's cgroup up to the root.
     pub effective: Option<Limit>,
-    /// None where the target is no container of an engine that answers.
+    /// None if the target is not a container of an engine that answers.
     pub stored: Option<StoredLimit>,
-    /// What the compose file says; 0 and less are no limit (compose itself drops them).
+    /// The limit in the compose file. 0 and less mean no limit (compose itself drops them).
     pub file: Option<u64>,
-    /// That number comes from a variable, and may have been another when compose ran.
+    /// `file` comes from a variable, which may have had another value when compose ran.
     pub filled: bool,
-    /// Members whose parent is outside, the container's first process left out.
+    /// Members whose parent is outside the cgroup, except the container's first process.
     pub moved_in: Vec<&'a Process>,
 }
 
@@ -74,14 +74,14 @@ impl<'a> View<'a> {
         }
     }
 
-    /// What somebody wanted: the file first, for it is what the next container is made from. A number
-    /// that was only filled in does not stand against one that the engine was told.
+    /// Returns the declared limit. The compose file comes first, because the next container is created from
+    /// it; but a number from a variable does not override the one that the engine stores.
     pub fn declared(&self) -> Option<u64> {
         let stored = self.stored_limit();
         if self.filled { stored.or(self.file) } else { self.file.or(stored) }
     }
 
-    /// What the engine keeps, as its API shows it.
+    /// Returns the engine's limit as its API shows it.
     pub fn stored_word(&self) -> String {
         match self.stored {
             None => "unknown".to_owned(),
@@ -98,18 +98,18 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Our clamp, where it is what the kernel has: else somebody else's number stands there.
+    /// Returns our clamp if the kernel still has its value. Otherwise another process has written `pids.max`.
     pub fn our_clamp(&self) -> Option<&'a Clamp> {
         clamp(self.facts, self.kernel)
     }
 
-    /// The least limit up to the root once our clamp is gone.
+    /// Returns the lowest limit up to the root without our clamp.
     pub fn lasting_effective(&self) -> Option<Limit> {
         let above = self.facts.chain.iter().skip(1).filter_map(|level| level.max);
         self.lasting.into_iter().chain(above).min()
     }
 
-    /// Nobody asked for the number in force: systemd gives it to each unit without one.
+    /// Returns whether the limit in force is only the default that systemd gives to units without a limit.
     pub fn has_only_the_default(&self) -> bool {
         let default = self.unit().and_then(|unit| unit.default_tasks_max);
         self.declared().is_none() && default.is_some() && default == self.lasting
@@ -127,25 +127,26 @@ impl<'a> View<'a> {
         self.facts.unit.as_ref()
     }
 
-    /// The target's cgroup is its unit's, so its number is systemd's. One below is left alone.
+    /// Returns whether the target's cgroup is its unit's own, so that systemd manages its limit. systemd does
+    /// not touch a cgroup below the unit's.
     pub fn is_the_units_own(&self) -> bool {
         let name = self.own().and_then(|own| own.path.rsplit('/').next());
         self.unit().is_some_and(|unit| name == Some(unit.name.as_str()))
     }
 
-    /// The file of the target's own cgroup, as the operator would read it.
+    /// Returns the path of a file in the target's cgroup, below the root of the hierarchy.
     pub fn file_of(&self, name: &str) -> String {
         let path = self.own().map_or("", |own| own.path.as_str());
         format!("{}/{name}", path.trim_end_matches('/'))
     }
 
-    /// Tasks that a fork inside made, and the container's first, which was there before any: a fork is
-    /// checked against the limit, a move is not. More of them than the limit mean that it was not in
-    /// force when they were born (`pids_can_fork` in the kernel's `kernel/cgroup/pids.c`).
+    /// Counts the tasks that were created by forks inside the cgroup, and the container's first task. The
+    /// kernel checks a fork against the limit, but not a move (`pids_can_fork` in `kernel/cgroup/pids.c`), so
+    /// more of these tasks than the limit means that it was not in force when they were created.
     ///
-    /// What was moved in may have brought threads and children along, so it counts only where it came
-    /// by exec, which begins with one task. Where there is no container, nobody can tell, and the first
-    /// task alone of each tree is left out.
+    /// A process that was moved in may have brought threads and children along, so its tree is not counted.
+    /// The tree of an exec is, except its first task, because an exec begins with a single task. Without a
+    /// container the two cannot be told apart: every tree is counted, except its first task.
     pub fn born_inside(&self) -> u64 {
         let facts = self.facts;
         let first: Vec<Pid> = match &facts.container {
@@ -167,7 +168,7 @@ impl<'a> View<'a> {
         tasks.saturating_add(count(dead)).saturating_sub(count(came_in))
     }
 
-    /// Members that are one of these, or come from one.
+    /// Returns the members that are in `first`, or descend from one of them.
     fn family_of(&self, first: &[Pid]) -> BTreeSet<Pid> {
         let members: BTreeSet<Pid> = self.facts.members.iter().map(|process| process.pid).collect();
         let mut children: BTreeMap<Pid, Vec<Pid>> = BTreeMap::new();
@@ -184,25 +185,25 @@ impl<'a> View<'a> {
         family
     }
 
-    /// The command that has a limit written at its owner, at once.
+    /// Returns the command that makes the owner write a limit at once.
     pub fn repair_command(&self, limit: Option<u64>) -> String {
         let limit = limit.map_or_else(|| "N".to_owned(), |limit| limit.to_string());
         format!("mcp-guard repair {} --limit {limit}", self.target_word())
     }
 
-    /// How long that lasts.
+    /// Returns the events that such a repair survives.
     pub fn survives(&self) -> &'static [&'static str] {
         survives(self.facts)
     }
 
-    /// What the kernel has was put there by a repair: all of it, or a step on the way down.
+    /// Returns whether the kernel's limit comes from a repair: the wanted limit, or a step on the way down.
     pub fn is_our_repair(&self) -> bool {
         let (Some(wanted), Some(kernel)) = (self.facts.wanted, self.kernel) else { return false };
         let is_a_step = self.stored_limit().is_some_and(|stored| kernel < Limit::Tasks(stored));
         kernel == Limit::Tasks(wanted) || is_a_step
     }
 
-    /// The target as one word of a command.
+    /// Returns the target as one word of a shell command.
     pub fn target_word(&self) -> String {
         let target = &self.facts.target;
         if target.kind == SubjectKind::Container {
@@ -216,7 +217,7 @@ fn clamp(facts: &Facts, kernel: Option<Limit>) -> Option<&Clamp> {
     facts.clamp.as_ref().filter(|clamp| Some(clamp.wrote) == kernel)
 }
 
-/// One word for a shell: cgroups may have any name, and a person copies the command.
+/// Quotes text as one shell word: a cgroup may have any name, and operators copy the commands.
 pub(super) fn shell_word(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/_.:@-".contains(&byte);
     if !text.is_empty() && text.bytes().all(plain) {
@@ -240,7 +241,7 @@ mod tests {
     use super::shell_word;
 
     #[test]
-    fn a_name_is_one_word_of_a_command() {
+    fn a_name_is_quoted_as_one_shell_word() {
         assert_eq!(shell_word("cgroup:/a-b/c.slice"), "cgroup:/a-b/c.slice");
         assert_eq!(shell_word(""), "''");
         assert_eq!(shell_word("a b;$(reboot)"), "'a b;$(reboot)'");

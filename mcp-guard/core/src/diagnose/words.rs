@@ -1,4 +1,4 @@
-//! Enums of fixed words: the same text for a person, in JSON and in a saved file.
+//! Enums of fixed words, with the same text in messages, in JSON and in saved files.
 
 macro_rules! words {
     ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident $word:literal,)* }) => {

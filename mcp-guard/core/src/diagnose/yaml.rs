@@ -1,6 +1,6 @@
-//! As much of YAML as a look-up needs: nodes with their lines, aliases as references.
+//! A minimal YAML reader for look-ups: nodes with their line numbers, and aliases as references.
 //!
-//! Nothing is ever expanded, so that a file of a few kilobytes cannot grow into gigabytes.
+//! Aliases are never expanded, so that a file of a few kilobytes cannot grow to gigabytes.
 
 use std::{
     cell::Cell,
@@ -9,11 +9,11 @@ use std::{
 
 use saphyr_parser::{Event, Parser};
 
-/// Nodes and aliases of one file; a compose file of a hundred services has some thousand.
+/// Maximum nodes and aliases of one file; a compose file of a hundred services has a few thousand.
 const MAX_NODES: usize = 100_000;
 const MAX_DEPTH: usize = 64;
-/// Nodes and keys that all look-ups in one document may see. One look-up sees each at most once, so
-/// that the first twenty always get their answer; who asks for every service of a file may not.
+/// Maximum nodes and keys that all look-ups in one document may visit. One look-up visits each at most once,
+/// so at least the first twenty succeed; a caller that looks up every service of a file may run out.
 const MAX_SEEN: usize = 40 * MAX_NODES;
 
 /// Index of a node in its document.
@@ -29,9 +29,9 @@ pub enum Value {
 #[derive(Debug)]
 struct Node {
     value: Value,
-    /// From 1.
+    /// Line number, from 1.
     line: u64,
-    /// `!reset` and the like; the tags of YAML itself are left out.
+    /// A tag such as `!reset`; YAML's own tags are left out.
     tag: Option<String>,
 }
 
@@ -39,28 +39,30 @@ struct Node {
 #[derive(Debug, Default)]
 pub struct Document {
     nodes: Vec<Node>,
-    /// By look-ups, as far as [`MAX_SEEN`].
+    /// Nodes and keys that look-ups have visited, up to [`MAX_SEEN`].
     seen: Cell<usize>,
 }
 
-/// A collection that is not closed yet; in a mapping every second node is a value.
+/// A collection that is not closed yet. In a mapping, every second child is a value.
 struct Open {
     at: At,
     children: Vec<At>,
 }
 
 impl Document {
+    /// Parses the first document of a file.
+    ///
     /// # Errors
-    /// It is no YAML, or larger or deeper than any compose file.
+    /// If the text is not YAML, or is larger or deeper than any compose file.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut document = Self::default();
         let mut aliases = 0;
         let mut anchors = BTreeMap::new();
         let mut open: Vec<Open> = Vec::new();
         for event in Parser::new_from_str(text) {
-            // The line alone: the parser's own words may quote what is none of ours to print.
+            // Only the line: the parser's own message may quote a secret in the file.
             let (event, span) =
-                event.map_err(|error| format!("no YAML at line {}", error.marker().line()))?;
+                event.map_err(|error| format!("not YAML at line {}", error.marker().line()))?;
             let line = u64::try_from(span.start.line()).unwrap_or(0);
             if document.nodes.len() + aliases > MAX_NODES || open.len() > MAX_DEPTH {
                 return Err(format!("more than {MAX_NODES} nodes, or deeper than {MAX_DEPTH}"));
@@ -117,7 +119,7 @@ impl Document {
         }
     }
 
-    /// None for an empty file.
+    /// Returns the root node; None for an empty file.
     pub fn root(&self) -> Option<At> {
         (!self.nodes.is_empty()).then_some(0)
     }
@@ -137,7 +139,7 @@ impl Document {
         }
     }
 
-    /// Keys and values, merge keys not followed.
+    /// Returns keys and values, without following merge keys.
     pub fn pairs(&self, at: At) -> impl DoubleEndedIterator<Item = (&str, At)> {
         let pairs = match self.nodes.get(at).map(|node| &node.value) {
             Some(Value::Mapping(pairs)) => pairs.as_slice(),
@@ -146,14 +148,14 @@ impl Document {
         pairs.iter().filter_map(|(key, value)| Some((self.scalar(*key)?, *value)))
     }
 
-    /// The value of a key; what `<<` brings in counts where the mapping itself has no such key.
+    /// Returns the value of a key. If the mapping itself lacks the key, those merged in by `<<` are searched.
     pub fn get(&self, at: At, key: &str) -> Option<At> {
-        // Each node is asked once: an alias may stand inside of its own anchor, and a few lines may
-        // merge each other a million times.
-        let mut asked = BTreeSet::new();
+        // Each node is visited once: an alias may be inside its own anchor, and a few lines may merge each
+        // other a million times.
+        let mut visited = BTreeSet::new();
         let mut waiting = vec![(at, false)];
         while let Some((at, merged)) = waiting.pop() {
-            if !asked.insert(at) {
+            if !visited.insert(at) {
                 continue;
             }
             match self.nodes.get(at).map(|node| &node.value) {
@@ -162,7 +164,7 @@ impl Document {
                     if let Some((_, value)) = self.pairs(at).find(|(name, _)| *name == key) {
                         return Some(value);
                     }
-                    // What counts first must be on top.
+                    // The mapping that takes precedence must be on top of the stack.
                     let merged = self.pairs(at).rev().filter(|(name, _)| *name == "<<");
                     waiting.extend(merged.map(|(_, value)| (value, true)));
                 }
@@ -203,8 +205,8 @@ mod tests {
     }
 
     #[test]
-    fn lists_of_aliases_that_merge_each_other_take_no_room() {
-        // A thousand lists of a thousand: expanded they would be a million entries at once.
+    fn lists_of_aliases_that_merge_each_other_are_not_expanded() {
+        // A thousand lists of ninety aliases: expanded, they would be ninety thousand entries at once.
         let lists = |n: usize| format!("l{n}: &l{n} [{}]\n", "*m, ".repeat(90));
         let mut text = "m: &m {a: 1}\n".to_owned();
         text.extend((0..1000).map(lists));
@@ -218,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn aliases_count_as_nodes_and_look_ups_come_to_an_end() {
+    fn aliases_count_as_nodes_and_look_ups_are_bounded() {
         let text = format!("a: &a 1\nb: [{}]\n", "*a, ".repeat(MAX_NODES));
         assert!(Document::parse(&text).is_err());
         let wide: String = (0..30_000).map(|n| format!("k{n}: 1\n")).collect();

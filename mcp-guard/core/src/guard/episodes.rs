@@ -1,5 +1,5 @@
-//! What the detectors of one guard have found, and what has come of it: each episode warns once and acts
-//! once.
+//! The episodes of one guard: what its detectors found, and which responses followed. Each episode
+//! warns once and acts once.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,28 +11,28 @@ use crate::{
     warnings::Budget,
 };
 
-/// An episode is over when its detector has been silent for so long; then it may warn again.
+/// How long a detector must be silent before its episode ends. The next episode may warn again.
 const QUIET: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug)]
 struct Episode {
     last_seen: Time,
-    /// Its warning was told; a guard may tell so many in an hour.
-    told: bool,
-    /// What it asked for when it acted.
+    /// Its warning was issued. A guard issues a limited number of warnings per hour.
+    warned: bool,
+    /// The response that it asked for when it acted.
     acted: Option<Response>,
-    /// It asks for action at this moment.
+    /// Its detector currently asks for a response.
     acting: bool,
-    /// What came to nothing is not tried again before.
+    /// Earliest retry of a response that was refused or not ours.
     not_before: Time,
 }
 
-/// What follows from a detection.
+/// The consequences of a detection.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Follows {
     pub warn: Option<Cause>,
     pub respond: Option<Response>,
-    /// When it would ask for a response, where that is too early now.
+    /// When to ask for the response, if it is too early now.
     pub respond_at: Option<Time>,
 }
 
@@ -40,39 +40,41 @@ pub(super) struct Follows {
 pub(super) struct Episodes {
     episodes: BTreeMap<(Detector, Option<String>), Episode>,
     warnings: Budget,
-    /// Nothing is done before.
+    /// No response is asked for before this time.
     not_before: Time,
-    /// What failed is not tried before, and stands in no other's way: a clamp may fail for ever.
-    recovers: BTreeMap<Response, Time>,
+    /// Earliest retry per failed response. A clamp may fail forever, and must not delay other
+    /// responses.
+    retry_at: BTreeMap<Response, Time>,
 }
 
 impl Episodes {
-    /// The detectors have looked again; what they found follows.
+    /// Records that `detectors` ran again. Their detections follow in [`Episodes::note`].
     pub fn looked(&mut self, detectors: &[Detector]) {
         for ((detector, _), episode) in &mut self.episodes {
             episode.acting &= !detectors.contains(detector);
         }
     }
 
-    /// Keeps the episode of one detection. `highest`: the strongest response that the guard's terms allow.
+    /// Updates the episode of one detection. `highest`: the strongest response that the guard's
+    /// terms allow.
     pub fn note(&mut self, now: Time, detection: &Detection, highest: Response) -> Follows {
         let Detection { cause, act } = detection;
         let mut follows = Follows::default();
         let Some(detector) = cause.detector else { return follows };
         let key = (detector, cause.identity.clone());
         let new =
-            Episode { last_seen: now, told: false, acted: None, acting: false, not_before: now };
+            Episode { last_seen: now, warned: false, acted: None, acting: false, not_before: now };
         let episode = self.episodes.entry(key).or_insert(new);
-        if !episode.told {
+        if !episode.warned {
             follows.warn = self.warnings.spend(now, cause);
-            episode.told = follows.warn.is_some();
+            episode.warned = follows.warn.is_some();
         }
         episode.last_seen = now;
         episode.acting = act.is_some();
         if let Some(response) = act.filter(|_| episode.acted.is_none()) {
             let response = response.min(highest);
-            let recovers = self.recovers.get(&response).copied().unwrap_or_default();
-            let earliest = recovers.max(self.not_before).max(episode.not_before);
+            let retry_at = self.retry_at.get(&response).copied().unwrap_or_default();
+            let earliest = retry_at.max(self.not_before).max(episode.not_before);
             if now < earliest {
                 follows.respond_at = Some(earliest);
             } else {
@@ -83,25 +85,25 @@ impl Episodes {
         follows
     }
 
-    /// Ends the episodes whose detectors are silent.
+    /// Ends the episodes whose detectors have been silent long enough.
     pub fn forget_quiet(&mut self, now: Time) {
         self.episodes.retain(|_, episode| {
             let lasts = now.since(episode.last_seen) < QUIET;
-            if !lasts && !episode.told {
+            if !lasts && !episode.warned {
                 self.warnings.withhold();
             }
             lasts
         });
     }
 
-    /// Lets those that acted by such a response act again.
+    /// Lets episodes act again if `by` returns true for the response that they asked for.
     pub fn act_again(&mut self, by: impl Fn(Response) -> bool) {
         for episode in self.episodes.values_mut() {
             episode.acted = episode.acted.filter(|response| !by(*response));
         }
     }
 
-    /// Lets those that asked for it ask again after `at`; no other has to wait for that.
+    /// Lets episodes that asked for `response` ask again after `at`. Other episodes do not wait.
     pub fn ask_again_at(&mut self, at: Time, response: Response) {
         for episode in self.episodes.values_mut() {
             if episode.acted == Some(response) {
@@ -111,18 +113,18 @@ impl Episodes {
         }
     }
 
-    /// Keeps this response from being asked for before `at`, and lets it be asked for again then.
+    /// Blocks `response` until `at`, and then lets episodes ask for it again.
     pub fn failed(&mut self, response: Response, at: Time) {
-        self.recovers.insert(response, at);
+        self.retry_at.insert(response, at);
         self.act_again(|acted| acted == response);
     }
 
-    /// Nothing is asked for before `at`.
+    /// Blocks all responses until `at`.
     pub fn wait_until(&mut self, at: Time) {
         self.not_before = at;
     }
 
-    /// Whether one that has acted asks for action at this moment.
+    /// Returns whether an episode that has acted still asks for a response.
     pub fn still_ask(&self) -> bool {
         self.episodes.values().any(|episode| episode.acting && episode.acted.is_some())
     }

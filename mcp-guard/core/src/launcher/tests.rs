@@ -44,18 +44,18 @@ const CASES: &[(&str, Option<&str>)] = &[
     ("/srv/uv/bin/uv|tool|uvx|mcp-server-time", Some("mcp-server-time")),
     ("pipx|run|mcp-server-git", Some("mcp-server-git")),
     ("pipx|run|--spec|mcp-server-git==1|serve", Some("mcp-server-git")),
-    // The package option wins over the command.
+    // The package option takes precedence over the command.
     ("npm|exec|--package=@s/p@1|--|serve", Some("@s/p")),
     ("npm|exec|--yes|-p|@s/p|serve", Some("@s/p")),
     ("npm|exec|serve|--package=@s/p", Some("@s/p")),
     ("npx|--package|@s/p@2|serve", Some("@s/p")),
     ("npx|-p|a|-p|b|serve", Some("a")),
     ("npm|--package=@s/p|exec|serve", Some("@s/p")),
-    // What follows the command belongs to the server.
+    // Words after the command belong to the server.
     ("npx|serve|--package|other", Some("serve")),
     ("npm|exec|serve|-p|3000", Some("serve")),
     ("uvx|serve|--from|other", Some("serve")),
-    // As the kernel has them, through `#!`.
+    // As the kernel rewrites them for a `#!` script.
     ("/usr/bin/env|node|/usr/bin/npm|exec|--yes|figma-mcp", Some("figma-mcp")),
     ("node|/usr/bin/npm|exec|--yes|figma-mcp", Some("figma-mcp")),
     ("node|/usr/bin/npx|-y|figma-mcp", Some("figma-mcp")),
@@ -72,7 +72,7 @@ const CASES: &[(&str, Option<&str>)] = &[
     // As ps shows it once npm has renamed itself.
     ("npm exec @21st-dev/magic@latest", Some("@21st-dev/magic")),
     ("npm exec @s/server-filesystem /srv/mcp||||", Some("@s/server-filesystem")),
-    // Specifications that are no registry names stay as written.
+    // Specifications that are not registry names stay as written.
     ("npx|git+https://example.com/a/b.git#v1", Some("git+https://example.com/a/b.git#v1")),
     ("npx|github:owner/repo", Some("github:owner/repo")),
     ("npx|owner/repo", Some("owner/repo")),
@@ -92,7 +92,7 @@ const CASES: &[(&str, Option<&str>)] = &[
     ("node|server.js", None),
     ("node|-e|require('npx')|npx|a", None),
     ("", None),
-    // A launcher's words further right in another program's argv.
+    // A launcher further right in another program's argv.
     ("sh|-c|npx -y figma-mcp", None),
     ("/bin/sh|-c|npm exec figma-mcp", None),
     ("node|/srv/mcp-proxy.mjs|--port|8871|--|npx|-y|figma-mcp", None),
@@ -111,14 +111,14 @@ fn command_lines_and_their_packages() {
 }
 
 #[test]
-fn shells_are_told_from_servers() {
+fn shells_are_distinguished_from_servers() {
     let launchers = Launchers::default();
     assert_eq!(launchers.classify(b"sh\0-c\0'figma-mcp'\0"), Program::Shell);
     assert_eq!(launchers.classify(b"/bin/bash\0run.sh\0"), Program::Shell);
     assert_eq!(launchers.classify(b"node\0server.js\0"), Program::Other);
 }
 
-/// A launcher the kernel side does not know would be decided on a tick later.
+/// A launcher that the kernel side does not know would be handled a tick later.
 #[test]
 fn the_kernel_side_knows_each_built_in_launcher() {
     for launcher in Launchers::default().0 {
@@ -159,12 +159,12 @@ fn identities_are_bounded_and_printable() {
 
 proptest! {
     #[test]
-    fn no_bytes_break_the_grammar(argv in proptest::collection::vec(any::<u8>(), 0..1024)) {
+    fn no_bytes_break_the_parser(argv in proptest::collection::vec(any::<u8>(), 0..1024)) {
         let _ = Launchers::default().classify(&argv);
         let _ = stranded_server(&argv);
     }
 
-    /// However a launcher is reached through `#!`, the identity is the caller's.
+    /// However `#!` rewrites the command line, the identity is the one that the caller typed.
     #[test]
     fn the_interpreter_form_means_the_same(package in "[a-z][a-z0-9-]{0,20}", version in "[0-9.]{1,5}") {
         let typed = identity(&format!("npx|-y|{package}@{version}"));

@@ -1,16 +1,17 @@
-//! When the limit of one guard is looked into again, and when no more: somebody who undoes it again and
-//! again has won.
+//! Decides when the limit of one guard is checked again, and when to stop: a tool that undoes the
+//! limit again and again wins.
 
 use std::{collections::VecDeque, time::Duration};
 
 use crate::{Time, limit::Limit, repair::STEP};
 
-/// Reversions within [`WITHIN`] that are a fight, not an accident.
+/// Number of reversions within [`WITHIN`] that count as a conflict with another tool, not as an
+/// accident.
 const REVERSIONS: usize = 3;
 const WITHIN: Duration = Duration::from_secs(3600);
-/// Waits after repairs in a row that were refused or failed: an engine that is just starting is asked
-/// again soon, one that is broken is left in peace.
-const AGAIN: [Duration; 4] = [
+/// Delays after consecutive repairs that were refused or failed. The first retry comes soon,
+/// because the engine may just be starting; later ones are rarer, because it may be broken.
+const RETRY_AFTER: [Duration; 4] = [
     Duration::from_secs(2),
     Duration::from_secs(5),
     Duration::from_secs(15),
@@ -19,44 +20,44 @@ const AGAIN: [Duration; 4] = [
 
 #[derive(Clone, Debug, Default)]
 pub struct Pacing {
-    /// The limit must be written once, also where it is in force: its owner may not keep it.
+    /// The limit must be written once even if it is in force, because its owner may not store it.
     insists: bool,
-    /// A repair is under way, or facts for one are being read.
+    /// A repair is in progress, or facts for one are being read.
     busy: bool,
-    /// The limit, or the last step towards it, was in force since the guard began, or since the wanted
-    /// limit changed.
+    /// The limit, or the last step towards it, was in force at some time since the last reversion
+    /// or change of the wanted limit. A higher limit is then a reversion.
     held: bool,
     wanted: Option<u64>,
-    /// The last step towards it.
+    /// The last step towards the limit.
     step: Option<u64>,
     undone: VecDeque<Time>,
     not_before: Time,
-    /// Repairs in a row that were refused or failed.
+    /// Number of consecutive repairs that were refused or failed.
     failed: usize,
-    /// Nothing more is done until the limit is in force again: somebody else has won, or nothing may be
-    /// done.
+    /// The limit is left alone until it is in force again: another tool has won, or nothing may be
+    /// written.
     stopped: bool,
 }
 
-/// What fresh facts come to.
+/// The decision from fresh facts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ruling {
-    /// It is in force, or nothing is wanted.
+    /// Do nothing: the limit is in force, none is wanted, or it is not time to act.
     Rest,
     Repair,
-    /// It was undone too often: say so, and leave it.
+    /// The limit was undone too often: record that, and leave it alone.
     GiveUp,
 }
 
 impl Pacing {
-    /// For a limit that is written once in any case.
+    /// Creates the pacing for a limit that is written once even if it is in force.
     #[must_use]
     pub fn insisting() -> Self {
         Self { insists: true, ..Self::default() }
     }
 
-    /// A cheap look at what is in force; true where facts are to be read for [`Pacing::judge`]. A limit
-    /// lower than the wanted one is somebody's brake, and left alone.
+    /// Checks the limit in force. Returns true if facts must be read for [`Pacing::judge`]. A limit
+    /// below the wanted one is another tool's brake and is left alone.
     pub fn look(&mut self, now: Time, wanted: Option<u64>, in_force: Limit) -> bool {
         if self.wanted != wanted {
             let (insists, busy) = (self.insists, self.busy);
@@ -76,8 +77,9 @@ impl Pacing {
         true
     }
 
-    /// Decides from fresh facts. Every [`Ruling::Repair`] is followed by one of [`Pacing::waits`],
-    /// [`Pacing::failed`], [`Pacing::stepped`], [`Pacing::reached`] and [`Pacing::leave`].
+    /// Decides from fresh facts. The caller must follow every [`Ruling::Repair`] with one of
+    /// [`Pacing::waits`], [`Pacing::failed`], [`Pacing::stepped`], [`Pacing::reached`] and
+    /// [`Pacing::leave`].
     pub fn judge(&mut self, now: Time, wanted: Option<u64>, in_force: Limit) -> Ruling {
         self.busy = false;
         if !self.look(now, wanted, in_force) {
@@ -97,53 +99,54 @@ impl Pacing {
         Ruling::Repair
     }
 
-    /// There was nothing to write yet.
+    /// Records that there is nothing to write yet.
     pub fn waits(&mut self, now: Time) {
         (self.busy, self.failed, self.not_before) = (false, 0, now.after(STEP));
     }
 
-    /// A repair was refused or failed.
+    /// Records that a repair was refused or failed.
     pub fn failed(&mut self, now: Time) {
-        let after = AGAIN[self.failed.min(AGAIN.len() - 1)];
+        let after = RETRY_AFTER[self.failed.min(RETRY_AFTER.len() - 1)];
         (self.busy, self.not_before) = (false, now.after(after));
         self.failed = self.failed.saturating_add(1);
     }
 
-    /// A step is in force by our hand. A higher limit is a reversion from now on.
+    /// Records that we put a step in force. From now on a higher limit is a reversion.
     pub fn stepped(&mut self, now: Time, step: u64) {
         self.waits(now);
         (self.step, self.held) = (Some(step), true);
     }
 
-    /// Another process of ours has lowered the limit: no later step is higher.
+    /// Records that another mcp-guard process lowered the limit. No later step is higher.
     pub fn lowered(&mut self, in_force: Limit) {
         self.step = self.step.into_iter().chain(in_force.tasks()).min();
     }
 
-    /// The last step towards the limit; the next is no higher.
+    /// Returns the last step towards the limit. The next step is no higher.
     #[must_use]
     pub fn step(&self) -> Option<u64> {
         self.step
     }
 
-    /// The limit is in force by our hand. The next change is a reversion, and noticed at once.
+    /// Records that we put the limit in force. From now on a higher limit is a reversion, and is
+    /// noticed at once.
     pub fn reached(&mut self) {
         (self.busy, self.held, self.not_before) = (false, true, Time::default());
         (self.insists, self.step, self.failed) = (false, None, 0);
     }
 
-    /// It was said that the limit is not in force, and nothing is to be done about it.
+    /// Records that the limit is not in force and is left alone.
     pub fn leave(&mut self) {
         (self.busy, self.stopped) = (false, true);
     }
 
-    /// An operator asks for the limit again: earlier reversions do not count.
+    /// Forgets earlier reversions, because the limit was requested again or the mode changed.
     pub fn asked_again(&mut self) {
         let (insists, busy, wanted, step) = (self.insists, self.busy, self.wanted, self.step);
         *self = Self { insists, busy, wanted, step, ..Self::default() };
     }
 
-    /// Whether the limit is left alone.
+    /// Returns whether the limit is left alone.
     #[must_use]
     pub fn has_stopped(&self) -> bool {
         self.stopped
@@ -164,7 +167,7 @@ mod tests {
 
     fn repaired(pacing: &mut Pacing, second: u64) -> Ruling {
         assert!(pacing.look(at(second), WANTED, OTHER), "noticed");
-        assert!(!pacing.look(at(second), WANTED, OTHER), "once");
+        assert!(!pacing.look(at(second), WANTED, OTHER), "noticed only once");
         let ruling = pacing.judge(at(second), WANTED, OTHER);
         if ruling == Ruling::Repair {
             pacing.reached();
@@ -173,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_force_or_stricter_or_not_wanted_is_left_alone() {
+    fn a_limit_in_force_a_lower_one_and_an_unwanted_one_are_left_alone() {
         let mut pacing = Pacing::default();
         for (wanted, in_force) in
             [(WANTED, OURS), (WANTED, Limit::Tasks(10)), (None, OTHER), (None, OURS)]
@@ -183,19 +186,19 @@ mod tests {
     }
 
     #[test]
-    fn the_third_reversion_within_an_hour_is_the_last() {
+    fn the_third_reversion_within_an_hour_stops_the_repairs() {
         let mut pacing = Pacing::default();
-        assert_eq!(repaired(&mut pacing, 1), Ruling::Repair, "never in force: no reversion");
+        assert_eq!(repaired(&mut pacing, 1), Ruling::Repair, "never in force, so no reversion");
         assert_eq!(repaired(&mut pacing, 10), Ruling::Repair);
         assert_eq!(repaired(&mut pacing, 20), Ruling::Repair);
         assert_eq!(repaired(&mut pacing, 30), Ruling::GiveUp);
         assert!(pacing.has_stopped() && !pacing.look(at(4000), WANTED, OTHER));
-        // Another limit is another matter.
+        // A different wanted limit starts over.
         assert!(pacing.look(at(4001), Some(50), OTHER));
     }
 
     #[test]
-    fn an_operator_who_asks_again_ends_the_rest() {
+    fn a_repeated_request_resumes_the_repairs() {
         let mut pacing = Pacing::default();
         for second in [1, 10, 20, 30] {
             repaired(&mut pacing, second);
@@ -207,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_alone_is_said_again_only_after_it_was_in_force() {
+    fn a_limit_left_alone_is_reported_again_only_after_it_was_in_force() {
         let mut pacing = Pacing::default();
         assert!(pacing.look(at(1), WANTED, OTHER));
         assert_eq!(pacing.judge(at(1), WANTED, OTHER), Ruling::Repair);
@@ -218,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn reversions_of_different_hours_are_no_fight() {
+    fn reversions_in_different_hours_do_not_stop_the_repairs() {
         let mut pacing = Pacing::default();
         for second in [1, 2000, 4000, 6000, 8000, 10_000] {
             assert_eq!(repaired(&mut pacing, second), Ruling::Repair, "{second}");
@@ -226,17 +229,17 @@ mod tests {
     }
 
     #[test]
-    fn fresh_facts_may_clear_it_up() {
+    fn fresh_facts_can_make_a_repair_unnecessary() {
         let mut pacing = Pacing::default();
         assert!(!pacing.look(at(1), WANTED, OURS));
         assert!(pacing.look(at(2), WANTED, Limit::Tasks(500)));
-        // The engine was told 500 by somebody, and now says so.
+        // Another tool set 500 in the engine, and the fresh facts show it.
         assert_eq!(pacing.judge(at(2), Some(500), Limit::Tasks(500)), Ruling::Rest);
         assert!(!pacing.look(at(3), Some(500), Limit::Tasks(500)));
     }
 
     #[test]
-    fn a_step_down_waits_for_the_next_and_is_no_reversion() {
+    fn a_step_down_delays_the_next_and_is_not_a_reversion() {
         let mut pacing = Pacing::default();
         let mut step = 300;
         for second in [0, 10, 20, 30, 40, 50] {
@@ -250,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_that_is_undone_is_a_reversion() {
+    fn an_undone_step_is_a_reversion() {
         let mut pacing = Pacing::default();
         let mut second = 0;
         let mut undone = |pacing: &mut Pacing| {
@@ -262,18 +265,18 @@ mod tests {
             }
             ruling
         };
-        assert_eq!(undone(&mut pacing), Ruling::Repair, "the first is nobody's");
+        assert_eq!(undone(&mut pacing), Ruling::Repair, "nothing was in force before the first");
         for _ in 1..REVERSIONS {
             assert_eq!(undone(&mut pacing), Ruling::Repair);
         }
         assert_eq!(undone(&mut pacing), Ruling::GiveUp);
-        assert_eq!(pacing.step(), Some(100), "no later one is higher");
+        assert_eq!(pacing.step(), Some(100), "no later step is higher");
         assert!(!pacing.look(at(1000), Some(41), Limit::Tasks(41)));
-        assert_eq!(pacing.step(), None, "of another limit");
+        assert_eq!(pacing.step(), None, "the step belonged to another limit");
     }
 
     #[test]
-    fn what_fails_is_tried_again_soon_and_then_seldom() {
+    fn a_failed_repair_is_retried_soon_and_then_less_often() {
         let mut pacing = Pacing::default();
         let mut second = 0;
         for wait in [2, 5, 15, 60, 60] {
@@ -286,6 +289,6 @@ mod tests {
         pacing.waits(at(second));
         assert!(pacing.look(at(second + 10), WANTED, OTHER));
         pacing.failed(at(second + 10));
-        assert!(pacing.look(at(second + 12), WANTED, OTHER), "the first in a row");
+        assert!(pacing.look(at(second + 12), WANTED, OTHER), "the delays start over");
     }
 }

@@ -1,4 +1,4 @@
-//! Limits that operators ask for: which request counts, and when one is over.
+//! Limits that operators request: which request applies, and when a request ends.
 
 use std::{mem, time::Duration};
 
@@ -10,20 +10,20 @@ use crate::{
     repair::Plan,
 };
 
-/// A request as it is stored.
+/// A stored request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredRequest {
-    /// Id of the container.
+    /// Container id.
     pub id: String,
-    /// Where the engine listens that has the container; empty in a file of an older version.
+    /// Socket of the engine that has the container; empty in a file from an older version.
     pub engine: String,
-    /// When it was made, since 1970; None where that cannot be read.
+    /// When the request was made, since the Unix epoch; `None` if that cannot be read.
     pub at: Option<Duration>,
 }
 
-/// The ids of those whose container `engine` no longer has. `listed`: all containers that it has, running
-/// or not, as it said after `since`. An empty list is no proof: it may be all that an engine says which
-/// is just starting.
+/// Returns the ids of requests whose container `engine` no longer has. `listed`: all its
+/// containers, running or not, listed after `since`. An empty list proves nothing, because an
+/// engine that is just starting may return one.
 #[must_use]
 pub fn gone(
     stored: Vec<StoredRequest>,
@@ -38,27 +38,28 @@ pub fn gone(
     stored.into_iter().filter(is_gone).map(|one| one.id).collect()
 }
 
-/// What a `repair` that ends leaves in place of the request that it stored.
+/// The request that a finished `repair` leaves stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeftRequest {
-    /// It, for an agent and for a later `repair`.
+    /// Its own request, for an agent and for a later `repair`.
     Ours,
-    /// What is stored by now, if anything: it is not this one's.
+    /// The request stored now, if any: it is not this `repair`'s.
     Other,
-    /// None: it is over.
+    /// No request: it has ended.
     Nothing,
-    /// The one that was there before.
+    /// The request that was stored before.
     Former(LimitRequest),
 }
 
 impl Limits {
-    /// A new request clears what was before. One is over when the policy says another number than it did
-    /// then; or when the engine keeps the number and it is in force, because it would undo the engine's
-    /// next word. Where the policy has another number, a request stands against that and stays.
-    pub(super) fn hear(&mut self, rules: &Rules, seen: &SeenLimit, out: &mut Outbox<'_>) {
+    /// Takes the stored request. A new request resets the pacing. A request ends when the policy's
+    /// limit changes after it was made. It also ends when the engine stores the limit and the limit
+    /// is in force, because it would undo the engine's next change. A request that overrides a
+    /// different limit in the policy stays.
+    pub(super) fn note_request(&mut self, rules: &Rules, seen: &SeenLimit, out: &mut Outbox<'_>) {
         self.request = seen.request;
         let at = seen.request.map(|request| request.at);
-        if at != mem::replace(&mut self.heard, at)
+        if at != mem::replace(&mut self.noted_request, at)
             && let Some(request) = seen.request
         {
             self.pacing.asked_again();
@@ -73,30 +74,33 @@ impl Limits {
             && seen.in_force <= Limit::Tasks(limit);
         let is_outdated = self.policy_then != rules.policy;
         if is_outdated && mem::replace(&mut self.outdated, at) != at {
-            let why = "the policy's pids_limit is another than when it was made";
-            self.log(format!("the request for a limit of {limit} is over: {why}"), out);
+            let why = "the policy's pids_limit has changed since it was made";
+            self.log(format!("the request for a limit of {limit} has ended: {why}"), out);
         }
         if is_kept || is_outdated {
             self.request = None;
-            // An agent that only observes does not end what another holds.
+            // An agent in observe mode keeps an outdated request, because another process may
+            // enforce it.
             if is_kept || rules.mode == Mode::Enforce {
                 out.push(Effect::ForgetRequest { guard: self.guard, at: asked });
             }
         }
     }
 
-    /// The later of two requests counts: two that want different limits would undo each other. One that
-    /// is gone was reached where its limit is in force; else somebody ended it.
+    /// Returns whether this request was replaced, and fails the repair if it was. Two requests for
+    /// different limits would undo each other, so the later one wins. If the stored request is gone
+    /// and its limit is in force, the limit was reached; otherwise the request was ended or
+    /// removed.
     pub(super) fn is_replaced(&mut self, limit: u64, stored: bool, seen: &SeenLimit) -> bool {
         let is_ours = seen.request.is_some_and(|request| request.limit == limit);
         let in_force = seen.in_force == Limit::Tasks(limit);
         let is_replaced = stored && !is_ours && !in_force;
         if is_replaced {
             let why = match seen.request {
-                Some(_) => "another repair was asked for meanwhile",
+                Some(_) => "another repair was requested in the meantime",
                 None => {
-                    "its request is gone: an agent ended it because the policy changed, or somebody \
-                     removed it"
+                    "its stored request is gone: an agent ended it because the policy changed, or \
+                     an operator removed it"
                 }
             };
             self.fail(why.to_owned());
@@ -104,9 +108,9 @@ impl Limits {
         is_replaced
     }
 
-    /// What a `repair` leaves that has ended, or was stopped. `proved`: every place was read again and says
-    /// the limit. `policy`: `pids_limit` of an agent that guards the container. `former` and `now`: what
-    /// was stored before, and is now.
+    /// Returns the request that a `repair` leaves stored when it ends or is stopped. `proved`:
+    /// every place was read again and shows the limit. `policy`: `pids_limit` of an agent that
+    /// guards the container. `former` and `now`: the request stored before, and the one stored now.
     #[must_use]
     pub fn left_request(
         &self,
@@ -122,9 +126,9 @@ impl Limits {
         let is_kept = self.plan().is_some_and(Plan::is_kept_by_its_owner);
         let agrees = policy.is_none_or(|policy| self.wanted(None) == Some(policy));
         match &self.ended {
-            // What its owner keeps needs no request, unless a policy wants another number.
+            // A limit that its owner stores needs no request, unless a policy wants another limit.
             Some(Ended::Reached) if proved && is_kept && agrees => LeftRequest::Nothing,
-            // What could not even be begun is not wanted any more.
+            // A request whose repair never began is dropped.
             Some(Ended::Failed(_)) if self.step().is_none() => {
                 former.map_or(LeftRequest::Nothing, LeftRequest::Former)
             }
@@ -138,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_container_that_the_same_engine_surely_no_longer_has_is_gone() {
+    fn a_request_is_gone_only_if_its_own_engine_no_longer_lists_the_container() {
         const ENGINE: &str = "/var/run/docker.sock";
         let at = |seconds| Some(Duration::from_secs(seconds));
         for (id, engine, made, listed, expected) in [

@@ -21,7 +21,7 @@ fn a_typo_is_an_error_with_its_line_and_a_caret() {
 }
 
 #[test]
-fn contradictions_are_refused_by_name() {
+fn contradictions_are_rejected_with_the_key_at_fault() {
     let cases = [
         ("[detect.duplicates]\nwarn = 0", "detect.duplicates.warn = 0"),
         ("[detect.duplicates]\nact = 2", "act is below warn"),

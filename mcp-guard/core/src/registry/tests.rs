@@ -34,7 +34,7 @@ fn argv(command: &str) -> Vec<u8> {
     command.split('|').flat_map(|word| word.bytes().chain([0])).collect()
 }
 
-/// The chain of one `npx -y figma-mcp` under dash, as the kernel shows it.
+/// The process chain of one `npx -y figma-mcp` under dash, as the kernel reports it.
 fn start_server(fixture: &mut Fixture, first: u32) {
     fixture.fork(1, first);
     fixture.exec(first, "sh|-c|npx -y figma-mcp");
@@ -58,7 +58,7 @@ fn a_tree_counts_once_and_lives_as_long_as_any_member() {
     }
     fixture.registry.exit(Pid(13));
     assert_eq!(fixture.live("figma-mcp"), (1, 0));
-    assert_eq!(fixture.registry.processes(), 1, "the outer shell");
+    assert_eq!(fixture.registry.processes(), 1, "only the outer shell is left");
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn observed(pid: u32, parent: u32, start_ticks: u64, command: &str) -> Observed 
 }
 
 #[test]
-fn reconcile_finds_trees_orphans_and_the_dead() {
+fn reconcile_finds_trees_orphans_and_dead_processes() {
     let mut fixture = Fixture::new();
     fixture.fork(1, 10);
     fixture.exec(10, "npx|gone");
@@ -147,16 +147,16 @@ fn reconcile_finds_trees_orphans_and_the_dead() {
     assert_eq!(
         fixture.registry.identity("@s/p").and_then(|one| one.nth_oldest(1)),
         Some(Time(9 * SECOND)),
-        "its age is the process's own, not the agent's"
+        "the tree is as old as its process, even if the agent is younger"
     );
     fixture.registry.reconcile(seen, &Launchers::default());
-    assert_eq!(fixture.live("@s/p"), (1, 1), "a second look changes nothing");
+    assert_eq!(fixture.live("@s/p"), (1, 1), "a second rescan changes nothing");
 }
 
-/// A ring that is nearly full has no room for the launcher's exec, and still some for small records:
-/// the births of its shell and its server are told, but not what they were born to.
+/// A nearly full ring has no room for the launcher's exec, but still fits small records. The forks
+/// of its shell and its server are reported, but not that their parent is a launcher.
 #[test]
-fn a_server_belongs_to_a_launcher_that_is_only_found_by_a_look() {
+fn a_server_joins_a_launcher_that_only_a_rescan_finds() {
     let mut fixture = Fixture::new();
     for (parent, child) in [(1, 10), (10, 11), (11, 12), (1, 13)] {
         fixture.fork(parent, child);
@@ -172,7 +172,7 @@ fn a_server_belongs_to_a_launcher_that_is_only_found_by_a_look() {
     for _ in 0..2 {
         fixture.registry.reconcile(seen.clone(), &Launchers::default());
         assert_eq!(fixture.live("@s/p"), (1, 1));
-        assert_eq!(fixture.live("p"), (1, 1), "the one that no launcher stands above");
+        assert_eq!(fixture.live("p"), (1, 1), "the server without a launcher above it");
     }
     fixture.registry.exit(Pid(10));
     fixture.registry.exit(Pid(11));
@@ -201,14 +201,14 @@ fn identities_beyond_the_bound_share_a_name() {
 }
 
 #[test]
-fn identities_of_which_nothing_is_left_make_room() {
+fn identities_without_live_trees_make_room() {
     let mut registry = Registry::default();
     let mut start = |pid: u32, second: u64| {
         let time = Time(second * SECOND);
         registry.exec(time, time, Pid(pid), &argv(&format!("npx|p{pid}")), &Launchers::default());
         (pid > 0).then(|| registry.exit(Pid(pid)));
     };
-    // The first lives on; the others end at once, and are kept for a minute.
+    // The first stays alive. The others end at once, and are kept for a minute.
     (0..MAX_IDENTITIES as u32).for_each(|pid| start(pid, 1));
     start(5000, 30);
     start(5001, 62);
@@ -234,8 +234,8 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// The books always agree: each tree has as many members as processes that name it, and an
-    /// identity's live trees are those that exist.
+    /// Each tree has as many members as there are processes in it, and an identity's live trees are
+    /// those that exist.
     #[test]
     fn members_trees_and_identities_agree(steps in prop::collection::vec(step(), 0..200)) {
         let mut registry = Registry::default();

@@ -70,7 +70,7 @@ fn why(facts: &Facts, limit: Option<u64>) -> String {
 }
 
 #[test]
-fn the_owner_writes_it() {
+fn the_owner_writes_the_limit() {
     let plain = container(None, Limit::Max);
     let last = |facts: &Facts| match plan(facts, Some(40), false).unwrap().next(1, Limit::Max, None)
     {
@@ -82,20 +82,20 @@ fn the_owner_writes_it() {
     let old = last(&podman(plain.clone(), "4.3.1"));
     let unit = format!("libpod-{ID}.scope");
     let tasks_max = Write::TasksMax { unit, limit: 40, runtime: true };
-    assert_eq!(old, [Write::PidsMax { limit: 40 }, tasks_max], "what binds comes first");
+    assert_eq!(old, [Write::PidsMax { limit: 40 }, tasks_max], "the payload comes first");
     let mut cgroup = plain;
     (cgroup.engine, cgroup.container) = (None, None);
-    assert_eq!(last(&cgroup), [Write::PidsMax { limit: 40 }], "nobody owns it");
+    assert_eq!(last(&cgroup), [Write::PidsMax { limit: 40 }], "no owner");
 }
 
 #[test]
-fn steps_down_are_run_time_writes_and_the_store_comes_last() {
+fn steps_are_run_time_writes_and_the_owners_store_is_written_last() {
     let facts = in_scope(container(Some(500), Limit::Tasks(500)), Limit::Tasks(500));
     let plan = plan(&facts, Some(40), false).unwrap();
     let Next::Lower(writes, 320) = plan.next(300, Limit::Tasks(500), None) else { panic!() };
     let unit = format!("docker-{ID}.scope");
     assert_eq!(writes, [Write::TasksMax { unit, limit: 320, runtime: true }]);
-    assert_eq!(plan.next(305, Limit::Tasks(320), Some(320)), Next::Wait, "never up again");
+    assert_eq!(plan.next(305, Limit::Tasks(320), Some(320)), Next::Wait, "never raised again");
     let last = Next::Last(vec![Write::Docker { limit: 40 }]);
     assert_eq!(plan.next(20, Limit::Tasks(100), Some(100)), last);
     let forced = super::tests::plan(&facts, Some(40), true).unwrap();
@@ -103,7 +103,7 @@ fn steps_down_are_run_time_writes_and_the_store_comes_last() {
 }
 
 #[test]
-fn a_step_that_was_undone_is_set_again_and_no_higher() {
+fn an_undone_step_is_written_again_but_no_higher() {
     let plan = plan(&container(None, Limit::Max), Some(40), false).unwrap();
     for (tasks, step) in [(60, 80), (70, 80), (79, 80), (90, 80)] {
         let Next::Lower(_, next) = plan.next(tasks, Limit::Max, Some(step)) else { panic!() };
@@ -113,7 +113,7 @@ fn a_step_that_was_undone_is_set_again_and_no_higher() {
 }
 
 #[test]
-fn a_step_leaves_the_headroom_of_the_policy() {
+fn a_step_leaves_the_policys_headroom_free() {
     let facts = container(None, Limit::Max);
     let wanted = Wanted { limit: Some(40), force: false, headroom: 50 };
     let Next::Lower(_, 350) = plan_with(&facts, wanted).unwrap().next(300, Limit::Max, None) else {
@@ -129,9 +129,9 @@ fn no_step_is_below_the_limit_however_small_the_headroom() {
     assert_eq!(plan.next(39, Limit::Max, None), Next::Last(vec![Write::Docker { limit: 40 }]));
 }
 
-/// One npm exec server of 20 tasks, where the limit of 25 held it before.
+/// One npm exec server with 20 tasks, which the limit of 25 allowed before.
 #[test]
-fn what_fits_needs_no_headroom() {
+fn a_restored_limit_that_fits_needs_no_headroom() {
     let mut facts = container(Some(25), Limit::Max);
     facts.members[0].argv = ["npm", "exec", "a-server"].map(str::to_owned).into();
     facts.members[0].threads = 20;
@@ -143,9 +143,9 @@ fn what_fits_needs_no_headroom() {
     let Next::Lower(_, 50) = plan.next(26, Limit::Max, None) else { panic!("a step") };
 }
 
-/// The pools of its servers, and a `docker exec`.
+/// The thread pools of its servers, and a `docker exec`.
 #[test]
-fn a_new_limit_leaves_room_for_what_may_still_start() {
+fn a_new_limit_leaves_room_for_tasks_that_may_still_start() {
     let mut facts = container(None, Limit::Max);
     facts.members[0].argv = ["npm", "exec", "a-server"].map(str::to_owned).into();
     facts.members[0].threads = 20;
@@ -166,7 +166,7 @@ fn cgroup(path: &str, unit: &str, transient: bool) -> Facts {
 }
 
 #[test]
-fn a_unit_owns_its_own_cgroup_and_its_payload_alone() {
+fn a_unit_owns_only_its_own_cgroup_and_its_payload() {
     let (unit, libpod) = ("gw.service", format!("libpod-{ID}.scope"));
     let payload = format!("/machine.slice/{libpod}/container");
     let user = "/user.slice/user-1000.slice/user@1000.service";
@@ -192,11 +192,11 @@ fn a_unit_owns_its_own_cgroup_and_its_payload_alone() {
     let mut split = old;
     split.chain[0].path = format!("/system.slice/gw.service/libpod-payload-{ID}");
     split.unit = Some(Unit { name: unit.into(), ..Unit::default() });
-    assert_eq!(plan(&split, Some(40), false).unwrap().owner, Owner::Kernel, "conmon is in there");
+    assert_eq!(plan(&split, Some(40), false).unwrap().owner, Owner::Kernel, "conmon is in it");
 }
 
 #[test]
-fn a_step_leaves_nothing_with_a_permanent_unit() {
+fn a_step_sets_no_property_of_a_permanent_unit() {
     let steps = |transient| {
         let facts = cgroup("/system.slice/gw.service", "gw.service", transient);
         let Next::Lower(writes, 320) =
@@ -212,13 +212,13 @@ fn a_step_leaves_nothing_with_a_permanent_unit() {
 }
 
 #[test]
-fn a_manager_that_does_not_answer_is_not_written_past() {
+fn a_unit_manager_that_does_not_answer_is_not_bypassed() {
     for what in [Source::Systemd, Source::UnitOfCgroup] {
         let mut facts = cgroup("/system.slice/gw.service", "gw.service", false);
         facts.unit = None;
         facts.unreadable = vec![Unreadable::new(what.clone(), "late")];
         assert!(why(&facts, Some(40)).contains("late"), "{what}");
-        // What binds inside of the scope is the engine's, and systemd leaves it alone.
+        // The cgroup inside the scope belongs to the engine, and systemd leaves it alone.
         facts.chain[0].path = format!("/machine.slice/libpod-{ID}.scope/container");
         assert_eq!(plan(&facts, Some(40), false).unwrap().owner, Owner::Kernel);
         facts.chain[0].path = format!("/machine.slice/libpod-{ID}.scope");
@@ -227,13 +227,13 @@ fn a_manager_that_does_not_answer_is_not_written_past() {
 }
 
 #[test]
-fn what_cannot_be_is_refused_with_what_to_do() {
+fn an_impossible_limit_is_refused_with_advice() {
     let facts = container(None, Limit::Max);
     assert!(why(&facts, None).contains("--limit"));
     assert!(why(&facts, Some(7)).contains("--force"));
     assert!(plan(&facts, Some(7), true).is_ok());
-    assert!(why(&facts, Some(0)).contains("no limit"));
-    assert!(why(&facts, Some(MOST + 1)).contains("no limit"));
+    assert!(why(&facts, Some(0)).contains("not a valid limit"));
+    assert!(why(&facts, Some(MOST + 1)).contains("not a valid limit"));
     let mut old = facts.clone();
     old.engine.as_mut().unwrap().api_version = "1.39".into();
     assert!(why(&old, Some(40)).contains("MG-P008"));
@@ -246,7 +246,7 @@ fn what_cannot_be_is_refused_with_what_to_do() {
 }
 
 #[test]
-fn done_means_that_every_place_says_so() {
+fn a_limit_is_proved_only_if_every_place_shows_it() {
     let proved = |facts: &Facts| plan(facts, Some(40), false).unwrap().proof(facts).0;
     let done = in_scope(container(Some(40), Limit::Tasks(40)), Limit::Tasks(40));
     assert!(proved(&done));
@@ -259,7 +259,7 @@ fn done_means_that_every_place_says_so() {
 }
 
 #[test]
-fn the_edit_is_shown_where_the_file_disagrees() {
+fn an_edit_is_proposed_if_the_file_disagrees() {
     let mut facts = container(None, Limit::Max);
     let says = Says::Limit {
         value: 25,
@@ -274,8 +274,8 @@ fn the_edit_is_shown_where_the_file_disagrees() {
 }
 
 proptest! {
-    /// Tasks come and go as they like: the limit only ever falls, and never below the room that what
-    /// runs needs, until the target holds it.
+    /// However tasks come and go, the limit only falls. Until the target fits the running tasks, it
+    /// stays above the room that they need.
     #[test]
     fn a_ratchet_only_falls(
         tasks in prop::collection::vec((1_u64..600, any::<bool>()), 1..60),
@@ -293,7 +293,7 @@ proptest! {
                 Next::Wait => {}
                 Next::Lower(_, limit) => {
                     prop_assert!(Limit::Tasks(limit) < in_force);
-                    prop_assert!(step.is_none_or(|step| limit <= step), "up again");
+                    prop_assert!(step.is_none_or(|step| limit <= step), "raised again");
                     prop_assert!(limit >= tasks + LEAST || step == Some(limit));
                     prop_assert!(limit > target);
                     (in_force, step) = (Limit::Tasks(limit), Some(limit));

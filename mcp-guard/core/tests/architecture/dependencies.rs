@@ -1,4 +1,4 @@
-//! Which modules of the agent may use which.
+//! The modules that each module of the agent may use.
 
 use std::collections::BTreeSet;
 
@@ -7,8 +7,8 @@ use crate::{
     repository,
 };
 
-/// Each top-level module of `mcp-guard/src`, and what its files use of the others: a module with all
-/// below it, or one of its submodules alone. A row allows no more than is used, so that it stays true.
+/// Each top-level module of `mcp-guard/src`, and the other modules that its files use: a module with all
+/// modules below it, or a single submodule. A row lists only modules that are used, so the table stays exact.
 const MAY_USE: [(&str, &[&str]); 12] = [
     (
         "agent",
@@ -34,10 +34,10 @@ const MAY_USE: [(&str, &[&str]); 12] = [
 ];
 
 #[test]
-fn modules_use_what_the_table_says() {
+fn modules_use_only_the_modules_in_their_row() {
     let tree = Tree::of(&repository().join("mcp-guard/src"));
     let listed: BTreeSet<&str> = MAY_USE.iter().map(|(name, _)| *name).collect();
-    assert_eq!(tree.top(), listed, "each top-level module has its row");
+    assert_eq!(tree.top(), listed, "each top-level module has a row");
     let uses = tree.uses();
     let mut used = BTreeSet::new();
     for one in uses.iter().filter(|one| one.from[0] != one.to[0]) {
@@ -52,7 +52,7 @@ fn modules_use_what_the_table_says() {
         for allowed in may {
             assert!(
                 used.contains(&(name, *allowed)),
-                "{name} does not use {allowed}: its row may go"
+                "{name} does not use {allowed}: remove it from the row"
             );
         }
     }
@@ -62,7 +62,7 @@ fn row(name: &str) -> impl Iterator<Item = &'static str> {
     MAY_USE.iter().filter(move |(row, _)| *row == name).flat_map(|(_, may)| may.iter().copied())
 }
 
-/// Whether `module` is the allowed one or below it.
+/// Returns whether `module` is the allowed module or below it.
 fn covers(allowed: &str, module: &[String]) -> bool {
     let allowed: Vec<&str> = allowed.split("::").collect();
     module.len() >= allowed.len() && allowed.iter().zip(module).all(|(one, other)| one == other)

@@ -1,6 +1,6 @@
-//! What ARCHITECTURE.md says about the structure of the code, checked against the sources themselves.
+//! Checks the sources against the statements of ARCHITECTURE.md about the structure of the code.
 
-mod circles;
+mod cycles;
 mod dependencies;
 mod modules;
 mod names;
@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The Rust files below a folder.
+/// Returns the Rust files below a folder, with their text.
 fn sources(folder: &Path) -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
     read_below(folder, &mut found);
@@ -40,13 +40,13 @@ fn repository() -> PathBuf {
     root().join("../..")
 }
 
-/// Source without comments, so that prose may name what code may not.
+/// Returns the source without its comment lines, which may use words that code may not.
 fn code(text: &str) -> String {
     text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
 }
 
 #[test]
-fn the_core_reaches_for_nothing_outside() {
+fn the_core_uses_no_io_threads_or_clocks() {
     const FORBIDDEN: [&str; 10] = [
         "std::fs",
         "std::net",
@@ -87,9 +87,9 @@ fn the_core_depends_on_pure_crates_only() {
     assert_eq!(names, pure);
 }
 
-/// Only what the executor has checked and recorded reaches whoever keeps a limit.
+/// A limit's owner gets only writes that the executor has checked and recorded.
 #[test]
-fn one_place_asks_the_owners_of_limits() {
+fn one_place_writes_limits_through_their_owners() {
     let src = root().join("../src");
     let known = ["owner.rs", "engine", "host/systemd.rs"].map(|place| src.join(place));
     let is_known = |path: &Path| known.iter().any(|place| path.starts_with(place));
@@ -100,9 +100,8 @@ fn one_place_asks_the_owners_of_limits() {
     }
 }
 
-/// Only the executor's steps write to a cgroup.
 #[test]
-fn one_place_changes_the_host() {
+fn only_the_executors_steps_write_to_cgroups() {
     let steps = Path::new("executor/steps.rs");
     for (path, text) in sources(&root().join("../src")) {
         let handle = path.to_string_lossy().contains("host/cgroup");

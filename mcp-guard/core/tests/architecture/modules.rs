@@ -1,4 +1,4 @@
-//! The tree of a crate's modules, and which of them uses which.
+//! The tree of a crate's modules, and the uses between them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ struct Module {
     scope: Scope,
 }
 
-/// One module names something of another, neither of which contains the other.
+/// A module names an item of another module. Neither contains the other.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Use {
     pub from: Path,
@@ -22,20 +22,20 @@ pub struct Use {
     pub from_file: String,
     pub to_file: String,
     pub line: usize,
-    /// As it is written: `use crate::repair::survives`, `super::answers`.
+    /// The path as it is written: `use crate::repair::survives`, `super::answers`.
     pub words: String,
 }
 
-/// What a path leads to.
+/// The target of a path.
 struct Found {
-    /// The module that it names, or that defines the item it names.
+    /// The module that the path names, or that defines the item that the path names.
     module: Path,
     is_item: bool,
     /// The modules that re-export the name on the way.
     through: Vec<Path>,
 }
 
-/// More steps from one re-export to the next than any honest tree has.
+/// The longest chain of re-exports that is followed. Real trees have far shorter ones.
 const MOST_STEPS: usize = 32;
 
 impl Tree {
@@ -60,7 +60,7 @@ impl Tree {
         tree
     }
 
-    /// Adds a file's module, those inside it, and those it declares.
+    /// Adds a file's module, the modules inside it, and the modules that it declares.
     fn add(&mut self, files: &BTreeMap<&str, &str>, at: Path, file: &str) {
         let inside = scopes(files[file]);
         let inline: BTreeSet<Path> = inside.keys().map(|path| joined(&at, path)).collect();
@@ -78,17 +78,17 @@ impl Tree {
         }
     }
 
-    /// The names of the modules right below the root.
+    /// Returns the names of the modules directly below the root.
     pub fn top(&self) -> BTreeSet<&str> {
         self.modules.keys().filter(|path| path.len() == 1).map(|path| path[0].as_str()).collect()
     }
 
-    /// The files of all modules, relative to the folder.
+    /// Returns the files of all modules, relative to the folder.
     pub fn files(&self) -> BTreeSet<&str> {
         self.modules.values().map(|module| module.file.as_str()).collect()
     }
 
-    /// Every use that leads from one branch of the tree into another.
+    /// Returns every use that leads from one branch of the tree into another.
     pub fn uses(&self) -> BTreeSet<Use> {
         let mut uses = BTreeSet::new();
         for (from, module) in &self.modules {
@@ -109,14 +109,14 @@ impl Tree {
         uses
     }
 
-    /// The modules on other branches that a path in `from` leads to.
+    /// Returns the modules on other branches that a path in `from` leads to.
     fn targets(&self, from: &Path, mention: &Mention) -> Vec<Path> {
         let Some(found) = self.resolve(from, &mention.path, MOST_STEPS) else { return Vec::new() };
         let import = self.modules[from].scope.imports.get(&mention.path[0]);
         let import = import.filter(|_| !mention.imported);
         let imported = import.and_then(|path| self.resolve(from, path, MOST_STEPS));
         if imported.is_some_and(|imported| imported.module == found.module) {
-            // The `use` behind `Code::Clamped` has said it.
+            // The path begins with an imported name, such as `Code::Clamped`. Its `use` counts instead.
             return Vec::new();
         }
         let definer = found.module.clone();
@@ -125,16 +125,21 @@ impl Tree {
         all.filter(|to| !from.starts_with(to) && !to.starts_with(from)).collect()
     }
 
-    /// All names of one of our modules at once: the sources no longer say which of them is used.
+    /// Refuses a glob import of a module of this crate, because it hides which names are used.
     fn refuse_globs(&self, at: &Path, module: &Module) {
         for glob in &module.scope.globs {
             let found = self.resolve(at, glob, MOST_STEPS);
             let is_module = found.is_some_and(|found| !found.is_item);
-            assert!(!is_module, "{}: use {}::* hides what it uses", module.file, glob.join("::"));
+            assert!(
+                !is_module,
+                "{}: use {}::* hides which names are used",
+                module.file,
+                glob.join("::")
+            );
         }
     }
 
-    /// What a path in a module leads to, or nothing where it leads out of this crate.
+    /// Returns the target of a path in a module, or nothing if the path leads out of this crate.
     fn resolve(&self, at: &Path, words: &[String], steps: usize) -> Option<Found> {
         let mut found = Found { module: at.clone(), is_item: false, through: Vec::new() };
         let mut words = words.iter().peekable();
@@ -165,7 +170,7 @@ impl Tree {
         Some(found)
     }
 
-    /// One word further: into a child, along an import, or to an item that the module defines.
+    /// Follows one word of a path: into a child, along an import, or to an item that the module defines.
     fn step(&self, mut from: Found, word: &str, steps: usize) -> Option<Found> {
         let scope = &self.modules[&from.module].scope;
         if scope.children.contains(word) {

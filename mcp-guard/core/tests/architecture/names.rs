@@ -1,7 +1,7 @@
 //! A type's name has one meaning in the whole agent.
 //!
-//! Counted is every `struct`, `enum`, `trait` and `type` outside of test code. Associated types do not
-//! count: their names are the trait's, and each stands for another type on purpose.
+//! Every `struct`, `enum`, `trait` and `type` outside test code counts. Associated types do not count. The
+//! trait gives them their names, and each implementation means another type on purpose.
 
 use std::{collections::BTreeMap, fs};
 
@@ -15,14 +15,14 @@ use crate::{
 const CRATES: [&str; 3] = ["mcp-guard/core/src", "mcp-guard/src", "mcp-guard-common/src"];
 /// Names that may be defined more than once.
 const REPEATED: [&str; 2] = [
-    // One for each module that fails in ways of its own, as in the standard library.
+    // Each module with its own errors has one, as in the standard library.
     "Error",
-    // One for each verb of the command line.
+    // Each verb of the command line has one.
     "Arguments",
 ];
 
 #[test]
-fn a_name_is_defined_once() {
+fn a_type_name_is_defined_once() {
     let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for folder in CRATES {
         let path = repository().join(folder);
@@ -33,7 +33,7 @@ fn a_name_is_defined_once() {
             }
         }
     }
-    assert!(places.contains_key("Core"), "the types of the core are found");
+    assert!(places.contains_key("Core"), "the types of the core are not found");
     let is_repeated = |name: &str| REPEATED.contains(&name);
     let twice: Vec<String> = places
         .iter()
@@ -43,7 +43,7 @@ fn a_name_is_defined_once() {
     assert!(twice.is_empty(), "{} names with two meanings\n{}", twice.len(), twice.join("\n"));
 }
 
-/// The types that a file defines, with their lines.
+/// Returns the types that a file defines, with their lines.
 fn definitions(tokens: &[Token]) -> Vec<(String, usize)> {
     let text = |at: usize| tokens.get(at).map_or("", |token| token.text.as_str());
     let mut found = Vec::new();
@@ -56,7 +56,7 @@ fn definitions(tokens: &[Token]) -> Vec<(String, usize)> {
         match token.text.as_str() {
             "{" => open.push(std::mem::take(&mut body_follows)),
             "}" => drop(open.pop()),
-            // Elsewhere it is `impl Trait`, the type of an argument or a result.
+            // In other places it is `impl Trait`, the type of an argument or a result.
             "impl" if matches!(before, "" | "{" | "}" | ";" | "]" | "unsafe") => {
                 body_follows = true;
             }
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn words_that_define_nothing_are_passed_over() {
+    fn words_that_define_no_type_are_ignored() {
         assert_eq!(names("macro_rules! a { ($b:ident) => { struct $b; } }"), [""; 0]);
         assert_eq!(names("struct A { r#type: B } // enum C"), ["A"]);
         assert_eq!(names("#[cfg(test)] mod tests { struct A; }"), [""; 0]);

@@ -1,19 +1,19 @@
-//! What a file declares, imports and names, module by module.
+//! The names that a file declares, imports and mentions, module by module.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::tokens::{Token, tokens};
 
-/// A module's path from the root of its crate; the root is empty.
+/// A module's path from the root of its crate. The root's path is empty.
 pub type Path = Vec<String>;
 
-/// What one module says in its own text.
+/// The names in one module's own text.
 #[derive(Default)]
 pub struct Scope {
     pub children: BTreeSet<String>,
     /// The path behind each name that a `use` brings in, re-exports included.
     pub imports: BTreeMap<String, Path>,
-    /// Modules, or enums, of which all names are brought in.
+    /// Modules and enums that are imported with a glob.
     pub globs: Vec<Path>,
     pub mentions: Vec<Mention>,
 }
@@ -26,7 +26,7 @@ pub struct Mention {
     pub imported: bool,
 }
 
-/// The scopes of a file: its own, at the empty path, and those of the modules inside it.
+/// Returns the scopes of a file: its own, at the empty path, and those of the modules inside it.
 pub fn scopes(text: &str) -> BTreeMap<Path, Scope> {
     let mut reader = Reader { tokens: tokens(text), ..Reader::default() };
     reader.scopes.insert(Path::new(), Scope::default());
@@ -41,7 +41,7 @@ struct Reader {
     tokens: Vec<Token>,
     at: usize,
     depth: usize,
-    /// The modules that the reader is inside of, and the depth of braces around each.
+    /// The modules around the current position, and the depth of braces around each.
     inside: Vec<(String, usize)>,
     scopes: BTreeMap<Path, Scope>,
 }
@@ -97,11 +97,11 @@ impl Reader {
         }
     }
 
-    /// One tree of a `use`, behind `before`: a path, then a name, a group or a star.
+    /// Reads one tree of a `use` after the path `before`: a path, then a name, a group or a star.
     fn import(&mut self, before: &[String]) {
         let (mut path, line) = (before.to_vec(), self.line());
         if self.text(0) == "::" {
-            // Another crate's.
+            // The path begins in another crate.
             path.push(String::new());
             self.at += 1;
         }
@@ -144,7 +144,7 @@ impl Reader {
         self.scope().mentions.push(Mention { path, line, imported: true });
     }
 
-    /// A path in code.
+    /// Reads a path in code.
     fn mention(&mut self) {
         let (mut path, line) = (Path::new(), self.line());
         let continued = self.at > 0 && self.tokens[self.at - 1].text == "::";
@@ -156,7 +156,7 @@ impl Reader {
             }
             self.at += 1;
         }
-        // What goes on behind `::`, as in `<T>::NAME` or `::std::fs`, begins elsewhere.
+        // A path that follows `::`, as in `<T>::NAME` or `::std::fs`, begins elsewhere.
         if !continued {
             self.scope().mentions.push(Mention { path, line, imported: false });
         }
@@ -168,7 +168,7 @@ fn is_name(word: &str) -> bool {
 }
 
 impl Mention {
-    /// As it is written, with the groups of a `use` taken apart.
+    /// Returns the path as it is written, with the groups of a `use` expanded.
     pub fn shown(&self) -> String {
         let before = if self.imported { "use " } else { "" };
         format!("{before}{}", self.path.join("::"))

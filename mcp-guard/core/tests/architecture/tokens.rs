@@ -7,7 +7,7 @@ pub struct Token {
     pub line: usize,
 }
 
-/// The tokens of a file, in order.
+/// Returns the tokens of a file, in order.
 pub fn tokens(text: &str) -> Vec<Token> {
     let mut lexer = Lexer { text: text.chars().collect(), at: 0, line: 1, found: Vec::new() };
     while lexer.at < lexer.text.len() {
@@ -60,7 +60,7 @@ impl Lexer {
         self.skip(count);
     }
 
-    /// Block comments nest.
+    /// Skips a block comment. Block comments nest.
     fn block_comment(&mut self) {
         let mut depth = 0;
         while self.at < self.text.len() {
@@ -87,7 +87,7 @@ impl Lexer {
         self.skip(1);
     }
 
-    /// At the `#` or the quote of a raw string.
+    /// Skips a raw string. The position is at its `#` or its quote.
     fn raw_string(&mut self) {
         let start = self.at;
         self.skip_while(|sign| sign == '#');
@@ -135,7 +135,7 @@ fn is_word(sign: char) -> bool {
     sign.is_alphanumeric() || sign == '_'
 }
 
-/// Leaves out each item behind `#[cfg(test)]`.
+/// Removes each item that follows `#[cfg(test)]`.
 fn without_tests(all: &[Token]) -> Vec<Token> {
     const MARK: [&str; 7] = ["#", "[", "cfg", "(", "test", ")", "]"];
     let (mut kept, mut at) = (Vec::new(), 0);
@@ -151,7 +151,7 @@ fn without_tests(all: &[Token]) -> Vec<Token> {
     kept
 }
 
-/// An item ends with its semicolon or with the brace that closes its body.
+/// Returns the length of the first item. It ends with its semicolon or with the brace that closes its body.
 fn item_length(tokens: &[Token]) -> usize {
     let mut depth = 0;
     for (at, token) in tokens.iter().enumerate() {
@@ -163,7 +163,7 @@ fn item_length(tokens: &[Token]) -> usize {
         if depth == 0 && (token.text == ";" || token.text == "}") {
             return at + 1;
         }
-        // The end of what the item stands in.
+        // The end of the block that contains the item.
         if depth < 0 {
             return at;
         }
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn comments_and_literals_say_nothing() {
+    fn comments_and_literals_give_no_tokens() {
         assert_eq!(words("a // crate::b\n/* crate::c /* d */ e */ f"), "a f");
         assert_eq!(words(r##"a("crate::b", r#"c "d" e"#, b"f", 'g', '"', '\'', '\u{41}')"##), {
             "a ( , , b , , , , )"
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn test_code_says_nothing() {
+    fn test_code_gives_no_tokens() {
         assert_eq!(words("a\n#[cfg(test)]\nmod tests { fn b() { c } }\nd"), "a d");
         assert_eq!(words("#[cfg(test)] mod tests; a"), "a");
         assert_eq!(words("#[cfg(test)] #[allow(b)] const C: [u8; 2] = [0; 2]; a"), "a");

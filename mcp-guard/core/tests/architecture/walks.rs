@@ -1,4 +1,4 @@
-//! ARCHITECTURE.md walks through the code by names of functions; each of them exists.
+//! ARCHITECTURE.md walks through the code by function names. Each of them must exist.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -6,10 +6,10 @@ use crate::{repository, tokens::tokens};
 
 /// The headings of the walks.
 const WALKS: [&str; 2] = ["### One fork", "### One diagnosis"];
-/// A shorter walk leaves out too much.
+/// The fewest functions in a walk. A shorter one leaves out too much.
 const FEWEST: usize = 10;
 
-/// A function in a file, the file's path relative to `mcp-guard/`.
+/// A file and a function in it. The path is relative to `mcp-guard/`.
 type Step<'a> = (&'a str, &'a str);
 
 #[test]
@@ -27,7 +27,7 @@ fn walks_name_functions_that_exist() {
     }
 }
 
-/// Whoever follows a walk goes from one module to another and back, and never there a second time.
+/// A walk goes from one module to another at most once, and comes back at most once.
 #[test]
 fn walks_cross_each_boundary_once_each_way() {
     let text = fs::read_to_string(repository().join("ARCHITECTURE.md")).expect("readable");
@@ -39,7 +39,7 @@ fn walks_cross_each_boundary_once_each_way() {
     }
 }
 
-/// The first boundary that is crossed twice in the same direction.
+/// Returns the first boundary that is crossed twice in the same direction.
 fn crossed_twice<'a>(walk: &[Step<'a>]) -> Option<(&'a str, &'a str)> {
     let mut seen = BTreeSet::new();
     let modules: Vec<&str> = walk.iter().map(|(file, _)| module(file)).collect();
@@ -47,7 +47,7 @@ fn crossed_twice<'a>(walk: &[Step<'a>]) -> Option<(&'a str, &'a str)> {
     crossings.find(|(from, to)| from != to && !seen.insert((*from, *to)))
 }
 
-/// The crate of a file, or the module at the top of the agent's.
+/// Returns the crate of a file, or, for a file of the agent, its top-level module.
 fn module(file: &str) -> &str {
     match file.strip_prefix("src/") {
         Some(inside) => inside.split(['/', '.']).next().unwrap_or(inside),
@@ -55,7 +55,7 @@ fn module(file: &str) -> &str {
     }
 }
 
-/// What stands below a heading, up to the next one of its rank or of a higher one.
+/// Returns the text below a heading, up to the next heading of the same or a higher rank.
 fn below<'a>(text: &'a str, heading: &str) -> Option<&'a str> {
     let rank = |line: &str| line.bytes().take_while(|sign| *sign == b'#').count();
     let start = text.find(&format!("\n{heading}\n"))? + heading.len() + 2;
@@ -69,8 +69,10 @@ fn below<'a>(text: &'a str, heading: &str) -> Option<&'a str> {
     Some(&text[start..end])
 }
 
-/// Every `path/to/file.rs: function` in backticks. An error where a file is named in another form, or a
-/// numbered step names none.
+/// Returns every `path/to/file.rs: function` in backticks.
+///
+/// # Errors
+/// If a file is named in another form, or if a numbered step names no function.
 fn steps(text: &str) -> Result<Vec<Step<'_>>, String> {
     let mut found = Vec::new();
     for step in text.lines().filter(|line| !line.starts_with('#')) {
@@ -93,7 +95,7 @@ fn defines(text: &str, function: &str) -> bool {
 }
 
 #[test]
-fn steps_are_found_and_odd_ones_refused() {
+fn steps_are_found_and_malformed_ones_are_errors() {
     let text = "1. Reads it (`src/a.rs: read`), then `src/b/c.rs: judge_all`, not `Held`.\n";
     assert_eq!(steps(text).unwrap(), [("src/a.rs", "read"), ("src/b/c.rs", "judge_all")]);
     assert!(steps("See `src/a.rs::read`.").is_err());
@@ -109,7 +111,7 @@ fn a_section_ends_at_the_next_heading_of_its_rank() {
 }
 
 #[test]
-fn a_function_is_defined_by_code_alone() {
+fn only_code_defines_a_function() {
     assert!(defines("impl A { pub async fn go<T>() {} }", "go"));
     assert!(!defines("// fn go()\nfn gone() { go(); }", "go"));
 }

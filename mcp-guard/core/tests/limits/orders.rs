@@ -1,5 +1,5 @@
-//! Two events meet in every order, at every stage of a repair. Whatever the order, in the end the winner
-//! of the table is in force, nothing waits for ever, and no limit was written over a clamp.
+//! Two events meet in every order, at every stage of a repair. In each case the table's winner is in force in
+//! the end, no request waits for ever, and no limit is written over a clamp.
 
 use mcp_guard_core::{
     effect::{Input, PolicyThen},
@@ -13,22 +13,22 @@ use super::world::{CLAMP, GUARD, World, policy};
 enum Event {
     ClampDone,
     ClampFails,
-    /// An operator thaws.
+    /// An operator removes the clamp with a thaw.
     Thaw,
-    /// systemd or an engine writes over whatever is there.
+    /// systemd or an engine overwrites the limit.
     RawWrite,
     /// An operator asks for 60.
     Request,
-    /// The policy says 80 from now on.
+    /// The policy's limit becomes 80.
     PolicyChanges,
-    /// An operator tells the engine 120.
+    /// An operator updates the limit to 120 through the engine.
     EngineUpdated,
-    /// The next that are asked for, or are asked for now.
+    /// The next read of facts fails, or the one under way.
     FactsUnread,
-    /// The next, or the one that is under way.
+    /// The next write fails, or the one under way.
     WriteFails,
     TasksRise,
-    /// A slot may have another guard by the time that an answer comes.
+    /// The slot has another guard by the time an answer comes.
     AnotherGuard,
 }
 
@@ -46,7 +46,7 @@ const EVENTS: [Event; 11] = [
     Event::AnotherGuard,
 ];
 
-/// How far the repair of a limit has come.
+/// The stages of a repair.
 #[derive(Clone, Copy, Debug)]
 enum Stage {
     InForce,
@@ -54,7 +54,7 @@ enum Stage {
     WriteUnderWay,
 }
 
-/// A leak with a policy of 90, and a repair that has come so far.
+/// Returns a leak under a policy with a limit of 90, and with a repair at this stage.
 fn at(stage: Stage) -> World {
     let mut world = World::leaking(Some(90), None);
     match stage {
@@ -92,12 +92,12 @@ fn happens(world: &mut World, event: Event) {
     }
 }
 
-/// The winner of the table.
+/// Returns the limit that wins according to the table.
 fn winner(world: &World) -> Limit {
     if world.is_clamped() {
         return CLAMP;
     }
-    // A request of a policy that has changed since is over; one that is not is still there.
+    // A request ends when the policy changes, so one that still exists wins.
     let policy = world.core.guard(GUARD).and_then(|guard| guard.terms.pids_limit);
     let wanted = world.request.map(|request| request.limit).or(policy).expect("a policy");
     Limit::Tasks(wanted)
@@ -106,12 +106,12 @@ fn winner(world: &World) -> Limit {
 fn meet(stage: Stage, first: Event, second: Event, seconds: u64) {
     let mut world = at(stage);
     happens(&mut world, first);
-    // Together, or one look apart.
+    // At the same time, or with one check of the limit between them.
     if seconds > 0 {
         world.look();
     }
     happens(&mut world, second);
-    // A clamp that is made later is another story.
+    // Later clamps are outside this test, so none takes effect.
     world.settle_clamp(Outcome::NotOurs);
     for _ in 0..180 {
         world.look();
@@ -121,14 +121,14 @@ fn meet(stage: Stage, first: Event, second: Event, seconds: u64) {
         world.settle_clamp(Outcome::NotOurs);
     }
     let story = format!("{stage:?}: {first:?}, {second:?}, {seconds} s apart");
-    // What runs there is not broken: the limit waits above 70 tasks.
+    // Running tasks are not broken, so the limit stays above 70 tasks.
     let waits = world.tasks == Some(70) && winner(&world) < Limit::Tasks(75) && !world.is_clamped();
     if waits {
         assert!(world.in_force < Limit::Max && world.in_force >= Limit::Tasks(75), "{story}");
     } else {
         assert_eq!(world.in_force, winner(&world), "{story}");
     }
-    // A request is never lost but to a policy that changed after it, or with its container.
+    // A request is lost only if the policy changed after it, or with its container.
     let asked = [first, second].contains(&Event::Request);
     let over = [Event::PolicyChanges, Event::AnotherGuard].contains(&second);
     let is_over = first == Event::Request && over;
@@ -136,7 +136,7 @@ fn meet(stage: Stage, first: Event, second: Event, seconds: u64) {
 }
 
 #[test]
-fn in_every_order_the_winner_is_in_force() {
+fn the_winner_is_in_force_after_every_order_of_events() {
     for stage in [Stage::InForce, Stage::FactsAsked, Stage::WriteUnderWay] {
         for first in EVENTS {
             for second in EVENTS.into_iter().filter(|second| *second != first) {

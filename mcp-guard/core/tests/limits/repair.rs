@@ -1,4 +1,4 @@
-//! The same machine as `mcp-guard repair` steps it.
+//! Limits as `mcp-guard repair` drives them.
 
 use std::{mem, time::Duration};
 
@@ -125,7 +125,7 @@ impl Repair {
 }
 
 #[test]
-fn the_owner_writes_it_also_where_it_is_in_force_and_where_a_lower_one_is() {
+fn the_owner_writes_the_limit_even_if_it_or_a_lower_one_is_in_force() {
     for in_force in [Limit::Max, Limit::Tasks(40), Limit::Tasks(20)] {
         let mut repair = Repair::to(40, false);
         repair.seen.in_force = in_force;
@@ -136,7 +136,7 @@ fn the_owner_writes_it_also_where_it_is_in_force_and_where_a_lower_one_is() {
 }
 
 #[test]
-fn it_is_lowered_in_steps_or_forced() {
+fn a_limit_is_lowered_in_steps_or_forced_at_once() {
     let mut repair = Repair::to(40, false);
     repair.seen.tasks = Some(300);
     repair.wait(1);
@@ -153,7 +153,7 @@ fn it_is_lowered_in_steps_or_forced() {
 }
 
 #[test]
-fn a_step_is_planned_as_before_where_the_facts_cannot_be_read() {
+fn a_step_uses_the_earlier_plan_if_the_facts_cannot_be_read() {
     let mut repair = Repair::to(40, false);
     repair.seen.tasks = Some(300);
     repair.wait(1);
@@ -163,18 +163,18 @@ fn a_step_is_planned_as_before_where_the_facts_cannot_be_read() {
     let mut repair = Repair::to(40, false);
     repair.unread = true;
     repair.wait(1);
-    assert!(matches!(repair.limits.ended(), Some(Ended::Failed(_))), "there is no plan yet");
+    assert!(matches!(repair.limits.ended(), Some(Ended::Failed(_))), "there is no earlier plan");
 }
 
 #[test]
-fn the_later_of_two_requests_counts() {
+fn a_later_request_ends_the_repair() {
     let mut repair = Repair::to(40, false);
     repair.seen.tasks = Some(300);
     repair.wait(1);
     repair.seen.request = repair.seen.request.map(|one| LimitRequest { limit: 50, ..one });
     repair.wait(1);
     assert!(matches!(repair.limits.ended(), Some(Ended::Failed(why)) if why.contains("another")));
-    // One that is gone was reached, or somebody ended it.
+    // If the request is gone, either its limit was reached or something else removed it.
     let mut repair = Repair::to(40, false);
     repair.seen.request = None;
     repair.wait(1);
@@ -186,27 +186,27 @@ fn the_later_of_two_requests_counts() {
 }
 
 #[test]
-fn the_third_reversion_ends_it_and_says_who_has_what() {
+fn the_third_reversion_ends_the_repair_and_both_limits_are_named() {
     let mut repair = Repair::to(40, false);
     repair.seen.tasks = Some(300);
     for _ in 0..4 {
         repair.wait(11);
         repair.seen.in_force = Limit::Max;
     }
-    let Some(Ended::Failed(why)) = repair.limits.ended() else { panic!("it goes on") };
+    let Some(Ended::Failed(why)) = repair.limits.ended() else { panic!("it has not ended") };
     assert!(why.contains("40 is wanted, max is in force"), "{why}");
     assert_eq!((repair.written.len(), repair.left), (3, vec![Outcome::NotOurs]));
 }
 
 #[test]
-fn an_agent_that_lowers_it_is_left_to_do_so() {
+fn repair_lets_an_agent_lower_the_limit() {
     let mut repair = Repair::to(40, false);
     (repair.seen.tasks, repair.seen.agent_goes_on) = (Some(300), true);
     repair.wait(5);
     assert!(repair.limits.follows() && repair.written.is_empty());
     repair.seen.in_force = Limit::Tasks(200);
     repair.wait(1);
-    // It is gone: no later step is above its last one.
+    // The agent is gone. No later step is above the agent's last one.
     repair.seen.agent_goes_on = false;
     repair.wait(11);
     assert_eq!((repair.limits.follows(), repair.written.len()), (false, 0), "200 is low enough");
@@ -222,7 +222,7 @@ fn an_agent_that_lowers_it_is_left_to_do_so() {
 }
 
 #[test]
-fn an_agent_that_goes_away_with_its_engine_is_taken_over_from_by_the_former_plan() {
+fn repair_takes_over_with_its_earlier_plan_when_agent_and_engine_are_gone() {
     let mut repair = Repair::to(40, false);
     (repair.seen.tasks, repair.seen.agent_goes_on) = (Some(300), true);
     repair.wait(2);
@@ -232,7 +232,7 @@ fn an_agent_that_goes_away_with_its_engine_is_taken_over_from_by_the_former_plan
 }
 
 #[test]
-fn a_dry_run_leaves_the_last_step_out_also_beside_an_agent() {
+fn a_dry_run_writes_nothing_even_beside_an_agent() {
     let mut repair = Repair::to(40, false);
     (repair.rules.mode, repair.seen.agent_goes_on) = (Mode::Observe, true);
     repair.seen.tasks = Some(300);
@@ -241,11 +241,11 @@ fn a_dry_run_leaves_the_last_step_out_also_beside_an_agent() {
 }
 
 #[test]
-fn a_lower_limit_is_written_from_here_also_beside_an_agent() {
+fn repair_replaces_a_lower_limit_itself_even_beside_an_agent() {
     let mut repair = Repair::to(40, false);
     (repair.seen.tasks, repair.seen.agent_goes_on) = (Some(300), true);
     repair.wait(2);
-    // An agent leaves a lower one alone: it is somebody's brake.
+    // An agent leaves a lower limit alone, because it is another tool's brake.
     repair.seen.in_force = Limit::Tasks(30);
     repair.wait(11);
     assert_eq!(repair.written, [Write::Docker { limit: 40 }]);
@@ -253,7 +253,7 @@ fn a_lower_limit_is_written_from_here_also_beside_an_agent() {
 }
 
 #[test]
-fn two_places_are_both_written_and_the_first_failure_ends_it() {
+fn a_limit_in_two_places_is_written_to_both_until_a_write_fails() {
     let mut repair = Repair::to(40, false);
     repair.engine = of_old_podman;
     repair.wait(1);
@@ -265,7 +265,7 @@ fn two_places_are_both_written_and_the_first_failure_ends_it() {
 }
 
 #[test]
-fn a_repair_without_a_container_has_no_request_to_lose() {
+fn a_repair_without_a_container_needs_no_request() {
     let mut repair = Repair::to(40, false);
     repair.limits = Limits::once(GUARD, 40, false, false);
     (repair.seen.request, repair.seen.tasks) = (None, Some(300));
@@ -279,7 +279,7 @@ fn a_repair_without_a_container_has_no_request_to_lose() {
 }
 
 #[test]
-fn tasks_that_cannot_be_counted_end_it() {
+fn a_repair_ends_if_tasks_cannot_be_counted() {
     let mut repair = Repair::to(40, false);
     repair.seen.tasks = None;
     repair.wait(1);
@@ -287,7 +287,7 @@ fn tasks_that_cannot_be_counted_end_it() {
 }
 
 #[test]
-fn a_request_is_left_until_it_is_proved_and_its_owner_keeps_it() {
+fn a_request_stays_until_its_limit_is_read_back_and_its_owner_keeps_it() {
     let reached = |engine| {
         let mut repair = Repair::to(40, false);
         repair.engine = engine;
@@ -300,7 +300,7 @@ fn a_request_is_left_until_it_is_proved_and_its_owner_keeps_it() {
     let left = |proved, policy| docker.limits.left_request(proved, policy, None, ours);
     assert_eq!(left(true, None), LeftRequest::Nothing);
     assert_eq!(left(true, Some(40)), LeftRequest::Nothing);
-    assert_eq!(left(true, Some(90)), LeftRequest::Ours, "it stands against that policy");
+    assert_eq!(left(true, Some(90)), LeftRequest::Ours, "it overrides that policy");
     assert_eq!(left(false, None), LeftRequest::Ours);
     let later = ours.map(|one| LimitRequest { limit: 50, ..one });
     assert_eq!(docker.limits.left_request(true, None, None, later), LeftRequest::Other);
@@ -309,7 +309,7 @@ fn a_request_is_left_until_it_is_proved_and_its_owner_keeps_it() {
 }
 
 #[test]
-fn a_repair_that_could_not_begin_leaves_what_was_requested_before() {
+fn a_repair_that_cannot_begin_restores_the_earlier_request() {
     let mut repair = Repair::to(40, false);
     repair.engine = of_old_docker;
     repair.wait(1);
@@ -320,7 +320,7 @@ fn a_repair_that_could_not_begin_leaves_what_was_requested_before() {
     assert_eq!(left(None, ours), LeftRequest::Nothing);
     assert_eq!(left(former, ours), LeftRequest::Former(former.unwrap()));
     assert_eq!(left(None, former), LeftRequest::Other);
-    // One that has begun goes on when it can.
+    // A repair that has begun can be continued later.
     let mut repair = Repair::to(40, false);
     repair.seen.tasks = Some(300);
     repair.wait(1);
@@ -332,7 +332,7 @@ fn a_repair_that_could_not_begin_leaves_what_was_requested_before() {
 }
 
 #[test]
-fn the_plan_of_a_repair_is_there_from_its_first_facts_to_its_end() {
+fn a_repair_has_its_plan_from_its_first_facts_to_its_end() {
     let mut repair = Repair::to(40, false);
     assert_eq!(repair.limits.plan(), None);
     repair.seen.tasks = Some(300);

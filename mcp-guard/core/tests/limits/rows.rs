@@ -1,4 +1,4 @@
-//! The table of who wins, a row at a time.
+//! The table in `limits` of which limit wins, row by row.
 
 use mcp_guard_core::{
     effect::{Input, PolicyThen},
@@ -15,20 +15,20 @@ use super::world::{
 const NO_POLICY: PolicyThen = PolicyThen::Said(None);
 
 #[test]
-fn our_clamp_stands_until_it_is_given_back() {
+fn our_clamp_stays_in_force_until_it_is_removed() {
     let mut world = World::leaking(Some(90), Some(200));
     world.settle_clamp(Outcome::Done);
     world.ask(60, PolicyThen::Said(Some(90)));
     world.step(Input::Declared { guard: GUARD, limit: Some(70) });
     world.wait(30);
-    assert_eq!((world.in_force, world.written.len()), (CLAMP, 0), "whoever asks");
+    assert_eq!((world.in_force, world.written.len()), (CLAMP, 0), "no source overrides the clamp");
     world.thaw();
     world.wait(30);
-    assert_eq!(world.in_force, Limit::Tasks(60), "what was asked for meanwhile");
+    assert_eq!(world.in_force, Limit::Tasks(60), "the request made meanwhile");
 }
 
 #[test]
-fn what_somebody_writes_over_our_clamp_stands_until_the_cool_down() {
+fn a_write_over_our_clamp_stays_in_force_until_the_cool_down_ends() {
     let mut world = World::leaking(None, Some(200));
     world.settle_clamp(Outcome::Done);
     world.in_force = Limit::Tasks(150);
@@ -37,11 +37,11 @@ fn what_somebody_writes_over_our_clamp_stands_until_the_cool_down() {
     world.wait(50);
     assert_eq!((world.in_force, world.clamp), (Limit::Tasks(150), None));
     world.wait(20);
-    assert!(world.clamp.is_some(), "the leak goes on, and its detector asks again");
+    assert!(world.clamp.is_some(), "the leak continues, and its detector asks again");
 }
 
 #[test]
-fn a_request_stands_against_the_policy_until_the_policys_number_changes() {
+fn a_request_overrides_the_policy_until_the_policys_number_changes() {
     let mut world = World::new(Some(90), None);
     world.ask(120, PolicyThen::Said(Some(90)));
     world.wait(30);
@@ -49,16 +49,16 @@ fn a_request_stands_against_the_policy_until_the_policys_number_changes() {
     world.step(Input::Policy(policy(Some(80))));
     world.wait(30);
     assert_eq!((world.in_force, world.request), (Limit::Tasks(80), None));
-    assert!(world.logged.iter().any(|line| line.contains("120 is over")), "{:?}", world.logged);
+    assert!(world.logged.iter().any(|line| line.contains("120 has ended")), "{:?}", world.logged);
 }
 
 #[test]
-fn a_policy_that_changed_while_no_agent_ran_ends_a_request_too() {
+fn a_policy_that_changed_while_no_agent_ran_also_ends_a_request() {
     for (then, kept) in [
         (PolicyThen::Said(Some(90)), false),
         (NO_POLICY, false),
         (PolicyThen::Said(Some(80)), true),
-        // Nobody knows what it stood against: what it meets first.
+        // The policy's number at the time is not known, so the first one seen counts.
         (PolicyThen::Unknown, true),
     ] {
         let mut world = World::new(Some(80), None);
@@ -74,7 +74,7 @@ fn a_policy_that_changed_while_no_agent_ran_ends_a_request_too() {
 }
 
 #[test]
-fn the_policy_stands_against_what_the_engine_keeps() {
+fn the_policy_overrides_the_limit_that_the_engine_stores() {
     let mut world = World::new(Some(90), Some(200));
     world.wait(5);
     assert_eq!(world.written, [Write::Docker { limit: 90 }]);
@@ -86,19 +86,19 @@ fn the_policy_stands_against_what_the_engine_keeps() {
 }
 
 #[test]
-fn without_a_policy_the_engines_word_counts() {
+fn without_a_policy_the_engines_limit_is_wanted() {
     let mut world = World::new(None, Some(90));
     world.in_force = Limit::Max;
     world.wait(5);
     assert_eq!(world.written, [Write::Docker { limit: 90 }]);
-    // The engine was told another number, and nobody said so yet: the facts do.
+    // The engine was updated, and the agent has not been notified. It learns the new limit from the facts.
     (world.stored, world.in_force) = (Some(150), Limit::Tasks(150));
     world.wait(5);
     assert_eq!((world.written.len(), world.wanted()), (1, Some(150)));
 }
 
 #[test]
-fn a_lower_number_is_somebodys_brake() {
+fn a_lower_limit_is_left_alone_as_a_brake() {
     for (policy, stored, request) in
         [(Some(90), None, None), (None, Some(90), None), (None, None, Some(90))]
     {
@@ -114,7 +114,7 @@ fn a_lower_number_is_somebodys_brake() {
 }
 
 #[test]
-fn the_third_reversion_within_an_hour_is_left_and_both_are_named() {
+fn after_the_third_reversion_within_an_hour_the_limit_is_left_alone() {
     let mut world = World::new(Some(90), None);
     world.wait(5);
     for _ in 0..3 {
@@ -126,19 +126,19 @@ fn the_third_reversion_within_an_hour_is_left_and_both_are_named() {
     assert!(detail.contains("90 is wanted, 500 is in force"), "{detail}");
     assert!(world.core.guard(GUARD).is_some_and(|guard| guard.limits.is_left()));
     world.wait(600);
-    assert_eq!((world.written.len(), world.left.len()), (3, 1), "said once, and left");
+    assert_eq!((world.written.len(), world.left.len()), (3, 1), "recorded once and left alone");
     world.ask(90, PolicyThen::Said(Some(90)));
     world.wait(20);
-    assert_eq!(world.in_force, Limit::Tasks(90), "an operator who asks again is heard");
+    assert_eq!(world.in_force, Limit::Tasks(90), "a new request is carried out");
 }
 
 #[test]
-fn a_request_is_over_when_the_engine_keeps_it() {
+fn a_request_ends_when_the_engine_stores_its_limit() {
     let mut world = World::new(None, None);
     world.ask(60, NO_POLICY);
     world.wait(5);
     assert_eq!((world.stored, world.request), (Some(60), None));
-    // It would undo the engine's next word.
+    // A request that stays would undo the engine's next update.
     (world.stored, world.in_force) = (Some(100), Limit::Tasks(100));
     world.step(Input::Declared { guard: GUARD, limit: Some(100) });
     world.wait(60);
@@ -146,7 +146,7 @@ fn a_request_is_over_when_the_engine_keeps_it() {
 }
 
 #[test]
-fn what_runs_there_is_not_broken_on_the_way_down() {
+fn a_limit_is_lowered_without_breaking_running_tasks() {
     let mut world = World::new(Some(40), None);
     world.tasks = Some(300);
     world.wait(1);
@@ -155,18 +155,21 @@ fn what_runs_there_is_not_broken_on_the_way_down() {
     for tasks in (1..15).rev().map(|times| 20 * times) {
         world.tasks = Some(tasks);
         world.wait(11);
-        assert!(world.in_force <= last, "never up again");
+        assert!(world.in_force <= last, "it never rises");
         assert!(world.in_force >= Limit::Tasks(tasks + 20) || tasks <= 35);
         last = world.in_force;
     }
     assert_eq!((world.in_force, world.stored), (Limit::Tasks(40), Some(40)));
     let (store, steps) = world.written.split_last().expect("written");
     assert_eq!(*store, Write::Docker { limit: 40 });
-    assert!(steps.iter().all(|write| matches!(write, Write::PidsMax { .. })), "the store is last");
+    assert!(
+        steps.iter().all(|write| matches!(write, Write::PidsMax { .. })),
+        "the engine is written last"
+    );
 }
 
 #[test]
-fn observe_mode_goes_the_same_way_to_the_last_step() {
+fn observe_mode_stops_before_the_write() {
     let mut world = World::observing(Some(90), Some(200));
     world.wait(60);
     let [(Outcome::WouldDo, _)] = &world.left[..] else { panic!("{:?}", world.left) };
@@ -178,15 +181,19 @@ fn observe_mode_goes_the_same_way_to_the_last_step() {
 }
 
 #[test]
-fn an_agent_that_only_observes_removes_no_request() {
+fn an_agent_in_observe_mode_keeps_a_request() {
     let mut world = World::observing(None, None);
     world.ask(60, PolicyThen::Said(Some(90)));
     world.wait(30);
-    assert_eq!((world.request.is_some(), world.wanted()), (true, None), "it lapses, and is kept");
+    assert_eq!(
+        (world.request.is_some(), world.wanted()),
+        (true, None),
+        "it has no effect, but its file is kept"
+    );
 }
 
 #[test]
-fn no_limit_is_written_where_nothing_may_be_done() {
+fn no_limit_is_written_while_the_guard_is_refused() {
     let mut world = World::new(Some(90), None);
     let refusal = Some(Refusal::HoldsPid1);
     world.step(Input::Standing { guard: GUARD, refusal });
@@ -198,10 +205,10 @@ fn no_limit_is_written_where_nothing_may_be_done() {
 }
 
 #[test]
-fn a_step_leaves_the_headroom_of_the_policy_that_holds() {
+fn a_step_uses_the_headroom_of_the_current_policy() {
     let mut world = World::new(Some(40), None);
     world.tasks = Some(300);
-    // A plan waits for tasks to end.
+    // The plan waits for tasks to end.
     world.wait(25);
     assert_eq!(world.in_force, Limit::Tasks(320));
     let mut other = *policy(Some(40));
@@ -212,7 +219,7 @@ fn a_step_leaves_the_headroom_of_the_policy_that_holds() {
 }
 
 #[test]
-fn what_fails_is_tried_again_and_said_once() {
+fn a_failure_is_retried_and_logged_once() {
     let mut world = World::new(Some(90), None);
     world.unread = Some("the engine is away".to_owned());
     world.wait(60);
@@ -235,10 +242,10 @@ fn a_request_is_wanted_as_soon_as_it_is_stored() {
         let guard = world.core.guard(GUARD).expect("guarded");
         guard.limits.wanted_now(guard.terms.pids_limit, world.request)
     };
-    assert_eq!((world.wanted(), limits(&world)), (Some(90), Some(120)), "before the next look");
+    assert_eq!((world.wanted(), limits(&world)), (Some(90), Some(120)), "before the next check");
     world.wait(1);
     assert_eq!((world.wanted(), limits(&world)), (Some(120), Some(120)));
-    // One that a change of the policy has ended is not wanted while its file is still there.
+    // A request that a policy change has ended is not wanted, even while its file still exists.
     let stored = world.request;
     world.step(Input::Policy(policy(Some(80))));
     world.wait(1);
@@ -248,7 +255,7 @@ fn a_request_is_wanted_as_soon_as_it_is_stored() {
 }
 
 #[test]
-fn a_request_that_comes_while_facts_are_read_is_the_one_that_is_written() {
+fn a_request_made_while_facts_are_read_is_written() {
     let mut world = World::new(Some(90), None);
     world.look();
     world.ask(60, PolicyThen::Said(Some(90)));
@@ -258,12 +265,12 @@ fn a_request_that_comes_while_facts_are_read_is_the_one_that_is_written() {
 }
 
 #[test]
-fn a_limit_that_is_written_in_two_places_is_reached_with_the_second() {
+fn a_limit_in_two_places_is_reached_with_the_second_write() {
     let mut world = World::new(Some(90), None);
     world.engine = of_old_podman;
     world.wait(5);
     assert_eq!(world.written, writes_of_old_podman(90));
-    // The second fails: both are written again.
+    // If the second write fails, both are written again.
     let mut world = World::new(Some(90), None);
     world.engine = of_old_podman;
     world.look();
@@ -278,7 +285,7 @@ fn a_limit_that_is_written_in_two_places_is_reached_with_the_second() {
 }
 
 #[test]
-fn what_its_owner_does_not_keep_is_requested_until_somebody_ends_it() {
+fn a_request_stays_if_the_owner_does_not_keep_its_limit() {
     for (engine, kept) in [(of_old_podman as fn(_) -> _, true), (|facts| facts, false)] {
         let mut world = World::new(None, None);
         world.engine = engine;
@@ -289,20 +296,20 @@ fn what_its_owner_does_not_keep_is_requested_until_somebody_ends_it() {
 }
 
 #[test]
-fn a_limit_that_cannot_be_planned_is_said_and_tried_again_seldom() {
+fn a_limit_without_a_plan_is_logged_and_retried_with_growing_delays() {
     let mut world = World::new(Some(90), None);
     world.engine = of_old_docker;
     world.wait(90);
     assert!(world.written.is_empty());
     let refused = world.logged.iter().filter(|line| line.contains("API 1.39")).count();
-    assert_eq!(refused, 5, "after 2, 5, 15 and 60 s: {:?}", world.logged);
+    assert_eq!(refused, 5, "at once, and after 2, 5, 15 and 60 s: {:?}", world.logged);
     world.engine = |facts| facts;
     world.wait(60);
     assert_eq!(world.in_force, Limit::Tasks(90));
 }
 
 #[test]
-fn tasks_that_cannot_be_counted_are_not_taken_for_none() {
+fn tasks_that_cannot_be_counted_are_not_treated_as_zero() {
     let mut world = World::new(Some(90), None);
     world.tasks = None;
     world.wait(30);
@@ -313,16 +320,16 @@ fn tasks_that_cannot_be_counted_are_not_taken_for_none() {
 }
 
 #[test]
-fn no_more_is_asked_while_an_answer_is_awaited_though_another_limit_is_wanted() {
+fn at_most_one_request_waits_even_if_the_wanted_limit_changes() {
     let mut world = World::new(Some(90), None);
     world.look();
     world.step(Input::Policy(policy(Some(80))));
     for _ in 0..100 {
         world.look();
     }
-    assert_eq!(world.waiting.len(), 1, "the first facts");
+    assert_eq!(world.waiting.len(), 1, "the first read of facts");
     world.answer();
-    assert_eq!(world.waiting.len(), 1, "their write");
+    assert_eq!(world.waiting.len(), 1, "the write that follows");
     for _ in 0..100 {
         world.ask(70, PolicyThen::Said(Some(80)));
         world.look();
@@ -333,31 +340,31 @@ fn no_more_is_asked_while_an_answer_is_awaited_though_another_limit_is_wanted() 
 }
 
 #[test]
-fn facts_of_a_guard_that_is_gone_are_nothing_to_the_next() {
+fn facts_of_a_former_guard_are_ignored() {
     let mut world = World::new(Some(90), None);
     world.look();
     world.begin_again();
     world.look();
     world.answer();
-    assert!(matches!(world.waiting[..], [Asked::Facts(_)]), "its own are awaited");
+    assert!(matches!(world.waiting[..], [Asked::Facts(_)]), "it waits for its own facts");
     world.wait(1);
     assert_eq!(world.in_force, Limit::Tasks(90));
 }
 
 #[test]
-fn a_write_for_a_guard_that_is_gone_is_nothing_to_the_next() {
+fn a_write_for_a_former_guard_is_ignored() {
     let mut world = World::new(Some(90), None);
     world.engine = of_old_podman;
     world.look();
     world.answer();
     world.begin_again();
     world.look();
-    // The new one's facts are there first.
+    // The new guard's facts arrive first.
     let stale = world.waiting.remove(0);
     world.answer();
     world.waiting.insert(0, stale);
     world.answer();
-    assert!(matches!(world.waiting[..], [Asked::Write(..)]), "its first write is awaited");
+    assert!(matches!(world.waiting[..], [Asked::Write(..)]), "it waits for its own first write");
     world.wait(1);
     assert_eq!(world.written, writes_of_old_podman(90));
 }

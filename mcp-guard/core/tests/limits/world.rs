@@ -1,4 +1,4 @@
-//! A container with a limit, an engine that keeps one, and everybody who writes it.
+//! A container with a limit, an engine that stores one, and everything that writes it.
 
 use std::{mem, time::Duration};
 
@@ -17,7 +17,7 @@ use mcp_guard_core::{
 };
 
 pub const GUARD: GuardId = GuardId(3);
-/// What a clamp of ours writes here.
+/// The limit that our clamp writes here.
 pub const CLAMP: Limit = Limit::Tasks(30);
 const ID: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 
@@ -25,7 +25,7 @@ const ID: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
 const DETECT: &str =
     "[detect.duplicates]\nwarn = 2\nwarn_age = \"1s\"\nact = 3\nact_age = \"2s\"\n";
 
-/// In enforce mode, with this `pids_limit`.
+/// Returns a policy in enforce mode with this `pids_limit`.
 pub fn policy(pids_limit: Option<u64>) -> Box<Policy> {
     policy_of("enforce", pids_limit)
 }
@@ -36,7 +36,7 @@ fn policy_of(mode: &str, pids_limit: Option<u64>) -> Box<Policy> {
     Box::new(Policy::parse(&text).expect("valid"))
 }
 
-/// Docker's container as a diagnosis sees it.
+/// Returns the facts of a Docker container as a diagnosis reads them.
 pub fn facts(stored: Option<u64>, in_force: Limit) -> Facts {
     let cgroup = format!("/docker/{ID}");
     let own = facts::Level { path: cgroup.clone(), max: Some(in_force), ..Default::default() };
@@ -71,8 +71,8 @@ fn docker() -> facts::EngineFacts {
     }
 }
 
-/// The same container of a Podman that keeps no update: its limit is a unit's, and below that unit its
-/// processes have a cgroup of their own.
+/// Changes the facts to those of an old Podman, which stores no update. The limit belongs to a unit, and the
+/// processes are in a cgroup of their own below that unit.
 pub fn of_old_podman(mut facts: Facts) -> Facts {
     let name = format!("libpod-{ID}.scope");
     facts.target.cgroup = format!("/machine.slice/{name}/container");
@@ -84,19 +84,19 @@ pub fn of_old_podman(mut facts: Facts) -> Facts {
     facts
 }
 
-/// The two writes that such a limit takes.
+/// The two writes that such a limit needs.
 pub fn writes_of_old_podman(limit: u64) -> [Write; 2] {
     let unit = format!("libpod-{ID}.scope");
     [Write::PidsMax { limit }, Write::TasksMax { unit, limit, runtime: true }]
 }
 
-/// The same container of a Docker that ignores updates: no plan can be made.
+/// Changes the facts to those of an old Docker, which ignores updates, so that no plan can be made.
 pub fn of_old_docker(mut facts: Facts) -> Facts {
     facts.engine = Some(facts::EngineFacts { api_version: "1.39".into(), ..docker() });
     facts
 }
 
-/// What somebody has to answer.
+/// A request of the core that waits for an answer.
 pub enum Asked {
     Facts(Ticket),
     Write(Ticket, Write),
@@ -107,22 +107,22 @@ pub struct World {
     pub now: Time,
     /// `pids.max`.
     pub in_force: Limit,
-    /// What the engine keeps.
+    /// The limit that the engine stores.
     pub stored: Option<u64>,
-    /// None where they cannot be counted.
+    /// None if they cannot be counted.
     pub tasks: Option<u64>,
-    /// What is another in the facts than Docker's.
+    /// Changes Docker's facts to those of another engine.
     pub engine: fn(Facts) -> Facts,
     pub request: Option<LimitRequest>,
-    /// Why facts cannot be read now.
+    /// Why facts cannot be read now, if they cannot.
     pub unread: Option<String>,
-    /// The owner refuses to write.
+    /// The owner refuses every write.
     pub refuses: bool,
-    /// The next facts that are asked for cannot be read.
+    /// The next read of facts fails.
     pub next_unread: bool,
     /// The next write is refused.
     pub next_refused: bool,
-    /// Asked for and not answered, oldest first.
+    /// Requests of the core without an answer yet, oldest first.
     pub waiting: Vec<Asked>,
     pub written: Vec<Write>,
     pub left: Vec<(Outcome, String)>,
@@ -130,14 +130,14 @@ pub struct World {
     pub disowned: usize,
     /// Writes for a container that is gone.
     stale: Vec<Ticket>,
-    /// What our clamp found, while it is in force by the cgroup's mark.
+    /// The limit that our clamp replaced, while the cgroup's mark says that the clamp is in force.
     found: Option<Limit>,
-    /// A clamp that is ordered and not answered.
+    /// A clamp that is ordered and has no outcome yet.
     pub clamp: Option<Ticket>,
 }
 
 impl World {
-    /// A guard without servers: nobody clamps.
+    /// A guard without servers, so that no detector clamps.
     pub fn new(pids_limit: Option<u64>, stored: Option<u64>) -> Self {
         Self::with(policy(pids_limit), stored)
     }
@@ -176,7 +176,7 @@ impl World {
         world
     }
 
-    /// The same with a leak, and a clamp that is ordered and not answered.
+    /// A guard with a leak, and a clamp that is ordered and has no outcome yet.
     pub fn leaking(pids_limit: Option<u64>, stored: Option<u64>) -> Self {
         let mut world = Self::new(pids_limit, stored);
         for pid in (100..103).map(Pid) {
@@ -187,7 +187,7 @@ impl World {
         }
         world.now = world.now.after(Duration::from_secs(3));
         world.step(Input::Tick);
-        assert!(world.clamp.is_some(), "the leak is seen");
+        assert!(world.clamp.is_some(), "no clamp was ordered for the leak");
         world
     }
 
@@ -236,7 +236,7 @@ impl World {
         }
     }
 
-    /// What the core believes.
+    /// Returns whether the core believes that it has clamped.
     pub fn is_clamped(&self) -> bool {
         self.core.guard(GUARD).is_some_and(|guard| guard.clamp.is_some())
     }
@@ -264,7 +264,7 @@ impl World {
         }
     }
 
-    /// One second passes, and the agent looks. Nobody answers what waits.
+    /// One second passes, and the agent checks the limit. Waiting requests get no answer.
     pub fn look(&mut self) {
         self.now = self.now.after(Duration::from_secs(1));
         self.step(Input::Totals { guard: GUARD, totals: Totals::default() });
@@ -274,7 +274,7 @@ impl World {
         self.step(Input::LimitSeen { guard: GUARD, seen: self.seen() });
     }
 
-    /// Answers the oldest of what waits.
+    /// Answers the oldest waiting request.
     pub fn answer(&mut self) {
         if self.waiting.is_empty() {
             return;
@@ -291,7 +291,7 @@ impl World {
             }
             Asked::Write(ticket, write) => {
                 if self.stale.contains(&ticket) {
-                    // The executor has let go of that container. What its engine still wrote is nothing here.
+                    // The executor no longer guards that container. A write to it has no effect here.
                     return self.settle(ticket, Outcome::Done);
                 }
                 if self.refuses || mem::take(&mut self.next_refused) {
@@ -302,9 +302,9 @@ impl World {
                         (self.stored, self.in_force) = (Some(limit), Limit::Tasks(limit));
                     }
                     Write::PidsMax { limit } => self.in_force = Limit::Tasks(limit),
-                    // Its processes are below the unit's own cgroup.
+                    // The processes are in a cgroup below the unit's, which this write does not change.
                     Write::TasksMax { .. } => {}
-                    Write::Podman { .. } => panic!("it is Docker's"),
+                    Write::Podman { .. } => panic!("it is a Docker container"),
                 }
                 self.written.push(write);
                 self.settle(ticket, Outcome::Done);
@@ -312,7 +312,7 @@ impl World {
         }
     }
 
-    /// Time passes, and everybody answers.
+    /// Time passes, and every request is answered.
     pub fn wait(&mut self, seconds: u64) {
         for _ in 0..seconds {
             self.look();
@@ -322,7 +322,7 @@ impl World {
         }
     }
 
-    /// The container is gone, and the slot has another one of the same name.
+    /// The container is gone, and another one of the same name has its slot.
     pub fn begin_again(&mut self) {
         let guard = self.core.guard(GUARD).expect("guarded").clone();
         self.step(Input::Released { guard: GUARD });

@@ -1,5 +1,5 @@
-//! Processes that look like a leaking gateway and its servers. They are this program under other
-//! names, told apart by a variable that only the demo sets.
+//! Processes that look like a leaking gateway and its servers. They run this program under other names;
+//! an environment variable that only the demo sets gives each its role.
 
 use std::{
     ffi::OsStr,
@@ -25,7 +25,7 @@ pub fn start(places: &[&Path], servers: u32, every: Duration) -> std::io::Result
         .spawn()
 }
 
-/// What this process is, where it is one of the demo's.
+/// Runs this process's role if it belongs to the demo. Returns `None` otherwise.
 pub fn as_demo_process() -> Option<ExitCode> {
     let role = std::env::var(ROLE).ok()?;
     let ended = match role.as_str() {
@@ -49,7 +49,7 @@ fn gateway() -> std::io::Result<()> {
     let number =
         |index| std::env::args().nth(index).and_then(|text| text.parse().ok()).unwrap_or(0);
     let (servers, every): (u64, u64) = (number(2), number(3));
-    // Kept, as the real gateways do: a server whose input stays open never ends.
+    // Kept, as real gateways do: a server whose input stays open never ends.
     let mut kept = Vec::new();
     for _ in 0..servers {
         let server = own("launcher", "npm")

@@ -1,4 +1,4 @@
-//! The demo's own cgroup and files. Removed at every end.
+//! The demo's scratch cgroup and files. They are removed however the demo ends.
 
 use std::{
     fs, io,
@@ -25,14 +25,14 @@ response = "freeze"
 [[guard]]
 cgroup = "PATH"
 "#;
-/// Tasks at most, whatever goes wrong.
+/// Most tasks the demo can create, in case containment fails.
 const PIDS_MAX: &str = "200";
 const CLEAN_UP: Duration = Duration::from_secs(5);
 
 pub struct Scratch {
     folder: PathBuf,
     unified: PathBuf,
-    /// The same directory where there is no version 1 tree.
+    /// Its directory in the pids tree; equal to `unified` without a version 1 tree.
     pids: Option<PathBuf>,
     path: String,
     leak: Option<Child>,
@@ -41,7 +41,7 @@ pub struct Scratch {
 impl Scratch {
     pub fn new(layout: &Layout) -> Result<Self, Failure> {
         let unified = layout.unified.as_ref().ok_or_else(|| {
-            Failure::could_not("no cgroup2 tree is mounted; `mcp-guard doctor` says more")
+            Failure::could_not("no cgroup2 tree is mounted; `mcp-guard doctor` shows details")
         })?;
         let name = format!("mcp-guard-test-demo-{}", std::process::id());
         let scratch = Self {
@@ -51,9 +51,9 @@ impl Scratch {
             path: format!("/{name}"),
             leak: None,
         };
-        scratch
-            .make()
-            .map_err(|error| Failure::could_not(format!("making the demo's cgroup: {error}")))?;
+        scratch.make().map_err(|error| {
+            Failure::could_not(format!("cannot create the demo's cgroup: {error}"))
+        })?;
         Ok(scratch)
     }
 
@@ -65,7 +65,7 @@ impl Scratch {
             if *pids != self.unified {
                 fs::create_dir(pids)?;
             }
-            // Not there where no cgroup has enabled the controller for its children.
+            // Missing if no cgroup above has enabled the controller for its children.
             match fs::write(pids.join("pids.max"), PIDS_MAX) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 Ok(()) | Err(_) => {}
@@ -78,7 +78,7 @@ impl Scratch {
         let places: Vec<&Path> =
             std::iter::once(self.unified.as_path()).chain(self.pids.as_deref()).collect();
         let child = leak::start(&places, servers, every)
-            .map_err(|error| Failure::could_not(format!("starting the leak: {error}")))?;
+            .map_err(|error| Failure::could_not(format!("cannot start the leak: {error}")))?;
         self.leak = Some(child);
         Ok(())
     }
@@ -130,13 +130,16 @@ impl Scratch {
                 .filter(|path| path.exists())
                 .map(|path| path.display().to_string())
                 .collect();
-            Failure::could_not(format!("cleaning up: {error}; left behind: {}", left.join(", ")))
+            Failure::could_not(format!(
+                "cannot clean up: {error}; left behind: {}",
+                left.join(", ")
+            ))
         })
     }
 
     fn remove(&mut self) -> io::Result<()> {
         if self.unified.exists() {
-            // Kills what is frozen too.
+            // cgroup.kill kills frozen processes too.
             fs::write(self.unified.join("cgroup.kill"), "1")?;
         }
         if let Some(mut leak) = self.leak.take() {
@@ -153,7 +156,7 @@ impl Scratch {
     }
 }
 
-/// The kernel lets a cgroup go once its last zombie is reaped, which takes init a moment.
+/// Removes a cgroup. The kernel refuses until its last zombie is reaped, which takes init a moment.
 fn remove_cgroup(cgroup: &Path) -> io::Result<()> {
     let began = Instant::now();
     loop {

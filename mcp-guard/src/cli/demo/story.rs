@@ -9,7 +9,7 @@ use mcp_guard_core::{
 
 use crate::cli::Failure;
 
-/// How often the log is looked at; it grows by a few lines in all.
+/// Interval between two reads of the log, which grows by only a few lines.
 const LOOK: Duration = Duration::from_millis(20);
 
 pub struct Story {
@@ -26,7 +26,7 @@ impl Story {
         &self.lines
     }
 
-    /// Reads on until a record is the awaited one; the agent must live so long.
+    /// Reads until the awaited record appears. Fails if the agent ends first.
     pub async fn until(
         &mut self,
         agent: &mut Child,
@@ -43,13 +43,17 @@ impl Story {
         }
     }
 
-    /// Reads to the end of a log that no longer grows; the awaited record must be there.
+    /// Reads to the end of a log that no longer grows. Fails if the awaited record is missing.
     pub fn finish(&mut self, mut awaited: impl FnMut(&Record) -> bool) -> Result<(), Failure> {
         let mut found = false;
         while let Some(record) = self.read(&mut |_| true)? {
             found |= awaited(&record);
         }
-        if found { Ok(()) } else { Err(Failure::could_not("the audit log misses its last record")) }
+        if found {
+            Ok(())
+        } else {
+            Err(Failure::could_not("the audit log lacks the expected last record"))
+        }
     }
 
     fn read(
@@ -60,8 +64,9 @@ impl Story {
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         for line in whole.lines().skip(self.lines.len()) {
             self.lines.push(line.to_owned());
-            let line: Line = serde_json::from_str(line)
-                .map_err(|error| Failure::could_not(format!("audit line {line}: {error}")))?;
+            let line: Line = serde_json::from_str(line).map_err(|error| {
+                Failure::could_not(format!("cannot parse audit line {line}: {error}"))
+            })?;
             if awaited(&line.record) {
                 return Ok(Some(line.record));
             }
@@ -70,7 +75,7 @@ impl Story {
     }
 }
 
-/// One screen line of a record.
+/// Formats a record as one line for the screen.
 pub fn shorten(line: &str) -> String {
     let Ok(Line { seq, record, .. }) = serde_json::from_str(line) else { return line.to_owned() };
     match record {

@@ -1,4 +1,4 @@
-//! What a repair came to: looked at anew, said, and remembered or forgotten.
+//! The end of a repair: reads every place again, reports the result, and keeps or removes the request.
 
 use mcp_guard_core::{
     diagnose::{facts::Facts, report::Place},
@@ -13,35 +13,35 @@ use crate::{
     render,
 };
 
-/// Whoever writes last may write to several places.
+/// Attempts at the proof. The owner of the limit may write to several places, one after the other.
 const PROOFS: u32 = 5;
 
 impl Repair<'_> {
-    /// Looks again at every place, and says what is there.
+    /// Reads every place again and reports what it shows.
     pub(super) async fn tell(&mut self, reached: RepairEnd) -> Result<Exit, Failure> {
         let proved = self.prove(matches!(reached, RepairEnd::End)).await;
         let holds = matches!(proved, Ok((_, true, _)));
         match &reached {
             RepairEnd::End if holds => {}
             RepairEnd::End if proved.is_err() => {
-                out::answer("  written, and NOT proved: it cannot be read back");
+                out::answer("  written, but NOT proved: it cannot be read back");
             }
-            RepairEnd::End => out::answer("  NOT repaired: not every place says so"),
+            RepairEnd::End => out::answer("  NOT repaired: not every place shows the limit"),
             RepairEnd::Failed(why) => {
                 out::answer(&format!("  NOT repaired: {why}"));
                 if self.leave_request(false)? == LeftRequest::Ours {
-                    out::answer("  the request stays: an agent that starts goes on with it");
+                    out::answer("  the request is kept: the next agent to start continues it");
                 }
             }
             RepairEnd::Stopped(signal) => {
                 let goes_on = match (&self.id, self.agent.goes_on_now()) {
-                    (_, true) => "the agent goes on",
+                    (_, true) => "the agent continues",
                     (Some(_), false) => {
-                        "run it again to go on; an agent that starts goes on by itself"
+                        "run it again to continue, or start an agent, which continues it"
                     }
-                    (None, false) => "run it again to go on",
+                    (None, false) => "run it again to continue",
                 };
-                out::answer(&format!("  half-way ({signal}): {goes_on}"));
+                out::answer(&format!("  stopped before the end ({signal}): {goes_on}"));
             }
         }
         let (facts, _, places) = proved?;
@@ -55,7 +55,7 @@ impl Repair<'_> {
         Ok(Exit::Done)
     }
 
-    /// What every place says. `patient`: until all say the same, for a while.
+    /// Reads every place. If `patient`, repeats this at most [`PROOFS`] times until all show the limit.
     async fn prove(&mut self, patient: bool) -> Result<(Facts, bool, Vec<Place>), Failure> {
         let mut look = 0;
         loop {
@@ -71,7 +71,7 @@ impl Repair<'_> {
         }
     }
 
-    /// Removes the request where it is over.
+    /// Keeps the request, removes it, or restores the former one.
     fn leave_request(&self, proved: bool) -> Result<LeftRequest, Failure> {
         let Some(id) = &self.id else { return Ok(LeftRequest::Other) };
         let policy = self.agent.guarded().and_then(|one| one.pids_policy);

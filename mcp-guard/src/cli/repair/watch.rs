@@ -1,4 +1,4 @@
-//! Whether an agent holds the limit that is repaired.
+//! Asks the agent whether it lowers the limit under repair.
 
 use std::{
     path::PathBuf,
@@ -12,17 +12,18 @@ use crate::{
     control::{client, lock, wire::WatchedStatus},
 };
 
-/// How often the agent is asked.
+/// Interval between two questions to the agent.
 const ASK: Duration = Duration::from_secs(5);
-/// An agent that is restarted goes on within this time.
+/// Longest time in which a restarted agent resumes the work.
 const GRACE: Duration = Duration::from_secs(60);
 
 pub(super) struct AgentWatch {
     run_dir: PathBuf,
-    /// The cgroup; None where an agent is not told of the request.
+    /// The target's cgroup. `None` if no request is stored that an agent could take over.
     cgroup: Option<CgroupId>,
-    /// When it is asked again.
+    /// When the agent is asked next.
     next: Option<Instant>,
+    /// When the agent was last seen lowering the limit.
     went_on: Option<Instant>,
 }
 
@@ -31,26 +32,27 @@ impl AgentWatch {
         Self { run_dir: host.run_dir.clone(), cgroup, next: None, went_on: None }
     }
 
-    /// The target as an agent guards it, if one does.
+    /// Returns the agent's status of the target, if an agent guards it.
     pub fn guarded(&self) -> Option<WatchedStatus> {
         let cgroup = self.cgroup.filter(|_| lock::is_held(&self.run_dir))?;
         let status = client::status(&lock::socket(&self.run_dir)).ok()?;
         status.guards.into_iter().find(|one| one.cgroup_id == cgroup)
     }
 
-    /// Whether an agent lowers the limit by itself now.
+    /// Returns whether an agent lowers the limit now.
     pub fn goes_on_now(&self) -> bool {
         self.guarded().is_some_and(|one| one.guard.limit_is_written() && !one.pids_left)
     }
 
-    /// The same, or did so a moment ago: it may be restarted. It is not asked at every look.
+    /// Returns whether an agent lowers the limit, or did so within [`GRACE`]: it may be restarting. Most
+    /// calls reuse the last answer.
     pub fn goes_on(&mut self) -> bool {
         let began = Instant::now();
         if self.next.is_none_or(|next| began >= next) {
             if self.goes_on_now() {
                 self.went_on = Some(Instant::now());
             }
-            // One that hangs is not waited for at every look.
+            // An agent that hangs is asked less often.
             let pause = if began.elapsed() < ASK { ASK } else { GRACE };
             self.next = Some(Instant::now() + pause);
         }

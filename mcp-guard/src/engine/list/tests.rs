@@ -5,7 +5,7 @@ use super::{super::EngineAnswer, *};
 
 const ID: &str = "an id";
 
-/// Can do no more than list names.
+/// An engine that can only list names.
 struct Names;
 
 impl Engine for Names {
@@ -22,7 +22,7 @@ impl Engine for Names {
     }
 }
 
-/// What one says of its only container.
+/// The answer of [`One`] about its only container.
 #[derive(Clone, Copy)]
 enum Says {
     Paused,
@@ -92,7 +92,7 @@ fn ones(says: &[Says]) -> Engines {
 }
 
 #[tokio::test]
-async fn an_engine_that_is_away_hides_no_other() {
+async fn an_engine_that_is_away_does_not_hide_the_others() {
     let both = engines([Arc::new(One(Says::Away)) as Arc<dyn Engine>, Arc::new(Names)]);
     let Candidates { found, errors } = both.candidates().await;
     let found: Vec<_> = found.iter().map(|(from, one)| (from.0, one.name.as_str())).collect();
@@ -100,9 +100,10 @@ async fn an_engine_that_is_away_hides_no_other() {
 }
 
 #[tokio::test]
-async fn a_container_is_where_an_engine_says_that_it_runs() {
+async fn a_container_belongs_to_the_engine_that_reports_it_as_running() {
     use Says::{Away, Nothing, Paused, Stopped, Unknown};
-    // containerd has the containers of Docker too, and one that hangs must not hide what another says.
+    // containerd lists Docker's containers too, and an engine that hangs must not hide another's
+    // answer.
     for says in
         [&[Paused][..], &[Away, Paused], &[Unknown, Paused], &[Stopped, Paused], &[Nothing, Paused]]
     {
@@ -120,15 +121,15 @@ async fn a_container_is_where_an_engine_says_that_it_runs() {
 }
 
 #[tokio::test]
-async fn what_no_engine_says_in_time_is_not_paused() {
+async fn a_container_is_not_paused_if_no_engine_says_it_in_time() {
     for says in [&[Says::Nothing][..], &[Says::Stopped], &[Says::Away], &[]] {
         assert!(!ones(says).is_paused(Some(ID)).await);
     }
-    assert!(!ones(&[Says::Paused]).is_paused(None).await, "it is no container");
+    assert!(!ones(&[Says::Paused]).is_paused(None).await, "it is not a container");
 }
 
 #[tokio::test]
-async fn an_engine_that_only_lists_names_says_what_it_cannot() {
+async fn an_engine_that_only_lists_names_reports_what_it_cannot_do() {
     let names = engines([Arc::new(Names) as Arc<dyn Engine>]);
     for error in [
         names.update_limit(ID, 7).await.unwrap_err(),
@@ -137,26 +138,24 @@ async fn an_engine_that_only_lists_names_says_what_it_cannot() {
     ] {
         assert!(error.to_string().starts_with("names cannot "), "{error}");
     }
-    let (to, mut told) = mpsc::channel(1);
+    let (to, mut events) = mpsc::channel(1);
     names.watch(&to, Duration::ZERO);
     drop(to);
-    assert!(told.recv().await.is_none(), "nobody watches it");
+    assert!(events.recv().await.is_none(), "it sends no events");
 }
 
 #[tokio::test]
-async fn changes_say_which_engine_they_are_from() {
+async fn an_event_names_the_engine_that_sent_it() {
     let folder = tempfile::tempdir().unwrap();
     let socket = |name: &str| {
         let path = folder.path().join(name).display().to_string();
         Arc::new(Socket::new(&path, Duration::from_secs(10))) as Arc<dyn Engine>
     };
     let both = engines([socket("a.sock"), socket("b.sock")]);
-    let (to, mut told) = mpsc::channel(8);
+    let (to, mut events) = mpsc::channel(8);
     both.watch(&to, Duration::from_secs(3600));
     for _ in 0..2 {
-        let Some((from, EngineEvent::Away(why))) = told.recv().await else {
-            panic!("they are away")
-        };
+        let Some((from, EngineEvent::Away(why))) = events.recv().await else { panic!("not away") };
         assert!(why.contains(both.get(from).unwrap().socket()), "{why}");
     }
 }

@@ -1,4 +1,4 @@
-//! What an engine is asked for when it shall change something.
+//! Requests that change something.
 
 use std::sync::Mutex;
 
@@ -7,7 +7,7 @@ use super::*;
 const DOCKER: &str = r#"{"Version":"29.0.0","Components":[{"Name":"Engine"}]}"#;
 const PODMAN: &str = r#"{"Version":"5.4.2","Components":[{"Name":"Podman Engine"}]}"#;
 
-/// An engine that does all it is asked for, and what that was: method, path and body.
+/// Starts an engine that carries out every request, and records each: method, path and body.
 fn obedient(version: &'static str) -> (tempfile::TempDir, Arc<dyn Engine>, Asked) {
     let asked = Asked::default();
     let log = asked.clone();
@@ -45,9 +45,9 @@ fn id() -> String {
 }
 
 #[tokio::test]
-async fn each_engine_is_asked_for_a_limit_in_its_own_way() {
+async fn each_engine_gets_a_limit_through_its_own_api() {
     let docker = format!("POST /containers/{}/update {{\"PidsLimit\":7}}", id());
-    // Podman's service of Docker's API would reset the restart policy.
+    // Podman's Docker API would reset the restart policy.
     let podman =
         format!("POST /v4.0.0/libpod/containers/{}/update {{\"pids\":{{\"limit\":7}}}}", id());
     for (version, expected) in [(DOCKER, docker), (PODMAN, podman)] {
@@ -55,7 +55,7 @@ async fn each_engine_is_asked_for_a_limit_in_its_own_way() {
         engine.update_limit(&id(), 7).await.unwrap();
         assert_eq!(asked.take(), ["GET /version", &expected]);
         engine.update_limit(&id(), 7).await.unwrap();
-        assert_eq!(asked.take(), [expected], "which engine it is was asked once");
+        assert_eq!(asked.take(), [expected], "the version is asked for only once");
     }
 }
 
@@ -72,7 +72,7 @@ async fn each_engine_stops_a_container() {
 }
 
 #[tokio::test]
-async fn a_container_that_has_stopped_before_is_stopped_and_one_that_is_unknown_is_not() {
+async fn stopping_a_stopped_container_succeeds_and_an_unknown_one_fails() {
     let (_folder, engine) = engine(|request| match request {
         _ if request.contains(&"0".repeat(64)) => (304, String::new()),
         _ => (404, r#"{"message":"no such container"}"#.to_owned()),
@@ -83,7 +83,7 @@ async fn a_container_that_has_stopped_before_is_stopped_and_one_that_is_unknown_
 }
 
 #[tokio::test]
-async fn only_podman_says_in_its_own_api_how_it_uses_cgroups() {
+async fn the_cgroup_mode_comes_from_podmans_own_api() {
     for (version, expected) in [(DOCKER, "docker's"), (PODMAN, "split")] {
         let (_folder, engine, _asked) = obedient(version);
         let details = engine.details(&id()).await.unwrap().unwrap();
@@ -92,7 +92,7 @@ async fn only_podman_says_in_its_own_api_how_it_uses_cgroups() {
 }
 
 #[tokio::test]
-async fn messages_name_an_engine_by_what_it_said_last() {
+async fn messages_name_an_engine_by_its_latest_answer() {
     let (folder, engine, _asked) = obedient(PODMAN);
     let socket = folder.path().join("engine.sock").display().to_string();
     assert_eq!(engine.name(), format!("the engine at {socket}"));
@@ -105,7 +105,7 @@ async fn messages_name_an_engine_by_what_it_said_last() {
 }
 
 #[tokio::test]
-async fn an_engine_has_its_timeout_for_an_answer_and_more_for_a_change() {
+async fn a_change_may_take_longer_than_an_answer() {
     let silent = |request: &str| match request {
         _ if request.starts_with("GET /version") => (200, DOCKER.to_owned()),
         _ => (SILENCE, String::new()),

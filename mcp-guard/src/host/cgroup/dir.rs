@@ -14,12 +14,13 @@ use crate::host::{
     process::read_at_most,
 };
 
-/// Bytes read of one file.
+/// Most bytes read of one file.
 const MAX_FILE: usize = 1 << 19;
-/// The same of `cgroup.procs`: eight for each of as many processes as Linux can have (`PID_MAX_LIMIT`).
+/// Most bytes read of `cgroup.procs`: eight for each process that Linux can have (`PID_MAX_LIMIT`).
 pub(super) const MAX_PROCS: usize = 8 * 4_194_304;
 
-/// The directory of one cgroup in one hierarchy. Once that cgroup is gone, every read and write fails.
+/// The directory of one cgroup in one hierarchy. Once that cgroup is gone, every read and write
+/// fails.
 pub struct Dir(OwnedFd);
 
 impl From<OwnedFd> for Dir {
@@ -42,21 +43,21 @@ impl AsRawFd for Dir {
 
 impl Dir {
     /// # Errors
-    /// Out of descriptors.
+    /// If the process has no descriptors left.
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(Self(self.0.try_clone()?))
     }
 
-    /// A cgroup right below this one.
+    /// Opens a cgroup directly below this one.
     pub(super) fn child(&self, name: &CStr) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(Self(openat(&self.0, name, flags, Mode::empty())?))
     }
 
-    /// Inode number: in the unified tree, the id that the kernel side uses.
+    /// Returns the inode number, which in the unified tree is the id that the kernel side uses.
     ///
     /// # Errors
-    /// The descriptor cannot be looked at.
+    /// If fstat(2) fails.
     pub fn id(&self) -> io::Result<CgroupId> {
         Ok(CgroupId(fstat(&self.0)?.st_ino))
     }
@@ -68,19 +69,19 @@ impl Dir {
     }
 
     /// # Errors
-    /// There is no such file, or the cgroup is gone.
+    /// If there is no such file, or the cgroup is gone.
     pub fn open(&self, file: &str) -> io::Result<OwnedFd> {
         Ok(openat(&self.0, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
     }
 
     /// # Errors
-    /// There is no such file, or the cgroup is gone.
+    /// If there is no such file, or the cgroup is gone.
     pub fn read(&self, file: &str) -> io::Result<String> {
         Ok(String::from_utf8_lossy(&read_at_most(&self.open(file)?, MAX_FILE)?).into_owned())
     }
 
     /// # Errors
-    /// There is no such file, the kernel refuses the value, or the cgroup is gone.
+    /// If there is no such file, the kernel refuses the value, or the cgroup is gone.
     pub(super) fn write(&self, file: &str, value: &str) -> io::Result<()> {
         let fd = openat(&self.0, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
         rustix::io::write(&fd, value.as_bytes())?;
@@ -88,13 +89,13 @@ impl Dir {
     }
 
     /// # Errors
-    /// The cgroup is gone.
+    /// If the cgroup is gone.
     pub fn events(&self) -> io::Result<Events> {
         Ok(Events::parse(&self.read("cgroup.events")?))
     }
 
-    /// Processes in this cgroup alone. A list that was cut would end in the first digits of a pid, which
-    /// name another process, so one of `limit` bytes is an error.
+    /// Returns the processes in this cgroup alone. A list of `limit` bytes is an error: a truncated
+    /// list could end in the first digits of a pid, which name another process.
     pub(super) fn own_processes(&self, limit: usize) -> io::Result<Vec<Pid>> {
         let list = read_at_most(&self.open("cgroup.procs")?, limit)?;
         if list.len() >= limit {

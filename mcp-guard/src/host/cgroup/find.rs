@@ -1,4 +1,4 @@
-//! From a path, a process or a mark to a cgroup that is held.
+//! Opens a cgroup by its path, by a process in it, or by a directory that a walk found.
 
 use std::{
     ffi::OsStr,
@@ -25,11 +25,11 @@ use crate::host::{
 pub enum Error {
     #[error("no cgroup2 tree is mounted on this host; see `mcp-guard doctor`")]
     NoUnified,
-    #[error("cgroup {path}: {source}")]
+    #[error("cannot open cgroup {path}: {source}")]
     Open { path: String, source: io::Error },
-    #[error("process {pid}: {source}")]
+    #[error("cannot read process {pid}: {source}")]
     Process { pid: Pid, source: io::Error },
-    #[error("cgroup {path}: its name cannot be written; name a process in it by pid:N")]
+    #[error("cgroup {path} cannot be named by this path; name a process in it with pid:N instead")]
     Unnameable { path: String },
     #[error("process {pid} ended or moved while its cgroup was looked up; try again")]
     Moved { pid: Pid },
@@ -38,11 +38,12 @@ pub enum Error {
 }
 
 impl Cgroup {
-    /// By path in the unified tree. On a hybrid host the pids directory is taken from a process
-    /// in the cgroup, None while it is empty.
+    /// Opens a cgroup by its path in the unified tree. On a hybrid host the pids directory is found
+    /// through a process in the cgroup, and stays unknown while the cgroup is empty.
     ///
     /// # Errors
-    /// It does not exist, its path is none that names a cgroup, or the host has no unified tree.
+    /// If it does not exist, if the path cannot be that of a cgroup, or if the host has no unified
+    /// tree.
     pub fn open(layout: &Layout, path: &str) -> Result<Self, Error> {
         if !is_cgroup_path(path) {
             return Err(Error::Unnameable { path: show(Path::new(path)) });
@@ -53,12 +54,12 @@ impl Cgroup {
         Ok(cgroup)
     }
 
-    /// The cgroup a process is in. Both directories come from one read of `/proc/PID/cgroup`, with
-    /// the process alive before and after. With `container`, the container's own cgroup: the
-    /// process may sit below it.
+    /// Opens the cgroup of a process. Both directories come from one read of `/proc/PID/cgroup`,
+    /// and the process must be alive before and after. With `container`, opens the container's own
+    /// cgroup: the process may be below it.
     ///
     /// # Errors
-    /// The process is gone, moved, or is not in that container.
+    /// If the process is gone, moved, or is not in that container.
     pub fn of_process(layout: &Layout, pid: Pid, container: Option<&str>) -> Result<Self, Error> {
         let alive = pidfd(pid).map_err(|source| Error::Process { pid, source })?;
         let places = OpenProcess::open(pid)
@@ -86,10 +87,10 @@ impl Cgroup {
         Ok(Self { dir, id, path, pids: None })
     }
 
-    /// The roots of the trees in which marks of each slot lie.
+    /// Opens the root of the tree that has the marks of each kind of hold.
     ///
     /// # Errors
-    /// A tree that is mounted cannot be opened.
+    /// If a mounted tree cannot be opened.
     pub fn roots(layout: &Layout) -> io::Result<Vec<(Hold, Self)>> {
         let mut roots = Vec::new();
         let freeze = layout.unified.as_ref().map(|mount| (Hold::Freeze, mount));
@@ -101,10 +102,10 @@ impl Cgroup {
         Ok(roots)
     }
 
-    /// The cgroup of a directory found by a walk in the tree of `slot`.
+    /// Makes a cgroup of a directory that was found by a walk in the tree of `hold`.
     ///
     /// # Errors
-    /// It is gone.
+    /// If it is gone.
     pub fn at(dir: &Dir, path: &str, hold: Hold, layout: &Layout) -> io::Result<Self> {
         let mut cgroup = Self::hold(dir.try_clone()?, path.to_owned()).map_err(io::Error::other)?;
         if hold == Hold::Clamp {
@@ -114,20 +115,20 @@ impl Cgroup {
         Ok(cgroup)
     }
 
-    /// Whether the pause of a container's engine writes this cgroup's own freeze: it is the
-    /// container's own, and no payload lies in one below.
+    /// Whether an engine pauses its container through the freeze of this cgroup: it is the
+    /// container's own cgroup, and the payload is not in a cgroup below it.
     #[must_use]
     pub fn is_where_an_engine_pauses(&self) -> bool {
         container_in(&self.path).is_some_and(|found| found.path == self.path)
             && !payload_below(&self.path).is_some_and(|name| self.dir.has(name))
     }
 
-    /// Finds the pids directory where it is not known yet: a hybrid guard may have been empty, or the
-    /// controller handed down since.
+    /// Finds the pids directory if it is not known yet: on a hybrid host the cgroup may have been
+    /// empty before, and in version 2 the controller may have been enabled since.
     pub fn find_pids(&mut self, layout: &Layout) {
         let Some(tree) = layout.pids.as_ref().filter(|_| self.pids.is_none()) else { return };
         if !tree.v1 {
-            // A cgroup has the file only where the one above hands the controller down.
+            // A cgroup has the file only if its parent enables the controller for its children.
             if self.dir.has("pids.max") {
                 self.pids = self.dir.try_clone().ok().map(|dir| Pids { dir, v1: false });
             }
@@ -167,10 +168,12 @@ fn open_below(mount: &Path, path: &Path) -> Result<Dir, Error> {
     opened.map_err(|source| Error::Open { path: show(path), source: source.into() })
 }
 
-/// The container's own part of a process's cgroup path, or the whole path.
+/// Returns the container's own part of a process's cgroup path. Without a container, returns the
+/// whole path.
 fn trim(pid: Pid, path: &[u8], container: Option<&str>) -> Result<PathBuf, Error> {
     let Some(id) = container else { return Ok(OsStr::from_bytes(path).into()) };
-    // What is no text lies below the container, which can name its own cgroups as it likes.
+    // Bytes that are not UTF-8 are below the container's own cgroup, because a container can give
+    // its cgroups any name.
     let text = path.utf8_chunks().next().map_or("", |chunk| chunk.valid());
     let is_whole = |own: &str| matches!(path.get(own.len()), None | Some(b'/'));
     match container_in(text) {
@@ -188,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_container_calls_its_cgroups_leads_to_no_other() {
+    fn names_that_a_container_gives_its_cgroups_lead_to_no_other_cgroup() {
         let id = "0123456789abcdef".repeat(4);
         let own = format!(r"/a\x2db.slice/docker-{id}.scope");
         let found = |below: &[u8]| trim(Pid(7), &[own.as_bytes(), below].concat(), Some(&id)).ok();

@@ -1,5 +1,5 @@
-//! The pids controller of a cgroup, through cgroups-rs over the descriptor that we hold: its paths then
-//! cannot be replaced under us.
+//! The pids controller of a cgroup. cgroups-rs works through the descriptor that we hold, so that
+//! its paths cannot be replaced meanwhile.
 
 use std::{
     io,
@@ -13,21 +13,22 @@ use mcp_guard_core::{id::Pid, limit::Limit};
 use super::{Cgroup, Dir};
 use crate::host::cgroupfs::keyed;
 
-/// Where `pids.max` of the same processes lies: the same directory, or one of the v1 tree.
+/// The directory with the `pids.max` of these processes: the cgroup's own, or one of the version 1
+/// tree.
 pub(super) struct Pids {
     pub(super) dir: Dir,
     pub(super) v1: bool,
 }
 
 impl Cgroup {
-    /// The directory that has `pids.max`.
+    /// Returns the directory that has `pids.max`.
     #[must_use]
     pub fn pids_dir(&self) -> Option<BorrowedFd<'_>> {
         self.pids.as_ref().map(|pids| pids.dir.as_fd())
     }
 
     /// # Errors
-    /// There is no pids controller, or the cgroup is gone.
+    /// If there is no pids controller, or the cgroup is gone.
     pub fn pids_max(&self) -> io::Result<Limit> {
         match self.pids_controller()?.get_pid_max().map_err(cause)? {
             MaxValue::Max => Ok(Limit::Max),
@@ -36,7 +37,7 @@ impl Cgroup {
     }
 
     /// # Errors
-    /// There is no pids controller, or the cgroup is gone.
+    /// If there is no pids controller, or the cgroup is gone.
     pub fn set_pids_max(&self, limit: Limit) -> io::Result<()> {
         let value = match limit {
             Limit::Max => MaxValue::Max,
@@ -45,20 +46,21 @@ impl Cgroup {
         self.pids_controller()?.set_pid_max(value).map_err(cause)
     }
 
-    /// Tasks charged, threads and zombies included.
+    /// Returns the number of charged tasks, including threads and zombies.
     ///
     /// # Errors
-    /// There is no pids controller, or the cgroup is gone.
+    /// If there is no pids controller, or the cgroup is gone.
     pub fn pids_current(&self) -> io::Result<u64> {
         self.pids_controller()?.get_pid_current().map_err(cause)
     }
 
-    /// Forks refused by the limit of this cgroup, ever. Version 1, and version 2 before Linux 6.11,
-    /// count a refusal in the cgroup that forked, whosever limit it was: then those of the cgroups
-    /// below are added up, and refusals by a limit above are among them.
+    /// Returns how many forks the limit of this cgroup has refused since it was created. Version 1,
+    /// and version 2 before Linux 6.11, count a refusal in the cgroup that forked, no matter which
+    /// limit refused it. There the counts of the cgroups below are added up, and include refusals
+    /// by a limit above.
     ///
     /// # Errors
-    /// There is no pids controller, or the cgroup is gone.
+    /// If there is no pids controller, or the cgroup is gone.
     pub fn pids_denials(&self) -> io::Result<u64> {
         let pids = self.pids.as_ref().ok_or_else(no_pids)?;
         match pids.dir.read("pids.events.local") {
@@ -66,7 +68,7 @@ impl Cgroup {
             local => return refused(&local?),
         }
         let mut sum = 0;
-        // One below without the file is charged, and counted, above it.
+        // A child without the file is charged and counted in the cgroup above it.
         pids.dir.walk("", &mut |dir, _| {
             sum += refused(&dir.read("pids.events")?)?;
             Ok(())
@@ -74,34 +76,35 @@ impl Cgroup {
         Ok(sum)
     }
 
-    /// Processes that share the pids directory; more than the guard's own means that a clamp would
-    /// hit bystanders.
+    /// Returns the processes that share the pids directory. If processes outside the guard are
+    /// among them, a clamp would hit bystanders.
     ///
     /// # Errors
-    /// There is no pids controller, or the cgroup is gone.
+    /// If there is no pids controller, or the cgroup is gone.
     pub fn pids_processes(&self) -> io::Result<Vec<Pid>> {
         self.pids.as_ref().ok_or_else(no_pids)?.dir.processes()
     }
 
     fn pids_controller(&self) -> io::Result<PidController> {
         let pids = self.pids.as_ref().ok_or_else(no_pids)?;
-        // It creates files that are missing, so the directory must be a live cgroup's.
+        // cgroups-rs creates missing files, so the directory must be that of a live cgroup.
         pids.dir.read("pids.current")?;
         let held = PathBuf::from(format!("/proc/self/fd/{}", pids.dir.as_raw_fd()));
         Ok(PidController::new(held, PathBuf::new(), !pids.v1))
     }
 }
 
-/// `pids.events` counts refused forks as "max".
+/// Returns the number of refused forks, which `pids.events` counts as "max".
 fn refused(events: &str) -> io::Result<u64> {
-    keyed(events, "max").ok_or_else(|| io::Error::other("unreadable pids.events"))
+    keyed(events, "max")
+        .ok_or_else(|| io::Error::other("pids.events has no count of refused forks"))
 }
 
 fn no_pids() -> io::Error {
-    io::Error::other("no pids controller is known for it")
+    io::Error::other("no pids controller is known for the cgroup")
 }
 
-/// cgroups-rs keeps the errno in its source.
+/// Returns the errno, which cgroups-rs keeps in the error's source.
 fn cause(error: cgroups_rs::fs::error::Error) -> io::Error {
     let errno = std::error::Error::source(&error)
         .and_then(|source| source.downcast_ref::<io::Error>())

@@ -1,4 +1,4 @@
-//! A cgroup and those below it.
+//! Walks through a cgroup and those below it.
 
 use std::{ffi::CString, io};
 
@@ -7,20 +7,21 @@ use rustix::fs::FileType;
 
 use super::dir::{Dir, MAX_PROCS};
 
-/// Nested cgroups looked at below one guard; the size of the kernel side's membership map.
+/// Most cgroups visited below one cgroup, the size of the kernel side's membership map.
 pub const MAX_DESCENDANTS: usize = mcp_guard_common::MAX_CGROUPS as usize;
 
-/// What a walk does with each cgroup.
+/// The function that a walk calls for each cgroup.
 pub(super) type Visit<'a> = &'a mut dyn FnMut(&Dir, &str) -> io::Result<()>;
 
 impl Dir {
-    /// Processes in this cgroup and below. 0, a process of another pid namespace, is left out.
+    /// Returns the processes in this cgroup and below it. 0, a process of another pid namespace, is
+    /// left out.
     ///
     /// # Errors
-    /// The cgroup is gone, or its list cannot be read to the end.
+    /// If the cgroup is gone, or its list cannot be read to the end.
     pub fn processes(&self) -> io::Result<Vec<Pid>> {
-        // Of a threaded cgroup the kernel does not tell (EOPNOTSUPP). The processes of one below are
-        // listed by the domain above it, so only the first must answer.
+        // The kernel does not list the processes of a threaded cgroup (EOPNOTSUPP). If one is below
+        // this cgroup, the domain above it lists them, so only the first cgroup must answer.
         let mut pids = self.own_processes(MAX_PROCS)?;
         let mut is_below = false;
         self.walk("", &mut |dir, _| {
@@ -37,24 +38,26 @@ impl Dir {
         Ok(pids)
     }
 
-    /// Visits this cgroup, then those below; each is visited before its children are listed, so that
-    /// a child made meanwhile is either seen or was made below a visited parent. `path` is that of
-    /// this cgroup.
+    /// Visits this cgroup, then at most [`MAX_DESCENDANTS`] below it. `path` is the path of this
+    /// cgroup.
     ///
-    /// At most [`MAX_DESCENDANTS`] below it.
+    /// Each cgroup is visited before its children are listed. A child that is created meanwhile is
+    /// either visited too, or was created below a visited parent.
     ///
     /// # Errors
-    /// This cgroup is gone, or one cannot be opened, listed or visited. A descendant that goes away is
-    /// stepped over.
+    /// If this cgroup is gone, or if a cgroup cannot be opened, listed or visited. Descendants that
+    /// disappear are skipped.
     pub fn walk(&self, path: &str, visit: Visit<'_>) -> io::Result<()> {
         self.descend(path, MAX_DESCENDANTS, visit, &mut Err)
     }
 
-    /// The same however many there are: anybody with a subtree of their own can make thousands, and must not
-    /// hide the others by it. What cannot be opened, listed or visited is stepped over too.
+    /// Like [`Dir::walk`], without a limit: a process that owns a subtree can create thousands of
+    /// cgroups, and must not hide others that way. Cgroups that cannot be opened, listed or visited
+    /// are skipped too.
     ///
     /// # Errors
-    /// The first of those, after all others were visited; or this cgroup is gone.
+    /// If this cgroup is gone. If others failed, returns the first failure after all cgroups were
+    /// visited.
     pub fn walk_all(&self, path: &str, visit: Visit<'_>) -> io::Result<()> {
         let mut first = Ok(());
         self.descend(path, usize::MAX, visit, &mut |error| {
@@ -66,7 +69,8 @@ impl Dir {
         first
     }
 
-    /// `failed` hears of what could not be visited, and says whether that ends the walk.
+    /// Calls `failed` for each cgroup that could not be visited. An error that it returns ends the
+    /// walk.
     fn descend(
         &self,
         path: &str,
@@ -76,7 +80,7 @@ impl Dir {
     ) -> io::Result<()> {
         visit(self, path)?;
         let top = OpenLevel::of(self.try_clone()?, path.to_owned(), most)?;
-        // One descriptor for each level on the way, not for each cgroup that waits.
+        // One descriptor for each level on the way, not for each pending cgroup.
         let mut way = vec![top];
         let mut seen = 0;
         while let Some(level) = way.last_mut() {
@@ -99,7 +103,7 @@ impl Dir {
     }
 }
 
-/// One cgroup of a walk, with those below it that are not visited yet.
+/// One cgroup of a walk, and its children that are not visited yet.
 struct OpenLevel {
     dir: Dir,
     path: String,
@@ -138,18 +142,18 @@ mod tests {
 
     use super::*;
 
-    /// A directory is as good as a cgroup for whoever only walks.
+    /// Opens a directory. A walk treats it like a cgroup.
     fn open(folder: &Path) -> Dir {
         Dir::from(std::os::fd::OwnedFd::from(fs::File::open(folder).unwrap()))
     }
 
     #[test]
-    fn a_list_is_whole_or_an_error() {
+    fn a_truncated_list_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("cgroup.procs"), "10\n123\n").unwrap();
         let dir = open(folder.path());
         assert_eq!(dir.own_processes(100).unwrap(), [10, 123].map(Pid));
-        // Cut after "10\n1", it would hold PID 1.
+        // If cut after "10\n1", the list would contain PID 1.
         assert!(dir.own_processes(4).is_err());
         let list: String = (0..100_000).map(|n| format!("{}\n", 4_000_000 + n)).collect();
         fs::write(folder.path().join("cgroup.procs"), list).unwrap();
@@ -157,23 +161,23 @@ mod tests {
     }
 
     #[test]
-    fn processes_are_those_of_all_cgroups_but_of_no_other_namespace() {
+    fn processes_of_all_cgroups_are_listed_but_none_of_other_namespaces() {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("a")).unwrap();
         fs::write(folder.path().join("cgroup.procs"), "7\n0\n").unwrap();
         assert_eq!(
             open(folder.path()).processes().unwrap(),
             [Pid(7)],
-            "one below may just have gone"
+            "a child may just have been removed"
         );
         fs::write(folder.path().join("a/cgroup.procs"), "8\n").unwrap();
         assert_eq!(open(folder.path()).processes().unwrap(), [7, 8].map(Pid));
         fs::remove_file(folder.path().join("cgroup.procs")).unwrap();
-        assert!(open(folder.path()).processes().is_err(), "the first must answer");
+        assert!(open(folder.path()).processes().is_err(), "the first cgroup must answer");
     }
 
     #[test]
-    fn thousands_of_cgroups_hide_none_of_a_tree() {
+    fn a_walk_of_all_visits_thousands_of_cgroups() {
         let folder = tempfile::tempdir().unwrap();
         for number in 0..=MAX_DESCENDANTS {
             fs::create_dir(folder.path().join(number.to_string())).unwrap();
@@ -187,7 +191,7 @@ mod tests {
                 _ => Ok(()),
             }
         });
-        assert_eq!(seen, MAX_DESCENDANTS + 2, "with itself, beyond one that fails");
+        assert_eq!(seen, MAX_DESCENDANTS + 2, "including the root, and despite one failure");
         assert_eq!(walked.unwrap_err().raw_os_error(), Some(libc::EIO));
         let mut some = 0;
         root.walk("/", &mut |_, _| {
@@ -195,11 +199,11 @@ mod tests {
             Ok(())
         })
         .unwrap();
-        assert_eq!(some, MAX_DESCENDANTS + 1, "with itself");
+        assert_eq!(some, MAX_DESCENDANTS + 1, "including the root");
     }
 
     #[test]
-    fn a_walk_sees_all_steps_over_what_is_gone_and_tells_of_anything_else() {
+    fn a_walk_skips_cgroups_that_are_gone_and_reports_other_errors() {
         let folder = tempfile::tempdir().unwrap();
         let odd = OsStr::from_bytes(b"c\xff");
         for path in [OsStr::new("a/b"), OsStr::new("a/d"), odd] {

@@ -1,6 +1,7 @@
 //! `/proc/PID/cgroup`: the cgroup of a process in each hierarchy, see cgroups(7).
 
-/// The lines of the file. Paths are bytes, because a name may hold any but a slash and a newline.
+/// The lines of the file. Paths are bytes, because a name may contain any byte but a slash and a
+/// newline.
 pub struct Membership(Vec<u8>);
 
 impl Membership {
@@ -9,13 +10,13 @@ impl Membership {
         Self(text)
     }
 
-    /// Path in the unified tree.
+    /// Returns the path in the unified tree.
     #[must_use]
     pub fn unified(&self) -> Option<&[u8]> {
         self.path(|number, _| number == b"0")
     }
 
-    /// Path in the version 1 hierarchy that has the pids controller.
+    /// Returns the path in the version 1 hierarchy that has the pids controller.
     #[must_use]
     pub fn v1_pids(&self) -> Option<&[u8]> {
         self.path(|_, controllers| {
@@ -23,7 +24,7 @@ impl Membership {
         })
     }
 
-    /// The path of the first hierarchy whose number and controllers are `wanted`.
+    /// Returns the path in the first hierarchy whose number and controllers are `wanted`.
     fn path(&self, wanted: impl Fn(&[u8], &[u8]) -> bool) -> Option<&[u8]> {
         self.0.split(|byte| *byte == b'\n').find_map(|line| {
             let mut fields = line.splitn(3, |byte| *byte == b':');

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 /// A mount.
 pub struct Mount<'a> {
     pub point: PathBuf,
-    /// Type of the file system.
+    /// The type of the file system.
     pub kind: &'a [u8],
     options: &'a [u8],
 }
@@ -21,14 +21,14 @@ impl<'a> Mount<'a> {
         Some(Self { point, kind, options })
     }
 
-    /// Whether the file system has an option; of a version 1 hierarchy each controller is one.
+    /// Whether the file system has an option. In a version 1 hierarchy each controller is one.
     #[must_use]
     pub fn has(&self, option: &[u8]) -> bool {
         self.options.split(|byte| *byte == b',').any(|one| one == option)
     }
 }
 
-/// mountinfo writes space, tab, newline and backslash as three octal digits.
+/// Decodes a field: mountinfo writes space, tab, newline and backslash as three octal digits.
 fn unescape(field: &[u8]) -> PathBuf {
     use std::os::unix::ffi::OsStringExt as _;
     let mut bytes = Vec::with_capacity(field.len());
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn options_are_those_of_the_file_system() {
+    fn only_the_options_of_the_file_system_count() {
         let line =
             b"31 24 0:27 / /a\\040b\\134c rw,nosuid shared:9 master:1 - cgroup cgroup rw,pids";
         let mount = Mount::parse(line).unwrap();

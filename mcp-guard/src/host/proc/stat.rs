@@ -11,19 +11,21 @@ pub struct Stat {
     pub start: Ticks,
     pub threads: u64,
     pub zombie: bool,
-    /// A zombie or exiting, with all of its threads: the first of them may end before the others.
+    /// Whether it is a zombie or exiting with all of its threads. The first thread may end before
+    /// the others.
     pub ending: bool,
 }
 
 impl Stat {
-    /// The name in parentheses may hold anything, parentheses and newlines too; fields follow the last.
+    /// Parses the line. The name in parentheses may contain anything, even parentheses and
+    /// newlines, so the other fields follow the last closing parenthesis.
     #[must_use]
     pub fn parse(stat: &[u8]) -> Option<Self> {
         let after_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
         let text = std::str::from_utf8(stat.get(after_name..)?).ok()?;
         let fields: Vec<&str> = text.split_whitespace().collect();
         let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
-        // The manual's numbers, less the two fields before: state 3, ppid 4, flags 9, threads 20,
+        // The index is the manual's field number minus three: state 3, ppid 4, flags 9, threads 20,
         // start 22.
         let zombie = matches!(*fields.first()?, "Z" | "X" | "x");
         let threads = number(17)?;
@@ -42,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_cannot_forge_the_fields_behind_it() {
+    fn a_name_cannot_forge_the_fields_after_it() {
         let stat = b"42 (a) R 1 2) S 7 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 9912 0 0\n";
         let expected =
             Stat { parent: Pid(7), start: Ticks(9912), threads: 1, zombie: false, ending: false };

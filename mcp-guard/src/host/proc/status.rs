@@ -1,10 +1,10 @@
 //! `/proc/PID/status`, see proc_pid_status(5).
 
-/// Number of `CAP_SYS_PTRACE`, capabilities(7).
+/// The number of `CAP_SYS_PTRACE`, see capabilities(7).
 const SYS_PTRACE: u32 = 19;
 
-/// Whether the process may trace processes that are not its own, or may get that right from a program
-/// that it starts. True where the file does not say.
+/// Whether the process may trace processes that are not its own, or may gain that right by starting
+/// a program. True if the file does not show it.
 #[must_use]
 pub fn may_trace(status: &[u8]) -> bool {
     let status = String::from_utf8_lossy(status);
@@ -21,8 +21,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn capabilities_tell_who_may_trace() {
-        // Docker's default, the same with SYS_PTRACE, all of Linux 6.
+    fn capabilities_decide_whether_a_process_may_trace() {
+        // Docker's default, Docker's default with SYS_PTRACE, and all capabilities of Linux 6.
         for (set, expected) in
             [("00000000a80425fb", false), ("00000000a80c25fb", true), ("000001ffffffffff", true)]
         {
@@ -32,6 +32,6 @@ mod tests {
                 assert_eq!(may_trace(status.as_bytes()), expected, "{status}");
             }
         }
-        assert!(may_trace(b"Name:\tsh\n"), "not known");
+        assert!(may_trace(b"Name:\tsh\n"), "unknown counts as true");
     }
 }

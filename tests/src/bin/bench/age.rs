@@ -1,5 +1,5 @@
-//! Actions that time alone brings about: from the deadline, when the fifth tree comes of age, to
-//! the write.
+//! Responses that are due because time passes: the time from the deadline, when the fifth tree
+//! reaches its age, to the write.
 
 use crate::busy::Busy;
 use crate::numbers::quantile;
@@ -17,7 +17,7 @@ use std::time::Duration;
 const TREES: usize = 5;
 const AGE: Duration = Duration::from_secs(1);
 
-/// D alone acts, at five trees of one second.
+/// Only detector D acts, at five trees that are one second old.
 const POLICY: &str = r#"
 mode = "enforce"
 [detect.duplicates]
@@ -38,7 +38,7 @@ act = 100000
 
 pub fn measure(runs: u64, report: &mut Report) -> Result<()> {
     tell(&format!("age: {runs} runs"));
-    let btf = Btf::from_sys_fs().context("kernel BTF")?;
+    let btf = Btf::from_sys_fs().context("cannot read the kernel's BTF")?;
     let parent = FixtureCgroup::new("bench-age")?;
     let mut agent = Agent::start(&format!("{POLICY}{}", storm::rules(&parent, runs)))?;
     let mut observer = Observer::start(&[("exec", "sched_process_exec")], true, &btf)?;
@@ -64,11 +64,11 @@ fn lateness(mut storm: Storm, agent: &mut Agent, observer: &mut Observer) -> Res
     let timing = storm::freeze_of(agent, storm.cgroup.id())?;
     let written =
         Duration::from_nanos(timing.decided_boot_ns) + Duration::from_micros(timing.written_us);
-    // The witness's own record of the start, so that the agent's idea of the deadline is tested too.
+    // Taken from the observer's own record of the start, so that the agent's deadline is tested too.
     let launchers = observer
         .records()
         .filter(|record| record.kind == Kind::Exec && record.argv.starts_with(b"npm\0exec\0"));
     let last = launchers.map(|record| record.event.time_ns).nth(TREES - 1);
-    let deadline = Duration::from_nanos(last.context("fewer trees than asked for")?) + AGE;
-    written.checked_sub(deadline).context("it acted before the deadline")
+    let deadline = Duration::from_nanos(last.context("fewer trees started than requested")?) + AGE;
+    written.checked_sub(deadline).context("the agent acted before the deadline")
 }

@@ -1,29 +1,30 @@
-//! A busy machine: one process on each CPU that does nothing but run.
+//! A busy machine: one spinning process per CPU.
 
 use anyhow::{Context, Result};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
-/// The hidden first word of such a process.
+/// The hidden first argument that makes this program such a process.
 pub const WORD: &str = "--spin";
 
 pub fn spin() -> ! {
-    // Ends with the bench, however that ends.
+    // The kernel kills it when the bench ends for any reason.
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
     loop {
         std::hint::spin_loop();
     }
 }
 
-/// Ended by their handles when dropped.
+/// The spinning processes. Killed and reaped on drop.
 pub struct Busy(Vec<Child>);
 
 impl Busy {
     pub fn start() -> Result<Self> {
-        let own = std::env::current_exe().context("own path")?;
+        let own = std::env::current_exe().context("cannot find this program's path")?;
         let mut busy = Self(Vec::new());
-        for _ in 0..thread::available_parallelism().context("number of CPUs")?.get() {
+        let cpus = thread::available_parallelism().context("cannot find the number of CPUs")?;
+        for _ in 0..cpus.get() {
             busy.0.push(Command::new(&own).arg(WORD).stdin(Stdio::null()).spawn()?);
         }
         Ok(busy)

@@ -1,4 +1,4 @@
-//! Nanoseconds per event, of our programs and of their peers under the same load.
+//! Nanoseconds per event, for our programs and for their peers, under the same load.
 
 use crate::load::{self, BIRTHS};
 use crate::numbers::median;
@@ -12,9 +12,10 @@ use aya::sys::{Stats, enable_stats};
 use mcp_guard_tests::cgroup::FixtureCgroup;
 use std::time::Duration;
 
-/// How often the agent looks at its ring unasked.
+/// How often the agent reads its ring if no record wakes it.
 const TICK: Duration = Duration::from_millis(250);
-/// Events of other programs make the average one of both; more than this and it is taken again.
+/// The share of other programs' events that a reading may have, because they distort the average. A
+/// reading with more is repeated.
 const FOREIGN: f64 = 0.03;
 const ATTEMPTS: usize = 4;
 
@@ -46,7 +47,7 @@ const fn ours(
     Subject::Ours { program, tracepoint, guarded, events }
 }
 
-/// One program at a time, in this order, again and again.
+/// The cases. Each round measures them one at a time, in this order.
 const CASES: [Case; 10] = [
     Case { name: "empty program", load: "fork", subject: ours("empty", FORK, false, false) },
     Case {
@@ -91,9 +92,9 @@ struct Bench {
 }
 
 pub fn measure(rounds: u64, report: &mut Report) -> Result<()> {
-    let _stats = enable_stats(Stats::RunTime).context("BPF_ENABLE_STATS")?;
+    let _stats = enable_stats(Stats::RunTime).context("cannot enable BPF statistics")?;
     let bench = Bench {
-        btf: Btf::from_sys_fs().context("kernel BTF")?,
+        btf: Btf::from_sys_fs().context("cannot read the kernel's BTF")?,
         cgroup: FixtureCgroup::new("bench-load")?,
         other: FixtureCgroup::new("bench-other")?,
     };
@@ -126,17 +127,18 @@ fn add(report: &mut Report, medians: &[f64; CASES.len()]) {
         "",
         0.5,
     );
-    // execsnoop runs twice per exec, and pays for being called twice.
+    // execsnoop runs twice per exec, so the cost of an empty program is subtracted twice.
     report.add_goal("exec told with argv / execsnoop", share(exec, snoop - 2.0 * empty), "", 0.35);
 }
 
 impl Bench {
-    /// A reading with hardly any event but the load's own, if the machine lets us have one.
+    /// Returns the reading with the fewest events of other programs. Stops at the first that is within
+    /// [`FOREIGN`].
     fn quiet_reading(&self, case: &Case) -> Result<f64> {
         let mut best = (f64::MAX, 0.0);
         for _ in 0..ATTEMPTS {
             let (cost, events) = self.reading(case)?;
-            // Only `spawn-workload` makes a number of them that is known before.
+            // Only `spawn-workload` makes a number of events that is known in advance.
             let own = if case.load == "launchers" { events } else { BIRTHS };
             let foreign = events.saturating_sub(own) as f64 / own as f64;
             if foreign < best.0 {

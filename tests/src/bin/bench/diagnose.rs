@@ -15,7 +15,7 @@ use std::path::Path;
 use std::time::Instant;
 
 const CGROUPS: usize = 1000;
-/// Of them, those of which an engine knows.
+/// How many of them are containers of the engine.
 const CONTAINERS: usize = 200;
 const RUNS: usize = 9;
 
@@ -54,18 +54,20 @@ pub fn measure(report: &mut Report) -> Result<()> {
 }
 
 fn one(folder: &Path, socket: &Path) -> Result<f64> {
-    let socket = socket.to_str().context("a path of ours")?;
+    let socket = socket.to_str().context("the path of the socket is not UTF-8")?;
     let began = Instant::now();
     let done = command(folder, socket)?.args(["diagnose", "--all", "--json"]).output()?;
     let took = began.elapsed().as_secs_f64();
-    let said: Value = serde_json::from_slice(&done.stdout).context("JSON")?;
+    let said: Value =
+        serde_json::from_slice(&done.stdout).context("diagnose did not print JSON")?;
     let found = said["targets"].as_array().map_or(0, Vec::len);
-    ensure!(found == CONTAINERS, "{found} of {CONTAINERS} were judged");
+    ensure!(found == CONTAINERS, "diagnose reported {found} of {CONTAINERS} containers");
     ensure!(said["targets"][0]["effective_limit"] == 25, "{}", said["targets"][0]);
     Ok(took)
 }
 
-/// An engine that answers what it is asked for at once: what is measured is ours. Ends with the program.
+/// Serves a fake engine that answers at once, so that only our own time is measured. Runs until the
+/// bench ends.
 fn serve(socket: &Path, containers: &[(String, u32)]) -> Result<()> {
     let mut answers = BTreeMap::new();
     let list: Vec<Value> = containers

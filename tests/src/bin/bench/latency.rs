@@ -1,4 +1,4 @@
-//! From the kernel's record of the launcher start that decides, to the frozen container.
+//! The time from the kernel's record of the deciding launcher start to the frozen container.
 
 use crate::busy::Busy;
 use crate::numbers::quantile;
@@ -12,12 +12,12 @@ use mcp_guard_common::Kind;
 use mcp_guard_tests::agent::Agent;
 use mcp_guard_tests::cgroup::FixtureCgroup;
 
-/// Cgroups guarded at a time; a host has a few containers, not a hundred.
+/// How many cgroups are guarded at a time: a host has a few containers, not a hundred.
 const AT_A_TIME: u64 = 10;
-/// More than it takes to act, so that the storm still rages when it is frozen.
+/// More than the threshold, so that the storm still runs when the container is frozen.
 const TREES: u64 = 200;
 
-/// B alone acts, at the 20th launcher start within a second.
+/// Only detector B acts, at the 20th launcher start within a second.
 const POLICY: &str = r#"
 mode = "enforce"
 [detect.duplicates]
@@ -41,12 +41,12 @@ warn = 1000000
 struct Found {
     written_us: Vec<f64>,
     frozen_us: Vec<f64>,
-    /// Processes born between the deciding record and `frozen 1`.
+    /// Processes forked between the deciding record and `frozen 1`.
     born: Vec<f64>,
 }
 
 pub fn measure(runs: u64, report: &mut Report) -> Result<()> {
-    let btf = Btf::from_sys_fs().context("kernel BTF")?;
+    let btf = Btf::from_sys_fs().context("cannot read the kernel's BTF")?;
     let parent = FixtureCgroup::new("bench-latency")?;
     let mut agent = Agent::start(&format!("{POLICY}{}", storm::rules(&parent, runs)))?;
     let rss_before = weight::rss_mib(agent.pid())?;
@@ -76,13 +76,13 @@ impl Found {
         storm.rage(TREES)?;
         storm.await_frozen()?;
         let timing = storm::freeze_of(agent, storm.cgroup.id())?;
-        // A frozen cgroup gives birth to nothing, so all that came later came before `frozen 1`.
+        // A frozen cgroup forks nothing, so every later fork happened before `frozen 1`.
         let born = observer.records().filter(|record| {
             record.kind == Kind::Fork && record.event.time_ns > timing.decided_boot_ns
         });
         self.born.push(born.count() as f64);
         self.written_us.push(timing.written_us as f64);
-        self.frozen_us.push(timing.confirmed_us.context("never confirmed")? as f64);
+        self.frozen_us.push(timing.confirmed_us.context("the freeze was not confirmed")? as f64);
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! The load under which programs are measured: forks or execs one after another, by one worker.
+//! The load under which programs are measured: one worker that forks or execs one after another.
 
 use anyhow::{Context, Result, ensure};
 use mcp_guard_tests::cgroup::FixtureCgroup;
@@ -7,11 +7,14 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-/// Births per reading: a third of a second or so, short enough to alternate.
+/// Processes created per reading. They take about a third of a second, short enough to alternate
+/// between programs.
 pub const BIRTHS: u64 = 2000;
 
-/// Starts the load inside the cgroup; it ends by itself. `launchers` is a storm of launchers that
-/// each exec a server, all else a case of `spawn-workload`.
+/// Starts the load in the cgroup. It ends without being stopped.
+///
+/// `launchers` is a storm of launchers that each exec a server. Any other `case` is one of
+/// `spawn-workload`.
 pub fn start(case: &str, cgroup: &FixtureCgroup) -> Result<Child> {
     let births = BIRTHS.to_string();
     let (program, words) = match case {
@@ -23,17 +26,17 @@ pub fn start(case: &str, cgroup: &FixtureCgroup) -> Result<Child> {
         case => ("spawn-workload", ["--case", case, "--seconds", "30", "--max", &births].to_vec()),
     };
     let mut command = Command::new(workload(program)?);
-    // A pipe that nobody writes to: its end would end the storm.
+    // A pipe to which nothing is written: EOF would end the storm.
     command.args(words).stdin(Stdio::piped()).stdout(Stdio::null());
     cgroup.spawn(command)
 }
 
 pub fn finish(mut child: Child) -> Result<()> {
-    // Not `wait()` alone, which closes the pipe first.
-    while child.try_wait().context("the load")?.is_none() {
+    // `wait()` alone would close the pipe first.
+    while child.try_wait().context("cannot wait for the load")?.is_none() {
         thread::sleep(Duration::from_millis(5));
     }
-    let status = child.wait().context("the load")?;
+    let status = child.wait().context("cannot wait for the load")?;
     ensure!(status.success(), "the load ended with {status}");
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! `bench [--out FILE] [--only PART] [--rounds N] [--runs N]`: what mcp-guard costs and how fast it
-//! acts, each number beside its goal. `docs/bench.md` says how each is made.
+//! `bench [--out FILE] [--only PART] [--rounds N] [--runs N]`: measures what mcp-guard costs and how
+//! fast it acts, and prints each number beside its goal. `docs/costs.md` says how each is measured.
 
 mod age;
 mod busy;
@@ -41,7 +41,7 @@ fn main() -> ExitCode {
 fn run(words: Vec<String>) -> Result<()> {
     let flags = Flags::parse(words.into_iter(), &["--out", "--only", "--rounds", "--runs"], &[])?;
     let only = flags.get("--only");
-    ensure!(only.is_none_or(|part| PARTS.contains(&part)), "--only: one of {PARTS:?}");
+    ensure!(only.is_none_or(|part| PARTS.contains(&part)), "--only must be one of {PARTS:?}");
     ensure!(
         rustix::process::geteuid().is_root(),
         "needs root: run it with sudo or in a root shell"
@@ -71,12 +71,12 @@ fn run(words: Vec<String>) -> Result<()> {
     Ok(())
 }
 
-/// The answer. A closed terminal is no reason to stop: there are cgroups to remove.
+/// Prints a result. Ignores a closed terminal: the bench must still remove its cgroups.
 fn say(text: &str) {
     let _ = writeln!(std::io::stdout().lock(), "{text}");
 }
 
-/// What goes on, for a person who waits.
+/// Prints progress to stderr.
 fn tell(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }

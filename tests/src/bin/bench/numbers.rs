@@ -1,6 +1,7 @@
-//! Order statistics: the machine is noisy, so nothing here is a mean.
+//! Order statistics. No means: the machine is noisy.
 
-/// The value at `share` (0 to 1) of the sorted values, the nearest rank above. 0 of nothing.
+/// Returns the quantile at `share` (0 to 1), by the nearest rank above. Returns 0 if there are no
+/// values.
 pub fn quantile(values: &[f64], share: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -17,7 +18,7 @@ mod tests {
     use super::{median, quantile};
 
     #[test]
-    fn nearest_rank() {
+    fn quantiles_are_of_the_nearest_rank() {
         let values: Vec<f64> = (1..=100).rev().map(f64::from).collect();
         assert_eq!((median(&values), quantile(&values, 0.99)), (50.0, 99.0));
         assert_eq!((quantile(&values, 1.0), median(&[])), (100.0, 0.0));

@@ -1,5 +1,5 @@
-//! Our kernel programs a second time, in the bench itself: single programs for their cost, and a
-//! witness of births that does not depend on the agent under test.
+//! Our BPF programs, loaded a second time by the bench itself: single programs to measure their
+//! cost, and a count of forks that does not depend on the agent under test.
 
 use anyhow::{Context, Result};
 use aya::Btf;
@@ -15,7 +15,7 @@ pub struct Observer {
 }
 
 impl Observer {
-    /// Attaches only the programs named (program, tracepoint).
+    /// Attaches only these programs, each given as (program, tracepoint).
     pub fn start(programs: &[(&'static str, &str)], send_events: bool, btf: &Btf) -> Result<Self> {
         let mut kernel = Kernel::load(KernelOptions { send_events, ..KernelOptions::default() })?;
         for (program, tracepoint) in programs {
@@ -29,15 +29,16 @@ impl Observer {
         Ok(self.kernel.add_cgroup(CgroupId(cgroup), GuardId(0))?)
     }
 
-    /// Everything that waits, as the agent reads it.
+    /// Returns all records in the ring, read the way the agent reads them.
     pub fn records(&mut self) -> impl Iterator<Item = RingRecord> {
         std::iter::from_fn(|| self.kernel.next_record())
     }
 
-    /// Sleeps like the agent's loop: until a record wakes it, or its tick is due.
+    /// Sleeps like the agent's loop: until a record wakes it, or for at most `limit`.
     pub fn wait(&self, limit: Duration) -> Result<()> {
         let limit = Timespec::try_from(limit)?;
-        poll(&mut [PollFd::new(&self.ring, PollFlags::IN)], Some(&limit)).context("poll")?;
+        poll(&mut [PollFd::new(&self.ring, PollFlags::IN)], Some(&limit))
+            .context("cannot poll the ring")?;
         Ok(())
     }
 }

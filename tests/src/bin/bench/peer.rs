@@ -1,4 +1,4 @@
-//! The programs we are compared with, as their users run them.
+//! The programs that mcp-guard is compared with, run as their users run them.
 
 use crate::stats;
 use anyhow::{Context, Result, bail};
@@ -7,25 +7,26 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Loading takes well under a second; a busy machine may need more.
+/// How long loading may take. It takes well under a second, and longer on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// They look up tracepoints in tracefs. Mounted for them alone: the host stays as it was.
+/// They look up tracepoints in tracefs. It is mounted in their own mount namespace, so that the host
+/// does not change.
 const WITH_TRACEFS: &str = "mount -t tracefs tracefs /sys/kernel/tracing && exec \"$@\"";
 
-/// A running peer; ended when dropped.
+/// A running peer. Ended on drop.
 pub struct Peer(Child);
 
 impl Peer {
-    /// Starts it and waits until each of its programs has run.
+    /// Starts a peer and waits until each of its BPF programs has run.
     pub fn start(words: &[&str]) -> Result<Self> {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-c", WITH_TRACEFS, "sh"]);
         command.args(words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut peer = Self(command.spawn().context("unshare")?);
+        let mut peer = Self(command.spawn().context("cannot start unshare")?);
         let end = Instant::now() + PATIENCE;
         while !peer.watches()? {
             if Instant::now() > end {
-                bail!("{words:?} does not begin to watch");
+                bail!("the BPF programs of {words:?} did not run within {PATIENCE:?}");
             }
             thread::sleep(Duration::from_millis(20));
         }
@@ -34,10 +35,10 @@ impl Peer {
 
     fn watches(&mut self) -> Result<bool> {
         if let Some(status) = self.0.try_wait()? {
-            bail!("the peer ended with {status}; does it run by hand?");
+            bail!("the peer ended with {status}; check that it runs on the command line");
         }
-        // One fork and one exec, for it to see.
-        Command::new("true").status().context("true")?;
+        // Causes one fork and one exec for it to see.
+        Command::new("true").status().context("cannot start true")?;
         let runs = self.runs().unwrap_or_default();
         Ok(!runs.is_empty() && runs.values().all(|run| run.count > 0))
     }
@@ -49,7 +50,7 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // They detach in order on an interrupt.
+        // They detach cleanly on an interrupt.
         let _ = kill_process(Pid::from_child(&self.0), Signal::INT);
         let end = Instant::now() + Duration::from_secs(3);
         while matches!(self.0.try_wait(), Ok(None)) && Instant::now() < end {

@@ -1,4 +1,4 @@
-//! What was measured, as a table for people and as JSON.
+//! The results, as a table and as JSON.
 
 use anyhow::Result;
 use serde::Serialize;
@@ -12,7 +12,7 @@ pub struct Line {
     pub name: String,
     pub value: f64,
     pub unit: &'static str,
-    /// The most it may be.
+    /// The largest value that meets the goal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub goal: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -35,12 +35,12 @@ impl Report {
         self.sections.push(Section { title: title.to_owned(), lines: Vec::new() });
     }
 
-    /// A number that stands for itself.
+    /// Adds a number without a goal.
     pub fn add(&mut self, name: &str, value: f64, unit: &'static str) {
         self.push(Line { name: name.to_owned(), value, unit, goal: None, met: None });
     }
 
-    /// A number with the most it may be.
+    /// Adds a number with the largest value that meets the goal.
     pub fn add_goal(&mut self, name: &str, value: f64, unit: &'static str, goal: f64) {
         let met = Some(value <= goal);
         self.push(Line { name: name.to_owned(), value, unit, goal: Some(goal), met });
@@ -75,7 +75,7 @@ impl Report {
     }
 }
 
-/// Three figures are more than the machine gives.
+/// Formats a number with about three significant digits: measurements are not more precise than that.
 fn shown(value: f64) -> String {
     match value {
         value if value.fract() == 0.0 || value.abs() >= 100.0 => format!("{value:.0}"),

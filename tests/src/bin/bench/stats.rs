@@ -1,10 +1,10 @@
-//! The kernel's own account of BPF programs: how often each ran and for how long.
+//! The kernel's statistics of BPF programs: how often each ran and for how long.
 
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
 use std::fs;
 
-/// Runs and nanoseconds since a program was loaded, by program id.
+/// The statistics of each program since it was loaded, by program id.
 pub type Runs = BTreeMap<u32, Run>;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -13,9 +13,9 @@ pub struct Run {
     pub time_ns: u64,
 }
 
-/// The programs whose descriptors a process holds. `process` is a pid or `self`.
+/// Returns the programs whose descriptors a process holds. `process` is a pid or `self`.
 ///
-/// Not by name: a peer's programs are those it loaded, whatever it calls them.
+/// Names are not used: a peer's programs are the ones that it loaded, under any name.
 pub fn of_process(process: &str) -> Result<Runs> {
     let mut runs = Runs::new();
     let folder = format!("/proc/{process}/fdinfo");
@@ -29,7 +29,7 @@ pub fn of_process(process: &str) -> Result<Runs> {
     Ok(runs)
 }
 
-/// None where the descriptor is no program; links show a program's id too.
+/// Returns None if the descriptor is not a program. Links show a program's id too.
 fn parse(fdinfo: &str) -> Option<(u32, Run)> {
     let field = |name: &str| -> Option<u64> {
         let line = fdinfo.lines().find_map(|line| line.strip_prefix(name))?;
@@ -40,9 +40,9 @@ fn parse(fdinfo: &str) -> Option<(u32, Run)> {
     Some((u32::try_from(field("prog_id:")?).ok()?, run))
 }
 
-/// What one event cost between two readings, and how many there were.
+/// Returns the cost of one event between two readings in nanoseconds, and the number of events.
 ///
-/// Where several programs see each event (one at its begin, one at its end), their costs add up.
+/// If several programs see each event (one at its begin, one at its end), their costs are added.
 pub fn per_event(before: &Runs, after: &Runs) -> Result<(f64, u64)> {
     let mut cost = 0.0;
     let mut most = 0;
@@ -54,7 +54,7 @@ pub fn per_event(before: &Runs, after: &Runs) -> Result<(f64, u64)> {
             most = most.max(count);
         }
     }
-    ensure!(most > 0, "no program ran");
+    ensure!(most > 0, "no BPF program ran");
     Ok((cost, most))
 }
 
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_is_told_from_its_link() {
+    fn a_program_is_distinguished_from_its_link() {
         let program = "pos:\t0\nprog_type:\t5\nprog_id:\t7\nrun_time_ns:\t900\nrun_cnt:\t3\n";
         assert_eq!(parse(program), Some((7, Run { count: 3, time_ns: 900 })));
         assert_eq!(parse("link_type:\tperf\nprog_id:\t7\n"), None);

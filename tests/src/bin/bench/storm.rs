@@ -1,5 +1,5 @@
-//! A gateway that leaks, in a cgroup of its own below one that all of a bench share, so that the
-//! policy can name it before it exists.
+//! A leaking gateway in its own cgroup. The cgroup is below one that the whole bench shares, so that
+//! the policy can name it before it exists.
 
 use anyhow::{Context, Result};
 use mcp_guard_core::audit::{Record, Timing};
@@ -11,11 +11,11 @@ use std::fmt::Write as _;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// Long enough for a slow machine; a freeze takes milliseconds.
+/// How long a freeze may take. It takes milliseconds; a slow machine needs longer.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub struct Storm {
-    /// First, so that it is thawed and emptied before its child is waited for.
+    /// Declared before the gateway, so that it is thawed and emptied before the gateway is reaped.
     pub cgroup: FixtureCgroup,
     gateway: Option<Gateway>,
 }
@@ -34,11 +34,11 @@ impl Storm {
         Ok(Self { cgroup: parent.child(&name(run))?, gateway: None })
     }
 
-    /// Starts `trees` launchers, one after another and as fast as it can.
+    /// Starts a gateway that starts `trees` launchers one after another, as fast as it can.
     pub fn rage(&mut self, trees: u64) -> Result<()> {
         let mut command = Command::new(workload("launcher-lookalike")?);
         command.args(["leak", "--package", "@bench/storm@1.0.0", "--count", &trees.to_string()]);
-        // The pipe is held open: its end would end the gateway.
+        // The pipe stays open: EOF would end the gateway.
         command.stdin(Stdio::piped()).stdout(Stdio::null());
         self.gateway = Some(Gateway(self.cgroup.spawn(command)?));
         Ok(())
@@ -49,7 +49,7 @@ impl Storm {
     }
 }
 
-/// Rules for all runs of a bench.
+/// Returns the guard rules for all runs.
 pub fn rules(parent: &FixtureCgroup, runs: u64) -> String {
     (0..runs).fold(String::new(), |mut rules, run| {
         let path = format!("{}/{}", parent.path(), name(run));
@@ -62,7 +62,7 @@ fn name(run: u64) -> String {
     format!("run-{run}")
 }
 
-/// Waits until the agent counts all of them.
+/// Waits until the agent guards the cgroups of all storms.
 pub fn await_guarded(agent: &mut Agent, storms: &[Storm]) -> Result<()> {
     agent.wait_until("the cgroups are guarded", |agent| {
         let audit = agent.audit()?;
@@ -74,7 +74,7 @@ pub fn await_guarded(agent: &mut Agent, storms: &[Storm]) -> Result<()> {
     })
 }
 
-/// What the agent's audit says of the freeze of a cgroup.
+/// Returns the timing of a cgroup's freeze, from the agent's audit.
 pub fn freeze_of(agent: &mut Agent, cgroup: u64) -> Result<Timing> {
     let timing = agent.await_record("the outcome of the freeze", |record| {
         let Record::Outcome { guard, response: Response::Freeze, timing, .. } = record else {

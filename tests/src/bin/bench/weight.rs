@@ -1,4 +1,4 @@
-//! What the agent takes of the machine while nothing happens.
+//! The CPU time and memory of an idle agent.
 
 use crate::report::Report;
 use crate::storm::{self, Storm};
@@ -11,10 +11,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const GUARDS: u64 = 8;
-/// Launcher trees in each guard: fewer than any detector minds.
+/// Launcher trees in each guard: fewer than any detector reports.
 const TREES: u64 = 4;
 const IDLE: Duration = Duration::from_secs(20);
-/// What the start left to do is done by then.
+/// How long the agent takes to finish its start.
 const SETTLE: Duration = Duration::from_secs(3);
 
 pub fn measure(report: &mut Report) -> Result<()> {
@@ -37,11 +37,13 @@ pub fn measure(report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Nanoseconds on a CPU of all threads: clock ticks of 10 ms would be half of what is allowed.
+/// Returns the CPU time of all threads, in nanoseconds: clock ticks of 10 ms are too coarse for the
+/// goal.
 fn cpu_time(pid: u32) -> Result<Duration> {
     let mut sum = 0;
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let text = fs::read_to_string(thread?.path().join("schedstat")).context("schedstat")?;
+        let text = fs::read_to_string(thread?.path().join("schedstat"));
+        let text = text.context("cannot read schedstat")?;
         let first = text.split(' ').next().context("schedstat is empty")?;
         sum += first.parse::<u64>().with_context(|| format!("schedstat: {text}"))?;
     }
@@ -49,8 +51,13 @@ fn cpu_time(pid: u32) -> Result<Duration> {
 }
 
 pub fn rss_mib(pid: u32) -> Result<f64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).context("status")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    let kib: f64 = line.trim().trim_end_matches(" kB").parse().context("VmRSS")?;
+    let text = fs::read_to_string(format!("/proc/{pid}/status"));
+    let text = text.context("cannot read the status of the agent")?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .context("the status has no VmRSS")?;
+    let kib: Result<f64, _> = line.trim().trim_end_matches(" kB").parse();
+    let kib = kib.context("VmRSS is not a number")?;
     Ok(kib / 1024.0)
 }

@@ -1,5 +1,5 @@
-//! The ways to be born and to be reaped, each one system call away from the kernel.
-#![allow(unsafe_code, reason = "clone, exec and wait without a library in between are the point")]
+//! The ways to create and to reap processes, each through a single system call.
+#![allow(unsafe_code, reason = "clone, exec and wait must be called without a library in between")]
 
 use anyhow::{Context, Result};
 use std::ffi::CString;
@@ -13,14 +13,16 @@ const CLONE_INTO_CGROUP: u64 = 1 << 33;
 const NO_EXEC: i32 = 111;
 
 pub fn exit(code: i32) -> ! {
-    // SAFETY: ends the process; no destructor is owed to anybody.
+    // SAFETY: ends the process; no destructor has to run.
     unsafe { libc::_exit(code) }
 }
 
-/// `child` returns its exit code and must do only what is safe after a fork; all callers here have
-/// one thread when they fork, so a child that starts a thread is safe too.
+/// Forks. `child` runs in the child and returns its exit code.
+///
+/// `child` must only do what is safe after a fork. All callers have one thread when they fork, so a
+/// child that starts a thread is safe too.
 pub fn fork(child: impl FnOnce() -> i32) -> io::Result<i32> {
-    // SAFETY: this process has one thread, so the copy holds no lock of another one.
+    // SAFETY: this process has one thread, so the child inherits no lock that another thread holds.
     match unsafe { libc::fork() } {
         0 => exit(child()),
         -1 => Err(io::Error::last_os_error()),
@@ -28,9 +30,11 @@ pub fn fork(child: impl FnOnce() -> i32) -> io::Result<i32> {
     }
 }
 
-/// A child that shares the caller's memory and stops it until it exits, as vfork does. Through
-/// clone with a stack of its own: vfork itself returns twice into one Rust frame, which is
-/// undefined.
+/// Creates a child that shares the caller's memory and stops the caller until it exits, as vfork
+/// does.
+///
+/// Uses clone with a separate stack: vfork itself returns twice into one Rust frame, which is
+/// undefined behaviour.
 pub fn vfork(stack: &mut [u128]) -> io::Result<i32> {
     extern "C" fn leave(_: *mut libc::c_void) -> i32 {
         exit(0)
@@ -46,10 +50,10 @@ pub fn vfork(stack: &mut [u128]) -> io::Result<i32> {
     }
 }
 
-/// A plain clone3 with these flags; the child only exits. `cgroup` counts with CLONE_INTO_CGROUP
-/// alone.
+/// Calls clone3 with these flags; the child only exits. `cgroup`, if given, is the directory of the
+/// cgroup in which the child is created (CLONE_INTO_CGROUP).
 pub fn clone3(flags: i32, cgroup: Option<i32>) -> io::Result<i32> {
-    // With CLONE_PARENT the kernel takes the caller's own exit signal and refuses another.
+    // With CLONE_PARENT the kernel uses the caller's own exit signal and rejects any other.
     let signal = if flags & libc::CLONE_PARENT == 0 { libc::SIGCHLD as u64 } else { 0 };
     let into = if cgroup.is_some() { CLONE_INTO_CGROUP } else { 0 };
     // SAFETY: all zero is a valid clone_args: no stack, no pidfd, no tls.
@@ -67,7 +71,7 @@ pub fn clone3(flags: i32, cgroup: Option<i32>) -> io::Result<i32> {
     }
 }
 
-/// A program with its arguments, laid out before the fork so that the child need not allocate.
+/// A program with its arguments, prepared before the fork so that the child need not allocate.
 pub struct Program {
     path: CString,
     words: [CString; 2],
@@ -75,7 +79,8 @@ pub struct Program {
 
 impl Program {
     pub fn this_one(words: [&str; 2]) -> Result<Self> {
-        let path = std::env::current_exe().context("own path")?.into_os_string().into_vec();
+        let own = std::env::current_exe().context("cannot find this program's path")?;
+        let path = own.into_os_string().into_vec();
         let [first, second] = words;
         Ok(Self { path: CString::new(path)?, words: [CString::new(first)?, CString::new(second)?] })
     }
@@ -90,8 +95,9 @@ impl Program {
     }
 }
 
-/// Waits until every other holder of the pipe's write end has closed it. For a forked child: closes
-/// its own copy first, and never allocates.
+/// Waits until all other holders of the pipe's write end have closed it.
+///
+/// For a forked child: closes its own copy first, and never allocates.
 pub fn wait_for_hangup(reader: i32, writer: i32) -> i32 {
     let mut byte = 0_u8;
     // SAFETY: both descriptors belong to this process, which exits here without closing them again;
@@ -114,7 +120,7 @@ pub fn reap(pid: i32) -> Result<Status> {
     Ok(found.1)
 }
 
-/// The next child to end; None when no child is left.
+/// Reaps the next child that ends. Returns None if no child is left.
 pub fn reap_any() -> Result<Option<(i32, Status)>> {
     match wait(-1) {
         Err(error) if error.raw_os_error() == Some(libc::ECHILD) => Ok(None),

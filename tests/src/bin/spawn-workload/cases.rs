@@ -1,4 +1,5 @@
-//! What a worker does: rounds of one case, or of all in turn, until time or budget is over.
+//! A worker: runs rounds of one case, or of all cases in turn, until its time or the budget is used
+//! up.
 
 use crate::births::{self, Program, Status};
 use crate::ledger::Ledger;
@@ -10,7 +11,7 @@ use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::Instant;
 
-/// How many CLONE_PARENT children of one worker may wait for the main process to reap them.
+/// One byte for each CLONE_PARENT child of a worker that may wait for the main process to reap it.
 const CREDITS: [u8; 16] = [b'c'; 16];
 /// Threads alive at once in one round.
 const THREADS: usize = 4;
@@ -31,10 +32,10 @@ impl<'a> Worker<'a> {
         memory: i32,
         credits: (&'a PipeReader, &'a PipeWriter),
     ) -> Result<Self> {
-        // A worker may wait for credits, so it must not survive the main process that gives them.
+        // A worker may wait for credits, so it must not outlive the main process, which sends them.
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
         let (_, mut purse) = credits;
-        purse.write_all(&CREDITS).context("credits")?;
+        purse.write_all(&CREDITS).context("cannot write credits")?;
         Ok(Self {
             ledger,
             into: options.into.as_ref().map(AsRawFd::as_raw_fd),
@@ -71,7 +72,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// One child, reaped at once.
+    /// Creates one child and reaps it at once.
     fn one(&mut self, birth: impl FnOnce(&mut Self) -> std::io::Result<i32>) -> Result<()> {
         if !self.ledger.claim() {
             return Ok(());
@@ -84,7 +85,7 @@ impl<'a> Worker<'a> {
     }
 
     /// In the forked child: a second thread replaces the whole process. It waits until the first
-    /// one, which the exec will kill, has booked it.
+    /// thread, which the exec will kill, has recorded it in the ledger.
     fn exec_from_a_thread(&self) -> i32 {
         if !self.ledger.claim() {
             return 0;
@@ -99,20 +100,20 @@ impl<'a> Worker<'a> {
             };
             let thread = thread::Builder::new().spawn_scoped(scope, replace);
             let thread = self.ledger.threaded(thread)?;
-            thread.map_or(Ok(()), |_| booked.send(()).context("second thread"))
+            thread.map_or(Ok(()), |_| booked.send(()).context("the second thread has ended"))
         });
         i32::from(result.is_err())
     }
 
-    /// CLONE_PARENT: the child becomes a sibling, and the main process reaps it.
+    /// Creates a child with CLONE_PARENT: it becomes a sibling, and the main process reaps it.
     fn give_away(&mut self) -> Result<()> {
         let (mut credits, mut purse) = self.credits;
-        credits.read_exact(&mut [0]).context("credit")?;
+        credits.read_exact(&mut [0]).context("cannot read a credit")?;
         let claimed = self.ledger.claim();
         if claimed && self.ledger.born(births::clone3(libc::CLONE_PARENT, None))?.is_some() {
             return Ok(());
         }
-        purse.write_all(b"c").context("credit")
+        purse.write_all(b"c").context("cannot return a credit")
     }
 
     fn threads(&mut self) -> Result<()> {
@@ -128,10 +129,10 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Tries for as many children as asked, all alive together; they end when the pipe's last
-    /// writer closes, so none survives this worker, however it ends.
+    /// Tries to have the requested number of children alive at once. They end when the pipe's last
+    /// writer closes it, so they never outlive this worker.
     fn bomb(&mut self) -> Result<()> {
-        let (reader, writer) = std::io::pipe().context("pipe")?;
+        let (reader, writer) = std::io::pipe().context("cannot create a pipe")?;
         let ends = (reader.as_raw_fd(), writer.as_raw_fd());
         let mut alive = Vec::new();
         for _ in 0..self.alive {

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-/// All zero bytes are a valid, empty ledger.
+/// Memory filled with zeros is a valid, empty ledger.
 #[repr(C)]
 pub struct Ledger {
     processes: AtomicU64,
@@ -28,7 +28,7 @@ pub struct Report {
 }
 
 impl Ledger {
-    /// The memory is a memfd that exec'd programs inherit: they count themselves.
+    /// Creates a ledger in a memfd. Exec'd programs inherit it and count themselves.
     pub fn create(max: u64) -> Result<(OwnedFd, &'static Self)> {
         let memory = memfd_create("ledger", MemfdFlags::empty()).context("memfd_create")?;
         ftruncate(&memory, size_of::<Self>() as u64).context("ftruncate")?;
@@ -38,7 +38,7 @@ impl Ledger {
     }
 
     pub fn attach(fd: i32) -> Result<&'static Self> {
-        // SAFETY: a new shared mapping at an address of the kernel's choice touches no existing
+        // SAFETY: a new shared mapping at an address that the kernel chooses touches no existing
         // memory.
         #[allow(unsafe_code, reason = "std cannot map shared memory")]
         let address = unsafe {
@@ -54,11 +54,12 @@ impl Ledger {
         ensure!(address != libc::MAP_FAILED, "mmap of {fd}: {}", io::Error::last_os_error());
         // SAFETY: the mapping is page-aligned, at least as long as the struct, never unmapped, and
         // any bytes are valid atomics.
-        #[allow(unsafe_code, reason = "the mapping becomes a reference here alone")]
+        #[allow(unsafe_code, reason = "shared memory becomes a reference only here")]
         Ok(unsafe { &*address.cast::<Self>() })
     }
 
-    /// Takes one birth from the budget, before it is tried; false when the budget is spent.
+    /// Takes one new process or thread from the budget before it is created. Returns false if the
+    /// budget is used up.
     pub fn claim(&self) -> bool {
         self.claimed.fetch_add(1, SeqCst) < self.max.load(SeqCst)
     }
@@ -67,7 +68,8 @@ impl Ledger {
         self.claimed.load(SeqCst) >= self.max.load(SeqCst)
     }
 
-    /// Books a claimed clone by its result: only success is a birth, only EAGAIN a refusal.
+    /// Records the result of a claimed clone. Success counts as a new process, EAGAIN as a refusal,
+    /// and any other error is returned.
     pub fn born(&self, result: io::Result<i32>) -> Result<Option<i32>> {
         match result {
             Ok(pid) => {
@@ -78,7 +80,7 @@ impl Ledger {
         }
     }
 
-    /// The same for a thread.
+    /// Records the result of a claimed thread, in the same way.
     pub fn threaded<T>(&self, result: io::Result<T>) -> Result<Option<T>> {
         match result {
             Ok(handle) => {

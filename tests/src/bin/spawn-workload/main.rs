@@ -1,7 +1,7 @@
-//! `spawn-workload --case CASE --seconds S --workers W [--into DIR] [--alive K] [--max N]`: gives
-//! birth as fast as it can, reaps everything, and prints its own exact ledger as one JSON line.
-//! What the kernel counted for the cgroup must equal it: processes, threads and execs, without this
-//! main process itself.
+//! `spawn-workload --case CASE --seconds S --workers W [--into DIR] [--alive K] [--max N]`: creates
+//! processes as fast as it can, reaps all of them, and prints its own exact ledger as one JSON line.
+//! The processes, threads and execs that the kernel counts for the cgroup, without this main process
+//! itself, must equal the ledger.
 
 mod births;
 mod cases;
@@ -33,9 +33,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// The program that the exec cases start: this one, counting itself in the ledger it inherited.
+/// Runs as the program that the exec cases start: counts itself in the ledger it inherited.
 fn tick(fd: Option<String>) -> ExitCode {
-    let ledger = fd.and_then(|fd| fd.parse().ok()).context("no ledger").and_then(Ledger::attach);
+    let ledger =
+        fd.and_then(|fd| fd.parse().ok()).context("the ledger is missing").and_then(Ledger::attach);
     match ledger {
         Ok(ledger) => {
             ledger.executed();
@@ -46,14 +47,14 @@ fn tick(fd: Option<String>) -> ExitCode {
 }
 
 fn complain(error: &anyhow::Error, code: u8) -> ExitCode {
-    // Nowhere to report a failing stderr to.
+    // A failing stderr cannot be reported anywhere.
     let _ = writeln!(std::io::stderr(), "spawn-workload: {error:#}");
     ExitCode::from(code)
 }
 
 fn run(options: &Options) -> Result<()> {
     let (memory, ledger) = Ledger::create(options.max)?;
-    let (credits_out, credits_in) = std::io::pipe().context("pipe")?;
+    let (credits_out, credits_in) = std::io::pipe().context("cannot create a pipe")?;
     let end = Instant::now() + options.time;
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     let mut workers = Vec::new();
@@ -91,15 +92,14 @@ fn work(
     }
 }
 
-/// Reaps the workers and the children they gave to this process by CLONE_PARENT, until none is
-/// left: only then is the ledger final. Each given child that is reaped is a credit for the next
-/// one.
+/// Reaps the workers and their CLONE_PARENT children, which are children of this process, until none
+/// is left: only then is the ledger final. Each such child that is reaped is a credit for another.
 fn reap_all(workers: &[i32], mut credits: &PipeWriter) -> Result<usize> {
     let mut failed = 0;
     while let Some((pid, status)) = births::reap_any()? {
         failed += usize::from(status != Status::Fine);
         if !workers.contains(&pid) {
-            credits.write_all(b"c").context("credit")?;
+            credits.write_all(b"c").context("cannot write a credit")?;
         }
     }
     Ok(failed)

@@ -5,7 +5,7 @@ use mcp_guard_tests::flags::Flags;
 use std::fs::File;
 use std::time::Duration;
 
-/// The hidden first word of the program that the exec cases start.
+/// The hidden first argument of the program that the exec cases start.
 pub const TICK: &str = "--tick";
 
 const KEYS: [&str; 6] = ["--case", "--seconds", "--workers", "--into", "--alive", "--max"];
@@ -42,7 +42,7 @@ impl Case {
         CASES.iter().find(|(_, case)| *case == self).map_or("?", |(name, _)| name)
     }
 
-    /// What `mix` does in turn; without a directory it leaves `into-cgroup` out.
+    /// Returns the cases that `mix` runs in turn. Without a directory, `into-cgroup` is left out.
     pub fn all(with_into: bool) -> Vec<Self> {
         let single = CASES.iter().map(|(_, case)| *case).filter(|case| *case != Self::Mix);
         single.filter(|case| with_into || *case != Self::IntoCgroup).collect()
@@ -53,11 +53,11 @@ pub struct Options {
     pub case: Case,
     pub time: Duration,
     pub workers: u64,
-    /// The v2 directory that `into-cgroup` children are born into.
+    /// The v2 directory in which `into-cgroup` creates children.
     pub into: Option<File>,
     /// How many children each worker of `bomb` tries to have alive at once.
     pub alive: u64,
-    /// The most births, workers included.
+    /// The most processes and threads to create, including the workers.
     pub max: u64,
 }
 
@@ -66,7 +66,7 @@ impl Options {
         let flags = Flags::parse(words, &KEYS, &[])?;
         let name = flags.need("--case")?;
         let Some(&(_, case)) = CASES.iter().find(|(known, _)| *known == name) else {
-            bail!("--case {name}: none of {:?}", CASES.map(|(known, _)| known));
+            bail!("--case {name}: must be one of {:?}", CASES.map(|(known, _)| known));
         };
         let into = flags.get("--into").map(|dir| File::open(dir).with_context(|| dir.to_string()));
         let options = Self {
@@ -77,9 +77,12 @@ impl Options {
             alive: flags.number("--alive", 100)?,
             max: flags.number("--max", 2_000_000)?,
         };
-        ensure!((1..=256).contains(&options.workers), "--workers: 1 to 256");
-        ensure!((1..=10_000).contains(&options.alive), "--alive: 1 to 10000");
-        ensure!(case != Case::IntoCgroup || options.into.is_some(), "into-cgroup needs --into DIR");
+        ensure!((1..=256).contains(&options.workers), "--workers must be 1 to 256");
+        ensure!((1..=10_000).contains(&options.alive), "--alive must be 1 to 10000");
+        ensure!(
+            case != Case::IntoCgroup || options.into.is_some(),
+            "--case into-cgroup needs --into DIR"
+        );
         Ok(options)
     }
 }

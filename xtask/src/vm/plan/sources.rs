@@ -1,4 +1,4 @@
-//! The end-to-end tests as their sources have them: to build them takes minutes.
+//! Finds the end-to-end tests in their sources, because building them takes minutes.
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +7,7 @@ use guest_runner::Test;
 
 use crate::workspace;
 
-/// Every test of every program.
+/// Returns every test of every program.
 pub fn tests() -> Vec<Test> {
     let folder = workspace::root().join("tests/tests");
     let mut all = Vec::new();
@@ -20,7 +20,7 @@ pub fn tests() -> Vec<Test> {
     all
 }
 
-/// The Rust files of a folder, by their names.
+/// Returns the Rust files of a folder, with their names.
 fn modules(folder: &Path) -> Vec<(String, std::path::PathBuf)> {
     let files = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let rust = files.filter(|file| file.extension().is_some_and(|end| end == "rs"));

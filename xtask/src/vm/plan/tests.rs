@@ -17,7 +17,7 @@ fn chosen(image: &str, extent: Extent, filter: &str) -> (Vec<String>, Vec<String
 }
 
 #[test]
-fn a_root_test_runs_only_where_it_is_named() {
+fn root_tests_run_only_if_they_are_named() {
     let manifest = std::fs::read_to_string(workspace::root().join("tests/Cargo.toml")).unwrap();
     let programs: BTreeSet<String> =
         sources::tests().into_iter().map(|test| test.program).collect();
@@ -26,14 +26,14 @@ fn a_root_test_runs_only_where_it_is_named() {
 }
 
 #[test]
-fn a_person_waits_for_less() {
+fn a_smaller_extent_has_fewer_tests() {
     let counts = [Extent::Quick, Extent::Usual, Extent::Full]
         .map(|extent| chosen("trixie", extent, "").0.len());
     assert!(counts.is_sorted() && counts[0] < counts[2], "{counts:?}");
 }
 
 #[test]
-fn a_test_runs_in_the_boot_that_it_takes() {
+fn a_test_runs_in_the_boot_that_it_needs() {
     let test = |name: &str| Test { program: "p".into(), name: name.to_owned() };
     let names = ["after_a_reboot_x", "p020_x", "x", "before_a_reboot_x", "y"];
     let set = Set { tests: names.map(test).into(), left_out: Vec::new() };
@@ -55,7 +55,7 @@ fn a_test_runs_in_the_boot_that_it_takes() {
 }
 
 #[test]
-fn what_is_left_out_is_said() {
+fn tests_that_are_left_out_are_listed() {
     let (tests, left) = chosen("bookworm", Extent::Usual, "");
     assert_eq!(tests, ["guest_kernel::a", "guest_kernel::b"]);
     assert_eq!(left, ["cli 2", "docker_leak 2", "guest_refusal 2", "host_agent 2"]);
@@ -65,16 +65,16 @@ fn what_is_left_out_is_said() {
 }
 
 #[test]
-fn the_oldest_kernel_shows_the_refusal_alone() {
+fn the_oldest_kernel_runs_only_the_refusal_tests() {
     assert_eq!(chosen("kernel-5.10", Extent::Full, "").0, ["guest_refusal::a", "guest_refusal::b"]);
 }
 
 #[test]
-fn the_reason_is_the_one_that_holds_longest() {
+fn the_reason_is_that_of_the_largest_extent() {
     let image = find("trixie").unwrap();
     let test = |program: &str| Test { program: program.into(), name: "x".into() };
     let why = |program| reason_against(image, Extent::Quick, &test(program)).unwrap();
-    assert_eq!(why("host_exact"), "cargo xtask test runs it in kernel-6.12, --full here");
+    assert_eq!(why("host_exact"), "cargo xtask test runs it in kernel-6.12; --full runs it here");
     assert!(why("host_agent").starts_with("little in it depends on the guest"));
 }
 
@@ -83,18 +83,18 @@ fn cargo_xtask_test_runs_each_test_somewhere() {
     let all = sources::tests();
     assert!(all.len() > 150, "{} tests found", all.len());
     for test in &all {
-        // The native tiers run all of theirs.
+        // The native tiers run all of their tests.
         let natively = ["cli", "bpf_log", "host_", "docker_"]
             .iter()
             .any(|tier| test.program.starts_with(tier));
         let in_a_guest =
             IMAGES.iter().any(|image| reason_against(image, Extent::Usual, test).is_none());
-        assert!(natively || in_a_guest, "{test} runs with --full alone");
+        assert!(natively || in_a_guest, "{test} runs only with --full");
     }
 }
 
 #[test]
-fn what_is_spared_has_a_name_that_is_there() {
+fn tests_that_are_spared_exist() {
     let all = sources::tests();
     for part in SPARED.iter().flat_map(|one| one.tests) {
         assert!(all.iter().any(|test| test.to_string().starts_with(part)), "{part}");

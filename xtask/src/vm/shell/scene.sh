@@ -1,4 +1,4 @@
-# $1 is the container image. Bounded: twelve servers at most, under a pids limit of their own.
+# $1 is the container image. The leak is bounded: at most twelve servers, with a pids limit.
 set -eu
 mkdir -p /etc/mcp-guard
 cp /payload/policy.toml /etc/mcp-guard/policy.toml
@@ -8,11 +8,11 @@ docker run --detach --name leak --network none --pids-limit 500 "$1" \
   --outputTransport streamableHttp --port 8871
 cat >/etc/motd <<'MOTD'
 
-The agent runs as mcp-guard.service, and the container `leak` starts a server every 20 seconds
-that never ends. Try:
+The agent runs as mcp-guard.service. The container `leak` starts a server every 20 seconds that
+never ends. Try:
 
-  mcp-guard status                    servers by package, and what is held
-  mcp-guard thaw leak                 undo a freeze
+  mcp-guard status                    servers by package, and holds
+  mcp-guard thaw leak                 release a freeze
   mcp-guard doctor
   docker top leak
   journalctl -u mcp-guard

@@ -1,24 +1,25 @@
-//! Variables in the values of compose files.
+//! Fills in variables in the values of compose files.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::facts::Variables;
 
-/// `$V`, `${V}`, `${V:-default}`, `${V-default}` and `$$`, as compose fills them in; whether any was.
+/// Fills in `$V`, `${V}`, `${V:-default}`, `${V-default}` and `$$` as compose does. The flag is true if a
+/// variable was filled in.
 pub fn interpolate(text: &str, variables: &Variables) -> Result<(String, bool), String> {
     fill_in(text, |name| match (&variables.unread, variables.values.get(name)) {
         (Some(why), _) => Err(why.clone()),
-        (None, Some(None)) => Err("a variable that is no number".to_owned()),
+        (None, Some(None)) => Err("the value of a variable is not a number".to_owned()),
         (None, Some(Some(value))) => Ok(Some(value.clone())),
         (None, None) => Ok(None),
     })
 }
 
-/// The variables that a text uses, with the values that they have in `all`. One that is no number is not
-/// kept: no limit comes from it.
+/// Returns the variables that a text uses, with their values in `all`. A value that is not a number is not
+/// kept, because it cannot be a limit.
 pub fn used(text: &str, all: &BTreeMap<String, String>) -> BTreeMap<String, Option<String>> {
     let mut names = BTreeSet::new();
-    // An error ends a text for whoever judges it, too.
+    // The error can be ignored: `interpolate` stops at the same place.
     let _ = fill_in(text, |name| {
         names.insert(name.to_owned());
         Ok(Some(String::new()))
@@ -49,7 +50,7 @@ fn fill_in(
             continue;
         }
         let (expression, after) = match after.strip_prefix('{') {
-            Some(after) => after.split_once('}').ok_or("a ${ without an end")?,
+            Some(after) => after.split_once('}').ok_or("a ${ without a closing brace")?,
             None => {
                 let end = after.find(|c: char| !is_name(c)).unwrap_or(after.len());
                 after.split_at(end)
@@ -74,10 +75,10 @@ fn value_of(
     match (operator.strip_prefix(":-"), operator.strip_prefix('-')) {
         (Some(default), _) => Ok(filled.map_or(default, String::as_str).to_owned()),
         (None, Some(default)) => Ok(known.unwrap_or_else(|| default.to_owned())),
-        // It may have been set in the shell that ran compose.
+        // The variable may have been set in the shell that ran compose.
         (None, None) => known
             .filter(|_| operator.is_empty())
-            .ok_or_else(|| format!("what ${{{expression}}} was is not known")),
+            .ok_or_else(|| format!("the value of ${{{expression}}} is not known")),
     }
 }
 
@@ -90,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_variables_that_are_used_and_numbers_are_kept() {
+    fn only_used_variables_and_numbers_are_kept() {
         let all = [("A", "25"), ("B", "hunter2"), ("C", "7"), ("EMPTY", "")];
         let all = all.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let kept = used("${A}${B:-5}$EMPTY${NONE:-3}$$C", &all);

@@ -1,4 +1,4 @@
-//! The keys of a compose file that a limit depends on, taken from its text.
+//! Extracts from a compose file the keys that a limit depends on.
 
 use super::{
     super::{
@@ -9,10 +9,10 @@ use super::{
 };
 use crate::escape::visible_within;
 
-/// Bytes that are kept of a value, a name or a tag; no number is as long.
+/// Maximum bytes kept of a value, a name or a tag; no number is that long.
 const MAX_TEXT: usize = 1024;
 
-/// Takes what is said of one service.
+/// Extracts the keys of one service.
 #[must_use]
 pub fn keys(text: &str, service: &str) -> Keys {
     let document = match Document::parse(text) {
@@ -54,7 +54,7 @@ fn shown(text: &str) -> String {
     visible_within(text, MAX_TEXT)
 }
 
-/// The node below these keys.
+/// Follows a path of keys from a node.
 fn walk(document: &Document, from: At, keys: &[&str]) -> Reached<At> {
     let mut at = from;
     for key in keys {

@@ -6,7 +6,7 @@ fn says(files: &[&str], version: Option<(u32, u32, u32)>) -> Says {
     says_by(files, environment(files), Tool::Docker(version))
 }
 
-/// Judged from facts that were saved and read.
+/// Judges facts that were saved and read back.
 fn says_by(files: &[&str], variables: Variables, tool: Tool) -> Says {
     let content = Content::Read { files: taken(files), variables };
     let saved = serde_json::to_string(&content).unwrap();
@@ -25,14 +25,14 @@ fn taken(files: &[&str]) -> Vec<ComposeFile> {
     files.iter().zip(names).map(file).collect()
 }
 
-/// What these files use of an env file.
+/// The variables of an env file that these files use.
 fn environment(files: &[&str]) -> Variables {
     let all = [("LIMIT", "30"), ("WORD", "hunter2"), ("ZERO", "0"), ("OTHER", "7")];
     let all = all.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     Variables { values: used_variables(&taken(files), &all), ..Variables::default() }
 }
 
-/// `VALUE FILE:LINE` of a limit.
+/// Returns a limit as `VALUE FILE:LINE`.
 #[track_caller]
 fn limit(files: &[&str]) -> String {
     let found = says(files, Some((2, 20, 0)));
@@ -41,7 +41,7 @@ fn limit(files: &[&str]) -> String {
 }
 
 #[test]
-fn both_spellings_and_the_line() {
+fn both_spellings_are_read_with_their_line() {
     assert_eq!(limit(&["services:\n  web:\n    pids_limit: 25\n"]), "25 a.yml:3");
     assert_eq!(limit(&["services: {web: {pids_limit: \"25\"}}"]), "25 a.yml:1");
     let deploy =
@@ -55,13 +55,13 @@ fn the_later_file_wins() {
     let one = "services:\n  web:\n    pids_limit: 25\n";
     assert_eq!(limit(&[one, "services: {web: {pids_limit: 40}}"]), "40 b.yml:1");
     assert_eq!(limit(&[one, "services: {web: {image: x}}", ""]), "25 a.yml:3");
-    // compose takes 0 for not set.
+    // Compose treats 0 as not set.
     let off = says(&[one, "services: {web: {pids_limit: 0}}"], None);
     assert!(matches!(off, Says::Nothing { .. }), "{off:?}");
 }
 
 #[test]
-fn anchors_are_followed_where_they_are_merged() {
+fn merged_anchors_are_followed() {
     let merged = "x-base: &base\n  pids_limit: 25\nservices:\n  web:\n    <<: *base\n";
     assert_eq!(limit(&[merged]), "25 a.yml:2");
     let list = "x-a: &a {image: x}\nx-b: &b {pids_limit: 7}\nservices: {web: {<<: [*a, *b]}}";
@@ -73,7 +73,7 @@ fn anchors_are_followed_where_they_are_merged() {
 }
 
 #[test]
-fn a_limit_beside_the_service_is_not_its_own() {
+fn a_limit_of_another_service_or_extension_is_not_the_services_own() {
     let text =
         "x-base:\n  pids_limit: 25\nservices:\n  db:\n    pids_limit: 9\n  web:\n    image: x\n";
     let Says::Nothing { elsewhere } = says(&[text], None) else { panic!("a limit") };
@@ -81,7 +81,7 @@ fn a_limit_beside_the_service_is_not_its_own() {
 }
 
 #[test]
-fn variables_as_compose_fills_them_in() {
+fn variables_are_filled_in_as_compose_does() {
     let with =
         |word: &str| says(&[&format!("services: {{web: {{pids_limit: \"{word}\"}}}}")], None);
     for (word, value) in
@@ -101,7 +101,7 @@ fn variables_as_compose_fills_them_in() {
 }
 
 #[test]
-fn what_a_variable_comes_to_is_neither_relied_upon_nor_printed() {
+fn a_variables_value_is_neither_relied_upon_nor_printed() {
     let limit = |word: &str| format!("services: {{web: {{pids_limit: \"{word}\"}}}}");
     let long = "deploy: {resources: {limits: {pids: 25}}}";
     let beside = format!("services: {{web: {{pids_limit: \"$LIMIT\", {long}}}}}");
@@ -109,7 +109,7 @@ fn what_a_variable_comes_to_is_neither_relied_upon_nor_printed() {
         let found = says(&[&text], None);
         assert!(matches!(&found, Says::Unknown { why } if !why.contains("hunter2")), "{found:?}");
     }
-    // No env file could be read: a default may have been overridden there.
+    // An env file that could not be read may override a default.
     let unread =
         Variables { unread: Some("/srv/.env: not read".to_owned()), ..Variables::default() };
     for (text, known) in [(limit("${NO:-5}"), false), (limit("25"), true)] {
@@ -120,7 +120,7 @@ fn what_a_variable_comes_to_is_neither_relied_upon_nor_printed() {
 }
 
 #[test]
-fn what_only_compose_resolves_is_not_known() {
+fn features_that_only_compose_resolves_make_the_limit_unknown() {
     for text in [
         "include: [other.yml]\nservices: {web: {pids_limit: 25}}",
         "services: {web: {extends: {service: base}, pids_limit: 25}}",
@@ -138,7 +138,7 @@ fn what_only_compose_resolves_is_not_known() {
 }
 
 #[test]
-fn two_spellings_that_disagree_do_not_load() {
+fn two_spellings_that_disagree_are_invalid() {
     let both = "services: {web: {pids_limit: 25, deploy: {resources: {limits: {pids: 25}}}}}";
     let memory = "services: {web: {pids_limit: 25, deploy: {resources: {limits: {memory: 1g}}}}}";
     for version in [None, Some((2, 26, 0)), Some((5, 0, 0))] {
@@ -149,7 +149,7 @@ fn two_spellings_that_disagree_do_not_load() {
 }
 
 #[test]
-fn what_a_tool_refuses_depends_on_the_tool() {
+fn the_keys_that_are_rejected_depend_on_the_tool() {
     let long = "services: {web: {deploy: {resources: {limits: {pids: 25}}}}}";
     assert!(matches!(says(&[long], Some((1, 29, 2))), Says::Invalid { .. }));
     assert!(matches!(says(&[long], Some((2, 0, 0))), Says::Limit { value: 25, .. }));
@@ -179,7 +179,7 @@ fn hostile_files_are_bounded() {
 }
 
 #[test]
-fn nothing_is_kept_that_a_limit_does_not_depend_on() {
+fn only_keys_that_a_limit_depends_on_are_kept() {
     let text = "x-a: &a {secret: hunter2}\nservices:\n  db: {pids_limit: hunter2}\n  web:\n    <<: *a\n    \
                 environment: {PASSWORD: hunter2}\n    pids_limit: \"${LIMIT:-5}\"\n";
     assert!(matches!(says(&[text], None), Says::Limit { value: 30, line: 7, .. }));
@@ -188,7 +188,7 @@ fn nothing_is_kept_that_a_limit_does_not_depend_on() {
 }
 
 #[test]
-fn a_file_that_was_not_read_decides_wherever_it_stands() {
+fn an_unread_file_in_any_position_makes_the_limit_unknown() {
     let mut files = taken(&["services: {web: {pids_limit: 25}}", "{", ""]);
     let why = "not read: there is no such file".to_owned();
     files[2].keys = Keys::Unread { why };
@@ -198,7 +198,7 @@ fn a_file_that_was_not_read_decides_wherever_it_stands() {
 }
 
 #[test]
-fn a_filled_in_limit_is_as_young_as_its_env_file() {
+fn a_limit_from_a_variable_is_as_new_as_its_env_file() {
     let judged_with = |text: &str| {
         let variables = Variables { modified: Some(9), ..environment(&[text]) };
         let content = Content::Read { files: taken(&[text]), variables };
@@ -211,12 +211,12 @@ fn a_filled_in_limit_is_as_young_as_its_env_file() {
 
 proptest! {
     #[test]
-    fn nothing_that_is_read_panics(text in ".{0,200}") {
+    fn no_text_panics(text in ".{0,200}") {
         says(&[&text], None);
     }
 
     #[test]
-    fn nothing_that_looks_like_a_file_panics(
+    fn no_text_like_a_compose_file_panics(
         words in prop::collection::vec(
             prop::sample::select(vec![
                 "services:", "web:", "pids_limit:", "<<:", "*a", "&a", "{", "}", "[", "]", "${X", "\n",

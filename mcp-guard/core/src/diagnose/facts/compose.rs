@@ -1,5 +1,5 @@
-//! What is known of a container's compose project: its labels, and what of its files a limit depends on.
-//! Nothing else of a file is kept, because compose files hold secrets.
+//! Facts about a container's compose project: its labels, and the keys of its files that a limit depends on.
+//! Nothing else of a file is kept, because compose files contain secrets.
 
 use std::collections::BTreeMap;
 
@@ -12,17 +12,17 @@ use super::ComposeTool;
 pub struct Compose {
     pub project: String,
     pub service: String,
-    /// What made the container.
+    /// The tool that created the container.
     pub tool: ComposeTool,
     pub version: Option<String>,
-    /// Full paths, the first is the base.
+    /// Absolute paths; the first is the base file.
     pub files: Vec<String>,
     /// Seconds since 1970 of the newest of them.
     pub modified: Option<u64>,
-    /// None where the files were not asked for, and in a saved file of schema 1.
+    /// None if the files were not asked for, and in a saved file of schema 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<Content>,
-    /// What the files came to when they were saved. Where there is content, that is judged again.
+    /// The result for the files when they were saved. If there is `content`, it is judged again instead.
     #[serde(skip_serializing_if = "Says::is_not_asked")]
     pub says: Says,
 }
@@ -40,7 +40,7 @@ pub enum Content {
     },
 }
 
-/// One file, in the order in which compose reads them: later ones win.
+/// One file. Files are in the order in which compose reads them: later ones win.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ComposeFile {
     pub path: String,
@@ -54,19 +54,19 @@ pub enum Keys {
     Unread {
         why: String,
     },
-    /// It is no YAML.
+    /// The file is not YAML.
     Broken {
         why: String,
     },
     Read {
         include: bool,
         service: Reached<ServiceKeys>,
-        /// Limits that are not this service's.
+        /// Limits of other services and of extensions.
         elsewhere: Vec<OtherLimit>,
     },
 }
 
-/// What is at the end of a path of keys.
+/// The end of a path of keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reached<T> {
@@ -90,45 +90,45 @@ pub struct ServiceKeys {
     pub limits: Reached<LimitKeys>,
 }
 
-/// Of `deploy.resources.limits`.
+/// The keys of `deploy.resources.limits`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LimitKeys {
     pub pids: Option<Written>,
 }
 
-/// A value as the file has it.
+/// A value as it is written in the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Written {
-    /// From 1.
+    /// Line number, from 1.
     pub line: u64,
     pub tag: Option<String>,
-    /// Variables not filled in; None where it is a list or a mapping.
+    /// The text, with variables not filled in; None for a list or a mapping.
     pub text: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OtherLimit {
-    /// From 1.
+    /// Line number, from 1.
     pub line: u64,
     /// `service NAME` or `extension NAME`.
     pub of: String,
 }
 
-/// Of the project's env files, the variables that the keys use.
+/// The variables of the project's env files that the keys use.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Variables {
-    /// Why the env files are not known.
+    /// The reason why the env files are not known.
     pub unread: Option<String>,
     /// Seconds since 1970 of the newest of them.
     pub modified: Option<u64>,
-    /// None where the value is no number: it may be a secret.
+    /// Values by name; None if a value is not a number, because it may be a secret.
     pub values: BTreeMap<String, Option<String>>,
 }
 
-/// What the compose files say of the service's limit.
+/// The limit that the compose files declare for the service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "outcome")]
 pub enum Says {
@@ -137,17 +137,17 @@ pub enum Says {
         /// `pids_limit` or `deploy.resources.limits.pids`.
         key: String,
         file: String,
-        /// From 1.
+        /// Line number, from 1.
         line: u64,
-        /// A variable or its default stands there: the shell that ran compose may have had another.
+        /// The value comes from a variable or its default; the shell that ran compose may have had another.
         #[serde(default)]
         filled: bool,
     },
-    /// The service is there and has no limit.
+    /// The service exists and has no limit.
     Nothing { elsewhere: Vec<String> },
-    /// The file does not load.
+    /// Compose rejects the file.
     Invalid { why: String },
-    /// Not read, or it uses what only compose itself resolves.
+    /// The files were not read, or use features that only compose itself resolves.
     Unknown { why: String },
     #[default]
     NotAsked,

@@ -1,17 +1,17 @@
-//! What a target, a host or an engine may be.
+//! The kinds of targets, hosts, engines and tools.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What kind of thing was asked about.
+/// The kind of a target.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SubjectKind {
     Container,
     Unit,
     Cgroup,
-    /// As a saved file has it.
+    /// Another kind, from a saved file.
     #[serde(untagged)]
     Other(String),
 }
@@ -67,11 +67,11 @@ impl fmt::Display for NamespaceMode {
     }
 }
 
-/// What Podman does about the cgroups of a container: `HostConfig.Cgroups`.
+/// How Podman creates the cgroups of a container: `HostConfig.Cgroups`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ContainerCgroups {
-    /// It makes none.
+    /// Podman creates none.
     Disabled,
     /// "" (Docker), "default", "split" and so on.
     #[serde(untagged)]
@@ -104,7 +104,7 @@ words! {
         /// Version 1 alone.
         Legacy "legacy",
         None "none",
-        /// The file does not say.
+        /// Not given, or an unknown word.
         #[default]
         #[serde(other)]
         Unknown "",
@@ -112,11 +112,11 @@ words! {
 }
 
 words! {
-    /// Whose engine it is.
+    /// The kind of an engine.
     #[derive(Default)]
     EngineKind {
         Podman "podman",
-        /// Every engine is spoken to through Docker's API, so one that is not known is taken for Docker.
+        /// Docker, or an unknown engine: all of them are used through Docker's API.
         #[default]
         #[serde(other)]
         Docker "docker",
@@ -124,7 +124,7 @@ words! {
 }
 
 words! {
-    /// How an engine makes cgroups.
+    /// How an engine creates cgroups.
     #[derive(Default)]
     CgroupDriver {
         Systemd "systemd",
@@ -138,7 +138,7 @@ words! {
 }
 
 words! {
-    /// What made a container from compose files. Each has its own labels and versions.
+    /// The tool that created a container from compose files. Each has its own labels and versions.
     #[derive(Default)]
     ComposeTool {
         PodmanCompose "podman-compose",
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_saved_and_read_as_they_are_printed() {
+    fn words_are_saved_and_read_as_printed() {
         let quoted = |word: &dyn fmt::Display| format!("\"{word}\"");
         for kind in [SubjectKind::Container, SubjectKind::Unit, SubjectKind::Other("x".into())] {
             assert_eq!(to_string(&kind).unwrap(), quoted(&kind));
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_word_is_no_error() {
+    fn an_unknown_word_is_not_an_error() {
         for word in ["\"\"", "\"cri-o\""] {
             assert_eq!(from_str::<EngineKind>(word).unwrap(), EngineKind::Docker);
             assert_eq!(from_str::<CgroupDriver>(word).unwrap(), CgroupDriver::Unknown);

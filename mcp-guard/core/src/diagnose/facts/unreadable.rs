@@ -1,4 +1,4 @@
-//! What could not be read, and why.
+//! Sources that could not be read, and why.
 
 use std::{convert::Infallible, fmt, str::FromStr};
 
@@ -22,14 +22,14 @@ impl fmt::Display for Unreadable {
     }
 }
 
-/// Where facts come from. Serialised as it is printed.
+/// A source of facts. Serialised as it is printed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// What the engine says of itself.
+    /// The engine's information about itself.
     Engine,
     /// The engine's list of containers.
     Containers,
-    /// What the engine says of one container.
+    /// The engine's information about one container.
     Inspect,
     /// `HostConfig.Cgroups`, which only Podman's own API has.
     PodmanCgroups,
@@ -44,16 +44,16 @@ pub enum Source {
     Cgroup(String),
     /// `pid_max` of the container's pid namespace.
     NamespacePidMax,
-    /// The pid namespaces of so many processes.
+    /// The pid namespaces of this number of processes.
     PidNamespaces(usize),
     ProcessesOfOthers,
     /// The list of cgroups that a running agent guards.
     Guards,
-    /// As a saved file has it.
+    /// Another source, from a saved file.
     Other(String),
 }
 
-/// Those that are one fixed text.
+/// The sources whose text is fixed.
 const FIXED: [Source; 11] = [
     Source::Engine,
     Source::Containers,
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_source_is_read_as_it_is_written() {
+    fn every_source_is_read_back_as_written() {
         let more = [
             Source::PidNamespaces(1),
             Source::PidNamespaces(7),

@@ -1,4 +1,4 @@
-//! A limit above the target's own cgroup: lower than its own, or used up by others.
+//! Limits above the target's own cgroup that are lower than its own, or used up by other cgroups.
 
 use super::super::{
     code::Code,
@@ -13,17 +13,18 @@ pub fn cause(view: &View<'_>) -> Option<Finding> {
     used_up(view).or_else(|| lower(view))
 }
 
-/// The limit above that was meant, because nothing is wanted here. Those of a pod or a system container
-/// are somebody else's.
+/// Reports the limit above as intended if no limit is wanted here. The limit of a pod or of a system
+/// container is not intended for the target, and stays a finding.
 pub fn meant(view: &View<'_>) -> Option<Fine> {
     let (level, limit) = lowest(view)?;
     is_meant(view, level).then(|| {
-        let title = format!("nothing is declared here: the limit is the {limit} of {}", level.path);
+        let title =
+            format!("no limit is declared here, so the limit of {limit} in {} applies", level.path);
         Fine::new(Code::WrongLevel, title)
     })
 }
 
-/// The level above that allows less than the target's own.
+/// Returns the level above with the lowest limit, if that is lower than the target's own.
 fn lowest<'a>(view: &View<'a>) -> Option<(&'a Level, Limit)> {
     let (level, limit) = view.facts.effective()?;
     let own = view.own()?;
@@ -42,13 +43,14 @@ fn lower(view: &View<'_>) -> Option<Finding> {
     }
     let own = view.kernel?;
     let title = format!(
-        "{} allows {limit} tasks for everything below it, so {own} here never comes to bear",
+        "{} allows {limit} tasks for everything below it, so the limit here ({own}) is never \
+         reached",
         level.path
     );
     Some(finding(view, level, limit, title))
 }
 
-/// A fork needs room at every level, and others may have taken that of one above.
+/// A fork needs room at every level, and other cgroups may have used up the room of a level above.
 fn used_up(view: &View<'_>) -> Option<Finding> {
     let own = view.own()?;
     let used = own.current?;
@@ -66,11 +68,11 @@ fn used_up(view: &View<'_>) -> Option<Finding> {
     let (current, limit) = (level.current?, level.max?);
     let fail = if Limit::Tasks(current) >= limit { "fail" } else { "may fail at any moment" };
     let though = match view.kernel {
-        Some(Limit::Tasks(own)) => format!("although {used} of {own} are used"),
-        Some(Limit::Max) | None => format!("although {used} tasks are all that is here"),
+        Some(Limit::Tasks(own)) => format!("although this cgroup has only {used} of {own} tasks"),
+        Some(Limit::Max) | None => format!("although this cgroup has only {used} tasks"),
     };
     let title =
-        format!("{} holds {current} of {limit} tasks: forks {fail} here {though}", level.path);
+        format!("{} has {current} of {limit} tasks: forks here {fail}, {though}", level.path);
     Some(finding(view, level, limit, title))
 }
 
@@ -85,7 +87,8 @@ fn finding(view: &View<'_>, level: &Level, limit: Limit, title: String) -> Findi
         finding = finding.seen("limit here", view.file_of("pids.max"), own);
     }
     if let Some(current) = level.current {
-        finding = finding.seen("tasks below it", format!("{}/pids.current", level.path), current);
+        finding =
+            finding.seen("tasks under that limit", format!("{}/pids.current", level.path), current);
     }
     if let Some((file, count)) = view.own().and_then(|own| refused(own, level)) {
         finding = finding.seen("forks refused", file, count);
@@ -93,7 +96,8 @@ fn finding(view: &View<'_>, level: &Level, limit: Limit, title: String) -> Findi
     finding.by_hand(owner, command)
 }
 
-/// Since Linux 6.11 a refusal counts where the limit stands; before, where the fork was tried.
+/// Since Linux 6.11 a refused fork is counted at the level whose limit refused it, before that in the cgroup
+/// that forked.
 fn refused(own: &Level, above: &Level) -> Option<(String, u64)> {
     let since = above.own_denials.map(|count| (format!("{}/pids.events.local", above.path), count));
     since.or_else(|| Some((format!("{}/pids.events", own.path), own.denials?)))
@@ -109,7 +113,7 @@ fn owner(level: &Level) -> (Code, Keeper, String) {
         );
     }
     if level.path.contains("kubepods") {
-        let command = "raise podPidsLimit of the kubelet; pods take it when they are made anew";
+        let command = "raise podPidsLimit of the kubelet, and re-create the pod";
         return (Code::PodLevel, Keeper::Kubelet, command.to_owned());
     }
     let set_property =
@@ -118,10 +122,10 @@ fn owner(level: &Level) -> (Code, Keeper, String) {
         return (Code::AncestorLimit, Keeper::Systemd, set_property(""));
     }
     if name.ends_with(".scope") {
-        // It has no file that could keep it.
+        // A scope has no unit file that could store the value.
         return (Code::AncestorLimit, Keeper::Systemd, set_property("--runtime "));
     }
     let file = shell_word(&format!("{}/pids.max", level.path));
-    let command = format!("raise {file} where it is set, or use another parent");
+    let command = format!("raise {file} where it is set, or use another parent cgroup");
     (Code::AncestorLimit, Keeper::CgroupMaker, command)
 }

@@ -1,4 +1,4 @@
-//! What was asked for, and how far it came: the engine, other layers, and the file behind them.
+//! Why a declared limit did not reach the engine, or why none was declared.
 
 use super::super::{
     code::Code,
@@ -14,8 +14,8 @@ use super::{
 pub fn cause(view: &View<'_>) -> Option<Finding> {
     let (container, stored) = (view.container()?, view.stored?);
     if stored == StoredLimit::Unlimited(0) && is_docker(view) {
-        // Docker keeps no 0 that a container was made with, so no file and no tool is behind it.
-        return Some(with_the_kernels_word(explicit(view, stored), view));
+        // Docker does not store a 0 given at creation, so this one comes from an update, not from a file.
+        return Some(with_limit_in_force(explicit(view, stored), view));
     }
     let finding = match (stored, &view.compose) {
         (StoredLimit::Limit(limit), Some(compose)) => {
@@ -28,21 +28,21 @@ pub fn cause(view: &View<'_>) -> Option<Finding> {
         ),
         (_, None) => Some(unlimited(view, container, stored)),
     }?;
-    Some(with_the_kernels_word(as_sure_as_its_variables(finding, view), view))
+    Some(with_limit_in_force(as_sure_as_its_variables(finding, view), view))
 }
 
 fn is_docker(view: &View<'_>) -> bool {
     view.facts.engine.as_ref().is_some_and(|engine| engine.kind == EngineKind::Docker)
 }
 
-/// Whatever the cause, this is what it comes to.
-fn with_the_kernels_word(finding: Finding, view: &View<'_>) -> Finding {
+/// Adds the limit that the kernel enforces to the evidence.
+fn with_limit_in_force(finding: Finding, view: &View<'_>) -> Finding {
     let Some(kernel) = view.kernel else { return finding };
     let finding = finding.seen("limit in force", view.file_of("pids.max"), kernel);
     let default = view.unit().and_then(|unit| unit.default_tasks_max);
     match (view.stored_limit(), default) {
         (None, Some(default)) if Some(default) == view.lasting => finding.seen(
-            "systemd's default, which is in force for want of another (MG-P034)",
+            "systemd's default, in force because no other limit is set (MG-P034)",
             "DefaultTasksMax",
             default,
         ),
@@ -50,7 +50,7 @@ fn with_the_kernels_word(finding: Finding, view: &View<'_>) -> Finding {
     }
 }
 
-/// No compose file is behind the container, or none that says anything.
+/// Reports a container without a limit, if no compose file explains why.
 fn unlimited(view: &View<'_>, container: &ContainerFacts, stored: StoredLimit) -> Finding {
     if container.swarm_service.is_some() {
         let service = container.swarm_service.as_deref().unwrap_or_default();
@@ -65,19 +65,19 @@ fn unlimited(view: &View<'_>, container: &ContainerFacts, stored: StoredLimit) -
     explicit(view, stored)
 }
 
-/// Somebody said so, by a number that means none or by no number.
+/// Reports a container that was created or updated without a limit, or with a number that means none.
 fn explicit(view: &View<'_>, stored: StoredLimit) -> Finding {
     let title = match stored {
         StoredLimit::Null => {
-            "the container was made without a PID limit: the engine keeps null, also where 0 or -1 \
-             was given"
+            "the container was created without a PID limit; the engine stores null, even if 0 or \
+             -1 was given"
         }
         StoredLimit::Unlimited(0) => {
-            "an update set the limit to 0 or -1: the engine keeps 0, which means none, also after \
-             a restart"
+            "an update set the limit to 0 or -1; the engine stores 0, which means no limit and \
+             survives a restart"
         }
-        StoredLimit::Unlimited(_) => "the limit was given as -1, which means none",
-        StoredLimit::Limit(_) => "the engine keeps a limit",
+        StoredLimit::Unlimited(_) => "the limit was set to -1, which means no limit",
+        StoredLimit::Limit(_) => "the engine stores a limit",
     };
     Finding::new(Code::ExplicitUnlimited, Proved, title)
         .seen("engine", "HostConfig.PidsLimit", view.stored_word())

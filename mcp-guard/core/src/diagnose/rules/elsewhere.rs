@@ -1,4 +1,4 @@
-//! Seen by people, and not charged here: other cgroups, other containers, the dead.
+//! Processes that operators see but this limit does not count, and dead processes that it does count.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,7 +19,7 @@ pub fn causes(view: &View<'_>) -> Vec<Finding> {
     aliens(view).into_iter().chain(rest.into_iter().flatten()).collect()
 }
 
-/// Same pid namespace, another cgroup.
+/// Reports processes that are in the same pid namespace but in another cgroup.
 fn aliens(view: &View<'_>) -> Vec<Finding> {
     let facts = view.facts;
     if facts.container.as_ref().is_some_and(|container| container.pid_mode == NamespaceMode::Host) {
@@ -27,19 +27,19 @@ fn aliens(view: &View<'_>) -> Vec<Finding> {
             Finding::new(
                 Code::PidNamespace,
                 Proved,
-                "the container shares the host's pid namespace: its process list shows the whole \
-                 host, and its limit counts its own",
+                "the container shares the host's pid namespace: its process list shows all \
+                 processes of the host, but its limit counts only its own",
             )
             .seen("pid namespace", "HostConfig.PidMode", "host")
-            .by_hand(Keeper::ContainerConfig, "make it again without --pid=host"),
+            .by_hand(Keeper::ContainerConfig, "re-create the container without --pid=host"),
         ];
     }
-    // runc on its way in: it joins the namespace first, and the cgroup a moment later.
+    // A runc that is just starting joins the namespace first, and the cgroup a moment later.
     let settled = facts.aliens.iter().filter(|alien| !alien.comm.starts_with("runc:["));
     let forked_inside = forked_inside(view);
     let (inside, mut entered): (Vec<&Process>, Vec<&Process>) =
         settled.partition(|alien| forked_inside.contains(&alien.pid));
-    // An orphan of one that entered gets the container's first process as its parent.
+    // An orphan of a process that entered is reparented to the container's first process.
     let places: BTreeSet<&str> = entered.iter().map(|alien| place(alien)).collect();
     let (orphans, left): (Vec<&Process>, Vec<&Process>) =
         inside.into_iter().partition(|alien| places.contains(place(alien)));
@@ -57,12 +57,12 @@ fn aliens(view: &View<'_>) -> Vec<Finding> {
     found
 }
 
-/// The container it is in, or its cgroup.
+/// Returns the container that a process is in, or else its cgroup.
 fn place(process: &Process) -> &str {
     container_in(&process.cgroup).map_or(&process.cgroup, |found| found.id)
 }
 
-/// Aliens whose parents are members, or such aliens themselves.
+/// Returns the aliens that descend from a member.
 fn forked_inside(view: &View<'_>) -> BTreeSet<Pid> {
     let mut family: BTreeSet<Pid> = view.facts.members.iter().map(|process| process.pid).collect();
     let mut children: BTreeMap<Pid, Vec<Pid>> = BTreeMap::new();
@@ -82,41 +82,43 @@ fn forked_inside(view: &View<'_>) -> BTreeSet<Pid> {
     found
 }
 
-/// Started inside, and now in another cgroup; `inner`: one that is named like a container.
+/// Reports processes that were started inside and are now in another cgroup. `inner` is the container that
+/// this cgroup is named after, if any.
 fn left_it(view: &View<'_>, count: usize, inner: Option<&str>) -> Finding {
     if let Some(inner) = inner {
         let title = format!(
-            "an engine inside made container {inner} outside of this cgroup: {count} processes that \
-             no limit here reaches"
+            "an inner engine created container {inner} outside this cgroup: the limit here does not \
+             count {count} processes"
         );
         return Finding::new(Code::InnerOutside, Proved, title)
-            .not("MG-P050 another container's: their parents are inside the container")
+            .not("MG-P050 (of another container): their parents are inside this container")
             .by_hand(
                 Keeper::ContainerConfig,
-                "make it anew with a private cgroup namespace: the inner engine then stays below it",
+                "re-create it with a private cgroup namespace: the inner engine then stays below it",
             );
     }
     if is_unprivileged(view) {
         let title = format!("{count} processes of the container were moved out of its cgroup");
         return Finding::new(Code::Reclassified, Possible, title)
-            .not("MG-P051 left by themselves: the container has no right to")
+            .not("MG-P051 (left by themselves): the container has no privilege to do so")
             .by_hand(
                 Keeper::Host,
-                "look for a rule daemon: /etc/cgrules.conf, pam_cgroup, a script that writes \
-                 cgroup.procs",
+                "look for what moves them: a rule daemon (/etc/cgrules.conf), pam_cgroup, or a \
+                 script that writes cgroup.procs",
             );
     }
-    let title =
-        format!("{count} processes of the container left its cgroup: no limit reaches them");
+    let title = format!(
+        "{count} processes of the container left its cgroup: its limit does not count them"
+    );
     Finding::new(Code::EscapedCgroup, Proved, title)
-        .not("MG-P050 entered from outside: their parents are inside the container")
+        .not("MG-P050 (entered from outside): their parents are inside the container")
         .by_hand(
             Keeper::ContainerConfig,
-            "make it anew without --privileged and with a private cgroup namespace",
+            "re-create it without --privileged and with a private cgroup namespace",
         )
 }
 
-/// Started outside, and seen inside.
+/// Reports processes that were started outside and are seen inside.
 fn entered_it(count: usize, other: Option<&str>) -> Finding {
     if let Some(other) = other {
         let title = format!(
@@ -124,18 +126,18 @@ fn entered_it(count: usize, other: Option<&str>) -> Finding {
              counts them"
         );
         return Finding::new(Code::PidNamespace, Proved, title)
-            .by_hand(Keeper::OtherContainer, "limit that container too");
+            .by_hand(Keeper::OtherContainer, "set a limit on that container too");
     }
     let title = format!(
         "{count} processes entered the pid namespace from outside (nsenter, a debugger, an agent) \
-         and stay in the cgroup they came from"
+         and stayed in the cgroup they came from"
     );
     Finding::new(Code::PidNamespace, Proved, title)
-        .not("MG-P051 left the cgroup: their parents are outside the container")
+        .not("MG-P051 (left the cgroup): their parents are outside the container")
         .by_hand(Keeper::ProcessStarter, "end them where they were started")
 }
 
-/// Nothing inside could write another cgroup's files.
+/// Returns whether no process inside can write the files of another cgroup.
 fn is_unprivileged(view: &View<'_>) -> bool {
     let can = |name: &String| name.ends_with("SYS_ADMIN") || name == "ALL";
     view.container().is_some_and(|container| {
@@ -154,9 +156,9 @@ fn named(mut finding: Finding, processes: &[&Process]) -> Finding {
     finding
 }
 
-/// Containers of the same image that nobody limited.
+/// Reports containers of the same image that have no limit.
 fn others(view: &View<'_>) -> Option<Finding> {
-    // With the systemd driver one without a limit has systemd's default.
+    // With the systemd driver, a container without a limit gets systemd's default.
     let default = view.unit().and_then(|unit| unit.default_tasks_max).unwrap_or(Limit::Max);
     let is_unlimited = |limit| limit == Limit::Max || limit == default;
     let others = view.facts.others.iter().filter(|other| other.same_image);
@@ -169,9 +171,9 @@ fn others(view: &View<'_>) -> Option<Finding> {
         Code::OtherContainers,
         Proved,
         match unlimited.len() {
-            1 => format!("another container of this image has no limit and holds {tasks} tasks"),
+            1 => format!("another container of this image has no limit and runs {tasks} tasks"),
             count => format!(
-                "{count} other containers of this image have no limit and hold {tasks} tasks"
+                "{count} other containers of this image have no limit and run {tasks} tasks"
             ),
         },
     );
@@ -181,26 +183,26 @@ fn others(view: &View<'_>) -> Option<Finding> {
         finding =
             finding.seen("container", format!("{id} {}", other.name), format!("{tasks} tasks"));
     }
-    Some(finding.by_hand(Keeper::ContainerStarter, "give each its own --pids-limit"))
+    Some(finding.by_hand(Keeper::ContainerStarter, "give each of them its own --pids-limit"))
 }
 
-/// Its children are containers beside it.
+/// Reports that containers started through the engine's socket run beside the target.
 fn siblings(view: &View<'_>) -> Option<Finding> {
     let container = view.container().filter(|container| container.binds_docker_socket)?;
     (!view.facts.others.is_empty()).then(|| {
         Finding::new(
             Code::Siblings,
             Possible,
-            "it holds the engine's socket: containers it starts run beside it, and its limit does \
-             not count them",
+            "the container can use the engine's socket: containers that it starts run beside it, \
+             and its limit does not count them",
         )
         .seen("bind", "HostConfig.Binds", "docker.sock")
         .seen("id", "container", &container.id)
-        .by_hand(Keeper::ContainerConfig, "limit what it starts where it starts it")
+        .by_hand(Keeper::ContainerConfig, "set a limit on each container where it is started")
     })
 }
 
-/// Dead, not reaped, still charged.
+/// Reports dead processes that are not reaped and so still count.
 fn zombies(view: &View<'_>) -> Option<Finding> {
     let count = view.facts.zombies.len() as u64;
     let unseen = view.current?.saturating_sub(view.facts.threads());
@@ -210,16 +212,15 @@ fn zombies(view: &View<'_>) -> Option<Finding> {
     let finding = Finding::new(
         Code::Zombies,
         Proved,
-        format!(
-            "{count} dead processes wait for a parent that does not reap them, and still count"
-        ),
+        format!("{count} dead processes still count, because their parents do not reap them"),
     )
-    .seen("charged and not running", view.file_of("pids.current"), unseen);
+    .seen("charged but not running", view.file_of("pids.current"), unseen);
     let parents: BTreeSet<Pid> = view.facts.zombies.iter().map(|process| process.parent).collect();
     let parents: Vec<String> = parents.iter().take(SHOWN).map(ToString::to_string).collect();
     let finding = finding.seen("parents that do not reap", "/proc/PID/stat", parents.join(", "));
     Some(finding.by_hand(
         Keeper::ImageOrComposeFile,
-        "init: true in compose, or --init; until then restart it",
+        "re-create it with init: true in the compose file, or with --init; a restart helps until \
+         then",
     ))
 }

@@ -1,4 +1,4 @@
-//! More tasks than the limit in force: the kernel checks it at fork, and only there.
+//! More tasks than the limit in force allows: the kernel checks it only at fork.
 
 use super::super::{
     code::Code,
@@ -31,23 +31,23 @@ pub fn cause(view: &View<'_>) -> Option<Finding> {
 
 fn lowered(view: &View<'_>, current: u64, limit: u64) -> Finding {
     let born = view.born_inside();
-    // Without an engine nobody knows which processes were the first.
+    // Without an engine it is not known which processes were the first.
     let proof = view.container().is_some() && born > limit;
     let finding = Finding::new(
         Code::LoweredBelow,
         if proof { Proved } else { Possible },
         format!(
-            "{current} tasks were there before the limit {limit} was: it stops new ones and ends \
-             none"
+            "{current} tasks were running when the limit of {limit} was set: a limit refuses new \
+             tasks, but ends none"
         ),
     )
-    .seen("tasks born inside", "threads and zombies, less what came in", born)
+    .seen("tasks created inside", "threads and zombies, without those moved in", born)
     .not(format!(
-        "MG-P040, MG-P041 moved in: only {} processes have a parent outside",
+        "MG-P040 or MG-P041 (moved in): only {} processes have a parent outside",
         view.facts.roots().len()
     ));
-    let command =
-        "end what is too much; until then every fork fails, docker exec and health checks too";
+    let command = "end the excess processes; until then every fork fails, also in docker exec and \
+                   health checks";
     finding.by_hand(Keeper::LimitLowerer, command)
 }
 
@@ -62,30 +62,37 @@ fn moved_in(view: &View<'_>, current: u64, limit: u64) -> Finding {
     } else {
         (Code::ExternalMigration, &by_hand, "a write to cgroup.procs")
     };
-    // Outside of a container the first process looks as one that came in.
+    // Without a container, the first process looks as if it had been moved in.
     let enough = u64::try_from(who.len()).unwrap_or(u64::MAX) >= excess;
     let certainty = if enough && view.container().is_some() { Proved } else { Possible };
     let count = match who.len() {
         1 => "a process".to_owned(),
         count => format!("{count} processes"),
     };
-    let title =
-        format!("{count} came in by {whose}, which is not checked against the limit {limit}");
+    let title = format!(
+        "{count} came in through {whose}, which is not checked against the limit of {limit}"
+    );
     let mut finding = Finding::new(code, certainty, title);
     for process in who.iter().take(SHOWN) {
         finding = finding.seen(
-            "came in",
+            "moved in",
             format!("process {}, parent {}", process.pid, process.parent),
             process.argv.join(" "),
         );
     }
     let finding = finding.not(format!(
-        "MG-P042 a limit younger than its tasks: only {} tasks were born inside",
+        "MG-P042 (a limit set below the running tasks): only {} tasks were created inside",
         view.born_inside()
     ));
     if exec {
-        finding.by_hand(Keeper::ExecCaller, "end them; killing the client does not")
+        finding.by_hand(
+            Keeper::ExecCaller,
+            "end these processes; killing the docker exec client does not end them",
+        )
     } else {
-        finding.by_hand(Keeper::ProcessMover, "end them, or move them back")
+        finding.by_hand(
+            Keeper::ProcessMover,
+            "end these processes, or move them back to the cgroup they came from",
+        )
     }
 }

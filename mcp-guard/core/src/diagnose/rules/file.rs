@@ -1,5 +1,5 @@
-//! What a compose file says beside what the engine has: which of them came first, and which tool is
-//! between them.
+//! Compares the compose file with the engine: which of them changed last, and whether the tool between them
+//! passes the limit on.
 
 use std::time::Duration;
 
@@ -17,20 +17,21 @@ use super::super::{
 };
 use super::{layer::wrong_layer, no_hole_below};
 
-/// What compose was given wins over every file, and nothing keeps it.
+/// Makes a finding only possible if the limit comes from a variable: a value in the shell that ran compose
+/// overrides every file, and is stored nowhere.
 pub(super) fn as_sure_as_its_variables(mut finding: Finding, view: &View<'_>) -> Finding {
     if !view.filled {
         return finding;
     }
     finding.certainty = Possible;
     finding.seen(
-        "a variable is filled in",
-        "env files and defaults, as they are now",
-        "the shell that ran compose may have had another",
+        "limit from a variable",
+        "current env files and defaults",
+        "the shell that ran compose may have had another value",
     )
 }
 
-/// The engine has no limit, and a compose file is behind the container.
+/// Explains from the compose file why the engine has no limit.
 pub(super) fn from_compose(
     view: &View<'_>,
     compose: &Compose,
@@ -46,7 +47,7 @@ pub(super) fn from_compose(
                         .seen("compose file", format!("{file}:{line}"), format!("{key}: {value}"))
                         .by_hand(
                             Keeper::ComposeFile,
-                            "put a number above 0 there, then docker compose up -d",
+                            "set a number above 0 there, then run docker compose up -d",
                         ),
                 );
             };
@@ -70,7 +71,7 @@ pub(super) fn from_compose(
             .seen("engine", "HostConfig.PidsLimit", view.stored_word())
             .repaired(Keeper::ComposeFile, view.repair_command(None), view.survives());
             for place in elsewhere {
-                finding = finding.seen("a limit that is not this service's", place, "");
+                finding = finding.seen("limit of another service or extension", place, "");
             }
             Some(finding)
         }
@@ -78,7 +79,10 @@ pub(super) fn from_compose(
             Finding::new(
                 Code::NeverDeclared,
                 Possible,
-                format!("the engine has no limit; what the compose files say is not known: {why}"),
+                format!(
+                    "the engine has no limit, and what the compose files declare is not known: \
+                         {why}"
+                ),
             )
             .seen("engine", "HostConfig.PidsLimit", view.stored_word())
             .by_hand(Keeper::ComposeFile, compose_config(compose)),
@@ -87,7 +91,7 @@ pub(super) fn from_compose(
     }
 }
 
-/// The file has a limit, the engine has none: the tool dropped it, or never saw it.
+/// The file has a limit and the engine has none: the tool dropped it, or the container is older.
 fn never_arrived(
     view: &View<'_>,
     compose: &Compose,
@@ -105,13 +109,13 @@ fn never_arrived(
                     Proved,
                     format!(
                         "the file says {limit}, but the container is older than the file and was \
-                         made without a limit"
+                         created without a limit"
                     ),
                 ),
                 compose,
             )
             .seen("engine", "HostConfig.PidsLimit", view.stored_word())
-            .not("mended by a restart: it reads no file, only `up -d` makes the container anew"),
+            .not("fixed by a restart, which reads no file: only `up -d` re-creates the container"),
             compose,
             container,
         )
@@ -125,7 +129,7 @@ fn never_arrived(
                         certainty,
                         format!(
                             "the file says {limit} and is not newer than the container, yet the \
-                             engine has no limit: the tool that made it dropped the key"
+                             engine has no limit: the tool that created it dropped the key"
                         ),
                     ),
                     compose,
@@ -135,7 +139,8 @@ fn never_arrived(
                 container,
             );
             let finding = match age {
-                Some(_) => finding.not("MG-P001 not made anew: the file was there before"),
+                Some(_) => finding
+                    .not("MG-P001 (not re-created): the file is not newer than the container"),
                 None => finding,
             };
             finding.repaired(Keeper::ComposeTool, view.repair_command(Some(limit)), view.survives())
@@ -143,19 +148,19 @@ fn never_arrived(
     }
 }
 
-/// A version that is known to pass no limit on.
+/// Reports a version of the tool that is known to drop the limit.
 fn dropped(view: &View<'_>, compose: &Compose, limit: u64, why: &str) -> Finding {
     let version = compose.version.clone().unwrap_or_default();
     let tool = compose.tool;
-    let title = format!("{tool} {version} ignored the limit {limit} of the file: {why}");
+    let title = format!("{tool} {version} ignored the limit of {limit} in the file: {why}");
     file_line(Finding::new(Code::ToolDropped, Proved, title), compose)
         .seen("engine", "HostConfig.PidsLimit", view.stored_word())
-        .seen("made by", format!("label with the version of {tool}"), version)
-        .not("MG-P001 not made anew: this version never passes the key on")
+        .seen("created by", format!("version label of {tool}"), version)
+        .not("MG-P001 (not re-created): this version never passes the key on")
         .repaired(Keeper::ComposeTool, view.repair_command(Some(limit)), view.survives())
 }
 
-/// The engine has a limit, and the file another.
+/// The engine and the file have different limits.
 pub(super) fn against_the_file(
     view: &View<'_>,
     compose: &Compose,
@@ -166,7 +171,7 @@ pub(super) fn against_the_file(
         return Some(invalid(view, compose, container, why));
     }
     let file = view.file.filter(|file| *file != stored)?;
-    // The engine's own default then stands where the file's number should.
+    // If the tool drops the file's limit, the engine has its own default instead.
     let finding = match dropped_by(compose) {
         Some(why) => dropped(view, compose, file, why),
         None => other_number(view, compose, container, file, stored),
@@ -174,7 +179,7 @@ pub(super) fn against_the_file(
     Some(no_hole_below(finding, view, file))
 }
 
-/// The tool reads the key, and the file has another number than the engine.
+/// The tool passes the key on, but the file has another number than the engine.
 fn other_number(
     view: &View<'_>,
     compose: &Compose,
@@ -185,18 +190,18 @@ fn other_number(
     let newer = age(compose, container) == Some(Age::FileIsNewer);
     let (code, title) = if newer {
         let title = format!(
-            "the file says {file} and changed after the container was made; the engine has \
+            "the file says {file} and changed after the container was created; the engine has \
              {stored}: repair to {file}, or write {stored} into the file"
         );
         (Code::NotRecreated, title)
     } else {
         let title = format!(
-            "the engine has {stored} and the unchanged file says {file}: somebody updated the \
-             container behind the file"
+            "the engine has {stored}, but the unchanged file says {file}: the container was \
+             updated without changing the file"
         );
         (Code::Drift, title)
     };
-    // Without both times it cannot be told which of them moved.
+    // Unless both times are known, it is not known which of them changed.
     let certainty = if age(compose, container).is_some() { Proved } else { Possible };
     let finding = file_line(Finding::new(code, certainty, title), compose).seen(
         "engine",
@@ -206,11 +211,11 @@ fn other_number(
     let finding = if newer {
         finding
     } else {
-        finding.not("MG-P001 not made anew: the file is older than the container")
+        finding.not("MG-P001 (not re-created): the file is older than the container")
     };
     let finding = times(finding, compose, container);
     if view.filled {
-        // The container may well have what its maker gave it.
+        // The container may have exactly the limit that it was created with.
         return finding.by_hand(Keeper::ComposeFile, compose_config(compose));
     }
     finding.repaired(Keeper::ComposeFile, view.repair_command(Some(file)), view.survives())
@@ -220,7 +225,7 @@ fn invalid(view: &View<'_>, compose: &Compose, container: &ContainerFacts, why: 
     let finding = Finding::new(
         Code::ComposeInvalid,
         Proved,
-        format!("compose refuses the file, so the old container runs on: {why}"),
+        format!("compose rejects the file, so the old container keeps running: {why}"),
     )
     .seen("compose file", compose.files.join(", "), why)
     .seen("engine", "HostConfig.PidsLimit", view.stored_word());
@@ -238,7 +243,7 @@ enum Age {
     FileIsOlder,
 }
 
-/// Which came later. None where a time is missing.
+/// Returns which of them is newer. None if a time is missing.
 fn age(compose: &Compose, container: &ContainerFacts) -> Option<Age> {
     let (modified, created) = (compose.modified?, container.created?);
     Some(if modified > created { Age::FileIsNewer } else { Age::FileIsOlder })
@@ -250,7 +255,7 @@ fn times(finding: Finding, compose: &Compose, container: &ContainerFacts) -> Fin
     };
     let order = if modified > created { "after" } else { "before" };
     let apart = format_duration(Duration::from_secs(modified.abs_diff(created)));
-    let when = format!("{apart} {order} the container was made");
+    let when = format!("{apart} {order} the container was created");
     finding.seen("file changed", "mtime, Created", when)
 }
 
@@ -266,27 +271,27 @@ fn file_line(finding: Finding, compose: &Compose) -> Finding {
 }
 
 fn compose_config(compose: &Compose) -> String {
-    // A label of any image names them, and root copies the command.
+    // The names come from labels, which any image can set, and root may copy the command.
     let option = |file: &String| format!(" -f {}", shell_word(file));
     let files: Vec<String> = compose.files.iter().map(option).collect();
     format!("docker compose{} config", files.concat())
 }
 
-/// Why this version of the tool drops the key that the file uses. First tags that read them: docker/compose
-/// v2.1.1 (72e4519cb) and v2.6.1 (e111b651b), podman-compose v1.4.0 (98f166d).
+/// Returns why this version of the tool drops the key that the file uses. The first tags that read the keys:
+/// docker/compose v2.1.1 (72e4519cb) and v2.6.1 (e111b651b), podman-compose v1.4.0 (98f166d).
 fn dropped_by(compose: &Compose) -> Option<&'static str> {
     let Says::Limit { key, .. } = &compose.says else { return None };
     let version = version(compose.version.as_deref()?)?;
     if compose.tool == ComposeTool::PodmanCompose {
         let reads = (1, 4, 0);
-        return (version < reads).then_some("podman-compose reads limits from 1.4.0 on");
+        return (version < reads).then_some("podman-compose reads limits only since 1.4.0");
     }
     match key.as_str() {
         "pids_limit" if ((2, 0, 0)..(2, 1, 1)).contains(&version) => {
-            Some("pids_limit is read from 2.1.1 on")
+            Some("pids_limit is read only since 2.1.1")
         }
         "deploy.resources.limits.pids" if ((2, 0, 0)..(2, 6, 1)).contains(&version) => {
-            Some("deploy.resources.limits.pids is read from 2.6.1 on")
+            Some("deploy.resources.limits.pids is read only since 2.6.1")
         }
         _ => None,
     }

@@ -1,4 +1,4 @@
-//! The host, the engine and the place: is there a controller, and do we look at the right one?
+//! The host and the engine: whether there is a pids controller, and whether it is the container's.
 
 use super::super::{
     code::Code,
@@ -12,13 +12,13 @@ use super::super::{
 };
 use crate::container::container_in;
 
-/// The first version of the engine's API that takes a limit in an update; older ones say 200 and do
-/// nothing (moby `if version < 1.40 { PidsLimit = nil }`).
+/// The first version of the engine's API that accepts a limit in an update. Older ones answer 200 and ignore
+/// it (moby `if version < 1.40 { PidsLimit = nil }`).
 const UPDATE_SINCE: (u32, u32, u32) = (1, 40, 0);
-/// Of a hundred: from here on a fork may fail at any moment.
+/// Percentage of a limit from which on a fork may fail at any moment.
 const NEARLY_FULL: u64 = 95;
 
-/// The container is not on this kernel, or not in the cgroup we can see.
+/// Reports a container that is not on this kernel, or not in the cgroup that we see.
 pub fn elsewhere(view: &View<'_>) -> Option<Finding> {
     let engine = view.facts.engine.as_ref()?;
     let container = view.container()?;
@@ -34,13 +34,13 @@ pub fn elsewhere(view: &View<'_>) -> Option<Finding> {
                 code,
                 Proved,
                 format!(
-                    "the engine runs on another kernel ({}) than this ({kernel})",
+                    "the engine runs on another kernel ({}) than this host ({kernel})",
                     engine.kernel
                 ),
             )
             .seen("engine", "info.KernelVersion", &engine.kernel)
             .seen("this host", "uname -r", kernel)
-            .by_hand(Keeper::Context, "run mcp-guard where the engine's kernel is"),
+            .by_hand(Keeper::Context, "run mcp-guard on the host of the engine"),
         );
     }
     if ["runsc", "kata"].iter().any(|sandbox| container.runtime.contains(sandbox)) {
@@ -48,10 +48,10 @@ pub fn elsewhere(view: &View<'_>) -> Option<Finding> {
             Finding::new(
                 Code::Sandbox,
                 Proved,
-                format!("the runtime {} runs it on a kernel of its own", container.runtime),
+                format!("the runtime {} runs the container on its own kernel", container.runtime),
             )
             .seen("runtime", "HostConfig.Runtime", &container.runtime)
-            .by_hand(Keeper::Runtime, "limit the processes inside of the guest"),
+            .by_hand(Keeper::Runtime, "limit the processes inside the guest"),
         );
     }
     if container.cgroups == ContainerCgroups::Disabled {
@@ -59,11 +59,12 @@ pub fn elsewhere(view: &View<'_>) -> Option<Finding> {
             Finding::new(
                 Code::CgroupsDisabled,
                 Proved,
-                "it was made with --cgroups=disabled: the limit that inspect shows is nowhere",
+                "the container was created with --cgroups=disabled: the limit that inspect shows \
+                 is not in force",
             )
             .seen("cgroups", "HostConfig.Cgroups", "disabled")
             .seen("its processes are in", "/proc/PID/cgroup", &view.facts.target.cgroup)
-            .by_hand(Keeper::ContainerConfig, "make it again without --cgroups=disabled"),
+            .by_hand(Keeper::ContainerConfig, "re-create it without --cgroups=disabled"),
         );
     }
     let path = &view.facts.target.cgroup;
@@ -72,15 +73,16 @@ pub fn elsewhere(view: &View<'_>) -> Option<Finding> {
         Finding::new(
             Code::OtherDaemon,
             Possible,
-            "the first process that the engine names is not in a cgroup of this container",
+            "the container's first process, as the engine reports it, is not in a cgroup of the \
+             container",
         )
         .seen("first process", "State.Pid", container.init)
         .seen("its cgroup", "/proc/PID/cgroup", path)
-        .by_hand(Keeper::Context, "see which engine answers: docker context show, DOCKER_HOST")
+        .by_hand(Keeper::Context, "check which engine answers: docker context show, DOCKER_HOST")
     })
 }
 
-/// There is nothing that could hold a limit.
+/// Reports that no pids controller enforces a limit here.
 pub fn no_controller(view: &View<'_>) -> Option<Finding> {
     let host = &view.facts.host;
     let disabled = host.boot_words.iter().any(|word| word.contains("pids"));
@@ -95,15 +97,15 @@ pub fn no_controller(view: &View<'_>) -> Option<Finding> {
             .seen("boot", "/proc/cmdline", host.boot_words.join(" "))
             .by_hand(
                 Keeper::Host,
-                "remove cgroup_disable=pids from the boot line, reboot, and make containers anew: \
-                     the engine dropped their limits",
+                "remove cgroup_disable=pids from the kernel command line, reboot, and re-create \
+                 the containers: the engine dropped their limits",
             ),
         );
     }
     rootless(view).or_else(|| not_handed_down(view)).or_else(|| engine_has_none(view))
 }
 
-/// Built without it, or mounted nowhere: only the engine says so.
+/// Reports a controller that is not built in, or not mounted. Only the engine can tell.
 fn engine_has_none(view: &View<'_>) -> Option<Finding> {
     let engine = view.facts.engine.as_ref()?;
     let no_file = view.own()?.max.is_none();
@@ -111,7 +113,7 @@ fn engine_has_none(view: &View<'_>) -> Option<Finding> {
         Finding::new(
             Code::ControllerDisabled,
             Proved,
-            "the engine finds no pids controller on this host, and there is no limit",
+            "the engine finds no pids controller on this host, and the cgroup has no pids.max",
         )
         .seen("engine", "info.PidsLimit", false)
         .seen("kernel", view.file_of("pids.max"), "no such file")
@@ -132,13 +134,13 @@ fn rootless(view: &View<'_>) -> Option<Finding> {
         .seen("engine", "info.CgroupDriver", engine.cgroup_driver)
         .by_hand(
             Keeper::Host,
-            "delegate pids to user@.service (Delegate=cpu cpuset io memory pids), log in anew, \
-             restart engine and container",
+            "delegate pids to user@.service (Delegate=cpu cpuset io memory pids), log in again, \
+             restart the engine and the container",
         )
     })
 }
 
-/// Version 2: the files are there only where each level above hands the controller down.
+/// In version 2, a cgroup has the files only if every level above enables the controller for its children.
 fn not_handed_down(view: &View<'_>) -> Option<Finding> {
     let own = view.own()?;
     if own.max.is_some() || view.facts.chain.len() < 2 {
@@ -153,23 +155,25 @@ fn not_handed_down(view: &View<'_>) -> Option<Finding> {
             Code::NotDelegated,
             Proved,
             format!(
-                "{} does not hand the pids controller down: there is no limit below it",
+                "{} does not enable the pids controller for its children: no limit applies below \
+                 it",
                 breaker.path
             ),
         )
-        .seen("controllers", format!("{}/cgroup.controllers", breaker.path), "pids is there")
-        .seen("handed down", format!("{}/cgroup.subtree_control", breaker.path), "pids is not")
+        .seen("available here", format!("{}/cgroup.controllers", breaker.path), "with pids")
+        .seen("enabled below", format!("{}/cgroup.subtree_control", breaker.path), "without pids")
         .by_hand(
             Keeper::Systemd,
             format!(
-                "look for DisableControllers= in systemctl cat {unit}, remove it, daemon-reload"
+                "look for DisableControllers= in systemctl cat {unit}, remove it, and run \
+                 systemctl daemon-reload"
             ),
         ),
     )
 }
 
-/// On a hybrid host a cgroup of one path is in either tree, and only one of them can have a limit. Who names
-/// a container does not look at a tree.
+/// On a hybrid host both trees have cgroups of the same path, and only one of the two can have a limit. An
+/// operator who names a container does not name a tree, so only a path is reported.
 pub fn other_hierarchy(view: &View<'_>) -> Option<Fine> {
     let is_named_by_path = view.facts.target.kind == SubjectKind::Cgroup;
     let is_version_1 = is_named_by_path && view.own()?.has_pids.is_none();
@@ -177,8 +181,8 @@ pub fn other_hierarchy(view: &View<'_>) -> Option<Fine> {
     let limit = view.kernel?.tasks()?;
     (is_hybrid && is_version_1).then(|| {
         let title = format!(
-            "the limit {limit} is in the version 1 hierarchy of the pids controller; the cgroup of \
-             the version 2 tree has no pids.max"
+            "the limit of {limit} is in the version 1 hierarchy of the pids controller; the cgroup \
+             of the same path in the version 2 tree has no pids.max"
         );
         Fine::new(Code::WrongHierarchy, title)
     })
@@ -198,22 +202,20 @@ pub fn api_too_old(view: &View<'_>) -> Option<Finding> {
         Finding::new(
             Code::ApiTooOld,
             Proved,
-            format!(
-                "docker update speaks API {value} here, where a PID limit is ignored without a word"
-            ),
+            format!("docker update uses API {value} here, which silently ignores a PID limit"),
         )
         .seen("API", r#where, value)
-        .by_hand(Keeper::Operator, "unset DOCKER_API_VERSION, or upgrade the client"),
+        .by_hand(Keeper::Operator, "unset DOCKER_API_VERSION, or upgrade the client or the engine"),
     )
 }
 
-/// So full that a fork may fail at any moment.
+/// Returns whether so little room is left that a fork may fail at any moment.
 #[must_use]
 pub fn is_nearly_full(tasks: u64, limit: u64) -> bool {
     tasks.saturating_mul(100) >= limit.saturating_mul(NEARLY_FULL)
 }
 
-/// Forks fail, and no limit of a cgroup is the reason.
+/// Reports that forks fail for a reason other than a limit of a cgroup.
 pub fn exhausted(view: &View<'_>) -> Option<Finding> {
     let host = &view.facts.host;
     let found = |what: &str, tasks: u64, limit: u64, command: &str| {
@@ -221,17 +223,18 @@ pub fn exhausted(view: &View<'_>) -> Option<Finding> {
             Code::HostExhausted,
             Proved,
             format!(
-                "{what} has {tasks} of {limit} numbers in use: forks fail, whatever pids.max says"
+                "{what} has {tasks} of {limit} possible tasks: forks fail or may fail at any \
+                 moment, regardless of pids.max"
             ),
         )
-        .seen("in use", what, tasks)
+        .seen("tasks", what, tasks)
         .seen("limit", what, limit)
         .by_hand(Keeper::Host, command)
     };
     if let Some(inner) =
         host.pid_namespace.filter(|inner| is_nearly_full(inner.tasks, inner.pid_max))
     {
-        let command = "raise kernel.pid_max inside of the pid namespace";
+        let command = "raise kernel.pid_max inside the pid namespace";
         return Some(found("the pid namespace", inner.tasks, inner.pid_max, command));
     }
     let tasks = host.tasks?;

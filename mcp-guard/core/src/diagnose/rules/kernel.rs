@@ -1,4 +1,4 @@
-//! The engine has a limit; does the kernel have the same, and does systemd know of it?
+//! Whether the kernel and systemd have the same limit as the engine.
 
 use super::super::{
     code::Code,
@@ -36,7 +36,7 @@ pub fn cause(view: &View<'_>) -> Option<Finding> {
     ))
 }
 
-/// What the engine, systemd and the kernel each say.
+/// Adds what the engine, systemd and the kernel each report to the evidence.
 fn witnesses(finding: Finding, view: &View<'_>) -> Finding {
     let stored = view.stored_limit().map_or_else(|| "null".to_owned(), |limit| limit.to_string());
     let mut finding = finding.seen("engine", "HostConfig.PidsLimit", stored);
@@ -44,13 +44,15 @@ fn witnesses(finding: Finding, view: &View<'_>) -> Finding {
         finding = finding.seen("systemd", format!("TasksMax of {name}"), tasks_max);
     }
     match (view.our_clamp(), view.kernel) {
-        (Some(clamp), _) => finding.seen("kernel, before our clamp", "mark of it", clamp.found),
+        (Some(clamp), _) => {
+            finding.seen("kernel, before our clamp", "mark of the clamp", clamp.found)
+        }
         (None, Some(kernel)) => finding.seen("kernel", view.file_of("pids.max"), kernel),
         (None, None) => finding,
     }
 }
 
-/// A controller that was switched off and on begins anew: no limit, no peak, no events.
+/// A controller that was disabled and re-enabled starts from zero: no limit, no peak, no events.
 fn toggled(view: &View<'_>, kernel: Limit) -> Option<Finding> {
     let own = view.own()?;
     let fresh = own.peak? == own.current? && own.denials? == 0;
@@ -59,8 +61,8 @@ fn toggled(view: &View<'_>, kernel: Limit) -> Option<Finding> {
         Finding::new(
             Code::ControllerToggled,
             Possible,
-            "the limit is gone and the counters are fresh: the pids controller was switched off \
-             and on above this cgroup",
+            "the limit is gone and the counters were reset: the pids controller was disabled and \
+             re-enabled above this cgroup",
         )
         .seen("peak", view.file_of("pids.peak"), own.peak.unwrap_or(0))
         .seen("refused forks", view.file_of("pids.events"), 0)
@@ -75,8 +77,8 @@ fn podman_lost_it(view: &View<'_>, kernel: Limit, stored: u64) -> Option<Finding
             Code::PodmanUpdateLost,
             Possible,
             format!(
-                "Podman {} says {stored} and the kernel {kernel}: before 5.4 an update is lost or \
-                 resets other values",
+                "Podman {} stores {stored}, but the kernel has {kernel}: before Podman 5.4 an \
+                 update can get lost or reset other values",
                 engine.version
             ),
         )
@@ -84,8 +86,8 @@ fn podman_lost_it(view: &View<'_>, kernel: Limit, stored: u64) -> Option<Finding
     })
 }
 
-/// Who can write `pids.max` from inside: v1 with the tree writable, v2 without a namespace that
-/// forbids it.
+/// Reports a container that may have raised its own limit. It can write `pids.max` from inside in version 1
+/// with a writable tree, and in version 2 if no cgroup namespace forbids it.
 fn raised_from_inside(
     view: &View<'_>,
     container: &ContainerFacts,
@@ -102,17 +104,20 @@ fn raised_from_inside(
             Code::SelfRaised,
             Possible,
             format!(
-                "the kernel says {kernel} instead of {stored}, and the container itself can write \
-                 it: privileged, with the host's cgroup tree"
+                "the kernel has {kernel} instead of {stored}, and the container can write the \
+                 limit itself: it is privileged or has the cgroup tree mounted"
             ),
         )
         .seen("privileged", "HostConfig.Privileged", container.privileged)
         .seen("cgroup namespace", "HostConfig.CgroupnsMode", &container.cgroupns_mode)
-        .not("MG-P031 written from outside: cannot be told apart afterwards; both are mended alike")
+        .not(
+            "MG-P031 (written from outside) for certain: the two look the same, and have the same \
+              repair",
+        )
     })
 }
 
-/// systemd owns the value and has another one than the engine.
+/// systemd owns the value, and stores another one than the engine.
 fn reset_by_systemd(view: &View<'_>, kernel: Limit, stored: u64) -> Option<Finding> {
     let tasks_max = view.unit()?.tasks_max?;
     (tasks_max == kernel).then(|| {
@@ -120,7 +125,7 @@ fn reset_by_systemd(view: &View<'_>, kernel: Limit, stored: u64) -> Option<Findi
             Code::SystemdReset,
             Proved,
             format!(
-                "systemd keeps {tasks_max} for {} and has put it in force over the engine's {stored}",
+                "systemd stores {tasks_max} for {} and has applied it over the engine's {stored}",
                 view.unit().map_or("the unit", |unit| unit.name.as_str())
             ),
         )
@@ -129,7 +134,7 @@ fn reset_by_systemd(view: &View<'_>, kernel: Limit, stored: u64) -> Option<Findi
 
 fn raw(view: &View<'_>, kernel: Limit, stored: u64) -> Finding {
     let tasks_max = view.unit().and_then(|unit| unit.tasks_max);
-    // Where systemd owns the number and was not asked, it may have put it there itself.
+    // If systemd owns the value and could not be asked, systemd itself may have written it.
     let by_systemd = view
         .facts
         .engine
@@ -138,17 +143,20 @@ fn raw(view: &View<'_>, kernel: Limit, stored: u64) -> Finding {
     let finding = Finding::new(
         Code::RawWrite,
         if by_systemd && tasks_max.is_none() { Possible } else { Proved },
-        format!("the engine has {stored}, the kernel {kernel}: somebody wrote pids.max by hand"),
+        format!(
+            "the engine has {stored}, but the kernel has {kernel}: pids.max was written directly, \
+             not through the engine"
+        ),
     );
     match tasks_max {
         Some(tasks_max) => {
-            finding.not(format!("MG-P030 reset by systemd: it still keeps {tasks_max}"))
+            finding.not(format!("MG-P030 (reset by systemd): systemd still stores {tasks_max}"))
         }
         None => finding,
     }
 }
 
-/// The limit holds now, and the next time systemd applies its own value it will not.
+/// The limit is in force, but only until systemd applies its own value.
 fn never_told_systemd(view: &View<'_>, stored: u64) -> Option<Finding> {
     let unit = view.unit()?;
     let tasks_max = unit.tasks_max?;
@@ -157,7 +165,7 @@ fn never_told_systemd(view: &View<'_>, stored: u64) -> Option<Finding> {
             Code::NoTasksMax,
             Proved,
             format!(
-                "{stored} is in force, but systemd keeps {tasks_max} for {}: {}",
+                "{stored} is in force, but systemd stores {tasks_max} for {}: {}",
                 unit.name,
                 when_reset(unit)
             ),
@@ -170,13 +178,13 @@ fn never_told_systemd(view: &View<'_>, stored: u64) -> Option<Finding> {
     })
 }
 
-/// The sign of a limit that nobody set: the kernel, the unit and systemd's default are one number.
+/// A sign that no limit was set: the kernel and the unit have the number that is systemd's default.
 pub fn default_in_force(view: &View<'_>) -> Option<Fine> {
     let unit = view.unit().filter(|_| view.is_the_units_own() && view.facts.wanted.is_none())?;
     let default = unit.default_tasks_max?.tasks()?;
     (view.has_only_the_default() && unit.tasks_max == unit.default_tasks_max).then(|| {
         let title = format!(
-            "{default} in {} is systemd's DefaultTasksMax: nobody set a limit for {}",
+            "{default} in {} is systemd's DefaultTasksMax: no limit was set for {}",
             view.file_of("pids.max"),
             unit.name
         );
@@ -184,7 +192,7 @@ pub fn default_in_force(view: &View<'_>) -> Option<Fine> {
     })
 }
 
-/// No limit in the engine, one in the kernel, and systemd has another.
+/// The engine has no limit, and the kernel and systemd have different ones.
 pub fn raw_value_that_will_go(view: &View<'_>) -> Option<Finding> {
     if view.stored_limit().is_some() {
         return None;
@@ -196,7 +204,7 @@ pub fn raw_value_that_will_go(view: &View<'_>) -> Option<Finding> {
             Code::SystemdReset,
             Proved,
             format!(
-                "pids.max is {kernel} by hand, but systemd keeps {tasks_max} for {}: {}",
+                "pids.max was set to {kernel} directly, but systemd stores {tasks_max} for {}: {}",
                 unit.name,
                 when_reset(unit)
             ),
@@ -209,12 +217,14 @@ pub fn raw_value_that_will_go(view: &View<'_>) -> Option<Finding> {
     })
 }
 
-/// Measured on systemd 252 and 257.
+/// Says when systemd applies its own value. Measured on systemd 252 and 257.
 fn when_reset(unit: &Unit) -> &'static str {
     match unit.systemd {
-        0 => "it comes back when systemd applies its settings",
-        1..=255 => "it comes back at the next daemon-reload",
-        256 | 257 => "it comes back when a unit of the same slice starts after a daemon-reload",
-        _ => "it comes back at the next daemon-reload at the latest",
+        0 => "that value comes back when systemd applies its settings",
+        1..=255 => "that value comes back at the next daemon-reload",
+        256 | 257 => {
+            "that value comes back when a unit of the same slice starts after a daemon-reload"
+        }
+        _ => "that value comes back at the next daemon-reload at the latest",
     }
 }

@@ -1,4 +1,4 @@
-//! A limit that stands on another layer than the container's own.
+//! Limits that were set on another layer than the container's own.
 
 use super::super::{
     code::Code,
@@ -8,7 +8,7 @@ use super::super::{
 };
 use crate::limit::Limit;
 
-/// A limit that somebody set where it does not reach this container.
+/// Reports a limit that was set where it does not affect this container.
 pub(super) fn wrong_layer(view: &View<'_>, container: &ContainerFacts) -> Option<Finding> {
     if let Some(nproc) = container.nproc_ulimit.filter(|nproc| *nproc > 0) {
         return Some(
@@ -16,8 +16,8 @@ pub(super) fn wrong_layer(view: &View<'_>, container: &ContainerFacts) -> Option
                 Code::WrongLayer,
                 Proved,
                 format!(
-                    "the limit was given as ulimit nproc={nproc}, which counts a user's processes \
-                     on the whole host and does not bind root"
+                    "the limit was set as ulimit nproc={nproc}, which counts a user's processes on \
+                     the whole host and does not apply to root"
                 ),
             )
             .seen("ulimit", "HostConfig.Ulimits", format!("nproc={nproc}"))
@@ -35,10 +35,11 @@ pub(super) fn wrong_layer(view: &View<'_>, container: &ContainerFacts) -> Option
             Code::WrongLayer,
             Proved,
             format!(
-                "TasksMax={tasks_max} stands on the engine's own unit; containers are not below it"
+                "TasksMax={tasks_max} is set on the engine's own unit, but containers are not \
+                 below that unit"
             ),
         )
-        .seen("unit of the engine", "TasksMax", tasks_max)
+        .seen("engine's own unit", "TasksMax", tasks_max)
         .seen("engine", "HostConfig.PidsLimit", view.stored_word())
         .repaired(Keeper::ContainerMaker, view.repair_command(None), view.survives())
     })

@@ -1,4 +1,4 @@
-//! No code is documented that no rule emits.
+//! Checks that every documented code is emitted by a rule.
 
 use std::collections::BTreeSet;
 
@@ -17,12 +17,12 @@ fn with_engine(facts: Facts, edit: impl FnOnce(&mut EngineFacts)) -> Facts {
     edited(facts, |facts| edit(facts.engine.as_mut().unwrap()))
 }
 
-/// A compose file that says this, beside an engine without a limit.
+/// Facts of a compose file with this result, beside an engine without a limit.
 fn saying(says: Says) -> Facts {
     edited(composed(unlimited(), 25, 10), |facts| facts.compose.as_mut().unwrap().says = says)
 }
 
-/// P001 to P010, and P071.
+/// Facts for P001 to P010, and P071.
 fn declared() -> Vec<Facts> {
     vec![
         composed(unlimited(), 25, 10),
@@ -40,14 +40,14 @@ fn declared() -> Vec<Facts> {
     ]
 }
 
-/// The engine keeps 25, and the kernel has no limit.
+/// The engine stores 25, and the kernel has no limit.
 fn raised() -> Facts {
     edited(limited(25), |facts| {
         (facts.chain[0].max, facts.chain[0].denials) = (Some(Limit::Max), Some(4));
     })
 }
 
-/// P020 to P034.
+/// Facts for P020 to P034.
 fn in_the_kernel() -> Vec<Facts> {
     let no_file = edited(unlimited(), |facts| facts.chain[0].max = None);
     let default = edited(scoped(unlimited(), Limit::Tasks(1698), 252), |facts| {
@@ -76,7 +76,7 @@ fn in_the_kernel() -> Vec<Facts> {
     ]
 }
 
-/// P040 to P042, and P009, P050 to P054, P061.
+/// Facts for P040 to P042, P009, P050 to P054, and P061.
 fn processes() -> Vec<Facts> {
     let alien = |privileged, parent, cgroup: &str| {
         let mut facts = with_container(limited(25), |one| one.privileged = privileged);
@@ -108,7 +108,7 @@ fn processes() -> Vec<Facts> {
     ]
 }
 
-/// P070, P072 and P080 to P085.
+/// Facts for P070, P072 and P080 to P085.
 fn around() -> Vec<Facts> {
     let below = |path: &str| {
         edited(limited(25), |facts| {
@@ -130,12 +130,12 @@ fn around() -> Vec<Facts> {
     ]
 }
 
-/// As `cgroup:/PATH` names it.
+/// Names the target as `cgroup:/PATH`.
 fn by_path(facts: Facts) -> Facts {
     edited(facts, |facts| facts.target.kind = SubjectKind::Cgroup)
 }
 
-/// P060, P062 to P064, P088, P090 and P099.
+/// Facts for P060, P062 to P064, P088, P090 and P099.
 fn fine() -> Vec<Facts> {
     vec![
         edited(limited(25), |facts| facts.members[0].threads = 7),
@@ -164,14 +164,14 @@ fn every_code_is_emitted_by_a_rule() {
 }
 
 #[test]
-fn the_default_of_systemd_is_a_sign_only_where_nobody_asked_for_a_number() {
+fn the_default_of_systemd_is_a_sign_only_if_no_limit_was_set() {
     let is_said =
         |facts: &Facts| judge(facts).ok.iter().any(|one| one.code == Code::SystemdDefault);
     let default = edited(scoped(unlimited(), Limit::Tasks(1698), 252), |facts| {
         facts.chain[0].max = Some(Limit::Tasks(1698));
     });
     assert!(is_said(&default));
-    // A number of the engine; one by hand that systemd does not have; a repair; a payload below its unit.
+    // A limit in the engine; a direct write that systemd does not have; a repair; a payload below its unit.
     for edit in [
         |facts: &mut Facts| container(facts).pids_limit = Some(1698),
         |facts: &mut Facts| facts.unit.as_mut().unwrap().tasks_max = Some(Limit::Max),
@@ -183,20 +183,20 @@ fn the_default_of_systemd_is_a_sign_only_where_nobody_asked_for_a_number() {
 }
 
 #[test]
-fn a_limit_of_version_1_is_told_from_the_tree_of_version_2() {
+fn a_limit_in_version_1_is_told_from_the_version_2_tree() {
     let is_said =
         |facts: &Facts| judge(facts).ok.iter().any(|one| one.code == Code::WrongHierarchy);
     assert!(is_said(&by_path(limited(25))));
-    assert!(!is_said(&limited(25)), "who names a container does not look at a tree");
-    assert!(!is_said(&by_path(unlimited())), "there is none anywhere");
+    assert!(!is_said(&limited(25)), "a container's name does not name a tree");
+    assert!(!is_said(&by_path(unlimited())), "there is no limit in either tree");
     let edited = |edit: fn(&mut Facts)| edited(by_path(limited(25)), edit);
     assert!(!is_said(&edited(|facts| facts.host.cgroups = Cgroups::Unified)));
-    // The tree of version 2 itself has the controller.
+    // The version 2 tree itself has the controller.
     assert!(!is_said(&edited(|facts| facts.chain[0].has_pids = Some(true))));
 }
 
 #[test]
-fn only_an_unknown_verdict_is_called_unknown() {
+fn only_an_unknown_verdict_reports_the_code_unknown() {
     let is_said = |facts: &Facts| judge(facts).ok.iter().any(|one| one.code == Code::Unknown);
     assert!(is_said(&Facts::default()));
     assert!(!is_said(&limited(25)) && !is_said(&unlimited()));

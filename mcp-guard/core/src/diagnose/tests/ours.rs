@@ -1,4 +1,4 @@
-//! What mcp-guard itself did to a limit is no cause.
+//! A change that mcp-guard itself made to a limit is not reported as a cause.
 
 use super::*;
 
@@ -11,18 +11,18 @@ fn clamped(mut facts: Facts, wrote: u64) -> Facts {
 }
 
 #[test]
-fn a_clamp_is_named_and_not_mended() {
+fn a_clamp_is_named_and_not_repaired() {
     let engine_only = clamped(limited(500), 320);
     let with_systemd = clamped(scoped(limited(500), Limit::Tasks(500), 252), 320);
     for facts in [engine_only, with_systemd] {
         let report = judge(&facts);
         assert_eq!((codes(&report), report.verdict), (vec![], Verdict::Enforced));
         assert_eq!((report.declared, report.effective_limit), (Some(500), Some(320)));
-        let note = "mcp-guard's clamp of incident i-7 holds 320; it found 500; \
-                    `mcp-guard thaw web` gives it back";
+        let note = "mcp-guard has clamped the limit to 320 for incident i-7; it was 500; \
+                    `mcp-guard thaw web` releases the clamp";
         assert!(report.notes.contains(&note.to_owned()), "{:?}", report.notes);
     }
-    // Somebody wrote another number since: it is theirs.
+    // Another process has written another number since, so it is not our clamp.
     let mut facts = clamped(limited(500), 320);
     facts.chain[0].max = Some(Limit::Tasks(900));
     let report = only(&facts, Code::RawWrite, Proved);
@@ -30,14 +30,14 @@ fn a_clamp_is_named_and_not_mended() {
 }
 
 #[test]
-fn what_a_clamp_found_is_still_judged() {
-    // The limit had been lifted before the incident.
+fn the_limit_before_a_clamp_is_still_judged() {
+    // The limit had been removed before the incident.
     let mut raw = limited(25);
     (raw.chain[0].max, raw.chain[0].denials) = (Some(Limit::Max), Some(4));
     let report = only(&clamped(raw, 320), Code::RawWrite, Proved);
     assert_eq!(report.verdict, Verdict::NotEnforced);
     assert!(report.findings[0].title.contains("max"), "{}", report.findings[0].title);
-    // Nothing is declared: what holds now goes with the incident, and nobody is told to keep it.
+    // No limit is declared. The clamp ends with the incident, so no repair suggests its number.
     let unlimited = scoped(unlimited(), Limit::Max, 252);
     let report = only(&clamped(unlimited, 320), Code::ExplicitUnlimited, Proved);
     assert_eq!((report.verdict, report.effective_limit), (Verdict::NotEnforced, Some(320)));
@@ -45,7 +45,7 @@ fn what_a_clamp_found_is_still_judged() {
 }
 
 #[test]
-fn the_command_that_ends_a_clamp_is_quoted() {
+fn the_command_that_releases_a_clamp_is_quoted() {
     let mut facts = clamped(limited(500), 320);
     facts.target.kind = SubjectKind::Cgroup;
     facts.target.name = "/a b;reboot".into();

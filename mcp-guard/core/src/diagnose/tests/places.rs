@@ -1,8 +1,8 @@
-//! Where a number is kept, where it is lost on its way, and how long a repair lasts.
+//! The places that store a limit, where it is lost between them, and which events a repair survives.
 
 use super::*;
 
-/// Places at which the number is lost.
+/// Returns the places at which the limit is lost.
 fn breaks(facts: &Facts) -> Vec<String> {
     let places = judge(facts).places.into_iter();
     places.filter(|place| place.breaks).map(|place| place.place.to_string()).collect()
@@ -14,7 +14,7 @@ fn podman(mut facts: Facts, version: &str) -> Facts {
     facts
 }
 
-/// The payload below its scope, as crun makes it: systemd has another number for the scope.
+/// A payload below its scope, as crun creates it. systemd has another number for the scope.
 fn payload(facts: Facts) -> Facts {
     let mut facts = scoped(facts, Limit::Tasks(1698), 252);
     facts.chain[0].path += "/container";
@@ -23,7 +23,7 @@ fn payload(facts: Facts) -> Facts {
 }
 
 #[test]
-fn a_number_is_lost_only_where_one_was_expected() {
+fn a_limit_is_lost_only_where_one_was_expected() {
     let mut default = scoped(unlimited(), Limit::Tasks(1698), 252);
     default.chain[0].max = Some(Limit::Tasks(1698));
     let mut nothing = composed(limited(25), 25, -10);
@@ -45,7 +45,7 @@ fn a_number_is_lost_only_where_one_was_expected() {
 }
 
 #[test]
-fn a_repair_that_podman_does_not_keep_is_no_lost_update() {
+fn a_repair_that_podman_does_not_store_is_no_lost_update() {
     let mut facts = payload(podman(limited(2048), "4.3.1"));
     facts.chain[0].max = Some(Limit::Tasks(25));
     only(&facts, Code::PodmanUpdateLost, Possible);
@@ -53,18 +53,18 @@ fn a_repair_that_podman_does_not_keep_is_no_lost_update() {
     let report = judge(&facts);
     assert_eq!((codes(&report), report.verdict), (vec![], Verdict::Enforced));
     assert_eq!(breaks(&facts), [""; 0]);
-    // Raised above what the engine keeps.
+    // The repair raised it above the engine's limit.
     facts.container.as_mut().unwrap().pids_limit = Some(10);
     let report = judge(&facts);
     assert_eq!((codes(&report), report.verdict), (vec![], Verdict::Enforced));
-    // A step on the way down is not there yet.
+    // A step on the way down has not reached the wanted limit yet.
     facts.container.as_mut().unwrap().pids_limit = Some(500);
     facts.chain[0].max = Some(Limit::Tasks(200));
     assert_eq!(judge(&facts).verdict, Verdict::NotEnforced);
 }
 
 #[test]
-fn what_a_repair_outlives_depends_on_who_keeps_it() {
+fn the_events_a_repair_survives_depend_on_the_owner() {
     let survives = |facts: Facts| judge(&facts).findings[0].repair.survives.join(", ");
     let kept = "container restart, daemon-reload, reboot";
     assert_eq!(survives(composed(unlimited(), 25, 10)), kept);

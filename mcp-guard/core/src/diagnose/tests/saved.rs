@@ -1,4 +1,4 @@
-//! Facts that were saved, by this schema and by the one before.
+//! Saved facts of this schema and of the previous one.
 
 use super::super::{
     compose::{keys, used_variables},
@@ -6,11 +6,11 @@ use super::super::{
 };
 use super::*;
 
-/// A snapshot as schema 1 saved it.
+/// A snapshot that was saved with schema 1.
 const SCHEMA_1: &str = include_str!("schema_1.json");
 
 #[test]
-fn schema_1_is_judged_as_it_was() {
+fn facts_of_schema_1_are_judged_as_before() {
     let facts: Facts = serde_json::from_str(SCHEMA_1).unwrap();
     let compose = facts.compose.as_ref().unwrap();
     assert_eq!((facts.schema, &compose.content), (1, &None));
@@ -23,12 +23,12 @@ fn schema_1_is_judged_as_it_was() {
     assert_eq!(report.findings[0].certainty, Possible, "a variable was filled in");
     assert_eq!((report.declared, report.effective_limit), (Some(25), Some(4760)));
     assert_eq!(report.places[0].r#where, "/srv/shop/compose.yml:4");
-    // Saved again, it has all that it had.
+    // Saving it again loses nothing.
     let again: Facts = serde_json::from_value(serde_json::to_value(&facts).unwrap()).unwrap();
     assert_eq!(again, facts);
 }
 
-/// The same container, read by this schema.
+/// Facts of the container in `SCHEMA_1`, in the current schema.
 fn schema_2(text: &str, environment: &[(&str, &str)]) -> Facts {
     let mut facts: Facts = serde_json::from_str(SCHEMA_1).unwrap();
     facts.schema = SCHEMA;
@@ -50,8 +50,8 @@ fn compose_files_are_judged_from_saved_facts() {
     assert!(!saved.contains("\"says\"") && !saved.contains("hunter2"), "{saved}");
     let facts: Facts = serde_json::from_str(&saved).unwrap();
     let old: Facts = serde_json::from_str(SCHEMA_1).unwrap();
-    assert_eq!(judge(&facts), judge(&old), "both schemas say the same of the same file");
-    // The file of the facts decides, and nothing that was judged before.
+    assert_eq!(judge(&facts), judge(&old), "both schemas give the same report for the same file");
+    // Only the file in the facts decides, not an earlier result.
     let facts = schema_2("services: {web: {image: x}}", &[]);
     assert_eq!(codes(&judge(&facts)), [Code::NeverDeclared]);
     let facts = schema_2("services: {web: {pids_limit: $LIMIT}}", &[("LIMIT", "40")]);

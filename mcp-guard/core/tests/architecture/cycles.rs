@@ -1,13 +1,13 @@
-//! Modules form a tree without circles.
+//! Modules form a tree without cycles.
 //!
-//! For each module with the submodules c1 to cn there is an edge ci -> cj when any file of ci's subtree
-//! names something of cj's subtree: in a `use`, groups included, or by a path in code. These edges have
-//! no circle, at any level of the tree.
+//! For a module with the submodules c1 to cn, there is an edge ci -> cj if any file of ci's subtree names an
+//! item of cj's subtree, in a `use` (groups included) or by a path in code. These edges form no cycle at any
+//! level of the tree.
 //!
-//! - A module may use items of the modules it stands in, and may use its own submodules: neither is an edge.
-//! - A name that a module re-exports, or imports for its submodules, leads to the module that defines it:
-//!   `crate::Time` is an edge to `time`. Where the re-exporting module is itself on another branch, the
-//!   name leads to that one as well.
+//! - A module may use items of the modules that contain it, and of its own submodules. Neither is an edge.
+//! - A name that a module re-exports, or imports for its submodules, leads to the module that defines it, so
+//!   `crate::Time` is an edge to `time`. If the re-exporting module is on another branch, the name leads to
+//!   that module too.
 //! - Test code, comments and strings do not count.
 
 #[cfg(test)]
@@ -24,22 +24,22 @@ use crate::{
 const WITHOUT_CIRCLES: [&str; 3] = ["mcp-guard/core/src", "mcp-guard/src", "xtask/src"];
 
 #[test]
-fn modules_form_no_circle() {
+fn modules_form_no_cycles() {
     for folder in WITHOUT_CIRCLES {
         let tree = Tree::of(&repository().join(folder));
-        let found = circles(&tree);
-        assert!(found.is_empty(), "{folder}: {} circles\n{}", found.len(), found.join("\n"));
+        let found = cycles(&tree);
+        assert!(found.is_empty(), "{folder}: {} cycles\n{}", found.len(), found.join("\n"));
     }
 }
 
-/// Lines that explain a circle, one for each use that is part of it.
+/// Lines that explain a cycle, one for each use that is part of it.
 type Explained = String;
 
-/// From each submodule of one module to those it uses, and by which uses.
+/// For each submodule of one module: the submodules that it uses, and the uses.
 type Edges<'a> = BTreeMap<&'a str, BTreeMap<&'a str, Vec<&'a Use>>>;
 
-/// The shortest circle through each module that is on one.
-pub fn circles(tree: &Tree) -> Vec<Explained> {
+/// Returns the shortest cycle through each module that is on a cycle.
+pub fn cycles(tree: &Tree) -> Vec<Explained> {
     let uses = tree.uses();
     let mut levels: BTreeMap<&[String], Edges<'_>> = BTreeMap::new();
     for one in &uses {
@@ -52,28 +52,28 @@ pub fn circles(tree: &Tree) -> Vec<Explained> {
     for (level, edges) in &levels {
         let mut known = BTreeSet::new();
         for start in edges.keys() {
-            let Some(circle) = shortest(edges, start) else { continue };
-            if known.insert(circle.iter().copied().collect::<BTreeSet<_>>()) {
-                found.push(explain(level, edges, &circle));
+            let Some(cycle) = shortest(edges, start) else { continue };
+            if known.insert(cycle.iter().copied().collect::<BTreeSet<_>>()) {
+                found.push(explain(level, edges, &cycle));
             }
         }
     }
     found
 }
 
-/// The modules of the shortest way from `start` back to it, `start` first.
+/// Returns the modules of the shortest cycle through `start`, with `start` first.
 fn shortest<'a>(edges: &Edges<'a>, start: &'a str) -> Option<Vec<&'a str>> {
     let mut came_from: BTreeMap<&str, &str> = BTreeMap::new();
     let mut waiting = VecDeque::from([start]);
     while let Some(here) = waiting.pop_front() {
         for next in edges.get(here).into_iter().flat_map(BTreeMap::keys).copied() {
             if next == start {
-                let mut circle = vec![here];
-                while circle[circle.len() - 1] != start {
-                    circle.push(came_from[circle[circle.len() - 1]]);
+                let mut cycle = vec![here];
+                while cycle[cycle.len() - 1] != start {
+                    cycle.push(came_from[cycle[cycle.len() - 1]]);
                 }
-                circle.reverse();
-                return Some(circle);
+                cycle.reverse();
+                return Some(cycle);
             }
             if !came_from.contains_key(next) {
                 came_from.insert(next, here);
@@ -84,10 +84,10 @@ fn shortest<'a>(edges: &Edges<'a>, start: &'a str) -> Option<Vec<&'a str>> {
     None
 }
 
-fn explain(level: &[String], edges: &Edges<'_>, circle: &[&str]) -> Explained {
+fn explain(level: &[String], edges: &Edges<'_>, cycle: &[&str]) -> Explained {
     let place = if level.is_empty() { "crate".to_owned() } else { level.join("::") };
-    let round: Vec<&str> = circle.iter().chain(circle.first()).copied().collect();
-    let mut lines = format!("circle in {place}: {}\n", round.join(" -> "));
+    let round: Vec<&str> = cycle.iter().chain(cycle.first()).copied().collect();
+    let mut lines = format!("cycle in {place}: {}\n", round.join(" -> "));
     for pair in round.windows(2) {
         for one in &edges[pair[0]][pair[1]] {
             let Use { from_file, line, to_file, words, .. } = one;
