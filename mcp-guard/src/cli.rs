@@ -7,6 +7,8 @@ mod exit;
 mod explain;
 mod hands;
 mod out;
+#[cfg(test)]
+mod reference;
 mod repair;
 mod replay;
 mod resolve;

@@ -1,4 +1,4 @@
-//! Facts that tests detect about this kernel, for the table of kernels in the README.
+//! Facts that tests detect about this kernel, for the table of kernels in docs/kernels.md.
 
 use std::{fmt::Display, fs::File, io::Write as _};
 

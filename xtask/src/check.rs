@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 
 use crate::say::{say, step};
-use crate::{ebpf, program, programs, test, workspace};
+use crate::{ebpf, english, program, programs, test, workspace};
 
 /// Runs every step in order and stops at the first that fails.
 pub fn run(setup: bool, no_test: bool) -> Result<u8> {
@@ -14,6 +14,7 @@ pub fn run(setup: bool, no_test: bool) -> Result<u8> {
         Some(reason) => say(&format!("clippy of the kernel side: not run: {reason}")),
     }
     step("doc", doc)?;
+    step("plain English", english::check)?;
     step("ebpf --check", ebpf::check)?;
     if no_test { Ok(0) } else { test::run(setup) }
 }

@@ -6,7 +6,9 @@ mod counts;
 mod demo;
 mod demo_docker;
 mod docker;
+mod docs;
 mod ebpf;
+mod english;
 mod packages;
 mod program;
 mod programs;
@@ -72,7 +74,12 @@ enum Verb {
         /// Install and start what the demo in Docker needs, without asking
         #[arg(long, requires = "docker")]
         setup: bool,
+        /// Draw the output into docs/demo.svg
+        #[arg(long, conflicts_with = "docker")]
+        svg: bool,
     },
+    /// Generate the parts of the documents that are made from the program: commands, policy keys, output
+    Docs,
     /// Measure what mcp-guard costs and how fast it acts, and compare it with its goals and peers
     Bench {
         /// Install the peers that it is compared with, without asking
@@ -110,8 +117,10 @@ fn run(verb: Verb) -> Result<u8> {
         Verb::Check { setup, no_test } => check::run(setup, no_test),
         Verb::Test { setup } => test::run(setup),
         Verb::Docker { setup, command } => docker::with_rig(setup, &command),
-        Verb::Demo { docker: true, setup } => demo_docker::run(setup),
+        Verb::Demo { docker: true, setup, .. } => demo_docker::run(setup),
+        Verb::Demo { svg: true, .. } => demo::svg(),
         Verb::Demo { docker: false, .. } => demo::run(),
+        Verb::Docs => docs::write().map(|()| 0),
         Verb::Bench { setup, more } => bench::run(setup, &more),
         Verb::Vm { verb } => vm::run(verb),
         Verb::EngineKeeper => docker::keep_engine().map(|()| 0),

@@ -48,7 +48,7 @@ pub enum Verb {
         /// Run every test in every image in which it makes sense
         #[arg(long)]
         full: bool,
-        /// Write the detected facts into the README's table of kernels
+        /// Write the detected facts into the table of kernels in docs/kernels.md
         #[arg(long, conflicts_with = "filter")]
         bless: bool,
         /// Install the tools that it needs, without asking

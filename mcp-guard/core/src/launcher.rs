@@ -19,6 +19,7 @@ const MAX_IDENTITY: usize = 214;
 
 /// The command line syntax of one launcher.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Launcher {
     /// Base name of the program or script, without `.js`, `.cjs`, `.mjs` or `.py`.

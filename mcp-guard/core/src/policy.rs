@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use wildmatch::WildMatch;
 
 use crate::{
@@ -14,6 +14,7 @@ use crate::{
 
 /// Whether decisions change the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Do everything up to the last step, which is recorded but not done.
@@ -33,6 +34,7 @@ impl fmt::Display for Mode {
 
 /// Responses to a detection, mildest first. The order is that of escalation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Response {
     Record,
@@ -53,6 +55,7 @@ impl fmt::Display for Response {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
     /// The mode of rules that name none.
@@ -66,6 +69,7 @@ pub struct Policy {
 
 /// Thresholds of the detectors.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Detect {
     pub duplicates: Duplicates,
@@ -76,14 +80,20 @@ pub struct Detect {
 
 /// D: live launcher trees of one identity.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Duplicates {
+    /// Live servers of one package, each at least `warn_age` old, that warn.
     pub warn: usize,
-    #[serde(with = "humantime_serde")]
+    /// The age from which a server counts for `warn`.
+    #[serde(with = "DurationText")]
     pub warn_age: Duration,
+    /// Live servers of one package, each at least `act_age` old, that act.
     pub act: usize,
-    #[serde(with = "humantime_serde")]
+    /// The age from which a server counts for `act`.
+    #[serde(with = "DurationText")]
     pub act_age: Duration,
+    /// The response when it acts.
     pub response: Response,
 }
 
@@ -101,6 +111,7 @@ impl Default for Duplicates {
 
 /// B: starts of one identity in a short time.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Burst {
     /// Number of starts within 10 s that causes a warning.
@@ -109,12 +120,15 @@ pub struct Burst {
     pub warn_60s: usize,
     /// Number of live trees, at least `survivor_age` old, that turns the warning into an action.
     pub survivors: usize,
-    #[serde(with = "humantime_serde")]
+    /// The age from which a server counts for `survivors`.
+    #[serde(with = "DurationText")]
     pub survivor_age: Duration,
     /// Number of starts in each second of `act_for` that causes an action without survivors.
     pub act_rate: usize,
-    #[serde(with = "humantime_serde")]
+    /// How long `act_rate` must last.
+    #[serde(with = "DurationText")]
     pub act_for: Duration,
+    /// The response when it acts.
     pub response: Response,
 }
 
@@ -134,15 +148,20 @@ impl Default for Burst {
 
 /// E: growth of live processes of any kind.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Emergency {
+    /// Growth of live processes within `within` that warns.
     pub warn: usize,
+    /// Growth of live processes within `within` that acts.
     pub act: usize,
-    #[serde(with = "humantime_serde")]
+    /// The time over which growth is measured.
+    #[serde(with = "DurationText")]
     pub within: Duration,
     /// Processes younger than this do not count.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "DurationText")]
     pub age: Duration,
+    /// The response when it acts.
     pub response: Response,
 }
 
@@ -160,11 +179,13 @@ impl Default for Emergency {
 
 /// R: raw process forks. It only warns, because harmless work forks faster than any leak.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Raw {
     /// Process forks per second.
     pub warn: u64,
-    #[serde(rename = "for", with = "humantime_serde")]
+    /// How long `warn` must last.
+    #[serde(rename = "for", with = "DurationText")]
     pub sustained: Duration,
 }
 
@@ -176,18 +197,21 @@ impl Default for Raw {
 
 /// How responses are carried out.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Respond {
     /// Tasks that a clamp leaves free above those that exist.
     pub clamp_headroom: u64,
-    #[serde(with = "humantime_serde")]
+    /// How long a clamp lasts. It is renewed while its detector still acts.
+    #[serde(with = "DurationText")]
     pub clamp_lease: Duration,
-    #[serde(with = "humantime_serde")]
+    /// How long a freeze lasts.
+    #[serde(with = "DurationText")]
     pub freeze_lease: Duration,
     /// How long no detector acts on the guard after an operator or another process thawed it. Also
     /// how long a response is not repeated after it failed, after it was refused, or after another
     /// process overwrote our clamp.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "DurationText")]
     pub cool_down: Duration,
 }
 
@@ -204,6 +228,7 @@ impl Default for Respond {
 
 /// Which cgroups are guarded, and how. Every given key must match.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     /// Container name; `*` and `?` match anything.
@@ -218,6 +243,7 @@ pub struct Rule {
     /// Absolute path in the cgroup tree, for workloads that no engine knows.
     #[serde(default)]
     pub cgroup: Option<String>,
+    /// Overrides the mode at the top of the file for these cgroups.
     #[serde(default)]
     pub mode: Option<Mode>,
     /// The strongest response that detectors may use here.
@@ -261,6 +287,15 @@ pub struct Terms {
     pub highest: Response,
     /// The limit to enforce, if the policy names one.
     pub pids_limit: Option<u64>,
+}
+
+/// A duration in the form in which people write it: "30s", "5min".
+struct DurationText;
+
+impl DurationText {
+    fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        humantime_serde::deserialize(deserializer)
+    }
 }
 
 /// Why a policy is rejected. The text shows line and position if a part of the file is at fault.

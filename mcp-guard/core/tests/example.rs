@@ -22,7 +22,7 @@ fn the_shipped_policy_observes() {
     let shipped = Policy::parse(text).expect("valid");
     assert_eq!((shipped.mode, shipped.guard.len()), (Mode::Observe, 0));
     let (above, shown) = text.split_once("# [[guard]]").expect("an example in a comment");
-    let shown = format!("{above}[[guard]]{}", shown.replace("\n# ", "\n"));
+    let shown = format!("{above}[[guard]]{}", shown.replace("\n# ", "\n").replace("\n#\n", "\n"));
     let shown = Policy::parse(&shown).expect("valid without the comment signs");
-    assert_eq!((shown.guard.len(), shown.guard[0].mode), (1, Some(Mode::Enforce)));
+    assert_eq!((shown.guard.len(), shown.guard[0].mode), (2, Some(Mode::Enforce)));
 }

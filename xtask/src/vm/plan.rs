@@ -68,7 +68,7 @@ fn means_nothing(image: &Image, program: &str) -> Option<&'static str> {
         ("kernel-5.10", _, "guest_refusal") => None,
         ("kernel-5.10", ..) => Some("mcp-guard refuses this kernel; only the refusal is tested"),
         (_, _, "guest_refusal") => Some("makes sense only on kernel 5.10"),
-        (_, _, "cli") => Some("does not depend on the kernel: the pure tier runs it"),
+        (_, _, "cli" | "docs") => Some("does not depend on the kernel: the pure tier runs it"),
         (_, _, "bpf_log") => Some("needs an object with debug lines: the host tier builds it"),
         (_, _, "host_hostile") => Some(
             "needs FUSE or thousands of cgroups, and does not depend on the guest: the host tier runs it",

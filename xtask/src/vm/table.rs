@@ -1,4 +1,4 @@
-//! Compares the README's table of kernels with the facts that the guests detected.
+//! Compares the table of kernels in docs/kernels.md with the facts that the guests detected.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,6 +10,7 @@ use super::follow::Failure;
 use super::image::{IMAGES, Image};
 use crate::workspace;
 
+const DOCUMENT: &str = "docs/kernels.md";
 const BEGIN: &str = "<!-- guests: begin -->\n";
 const END: &str = "<!-- guests: end -->";
 /// A cell without a value from any guest.
@@ -22,11 +23,11 @@ const MOVING: [&str; 2] = ["kernel", "programs"];
 /// The rows in their order, each with a value per image.
 type Table = Vec<(String, BTreeMap<String, String>)>;
 
-/// Compares the README's table with the facts of an image.
+/// Compares the table in docs/kernels.md with the facts of an image.
 ///
 /// Returns one failure for each cell that differs. With `complete`, which means that all tests that
 /// record facts ran, also returns one for each cell without a fact. With `bless`, writes the facts into
-/// the README instead of comparing them.
+/// the document instead of comparing them.
 pub fn check(
     image: &Image,
     facts: &[(String, String)],
@@ -36,17 +37,18 @@ pub fn check(
     // Guests run in parallel, and each writes its own column.
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let file = workspace::root().join("README.md");
-    let readme = fs::read_to_string(&file).context("cannot read README.md")?;
-    let (before, rest) = readme.split_once(BEGIN).context("README.md has no table of kernels")?;
+    let file = workspace::root().join(DOCUMENT);
+    let document = fs::read_to_string(&file).context("cannot read docs/kernels.md")?;
+    let (before, rest) =
+        document.split_once(BEGIN).context("docs/kernels.md has no table of kernels")?;
     let (text, after) =
-        rest.split_once(END).context("the table of kernels in README.md has no end")?;
+        rest.split_once(END).context("the table of kernels in docs/kernels.md has no end")?;
     let mut table = parse(text);
     let mut wrong = if complete { untold(&table, image.name, facts) } else { Vec::new() };
     let others = enter(&mut table, image, facts);
     if bless {
         let text = format!("{before}{BEGIN}{}{END}{after}", render(&table));
-        fs::write(&file, text).context("cannot write README.md")?;
+        fs::write(&file, text).context("cannot write docs/kernels.md")?;
     } else {
         wrong.extend(others);
     }
@@ -62,7 +64,7 @@ fn untold(table: &Table, image: &str, facts: &[(String, String)]) -> Vec<Failure
 }
 
 fn failure(why: String, hint: &str) -> Failure {
-    let what = "the table of kernels in README.md".to_owned();
+    let what = "the table of kernels in docs/kernels.md".to_owned();
     Failure { what, why, output: hint.to_owned() }
 }
 
@@ -164,9 +166,9 @@ mod tests {
     }
 
     #[test]
-    fn the_readme_has_a_table_of_all_images() {
-        let readme = fs::read_to_string(workspace::root().join("README.md")).unwrap();
-        let text = readme.split_once(BEGIN).unwrap().1.split_once(END).unwrap().0;
+    fn the_document_has_a_table_of_all_images() {
+        let document = fs::read_to_string(workspace::root().join(DOCUMENT)).unwrap();
+        let text = document.split_once(BEGIN).unwrap().1.split_once(END).unwrap().0;
         assert_eq!(render(&parse(text)), text, "run `cargo xtask vm test --bless`");
     }
 }

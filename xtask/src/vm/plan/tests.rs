@@ -22,7 +22,7 @@ fn root_tests_run_only_if_they_are_named() {
     let programs: BTreeSet<String> =
         sources::tests().into_iter().map(|test| test.program).collect();
     let apart = |name: &&String| !manifest.contains(&format!("name = \"{name}\"\ntest = false\n"));
-    assert_eq!(programs.iter().filter(apart).collect::<Vec<_>>(), ["cli"]);
+    assert_eq!(programs.iter().filter(apart).collect::<Vec<_>>(), ["cli", "docs"]);
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn cargo_xtask_test_runs_each_test_somewhere() {
     assert!(all.len() > 150, "{} tests found", all.len());
     for test in &all {
         // The native tiers run all of their tests.
-        let natively = ["cli", "bpf_log", "host_", "docker_"]
+        let natively = ["cli", "docs", "bpf_log", "host_", "docker_"]
             .iter()
             .any(|tier| test.program.starts_with(tier));
         let in_a_guest =
