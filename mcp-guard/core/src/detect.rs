@@ -4,13 +4,16 @@ pub mod burst;
 pub mod duplicates;
 pub mod emergency;
 pub mod raw;
+pub mod schedule;
+pub mod tasks;
 
 use std::time::Duration;
 
 use crate::{
     Time,
     incident::{Cause, Detector},
-    policy::Response,
+    policy::{Detect, Response},
+    registry::Identity,
 };
 
 /// A detector's current result.
@@ -33,6 +36,19 @@ impl Detection {
             Cause { detector: Some(detector), identity: identity.map(str::to_owned), numbers };
         Self { cause, act }
     }
+}
+
+/// Runs the detectors of one identity. Returns their detections, and when these may change by the
+/// passing of time alone.
+pub fn look(
+    now: Time,
+    name: &str,
+    identity: &Identity,
+    detect: &Detect,
+) -> (Vec<Detection>, Option<Time>) {
+    let (duplicates, soon) = duplicates::look(now, name, identity, &detect.duplicates);
+    let (burst, later) = burst::look(now, name, identity, &detect.burst);
+    (duplicates.into_iter().chain(burst).collect(), sooner(soon, later))
 }
 
 /// Returns the earlier of two deadlines.

@@ -34,6 +34,10 @@ pub enum Input {
     },
     /// A new policy applies from now on.
     Policy(Box<Policy>),
+    /// The maximum number of tasks on the host: the lesser of `kernel.pid_max` and `kernel.threads-max`.
+    HostTasks {
+        most: u64,
+    },
     Fork {
         guard: GuardId,
         born: Time,

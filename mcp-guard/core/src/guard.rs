@@ -2,14 +2,17 @@
 
 mod episodes;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use mcp_guard_common::Totals;
 
 use self::episodes::{Episodes, Follows};
 use crate::{
     Time,
-    detect::{Detection, burst, duplicates, emergency::Aged, raw, sooner},
+    detect::{self, Detection, emergency::Aged, raw, schedule::Schedule, sooner, tasks::Floors},
     diagnose::facts::Facts,
     effect::{Action, Containment, Effect, OperatorRequest, Outbox, SeenLimit, Settled},
     id::{GuardId, Pid, RequestId, Ticket},
@@ -79,8 +82,11 @@ pub struct Guard {
     aged: Aged,
     episodes: Episodes,
     clamp_watch: ClampWatch,
-    seen_changes: u64,
-    next: Option<Time>,
+    floors: Floors,
+    /// When the detectors of each identity must run again without a change.
+    schedule: Schedule,
+    /// Identities for which the detectors must run although nothing has changed.
+    again: BTreeSet<String>,
 }
 
 impl Guard {
@@ -111,8 +117,9 @@ impl Guard {
             aged: Aged::default(),
             episodes: Episodes::default(),
             clamp_watch: ClampWatch::default(),
-            seen_changes: u64::MAX,
-            next: None,
+            floors: Floors::default(),
+            schedule: Schedule::default(),
+            again: BTreeSet::new(),
         }
     }
 
@@ -125,13 +132,17 @@ impl Guard {
         if !self.rates.add(now, totals) {
             return;
         }
+        self.episodes.looked(&[Detector::Emergency, Detector::Raw], None);
         let detections = [
             self.aged.look(now, &self.registry, &policy.detect.emergency),
             raw::look(&self.rates, &policy.detect.raw),
         ];
-        let detections = detections.into_iter().flatten().collect();
-        self.note(now, &[Detector::Emergency, Detector::Raw], detections, &policy.respond, out);
-        self.next = Some(now); // Episodes end after a silence, which no other input reports.
+        for detection in detections.into_iter().flatten() {
+            self.note(now, detection, &policy.respond, out);
+        }
+        // Episodes end after a silence, which no other input reports.
+        self.episodes.forget_quiet(now);
+        self.again = self.episodes.identities();
     }
 
     pub fn exited(&mut self, pid: Pid, code: u32) {
@@ -219,7 +230,7 @@ impl Guard {
     pub fn standing(&mut self, refusal: Option<Refusal>) {
         if self.refusal.is_some() && refusal.is_none() {
             self.episodes.act_again(|_| true);
-            self.seen_changes = u64::MAX;
+            self.look_at_all_again();
         }
         self.refusal = refusal;
     }
@@ -227,6 +238,7 @@ impl Guard {
     pub fn thawed_by_other(&mut self, now: Time, respond: &Respond, out: &mut Outbox<'_>) {
         if self.freeze.take().is_some() {
             self.episodes.wait_until(now.after(respond.cool_down));
+            self.episodes.hold_ended(Response::Freeze, now.after(respond.cool_down));
             let end = End::ThawedByOther;
             out.act(self.id, Action::Disown { hold: Hold::Freeze, end });
         }
@@ -255,6 +267,9 @@ impl Guard {
             OperatorRequest::Kill { dry_run } => (Response::Kill, Duration::ZERO, dry_run),
             OperatorRequest::Thaw => {
                 self.episodes.wait_until(now.after(respond.cool_down));
+                for hold in Hold::ALL {
+                    self.episodes.hold_ended(hold.into(), now.after(respond.cool_down));
+                }
                 return self.release_all(End::Operator, Some(id), out);
             }
         };
@@ -301,7 +316,11 @@ impl Guard {
         self.terms = terms;
         let is_held = Hold::ALL.map(|hold| (Response::from(hold), self.lease(hold).is_some()));
         self.episodes.act_again(|acted| !is_held.contains(&(acted, true)));
-        self.seen_changes = u64::MAX;
+        self.look_at_all_again();
+    }
+
+    fn look_at_all_again(&mut self) {
+        self.again = self.registry.identities().map(|(name, _)| name.to_owned()).collect();
     }
 
     /// Releases all holds, including one that the kernel has only just confirmed, and finally
@@ -326,13 +345,24 @@ impl Guard {
         self.clamp.is_none() && self.refusal.is_none()
     }
 
+    /// `host`: the maximum number of tasks on the host.
     pub fn limit_seen(
         &mut self,
         now: Time,
         seen: &SeenLimit,
-        respond: &Respond,
+        host: Option<u64>,
+        policy: &Policy,
         out: &mut Outbox<'_>,
     ) {
+        let respond = &policy.respond;
+        if let Some(tasks) = seen.tasks
+            && let Some(found) = self.floors.look(now, tasks, host, &policy.detect.tasks)
+        {
+            self.episodes.looked(&[Detector::Tasks], None);
+            if let Some(detection) = found {
+                self.note(now, detection, respond, out);
+            }
+        }
         if self.may_write_limits() {
             let rules = self.rules(respond);
             self.limits.look(now, &rules, seen, out);
@@ -356,21 +386,16 @@ impl Guard {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
         let holds = [self.clamp, self.freeze].into_iter().flatten().map(|hold| hold.until).min();
-        sooner(self.next, holds)
+        sooner(self.schedule.next(), holds)
     }
 
     /// Runs the detectors if something may have changed, and handles expired leases.
     pub fn evaluate(&mut self, now: Time, policy: &Policy, out: &mut Outbox<'_>) {
-        let changed = self.seen_changes != self.registry.changes();
-        if changed || self.next.is_some_and(|next| next <= now) {
-            self.seen_changes = self.registry.changes();
-            let detect = &policy.detect;
-            let (mut detections, soon) = duplicates::look(now, &self.registry, &detect.duplicates);
-            let (bursts, later) = burst::look(now, &self.registry, &detect.burst);
-            detections.extend(bursts);
-            self.next = sooner(soon, later);
-            let detectors = [Detector::Duplicates, Detector::Burst];
-            self.note(now, &detectors, detections, &policy.respond, out);
+        let mut names = self.registry.take_changed();
+        names.append(&mut self.again);
+        names.extend(self.schedule.due(now));
+        for name in names {
+            self.look_at(now, &name, policy, out);
         }
         self.expire(now, &policy.respond, out);
         self.soften(now, &policy.respond, out);
@@ -379,31 +404,39 @@ impl Guard {
         }
     }
 
-    /// Warns about what `detectors` found, and orders the responses that they ask for.
+    /// Runs the detectors of one identity.
+    /// Runs the detectors of one identity.
+    fn look_at(&mut self, now: Time, name: &str, policy: &Policy, out: &mut Outbox<'_>) {
+        self.episodes.looked(&[Detector::Duplicates, Detector::Burst], Some(name));
+        let Some(identity) = self.registry.identity(name) else {
+            return self.schedule.set(name, None);
+        };
+        let (detections, mut next) = detect::look(now, name, identity, &policy.detect);
+        for detection in detections {
+            next = sooner(next, self.note(now, detection, &policy.respond, out));
+        }
+        self.schedule.set(name, next);
+    }
+
+    /// Warns about a detection, and orders the response that it asks for. Returns when it will ask for
+    /// one, if that is later.
     fn note(
         &mut self,
         now: Time,
-        detectors: &[Detector],
-        detections: Vec<Detection>,
+        detection: Detection,
         respond: &Respond,
         out: &mut Outbox<'_>,
-    ) {
-        self.episodes.looked(detectors);
-        for detection in detections {
-            let Follows { warn, respond: asked, respond_at } =
-                self.episodes.note(now, &detection, self.terms.highest);
-            if let Some(cause) = warn {
-                out.act(self.id, Action::Warn { cause });
-            }
-            if respond_at.is_some() {
-                self.next = sooner(self.next, respond_at);
-            }
-            if let Some(response) = asked.filter(|response| *response > Response::Record) {
-                let how = (response, self.terms.mode, None);
-                self.contain(now, how, detection.cause, None, respond, out);
-            }
+    ) -> Option<Time> {
+        let Follows { warn, respond: asked, respond_at } =
+            self.episodes.note(now, &detection, self.terms.highest);
+        if let Some(cause) = warn {
+            out.act(self.id, Action::Warn { cause });
         }
-        self.episodes.forget_quiet(now);
+        if let Some(response) = asked.filter(|response| *response > Response::Record) {
+            let how = (response, self.terms.mode, None);
+            self.contain(now, how, detection.cause, None, respond, out);
+        }
+        respond_at
     }
 
     /// Orders a response, or its refusal if a bystander rule forbids it.
@@ -439,8 +472,7 @@ impl Guard {
 
     /// Counts the live servers of all packages.
     fn servers(&self) -> u64 {
-        let servers: usize = self.registry.identities().map(|(_, identity)| identity.live()).sum();
-        u64::try_from(servers).unwrap_or(u64::MAX)
+        u64::try_from(self.registry.live_trees()).unwrap_or(u64::MAX)
     }
 
     /// Releases holds whose lease has ended. A clamp is renewed while a detector still asks for it.
@@ -448,6 +480,8 @@ impl Guard {
         if self.freeze.is_some_and(|hold| hold.until <= now) {
             self.freeze = None;
             self.release(Hold::Freeze, End::LeaseOver, None, out);
+            // A leak that outlasts the freeze may be frozen again, after some time of service.
+            self.episodes.hold_ended(Response::Freeze, now.after(respond.cool_down));
         }
         let Some(clamp) = self.clamp.filter(|hold| hold.until <= now) else { return };
         if self.episodes.still_ask() {
@@ -457,6 +491,7 @@ impl Guard {
         } else {
             self.clamp = None;
             self.release(Hold::Clamp, End::LeaseOver, None, out);
+            self.episodes.hold_ended(Response::Clamp, now.after(respond.cool_down));
         }
     }
 

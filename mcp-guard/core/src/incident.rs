@@ -20,6 +20,9 @@ pub enum Detector {
     /// Raw fork rate.
     #[serde(rename = "R")]
     Raw,
+    /// Growth of the number of tasks, including threads.
+    #[serde(rename = "T")]
+    Tasks,
 }
 
 /// Why something is done, with the numbers that led to the decision.

@@ -22,6 +22,10 @@ pub struct Core {
     policy: Policy,
     launchers: Launchers,
     guards: BTreeMap<GuardId, Guard>,
+    /// The guard in which a process was last seen. It may have left since.
+    last_seen_in: BTreeMap<Pid, GuardId>,
+    /// The maximum number of tasks on the host.
+    host_tasks: Option<u64>,
     tickets: Tickets,
 }
 
@@ -29,7 +33,14 @@ impl Core {
     #[must_use]
     pub fn new(policy: Policy) -> Self {
         let launchers = Launchers::extended_by(&policy.launcher);
-        Self { policy, launchers, guards: BTreeMap::new(), tickets: Tickets::default() }
+        Self {
+            policy,
+            launchers,
+            guards: BTreeMap::new(),
+            last_seen_in: BTreeMap::new(),
+            host_tasks: None,
+            tickets: Tickets::default(),
+        }
     }
 
     #[must_use]
@@ -98,7 +109,9 @@ impl Core {
             }
             Input::Released { guard } => {
                 self.guards.remove(&guard);
+                self.last_seen_in.retain(|_, seen_in| *seen_in != guard);
             }
+            Input::HostTasks { most } => self.host_tasks = Some(most),
             Input::Attach { guard, born, pid, seen } => {
                 self.attach(now, guard, (born, pid, seen), effects);
             }
@@ -117,10 +130,15 @@ impl Core {
             | Input::LimitSeen { guard, .. }
             | Input::LimitFacts { guard, .. }
             | Input::Operator { guard, .. } => {
-                if let Some(guard) = self.guards.get_mut(&guard) {
-                    feed(guard, now, input, &self.policy, &self.launchers, &mut out);
-                    guard.evaluate(now, &self.policy, &mut out);
-                }
+                let Some(guard) = self.guards.get_mut(&guard) else { return };
+                place(&mut self.last_seen_in, &input);
+                let world = World {
+                    policy: &self.policy,
+                    launchers: &self.launchers,
+                    host_tasks: self.host_tasks,
+                };
+                feed(guard, now, input, world, &mut out);
+                guard.evaluate(now, &self.policy, &mut out);
             }
         }
     }
@@ -135,11 +153,16 @@ impl Core {
         effects: &mut Vec<Effect>,
     ) {
         let mut out = Outbox { tickets: &mut self.tickets, effects };
-        for guard in self.guards.values_mut().filter(|guard| Some(guard.id) != to) {
-            if guard.registry.exit(pid) {
-                guard.departures += 1;
-                guard.evaluate(now, &self.policy, &mut out);
-            }
+        let from = match to {
+            Some(to) => self.last_seen_in.insert(pid, to),
+            None => self.last_seen_in.remove(&pid),
+        };
+        let from = from.filter(|from| Some(*from) != to);
+        if let Some(guard) = from.and_then(|from| self.guards.get_mut(&from))
+            && guard.registry.exit(pid)
+        {
+            guard.departures += 1;
+            guard.evaluate(now, &self.policy, &mut out);
         }
         let Some(guard) = to.and_then(|to| self.guards.get_mut(&to)) else { return };
         if !guard.registry.holds(pid) {
@@ -150,15 +173,52 @@ impl Core {
     }
 }
 
+/// Records which guard the processes of an input are in.
+fn place(last_seen_in: &mut BTreeMap<Pid, GuardId>, input: &Input) {
+    match input {
+        Input::Fork { guard, child: pid, .. } | Input::Exec { guard, pid, .. } => {
+            last_seen_in.insert(*pid, *guard);
+        }
+        Input::Exit { guard, pid, .. } => {
+            if last_seen_in.get(pid) == Some(guard) {
+                last_seen_in.remove(pid);
+            }
+        }
+        Input::Baseline { guard, processes } => {
+            last_seen_in.retain(|_, seen_in| seen_in != guard);
+            last_seen_in.extend(processes.iter().map(|process| (process.pid, *guard)));
+        }
+        Input::Guarded { .. }
+        | Input::Released { .. }
+        | Input::Policy(_)
+        | Input::HostTasks { .. }
+        | Input::Attach { .. }
+        | Input::Totals { .. }
+        | Input::Denials { .. }
+        | Input::Standing { .. }
+        | Input::Settled(_)
+        | Input::ThawedByOther { .. }
+        | Input::UnclampedByOther { .. }
+        | Input::Overdue { .. }
+        | Input::Operator { .. }
+        | Input::Declared { .. }
+        | Input::LimitSeen { .. }
+        | Input::LimitFacts { .. }
+        | Input::Tick => {}
+    }
+}
+
+/// The context that all guards share.
+#[derive(Clone, Copy)]
+struct World<'a> {
+    policy: &'a Policy,
+    launchers: &'a Launchers,
+    host_tasks: Option<u64>,
+}
+
 /// Passes one input to its guard.
-fn feed(
-    guard: &mut Guard,
-    now: Time,
-    input: Input,
-    policy: &Policy,
-    launchers: &Launchers,
-    out: &mut Outbox<'_>,
-) {
+fn feed(guard: &mut Guard, now: Time, input: Input, world: World<'_>, out: &mut Outbox<'_>) {
+    let World { policy, launchers, host_tasks } = world;
     let respond = &policy.respond;
     match input {
         Input::Fork { born, child, parent, .. } => guard.registry.fork(born, child, parent),
@@ -176,13 +236,14 @@ fn feed(
         Input::Overdue { hold, .. } => guard.overdue(now, hold, out),
         Input::Operator { id, request, .. } => guard.operator(now, (id, request), respond, out),
         Input::Declared { limit, .. } => guard.limits.declare(limit),
-        Input::LimitSeen { seen, .. } => guard.limit_seen(now, &seen, respond, out),
+        Input::LimitSeen { seen, .. } => guard.limit_seen(now, &seen, host_tasks, policy, out),
         Input::LimitFacts { ticket, facts, seen, .. } => {
             guard.limit_facts(now, (ticket, facts), seen, respond, out);
         }
         Input::Guarded { .. }
         | Input::Released { .. }
         | Input::Policy(_)
+        | Input::HostTasks { .. }
         | Input::Attach { .. }
         | Input::Tick => {}
     }

@@ -76,6 +76,7 @@ pub struct Detect {
     pub burst: Burst,
     pub emergency: Emergency,
     pub raw: Raw,
+    pub tasks: Tasks,
 }
 
 /// D: live launcher trees of one identity.
@@ -192,6 +193,36 @@ pub struct Raw {
 impl Default for Raw {
     fn default() -> Self {
         Self { warn: 2000, sustained: Duration::from_secs(10) }
+    }
+}
+
+/// T: growth of the floor, which is the least number of tasks within 10 s, including threads. Each number
+/// warns; twice the number acts.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, deny_unknown_fields)]
+pub struct Tasks {
+    /// Growth of the floor within one minute that warns.
+    pub grown_1m: u64,
+    /// Growth of the floor within ten minutes that warns.
+    pub grown_10m: u64,
+    /// Growth of the floor within one hour that warns.
+    pub grown_1h: u64,
+    /// Share of the maximum number of tasks on the host that warns, in percent.
+    pub host_percent: u64,
+    /// The response when it acts.
+    pub response: Response,
+}
+
+impl Default for Tasks {
+    fn default() -> Self {
+        Self {
+            grown_1m: 500,
+            grown_10m: 1000,
+            grown_1h: 2000,
+            host_percent: 25,
+            response: Response::Clamp,
+        }
     }
 }
 
@@ -329,7 +360,7 @@ impl Policy {
     }
 
     fn validate(&self) -> Result<(), String> {
-        let Detect { duplicates, burst, emergency, raw } = &self.detect;
+        let Detect { duplicates, burst, emergency, raw, tasks } = &self.detect;
         let at_least_one = [
             ("detect.duplicates.warn", duplicates.warn),
             ("detect.duplicates.act", duplicates.act),
@@ -340,6 +371,13 @@ impl Policy {
             ("detect.emergency.warn", emergency.warn),
             ("detect.emergency.act", emergency.act),
             ("detect.raw.warn", usize::try_from(raw.warn).unwrap_or(usize::MAX)),
+            ("detect.tasks.grown_1m", usize::try_from(tasks.grown_1m).unwrap_or(usize::MAX)),
+            ("detect.tasks.grown_10m", usize::try_from(tasks.grown_10m).unwrap_or(usize::MAX)),
+            ("detect.tasks.grown_1h", usize::try_from(tasks.grown_1h).unwrap_or(usize::MAX)),
+            (
+                "detect.tasks.host_percent",
+                usize::try_from(tasks.host_percent).unwrap_or(usize::MAX),
+            ),
         ];
         if let Some((key, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
             return Err(format!("{key} = 0 would fire without a cause; use at least 1"));

@@ -4,11 +4,16 @@
 //! server at the end. A tree lives as long as any of its processes, because a server can outlive a
 //! killed launcher.
 
+mod ages;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    mem,
+    ops::Bound,
     time::Duration,
 };
 
+use self::ages::Ages;
 use crate::{
     Time,
     id::{Pid, Ticks},
@@ -65,7 +70,7 @@ pub struct Identity {
     /// Trees ever started, including those found when the guard began.
     pub starts: u64,
     pub live_peak: usize,
-    live: BTreeSet<(Time, TreeId)>,
+    live: Ages<TreeId>,
     recent: VecDeque<Time>,
 }
 
@@ -78,14 +83,13 @@ impl Identity {
     /// Counts the live trees that are at least `age` old.
     #[must_use]
     pub fn live_aged(&self, now: Time, age: Duration) -> usize {
-        let Some(moment) = now.checked_before(age) else { return 0 };
-        self.live.range(..=(moment, TreeId::MAX)).count()
+        now.checked_before(age).map_or(0, |moment| self.live.until(moment))
     }
 
     /// Returns when the `n`th oldest live tree started. `n` counts from 1.
     #[must_use]
     pub fn nth_oldest(&self, n: usize) -> Option<Time> {
-        self.live.iter().nth(n.checked_sub(1)?).map(|(started, _)| *started)
+        self.live.nth_oldest(n)
     }
 
     /// Counts the starts less than `age` ago.
@@ -103,7 +107,7 @@ impl Identity {
 
     fn note_start(&mut self, started: Time, tree: TreeId) {
         self.starts += 1;
-        self.live.insert((started, tree));
+        self.live.insert(started, tree);
         self.live_peak = self.live_peak.max(self.live.len());
         // Nearly always the end; a rescan may find older starts.
         let at = self.recent.partition_point(|start| *start <= started);
@@ -124,8 +128,13 @@ pub struct Registry {
     trees: BTreeMap<TreeId, Tree>,
     identities: BTreeMap<String, Identity>,
     next_tree: TreeId,
-    /// Counts changes to the trees, so that detectors run only if something is new.
-    changes: u64,
+    /// Identities whose trees have started or ended since they were last taken. Detectors run for these
+    /// only.
+    changed: BTreeSet<String>,
+    /// Live trees of all identities.
+    live_trees: usize,
+    /// The next time at which unused identities may be removed, which visits each of them.
+    room_not_before: Time,
     /// Processes not tracked because [`MAX_PROCESSES`] was reached.
     pub overflowed: u64,
 }
@@ -136,9 +145,15 @@ impl Registry {
         self.processes.len()
     }
 
+    /// Returns the identities that have changed since the last call.
+    pub fn take_changed(&mut self) -> BTreeSet<String> {
+        mem::take(&mut self.changed)
+    }
+
+    /// Live trees of all identities.
     #[must_use]
-    pub fn changes(&self) -> u64 {
-        self.changes
+    pub fn live_trees(&self) -> usize {
+        self.live_trees
     }
 
     #[must_use]
@@ -176,8 +191,10 @@ impl Registry {
     /// Counts the live processes that are at least `age` old.
     #[must_use]
     pub fn processes_aged(&self, now: Time, age: Duration) -> usize {
+        // Counts the younger ones: they are few if most stay.
         let Some(moment) = now.checked_before(age) else { return 0 };
-        self.births.range(..=(moment, Pid(u32::MAX))).count()
+        let younger = (Bound::Excluded((moment, Pid(u32::MAX))), Bound::Unbounded);
+        self.births.len() - self.births.range(younger).count()
     }
 
     pub fn fork(&mut self, born: Time, child: Pid, parent: Pid) {
@@ -342,8 +359,9 @@ impl Registry {
         let id = self.next_tree;
         let left = process.tree.replace(id);
         self.identities.entry(identity.clone()).or_default().note_start(started, id);
+        self.changed.insert(identity.clone());
         self.trees.insert(id, Tree { identity, started, members: 1 });
-        self.changes += 1;
+        self.live_trees += 1;
         self.leave(left);
     }
 
@@ -353,7 +371,8 @@ impl Registry {
         if self.identities.contains_key(identity) {
             return true;
         }
-        if self.identities.len() >= MAX_IDENTITIES {
+        if self.identities.len() >= MAX_IDENTITIES && now >= self.room_not_before {
+            self.room_not_before = now.after(Duration::from_secs(1));
             self.identities
                 .retain(|_, known| known.live() > 0 || known.starts_within(now, STARTS_KEPT) > 0);
         }
@@ -380,10 +399,11 @@ impl Registry {
             return;
         }
         if let Some(identity) = self.identities.get_mut(&tree.identity) {
-            identity.live.remove(&(tree.started, id));
+            identity.live.remove(tree.started, id);
         }
+        self.changed.insert(tree.identity.clone());
         self.trees.remove(&id);
-        self.changes += 1;
+        self.live_trees -= 1;
     }
 }
 

@@ -10,9 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Core, Time,
-    effect::{Action, Effect, Input, Order, Settled},
+    effect::{Action, Effect, Input, Order, SeenLimit, Settled},
     id::{GuardId, Pid},
     incident::{Detector, Outcome},
+    limit::Limit,
     policy::{Mode, Policy, Response, Terms, Workload},
 };
 
@@ -187,11 +188,20 @@ impl Run {
             if deadline == totals {
                 self.next_totals += SECOND_NS;
                 self.step(Input::Totals { guard: GUARD, totals: self.totals });
+                self.step(Input::LimitSeen { guard: GUARD, seen: self.seen() });
             } else {
                 self.step(Input::Tick);
             }
         }
         self.now = self.now.max(until);
+    }
+
+    /// Returns the tasks of the trace, which has no limits.
+    fn seen(&self) -> SeenLimit {
+        let Totals { process_forks, thread_forks, process_exits, thread_exits, .. } = self.totals;
+        let tasks = (process_forks + thread_forks).saturating_sub(process_exits + thread_exits);
+        let (in_force, tasks) = (Limit::Max, Some(tasks));
+        SeenLimit { in_force, tasks, request: None, agent_goes_on: false }
     }
 
     fn feed(&mut self, event: &TraceEvent) {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use anyhow::Context as _;
-use mcp_guard_core::{Core, audit::Record, incident::End, policy::Mode};
+use mcp_guard_core::{Core, audit::Record, effect::Input, incident::End, policy::Mode};
 use tokio::{
     io::Interest,
     signal::unix::{SignalKind, signal},
@@ -26,7 +26,7 @@ use crate::{
     guards::Guards,
     host::{
         bpf::Kernel,
-        clock,
+        clock, kernel,
         layout::Layout,
         observer::Observer,
         poll::{self, Alarm},
@@ -100,6 +100,9 @@ impl Agent {
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let mode = self.core.policy().mode;
         self.executor.audit.write(Record::AgentStart { version, mode });
+        if let Some(most) = kernel::most_tasks() {
+            self.step(Input::HostTasks { most });
+        }
         // Holds that a killed agent left behind.
         self.release_orphans(End::Reconcile).await;
         mode

@@ -97,6 +97,16 @@ pub fn version(release: &str) -> Option<(u32, u32)> {
     }
 }
 
+/// Returns the maximum number of tasks on this host, if the kernel shows it.
+#[must_use]
+pub fn most_tasks() -> Option<u64> {
+    let number = |name| {
+        let text = fs::read_to_string(Path::new("/proc/sys/kernel").join(name)).ok()?;
+        text.trim().parse().ok()
+    };
+    ["pid_max", "threads-max"].into_iter().filter_map(number).min()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,26 +3,24 @@
 
 use std::time::Duration;
 
-use super::{Detection, comes_of_age, count, sooner};
+use super::{Detection, comes_of_age, count};
 use crate::{
     Time,
     incident::Detector,
     policy::Burst,
-    registry::{Identity, OTHER_IDENTITIES, Registry},
+    registry::{Identity, OTHER_IDENTITIES},
 };
 
-/// Returns the current detections, and when they may change by the passing of time alone.
-pub fn look(now: Time, registry: &Registry, limits: &Burst) -> (Vec<Detection>, Option<Time>) {
-    let mut detections = Vec::new();
-    let mut next = None;
-    for (name, identity) in registry.identities() {
-        if let Some(detection) = detection(now, name, identity, limits) {
-            detections.push(detection);
-            let survivor = identity.nth_oldest(limits.survivors);
-            next = sooner(next, comes_of_age(now, survivor, limits.survivor_age));
-        }
-    }
-    (detections, next)
+/// Returns the current detection, and when it may change by the passing of time alone.
+pub fn look(
+    now: Time,
+    name: &str,
+    identity: &Identity,
+    limits: &Burst,
+) -> (Option<Detection>, Option<Time>) {
+    let detection = detection(now, name, identity, limits);
+    let survivor = detection.as_ref().and_then(|_| identity.nth_oldest(limits.survivors));
+    (detection, comes_of_age(now, survivor, limits.survivor_age))
 }
 
 fn detection(now: Time, name: &str, identity: &Identity, limits: &Burst) -> Option<Detection> {

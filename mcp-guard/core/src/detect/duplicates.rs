@@ -5,20 +5,19 @@ use crate::{
     Time,
     incident::Detector,
     policy::Duplicates,
-    registry::{Identity, OTHER_IDENTITIES, Registry},
+    registry::{Identity, OTHER_IDENTITIES},
 };
 
-/// Returns the current detections, and when they may change by the passing of time alone.
-pub fn look(now: Time, registry: &Registry, limits: &Duplicates) -> (Vec<Detection>, Option<Time>) {
-    let mut detections = Vec::new();
-    let mut next = None;
-    for (name, identity) in registry.identities() {
-        detections.extend(detection(now, name, identity, limits));
-        let warns = comes_of_age(now, identity.nth_oldest(limits.warn), limits.warn_age);
-        let acts = comes_of_age(now, identity.nth_oldest(limits.act), limits.act_age);
-        next = sooner(next, sooner(warns, acts));
-    }
-    (detections, next)
+/// Returns the current detection, and when it may change by the passing of time alone.
+pub fn look(
+    now: Time,
+    name: &str,
+    identity: &Identity,
+    limits: &Duplicates,
+) -> (Option<Detection>, Option<Time>) {
+    let warns = comes_of_age(now, identity.nth_oldest(limits.warn), limits.warn_age);
+    let acts = comes_of_age(now, identity.nth_oldest(limits.act), limits.act_age);
+    (detection(now, name, identity, limits), sooner(warns, acts))
 }
 
 fn detection(now: Time, name: &str, identity: &Identity, limits: &Duplicates) -> Option<Detection> {

@@ -1,7 +1,10 @@
 //! The episodes of one guard: what its detectors found, and which responses followed. Each episode
 //! warns once and acts once.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use crate::{
     Time,
@@ -13,6 +16,8 @@ use crate::{
 
 /// How long a detector must be silent before its episode ends. The next episode may warn again.
 const QUIET: Duration = Duration::from_secs(30);
+/// How often an episode acts. A person must look at what three holds did not end.
+const MOST_TIMES: u32 = 3;
 
 #[derive(Clone, Debug)]
 struct Episode {
@@ -21,6 +26,8 @@ struct Episode {
     warned: bool,
     /// The response that it asked for when it acted.
     acted: Option<Response>,
+    /// How often it has acted.
+    times: u32,
     /// Its detector currently asks for a response.
     acting: bool,
     /// Earliest retry of a response that was refused or not ours.
@@ -48,11 +55,20 @@ pub(super) struct Episodes {
 }
 
 impl Episodes {
-    /// Records that `detectors` ran again. Their detections follow in [`Episodes::note`].
-    pub fn looked(&mut self, detectors: &[Detector]) {
-        for ((detector, _), episode) in &mut self.episodes {
-            episode.acting &= !detectors.contains(detector);
+    /// Records that `detectors` ran again for this identity, or for the guard as a whole. Their
+    /// detections follow in [`Episodes::note`].
+    pub fn looked(&mut self, detectors: &[Detector], identity: Option<&str>) {
+        for detector in detectors {
+            let key = (*detector, identity.map(str::to_owned));
+            if let Some(episode) = self.episodes.get_mut(&key) {
+                episode.acting = false;
+            }
         }
+    }
+
+    /// Returns the identities that have an episode.
+    pub fn identities(&self) -> BTreeSet<String> {
+        self.episodes.keys().filter_map(|(_, identity)| identity.clone()).collect()
     }
 
     /// Updates the episode of one detection. `highest`: the strongest response that the guard's
@@ -62,9 +78,14 @@ impl Episodes {
         let mut follows = Follows::default();
         let Some(detector) = cause.detector else { return follows };
         let key = (detector, cause.identity.clone());
-        let new =
-            Episode { last_seen: now, warned: false, acted: None, acting: false, not_before: now };
-        let episode = self.episodes.entry(key).or_insert(new);
+        let episode = self.episodes.entry(key).or_insert(Episode {
+            last_seen: now,
+            warned: false,
+            acted: None,
+            times: 0,
+            acting: false,
+            not_before: now,
+        });
         if !episode.warned {
             follows.warn = self.warnings.spend(now, cause);
             episode.warned = follows.warn.is_some();
@@ -79,6 +100,7 @@ impl Episodes {
                 follows.respond_at = Some(earliest);
             } else {
                 episode.acted = Some(response);
+                episode.times = episode.times.saturating_add(1);
                 follows.respond = Some(response);
             }
         }
@@ -107,6 +129,17 @@ impl Episodes {
     pub fn ask_again_at(&mut self, at: Time, response: Response) {
         for episode in self.episodes.values_mut() {
             if episode.acted == Some(response) {
+                episode.acted = None;
+                episode.not_before = at;
+            }
+        }
+    }
+
+    /// Records that a hold has ended. The episodes that asked for it may act again after `at`, up to
+    /// [`MOST_TIMES`].
+    pub fn hold_ended(&mut self, response: Response, at: Time) {
+        for episode in self.episodes.values_mut() {
+            if episode.acted == Some(response) && episode.times < MOST_TIMES {
                 episode.acted = None;
                 episode.not_before = at;
             }

@@ -3,6 +3,7 @@
 
 mod age;
 mod busy;
+mod core;
 mod cost;
 mod diagnose;
 mod latency;
@@ -22,7 +23,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-const PARTS: [&str; 5] = ["cost", "latency", "age", "weight", "diagnose"];
+const PARTS: [&str; 6] = ["core", "cost", "latency", "age", "weight", "diagnose"];
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -42,12 +43,15 @@ fn run(words: Vec<String>) -> Result<()> {
     let flags = Flags::parse(words.into_iter(), &["--out", "--only", "--rounds", "--runs"], &[])?;
     let only = flags.get("--only");
     ensure!(only.is_none_or(|part| PARTS.contains(&part)), "--only must be one of {PARTS:?}");
-    ensure!(
-        rustix::process::geteuid().is_root(),
-        "needs root: run it with sudo or in a root shell"
-    );
     let wanted = |part: &str| only.is_none_or(|only| only == part);
     let mut report = Report::default();
+    if wanted("core") {
+        core::measure(&mut report);
+    }
+    ensure!(
+        only == Some("core") || rustix::process::geteuid().is_root(),
+        "needs root: run it with sudo or in a root shell"
+    );
     if wanted("cost") {
         cost::measure(flags.number("--rounds", 9)?, &mut report).context("cost per event")?;
     }

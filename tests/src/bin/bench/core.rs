@@ -1,0 +1,94 @@
+//! The cost of one start and one end of a server in the core, beside live servers.
+
+use crate::numbers::median;
+use crate::report::Report;
+use crate::tell;
+use mcp_guard_core::effect::{Effect, Input};
+use mcp_guard_core::id::{GuardId, Pid};
+use mcp_guard_core::policy::{Mode, Policy, Response, Terms};
+use mcp_guard_core::{Core, Time};
+use std::time::{Duration, Instant};
+
+const GUARD: GuardId = GuardId(0);
+/// Live servers, and the number of their packages.
+const CASES: [(u32, u32); 5] = [(10, 1), (1000, 1), (1000, 1000), (20_000, 1), (20_000, 1000)];
+/// Starts and ends of one measurement.
+const TURNS: u32 = 2000;
+const ROUNDS: usize = 9;
+const GOAL_US: f64 = 20.0;
+
+pub fn measure(report: &mut Report) {
+    tell(&format!("core: {} cases", CASES.len()));
+    report.section("One start and end of a server through the core, beside live servers");
+    let mut first = None;
+    for (servers, packages) in CASES {
+        let mut crowd = Crowd::of(servers, packages);
+        let rounds: Vec<f64> = (0..ROUNDS).map(|_| crowd.turns()).collect();
+        let cost = median(&rounds);
+        let first = *first.get_or_insert(cost);
+        let name = format!("beside {servers} servers of {packages} packages");
+        report.add_goal(&name, cost, "us", GOAL_US);
+        report.add_goal(&format!("{name}, to the first of these"), cost / first, "", 2.0);
+    }
+}
+
+/// A guard with servers that are all old enough to be a leak.
+struct Crowd {
+    core: Core,
+    now: Time,
+    packages: u32,
+    next: u32,
+    effects: Vec<Effect>,
+}
+
+impl Crowd {
+    fn of(servers: u32, packages: u32) -> Self {
+        let core = Core::new(Policy::default());
+        let (now, next, effects) = (Time(1_000_000_000), 1, Vec::new());
+        let mut crowd = Self { core, now, packages, next, effects };
+        let terms = Terms { mode: Mode::Observe, highest: Response::Freeze, pids_limit: None };
+        let (name, workload, refusal) = ("bench".to_owned(), None, None);
+        crowd.step(Input::Guarded { guard: GUARD, name, terms, workload, refusal });
+        for _ in 0..servers {
+            crowd.start();
+            crowd.now = crowd.now.after(Duration::from_millis(1));
+        }
+        crowd.now = crowd.now.after(Duration::from_secs(120));
+        crowd.step(Input::Tick);
+        crowd
+    }
+
+    fn step(&mut self, input: Input) {
+        self.core.step(self.now, input, &mut self.effects);
+        self.effects.clear();
+    }
+
+    /// Forks and execs, as `npx -y PACKAGE`.
+    fn start(&mut self) -> Pid {
+        let (guard, born, pid) = (GUARD, self.now, Pid(self.next));
+        let argv = format!("npx\0-y\0package-{}\0", self.next % self.packages).into_bytes();
+        self.next += 1;
+        self.step(Input::Fork { guard, born, child: pid, parent: Pid(0) });
+        self.step(Input::Exec { guard, born, pid, argv });
+        pid
+    }
+
+    /// Returns the microseconds of one start and one end, of the oldest of the last eight servers.
+    fn turns(&mut self) -> f64 {
+        let began = Instant::now();
+        let mut last = std::collections::VecDeque::new();
+        for _ in 0..TURNS {
+            last.push_back(self.start());
+            self.now = self.now.after(Duration::from_millis(30));
+            if last.len() == 8
+                && let Some(pid) = last.pop_front()
+            {
+                self.step(Input::Exit { guard: GUARD, pid, code: 0 });
+            }
+        }
+        for pid in last {
+            self.step(Input::Exit { guard: GUARD, pid, code: 0 });
+        }
+        began.elapsed().as_secs_f64() * 1e6 / f64::from(TURNS)
+    }
+}
