@@ -19,6 +19,7 @@ use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, time::Duration}
 
 use clap::{Args, Parser, Subcommand};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
 pub use exit::{Exit, Failure};
@@ -163,7 +164,7 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() };
         }
     };
-    log_to_stderr(&cli.verb);
+    let _last_lines = log_to_stderr(&cli.verb);
     if let Err(error) = raise_open_files() {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
@@ -202,15 +203,25 @@ fn raise_open_files() -> std::io::Result<()> {
     Ok(setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?)
 }
 
-fn log_to_stderr(verb: &Verb) {
+/// Most lines of the agent's log that wait for stderr. More are dropped.
+const LOG_LINES: usize = 4096;
+
+/// Sends logs to stderr. Returns a guard that writes the last lines when it is dropped. The agent's loop
+/// never waits for stderr, because a stopped journal must not block a freeze.
+fn log_to_stderr(verb: &Verb) -> Option<WorkerGuard> {
     let level = if matches!(verb, Verb::Run(_)) { "info" } else { "warn" };
     let colour = std::env::var_os("NO_COLOR").is_none() && std::io::stderr().is_terminal();
     let filter = EnvFilter::try_from_env("MCP_GUARD_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(colour)
-        .init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour);
+    if matches!(verb, Verb::Run(_)) {
+        let builder = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES);
+        let (writer, guard) = builder.thread_name("log").finish(std::io::stderr());
+        log.with_writer(writer).init();
+        Some(guard)
+    } else {
+        log.with_writer(std::io::stderr).init();
+        None
+    }
 }
 
 /// Builds a runtime of one thread: the agent's loop needs no more, and capabilities are per thread.

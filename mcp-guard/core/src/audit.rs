@@ -21,6 +21,9 @@ pub struct Line {
     pub boot_ns: u64,
     /// The agent's run: boot id and start time.
     pub run: String,
+    /// How long the line waited for the log, in milliseconds, if that was noticeable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub late_ms: Option<u64>,
     #[serde(flatten)]
     pub record: Record,
 }

@@ -123,7 +123,7 @@ impl Agent {
             mode: self.core.policy().mode,
             guards: guards.collect(),
             losses: self.counting.losses(),
-            audit_lost: self.executor.audit.lost,
+            audit_lost: self.executor.audit.lost(),
             engine: self.engines.state.clone(),
         }
     }

@@ -72,7 +72,7 @@ impl Agent {
             for (cause, count) in self.counting.new_losses() {
                 self.executor.audit.write(Record::Loss { cause, count });
             }
-            self.executor.audit.flush();
+            self.executor.audit.report_losses();
         }
         // Last, so that the first turn is complete when readiness is reported.
         let guards = self.guards.watched().len();

@@ -211,7 +211,7 @@ mod tests {
         let settled = executor.settled().unwrap();
         assert_eq!((settled.ticket, settled.outcome), (ticket, Outcome::Failed));
         assert!(!executor.has_orders_under_way());
-        executor.audit.flush();
+        drop(executor);
         let text = std::fs::read_to_string(&log).unwrap();
         let line: Line = serde_json::from_str(text.lines().last().unwrap()).unwrap();
         let Record::Limit { outcome, detail, .. } = line.record else { panic!("{text}") };

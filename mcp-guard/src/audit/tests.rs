@@ -1,0 +1,151 @@
+use std::{fs, io::Read as _, path::PathBuf, process::Command, time::Instant};
+
+use super::{queue::MAX_WAITING, *};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+struct Scene {
+    folder: tempfile::TempDir,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().expect("a folder") }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A log that takes nothing until somebody reads it.
+    fn fifo(&self) -> PathBuf {
+        let path = self.path("fifo");
+        assert!(Command::new("mkfifo").arg(&path).status().expect("mkfifo").success());
+        path
+    }
+}
+
+fn stop(reason: &str) -> Record {
+    Record::AgentStop { reason: reason.to_owned() }
+}
+
+fn lines(text: &str) -> Vec<Line> {
+    text.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
+}
+
+fn wait(what: impl Fn() -> bool) {
+    let end = Instant::now() + DEADLINE;
+    while !what() {
+        assert!(Instant::now() < end, "not within {DEADLINE:?}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn is_written(audit: &Audit) -> bool {
+    audit.queue.waiting() == 0
+}
+
+#[test]
+fn lines_are_numbered_and_appended() {
+    let scene = Scene::new();
+    let path = scene.path("deep/audit.jsonl");
+    for _ in 0..2 {
+        let mut audit = Audit::open(&path).expect("opens");
+        audit.write(stop("a\nb"));
+        audit.write(stop("c"));
+    }
+    let lines = lines(&fs::read_to_string(&path).expect("readable"));
+    assert_eq!(lines.iter().map(|line| line.seq).collect::<Vec<_>>(), [1, 2, 1, 2]);
+}
+
+#[test]
+fn a_log_that_is_renamed_continues_in_a_new_file() {
+    let scene = Scene::new();
+    let (path, old) = (scene.path("audit.jsonl"), scene.path("audit.jsonl.1"));
+    let mut audit = Audit::open(&path).expect("opens");
+    audit.write(stop("before"));
+    wait(|| is_written(&audit));
+    fs::rename(&path, &old).expect("renamed");
+    audit.write(stop("after"));
+    audit.write(stop("later"));
+    wait(|| is_written(&audit));
+    fs::remove_file(&path).expect("removed");
+    audit.write(stop("last"));
+    drop(audit);
+    let lines = |path| lines(&fs::read_to_string(path).expect("readable")).len();
+    assert_eq!((lines(&old), lines(&path)), (1, 1));
+}
+
+/// As a frozen file system, a dead FUSE mount or a hung disk: the writer stands in a system call.
+#[test]
+fn a_log_that_hangs_holds_nobody_up_and_comes_later_with_its_lateness() {
+    let scene = Scene::new();
+    let path = scene.fifo();
+    // Open for reading, so that it can be opened for writing; nobody reads.
+    let mut reader = fs::OpenOptions::new().read(true).write(true).open(&path).expect("a fifo");
+    let mut audit = Audit::open(&path).expect("opens");
+    let began = Instant::now();
+    let long = "x".repeat(100_000);
+    for _ in 0..MAX_WAITING + 10 {
+        audit.write(stop(&long));
+    }
+    audit.report_losses();
+    assert!(began.elapsed() < DEADLINE / 2, "the loop waited");
+    assert!(audit.lost() > 0, "beyond the bound the oldest are given up");
+    let lost = audit.lost();
+    thread::spawn(move || {
+        let mut text = vec![0; 1 << 20];
+        while reader.read(&mut text).is_ok_and(|length| length > 0) {}
+    });
+    wait(|| is_written(&audit));
+    audit.report_losses();
+    assert_eq!(audit.reported, lost);
+}
+
+#[test]
+fn a_disk_that_is_full_loses_nothing_within_the_bound_and_reports_what_it_lost_beyond() {
+    let scene = Scene::new();
+    // Every write to /dev/full fails with ENOSPC.
+    let path = scene.path("audit.jsonl");
+    std::os::unix::fs::symlink("/dev/full", &path).expect("a link");
+    let mut audit = Audit::open(&path).expect("opens");
+    audit.write(stop("first"));
+    wait(|| audit.queue.is_failing());
+    for _ in 0..MAX_WAITING + 3 {
+        audit.write(stop("full"));
+    }
+    assert_eq!(audit.lost(), 3);
+    fs::remove_file(&path).expect("room again");
+    wait(|| is_written(&audit));
+    audit.report_losses();
+    drop(audit);
+    let lines = lines(&fs::read_to_string(&path).expect("readable"));
+    let numbers: Vec<u64> = lines.iter().map(|line| line.seq).collect();
+    assert_eq!(&numbers[..2], [1, 5], "in order, the oldest given up");
+    assert!(lines[0].late_ms.is_some(), "it says how late it is");
+    let Some(Record::Loss { cause, count: 3 }) = lines.last().map(|line| &line.record) else {
+        panic!("the loss is in the log")
+    };
+    assert_eq!(cause, LINES_LOST);
+}
+
+#[test]
+fn a_program_that_ends_waits_for_a_log_that_answers_and_for_no_other() {
+    let scene = Scene::new();
+    let path = scene.fifo();
+    let _reader = fs::OpenOptions::new().read(true).write(true).open(&path).expect("a fifo");
+    let mut audit = Audit::open(&path).expect("opens");
+    for _ in 0..3 {
+        audit.write(stop(&"x".repeat(100_000)));
+    }
+    let began = Instant::now();
+    drop(audit);
+    let took = began.elapsed();
+    assert!(took >= LAST_LINES && took < DEADLINE, "{took:?}");
+    let mut full = Audit::open(std::path::Path::new("/dev/full")).expect("opens");
+    full.write(stop("full"));
+    wait(|| full.queue.is_failing());
+    let began = Instant::now();
+    drop(full);
+    assert!(began.elapsed() < LAST_LINES, "it refuses, and is not waited for");
+}

@@ -1,0 +1,129 @@
+//! The thread that appends audit lines to the file, follows its rotation, and retries failed writes.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
+    mem,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use mcp_guard_core::{Time, audit::Line};
+
+use super::queue::Queue;
+use crate::host::clock;
+
+/// Pause between two attempts to write a line.
+const AGAIN: Duration = Duration::from_millis(500);
+/// A line that waits longer than this states its delay.
+const LATE: Duration = Duration::from_millis(100);
+
+pub struct Writer {
+    path: PathBuf,
+    file: File,
+    /// Whether it has been logged that the file at the path is another one.
+    is_stray: bool,
+    /// Whether a failure has been logged and nothing written since.
+    is_failing: bool,
+}
+
+impl Writer {
+    pub fn open(path: &Path) -> io::Result<Self> {
+        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            fs::DirBuilder::new().recursive(true).mode(0o750).create(parent)?;
+        }
+        let (file, path) = (append_to(path)?, path.to_owned());
+        Ok(Self { path, file, is_stray: false, is_failing: false })
+    }
+
+    /// Writes lines until the queue is closed and empty.
+    pub fn run(mut self, queue: &Queue) {
+        while let Some(line) = queue.next() {
+            if !self.append(line, queue) {
+                return;
+            }
+            queue.written();
+        }
+    }
+
+    /// Appends one whole line. Returns false if the queue was closed first.
+    fn append(&mut self, mut line: Line, queue: &Queue) -> bool {
+        let (mut text, mut written) = (Vec::new(), 0);
+        loop {
+            if self.follow_rotation(written > 0) {
+                written = 0;
+            }
+            if written == 0 {
+                text = encode(&mut line);
+            }
+            match self.file.write(&text[written..]) {
+                Ok(length) if written + length == text.len() => {
+                    self.is_failing = false;
+                    return true;
+                }
+                // A disk that fills up takes only a part; the rest must follow it.
+                Ok(length) if length > 0 => written += length,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                refused => {
+                    self.report(refused.err(), queue.waiting());
+                    if !queue.failed(AGAIN) {
+                        return false;
+                    }
+                }
+            }
+        }
+    }
+
+    fn report(&mut self, error: Option<io::Error>, waiting: usize) {
+        if !mem::replace(&mut self.is_failing, true) {
+            let (path, error) = (self.path.display(), error.map(|error| error.to_string()));
+            tracing::error!(%path, error, waiting, "cannot write the audit log");
+        }
+    }
+
+    /// Opens a new file if the log was renamed or removed, because log rotation sends no signal.
+    /// `has_begun`: a line is partly written; its rest must follow in the same file, unless that is removed.
+    /// Returns whether the file was replaced.
+    fn follow_rotation(&mut self, has_begun: bool) -> bool {
+        let names = |file: &fs::Metadata| (file.dev(), file.ino());
+        let ours = self.file.metadata().ok();
+        let there = fs::metadata(&self.path).ok();
+        let is_removed = ours.as_ref().is_some_and(|file| file.nlink() == 0);
+        let stays = has_begun && !is_removed;
+        if stays || ours.as_ref().map(names) == there.as_ref().map(names) {
+            return false;
+        }
+        match append_to(&self.path) {
+            Ok(file) => {
+                (self.file, self.is_stray) = (file, false);
+                true
+            }
+            Err(error) => {
+                if !mem::replace(&mut self.is_stray, true) {
+                    let path = self.path.display();
+                    tracing::error!(%path, %error, "the audit log is gone from its path and cannot be re-created");
+                }
+                false
+            }
+        }
+    }
+}
+
+/// Encodes a line, and states its delay if it is late.
+fn encode(line: &mut Line) -> Vec<u8> {
+    let waited = clock::now().since(Time(line.boot_ns));
+    if waited >= LATE {
+        line.late_ms = u64::try_from(waited.as_millis()).ok();
+    }
+    let mut text = serde_json::to_vec(line).unwrap_or_else(|error| {
+        tracing::error!(%error, seq = line.seq, "cannot encode an audit line");
+        Vec::new()
+    });
+    text.push(b'\n');
+    text
+}
+
+fn append_to(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).mode(0o640).open(path)
+}
