@@ -11,6 +11,7 @@ pub mod flags;
 pub mod holds;
 pub mod leak;
 pub mod lines;
+pub mod log_disk;
 pub mod node;
 pub mod sleeper;
 pub mod systemd;

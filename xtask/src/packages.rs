@@ -30,8 +30,12 @@ pub struct Need {
     pub package: &'static str,
 }
 
-/// The needs of the host tier: it runs real node processes under a clamp.
-pub const HOST: [Need; 1] = [Need { program: "node", package: "nodejs" }];
+/// Programs of the host tier: real node processes under a clamp, and a file system that hangs.
+pub const HOST: [Need; 2] = [
+    Need { program: "node", package: "nodejs" },
+    // Makes the separate file system for the audit log.
+    Need { program: "mkfs.ext4", package: "e2fsprogs" },
+];
 
 const NEEDS: [Need; 6] = [
     Need { program: "busybox", package: "busybox-static" },

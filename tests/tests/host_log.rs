@@ -1,0 +1,83 @@
+//! A blocked audit log prevents neither containment nor the end of leases, and is complete afterwards.
+
+#![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
+
+use std::{fs, path::Path, time::Duration};
+
+use mcp_guard_core::{
+    audit::{Line, Record},
+    incident::Outcome,
+    policy::Response,
+};
+use mcp_guard_tests::{
+    agent::Agent,
+    cgroup::FixtureCgroup,
+    leak::{Leak, LeakPolicy},
+    log_disk::LogDisk,
+};
+
+/// A policy by which detector D freezes at once, for two seconds.
+fn freezing(cgroup: &FixtureCgroup) -> String {
+    LeakPolicy { lease: "2s", ..LeakPolicy::enforcing(cgroup, "freeze") }.toml()
+}
+
+fn lines(log: &Path) -> Vec<Line> {
+    let text = fs::read_to_string(log).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn has_ended(line: &Line) -> bool {
+    matches!(&line.record, Record::Release { outcome: Some(Outcome::Done), .. })
+}
+
+#[test]
+fn a_frozen_file_system_delays_the_log_and_nothing_else() {
+    let disk = LogDisk::new().unwrap();
+    let log = disk.path().join("audit.jsonl");
+    let cgroup = FixtureCgroup::new("log").unwrap();
+    cgroup.set_pids_max(200).unwrap();
+    let audit = ["--audit", log.to_str().unwrap()];
+    let mut agent = Agent::start_with(&freezing(&cgroup), "/nonexistent", &audit).unwrap();
+    disk.freeze().unwrap();
+    let leak = Leak::start(&cgroup, 4).unwrap();
+    agent.wait_until("it is frozen", |_| cgroup.is_frozen()).unwrap();
+    assert!(agent.guard(cgroup.id()).is_ok(), "status answers");
+    agent.wait_until("its lease ends", |_| Ok(!cgroup.is_frozen()?)).unwrap();
+    let before = lines(&log);
+    assert!(!before.iter().any(has_ended), "the log hangs: {before:?}");
+    disk.thaw().unwrap();
+    agent.wait_until("the log is written", |_| Ok(lines(&log).iter().any(has_ended))).unwrap();
+    let lines = lines(&log);
+    let numbers: Vec<u64> = lines.iter().map(|line| line.seq).collect();
+    assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>(), "nothing is lost");
+    let freezes =
+        |line: &&Line| matches!(&line.record, Record::Intent { response: Response::Freeze, .. });
+    let freeze = lines.iter().find(freezes).unwrap();
+    assert!(freeze.late_ms.is_some_and(|late| late >= 1000), "{freeze:?}");
+    assert_eq!(agent.status().unwrap().audit_lost, 0);
+    assert!(leak.end().unwrap().success());
+}
+
+#[test]
+fn an_agent_ends_though_its_log_hangs_and_gives_back_what_it_holds() {
+    let disk = LogDisk::new().unwrap();
+    let log = disk.path().join("audit.jsonl");
+    let cgroup = FixtureCgroup::new("log").unwrap();
+    cgroup.set_pids_max(200).unwrap();
+    let policy = LeakPolicy::enforcing(&cgroup, "freeze").toml();
+    let audit = ["--audit", log.to_str().unwrap()];
+    let mut agent = Agent::start_with(&policy, "/nonexistent", &audit).unwrap();
+    disk.freeze().unwrap();
+    let leak = Leak::start(&cgroup, 4).unwrap();
+    agent.wait_until("it is frozen", |_| cgroup.is_frozen()).unwrap();
+    agent.signal(rustix::process::Signal::TERM).unwrap();
+    cgroup
+        .wait_until("it is thawed", Duration::from_secs(30), || {
+            cgroup.is_frozen().is_ok_and(|frozen| !frozen)
+        })
+        .unwrap();
+    // The writer is blocked in the kernel until then, and a process cannot end before its threads.
+    disk.thaw().unwrap();
+    agent.ended().unwrap();
+    assert!(leak.end().unwrap().success());
+}
