@@ -12,7 +12,7 @@
 
 use serde::Deserialize;
 
-use crate::escape::escape;
+use crate::{escape::escape, redact};
 
 /// npm allows 214 bytes for a name; a git or URL specification may be longer and is cut.
 const MAX_IDENTITY: usize = 214;
@@ -133,7 +133,7 @@ impl Launchers {
             .iter()
             .filter(|launcher| launcher.program == program)
             .find_map(|launcher| launcher.package(arguments))
-            .map(|package| escape(without_version(package).as_bytes(), MAX_IDENTITY))
+            .map(|package| escape(redact::name(without_version(package)).as_bytes(), MAX_IDENTITY))
     }
 }
 
@@ -334,7 +334,8 @@ pub fn stranded_server(argv: &[u8]) -> Option<String> {
     let words = split(argv);
     let path = words.iter().take(2).find(|word| word.contains("/_npx/"))?;
     let (_, bin) = path.rsplit_once("/node_modules/.bin/")?;
-    (!bin.is_empty() && !bin.contains('/')).then(|| escape(bin.as_bytes(), MAX_IDENTITY))
+    (!bin.is_empty() && !bin.contains('/'))
+        .then(|| escape(redact::name(bin).as_bytes(), MAX_IDENTITY))
 }
 
 #[cfg(test)]

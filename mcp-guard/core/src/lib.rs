@@ -33,6 +33,7 @@ pub mod limits;
 mod machine;
 pub mod policy;
 pub mod rates;
+pub mod redact;
 pub mod refusal;
 pub mod registry;
 pub mod repair;

@@ -50,6 +50,9 @@ pub struct Arguments {
     /// File to save the snapshot to, for judging it elsewhere or for a bug report.
     #[arg(long, value_name = "FILE", conflicts_with = "facts")]
     save: Option<PathBuf>,
+    /// With --save, keep passwords and tokens in command lines, which are masked otherwise.
+    #[arg(long, requires = "save")]
+    with_secrets: bool,
     /// Policy file of the agent; a proposed limit leaves its headroom free.
     #[arg(long, value_name = "FILE", default_value = DEFAULT_POLICY, conflicts_with = "facts")]
     policy: PathBuf,
@@ -77,6 +80,7 @@ pub fn diagnose(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failu
         // Includes the merged result of the compose files, for programs that read it from the snapshot.
         let compose = facts.compose.as_ref().map(compose::judged);
         let saved = Facts { compose, ..facts.clone() };
+        let saved = if arguments.with_secrets { saved } else { saved.without_secrets() };
         let text = serde_json::to_string_pretty(&saved).map_err(Failure::could_not)?;
         save(file, &text)
             .map_err(|error| Failure::could_not(format!("{}: {error}", file.display())))?;

@@ -24,6 +24,7 @@ pub use self::{
 use crate::{
     id::{Incident, Pid, Ticks},
     limit::Limit,
+    redact,
 };
 
 /// Version of the saved format. It changes when older programs could not judge newer facts.
@@ -238,6 +239,14 @@ pub struct Process {
     pub cgroup: String,
 }
 
+impl Process {
+    /// Returns the command line as one line of text, with secrets masked.
+    #[must_use]
+    pub fn command_line(&self) -> String {
+        redact::words(self.argv.iter().map(String::as_str)).join(" ")
+    }
+}
+
 /// Another container, which may have the processes that an operator expects in the target.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -251,6 +260,17 @@ pub struct Other {
 }
 
 impl Facts {
+    /// Returns these facts with the secrets in command lines masked.
+    #[must_use]
+    pub fn without_secrets(mut self) -> Self {
+        for processes in [&mut self.members, &mut self.zombies, &mut self.aliens] {
+            for process in processes {
+                process.argv = redact::words(process.argv.iter().map(String::as_str));
+            }
+        }
+        self
+    }
+
     /// Returns the target's own cgroup.
     #[must_use]
     pub fn own(&self) -> Option<&Level> {

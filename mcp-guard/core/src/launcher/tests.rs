@@ -72,8 +72,8 @@ const CASES: &[(&str, Option<&str>)] = &[
     // As ps shows it once npm has renamed itself.
     ("npm exec @21st-dev/magic@latest", Some("@21st-dev/magic")),
     ("npm exec @s/server-filesystem /srv/mcp||||", Some("@s/server-filesystem")),
-    // Specifications that are not registry names stay as written.
-    ("npx|git+https://example.com/a/b.git#v1", Some("git+https://example.com/a/b.git#v1")),
+    // Specifications that are not registry names stay as written, without a fragment.
+    ("npx|git+https://example.com/a/b.git#v1", Some("git+https://example.com/a/b.git")),
     ("npx|github:owner/repo", Some("github:owner/repo")),
     ("npx|owner/repo", Some("owner/repo")),
     ("npx|./server@1", Some("./server@1")),

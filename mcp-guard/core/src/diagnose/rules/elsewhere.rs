@@ -150,7 +150,7 @@ fn named(mut finding: Finding, processes: &[&Process]) -> Finding {
         finding = finding.seen(
             format!("process {}, parent {}", process.pid, process.parent),
             &process.cgroup,
-            process.argv.join(" "),
+            process.command_line(),
         );
     }
     finding

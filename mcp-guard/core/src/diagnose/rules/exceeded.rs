@@ -77,7 +77,7 @@ fn moved_in(view: &View<'_>, current: u64, limit: u64) -> Finding {
         finding = finding.seen(
             "moved in",
             format!("process {}, parent {}", process.pid, process.parent),
-            process.argv.join(" "),
+            process.command_line(),
         );
     }
     let finding = finding.not(format!(
