@@ -1,5 +1,5 @@
-//! The documents show what the present build says: each command in a `console` block is run, and its output
-//! compared.
+//! The documents show the output of the present build: a test runs each command in a `console` block and
+//! compares.
 //!
 //! These need no rights and no engine. With `MCP_GUARD_BLESS` set the blocks are rewritten instead.
 
@@ -29,8 +29,8 @@ fn documents() -> Vec<PathBuf> {
     all
 }
 
-/// The same document with what its commands print now, and how many commands it has.
-fn made_again(text: &str) -> (String, usize) {
+/// Returns the document with the current output of its commands, and the number of commands.
+fn regenerated(text: &str) -> (String, usize) {
     let (mut made, mut commands) = (String::new(), 0);
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
@@ -50,7 +50,7 @@ fn made_again(text: &str) -> (String, usize) {
     (made, commands)
 }
 
-/// What a person sees who types this in the root of the repository.
+/// Returns what a person sees who types this in the root of the repository.
 fn output(command: &str) -> String {
     let program = workload("mcp-guard").unwrap();
     let path =
@@ -69,7 +69,7 @@ fn every_command_of_the_documents_prints_what_they_show() {
     let (mut all, mut old) = (0, Vec::new());
     for file in documents() {
         let text = fs::read_to_string(&file).unwrap();
-        let (made, commands) = made_again(&text);
+        let (made, commands) = regenerated(&text);
         all += commands;
         if made != text && std::env::var_os("MCP_GUARD_BLESS").is_some() {
             fs::write(&file, made).unwrap();

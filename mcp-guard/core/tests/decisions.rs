@@ -355,7 +355,7 @@ fn after_an_operators_thaw_detectors_wait_for_the_cool_down() {
     story.wait(59);
     assert_eq!(story.contained(), []);
     story.wait(2);
-    // Of the package that was clamped for, and of the new one.
+    // Both the package that caused the clamp and the new one ask again.
     assert_eq!(story.contained(), [(Detector::Duplicates, Response::Clamp); 2]);
 }
 

@@ -15,7 +15,7 @@ use mcp_guard_core::audit::Line;
 pub const MAX_WAITING: usize = 4096;
 
 #[derive(Default)]
-struct State {
+struct Pending {
     lines: VecDeque<Line>,
     /// The writer has taken a line and not written it yet.
     is_writing: bool,
@@ -27,7 +27,7 @@ struct State {
 
 #[derive(Default)]
 pub struct Queue {
-    state: Mutex<State>,
+    state: Mutex<Pending>,
     changed: Condvar,
     lost: AtomicU64,
 }
@@ -91,7 +91,7 @@ impl Queue {
         let mut state = self.lock();
         state.is_failing = true;
         self.changed.notify_all();
-        let is_open = |state: &mut State| !state.is_closed;
+        let is_open = |state: &mut Pending| !state.is_closed;
         let (state, _) = self
             .changed
             .wait_timeout_while(state, pause, is_open)
@@ -116,7 +116,7 @@ impl Queue {
     pub fn finish(&self, within: Duration) -> Finished {
         let end = Instant::now() + within;
         let mut state = self.lock();
-        let left = |state: &State| state.lines.len() + usize::from(state.is_writing);
+        let left = |state: &Pending| state.lines.len() + usize::from(state.is_writing);
         while left(&state) > 0 && !state.is_failing {
             let Some(rest) = end.checked_duration_since(Instant::now()) else { break };
             let waited = self.changed.wait_timeout(state, rest);
@@ -129,7 +129,7 @@ impl Queue {
         if left == 0 { Finished::All } else { Finished::Without(left) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Pending> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

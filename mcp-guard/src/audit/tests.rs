@@ -1,4 +1,6 @@
-use std::{fs, io::Read as _, path::PathBuf, process::Command, time::Instant};
+use std::{
+    fs, io::Read as _, os::fd::AsRawFd as _, path::PathBuf, process::Command, time::Instant,
+};
 
 use super::{queue::MAX_WAITING, *};
 
@@ -85,7 +87,7 @@ fn a_log_that_hangs_holds_nobody_up_and_comes_later_with_its_lateness() {
     let mut reader = fs::OpenOptions::new().read(true).write(true).open(&path).expect("a fifo");
     let mut audit = Audit::open(&path).expect("opens");
     let began = Instant::now();
-    let long = "x".repeat(100_000);
+    let long = "x".repeat(20_000);
     for _ in 0..MAX_WAITING + 10 {
         audit.write(stop(&long));
     }
@@ -148,4 +150,30 @@ fn a_program_that_ends_waits_for_a_log_that_answers_and_for_no_other() {
     let began = Instant::now();
     drop(full);
     assert!(began.elapsed() < LAST_LINES, "it refuses, and is not waited for");
+}
+
+/// A disk that fills up takes a part of a line; the rest follows it.
+#[test]
+fn a_partly_written_line_is_completed_by_the_next_attempt() {
+    let (mut read, write) = io::pipe().expect("a pipe");
+    // A full pipe then refuses a write, as a full disk does.
+    rustix::fs::fcntl_setfl(&write, rustix::fs::OFlags::NONBLOCK).expect("set");
+    let path = PathBuf::from(format!("/proc/self/fd/{}", write.as_raw_fd()));
+    let queue = Arc::new(Queue::default());
+    let writer = Writer::on(path, write);
+    let lines_of = queue.clone();
+    let writer = thread::spawn(move || writer.run(&lines_of));
+    let mut audit = Audit { run: "run".to_owned(), seq: 0, queue, reported: 0 };
+    audit.write(stop(&"x".repeat(200_000)));
+    audit.write(stop("after"));
+    wait(|| audit.queue.is_failing());
+    let reader = thread::spawn(move || {
+        let mut text = String::new();
+        read.read_to_string(&mut text).map(|_| text)
+    });
+    wait(|| is_written(&audit));
+    drop(audit);
+    writer.join().expect("joins");
+    let text = reader.join().expect("joins").expect("readable");
+    assert_eq!(lines(&text).iter().map(|line| line.seq).collect::<Vec<_>>(), [1, 2]);
 }

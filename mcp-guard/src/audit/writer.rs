@@ -37,6 +37,12 @@ impl Writer {
         Ok(Self { path, file, is_stray: false, is_failing: false })
     }
 
+    /// Writes to a file that is open already.
+    #[cfg(test)]
+    pub fn on(path: PathBuf, file: impl Into<std::os::fd::OwnedFd>) -> Self {
+        Self { path, file: File::from(file.into()), is_stray: false, is_failing: false }
+    }
+
     /// Writes lines until the queue is closed and empty.
     pub fn run(mut self, queue: &Queue) {
         while let Some(line) = queue.next() {

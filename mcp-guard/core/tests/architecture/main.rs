@@ -82,6 +82,7 @@ fn the_core_depends_on_pure_crates_only() {
         "saphyr-parser",
         "serde",
         "serde_json",
+        "sha2",
         "thiserror",
         "toml",
         "wildmatch",
