@@ -24,6 +24,7 @@ use mcp_guard_core::{
 use tokio::sync::mpsc;
 
 pub use self::hold::{is_marked, is_unclamped, marks, together};
+pub use self::limit::forbids;
 use self::{confirm::Awaited, limit::LimitWrite, steps::Holder};
 use crate::{
     audit::Audit,

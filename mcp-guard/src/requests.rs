@@ -6,6 +6,7 @@ use std::{
     fs::{self, File},
     io::{self, ErrorKind, Write as _},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -20,6 +21,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/mcp-guard";
 /// Largest file, in bytes.
 const MAX_FILE: u64 = 4096;
+/// Numbers the files that this process writes.
+static STORED: AtomicU64 = AtomicU64::new(0);
 
 /// The content of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +40,12 @@ struct RequestFile {
 
 fn with_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<u64>>, D::Error> {
     Option::deserialize(deserializer).map(Some)
+}
+
+fn write_durably(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
 }
 
 /// The directory of the requests.
@@ -93,18 +102,31 @@ impl Requests {
     ) -> io::Result<PathBuf> {
         let path = self.path(id).ok_or_else(|| io::Error::other("not the id of a container"))?;
         fs::create_dir_all(&self.0)?;
-        let new = path.with_extension("new");
-        let mut file = File::create(&new)?;
+        // A name of its own, because another repair may store its request at the same moment.
+        let number = STORED.fetch_add(1, Ordering::Relaxed);
+        let new = self.0.join(format!(".{}-{number}.{id}.new", std::process::id()));
         let policy = match policy {
             PolicyThen::Unknown => None,
             PolicyThen::Said(limit) => Some(limit),
         };
         let content = RequestFile { limit, engine: engine.to_owned(), policy };
-        file.write_all(serde_json::to_string(&content)?.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, &path)?;
+        let text = serde_json::to_string(&content)?;
+        let stored = write_durably(&new, &text).and_then(|()| fs::rename(&new, &path));
+        if stored.is_err() {
+            let _ = fs::remove_file(&new);
+        }
+        stored?;
         File::open(&self.0)?.sync_all()?;
         Ok(path)
+    }
+
+    /// Restores a request that another one replaced, with the time at which it was made.
+    ///
+    /// # Errors
+    /// The id is not a container's, or the directory cannot be written.
+    pub fn restore(&self, id: &str, request: LimitRequest, engine: &str) -> io::Result<()> {
+        let path = self.put(id, request.limit, engine, request.policy)?;
+        File::options().write(true).open(path)?.set_modified(UNIX_EPOCH + request.at)
     }
 
     /// Removes the request for a container, if there is one.
@@ -220,6 +242,37 @@ mod tests {
         let id = "a".repeat(64);
         fs::write(put(&requests, &id, 40).unwrap(), "{\"limit\":30}").unwrap();
         assert_eq!(limit(&requests, &id), Some(30));
+    }
+
+    #[test]
+    fn a_request_is_restored_with_its_time_and_leaves_no_other_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let requests = Requests::new(folder.path());
+        let id = "a".repeat(64);
+        put(&requests, &id, 40).unwrap();
+        let former = requests.get(&id).unwrap();
+        put(&requests, &id, 60).unwrap();
+        requests.restore(&id, former, DOCKER).unwrap();
+        assert_eq!(requests.get(&id), Some(former));
+        assert_eq!(fs::read_dir(&requests.0).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn repairs_at_the_same_time_do_not_share_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let requests = Requests::new(folder.path());
+        let id = "a".repeat(64);
+        std::thread::scope(|scope| {
+            for number in 0..4 {
+                let (requests, id) = (&requests, &id);
+                scope.spawn(move || {
+                    for _ in 0..50 {
+                        put(requests, id, 40 + number).unwrap();
+                    }
+                });
+            }
+        });
+        assert!(limit(&requests, &id).is_some());
     }
 
     #[test]

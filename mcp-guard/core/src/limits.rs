@@ -35,6 +35,10 @@ use crate::{
     repair::{self, Next, Plan, Wanted, Write},
 };
 
+/// How long a plan that has nothing to write is used before the facts are read again: servers may have
+/// ended, and left room that the plan still keeps for them.
+const PLAN_USED: Duration = Duration::from_secs(60);
+
 /// The mode and the policy settings that apply to a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
@@ -54,8 +58,8 @@ enum Aim {
     Once {
         limit: u64,
         force: bool,
-        /// The request is stored, so a later request replaces it.
-        stored: bool,
+        /// When its request was stored, since the Unix epoch, so that a later request replaces it.
+        stored: Option<Duration>,
     },
 }
 
@@ -99,11 +103,17 @@ pub struct Limits {
     /// In the agent: the last plan, kept while it can write nothing until tasks end. In `repair`:
     /// the last plan that could be made.
     plan: Option<Plan>,
+    /// Until when the plan is used without new facts.
+    plan_until: Time,
     reason: String,
     /// The log already reports that the facts cannot be read.
     logged_unread: bool,
     /// An agent lowers the limit, and `repair` only watches.
     follows: bool,
+    /// The limit that was in force when `repair` began to watch an agent.
+    followed_from: Option<Limit>,
+    /// Something of a `repair` was written, by itself or by the agent that it watches.
+    begun: bool,
     ended: Option<Ended>,
 }
 
@@ -114,11 +124,23 @@ impl Limits {
         Self::aiming(guard, Aim::Hold, Pacing::default())
     }
 
-    /// Creates the state machine for `repair`. `stored`: the request is stored where an agent and a
-    /// later `repair` find it.
+    /// Creates the state machine for `repair`.
     #[must_use]
-    pub fn once(guard: GuardId, limit: u64, force: bool, stored: bool) -> Self {
-        Self::aiming(guard, Aim::Once { limit, force, stored }, Pacing::insisting())
+    pub fn once(guard: GuardId, limit: u64, force: bool) -> Self {
+        Self::aiming(guard, Aim::Once { limit, force, stored: None }, Pacing::insisting())
+    }
+
+    /// Records that the request of a `repair` is stored where an agent and a later `repair` find it.
+    /// `at`: its time, since the Unix epoch.
+    pub fn request_stored(&mut self, at: Duration) {
+        if let Aim::Once { stored, .. } = &mut self.aim {
+            *stored = Some(at);
+        }
+    }
+
+    /// Ends a `repair`: its target may not be written, or can no longer be read.
+    pub fn abandon(&mut self, why: String) {
+        self.fail(why);
     }
 
     fn aiming(guard: GuardId, aim: Aim, pacing: Pacing) -> Self {
@@ -136,9 +158,12 @@ impl Limits {
             waiting: VecDeque::new(),
             then: None,
             plan: None,
+            plan_until: Time::default(),
             reason: String::new(),
             logged_unread: false,
             follows: false,
+            followed_from: None,
+            begun: false,
             ended: None,
         }
     }
@@ -188,6 +213,12 @@ impl Limits {
         self.plan.as_ref()
     }
 
+    /// Returns whether `repair` waits for tasks to end.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.pacing.is_waiting() && !self.follows && self.ended.is_none()
+    }
+
     /// Returns whether `repair` leaves the work to an agent.
     #[must_use]
     pub fn follows(&self) -> bool {
@@ -231,7 +262,7 @@ impl Limits {
         if !self.pacing.look(now, wanted, seen.in_force) {
             return;
         }
-        if self.has_nothing_to_write(wanted, seen) {
+        if now < self.plan_until && self.has_nothing_to_write(wanted, seen) {
             return self.pacing.waits(now);
         }
         if self.aim == Aim::Hold {
@@ -250,6 +281,7 @@ impl Limits {
             return false;
         }
         self.pacing.lowered(seen.in_force);
+        self.begun |= self.followed_from.is_some_and(|from| seen.in_force < from);
         let limit = Limit::Tasks(limit);
         if seen.in_force == limit {
             self.ended = Some(Ended::Reached);
@@ -371,6 +403,7 @@ impl Limits {
             // Used if the facts cannot be read later.
             self.plan = Some(plan.clone());
         }
+        self.plan_until = now.after(PLAN_USED);
         let next = plan.next(tasks, seen.in_force, self.pacing.step());
         match (ruling, next) {
             (Ruling::Rest, _) => {}
@@ -380,7 +413,7 @@ impl Limits {
                 let is_last = matches!(next, Next::Last(_));
                 let is_repair = matches!(self.aim, Aim::Once { .. }) && mode == Mode::Enforce;
                 if is_repair && seen.agent_goes_on && !is_last {
-                    self.follows = true;
+                    (self.follows, self.followed_from) = (true, Some(seen.in_force));
                     return self.pacing.waits(now);
                 }
                 self.begin(now, mode, plan, next, out);
@@ -440,7 +473,10 @@ impl Limits {
         }
         self.writing = None;
         match settled.outcome {
-            Outcome::Done => self.write_next(now, out),
+            Outcome::Done => {
+                self.begun = true;
+                self.write_next(now, out);
+            }
             Outcome::WouldDo | Outcome::Refused | Outcome::NotOurs | Outcome::Failed => {
                 self.failed(now, &settled.detail);
             }
@@ -451,7 +487,7 @@ impl Limits {
         match self.then.take() {
             Some(Then::Step(step)) => self.pacing.stepped(now, step),
             Some(Then::Reached { limit, kept }) => {
-                self.pacing.reached();
+                self.pacing.reached(limit);
                 if kept {
                     self.declared = Some(limit);
                 }

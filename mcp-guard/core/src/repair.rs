@@ -14,7 +14,7 @@ use crate::{
     diagnose::{
         code::Code,
         compose,
-        facts::{Facts, Says, Unit},
+        facts::{Facts, Level, Says, Unit},
         judge,
         owner::{Owner, Refused, Standing, has_it, owner},
         report::{Layer, Place, Report},
@@ -147,7 +147,7 @@ pub fn plan(facts: &Facts, wanted: Wanted) -> Result<Plan, Refused> {
         restores: has_it(facts, unit, limit),
         force,
         headroom,
-        notes: notes(&report, limit),
+        notes: notes(facts, &report, wanted, limit),
     })
 }
 
@@ -165,8 +165,19 @@ fn is_out_of_reach(code: Code) -> bool {
     )
 }
 
-fn notes(report: &Report, limit: u64) -> Vec<String> {
+fn notes(facts: &Facts, report: &Report, wanted: Wanted, limit: u64) -> Vec<String> {
     let mut notes = Vec::new();
+    if let Some(tasks) = report.charged.tasks.filter(|tasks| wanted.force && *tasks > limit) {
+        notes.push(format!(
+            "--force: with {tasks} tasks, every new process and thread fails until fewer than {limit} \
+             run"
+        ));
+    }
+    let lower = |level: &Level| level.max.filter(|max| *max < Limit::Tasks(limit));
+    let mut above = facts.chain.iter().skip(1);
+    if let Some((level, max)) = above.find_map(|level| Some((level, lower(level)?))) {
+        notes.push(format!("{} allows only {max} tasks, and binds first", visible(&level.path)));
+    }
     if let Some(sizing) = &report.sizing
         && limit < sizing.limit_now
     {
@@ -175,8 +186,6 @@ fn notes(report: &Report, limit: u64) -> Vec<String> {
             sizing.servers, sizing.tasks_per_server, sizing.limit_now
         ));
     }
-    let above = report.findings.iter().find(|finding| finding.code == Code::AncestorLimit);
-    notes.extend(above.map(|finding| format!("{}: {}", finding.code, finding.title)));
     notes
 }
 
@@ -283,8 +292,11 @@ pub fn undone_by(facts: &Facts, limit: u64, in_force: Limit) -> String {
         unit.tasks_max == Some(in_force) && Standing::of(cgroup, &unit.name).is_some()
     };
     let unit = facts.unit.as_ref().filter(keeps);
+    let stored = facts.container.as_ref().and_then(|container| container.pids_limit);
+    let is_stored = stored.and_then(|stored| u64::try_from(stored).ok()) == in_force.tasks();
     let who = match unit {
         Some(unit) => format!("systemd sets TasksMax={in_force} for {}", unit.name),
+        None if is_stored && stored.is_some() => format!("the engine stores {in_force}"),
         None => "another process wrote pids.max; neither engine nor systemd has it".to_owned(),
     };
     format!("{limit} is wanted, {in_force} is in force: {who}")

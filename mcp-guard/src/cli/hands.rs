@@ -208,15 +208,17 @@ impl Ends {
 
     /// Waits for this time. Returns the name of the signal if one ends the wait first.
     pub async fn within(&mut self, time: Duration) -> Option<&'static str> {
-        let over = tokio::time::sleep(time);
-        tokio::pin!(over);
+        tokio::time::timeout(time, self.signal()).await.ok()
+    }
+
+    /// Waits for a signal that ends the program, and returns its name.
+    pub async fn signal(&mut self) -> &'static str {
         loop {
             tokio::select! {
-                () = &mut over => return None,
-                _ = self.terminate.recv() => return Some("SIGTERM"),
-                _ = self.interrupt.recv() => return Some("SIGINT"),
-                _ = self.hangup.recv() => return Some("SIGHUP"),
-                _ = self.quit.recv() => return Some("SIGQUIT"),
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.hangup.recv() => return "SIGHUP",
+                _ = self.quit.recv() => return "SIGQUIT",
                 _ = self.stop.recv() => out::error(
                     "not suspended: it must act in time; press Ctrl-C to end it now",
                 ),

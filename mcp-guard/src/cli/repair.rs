@@ -14,7 +14,7 @@ use mcp_guard_core::{
     effect::{Action, Effect, LimitRequest, Outbox, PolicyThen, SeenLimit, Settled},
     id::{GuardId, Ticket, Tickets},
     incident::Outcome,
-    limit::HEADROOM,
+    limit::{HEADROOM, MOST},
     limits::{Ended, Limits, Rules},
     policy::Mode,
     repair::{self, Plan, Wanted},
@@ -30,7 +30,7 @@ use super::{
     runtime,
 };
 use crate::{
-    executor::Executor,
+    executor::{Executor, forbids},
     guards::{Guards, Role},
     host::{clock, layout::LayoutKind, observer::Observer},
     render,
@@ -47,7 +47,7 @@ pub struct Arguments {
     /// Container name, id or id prefix; docker:NAME, unit:NAME, cgroup:/path or pid:N.
     target: String,
     /// Limit in tasks; without it, the one that the compose file or the engine declares.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST))]
     limit: Option<u64>,
     /// Run every check and print what would be written, but write nothing.
     #[arg(long)]
@@ -122,6 +122,8 @@ struct Repair<'a> {
     executor: Executor,
     guards: Guards,
     ends: Ends,
+    /// The signal that arrived during a write.
+    stopped: Option<&'static str>,
 }
 
 impl<'a> Repair<'a> {
@@ -158,7 +160,7 @@ impl<'a> Repair<'a> {
             host,
             observer,
             target,
-            limits: Limits::once(TARGET, limit, force, is_stored),
+            limits: Limits::once(TARGET, limit, force),
             rules: Rules { mode, policy: None, headroom },
             tickets: Tickets::default(),
             announced: plan,
@@ -171,12 +173,17 @@ impl<'a> Repair<'a> {
             executor,
             guards,
             ends: Ends::listen()?,
+            stopped: None,
         })
     }
 
     /// Runs the same checks as a repair, and reports what it would write.
     async fn all_but_the_last_step(&mut self) -> Result<Exit, Failure> {
         let seen = self.look()?;
+        if let Some(forbidden) = self.guards.get(TARGET).and_then(forbids) {
+            out::answer(&format!("  would be refused: {forbidden}"));
+            return Ok(Exit::Wrong);
+        }
         let mut writes = Vec::new();
         for (action, settled) in self.step(seen).await? {
             if settled.outcome == Outcome::Refused {
@@ -198,10 +205,18 @@ impl<'a> Repair<'a> {
     /// Lowers the limit in steps until the requested one is in force, however long that takes.
     async fn run(&mut self) -> Result<RepairEnd, Failure> {
         self.store_request()?;
-        let (mut step, mut follows) = (None, false);
+        let (mut step, mut follows, mut waits) = (None, false, false);
         loop {
-            let seen = self.look()?;
-            self.step(seen).await?;
+            let tasks = match self.turn().await {
+                Ok(tasks) => tasks,
+                Err(failure) => {
+                    self.limits.abandon(failure.message);
+                    0
+                }
+            };
+            if let Some(signal) = self.stopped {
+                return Ok(RepairEnd::Stopped(signal));
+            }
             match self.limits.ended() {
                 Some(Ended::Reached) => return Ok(RepairEnd::End),
                 Some(Ended::Failed(why)) => return Ok(RepairEnd::Failed(why.clone())),
@@ -216,14 +231,32 @@ impl<'a> Repair<'a> {
             }
             if !follows && step != self.limits.step() {
                 step = self.limits.step();
-                let tasks = seen.tasks.unwrap_or_default();
                 let lowered = step.map(|step| format!("  {tasks} tasks: limit lowered to {step}"));
                 lowered.iter().for_each(|line| out::answer(line));
+            }
+            if waits != self.limits.waits() {
+                waits = !waits;
+                if waits {
+                    let limit = self.plan().limit;
+                    out::answer(&format!(
+                        "  {tasks} tasks: waiting until enough of them end for a limit of {limit}"
+                    ));
+                }
             }
             if let Some(signal) = self.ends.within(LOOK).await {
                 return Ok(RepairEnd::Stopped(signal));
             }
         }
+    }
+
+    /// One look at the target, and what follows from it. Returns the number of tasks.
+    async fn turn(&mut self) -> Result<u64, Failure> {
+        let seen = self.look()?;
+        match self.guards.get(TARGET).and_then(forbids) {
+            Some(forbidden) => self.limits.abandon(forbidden),
+            None => drop(self.step(seen).await?),
+        }
+        Ok(seen.tasks.unwrap_or_default())
     }
 
     /// Feeds one reading to the state machine and carries out its orders. Returns how each one ended.
@@ -237,7 +270,7 @@ impl<'a> Repair<'a> {
                 Effect::Act(order) => {
                     let action = order.action.clone();
                     self.executor.apply(&mut self.guards, order);
-                    let settled = self.executor.next_settled(&mut self.guards).await;
+                    let settled = self.settled_or_stopped().await;
                     effects.extend(self.decide(|limits, now, _, out| {
                         limits.settled(now, &settled, out);
                     }));
@@ -252,6 +285,17 @@ impl<'a> Repair<'a> {
             }
         }
         Ok(ended)
+    }
+
+    /// Waits for the end of an order. A signal ends the wait; the owner may still carry the write out.
+    async fn settled_or_stopped(&mut self) -> Settled {
+        let signal = tokio::select! {
+            settled = self.executor.next_settled(&mut self.guards) => return settled,
+            signal = self.ends.signal() => signal,
+        };
+        self.stopped = Some(signal);
+        self.executor.abandon_limits(&mut self.guards);
+        self.executor.next_settled(&mut self.guards).await
     }
 
     fn decide(
@@ -300,28 +344,40 @@ impl<'a> Repair<'a> {
     }
 
     fn look(&mut self) -> Result<SeenLimit, Failure> {
-        let gone = || Failure::could_not(format!("{}: it ended in the meantime", self.target));
+        let target = self.target;
+        let failed = |error: std::io::Error| match error.raw_os_error() {
+            Some(libc::ENODEV | libc::ENOENT) => {
+                Failure::could_not(format!("{target}: it ended in the meantime"))
+            }
+            _ => Failure::could_not(format!("{target}: its limit cannot be read: {error}")),
+        };
+        let gone = || Failure::could_not(format!("{target}: it ended in the meantime"));
         let cgroup = &self.guards.get(TARGET).ok_or_else(gone)?.cgroup;
-        let tasks = cgroup.pids_current().map_err(|_| gone())?;
-        let in_force = cgroup.pids_max().map_err(|_| gone())?;
+        let tasks = cgroup.pids_current().map_err(failed)?;
+        let in_force = cgroup.pids_max().map_err(failed)?;
         let request = self.id.as_deref().and_then(|id| self.requests.get(id));
-        let agent_goes_on = self.agent.goes_on();
+        let agent_goes_on = self.agent.goes_on(self.announced.limit);
         Ok(SeenLimit { in_force, tasks: Some(tasks), request, agent_goes_on })
     }
 
     /// Stores the request before the first write, so that a later `repair` can continue it and an agent aims
     /// for the same limit. A target without a container id has no request.
-    fn store_request(&self) -> Result<(), Failure> {
+    fn store_request(&mut self) -> Result<(), Failure> {
         let Some(id) = &self.id else { return Ok(()) };
         // A guard held by an operator has no policy, and may get one later.
         let guarded = self.agent.guarded().filter(|one| !one.by_hand);
         let policy = guarded.map_or(PolicyThen::Unknown, |one| PolicyThen::Said(one.pids_policy));
         let put = self.requests.put(id, self.announced.limit, &self.host.docker, policy);
-        put.map(drop).map_err(|error| {
+        let stored = put.map(|_| self.requests.get(id));
+        let stored = stored.map_err(|error| {
             let folder = self.host.state_dir.display();
             Failure::could_not(format!(
                 "cannot store the request in {folder}: {error}; nothing was changed"
             ))
-        })
+        })?;
+        if let Some(request) = stored {
+            self.limits.request_stored(request.at);
+        }
+        Ok(())
     }
 }

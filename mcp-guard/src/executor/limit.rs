@@ -92,15 +92,7 @@ impl Executor {
         held.cgroup.find_pids(&self.layout);
         let found =
             held.cgroup.pids_max().map_or_else(|error| error.to_string(), |max| max.to_string());
-        let forbidden = match facts::gather(&held.cgroup) {
-            Ok(facts) => refusal(&facts)
-                .map(|refusal| refusal.to_string())
-                .or_else(|| binds_more(&write, held))
-                .or_else(|| steps::is_clamped(&held.cgroup).then(|| CLAMPED.to_owned())),
-            Err(error) => {
-                Some(format!("the cgroup cannot be checked: {error}; nothing was written"))
-            }
-        };
+        let forbidden = forbids(held).or_else(|| binds_more(&write, held));
         let (subject, container) = (held.subject.clone(), held.container.clone());
         let announced = LimitWrite { order, subject, container, write, reason, found };
         self.audit.write(announced.record(None, String::new()));
@@ -162,6 +154,16 @@ fn read_back(
                 (Outcome::Done, format!("TasksMax {limit} of {unit} read back"))
             }
         },
+    }
+}
+
+/// Returns why no limit of this cgroup may be written now.
+pub fn forbids(held: &Held) -> Option<String> {
+    match facts::gather(&held.cgroup) {
+        Ok(facts) => refusal(&facts)
+            .map(|refusal| refusal.to_string())
+            .or_else(|| steps::is_clamped(&held.cgroup).then(|| CLAMPED.to_owned())),
+        Err(error) => Some(format!("the cgroup cannot be checked: {error}; nothing was written")),
     }
 }
 

@@ -5,7 +5,10 @@ use super::{
     facts::{EngineKind, Facts, Source, Unit, Unreadable},
     version::version,
 };
-use crate::{container::payload_below, limit::Limit};
+use crate::{
+    container::{container_in, payload_below},
+    limit::Limit,
+};
 
 /// The first version of Podman whose updates persist and change nothing else.
 const PODMAN_UPDATES: (u32, u32, u32) = (5, 4, 0);
@@ -82,7 +85,13 @@ pub fn survives(facts: &Facts) -> &'static [&'static str] {
 /// If no write would take effect, or if the owner cannot be determined.
 pub fn owner(facts: &Facts, cgroup: &str) -> Result<Owner, Refused> {
     let Some(engine) = facts.engine.as_ref().filter(|_| facts.container.is_some()) else {
-        return unit_or_kernel(facts, cgroup);
+        return match engine_unread(facts).filter(|_| container_in(cgroup).is_some()) {
+            Some(one) => Err(Refused(format!(
+                "it is the cgroup of a container, and its engine cannot be read ({one}), which would \
+                 restore its own limit; try again, or name the engine's socket with --docker"
+            ))),
+            None => unit_or_kernel(facts, cgroup),
+        };
     };
     let known = |text: &str| version(text).unwrap_or_default();
     match engine.kind {
@@ -97,6 +106,13 @@ pub fn owner(facts: &Facts, cgroup: &str) -> Result<Owner, Refused> {
         ))),
         EngineKind::Docker => Ok(Owner::Docker),
     }
+}
+
+/// Returns why it is unknown whether an engine has the container.
+fn engine_unread(facts: &Facts) -> Option<&Unreadable> {
+    let of_engine =
+        |what: &Source| matches!(what, Source::Engine | Source::Containers | Source::Inspect);
+    facts.unreadable.iter().find(|one| of_engine(&one.what))
 }
 
 fn unit_or_kernel(facts: &Facts, cgroup: &str) -> Result<Owner, Refused> {

@@ -30,6 +30,10 @@ pub struct Pacing {
     wanted: Option<u64>,
     /// The last step towards the limit.
     step: Option<u64>,
+    /// The last limit that we put in force, of any kind. It is nobody's brake.
+    own: Option<u64>,
+    /// There is nothing to write until tasks end.
+    waiting: bool,
     undone: VecDeque<Time>,
     not_before: Time,
     /// Number of consecutive repairs that were refused or failed.
@@ -56,14 +60,22 @@ impl Pacing {
         Self { insists: true, ..Self::default() }
     }
 
+    /// Returns whether the wanted limit is in force, or another tool's brake below it.
+    fn is_in_force(&self, wanted: Option<u64>, in_force: Limit) -> bool {
+        wanted.is_none_or(|limit| {
+            let is_brake = in_force < Limit::Tasks(limit) && in_force.tasks() != self.own;
+            in_force == Limit::Tasks(limit) || is_brake
+        })
+    }
+
     /// Checks the limit in force. Returns true if facts must be read for [`Pacing::judge`]. A limit
     /// below the wanted one is another tool's brake and is left alone.
     pub fn look(&mut self, now: Time, wanted: Option<u64>, in_force: Limit) -> bool {
         if self.wanted != wanted {
-            let (insists, busy) = (self.insists, self.busy);
-            *self = Self { insists, wanted, busy, ..Self::default() };
+            let (insists, busy, own) = (self.insists, self.busy, self.own);
+            *self = Self { insists, wanted, busy, own, ..Self::default() };
         }
-        let is_in_force = wanted.is_none_or(|limit| in_force <= Limit::Tasks(limit));
+        let is_in_force = self.is_in_force(wanted, in_force);
         self.held |= is_in_force && wanted.is_some();
         self.stopped &= !is_in_force;
         if is_in_force {
@@ -73,7 +85,7 @@ impl Pacing {
         if rests || self.busy || self.stopped || now < self.not_before {
             return false;
         }
-        self.busy = true;
+        (self.busy, self.waiting) = (true, false);
         true
     }
 
@@ -86,7 +98,7 @@ impl Pacing {
             return Ruling::Rest;
         }
         let below_step = self.step.is_some_and(|step| in_force <= Limit::Tasks(step));
-        let is_in_force = wanted.is_none_or(|limit| in_force <= Limit::Tasks(limit));
+        let is_in_force = self.is_in_force(wanted, in_force);
         if !below_step && !is_in_force && std::mem::take(&mut self.held) {
             self.undone.push_back(now);
             self.undone.retain(|at| now.since(*at) < WITHIN);
@@ -102,6 +114,7 @@ impl Pacing {
     /// Records that there is nothing to write yet.
     pub fn waits(&mut self, now: Time) {
         (self.busy, self.failed, self.not_before) = (false, 0, now.after(STEP));
+        self.waiting = true;
     }
 
     /// Records that a repair was refused or failed.
@@ -114,12 +127,18 @@ impl Pacing {
     /// Records that we put a step in force. From now on a higher limit is a reversion.
     pub fn stepped(&mut self, now: Time, step: u64) {
         self.waits(now);
-        (self.step, self.held) = (Some(step), true);
+        (self.step, self.own, self.held, self.waiting) = (Some(step), Some(step), true, false);
     }
 
     /// Records that another mcp-guard process lowered the limit. No later step is higher.
     pub fn lowered(&mut self, in_force: Limit) {
         self.step = self.step.into_iter().chain(in_force.tasks()).min();
+    }
+
+    /// Returns whether there is nothing to write until tasks end.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.waiting
     }
 
     /// Returns the last step towards the limit. The next step is no higher.
@@ -130,7 +149,8 @@ impl Pacing {
 
     /// Records that we put the limit in force. From now on a higher limit is a reversion, and is
     /// noticed at once.
-    pub fn reached(&mut self) {
+    pub fn reached(&mut self, limit: u64) {
+        self.own = Some(limit);
         (self.busy, self.held, self.not_before) = (false, true, Time::default());
         (self.insists, self.step, self.failed) = (false, None, 0);
     }
@@ -142,8 +162,8 @@ impl Pacing {
 
     /// Forgets earlier reversions, because the limit was requested again or the mode changed.
     pub fn asked_again(&mut self) {
-        let (insists, busy, wanted, step) = (self.insists, self.busy, self.wanted, self.step);
-        *self = Self { insists, busy, wanted, step, ..Self::default() };
+        let Self { insists, busy, wanted, step, own, .. } = *self;
+        *self = Self { insists, busy, wanted, step, own, ..Self::default() };
     }
 
     /// Returns whether the limit is left alone.
@@ -170,7 +190,7 @@ mod tests {
         assert!(!pacing.look(at(second), WANTED, OTHER), "noticed only once");
         let ruling = pacing.judge(at(second), WANTED, OTHER);
         if ruling == Ruling::Repair {
-            pacing.reached();
+            pacing.reached(40);
         }
         ruling
     }

@@ -71,7 +71,7 @@ impl Limits {
         let Some(LimitRequest { limit, at: asked, .. }) = self.request else { return };
         let is_kept = self.declared == Some(limit)
             && rules.policy.is_none_or(|policy| policy == limit)
-            && seen.in_force <= Limit::Tasks(limit);
+            && seen.in_force == Limit::Tasks(limit);
         let is_outdated = self.policy_then != rules.policy;
         if is_outdated && mem::replace(&mut self.outdated, at) != at {
             let why = "the policy's pids_limit has changed since it was made";
@@ -91,10 +91,16 @@ impl Limits {
     /// different limits would undo each other, so the later one wins. If the stored request is gone
     /// and its limit is in force, the limit was reached; otherwise the request was ended or
     /// removed.
-    pub(super) fn is_replaced(&mut self, limit: u64, stored: bool, seen: &SeenLimit) -> bool {
-        let is_ours = seen.request.is_some_and(|request| request.limit == limit);
+    pub(super) fn is_replaced(
+        &mut self,
+        limit: u64,
+        stored: Option<Duration>,
+        seen: &SeenLimit,
+    ) -> bool {
+        let Some(stored) = stored else { return false };
+        let is_ours = seen.request.is_some_and(|request| request.at == stored);
         let in_force = seen.in_force == Limit::Tasks(limit);
-        let is_replaced = stored && !is_ours && !in_force;
+        let is_replaced = !is_ours && !in_force;
         if is_replaced {
             let why = match seen.request {
                 Some(_) => "another repair was requested in the meantime",
@@ -111,27 +117,29 @@ impl Limits {
     /// Returns the request that a `repair` leaves stored when it ends or is stopped. `proved`:
     /// every place was read again and shows the limit. `policy`: `pids_limit` of an agent that
     /// guards the container. `former` and `now`: the request stored before, and the one stored now.
+    /// `kept`: the limit that the engine stores now.
     #[must_use]
     pub fn left_request(
         &self,
         proved: bool,
         policy: Option<u64>,
-        former: Option<LimitRequest>,
-        now: Option<LimitRequest>,
+        (former, now): (Option<LimitRequest>, Option<LimitRequest>),
+        kept: Option<u64>,
     ) -> LeftRequest {
         match self.aim {
-            Aim::Once { limit, .. } if now.is_some_and(|request| request.limit == limit) => {}
+            Aim::Once { stored: Some(at), .. } if now.is_some_and(|request| request.at == at) => {}
             Aim::Once { .. } | Aim::Hold => return LeftRequest::Other,
         }
         let is_kept = self.plan().is_some_and(Plan::is_kept_by_its_owner);
         let agrees = policy.is_none_or(|policy| self.wanted(None) == Some(policy));
         match &self.ended {
             // A limit that its owner stores needs no request, unless a policy wants another limit.
-            Some(Ended::Reached) if proved && is_kept && agrees => LeftRequest::Nothing,
-            // A request whose repair never began is dropped.
-            Some(Ended::Failed(_)) if self.step().is_none() => {
-                former.map_or(LeftRequest::Nothing, LeftRequest::Former)
-            }
+            Some(_) if proved && is_kept && agrees => LeftRequest::Nothing,
+            // A request whose repair never began is dropped. The former one may have been carried out
+            // in the meantime: then it would undo the engine's next change.
+            Some(Ended::Failed(_)) if !self.begun && !proved => former
+                .filter(|former| Some(former.limit) != kept)
+                .map_or(LeftRequest::Nothing, LeftRequest::Former),
             Some(Ended::Reached | Ended::Failed(_)) | None => LeftRequest::Ours,
         }
     }

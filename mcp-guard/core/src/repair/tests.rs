@@ -306,3 +306,45 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_container_whose_engine_cannot_be_read_is_not_taken_for_nobodys() {
+    let mut facts = container(None, Limit::Max);
+    (facts.engine, facts.container) = (None, None);
+    facts.unreadable = vec![Unreadable::new(Source::Inspect, "status 500")];
+    let refused = why(&facts, Some(40));
+    assert!(refused.contains("its engine cannot be read"), "{refused}");
+    // An engine that answered and has no such container.
+    facts.unreadable.clear();
+    assert!(plan(&facts, Some(40), false).is_ok());
+    // A cgroup of no container.
+    facts.unreadable = vec![Unreadable::new(Source::Engine, "no such file")];
+    facts.target.cgroup = "/mine".into();
+    facts.chain[0].path = "/mine".into();
+    assert!(plan(&facts, Some(40), false).is_ok());
+}
+
+#[test]
+fn a_reversion_names_the_engine_that_stores_the_other_limit() {
+    let facts = container(Some(500), Limit::Tasks(500));
+    let who = undone_by(&facts, 40, Limit::Tasks(500));
+    assert!(who.ends_with("the engine stores 500"), "{who}");
+    let who = undone_by(&facts, 40, Limit::Tasks(300));
+    assert!(who.contains("another process wrote pids.max"), "{who}");
+    let who = undone_by(&container(None, Limit::Max), 40, Limit::Max);
+    assert!(who.contains("another process wrote pids.max"), "{who}");
+}
+
+#[test]
+fn an_operator_is_told_what_a_forced_limit_and_one_above_a_parents_do() {
+    let mut facts = container(None, Limit::Max);
+    facts.chain[0].current = Some(30);
+    let forced = plan(&facts, Some(20), true).unwrap();
+    assert!(forced.notes.iter().any(|note| note.starts_with("--force: with 30")), "{forced:?}");
+    facts
+        .chain
+        .insert(1, Level { path: "/p".into(), max: Some(Limit::Tasks(50)), ..Level::default() });
+    let above = plan(&facts, Some(60), false).unwrap();
+    assert_eq!(above.notes, ["/p allows only 50 tasks, and binds first"]);
+    assert!(plan(&facts, Some(40), false).unwrap().notes.is_empty());
+}

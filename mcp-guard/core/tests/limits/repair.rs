@@ -1,6 +1,6 @@
 //! Limits as `mcp-guard repair` drives them.
 
-use std::{mem, time::Duration};
+use std::time::Duration;
 
 use mcp_guard_core::{
     Time,
@@ -14,7 +14,9 @@ use mcp_guard_core::{
     repair::Write,
 };
 
-use super::world::{GUARD, facts, of_old_docker, of_old_podman, writes_of_old_podman};
+use super::world::{
+    GUARD, facts, of_old_docker, of_old_podman, with_five_servers, writes_of_old_podman,
+};
 
 struct Repair {
     limits: Limits,
@@ -25,8 +27,8 @@ struct Repair {
     stored: Option<u64>,
     unread: bool,
     engine: fn(Facts) -> Facts,
-    /// The next write is refused.
-    refused: bool,
+    /// The number of writes that succeed before one is refused.
+    refused_after: Option<usize>,
     written: Vec<Write>,
     left: Vec<Outcome>,
 }
@@ -35,8 +37,10 @@ impl Repair {
     fn to(limit: u64, force: bool) -> Self {
         let at = Duration::from_secs(1);
         let request = Some(LimitRequest { limit, at, policy: PolicyThen::Unknown });
+        let mut limits = Limits::once(GUARD, limit, force);
+        limits.request_stored(at);
         Self {
-            limits: Limits::once(GUARD, limit, force, true),
+            limits,
             rules: Rules { mode: Mode::Enforce, policy: None, headroom: 20 },
             now: Time(0),
             tickets: Tickets::default(),
@@ -49,7 +53,7 @@ impl Repair {
             stored: None,
             unread: false,
             engine: |facts| facts,
-            refused: false,
+            refused_after: None,
             written: Vec::new(),
             left: Vec::new(),
         }
@@ -91,7 +95,7 @@ impl Repair {
                     self.carry_out(effects);
                 }
                 Effect::Act(Order { ticket, action: Action::WriteLimit { write, .. }, .. }) => {
-                    if mem::take(&mut self.refused) {
+                    if self.is_refused() {
                         self.settle(ticket, Outcome::Failed);
                         continue;
                     }
@@ -111,6 +115,22 @@ impl Repair {
                 | Effect::Unguard { .. }
                 | Effect::Log { .. } => {}
             }
+        }
+    }
+
+    /// Lets this number of writes succeed, and refuses the one that follows.
+    fn refuse_from(&mut self, writes: usize) {
+        self.refused_after = Some(writes);
+    }
+
+    fn is_refused(&mut self) -> bool {
+        match self.refused_after {
+            Some(0) => self.refused_after.take().is_some(),
+            Some(left) => {
+                self.refused_after = Some(left - 1);
+                false
+            }
+            None => false,
         }
     }
 
@@ -171,7 +191,8 @@ fn a_later_request_ends_the_repair() {
     let mut repair = Repair::to(40, false);
     repair.seen.tasks = Some(300);
     repair.wait(1);
-    repair.seen.request = repair.seen.request.map(|one| LimitRequest { limit: 50, ..one });
+    repair.seen.request =
+        repair.seen.request.map(|one| LimitRequest { limit: 50, at: one.at * 2, ..one });
     repair.wait(1);
     assert!(matches!(repair.limits.ended(), Some(Ended::Failed(why)) if why.contains("another")));
     // If the request is gone, either its limit was reached or something else removed it.
@@ -259,7 +280,8 @@ fn a_limit_in_two_places_is_written_to_both_until_a_write_fails() {
     repair.wait(1);
     assert_eq!(repair.written, writes_of_old_podman(40));
     let mut repair = Repair::to(40, false);
-    (repair.engine, repair.refused) = (of_old_podman, true);
+    repair.engine = of_old_podman;
+    repair.refuse_from(0);
     repair.wait(5);
     assert!(repair.written.is_empty() && matches!(repair.limits.ended(), Some(Ended::Failed(_))));
 }
@@ -267,14 +289,14 @@ fn a_limit_in_two_places_is_written_to_both_until_a_write_fails() {
 #[test]
 fn a_repair_without_a_container_needs_no_request() {
     let mut repair = Repair::to(40, false);
-    repair.limits = Limits::once(GUARD, 40, false, false);
+    repair.limits = Limits::once(GUARD, 40, false);
     (repair.seen.request, repair.seen.tasks) = (None, Some(300));
     repair.wait(1);
     assert_eq!((repair.limits.step(), repair.limits.ended()), (Some(320), None));
     repair.seen.tasks = Some(10);
     repair.wait(11);
     assert_eq!(repair.limits.ended(), Some(&Ended::Reached));
-    let left = repair.limits.left_request(true, None, None, repair.seen.request);
+    let left = repair.limits.left_request(true, None, (None, repair.seen.request), None);
     assert_eq!(left, LeftRequest::Other);
 }
 
@@ -297,15 +319,15 @@ fn a_request_stays_until_its_limit_is_read_back_and_its_owner_keeps_it() {
     };
     let docker = reached(|facts| facts);
     let ours = docker.seen.request;
-    let left = |proved, policy| docker.limits.left_request(proved, policy, None, ours);
+    let left = |proved, policy| docker.limits.left_request(proved, policy, (None, ours), None);
     assert_eq!(left(true, None), LeftRequest::Nothing);
     assert_eq!(left(true, Some(40)), LeftRequest::Nothing);
     assert_eq!(left(true, Some(90)), LeftRequest::Ours, "it overrides that policy");
     assert_eq!(left(false, None), LeftRequest::Ours);
-    let later = ours.map(|one| LimitRequest { limit: 50, ..one });
-    assert_eq!(docker.limits.left_request(true, None, None, later), LeftRequest::Other);
+    let later = ours.map(|one| LimitRequest { at: one.at * 2, ..one });
+    assert_eq!(docker.limits.left_request(true, None, (None, later), None), LeftRequest::Other);
     let podman = reached(of_old_podman);
-    assert_eq!(podman.limits.left_request(true, None, None, ours), LeftRequest::Ours);
+    assert_eq!(podman.limits.left_request(true, None, (None, ours), None), LeftRequest::Ours);
 }
 
 #[test]
@@ -315,8 +337,8 @@ fn a_repair_that_cannot_begin_restores_the_earlier_request() {
     repair.wait(1);
     assert!(matches!(repair.limits.ended(), Some(Ended::Failed(_))));
     let ours = repair.seen.request;
-    let former = ours.map(|one| LimitRequest { limit: 70, ..one });
-    let left = |former, now| repair.limits.left_request(false, None, former, now);
+    let former = ours.map(|one| LimitRequest { limit: 70, at: one.at / 2, ..one });
+    let left = |former, now| repair.limits.left_request(false, None, (former, now), Some(200));
     assert_eq!(left(None, ours), LeftRequest::Nothing);
     assert_eq!(left(former, ours), LeftRequest::Former(former.unwrap()));
     assert_eq!(left(None, former), LeftRequest::Other);
@@ -324,11 +346,12 @@ fn a_repair_that_cannot_begin_restores_the_earlier_request() {
     let mut repair = Repair::to(40, false);
     repair.seen.tasks = Some(300);
     repair.wait(1);
-    assert_eq!(repair.limits.left_request(false, None, former, ours), LeftRequest::Ours);
-    (repair.seen.tasks, repair.refused) = (Some(100), true);
+    assert_eq!(repair.limits.left_request(false, None, (former, ours), None), LeftRequest::Ours);
+    repair.seen.tasks = Some(100);
+    repair.refuse_from(0);
     repair.wait(12);
     assert!(matches!(repair.limits.ended(), Some(Ended::Failed(_))));
-    assert_eq!(repair.limits.left_request(false, None, former, ours), LeftRequest::Ours);
+    assert_eq!(repair.limits.left_request(false, None, (former, ours), None), LeftRequest::Ours);
 }
 
 #[test]
@@ -342,4 +365,76 @@ fn a_repair_has_its_plan_from_its_first_facts_to_its_end() {
     repair.wait(11);
     assert_eq!(repair.limits.ended(), Some(&Ended::Reached));
     assert_eq!(repair.limits.plan().map(|plan| plan.limit), Some(40));
+}
+
+#[test]
+fn a_former_request_that_was_carried_out_in_the_meantime_is_not_restored() {
+    let mut repair = Repair::to(40, false);
+    repair.engine = of_old_docker;
+    repair.wait(1);
+    let ours = repair.seen.request;
+    let former = ours.map(|one| LimitRequest { limit: 70, at: one.at / 2, ..one });
+    let left = repair.limits.left_request(false, None, (former, ours), Some(70));
+    assert_eq!(left, LeftRequest::Nothing);
+}
+
+#[test]
+fn a_repair_has_begun_with_its_first_write_or_the_first_step_of_the_agent_it_watches() {
+    let former = |repair: &Repair| {
+        let former = repair.seen.request.map(|one| LimitRequest { at: one.at / 2, ..one });
+        repair.limits.left_request(false, None, (former, repair.seen.request), None)
+    };
+    // The kernel has the limit, and its second place has not.
+    let mut repair = Repair::to(40, false);
+    repair.engine = of_old_podman;
+    repair.refuse_from(1);
+    repair.wait(1);
+    assert_eq!(repair.written.len(), 1);
+    assert_eq!(former(&repair), LeftRequest::Ours);
+    // Another tool's brake hides the step that was written.
+    let mut repair = Repair::to(40, false);
+    repair.seen.tasks = Some(300);
+    repair.wait(1);
+    repair.seen.in_force = Limit::Tasks(30);
+    repair.refuse_from(0);
+    repair.wait(12);
+    assert!(matches!(repair.limits.ended(), Some(Ended::Failed(_))));
+    assert_eq!(former(&repair), LeftRequest::Ours);
+    for (agents_step, expected) in [(Some(320), true), (None, false)] {
+        let mut repair = Repair::to(40, false);
+        (repair.seen.tasks, repair.seen.agent_goes_on) = (Some(300), true);
+        repair.wait(2);
+        if let Some(step) = agents_step {
+            repair.seen.in_force = Limit::Tasks(step);
+            repair.wait(1);
+        }
+        (repair.seen.agent_goes_on, repair.seen.tasks) = (false, Some(10));
+        repair.refuse_from(0);
+        repair.wait(12);
+        assert!(matches!(repair.limits.ended(), Some(Ended::Failed(_))), "{agents_step:?}");
+        assert_eq!(former(&repair) == LeftRequest::Ours, expected, "{agents_step:?}");
+    }
+}
+
+#[test]
+fn a_plan_that_waits_is_made_again_after_a_minute() {
+    let mut repair = Repair::to(40, false);
+    repair.engine = with_five_servers;
+    (repair.seen.in_force, repair.seen.tasks) = (Limit::Tasks(50), Some(30));
+    repair.wait(5);
+    assert!(repair.limits.waits() && repair.written.is_empty(), "the servers may grow");
+    // They have ended, and other processes run.
+    repair.engine = |facts| facts;
+    repair.wait(75);
+    assert_eq!(repair.written, [Write::Docker { limit: 40 }]);
+}
+
+#[test]
+fn a_repair_that_may_not_write_ends() {
+    let mut repair = Repair::to(40, false);
+    repair.seen.tasks = Some(300);
+    repair.limits.abandon("mcp-guard has clamped it".to_owned());
+    repair.wait(1);
+    assert!(matches!(repair.limits.ended(), Some(Ended::Failed(why)) if why.contains("clamped")));
+    assert!(repair.written.is_empty());
 }

@@ -9,7 +9,8 @@ use mcp_guard_core::{
 };
 
 use super::world::{
-    Asked, CLAMP, GUARD, World, of_old_docker, of_old_podman, policy, writes_of_old_podman,
+    Asked, CLAMP, GUARD, World, of_old_docker, of_old_podman, policy, with_five_servers,
+    writes_of_old_podman,
 };
 
 const NO_POLICY: PolicyThen = PolicyThen::Said(None);
@@ -367,4 +368,56 @@ fn a_write_for_a_former_guard_is_ignored() {
     assert!(matches!(world.waiting[..], [Asked::Write(..)]), "it waits for its own first write");
     world.wait(1);
     assert_eq!(world.written, writes_of_old_podman(90));
+}
+
+#[test]
+fn a_limit_of_our_own_is_nobodys_brake() {
+    // A step on the way down, and then the policy allows more.
+    let mut world = World::new(Some(40), None);
+    world.tasks = Some(300);
+    world.wait(5);
+    assert_eq!(world.in_force, Limit::Tasks(320));
+    world.step(Input::Policy(policy(Some(1000))));
+    world.wait(15);
+    assert_eq!(world.in_force, Limit::Tasks(1000));
+    // The request that asked for the step is removed, and the engine stores more.
+    let mut world = World::new(None, Some(2000));
+    world.tasks = Some(300);
+    world.ask(40, NO_POLICY);
+    world.wait(5);
+    assert_eq!(world.in_force, Limit::Tasks(320));
+    world.request = None;
+    world.wait(15);
+    assert_eq!(world.in_force, Limit::Tasks(2000));
+    // A raised policy while the lower limit is being written.
+    let mut world = World::new(Some(40), None);
+    world.look();
+    world.answer();
+    world.step(Input::Policy(policy(Some(60))));
+    world.wait(15);
+    assert_eq!(world.in_force, Limit::Tasks(60));
+}
+
+#[test]
+fn a_brake_below_the_requested_limit_does_not_end_the_request() {
+    let mut world = World::new(None, Some(40));
+    world.ask(40, NO_POLICY);
+    world.in_force = Limit::Tasks(30);
+    world.wait(10);
+    assert!(world.request.is_some(), "the limit is not in force");
+    world.in_force = Limit::Tasks(40);
+    world.wait(2);
+    assert_eq!(world.request, None);
+}
+
+#[test]
+fn servers_that_have_ended_keep_no_room() {
+    let mut world = World::new(Some(40), None);
+    world.engine = with_five_servers;
+    (world.in_force, world.tasks) = (Limit::Tasks(50), Some(30));
+    world.wait(30);
+    assert_eq!(world.in_force, Limit::Tasks(50), "each may still start a pool of threads");
+    world.engine = |facts| facts;
+    world.wait(75);
+    assert_eq!(world.in_force, Limit::Tasks(40));
 }

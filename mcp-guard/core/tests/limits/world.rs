@@ -90,6 +90,20 @@ pub fn writes_of_old_podman(limit: u64) -> [Write; 2] {
     [Write::PidsMax { limit }, Write::TasksMax { unit, limit, runtime: true }]
 }
 
+/// Returns the facts with five servers, each of which may still start a pool of four threads.
+pub fn with_five_servers(mut facts: Facts) -> Facts {
+    facts.members = (10..15)
+        .map(|pid| facts::Process {
+            pid: Pid(pid),
+            parent: Pid(7),
+            threads: 1,
+            argv: ["npx", "-y", "figma-mcp"].map(str::to_owned).into(),
+            ..Default::default()
+        })
+        .collect();
+    facts
+}
+
 /// Changes the facts to those of an old Docker, which ignores updates, so that no plan can be made.
 pub fn of_old_docker(mut facts: Facts) -> Facts {
     facts.engine = Some(facts::EngineFacts { api_version: "1.39".into(), ..docker() });

@@ -2,7 +2,6 @@
 
 use mcp_guard_core::{
     diagnose::{facts::Facts, report::Place},
-    effect::LimitRequest,
     limits::requests::LeftRequest,
     repair,
 };
@@ -27,14 +26,12 @@ impl Repair<'_> {
                 out::answer("  written, but NOT proved: it cannot be read back");
             }
             RepairEnd::End => out::answer("  NOT repaired: not every place shows the limit"),
-            RepairEnd::Failed(why) => {
-                out::answer(&format!("  NOT repaired: {why}"));
-                if self.leave_request(false)? == LeftRequest::Ours {
-                    out::answer("  the request is kept: the next agent to start continues it");
-                }
+            RepairEnd::Failed(why) if holds => {
+                out::answer(&format!("  {why}; but every place shows the limit"));
             }
+            RepairEnd::Failed(why) => out::answer(&format!("  NOT repaired: {why}")),
             RepairEnd::Stopped(signal) => {
-                let goes_on = match (&self.id, self.agent.goes_on_now()) {
+                let goes_on = match (&self.id, self.agent.goes_on_now(self.plan().limit)) {
                     (_, true) => "the agent continues",
                     (Some(_), false) => {
                         "run it again to continue, or start an agent, which continues it"
@@ -44,12 +41,18 @@ impl Repair<'_> {
                 out::answer(&format!("  stopped before the end ({signal}): {goes_on}"));
             }
         }
+        let kept =
+            proved.as_ref().ok().and_then(|(facts, ..)| facts.container.as_ref()?.pids_limit);
+        let left = self.leave_request(holds, kept.and_then(|kept| kept.try_into().ok()))?;
+        let is_unfinished = !holds && !matches!(reached, RepairEnd::Stopped(_));
+        if is_unfinished && left == LeftRequest::Ours {
+            out::answer("  the request is kept: an agent in enforce mode continues it");
+        }
         let (facts, _, places) = proved?;
         out::answer(&render::repair::places(&places));
-        if !holds || !matches!(reached, RepairEnd::End) {
+        if !holds || matches!(reached, RepairEnd::Stopped(_)) {
             return Ok(Exit::Wrong);
         }
-        self.leave_request(true)?;
         let edit = repair::edit(&facts, self.plan().limit);
         out::answer(&render::repair::lasts(self.plan(), edit.as_deref()));
         Ok(Exit::Done)
@@ -71,17 +74,19 @@ impl Repair<'_> {
         }
     }
 
-    /// Keeps the request, removes it, or restores the former one.
-    fn leave_request(&self, proved: bool) -> Result<LeftRequest, Failure> {
+    /// Keeps the request, removes it, or restores the former one. `kept`: the limit that the engine
+    /// stores now.
+    fn leave_request(&self, proved: bool, kept: Option<u64>) -> Result<LeftRequest, Failure> {
         let Some(id) = &self.id else { return Ok(LeftRequest::Other) };
         let policy = self.agent.guarded().and_then(|one| one.pids_policy);
-        let left = self.limits.left_request(proved, policy, self.former, self.requests.get(id));
-        let done = match left {
-            LeftRequest::Ours | LeftRequest::Other => Ok(()),
-            LeftRequest::Nothing => self.requests.remove(id),
-            LeftRequest::Former(LimitRequest { limit, policy, .. }) => {
-                self.requests.put(id, limit, &self.host.docker, policy).map(drop)
+        let now = self.requests.get(id);
+        let left = self.limits.left_request(proved, policy, (self.former, now), kept);
+        let done = match (left, now) {
+            (LeftRequest::Nothing, Some(now)) => self.requests.remove_as_of(id, now.at),
+            (LeftRequest::Former(former), _) => {
+                self.requests.restore(id, former, &self.host.docker)
             }
+            (LeftRequest::Ours | LeftRequest::Other, _) | (LeftRequest::Nothing, None) => Ok(()),
         };
         done.map(|()| left).map_err(Failure::could_not)
     }

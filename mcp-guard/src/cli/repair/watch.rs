@@ -39,17 +39,19 @@ impl AgentWatch {
         status.guards.into_iter().find(|one| one.cgroup_id == cgroup)
     }
 
-    /// Returns whether an agent lowers the limit now.
-    pub fn goes_on_now(&self) -> bool {
-        self.guarded().is_some_and(|one| one.guard.limit_is_written() && !one.pids_left)
+    /// Returns whether an agent lowers the limit to `limit` now.
+    pub fn goes_on_now(&self, limit: u64) -> bool {
+        self.guarded().is_some_and(|one| {
+            one.guard.limit_is_written() && !one.pids_left && one.pids_wanted == Some(limit)
+        })
     }
 
     /// Returns whether an agent lowers the limit, or did so within [`GRACE`]: it may be restarting. Most
     /// calls reuse the last answer.
-    pub fn goes_on(&mut self) -> bool {
+    pub fn goes_on(&mut self, limit: u64) -> bool {
         let began = Instant::now();
         if self.next.is_none_or(|next| began >= next) {
-            if self.goes_on_now() {
+            if self.goes_on_now(limit) {
                 self.went_on = Some(Instant::now());
             }
             // An agent that hangs is asked less often.
