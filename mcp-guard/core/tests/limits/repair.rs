@@ -417,7 +417,7 @@ fn a_repair_has_begun_with_its_first_write_or_the_first_step_of_the_agent_it_wat
 }
 
 #[test]
-fn a_plan_that_waits_is_made_again_after_a_minute() {
+fn a_waiting_plan_is_renewed_after_a_minute() {
     let mut repair = Repair::to(40, false);
     repair.engine = with_five_servers;
     (repair.seen.in_force, repair.seen.tasks) = (Limit::Tasks(50), Some(30));
