@@ -7,7 +7,13 @@
 mod queue;
 mod writer;
 
-use std::{io, path::Path, sync::Arc, thread, time::Duration};
+use std::{
+    io,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
 
 use mcp_guard_core::audit::{Line, Record};
 
@@ -26,6 +32,8 @@ pub struct Audit {
     run: String,
     seq: u64,
     queue: Arc<Queue>,
+    /// Writes the lines itself, and waits for the disk: the host had no room for another thread.
+    alone: Option<Writer>,
     /// Lost lines that are already reported in the log.
     reported: u64,
 }
@@ -34,16 +42,30 @@ impl Audit {
     /// Opens the log, and starts the thread that writes it.
     ///
     /// # Errors
-    /// The file or its directory cannot be created, or no thread can be started.
+    /// The file or its directory cannot be created.
     pub fn open(path: &Path) -> io::Result<Self> {
         let writer = Writer::open(path)?;
         let boot = clock::boot_id();
         let boot = boot.get(..8).unwrap_or(&boot);
         let run = format!("{boot}-{}-{}", std::process::id(), clock::now().0 / 1_000_000);
         let queue = Arc::new(Queue::default());
-        let lines = queue.clone();
-        thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run(&lines))?;
-        Ok(Self { run, seq: 0, queue, reported: 0 })
+        // The thread takes the writer from here, so that it is still there if none can be started.
+        let shared = Arc::new(Mutex::new(Some(writer)));
+        let (lines, handed) = (queue.clone(), shared.clone());
+        let run_writer = move || {
+            let writer = handed.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(writer) = writer {
+                writer.run(&lines);
+            }
+        };
+        let alone = match thread::Builder::new().name("audit".to_owned()).spawn(run_writer) {
+            Ok(_) => None,
+            Err(error) => {
+                tracing::warn!(%error, "no thread for the audit log; each line waits for the disk");
+                shared.lock().unwrap_or_else(PoisonError::into_inner).take()
+            }
+        };
+        Ok(Self { run, seq: 0, queue, alone, reported: 0 })
     }
 
     /// Returns the name of this run. Incident names begin with it.
@@ -58,17 +80,25 @@ impl Audit {
         self.queue.lost()
     }
 
-    /// Queues a line, without waiting.
+    /// Queues a line, without waiting if there is a thread to write it.
     pub fn write(&mut self, record: Record) {
         self.seq += 1;
-        self.queue.push(Line {
+        let line = Line {
             seq: self.seq,
             at: clock::wall(),
             boot_ns: clock::now().0,
             run: self.run.clone(),
             late_ms: None,
             record,
-        });
+        };
+        match &mut self.alone {
+            None => self.queue.push(line),
+            Some(writer) => {
+                if !writer.append_at_once(line) {
+                    self.queue.lose();
+                }
+            }
+        }
     }
 
     /// Reports lost lines in the log, once it accepts lines again.

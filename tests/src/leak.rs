@@ -19,9 +19,14 @@ impl Leak {
     /// Starts `count` servers of [`PACKAGE`] and waits until each has its final argv: a leaf named
     /// `node`.
     pub fn start(cgroup: &FixtureCgroup, count: usize) -> Result<Self> {
+        Self::of(PACKAGE, cgroup, count)
+    }
+
+    /// Like [`Leak::start`], for servers of another package.
+    pub fn of(package: &str, cgroup: &FixtureCgroup, count: usize) -> Result<Self> {
         let before = leaves(cgroup)?;
         let mut command = Command::new(workload("launcher-lookalike")?);
-        command.args(["leak", "--package", PACKAGE, "--count", &count.to_string()]);
+        command.args(["leak", "--package", package, "--count", &count.to_string()]);
         command.stdin(Stdio::piped()).stdout(Stdio::null());
         let leak = Self { gateway: cgroup.spawn(command)? };
         cgroup.wait_until("the servers are up", crate::agent::DEADLINE, || {

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, path::Path, process::Stdio, time::Duration};
 
 use mcp_guard_core::{
     audit::{Line, Record},
@@ -10,7 +10,7 @@ use mcp_guard_core::{
     policy::Response,
 };
 use mcp_guard_tests::{
-    agent::Agent,
+    agent::{Agent, command},
     cgroup::FixtureCgroup,
     leak::{Leak, LeakPolicy},
     log_disk::LogDisk,
@@ -80,4 +80,17 @@ fn an_agent_ends_though_its_log_hangs_and_gives_back_what_it_holds() {
     disk.thaw().unwrap();
     agent.ended().unwrap();
     assert!(leak.end().unwrap().success());
+}
+
+/// A host without room for another process has none for a thread either.
+#[test]
+fn a_release_needs_no_second_thread() {
+    let cgroup = FixtureCgroup::new("log").unwrap();
+    cgroup.set_pids_max(1).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut thaw = command(folder.path(), "/nonexistent").unwrap();
+    thaw.args(["thaw", "--owned"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let output = cgroup.spawn(thaw).unwrap().wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(cgroup.refusals("pids.events").unwrap().is_none_or(|refused| refused > 0));
 }

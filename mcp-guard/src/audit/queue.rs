@@ -45,11 +45,16 @@ impl Queue {
         let mut state = self.lock();
         if state.lines.len() == MAX_WAITING {
             state.lines.pop_front();
-            self.lost.fetch_add(1, Ordering::Relaxed);
+            self.lose();
         }
         state.lines.push_back(line);
         drop(state);
         self.changed.notify_all();
+    }
+
+    /// Counts a line that could not be written.
+    pub fn lose(&self) {
+        self.lost.fetch_add(1, Ordering::Relaxed);
     }
 
     pub fn lost(&self) -> u64 {

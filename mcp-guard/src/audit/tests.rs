@@ -163,7 +163,7 @@ fn a_partly_written_line_is_completed_by_the_next_attempt() {
     let writer = Writer::on(path, write);
     let lines_of = queue.clone();
     let writer = thread::spawn(move || writer.run(&lines_of));
-    let mut audit = Audit { run: "run".to_owned(), seq: 0, queue, reported: 0 };
+    let mut audit = Audit { run: "run".to_owned(), seq: 0, queue, alone: None, reported: 0 };
     audit.write(stop(&"x".repeat(200_000)));
     audit.write(stop("after"));
     wait(|| audit.queue.is_failing());
@@ -176,4 +176,17 @@ fn a_partly_written_line_is_completed_by_the_next_attempt() {
     writer.join().expect("joins");
     let text = reader.join().expect("joins").expect("readable");
     assert_eq!(lines(&text).iter().map(|line| line.seq).collect::<Vec<_>>(), [1, 2]);
+}
+
+#[test]
+fn without_a_thread_the_lines_are_written_all_the_same() {
+    let scene = Scene::new();
+    let path = scene.path("audit.jsonl");
+    let mut audit = Audit::open(&path).expect("opens");
+    audit.alone = Some(Writer::open(&path).expect("opens"));
+    audit.write(stop("a"));
+    assert_eq!(lines(&fs::read_to_string(&path).expect("readable")).len(), 1, "at once");
+    audit.alone = Some(Writer::open(std::path::Path::new("/dev/full")).expect("opens"));
+    audit.write(stop("b"));
+    assert_eq!(audit.lost(), 1);
 }

@@ -55,24 +55,12 @@ impl Writer {
 
     /// Appends one whole line. Returns false if the queue was closed first.
     fn append(&mut self, mut line: Line, queue: &Queue) -> bool {
-        let (mut text, mut written) = (Vec::new(), 0);
+        let mut begun = Vec::new();
         loop {
-            if self.follow_rotation(written > 0) {
-                written = 0;
-            }
-            if written == 0 {
-                text = encode(&mut line);
-            }
-            match self.file.write(&text[written..]) {
-                Ok(length) if written + length == text.len() => {
-                    self.is_failing = false;
-                    return true;
-                }
-                // A disk that fills up takes only a part; the rest must follow it.
-                Ok(length) if length > 0 => written += length,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                refused => {
-                    self.report(refused.err(), queue.waiting());
+            match self.attempt(&mut line, &mut begun) {
+                Ok(()) => return true,
+                Err(error) => {
+                    self.report(&error, queue.waiting());
                     if !queue.failed(AGAIN) {
                         return false;
                     }
@@ -81,10 +69,44 @@ impl Writer {
         }
     }
 
-    fn report(&mut self, error: Option<io::Error>, waiting: usize) {
+    /// Appends one line in a single attempt. Returns false if the log refuses it.
+    pub fn append_at_once(&mut self, mut line: Line) -> bool {
+        let written = self.attempt(&mut line, &mut Vec::new());
+        written.inspect_err(|error| self.report(error, 1)).is_ok()
+    }
+
+    /// Writes the line. `rest` is the unwritten part of a line that is partly written, else empty.
+    fn attempt(&mut self, line: &mut Line, rest: &mut Vec<u8>) -> io::Result<()> {
+        let mut is_untouched = self.follow_rotation(!rest.is_empty()) || rest.is_empty();
+        if is_untouched {
+            *rest = encode(line);
+        }
+        while !rest.is_empty() {
+            let error = match self.file.write(rest) {
+                Ok(0) => io::ErrorKind::WriteZero.into(),
+                // A disk that fills up takes only a part; the rest must follow it.
+                Ok(length) => {
+                    rest.drain(..length);
+                    is_untouched = false;
+                    continue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => error,
+            };
+            if is_untouched {
+                // The next attempt states a new delay, and may go to a new file.
+                rest.clear();
+            }
+            return Err(error);
+        }
+        self.is_failing = false;
+        Ok(())
+    }
+
+    fn report(&mut self, error: &io::Error, waiting: usize) {
         if !mem::replace(&mut self.is_failing, true) {
-            let (path, error) = (self.path.display(), error.map(|error| error.to_string()));
-            tracing::error!(%path, error, waiting, "cannot write the audit log");
+            let path = self.path.display();
+            tracing::error!(%path, %error, waiting, "cannot write the audit log");
         }
     }
 
