@@ -131,7 +131,7 @@ enum Verb {
     },
     /// Explain, with evidence, why a PID limit is not enforced, and how to fix it.
     Diagnose(diagnose::Arguments),
-    /// Write a limit where its owner keeps it, and prove that it is in force.
+    /// Write a limit where its owner stores it, and prove that it is in force.
     Repair(repair::Arguments),
     /// Print the long form of a finding: what it means, how it is proved, how to fix it by hand.
     Explain {

@@ -17,23 +17,26 @@ use crate::{escape::escape, redact};
 /// npm allows 214 bytes for a name; a git or URL specification may be longer and is cut.
 const MAX_IDENTITY: usize = 214;
 
-/// The command line syntax of one launcher.
+/// A launcher, described by the syntax of its command line. Those of the policy are tried before
+/// the built-in ones.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Launcher {
     /// Base name of the program or script, without `.js`, `.cjs`, `.mjs` or `.py`.
     pub program: String,
-    /// Words that must follow the program, ignoring options: `["tool", "run"]`. Empty for `npx`.
+    /// Words that must follow the program; options between them are skipped. `["tool", "run"]`
+    /// stands for `uv tool run`. Empty for `npx`.
     #[serde(default)]
     pub subcommand: Vec<String>,
-    /// Options whose value is the package. They take precedence over the command.
+    /// Options whose value is the package. If one is given, its value is the package instead of the
+    /// first word after the launcher.
     #[serde(default)]
     pub package_options: Vec<String>,
-    /// Options that take a value as the next word.
+    /// Options that take the next word as their value, which is then not the package.
     #[serde(default)]
     pub value_options: Vec<String>,
-    /// Options that print information, so that no package is run.
+    /// Options with which the launcher only prints information and runs no package.
     #[serde(default)]
     pub information_options: Vec<String>,
 }

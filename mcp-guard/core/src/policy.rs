@@ -58,7 +58,8 @@ impl fmt::Display for Response {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
-    /// The mode of rules that name none.
+    /// The mode of each rule that has no `mode` of its own, and of all containers if there is no
+    /// rule.
     pub mode: Mode,
     pub detect: Detect,
     pub respond: Respond,
@@ -79,22 +80,24 @@ pub struct Detect {
     pub tasks: Tasks,
 }
 
-/// D: live launcher trees of one identity.
+/// D: live servers of one identity.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Duplicates {
-    /// Live servers of one package, each at least `warn_age` old, that warn.
+    /// The number of live servers of one identity, each at least `warn_age` old, at which the
+    /// detector warns.
     pub warn: usize,
-    /// The age from which a server counts for `warn`.
+    /// How old a server must be to count for `warn`.
     #[serde(with = "DurationText")]
     pub warn_age: Duration,
-    /// Live servers of one package, each at least `act_age` old, that act.
+    /// The number of live servers of one identity, each at least `act_age` old, at which the
+    /// detector acts.
     pub act: usize,
-    /// The age from which a server counts for `act`.
+    /// How old a server must be to count for `act`.
     #[serde(with = "DurationText")]
     pub act_age: Duration,
-    /// The response when it acts.
+    /// The response when the detector acts.
     pub response: Response,
 }
 
@@ -115,21 +118,23 @@ impl Default for Duplicates {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Burst {
-    /// Number of starts within 10 s that causes a warning.
+    /// The number of starts within 10 s at which the detector warns.
     pub warn_10s: usize,
-    /// Number of starts within 60 s that causes a warning.
+    /// The number of starts within 60 s at which the detector warns.
     pub warn_60s: usize,
-    /// Number of live trees, at least `survivor_age` old, that turns the warning into an action.
+    /// The number of live servers, each at least `survivor_age` old, at which a burst that warns
+    /// also acts.
     pub survivors: usize,
-    /// The age from which a server counts for `survivors`.
+    /// How old a server must be to count for `survivors`.
     #[serde(with = "DurationText")]
     pub survivor_age: Duration,
-    /// Number of starts in each second of `act_for` that causes an action without survivors.
+    /// The number of starts per second at which the detector acts even without survivors, if the
+    /// rate lasts for `act_for`.
     pub act_rate: usize,
-    /// How long `act_rate` must last.
+    /// How long the rate must stay at or above `act_rate`; 1s to 1min.
     #[serde(with = "DurationText")]
     pub act_for: Duration,
-    /// The response when it acts.
+    /// The response when the detector acts.
     pub response: Response,
 }
 
@@ -147,22 +152,22 @@ impl Default for Burst {
     }
 }
 
-/// E: growth of live processes of any kind.
+/// E: growth in the number of live processes of any kind.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Emergency {
-    /// Growth of live processes within `within` that warns.
+    /// The growth within `within` at which the detector warns, in processes.
     pub warn: usize,
-    /// Growth of live processes within `within` that acts.
+    /// The growth within `within` at which the detector acts, in processes.
     pub act: usize,
-    /// The time over which growth is measured.
+    /// The time over which growth is measured; 1s to 1h.
     #[serde(with = "DurationText")]
     pub within: Duration,
-    /// Processes younger than this do not count.
+    /// How old a process must be to count.
     #[serde(with = "DurationText")]
     pub age: Duration,
-    /// The response when it acts.
+    /// The response when the detector acts.
     pub response: Response,
 }
 
@@ -178,14 +183,15 @@ impl Default for Emergency {
     }
 }
 
-/// R: raw process forks. It only warns, because harmless work forks faster than any leak.
+/// R: the rate of process forks. It only warns, because harmless work can fork faster than any
+/// leak.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Raw {
-    /// Process forks per second.
+    /// The number of process forks per second at which the detector warns.
     pub warn: u64,
-    /// How long `warn` must last.
+    /// How long the rate must stay at or above `warn`.
     #[serde(rename = "for", with = "DurationText")]
     pub sustained: Duration,
 }
@@ -196,21 +202,23 @@ impl Default for Raw {
     }
 }
 
-/// T: growth of the floor, which is the least number of tasks within 10 s, including threads. Each number
-/// warns; twice the number acts.
+/// T: growth in the number of tasks, threads included. It measures the floor, which is the least
+/// number of tasks within 10 s. The detector warns when one of these numbers is reached, and acts
+/// at twice the number.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Tasks {
-    /// Growth of the floor within one minute that warns.
+    /// The growth of the floor within one minute at which the detector warns, in tasks.
     pub grown_1m: u64,
-    /// Growth of the floor within ten minutes that warns.
+    /// The growth of the floor within ten minutes at which the detector warns, in tasks.
     pub grown_10m: u64,
-    /// Growth of the floor within one hour that warns.
+    /// The growth of the floor within one hour at which the detector warns, in tasks.
     pub grown_1h: u64,
-    /// Share of the maximum number of tasks on the host that warns, in percent.
+    /// The floor at which the detector warns, in percent of the tasks that the host can have (the
+    /// lower of `kernel.pid_max` and `kernel.threads-max`).
     pub host_percent: u64,
-    /// The response when it acts.
+    /// The response when the detector acts.
     pub response: Response,
 }
 
@@ -231,17 +239,19 @@ impl Default for Tasks {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Respond {
-    /// Tasks that a clamp leaves free above those that exist.
+    /// The tasks that a clamp leaves free, above those that exist and four for each live server; at
+    /// least 8.
     pub clamp_headroom: u64,
-    /// How long a clamp lasts. It is renewed while its detector still acts.
+    /// How long a clamp lasts. It is renewed while a detector still asks for it.
     #[serde(with = "DurationText")]
     pub clamp_lease: Duration,
     /// How long a freeze lasts.
     #[serde(with = "DurationText")]
     pub freeze_lease: Duration,
-    /// How long no detector acts on the guard after an operator or another process thawed it. Also
-    /// how long a response is not repeated after it failed, after it was refused, or after another
-    /// process overwrote our clamp.
+    /// How long no detector acts on a container after an operator's `thaw`, or after another
+    /// program has thawed it. Also how long a detector waits before it acts again after its hold
+    /// has ended, and before it repeats a response that failed, that was refused, or whose clamp
+    /// another program overwrote.
     #[serde(with = "DurationText")]
     pub cool_down: Duration,
 }
@@ -257,31 +267,33 @@ impl Default for Respond {
     }
 }
 
-/// Which cgroups are guarded, and how. Every given key must match.
+/// Which cgroups are guarded, and how. Each of `name`, `image`, `label` and `cgroup` that is given
+/// must match, and at least one must be given.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// Container name; `*` and `?` match anything.
+    /// Name of the container. `*` matches any text, `?` one character.
     #[serde(default)]
     pub name: Option<Pattern>,
-    /// Image that the container was started from; `*` and `?` match anything.
+    /// Image that the container was started from, with `*` and `?` as in `name`.
     #[serde(default)]
     pub image: Option<Pattern>,
-    /// `KEY` or `KEY=VALUE`; `*` and `?` match anything in the value.
+    /// Label of the container: `KEY` or `KEY=VALUE`, with `*` and `?` as in `name` in the value.
     #[serde(default)]
     pub label: Option<String>,
-    /// Absolute path in the cgroup tree, for workloads that no engine knows.
+    /// Exact path of the cgroup, such as `/system.slice/NAME.service`. For processes that no engine
+    /// lists.
     #[serde(default)]
     pub cgroup: Option<String>,
-    /// Overrides the mode at the top of the file for these cgroups.
+    /// The mode of these cgroups. Without it, the `mode` at the top of the file applies.
     #[serde(default)]
     pub mode: Option<Mode>,
     /// The strongest response that detectors may use here.
     #[serde(default = "default_highest")]
     pub highest: Response,
-    /// The limit to enforce, even if the engine stores another one. Without it, the engine's limit
-    /// is enforced.
+    /// The wanted limit in tasks, 8 to 4194304, even if the engine stores another. Without it, the
+    /// limit that the engine stores is the wanted one.
     #[serde(default)]
     pub pids_limit: Option<u64>,
 }

@@ -53,7 +53,7 @@ pub struct Arguments {
     /// With --save, keep passwords and tokens in command lines, which are masked otherwise.
     #[arg(long, requires = "save")]
     with_secrets: bool,
-    /// Policy file of the agent; a proposed limit leaves its headroom free.
+    /// Policy file of the agent; a proposed limit leaves its clamp_headroom free.
     #[arg(long, value_name = "FILE", default_value = DEFAULT_POLICY, conflicts_with = "facts")]
     policy: PathBuf,
     /// Print JSON instead of text.

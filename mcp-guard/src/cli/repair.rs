@@ -1,4 +1,4 @@
-//! `repair`: writes a limit where its owner keeps it, and proves that it is in force.
+//! `repair`: writes a limit where its owner stores it, and proves that it is in force.
 //!
 //! The state machine that the agent uses too (`mcp_guard_core::limits`) decides what to write, when, and in
 //! which steps. This module reads, asks and waits for it, and carries out its orders.
@@ -55,7 +55,7 @@ pub struct Arguments {
     /// Apply the limit at once, even below the current tasks: new processes and threads then fail.
     #[arg(long)]
     force: bool,
-    /// Policy file of the agent; each step down leaves its headroom free.
+    /// Policy file of the agent; each step down leaves its clamp_headroom free.
     #[arg(long, value_name = "FILE", default_value = DEFAULT_POLICY)]
     policy: PathBuf,
 }
