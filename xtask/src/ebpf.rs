@@ -3,15 +3,16 @@
 //! The agent embeds the committed object, so that `cargo build` needs only stable Rust.
 
 mod build;
+mod committed;
 mod sources;
 pub mod toolchain;
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 pub use build::{check_format, clippy};
+use committed::Committed;
 
 use crate::say::say;
 use crate::workspace;
@@ -28,12 +29,9 @@ pub fn rebuild(bpf_log: bool) -> Result<()> {
     if let Some(note) = toolchain::difference_from_pin() {
         say(&format!("note: {note}; `ebpf --check` on another machine may find different bytes"));
     }
-    fs::create_dir_all(committed_folder())
-        .with_context(|| format!("cannot create {}", committed_folder().display()))?;
-    fs::copy(&built, committed_object())
-        .with_context(|| format!("cannot copy {}", built.display()))?;
-    write(&committed_hash(), &format!("{}\n", sources::hash(&workspace::root())?))?;
-    say(&format!("wrote {} and the hash of its sources", committed_object().display()));
+    let (root, committed) = (workspace::root(), committed());
+    committed.replace(&built, &sources::hash(&root)?)?;
+    say(&format!("wrote {} and its hashes", committed.object().display()));
     Ok(())
 }
 
@@ -42,69 +40,45 @@ pub fn debug_object() -> Result<PathBuf> {
     build::object(true)
 }
 
-/// Compares the committed object with the sources: byte by byte if the pinned toolchain is installed,
-/// otherwise by the hash of the sources.
+/// Compares the committed object with its sources: by its hashes, and byte by byte if the pinned toolchain
+/// is installed. In CI it must be.
 pub fn check() -> Result<()> {
-    match toolchain::difference_from_pin() {
-        None => check_bytes(),
-        Some(note) => check_hash(&note),
-    }
-}
-
-fn check_bytes() -> Result<()> {
-    let built = build::object(false)?;
-    if read(&built)? != read(&committed_object())? {
-        bail!(
-            "{} differs from a build of its sources; run `cargo xtask ebpf` and commit the result",
-            committed_object().display()
+    committed().has_hashes(&sources::hash(&workspace::root())?)?;
+    let Some(note) = not_comparable(toolchain::difference_from_pin(), workspace::in_ci())? else {
+        committed().has_bytes_of(&build::object(false)?)?;
+        say(
+            "ebpf --check: the hashes match, and a rebuild with the pinned toolchain has the same bytes",
         );
-    }
-    // A changed comment changes the hash but not the bytes. The hash must still be right, because
-    // machines without the pinned toolchain compare only the hash.
-    compare_hash()?;
-    say("ebpf --check: a rebuild with the pinned toolchain has the same bytes");
+        return Ok(());
+    };
+    say(&format!("ebpf --check: {note}; compared only the hashes, which match"));
     Ok(())
 }
 
-fn check_hash(note: &str) -> Result<()> {
-    compare_hash()?;
-    if !committed_object().is_file() {
-        bail!("{} is missing; run `cargo xtask ebpf`", committed_object().display());
+/// Returns why bytes cannot be compared, or None if they can. In CI that is an error: hashes alone do not
+/// show that the object was built from these sources.
+fn not_comparable(difference: Option<String>, in_ci: bool) -> Result<Option<String>> {
+    match difference {
+        Some(note) if in_ci => {
+            bail!("cannot compare the object with a build of its sources: {note}")
+        }
+        difference => Ok(difference),
     }
-    say(&format!("ebpf --check: {note}; compared only the hash of the sources, which matches"));
-    Ok(())
 }
 
-fn compare_hash() -> Result<()> {
-    let committed = String::from_utf8_lossy(&read(&committed_hash())?).trim().to_owned();
-    let now = sources::hash(&workspace::root())?;
-    if committed != now {
-        bail!(
-            "the sources of {} have changed (hash {now}, committed {committed}); \
-             run `cargo xtask ebpf` and commit the result",
-            committed_object().display()
-        );
+fn committed() -> Committed {
+    Committed::of(&workspace::root())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::not_comparable;
+
+    #[test]
+    fn in_ci_bytes_must_be_compared() {
+        let note = || Some("no linker".to_owned());
+        assert!(not_comparable(note(), true).is_err());
+        assert_eq!(not_comparable(note(), false).unwrap(), note());
+        assert_eq!(not_comparable(None, true).unwrap(), None);
     }
-    Ok(())
-}
-
-fn committed_folder() -> PathBuf {
-    workspace::root().join("mcp-guard/bpf")
-}
-
-fn committed_object() -> PathBuf {
-    committed_folder().join("mcp-guard.bpf.o")
-}
-
-fn committed_hash() -> PathBuf {
-    committed_folder().join("mcp-guard.bpf.sources")
-}
-
-fn read(file: &Path) -> Result<Vec<u8>> {
-    fs::read(file)
-        .with_context(|| format!("cannot read {}; `cargo xtask ebpf` creates it", file.display()))
-}
-
-fn write(file: &Path, text: &str) -> Result<()> {
-    fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
 }
