@@ -54,7 +54,7 @@ fn the_core_refuses_a_detectors_action_on_a_bystander() {
         let status = agent.guard(guarded.id()).unwrap().guard;
         assert!(status.refused.unwrap().contains("session-1.scope"));
         let shown = String::from_utf8(agent.cli(&["status"]).unwrap().stdout).unwrap();
-        assert!(shown.contains("never acted on: session-1.scope"), "{shown}");
+        assert!(shown.contains("never acted on: it contains session-1.scope"), "{shown}");
         let at_start = agent.audit().unwrap().into_iter().find_map(|record| match record {
             Record::GuardStart { refused, .. } => refused,
             _ => None,
