@@ -8,6 +8,9 @@ use std::{fs, path::Path};
 const MAGIC: u16 = 0xeb9f;
 /// Most levels of nested structs. A file with more is damaged.
 const MAX_DEPTH: u32 = 16;
+/// Most members that a search for one field looks at. The kernel's largest structs have some hundreds.
+/// A struct that contains itself several times would have any number.
+const MAX_MEMBERS: u32 = 1 << 16;
 
 mod kind {
     pub const INT: u32 = 1;
@@ -92,16 +95,14 @@ impl Btf {
     /// # Errors
     /// If there is no such field, or it has another size: the programs would read garbage.
     pub fn offset(&self, structure: &str, field: &str, size: u64) -> Result<u64, Error> {
-        let name = || format!("{structure}.{field}");
-        let found = self
-            .named(structure, kind::STRUCT)
-            .filter(|one| one.members > 0)
-            .find_map(|one| self.member(one, field, 0))
-            .ok_or_else(|| Error::Missing(name()))?;
-        let (bits, member) = found;
+        let (bits, member) = self.find(structure, field)?;
         let bytes = self.size(member, 0).ok_or(Error::Damaged("a type has no size"))?;
         if bytes != size || bits % 8 != 0 {
-            return Err(Error::Size { field: name(), found: bytes, expected: size });
+            return Err(Error::Size {
+                field: format!("{structure}.{field}"),
+                found: bytes,
+                expected: size,
+            });
         }
         Ok(bits / 8)
     }
@@ -111,10 +112,7 @@ impl Btf {
     /// # Errors
     /// If there is no such field.
     pub fn offset_of_struct(&self, structure: &str, field: &str) -> Result<u64, Error> {
-        self.named(structure, kind::STRUCT)
-            .find_map(|one| self.member(one, field, 0))
-            .map(|(bits, _)| bits / 8)
-            .ok_or_else(|| Error::Missing(format!("{structure}.{field}")))
+        self.find(structure, field).map(|(bits, _)| bits / 8)
     }
 
     /// Returns the number of arguments of a raw tracepoint, without the context that comes before
@@ -134,12 +132,30 @@ impl Btf {
             .filter(move |one| one.kind == kind && self.string_is(one.name, name))
     }
 
-    /// Returns the offset in bits and the type of a member.
-    fn member(&self, structure: Type, field: &str, depth: u32) -> Option<(u64, u32)> {
+    /// Returns the offset in bits and the type of a field of the first struct of this name that has it.
+    fn find(&self, structure: &str, field: &str) -> Result<(u64, u32), Error> {
+        let mut left = MAX_MEMBERS;
+        self.named(structure, kind::STRUCT)
+            .find_map(|one| self.member(one, field, 0, &mut left))
+            .ok_or_else(|| match left {
+                0 => Error::Damaged("a struct has too many members"),
+                _ => Error::Missing(format!("{structure}.{field}")),
+            })
+    }
+
+    /// Returns the offset in bits and the type of a member. Looks at most at `left` members.
+    fn member(
+        &self,
+        structure: Type,
+        field: &str,
+        depth: u32,
+        left: &mut u32,
+    ) -> Option<(u64, u32)> {
         if depth > MAX_DEPTH {
             return None;
         }
         (0..structure.members).find_map(|index| {
+            *left = left.checked_sub(1)?;
             let at = structure.at + 12 + index * 12;
             let name = u32_at(&self.bytes, at)?;
             let member = u32_at(&self.bytes, at + 4)?;
@@ -159,7 +175,7 @@ impl Btf {
             if !matches!(inner.kind, kind::STRUCT | kind::UNION) {
                 return None;
             }
-            self.member(inner, field, depth + 1).map(|(more, found)| (bits + more, found))
+            self.member(inner, field, depth + 1, left).map(|(more, found)| (bits + more, found))
         })
     }
 
@@ -240,5 +256,25 @@ mod tests {
             bytes.extend(word.to_ne_bytes());
         }
         assert!(matches!(Btf::parse(bytes), Err(Error::Damaged(_))));
+    }
+
+    /// A file with one struct `s` whose members have no name and are of the type with this id.
+    fn nested(members: u32, member: u32) -> Btf {
+        let mut words = vec![u32::from(MAGIC) | 1 << 16, 24, 0, 12 + 12 * members];
+        words.extend([12 + 12 * members, 3]);
+        words.extend([1, kind::STRUCT << 24 | members, 8]);
+        words.extend((0..members).flat_map(|_| [0, member, 0]));
+        let mut bytes: Vec<u8> = words.into_iter().flat_map(u32::to_ne_bytes).collect();
+        bytes.extend(b"\0s\0");
+        Btf::parse(bytes).unwrap()
+    }
+
+    #[test]
+    fn a_struct_that_contains_itself_is_damaged() {
+        // Three members at each of seventeen levels are 129 million, and ten would take for ever.
+        let btf = nested(3, 1);
+        assert!(matches!(btf.offset("s", "f", 8), Err(Error::Damaged(_))));
+        assert!(matches!(btf.offset_of_struct("s", "f"), Err(Error::Damaged(_))));
+        assert!(matches!(nested(3, 2).offset("s", "f", 8), Err(Error::Missing(_))));
     }
 }
