@@ -49,10 +49,11 @@ pub struct HostOptions {
     /// Directory of the agent's lock and control socket.
     #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_RUN_DIR)]
     pub run_dir: PathBuf,
-    /// Path of Docker's socket.
+    /// Socket of the engine: Docker's, or Podman's Docker-compatible one.
     #[arg(long, global = true, value_name = "PATH", default_value = DEFAULT_SOCKET)]
     pub docker: String,
-    /// Longest wait for an engine's answer, 1s to 1h; a change may take three times as long.
+    /// Longest wait for an engine's answer, 1s to 1h; writing a limit through the engine may take
+    /// three times as long.
     #[arg(
         long,
         global = true,
@@ -95,7 +96,7 @@ fn engine_timeout(text: &str) -> Result<Duration, String> {
 enum Verb {
     /// Run the agent: watch, detect and contain.
     Run(run::Arguments),
-    /// Show what the agent guards: servers, totals, rates and losses.
+    /// Show the guarded cgroups: servers, counts, rates, and whether records were lost.
     Status {
         /// Print JSON instead of text.
         #[arg(long)]
@@ -117,7 +118,7 @@ enum Verb {
         /// Target, named as for freeze.
         #[arg(required_unless_present = "owned", conflicts_with = "owned")]
         target: Option<String>,
-        /// Release everything on this host that a previous agent left frozen or clamped.
+        /// Release every freeze and clamp on this host whose mcp-guard process has ended.
         #[arg(long)]
         owned: bool,
     },
@@ -129,7 +130,7 @@ enum Verb {
         #[arg(long)]
         dry_run: bool,
     },
-    /// Explain, with evidence, why a PID limit is not enforced, and how to fix it.
+    /// Explain, with evidence, why a process limit is not in force, and how to fix it.
     Diagnose(diagnose::Arguments),
     /// Write a limit where its owner stores it, and prove that it is in force.
     Repair(repair::Arguments),
@@ -146,7 +147,7 @@ enum Verb {
     },
     /// Start a small leak in a scratch cgroup, and show its detection, containment and cleanup.
     Demo,
-    /// Run a policy over a recorded spawn trace; changes nothing on this host.
+    /// Show what the detectors decide about a recorded workload; changes nothing on this host.
     Replay(replay::Arguments),
 }
 

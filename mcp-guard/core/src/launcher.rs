@@ -17,8 +17,8 @@ use crate::{escape::escape, redact};
 /// npm allows 214 bytes for a name; a git or URL specification may be longer and is cut.
 const MAX_IDENTITY: usize = 214;
 
-/// A launcher, described by the syntax of its command line. Those of the policy are tried before
-/// the built-in ones.
+/// A launcher, described by the syntax of its command line. Launchers of the policy are tried
+/// before the built-in ones.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
@@ -29,8 +29,8 @@ pub struct Launcher {
     /// stands for `uv tool run`. Empty for `npx`.
     #[serde(default)]
     pub subcommand: Vec<String>,
-    /// Options whose value is the package. If one is given, its value is the package instead of the
-    /// first word after the launcher.
+    /// Options whose value is the package. If none is given, the package is the first word that is
+    /// neither the subcommand nor an option.
     #[serde(default)]
     pub package_options: Vec<String>,
     /// Options that take the next word as their value, which is then not the package.

@@ -118,12 +118,13 @@ impl Default for Duplicates {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Burst {
-    /// The number of starts within 10 s at which the detector warns.
+    /// The number of starts within 10 s at which the detector warns, even if `warn_60s` is not
+    /// reached.
     pub warn_10s: usize,
-    /// The number of starts within 60 s at which the detector warns.
+    /// The number of starts within 60 s at which the detector warns, even if `warn_10s` is not
+    /// reached.
     pub warn_60s: usize,
-    /// The number of live servers, each at least `survivor_age` old, at which a burst that warns
-    /// also acts.
+    /// The detector acts if it warns and this many live servers are at least `survivor_age` old.
     pub survivors: usize,
     /// How old a server must be to count for `survivors`.
     #[serde(with = "DurationText")]
@@ -131,7 +132,7 @@ pub struct Burst {
     /// The number of starts per second at which the detector acts even without survivors, if the
     /// rate lasts for `act_for`.
     pub act_rate: usize,
-    /// How long the rate must stay at or above `act_rate`; 1s to 1min.
+    /// How long the number of starts per second must stay at or above `act_rate`; 1s to 1min.
     #[serde(with = "DurationText")]
     pub act_for: Duration,
     /// The response when the detector acts.
@@ -157,9 +158,11 @@ impl Default for Burst {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Emergency {
-    /// The growth within `within` at which the detector warns, in processes.
+    /// The detector warns if the number of processes has grown by this much during the time
+    /// `within`.
     pub warn: usize,
-    /// The growth within `within` at which the detector acts, in processes.
+    /// The detector acts if the number of processes has grown by this much during the time
+    /// `within`.
     pub act: usize,
     /// The time over which growth is measured; 1s to 1h.
     #[serde(with = "DurationText")]
@@ -191,7 +194,7 @@ impl Default for Emergency {
 pub struct Raw {
     /// The number of process forks per second at which the detector warns.
     pub warn: u64,
-    /// How long the rate must stay at or above `warn`.
+    /// How long the number of process forks per second must stay at or above `warn`.
     #[serde(rename = "for", with = "DurationText")]
     pub sustained: Duration,
 }
@@ -202,9 +205,9 @@ impl Default for Raw {
     }
 }
 
-/// T: growth in the number of tasks, threads included. It measures the floor, which is the least
-/// number of tasks within 10 s. The detector warns when one of these numbers is reached, and acts
-/// at twice the number.
+/// T: growth in the number of tasks, threads included. It measures the floor: the lowest number of
+/// tasks during the last 10 s. It warns when one of the numbers in this table is reached, and acts
+/// at twice that number.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
@@ -215,8 +218,8 @@ pub struct Tasks {
     pub grown_10m: u64,
     /// The growth of the floor within one hour at which the detector warns, in tasks.
     pub grown_1h: u64,
-    /// The floor at which the detector warns, in percent of the tasks that the host can have (the
-    /// lower of `kernel.pid_max` and `kernel.threads-max`).
+    /// The floor at which the detector warns, as a percentage of the tasks that the host can have
+    /// (the lower of `kernel.pid_max` and `kernel.threads-max`).
     pub host_percent: u64,
     /// The response when the detector acts.
     pub response: Response,
@@ -239,8 +242,8 @@ impl Default for Tasks {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Respond {
-    /// The tasks that a clamp leaves free, above those that exist and four for each live server; at
-    /// least 8.
+    /// The number of tasks that a clamp leaves free, in addition to four for each live server. The
+    /// smallest value is 8.
     pub clamp_headroom: u64,
     /// How long a clamp lasts. It is renewed while a detector still asks for it.
     #[serde(with = "DurationText")]
@@ -248,10 +251,10 @@ pub struct Respond {
     /// How long a freeze lasts.
     #[serde(with = "DurationText")]
     pub freeze_lease: Duration,
-    /// How long no detector acts on a container after an operator's `thaw`, or after another
-    /// program has thawed it. Also how long a detector waits before it acts again after its hold
-    /// has ended, and before it repeats a response that failed, that was refused, or whose clamp
-    /// another program overwrote.
+    /// How long detectors wait. After an operator's `thaw`, or after another program has thawed the
+    /// container, no detector acts on it for this time. Within one episode, a detector waits this
+    /// long before it acts again: after its hold has ended, after its response has failed or was
+    /// refused, and after another program has overwritten its clamp.
     #[serde(with = "DurationText")]
     pub cool_down: Duration,
 }
@@ -279,11 +282,11 @@ pub struct Rule {
     /// Image that the container was started from, with `*` and `?` as in `name`.
     #[serde(default)]
     pub image: Option<Pattern>,
-    /// Label of the container: `KEY` or `KEY=VALUE`, with `*` and `?` as in `name` in the value.
+    /// Label of the container: `KEY` or `KEY=VALUE`. In VALUE, `*` and `?` work as in `name`.
     #[serde(default)]
     pub label: Option<String>,
-    /// Exact path of the cgroup, such as `/system.slice/NAME.service`. For processes that no engine
-    /// lists.
+    /// Exact path of the cgroup, such as `/system.slice/NAME.service`. For a cgroup that no
+    /// engine lists.
     #[serde(default)]
     pub cgroup: Option<String>,
     /// The mode of these cgroups. Without it, the `mode` at the top of the file applies.
@@ -292,8 +295,8 @@ pub struct Rule {
     /// The strongest response that detectors may use here.
     #[serde(default = "default_highest")]
     pub highest: Response,
-    /// The wanted limit in tasks, 8 to 4194304, even if the engine stores another. Without it, the
-    /// limit that the engine stores is the wanted one.
+    /// The wanted limit in tasks, 8 to 4194304, instead of the number that the engine stores. A
+    /// request of `repair` has priority over it. The agent never raises a limit to this number.
     #[serde(default)]
     pub pids_limit: Option<u64>,
 }

@@ -41,19 +41,21 @@ pub struct Arguments {
     /// Container name, id or id prefix; docker:NAME, unit:NAME, cgroup:/path or pid:N.
     #[arg(required_unless_present_any = ["all", "facts"], conflicts_with_all = ["all", "facts"])]
     target: Option<String>,
-    /// Diagnose every running container and every guarded cgroup, the worst first.
+    /// Diagnose every running container, and every other cgroup that a running agent guards, the
+    /// worst first.
     #[arg(long, conflicts_with_all = ["facts", "save"])]
     all: bool,
-    /// Saved snapshot to judge instead of this host.
+    /// Saved facts to judge instead of this host.
     #[arg(long, value_name = "FILE")]
     facts: Option<PathBuf>,
-    /// File to save the snapshot to, for judging it elsewhere or for a bug report.
+    /// File to save the facts to, for judging them elsewhere or for a bug report.
     #[arg(long, value_name = "FILE", conflicts_with = "facts")]
     save: Option<PathBuf>,
-    /// With --save, keep passwords and tokens in command lines, which are masked otherwise.
+    /// With --save, do not mask passwords and tokens in command lines.
     #[arg(long, requires = "save")]
     with_secrets: bool,
-    /// Policy file of the agent; a proposed limit leaves its clamp_headroom free.
+    /// Policy file from which clamp_headroom is read: the number of tasks that a proposed limit
+    /// leaves free.
     #[arg(long, value_name = "FILE", default_value = DEFAULT_POLICY, conflicts_with = "facts")]
     policy: PathBuf,
     /// Print JSON instead of text.

@@ -113,8 +113,8 @@ fn files(files: Files) -> Check {
     let own = match own_refusals {
         Some(true) => "pids.events.local present",
         Some(false) => {
-            "pids.events.local missing (needs Linux 6.11): a fork refused by the limit of a \
-             parent cgroup is attributed to a clamp"
+            "pids.events.local missing (needs Linux 6.11, and the pids controller in version 2): \
+             a clamp may be loosened because a parent's limit refused a fork"
         }
         None => "pids.events.local unknown: no cgroup to check",
     };
@@ -195,7 +195,7 @@ fn pids(layout: &Layout, facts: &facts::HostFacts) -> Check {
 
 fn lsm() -> Check {
     const NAME: &str = "BPF LSM";
-    let without = "the kernel cannot deny forks through BPF; guards can only be clamped or frozen";
+    let without = "this version does not use it";
     match fs::read_to_string(LSM_LIST) {
         Ok(list) if list.split(',').any(|name| name.trim() == "bpf") => {
             check(NAME, State::Ok, "listed as an active security module")
@@ -206,9 +206,8 @@ fn lsm() -> Check {
             format!("not active (active are {}): {without}", list.trim()),
         ),
         Err(error) => {
-            let why = format!(
-                "unknown, {LSM_LIST}: {error} (securityfs must be mounted); without it, {without}"
-            );
+            let why =
+                format!("unknown, {LSM_LIST}: {error} (securityfs must be mounted); {without}");
             check(NAME, State::Degraded, why)
         }
     }

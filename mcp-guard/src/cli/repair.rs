@@ -52,10 +52,11 @@ pub struct Arguments {
     /// Run every check and print what would be written, but write nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Apply the limit at once, even below the current tasks: new processes and threads then fail.
+    /// Write the limit at once, even if more tasks run: new processes and threads then fail.
     #[arg(long)]
     force: bool,
-    /// Policy file of the agent; each step down leaves its clamp_headroom free.
+    /// Policy file from which clamp_headroom is read: if the limit is lowered in steps, each step
+    /// leaves this number of tasks free.
     #[arg(long, value_name = "FILE", default_value = DEFAULT_POLICY)]
     policy: PathBuf,
 }

@@ -62,10 +62,14 @@ fn tables(text: &mut String, path: &str, schema: &Map<String, Value>) {
             about.map_or(String::new(), |about| format!("{}\n\n", line(about)))
         );
         let _ = writeln!(text, "| key | value | default | meaning |\n|---|---|---|---|");
+        let required = schema.get("required").and_then(Value::as_array);
+        let is_required = |name: &str| {
+            required.is_some_and(|names| names.iter().any(|required| required == name))
+        };
         for (name, key) in keys {
             let about = key.get("description").and_then(Value::as_str).unwrap_or_default();
-            let _ =
-                writeln!(text, "| `{name}` | {} | {} | {} |", kind(key), default(key), line(about));
+            let default = if is_required(name) { "required".to_owned() } else { default(key) };
+            let _ = writeln!(text, "| `{name}` | {} | {default} | {} |", kind(key), line(about));
         }
     }
     for (name, key) in below {
