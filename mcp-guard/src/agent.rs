@@ -9,6 +9,7 @@ mod known;
 mod limits;
 mod notify;
 mod reader;
+mod rescan;
 mod start;
 mod turn;
 
@@ -31,8 +32,15 @@ use mcp_guard_core::{
 use tokio::{io::unix::AsyncFd, signal::unix::Signal, sync::mpsc};
 
 use self::{
-    askers::Askers, counting::Counting, guarding::Unguardable, known::KnownEngines, limits::Upkeep,
-    notify::Notify, reader::News,
+    askers::Askers,
+    counting::Counting,
+    guarding::Unguardable,
+    known::KnownEngines,
+    limits::Upkeep,
+    notify::Notify,
+    reader::News,
+    rescan::{Reading, Rescans},
+    turn::Turns,
 };
 use crate::{
     control::{lock::Lock, server},
@@ -70,6 +78,7 @@ enum Wake {
     Call(server::Waiting),
     Engine(EngineId, EngineEvent),
     News(News),
+    Read(Reading),
     Time,
     Stop(&'static str),
 }
@@ -83,6 +92,8 @@ pub struct Agent {
     executor: Executor,
     /// The kernel's counts.
     counting: Counting,
+    /// Readings of `/proc` after lost records.
+    rescans: Rescans,
     engines: KnownEngines,
     /// Inputs for decisions about limits.
     upkeep: Upkeep,
@@ -95,6 +106,7 @@ pub struct Agent {
     started: Time,
     next_tick: Time,
     next_look: Time,
+    turns: Turns,
 }
 
 struct Sources {
@@ -102,6 +114,7 @@ struct Sources {
     calls: mpsc::Receiver<server::Waiting>,
     engine_events: mpsc::Receiver<(EngineId, EngineEvent)>,
     news: mpsc::UnboundedReceiver<News>,
+    readings: mpsc::UnboundedReceiver<Reading>,
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
@@ -142,6 +155,7 @@ impl Agent {
     async fn serve(&mut self, sources: &mut Sources) -> anyhow::Result<&'static str> {
         loop {
             let wake = self.wait(sources).await?;
+            self.turns.begin();
             // Records come first for every wake, so that an answer is up to date.
             self.drain();
             match wake {
@@ -150,19 +164,30 @@ impl Agent {
                 Wake::Call(waiting) => self.answer(waiting),
                 Wake::Engine(engine, event) => self.engine_event(engine, event),
                 Wake::News(news) => self.news(news),
+                Wake::Read(reading) => self.take_reading(reading),
                 Wake::Stop(reason) => return Ok(reason),
             }
             self.tick();
+            self.turns.end();
         }
     }
 
     /// Waits for the next source. The ring has priority but cannot starve the others: a turn drains a
     /// bounded part of it and then checks the others.
     async fn wait(&mut self, sources: &mut Sources) -> anyhow::Result<Wake> {
-        let deadline =
-            self.core.next_deadline().map_or(self.next_tick, |at| at.min(self.next_tick));
-        let Sources { ring, calls, engine_events, news, terminate, interrupt, hangup, alarm } =
-            sources;
+        let due = self.core.next_deadline().map_or(self.next_tick, |at| at.min(self.next_tick));
+        let deadline = if self.counting.has_unread { clock::now() } else { due };
+        let Sources {
+            ring,
+            calls,
+            engine_events,
+            news,
+            readings,
+            terminate,
+            interrupt,
+            hangup,
+            alarm,
+        } = sources;
         if let Some(settled) = self.executor.answered(&mut self.guards) {
             return Ok(Wake::Settled(settled));
         }
@@ -174,6 +199,9 @@ impl Agent {
         }
         if let Ok(news) = news.try_recv() {
             return Ok(Wake::News(news));
+        }
+        if let Ok(reading) = readings.try_recv() {
+            return Ok(Wake::Read(reading));
         }
         tokio::select! {
             biased;
@@ -189,6 +217,7 @@ impl Agent {
             Some(call) = calls.recv() => Ok(Wake::Call(call)),
             Some((engine, event)) = engine_events.recv() => Ok(Wake::Engine(engine, event)),
             Some(news) = news.recv() => Ok(Wake::News(news)),
+            Some(reading) = readings.recv() => Ok(Wake::Read(reading)),
             passed = alarm.at(deadline) => passed.map(|()| Wake::Time).map_err(Into::into),
         }
     }
@@ -221,7 +250,7 @@ impl Agent {
                 self.askers.ordered(&order);
                 self.executor.apply(&mut self.guards, order);
             }
-            Effect::Rescan { guard } => return self.baseline(guard),
+            Effect::Rescan { guard } => self.rescans.lost(clock::now(), guard),
             Effect::ReadDenials { guard } => return self.denials(guard),
             Effect::ReadFacts { guard, ticket } => return self.ask_for_facts(guard, ticket),
             Effect::ForgetRequest { guard, at } => self.forget_request(guard, at),

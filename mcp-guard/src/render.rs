@@ -12,7 +12,7 @@ use crate::control::wire::{Status, WatchedStatus};
 
 #[must_use]
 pub fn status(status: &Status) -> String {
-    let Status { version, pid, uptime_ms, mode, guards, losses, audit_lost, engine } = status;
+    let Status { version, pid, uptime_ms, mode, guards, losses, audit_lost, engine, .. } = status;
     let uptime = humantime::format_duration(Duration::from_secs(uptime_ms / 1000));
     let engine = visible(&engine.to_string());
     let mut text =

@@ -407,7 +407,9 @@ impl Registry {
     }
 }
 
-fn ticks(time: Time) -> Ticks {
+/// Returns a time as `/proc/PID/stat` shows it.
+#[must_use]
+pub fn ticks(time: Time) -> Ticks {
     Ticks(time.0 / TICK_NS)
 }
 

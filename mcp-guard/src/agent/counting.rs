@@ -13,17 +13,17 @@ const UNREPORTED: Duration = Duration::from_secs(10);
 pub(super) struct Counting {
     pub kernel: Kernel,
     losses: BTreeMap<String, u64>,
-    /// Records lost to a full ring, as of the last tick.
+    /// Records that were never sent, as of the last tick.
     dropped: u64,
-    /// Records were lost, and the ring has not been empty since.
-    behind_a_loss: bool,
+    /// Records may wait in the ring that no wake-up reports.
+    pub has_unread: bool,
     next_unreported: Time,
 }
 
 impl Counting {
     pub fn new(kernel: Kernel, now: Time) -> Self {
         let losses = BTreeMap::new();
-        Self { kernel, losses, dropped: 0, behind_a_loss: false, next_unreported: now }
+        Self { kernel, losses, dropped: 0, has_unread: false, next_unreported: now }
     }
 
     /// Reads a guard's totals. Logs an error and returns `None` if the map cannot be read.
@@ -59,14 +59,7 @@ impl Counting {
         let dropped = self.kernel.dropped();
         let overflowed = dropped > self.dropped;
         self.dropped = dropped;
-        self.behind_a_loss |= overflowed;
         overflowed
-    }
-
-    /// Called when the ring is empty; returns true once after a loss. All records that waited when the loss
-    /// was noticed have then been read, including births whose deaths were lost.
-    pub fn is_past_a_loss(&mut self) -> bool {
-        std::mem::take(&mut self.behind_a_loss)
     }
 
     /// Returns whether to rescan all guards: a command line that could not be read in time may be a server's,

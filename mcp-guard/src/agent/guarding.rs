@@ -157,7 +157,7 @@ impl Agent {
         self.step(Input::Guarded { guard, name, terms, workload, refusal });
         // The counts begin at zero: rates cover only processes born from now on.
         self.step_at(now, Input::Totals { guard, totals: Totals::default() });
-        self.rescan(guard);
+        self.read_new(guard);
         Some(guard)
     }
 
@@ -220,6 +220,7 @@ impl Agent {
         let now = clock::now();
         self.unguardable.values_mut().for_each(|one| one.try_again = now);
         self.counting.kernel.remove_guard(guard);
+        self.rescans.forget(guard);
         self.guards.give_slot_back(guard);
         self.step(Input::Released { guard });
         if let Some(mut container) = seen.filter(|_| held.cgroup.events().is_ok()) {

@@ -18,6 +18,8 @@ use super::{
     limits::Upkeep,
     notify::Notify,
     reader::{FactsReader, News},
+    rescan::{Reading, Rescans},
+    turn::Turns,
 };
 use crate::{
     audit::Audit,
@@ -50,11 +52,16 @@ impl Agent {
         let (asked, seen_by) = (engines.clone(), observer.clone());
         let reader = FactsReader::start(asked, requests.clone(), seen_by, to_news.clone())
             .context("cannot start the thread that reads facts")?;
+        // One reading at a time is under way.
+        let (read, readings) = mpsc::unbounded_channel();
+        let rescans = Rescans::start(observer.clone(), read)
+            .context("cannot start the thread that reads processes after a loss")?;
         let mut agent = Self {
             core: Core::new(options.policy),
             guards: Guards::new(),
             executor,
             counting: Counting::new(kernel, now),
+            rescans,
             engines: KnownEngines::new(engines),
             upkeep: Upkeep { requests, reader, to_news },
             askers: Askers::default(),
@@ -65,9 +72,10 @@ impl Agent {
             started: now,
             next_tick: now,
             next_look: now,
+            turns: Turns::default(),
         };
         let mode = agent.begin().await;
-        let sources = agent.listen(&options.run_dir, news)?;
+        let sources = agent.listen(&options.run_dir, news, readings)?;
         tracing::info!(%mode, "mcp-guard {} is watching", env!("CARGO_PKG_VERSION"));
         Ok((agent, sources))
     }
@@ -77,6 +85,7 @@ impl Agent {
         &self,
         run_dir: &Path,
         news: mpsc::UnboundedReceiver<News>,
+        readings: mpsc::UnboundedReceiver<Reading>,
     ) -> anyhow::Result<Sources> {
         let (to_loop, calls) = mpsc::channel(QUEUE);
         let (to_events, engine_events) = mpsc::channel(QUEUE);
@@ -89,6 +98,7 @@ impl Agent {
             calls,
             engine_events,
             news,
+            readings,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,

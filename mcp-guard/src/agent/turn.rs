@@ -1,6 +1,6 @@
 //! One turn of the loop: handles records, reads totals, and checks what other tools may have changed.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mcp_guard_common::{ARGV_UNREAD, Kind, NO_GUARD};
 use mcp_guard_core::{
@@ -10,7 +10,7 @@ use mcp_guard_core::{
     id::{GuardId, Pid},
 };
 
-use super::{Agent, TICK, notify::Shown};
+use super::{Agent, TICK, notify::Shown, rescan::Reading};
 use crate::{
     executor::{is_marked, is_unclamped, marks},
     host::{bpf, clock},
@@ -18,29 +18,38 @@ use crate::{
 
 /// Most records handled in one turn, before the other sources are checked.
 const BATCH: usize = 2048;
+/// How long one turn handles records at most.
+const DRAIN: Duration = Duration::from_millis(20);
+/// Most processes of a new guard that are read at once. More are read on the thread for it.
+const FEW: usize = 256;
+/// How long a turn may have lasted when the processes of a new guard are read at once.
+const STILL_SHORT: Duration = Duration::from_millis(50);
+/// How long the longest turn is remembered, at least.
+const REMEMBERED: Duration = Duration::from_secs(60);
 /// Interval between two comparisons of the guards with the host, and two searches for new cgroups.
 const LOOK: Duration = Duration::from_secs(1);
 
 impl Agent {
     /// Passes records to the core. If the batch leaves some in the ring, the next turn follows at once.
     pub(super) fn drain(&mut self) {
-        let end = clock::now().after(TICK);
+        let end = clock::now().after(DRAIN);
+        self.counting.has_unread = true;
         for _ in 0..BATCH {
+            let now = clock::now();
             // Reading a process may have taken long.
-            if clock::now() >= end {
-                break;
+            if now >= end {
+                return;
             }
             let Some(record) = self.counting.kernel.next_record() else {
-                if self.counting.is_past_a_loss() {
-                    self.guards.watched().into_iter().for_each(|guard| self.rescan(guard));
-                }
+                self.counting.has_unread = false;
+                self.rescans.ring_is_empty(now);
                 return;
             };
+            self.rescans.note(record.kind, &record.event);
             let decided = Time(record.event.time_ns);
             let input = self.input(record);
             self.step_at(decided, input);
         }
-        self.next_tick = clock::now();
     }
 
     pub(super) fn tick(&mut self) {
@@ -56,14 +65,20 @@ impl Agent {
         let late = || self.observer.has_answered_late();
         let must_rescan =
             self.counting.ring_overflowed() || self.counting.must_look_again(now, late);
-        for guard in self.guards.watched() {
-            if let Some(totals) = self.counting.totals(guard) {
+        let watched = self.guards.watched();
+        if must_rescan {
+            watched.iter().for_each(|guard| self.rescans.lost(now, *guard));
+        }
+        for guard in watched {
+            // Processes that a guard began with would look like growth.
+            if let Some(totals) = self.counting.totals(guard)
+                && !self.rescans.is_unread(guard)
+            {
                 self.step_at(now, Input::Totals { guard, totals });
             }
-            if must_rescan {
-                self.rescan(guard);
-            }
         }
+        self.rescans.queue_due(now);
+        self.read_next();
         if now >= self.next_look {
             self.next_look = now.after(LOOK);
             self.guards.ids().into_iter().for_each(|guard| self.look(guard));
@@ -79,17 +94,46 @@ impl Agent {
         self.notify.turn(now, Shown { mode: self.core.policy().mode, guards });
     }
 
-    /// Rebuilds the registry from `/proc`. Records that still wait in the ring may be older or newer than
-    /// this reading; both are harmless, because each record identifies its process by start time.
-    pub(super) fn rescan(&mut self, guard: GuardId) {
-        if let Some(baseline) = self.baseline(guard) {
-            self.step(baseline);
+    /// Reads the processes that a new guard begins with: a few at once, many on the thread for it.
+    pub(super) fn read_new(&mut self, guard: GuardId) {
+        let Some(held) = self.guards.get(guard) else { return };
+        let Ok(pids) = held.cgroup.processes() else { return };
+        if pids.len() > FEW || self.turns.so_far() > STILL_SHORT {
+            self.rescans.want_new(guard);
+            return self.read_next();
+        }
+        // Records that still wait in the ring may be older or newer than this reading; both are harmless,
+        // because each record identifies its process by start time.
+        let processes = self.observer.observe(pids);
+        self.step(Input::Baseline { guard, processes });
+    }
+
+    /// Has the next guard read that waits for it.
+    fn read_next(&mut self) {
+        while let Some(guard) = self.rescans.next() {
+            let Some(held) = self.guards.get(guard) else { continue };
+            match held.cgroup.try_clone_dir() {
+                Ok(dir) => {
+                    if self.rescans.begin(guard, held.cgroup.id(), dir) {
+                        return;
+                    }
+                    tracing::error!("the thread that reads processes after a loss is gone");
+                }
+                Err(error) => {
+                    tracing::warn!(%guard, %error, "cannot read the processes again");
+                    return self.rescans.lost(clock::now(), guard);
+                }
+            }
         }
     }
 
-    pub(super) fn baseline(&self, guard: GuardId) -> Option<Input> {
-        let pids = self.guards.get(guard)?.cgroup.processes().ok()?;
-        Some(Input::Baseline { guard, processes: self.observer.observe(pids) })
+    /// Rebuilds the registry of a guard from what was read.
+    pub(super) fn take_reading(&mut self, reading: Reading) {
+        let guard = reading.guard;
+        if let Some(processes) = self.rescans.finish(reading) {
+            self.step(Input::Baseline { guard, processes });
+        }
+        self.read_next();
     }
 
     /// Compares the core's state of a guard with the host.
@@ -159,5 +203,43 @@ impl Agent {
                 Input::Attach { guard, born, pid, seen }
             }
         }
+    }
+}
+
+/// The longest turns of the loop. While one lasts, nothing else is handled.
+#[derive(Default)]
+pub(super) struct Turns {
+    began: Option<Instant>,
+    /// Since this time; `before` is of the period before.
+    since: Option<Instant>,
+    longest: Duration,
+    before: Duration,
+}
+
+impl Turns {
+    pub fn begin(&mut self) {
+        self.began = Some(Instant::now());
+    }
+
+    pub fn so_far(&self) -> Duration {
+        self.began.map_or(Duration::ZERO, |began| began.elapsed())
+    }
+
+    pub fn end(&mut self) {
+        let now = Instant::now();
+        // The first turn finds all guards there are. It is no sign of trouble.
+        let Some(since) = self.since else { return self.since = Some(now) };
+        if now.duration_since(since) > REMEMBERED {
+            (self.before, self.longest) = (self.longest, Duration::ZERO);
+            self.since = Some(now);
+        }
+        if let Some(began) = self.began.take() {
+            self.longest = self.longest.max(now.duration_since(began));
+        }
+    }
+
+    /// Returns the longest turn of the last one to two minutes.
+    pub fn longest(&self) -> Duration {
+        self.longest.max(self.before)
     }
 }

@@ -58,7 +58,17 @@ fields!(Kill { target: flattened, dry_run: optional });
 fields!(TargetCgroup { cgroup, cgroup_id, name, paused: optional });
 fields!(Answer { outcome, detail });
 fields!(Failed { reason });
-fields!(Status { version, pid, uptime_ms, mode, guards, losses, audit_lost, engine });
+fields!(Status {
+    version,
+    pid,
+    uptime_ms,
+    mode,
+    guards,
+    losses,
+    audit_lost,
+    longest_turn_us,
+    engine
+});
 fields!(WatchedStatus {
     guard: flattened,
     cgroup,

@@ -73,6 +73,10 @@ pub struct Status {
     pub losses: BTreeMap<String, u64>,
     /// Audit lines dropped because the log could not be written.
     pub audit_lost: u64,
+    /// The longest turn of the agent's loop in the last one to two minutes, in microseconds. Nothing else
+    /// is handled during a turn.
+    #[serde(default)]
+    pub longest_turn_us: u64,
     pub engine: EngineState,
 }
 

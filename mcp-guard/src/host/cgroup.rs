@@ -46,6 +46,14 @@ impl Cgroup {
         self.dir.as_fd()
     }
 
+    /// Opens the directory once more, for another thread.
+    ///
+    /// # Errors
+    /// If the process has no descriptors left.
+    pub fn try_clone_dir(&self) -> io::Result<Dir> {
+        self.dir.try_clone()
+    }
+
     /// # Errors
     /// If the cgroup is gone.
     pub fn events(&self) -> io::Result<Events> {

@@ -8,7 +8,7 @@ use std::{
     io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        mpsc::{self, Sender},
+        mpsc::{self, RecvTimeoutError, Sender},
     },
     thread,
     time::{Duration, Instant},
@@ -48,10 +48,16 @@ struct Pool {
     late: bool,
 }
 
-/// Processes to read, and the channel for what is seen of each, in the same order.
+/// What is seen of each process, in order.
+type Seen = Mutex<Vec<Option<Observed>>>;
+
+/// Processes to read. They are not answered one by one, because each answer wakes a thread, which costs
+/// more than the reading.
 struct Task {
     pids: Vec<Pid>,
-    seen: Sender<Option<Observed>>,
+    seen: Weak<Seen>,
+    /// Dropped at the end of the task.
+    _done: Sender<()>,
     _under_way: Arc<()>,
 }
 
@@ -117,29 +123,39 @@ impl Observer {
         end: Instant,
         out: &mut Vec<Observed>,
     ) -> usize {
-        let (sender, seen) = mpsc::channel();
-        let under_way = Arc::new(());
+        let (done, ended) = mpsc::channel();
+        let (seen, under_way) = (Arc::<Seen>::default(), Arc::new(()));
         let task = Arc::downgrade(&under_way);
+        let (all, shared) = (pids.to_vec(), Arc::downgrade(&seen));
         // If the thread is gone, the task is dropped, and its sender with it.
-        let _ = thread.send(Task { pids: pids.to_vec(), seen: sender, _under_way: under_way });
-        for (read, pid) in pids.iter().enumerate() {
+        let _ = thread.send(Task { pids: all, seen: shared, _done: done, _under_way: under_way });
+        let mut read = 0;
+        loop {
             let left = end.saturating_duration_since(Instant::now());
-            if let Ok(process) = seen.recv_timeout(PATIENCE.min(left)) {
-                out.extend(process);
+            let waited = ended.recv_timeout(PATIENCE.min(left));
+            let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+            // After a timeout, what was read since the last one counts as progress.
+            if waited == Err(RecvTimeoutError::Timeout) && seen.len() > read && !left.is_zero() {
+                read = seen.len();
                 continue;
             }
-            let mut pool = self.pool();
-            pool.hanging.push(Hanging { pid: *pid, thread, task });
-            let (pid, threads) = (*pid, pool.idle.len());
-            tracing::warn!(
-                pid = pid.0,
-                threads,
-                "the command line cannot be read: the read hangs (`threads`: readers left)"
-            );
-            return read;
+            read = seen.len();
+            out.extend(seen.drain(..).flatten());
+            break;
         }
-        self.pool().idle.push(thread);
-        pids.len()
+        let Some(pid) = pids.get(read) else {
+            self.pool().idle.push(thread);
+            return read;
+        };
+        let mut pool = self.pool();
+        pool.hanging.push(Hanging { pid: *pid, thread, task });
+        let threads = pool.idle.len();
+        tracing::warn!(
+            pid = pid.0,
+            threads,
+            "the command line cannot be read: the read hangs (`threads`: readers left)"
+        );
+        read
     }
 
     /// Puts the threads that have finished their task back into the pool. Returns the processes
@@ -163,8 +179,12 @@ fn reading_thread(read: Read) -> io::Result<Sender<Task>> {
     let (sender, tasks) = mpsc::channel::<Task>();
     thread::Builder::new().name("observer".to_owned()).spawn(move || {
         for task in tasks {
-            // Stops early if the receiver is gone.
-            let _ = task.pids.iter().try_for_each(|pid| task.seen.send(read(*pid)));
+            for pid in &task.pids {
+                let one = read(*pid);
+                // Nobody waits any more if this one was slow: the others are read elsewhere.
+                let Some(seen) = task.seen.upgrade() else { break };
+                seen.lock().unwrap_or_else(PoisonError::into_inner).push(one);
+            }
         }
     })?;
     Ok(sender)
