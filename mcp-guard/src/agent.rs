@@ -29,6 +29,7 @@ use mcp_guard_core::{
     incident::End,
     policy::Policy,
 };
+use rustix::mm::{MlockAllFlags, mlockall};
 use tokio::{io::unix::AsyncFd, signal::unix::Signal, sync::mpsc};
 
 use self::{
@@ -44,9 +45,9 @@ use self::{
 };
 use crate::{
     control::{lock::Lock, server},
-    engine::{EngineEvent, EngineId, Engines, LAST_WORD},
-    executor::{Executor, reconcile},
-    guards::Guards,
+    engine::{EngineEvent, EngineId, Engines, LAST_WORD, Paused},
+    executor::{Executor, is_marked, reconcile},
+    guards::{Guards, Held},
     host::{bpf::KernelOptions, clock, layout::Layout, observer::Observer, poll::Alarm},
 };
 
@@ -129,6 +130,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     let _lock = Lock::take(&options.run_dir)?;
     raise_priority();
     let (mut agent, mut sources) = Agent::start(options).await?;
+    lock_memory();
     let ended = AssertUnwindSafe(agent.serve(&mut sources)).catch_unwind().await;
     let reason = match &ended {
         Ok(Ok(reason)) => (*reason).to_owned(),
@@ -148,6 +150,15 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
 fn raise_priority() {
     if let Err(error) = rustix::process::setpriority_process(None, -20) {
         tracing::warn!(%error, "cannot raise the priority; running at the usual one");
+    }
+}
+
+/// Keeps our memory from being paged out. On a host that swaps, each turn would wait for the disk. A page
+/// is locked when it is first used.
+fn lock_memory() {
+    let all = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
+    if let Err(error) = mlockall(all) {
+        tracing::warn!(%error, "cannot lock the memory; a host that swaps may slow the agent down");
     }
 }
 
@@ -268,15 +279,21 @@ impl Agent {
         self.step(Input::Settled(settled));
     }
 
-    /// Releases holds that have no living holder.
-    async fn release_orphans(&mut self, end: End) {
+    /// Releases holds that have no living holder. `paused`: what the engines said a moment ago.
+    async fn release_orphans(&mut self, end: End, paused: Option<Paused>) {
         let (orphans, read) = reconcile::find(&self.layout);
         if let Err(error) = read {
             tracing::error!(%error, "some cgroups cannot be read; they may still be held");
         }
+        if orphans.is_empty() {
+            return;
+        }
+        let paused = match paused {
+            Some(paused) => paused,
+            None => self.engines.all.paused().await,
+        };
         for mut orphan in orphans {
-            let container = orphan.held.container.as_deref();
-            orphan.held.paused = self.engines.all.is_paused(container).await;
+            orphan.held.paused = paused.includes(orphan.held.container.as_deref(), false);
             self.executor.release_orphan(&orphan, end);
         }
     }
@@ -300,23 +317,24 @@ impl Agent {
         let _ = tokio::time::timeout(2 * LAST_WORD, kernel).await;
     }
 
-    /// Asks the engines which containers are paused. Their events may still be on the way, and a paused
-    /// container must not be thawed.
-    async fn refresh_pauses(&mut self) {
-        for held in self.guards.all_mut() {
-            if let Some(id) = &held.container
-                && let Ok(Some(container)) = self.engines.all.inspect(id).await
-            {
-                held.paused = container.paused;
-            }
+    /// Asks the engines which containers are paused, if we hold one. Their events may still be on the
+    /// way, and a paused container must not be thawed.
+    async fn refresh_pauses(&mut self) -> Option<Paused> {
+        let is_held = |held: &Held| held.container.is_some() && is_marked(held);
+        if !self.guards.all_mut().any(|held| is_held(held)) {
+            return None;
         }
+        let paused = self.engines.all.paused().await;
+        for held in self.guards.all_mut() {
+            held.paused = paused.includes(held.container.as_deref(), held.paused);
+        }
+        Some(paused)
     }
 
     async fn stop(&mut self, reason: String) {
         tracing::info!(reason, "stopping");
         self.notify.stopping(&reason);
-        // An engine that hangs must not keep a container frozen.
-        let _ = tokio::time::timeout(LAST_WORD, self.refresh_pauses()).await;
+        let paused = self.refresh_pauses().await;
         let mut effects = Vec::new();
         self.core.release_all(End::Shutdown, &mut effects);
         for effect in effects {
@@ -325,7 +343,7 @@ impl Agent {
             }
         }
         // Holds that the core does not know of, after a panic or a missing answer.
-        self.release_orphans(End::Shutdown).await;
+        self.release_orphans(End::Shutdown, paused).await;
         self.executor.audit.write(Record::AgentStop { reason });
     }
 }

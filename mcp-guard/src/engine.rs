@@ -31,7 +31,7 @@ pub use self::{
     container::{Container, Details, Listed, MAX_FILES},
     error::Error,
     events::{EngineEvent, EngineEvents, EngineId},
-    list::{Candidates, Engines, LAST_WORD},
+    list::{Candidates, Engines, LAST_WORD, Paused},
 };
 
 /// The engine's socket unless the operator names another.
@@ -63,6 +63,14 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// If the engine does not answer.
     fn containers(&self) -> EngineAnswer<'_, Vec<Listed>> {
+        cannot(self.name(), "describe its containers")
+    }
+
+    /// Returns the ids of all paused containers.
+    ///
+    /// # Errors
+    /// If the engine does not answer.
+    fn paused(&self) -> EngineAnswer<'_, Vec<String>> {
         cannot(self.name(), "describe its containers")
     }
 

@@ -21,6 +21,8 @@ use crate::wait;
 pub const UNIT: &str = "mcp-guard.service";
 /// The unit that releases the holds if the main unit could not.
 pub const THAW: &str = "mcp-guard-thaw.service";
+/// The timer that starts the main unit again after it has given up.
+pub const AGAIN: &str = "mcp-guard-again.timer";
 /// Where the package puts the program.
 pub const PROGRAM: &str = "/usr/bin/mcp-guard";
 /// The unit's audit log, with all runs since the guest was created.
@@ -31,11 +33,12 @@ pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Below /run, so that it never outlives the boot.
 const DROP_IN: &str = "/run/systemd/system/mcp-guard.service.d/test.conf";
+const AGAIN_DROP_IN: &str = "/run/systemd/system/mcp-guard-again.timer.d/test.conf";
 
 /// The unit, with a drop-in of the test. Dropping it stops and resets the unit and removes the
 /// drop-in.
 pub struct Unit {
-    /// The folder with the policy. It is below /run, which the unit's sandbox does not hide.
+    /// The folder with the policy. It is below /run, which the unit can read.
     folder: tempfile::TempDir,
     /// Length of the audit log before this test, in bytes.
     audited: u64,
@@ -116,9 +119,18 @@ impl Unit {
 
     /// Replaces the test's drop-in. A running unit keeps the settings it was started with.
     pub fn drop_in(&mut self, lines: &str) -> Result<()> {
-        let folder = Path::new(DROP_IN).parent().context("the drop-in has no folder")?;
+        self.write_drop_in(DROP_IN, lines)
+    }
+
+    /// Adds lines to the timer that starts the unit again.
+    pub fn again(&mut self, lines: &str) -> Result<()> {
+        self.write_drop_in(AGAIN_DROP_IN, lines)
+    }
+
+    fn write_drop_in(&self, path: &str, lines: &str) -> Result<()> {
+        let folder = Path::new(path).parent().context("the drop-in has no folder")?;
         fs::create_dir_all(folder)?;
-        fs::write(DROP_IN, lines).context(DROP_IN)?;
+        fs::write(path, lines).with_context(|| path.to_owned())?;
         self.systemctl(&["daemon-reload"])
     }
 
@@ -255,16 +267,19 @@ impl Unit {
     }
 
     fn put_back(&self) -> Result<()> {
-        self.systemctl(&["stop", UNIT, THAW])?;
-        match fs::remove_file(DROP_IN) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(error).context(DROP_IN);
+        // The timer first, so that it does not start the unit again.
+        self.systemctl(&["stop", AGAIN, UNIT, THAW])?;
+        for path in [DROP_IN, AGAIN_DROP_IN] {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(error).context(path);
+                }
+                Ok(()) | Err(_) => {}
             }
-            Ok(()) | Err(_) => {}
         }
         self.systemctl(&["daemon-reload"])?;
         // This also resets the count of starts for the start limit.
-        for unit in [UNIT, THAW] {
+        for unit in [UNIT, THAW, AGAIN] {
             match self.systemctl(&["reset-failed", unit]) {
                 // systemd may already have unloaded a stopped unit, with its counts.
                 Err(error) if !error.to_string().contains("not loaded") => return Err(error),

@@ -23,7 +23,7 @@ use mcp_guard_tests::{
     leak::{Leak, LeakPolicy, observing},
     sleeper::Sleeper,
     unit::{
-        PATIENCE, PROGRAM, State, THAW, UNIT, Unit,
+        AGAIN, PATIENCE, PROGRAM, State, THAW, UNIT, Unit,
         scenes::{ByHand, Journal, NoRoom},
     },
     workload,
@@ -136,11 +136,34 @@ fn the_unmodified_package_starts_and_observes() {
 #[test]
 fn systemd_accepts_every_line_of_the_units() {
     let mut command = Command::new("systemd-analyze");
-    let output = command.args(["verify", "--man=no", UNIT, THAW]).output().unwrap();
+    let output = command.args(["verify", "--man=no", UNIT, THAW, AGAIN]).output().unwrap();
     let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
     let ours: Vec<&str> = said.lines().filter(|line| line.contains("mcp-guard")).collect();
     assert!(ours.is_empty(), "{ours:#?}");
     assert!(output.status.success(), "{said}");
+}
+
+/// The other tests show that the agent can do its work all the same.
+#[test]
+fn the_units_are_confined() {
+    for unit in [UNIT, THAW] {
+        let mut command = Command::new("systemd-analyze");
+        // In tenths.
+        let output = command.args(["security", "--threshold=27", "--no-pager", unit]).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+    let unit = Unit::installed().unwrap();
+    unit.started().unwrap();
+    let status = fs::read_to_string(format!("/proc/{}/status", unit.main_pid().unwrap())).unwrap();
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    assert_eq!((field("NoNewPrivs:").trim(), field("Seccomp:").trim()), ("1", "2"), "{status}");
+    // CAP_DAC_OVERRIDE, SYS_PTRACE, SYS_ADMIN, SYS_NICE, PERFMON and BPF.
+    let all: u64 = [1, 19, 21, 23, 38, 39].map(|bit| 1 << bit).iter().sum();
+    assert_eq!(u64::from_str_radix(field("CapEff:").trim(), 16).unwrap(), all, "{status}");
+    assert_ne!(field("VmLck:").trim(), "0 kB", "{status}");
+    let journal = unit.journal();
+    assert!(!journal.contains("cannot lock") && !journal.contains("cannot raise"), "{journal}");
 }
 
 #[test]
@@ -216,7 +239,9 @@ fn a_panicking_agent_releases_its_holds_and_is_restarted() {
     // The package's program is a release build, which cannot be made to panic.
     let lines = unit.exec_start(&unit.policy(), &[]);
     let program = workload("mcp-guard").unwrap().display().to_string();
-    unit.drop_in(&lines.replace(PROGRAM, &program)).unwrap();
+    // Nor may the unit run another program.
+    let lines = format!("{}ExecPaths={program}\n", lines.replace(PROGRAM, &program));
+    unit.drop_in(&lines).unwrap();
     unit.started().unwrap();
     victim.freeze_by(&unit);
     let mut socket = UnixStream::connect("/run/mcp-guard/control.sock").unwrap();
@@ -281,6 +306,27 @@ fn an_agent_that_hits_the_start_limit_leaves_no_hold() {
     assert_eq!(story(&unit), [cycle; 3].concat());
     await_stop_post(&unit, 3);
     assert!(leak.end().unwrap().success());
+}
+
+#[test]
+fn an_agent_that_hits_the_start_limit_is_started_again_later() {
+    let lines = "RestartSec=1s\n[Unit]\nStartLimitBurst=2\nStartLimitIntervalSec=60s\n";
+    let mut unit = Unit::prepare("", &[], lines).unwrap();
+    unit.again("[Timer]\nOnUnitInactiveSec=\nOnUnitInactiveSec=65s\nAccuracySec=1s\n").unwrap();
+    unit.started().unwrap();
+    for _ in 0..2 {
+        unit.await_state("active", |state| state.active == "active").unwrap();
+        unit.signal(Signal::KILL).unwrap();
+        unit.await_state("it has ended", |state| state.main_pid == 0).unwrap();
+    }
+    unit.await_state("failed", |state| state.sub == "failed").unwrap();
+    let journal = unit.journal();
+    assert!(journal.contains(GIVEN_UP), "{journal}");
+    unit.await_state("active again", |state| state.active == "active").unwrap();
+    // A stop by an operator is final.
+    unit.stop().unwrap();
+    let is_active = |unit: &str| Command::new("systemctl").args(["is-active", "-q", unit]).status();
+    assert!(!is_active(AGAIN).unwrap().success());
 }
 
 #[test]

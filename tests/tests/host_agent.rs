@@ -6,6 +6,8 @@
     reason = "a test looks for one record and ignores the rest"
 )]
 
+use std::fs;
+
 use mcp_guard_core::{audit::Record, id::Pid, incident::Outcome, status::GuardState};
 use mcp_guard_tests::{
     agent::Agent,
@@ -206,6 +208,16 @@ fn a_repair_does_not_end_a_clamp() {
 }
 
 /// Runs as root without the capabilities that BPF needs, as in a container.
+#[test]
+fn the_agents_memory_is_locked() {
+    let agent = Agent::start("").unwrap();
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
+    let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
+    let kib: u64 = locked.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(kib > 0, "{locked}");
+    assert!(!agent.log().contains("cannot lock"), "{}", agent.log());
+}
+
 #[test]
 fn missing_bpf_rights_are_reported_in_one_clear_sentence() {
     let folder = tempfile::tempdir().unwrap();

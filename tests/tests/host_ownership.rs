@@ -6,7 +6,11 @@
     reason = "a test looks for one record and ignores the rest"
 )]
 
-use std::{os::unix::process::ExitStatusExt as _, process::Command};
+use std::{
+    os::unix::{net::UnixListener, process::ExitStatusExt as _},
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use mcp_guard::host::clock;
 use mcp_guard_core::{
@@ -16,7 +20,7 @@ use mcp_guard_core::{
     status::GuardState,
 };
 use mcp_guard_tests::{
-    agent::{Agent, DEADLINE},
+    agent::{Agent, DEADLINE, command},
     cgroup::FixtureCgroup,
     holds::{Holds, write_freeze},
     leak::{Leak, LeakPolicy, PACKAGE, observing},
@@ -175,6 +179,75 @@ fn an_orphan_of_a_killed_agent_is_released_by_thaw_owned() {
         scene.assert_released();
         assert_eq!(scene.releases(), [(response, End::Reconcile, Outcome::Done)]);
     }
+}
+
+/// The name of a container's cgroup, so that its engine is asked whether it has paused it.
+fn container_id(n: usize) -> String {
+    format!("{n:064x}")
+}
+
+/// Many frozen containers, whose engine accepts connections and never answers.
+struct Hang {
+    agent: Agent,
+    cgroups: Vec<FixtureCgroup>,
+    _engine: (UnixListener, tempfile::TempDir),
+}
+
+fn held_beside_an_engine_that_hangs() -> Hang {
+    let folder = tempfile::Builder::new().prefix("mcp-guard-test-").tempdir().unwrap();
+    let socket = folder.path().join("engine.sock");
+    // The kernel accepts for it.
+    let engine = UnixListener::bind(&socket).unwrap();
+    let agent = Agent::start_with("", socket.to_str().unwrap(), &[]).unwrap();
+    let root = FixtureCgroup::new("hang").unwrap();
+    let mut cgroups = vec![];
+    for n in 0..HELD {
+        let cgroup = root.child(&container_id(n)).unwrap();
+        let target = format!("cgroup:{}", cgroup.path());
+        // This command asks an engine too, and another one to be quick.
+        let mut freeze = command(agent.folder(), "/nonexistent").unwrap();
+        let frozen = freeze.args(["freeze", &target, "--for", "1h"]).output().unwrap();
+        assert!(frozen.status.success(), "{frozen:?}");
+        cgroups.push(cgroup);
+    }
+    // Dropped last.
+    cgroups.push(root);
+    Hang { agent, cgroups, _engine: (engine, folder) }
+}
+
+impl Hang {
+    /// Checks that everything is given back soon after an instant.
+    fn assert_given_back(&self, began: Instant) {
+        assert!(began.elapsed() < GIVEN_BACK, "{:?}", began.elapsed());
+        for cgroup in &self.cgroups {
+            assert_eq!(cgroup.read("cgroup.freeze").unwrap().trim(), "0", "{}", cgroup.path());
+        }
+    }
+}
+
+/// Held containers. Asked about one after the other, they would take twice as many seconds.
+const HELD: usize = 12;
+/// The engines' 2 s, and time for everything else on a busy host.
+const GIVEN_BACK: Duration = Duration::from_secs(12);
+
+#[test]
+fn an_engine_that_hangs_delays_the_end_of_all_holds_once() {
+    let mut hang = held_beside_an_engine_that_hangs();
+    let began = Instant::now();
+    hang.agent.signal(Signal::TERM).unwrap();
+    assert!(hang.agent.ended().unwrap().success());
+    hang.assert_given_back(began);
+}
+
+#[test]
+fn an_engine_that_hangs_delays_the_release_of_all_orphans_once() {
+    let mut hang = held_beside_an_engine_that_hangs();
+    hang.agent.signal(Signal::KILL).unwrap();
+    hang.agent.ended().unwrap();
+    let began = Instant::now();
+    let output = hang.agent.cli(&["thaw", "--owned"]).unwrap();
+    assert!(output.status.success(), "{output:?}");
+    hang.assert_given_back(began);
 }
 
 /// Runs what the unit's `ExecStopPost=` runs, on a host where the audit log cannot be opened. An orphaned

@@ -114,7 +114,7 @@ impl Agent {
             self.step(Input::HostTasks { most });
         }
         // Holds that a killed agent left behind.
-        self.release_orphans(End::Reconcile).await;
+        self.release_orphans(End::Reconcile, None).await;
         mode
     }
 }

@@ -101,9 +101,15 @@ pub fn thaw_owned(host: &HostOptions) -> Result<Exit, Failure> {
         let mut executor = Executor::new(audit_or_none(host)?, layout.clone(), engines.clone());
         let mut exit = Exit::Done;
         let (orphans, read) = reconcile::find(&layout);
+        // One question for all of them: an engine that hangs must not hold up each release.
+        let paused = match orphans.is_empty() {
+            true => None,
+            false => Some(engines.paused().await),
+        };
         for mut orphan in orphans {
             let container = orphan.held.container.as_deref();
-            orphan.held.paused = engines.is_paused(container).await;
+            orphan.held.paused =
+                paused.as_ref().is_some_and(|paused| paused.includes(container, false));
             let outcome = executor.release_orphan(&orphan, End::Reconcile);
             if tell(&orphan.held.subject.cgroup, "thaw", outcome, &orphan.mark.reason) != Exit::Done
             {

@@ -30,6 +30,15 @@ impl Socket {
         Ok(found.into_iter().filter_map(listed).collect())
     }
 
+    pub(super) async fn all_paused(&self) -> Result<Vec<String>, Error> {
+        // `{"status":["paused"]}`
+        let filters = "%7B%22status%22%3A%5B%22paused%22%5D%7D";
+        let found: Vec<ListLine> =
+            self.api.list(&format!("/containers/json?filters={filters}")).await?;
+        let paused = found.into_iter().filter(|line| line.state.as_deref() == Some("paused"));
+        Ok(paused.map(|line| line.id).collect())
+    }
+
     pub(super) async fn all_of(&self, id: &str) -> Result<Option<Details>, Error> {
         let container = container(id)?;
         let flavour = self.flavour().await?;

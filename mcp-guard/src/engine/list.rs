@@ -1,6 +1,6 @@
 //! All engines of this host, and the requests that go to all of them.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use mcp_guard_core::target::Candidate;
@@ -30,6 +30,23 @@ pub struct Candidates {
     pub found: Vec<(EngineId, Candidate)>,
     /// One error for each engine that does not answer. Each names its engine.
     pub errors: Vec<Error>,
+}
+
+/// The paused containers of all engines.
+#[derive(Debug)]
+pub struct Paused {
+    ids: BTreeSet<String>,
+    /// Whether every engine has answered.
+    is_complete: bool,
+}
+
+impl Paused {
+    /// Whether a container is paused. `known`: what was known before. It holds if an engine that may
+    /// have the container did not answer.
+    #[must_use]
+    pub fn includes(&self, container: Option<&str>, known: bool) -> bool {
+        container.is_some_and(|id| self.ids.contains(id) || (known && !self.is_complete))
+    }
 }
 
 impl Engines {
@@ -86,6 +103,20 @@ impl Engines {
         let Some(id) = container else { return false };
         let answer = timeout(LAST_WORD, self.inspect(id)).await;
         matches!(answer, Ok(Ok(Some(container))) if container.paused)
+    }
+
+    /// Asks all engines at the same time which containers are paused. Takes at most [`LAST_WORD`],
+    /// however many containers are asked about.
+    pub async fn paused(&self) -> Paused {
+        let mut all = Paused { ids: BTreeSet::new(), is_complete: true };
+        let asked = self.iter().map(|(_, engine)| timeout(LAST_WORD, engine.paused()));
+        for answer in join_all(asked).await {
+            match answer {
+                Ok(Ok(ids)) => all.ids.extend(ids),
+                Ok(Err(_)) | Err(_) => all.is_complete = false,
+            }
+        }
+        all
     }
 
     /// Has the container's engine store a limit and apply it.

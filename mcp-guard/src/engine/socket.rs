@@ -77,6 +77,10 @@ impl Engine for Socket {
         self.lines().boxed()
     }
 
+    fn paused(&self) -> EngineAnswer<'_, Vec<String>> {
+        self.all_paused().boxed()
+    }
+
     fn inspect<'a>(&'a self, id: &'a str) -> EngineAnswer<'a, Option<Container>> {
         self.running_container(id).boxed()
     }

@@ -78,6 +78,9 @@ async fn converse(
     }
 }
 
+const PAUSED: &str = r#"[{"Id":"ID0","Names":["/held"],"State":"paused"},
+    {"Id":"ID1","Names":["/runs"],"State":"running"}]"#;
+
 fn with_ids(body: &str) -> String {
     body.replace("ID0", &"0".repeat(64)).replace("ID1", &"1".repeat(64))
 }
@@ -106,6 +109,16 @@ async fn podmans_description_of_a_container_is_understood() {
     let found = engine.inspect(&"0".repeat(64)).await.unwrap().unwrap();
     assert_eq!((found.name.as_str(), found.init, found.paused), ("runs", Pid(451), true));
     assert!(matches!(engine.inspect("../x").await, Err(Error::BadId(_))));
+}
+
+#[tokio::test]
+async fn paused_containers_are_listed_by_one_request() {
+    let (_folder, engine) = engine(|request| {
+        // A filter that an engine ignores adds others to the answer.
+        let is_asked = request.starts_with("GET /containers/json?filters=%7B%22status%22");
+        if is_asked { (200, with_ids(PAUSED)) } else { (404, "{}".to_owned()) }
+    });
+    assert_eq!(engine.paused().await.unwrap(), ["0".repeat(64)]);
 }
 
 #[tokio::test]

@@ -66,6 +66,15 @@ impl Engine for One {
         }
     }
 
+    fn paused(&self) -> EngineAnswer<'_, Vec<String>> {
+        match self.0 {
+            Says::Paused => future::ready(Ok(vec![ID.to_owned()])).boxed(),
+            Says::Stopped | Says::Unknown => future::ready(Ok(Vec::new())).boxed(),
+            Says::Away => future::ready(Err(away())).boxed(),
+            Says::Nothing => future::pending().boxed(),
+        }
+    }
+
     fn update_limit<'a>(&'a self, _id: &'a str, _limit: u64) -> EngineAnswer<'a, ()> {
         future::ready(Ok(())).boxed()
     }
@@ -126,6 +135,23 @@ async fn a_container_is_not_paused_if_no_engine_says_it_in_time() {
         assert!(!ones(says).is_paused(Some(ID)).await);
     }
     assert!(!ones(&[Says::Paused]).is_paused(None).await, "it is not a container");
+}
+
+#[tokio::test]
+async fn one_question_says_which_containers_are_paused() {
+    use Says::{Away, Nothing, Paused, Stopped};
+    for (says, known, is_paused) in [
+        (&[Paused][..], false, true),
+        (&[Nothing, Paused], false, true),
+        (&[Stopped], true, false),
+        // An engine that does not answer may have paused it.
+        (&[Stopped, Away], true, true),
+        (&[Nothing], true, true),
+        (&[Nothing], false, false),
+    ] {
+        assert_eq!(ones(says).paused().await.includes(Some(ID), known), is_paused);
+    }
+    assert!(!ones(&[Paused]).paused().await.includes(None, true), "it is not a container");
 }
 
 #[tokio::test]
