@@ -46,7 +46,10 @@ use self::{
 use crate::{
     control::{lock::Lock, server},
     engine::{EngineEvent, EngineId, Engines, LAST_WORD, Paused},
-    executor::{Executor, is_marked, reconcile},
+    executor::{
+        Executor, is_marked,
+        reconcile::{self, Unsigned},
+    },
     guards::{Guards, Held},
     host::{bpf::KernelOptions, clock, layout::Layout, observer::Observer, poll::Alarm},
 };
@@ -280,8 +283,8 @@ impl Agent {
     }
 
     /// Releases holds that have no living holder. `paused`: what the engines said a moment ago.
-    async fn release_orphans(&mut self, end: End, paused: Option<Paused>) {
-        let (orphans, read) = reconcile::find(&self.layout);
+    async fn release_orphans(&mut self, end: End, unsigned: Unsigned, paused: Option<Paused>) {
+        let (orphans, read) = reconcile::find(&self.layout, unsigned);
         if let Err(error) = read {
             tracing::error!(%error, "some cgroups cannot be read; they may still be held");
         }
@@ -343,7 +346,7 @@ impl Agent {
             }
         }
         // Holds that the core does not know of, after a panic or a missing answer.
-        self.release_orphans(End::Shutdown, paused).await;
+        self.release_orphans(End::Shutdown, Unsigned::AreForged, paused).await;
         self.executor.audit.write(Record::AgentStop { reason });
     }
 }

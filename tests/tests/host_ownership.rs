@@ -7,7 +7,9 @@
 )]
 
 use std::{
+    fs::File,
     os::unix::{net::UnixListener, process::ExitStatusExt as _},
+    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
@@ -26,7 +28,10 @@ use mcp_guard_tests::{
     leak::{Leak, LeakPolicy, PACKAGE, observing},
     workload,
 };
-use rustix::process::Signal;
+use rustix::{
+    fs::{XattrFlags, flistxattr, fsetxattr},
+    process::Signal,
+};
 
 /// The limit that the owner set before the clamp.
 const FOUND: u64 = 200;
@@ -351,4 +356,56 @@ fn a_limit_that_another_tool_changed_is_left_alone() {
         assert!(said.contains("123") && said.contains("another process"), "{said}");
         assert_eq!(Holds::of(&scene.cgroup).unwrap(), Holds::nothing(123));
     }
+}
+
+/// Marks a cgroup as a privileged container can, with or without a wrong code at the end.
+fn forge(dir: &Path, attribute: &str, end: &str) {
+    // As if this process, which lives, had made the hold for a long time.
+    let holder = std::process::id();
+    let mark = format!(
+        "{{\"incident\":\"{FORGED}\",\"reason\":\"{FORGED}\",\"deadline\":{deadline},\"boot_id\":{boot:?},\
+         \"holder\":{holder},\"holder_start\":0,\"found\":\"max\",\"wrote\":\"50\"{end}",
+        deadline = u64::MAX,
+        boot = clock::boot_id(),
+    );
+    let dir = File::open(dir).unwrap();
+    fsetxattr(dir, attribute, mark.as_bytes(), XattrFlags::empty()).unwrap();
+}
+
+const FORGED: &str = "the words of the forger";
+
+#[test]
+fn a_forged_mark_holds_nothing_and_raises_no_limit() {
+    let mut agent = Agent::start("").unwrap();
+    // An agent that has started has made the key.
+    agent.signal(Signal::KILL).unwrap();
+    agent.ended().unwrap();
+    let wrong = format!(",\"mac\":\"{}\"}}", "0".repeat(64));
+    for end in ["}", &wrong] {
+        let cgroup = FixtureCgroup::new("forged").unwrap();
+        cgroup.set_pids_max(50).unwrap();
+        forge(cgroup.pids_dir(), "trusted.mcp-guard.clamp", end);
+        forge(cgroup.unified_dir(), "trusted.mcp-guard.lease", end);
+        write_freeze(&cgroup, "1").unwrap();
+        agent.cli(&["thaw", "--owned"]).unwrap();
+        // Neither frozen nor raised to "max".
+        assert_eq!(cgroup.read("cgroup.freeze").unwrap().trim(), "0");
+        assert_eq!(Holds::of(&cgroup).unwrap(), Holds::nothing(50));
+        let attributes = listed(&cgroup);
+        assert!(!attributes.contains("mcp-guard"), "{attributes}");
+    }
+    let said = std::fs::read_to_string(agent.audit_path()).unwrap();
+    assert_eq!(said.matches("forged and is removed; pids.max is not changed").count(), 2, "{said}");
+    assert_eq!(said.matches("cgroup.freeze 0 read back; its mark was forged").count(), 2, "{said}");
+    assert!(!said.contains(FORGED), "{said}");
+}
+
+/// Returns the names of the attributes of a cgroup.
+fn listed(cgroup: &FixtureCgroup) -> String {
+    let names = |dir: &Path| {
+        let mut names = vec![0; 4096];
+        let length = flistxattr(File::open(dir).unwrap(), &mut names[..]).unwrap();
+        String::from_utf8_lossy(&names[..length]).into_owned()
+    };
+    names(cgroup.unified_dir()) + &names(cgroup.pids_dir())
 }

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     audit::Audit,
     control::{lock, server},
-    executor::Executor,
+    executor::{Executor, reconcile::Unsigned},
     guards::Guards,
     host::{
         bpf::Kernel,
@@ -41,6 +41,7 @@ impl Agent {
         let layout = Layout::read().context("cannot read the cgroup layout")?;
         let audit = Audit::open(&options.audit)
             .with_context(|| format!("cannot open the audit log {}", options.audit.display()))?;
+        let unsigned = Unsigned::decide().context("cannot make the key for marks")?;
         let engines = options.engines;
         let executor = Executor::new(audit, layout.clone(), engines.clone());
         let kernel = Kernel::start(options.bpf)?;
@@ -74,7 +75,7 @@ impl Agent {
             next_look: now,
             turns: Turns::default(),
         };
-        let mode = agent.begin().await;
+        let mode = agent.begin(unsigned).await;
         let sources = agent.listen(&options.run_dir, news, readings)?;
         tracing::info!(%mode, "mcp-guard {} is watching", env!("CARGO_PKG_VERSION"));
         Ok((agent, sources))
@@ -106,7 +107,7 @@ impl Agent {
         })
     }
 
-    async fn begin(&mut self) -> Mode {
+    async fn begin(&mut self, unsigned: Unsigned) -> Mode {
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let mode = self.core.policy().mode;
         self.executor.audit.write(Record::AgentStart { version, mode });
@@ -114,7 +115,7 @@ impl Agent {
             self.step(Input::HostTasks { most });
         }
         // Holds that a killed agent left behind.
-        self.release_orphans(End::Reconcile, None).await;
+        self.release_orphans(End::Reconcile, unsigned, None).await;
         mode
     }
 }

@@ -18,7 +18,11 @@ use crate::{
         client, lock,
         wire::{Answer, Freeze, Kill, Method, TargetCgroup, Thaw},
     },
-    executor::{Executor, marks, reconcile, together},
+    executor::{
+        Executor, marks,
+        reconcile::{self, Unsigned},
+        together,
+    },
     guards::{Guards, Held, Role},
     host::{clock, layout::Layout},
 };
@@ -100,7 +104,11 @@ pub fn thaw_owned(host: &HostOptions) -> Result<Exit, Failure> {
         let (layout, engines) = (read_layout()?, host.engines());
         let mut executor = Executor::new(audit_or_none(host)?, layout.clone(), engines.clone());
         let mut exit = Exit::Done;
-        let (orphans, read) = reconcile::find(&layout);
+        let unsigned = Unsigned::decide().unwrap_or_else(|error| {
+            tracing::error!(%error, "no key for marks: clamps are not undone");
+            Unsigned::AreForged
+        });
+        let (orphans, read) = reconcile::find(&layout, unsigned);
         // One question for all of them: an engine that hangs must not hold up each release.
         let paused = match orphans.is_empty() {
             true => None,
@@ -111,8 +119,7 @@ pub fn thaw_owned(host: &HostOptions) -> Result<Exit, Failure> {
             orphan.held.paused =
                 paused.as_ref().is_some_and(|paused| paused.includes(container, false));
             let outcome = executor.release_orphan(&orphan, End::Reconcile);
-            if tell(&orphan.held.subject.cgroup, "thaw", outcome, &orphan.mark.reason) != Exit::Done
-            {
+            if tell(&orphan.held.subject.cgroup, "thaw", outcome, orphan.reason()) != Exit::Done {
                 exit = Exit::Wrong;
             }
         }

@@ -6,6 +6,7 @@ use std::io;
 use mcp_guard_core::{
     audit::Record,
     container::container_in,
+    id::Incident,
     incident::{End, Hold, Outcome},
 };
 
@@ -15,7 +16,7 @@ use crate::host::{
     cgroup::Cgroup,
     clock,
     layout::Layout,
-    mark::{self, Mark},
+    mark::{self, Mark, MarkFound},
     process,
 };
 
@@ -23,10 +24,35 @@ use crate::host::{
 pub struct Orphan {
     pub hold: Hold,
     pub held: Held,
-    pub mark: Mark,
+    /// `None` if it is forged.
+    mark: Option<Mark>,
+}
+
+/// What to do with marks that have no code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsigned {
+    /// There was no key until now: they are of an older version.
+    AreOurs,
+    AreForged,
+}
+
+impl Unsigned {
+    /// Prepares the key for marks, and decides.
+    ///
+    /// # Errors
+    /// The key cannot be made.
+    pub fn decide() -> io::Result<Self> {
+        Ok(if mark::prepare_key()? { Self::AreOurs } else { Self::AreForged })
+    }
 }
 
 impl Orphan {
+    /// Why it was held.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        self.mark.as_ref().map_or("a forged mark", |mark| &mark.reason)
+    }
+
     /// Whether the hold was released meanwhile, and another process holds the cgroup now.
     fn has_new_holder(&self) -> bool {
         let dir = match self.hold {
@@ -34,26 +60,33 @@ impl Orphan {
             Hold::Clamp => self.held.cgroup.pids_dir(),
         };
         let now = dir.and_then(|dir| mark::read(dir, self.hold).ok()).flatten();
-        now.is_some_and(|now| now != self.mark)
+        now.is_some() && now != self.mark
     }
 }
 
 /// Finds every mark on this host that no other process will remove: its holder no longer runs, is
-/// this process, or has let the deadline pass, as a stopped process does. It also returns an error
-/// if not all cgroups could be read.
-pub fn find(layout: &Layout) -> (Vec<Orphan>, io::Result<()>) {
+/// this process, or has let the deadline pass, as a stopped process does; or it is forged. It also
+/// returns an error if not all cgroups could be read.
+pub fn find(layout: &Layout, unsigned: Unsigned) -> (Vec<Orphan>, io::Result<()>) {
     let mut found = Vec::new();
-    let read = search(layout, &mut found);
+    let read = search(layout, unsigned, &mut found);
     (found, read)
 }
 
-fn search(layout: &Layout, found: &mut Vec<Orphan>) -> io::Result<()> {
+fn search(layout: &Layout, unsigned: Unsigned, found: &mut Vec<Orphan>) -> io::Result<()> {
     let boot_id = clock::boot_id();
     let mut read = Ok(());
     for (hold, root) in Cgroup::roots(layout)? {
         let walked = root.walk_all(&mut |dir, path| {
-            if let Ok(Some(mark)) = mark::read(dir, hold)
-                && !will_be_undone(&mark, &boot_id)
+            let mark = match mark::find(dir, hold) {
+                Ok(MarkFound::Ours(mark)) => Some(mark),
+                Ok(MarkFound::Unsigned(mark)) if unsigned == Unsigned::AreOurs => {
+                    steps::adopt(dir, hold, &mark).is_ok().then_some(mark)
+                }
+                Ok(MarkFound::Unsigned(_) | MarkFound::Forged) => None,
+                Ok(MarkFound::Nothing) | Err(_) => return Ok(()),
+            };
+            if !mark.as_ref().is_some_and(|mark| will_be_undone(mark, &boot_id))
                 && let Ok(cgroup) = Cgroup::at(dir, path, hold, layout)
             {
                 let name = container_in(path).map_or(path, |container| container.id).to_owned();
@@ -80,8 +113,15 @@ impl Executor {
     pub fn release_orphan(&mut self, orphan: &Orphan, end: End) -> Outcome {
         let Orphan { hold, held, mark } = orphan;
         let subject = &held.subject;
-        let begin = format!("marked by process {}: {}", mark.holder, mark.reason);
-        self.audit.write(release_record(&mark.incident, subject, *hold, end, None, begin));
+        // Nothing that a forger wrote gets into the log.
+        let (incident, begin) = match mark {
+            Some(mark) => {
+                let begin = format!("marked by process {}: {}", mark.holder, mark.reason);
+                (mark.incident.clone(), begin)
+            }
+            None => (Incident::from("forged"), "its mark is forged".to_owned()),
+        };
+        self.audit.write(release_record(&incident, subject, *hold, end, None, begin));
         let (outcome, detail) = match hold {
             // The engine was asked after the orphan was found, and that takes time.
             _ if orphan.has_new_holder() => (
@@ -92,8 +132,7 @@ impl Executor {
             Hold::Clamp => steps::unclamp(&held.cgroup),
         };
         tracing::info!(cgroup = subject.cgroup, ?hold, ?outcome, detail, "released an orphan");
-        let record: Record =
-            release_record(&mark.incident, subject, *hold, end, Some(outcome), detail);
+        let record: Record = release_record(&incident, subject, *hold, end, Some(outcome), detail);
         self.audit.write(record);
         outcome
     }

@@ -1,7 +1,7 @@
 //! The steps that change a cgroup. Each checks that the state belongs to no other process, marks it
 //! as ours before it changes anything, and reads back what it wrote.
 
-use std::{collections::BTreeSet, io};
+use std::{collections::BTreeSet, io, os::fd::AsFd};
 
 use mcp_guard_core::{
     Time,
@@ -15,7 +15,7 @@ use mcp_guard_core::{
 use crate::host::{
     cgroup::Cgroup,
     clock,
-    mark::{self, Mark},
+    mark::{self, Mark, MarkFound},
     process,
 };
 
@@ -106,11 +106,16 @@ pub fn freeze(cgroup: &Cgroup, paused: bool, mode: Mode, mark: &Mark) -> Step {
 /// same file.
 pub fn thaw(cgroup: &Cgroup, engine_freezes: bool) -> (Outcome, String) {
     let attempt = || -> io::Result<(Outcome, String)> {
-        if mark::read(cgroup.dir(), Hold::Freeze)?.is_none() {
-            return Ok(left(
-                "the cgroup carries no mark of mcp-guard, so its freeze is not ours to end",
-            ));
-        }
+        let note = match mark::find(cgroup.dir(), Hold::Freeze)? {
+            MarkFound::Nothing => {
+                return Ok(left(
+                    "the cgroup carries no mark of mcp-guard, so its freeze is not ours to end",
+                ));
+            }
+            MarkFound::Ours(_) => "",
+            // It may be ours, if the key was lost: nothing stays frozen.
+            MarkFound::Unsigned(_) | MarkFound::Forged => "; its mark was forged",
+        };
         if engine_freezes {
             mark::remove(cgroup.dir(), Hold::Freeze)?;
             return Ok(left(
@@ -127,8 +132,8 @@ pub fn thaw(cgroup: &Cgroup, engine_freezes: bool) -> (Outcome, String) {
         }
         mark::remove(cgroup.dir(), Hold::Freeze)?;
         let frozen_above = cgroup.events()?.frozen;
-        let note = if frozen_above { "; a cgroup above it is still frozen" } else { "" };
-        Ok((Outcome::Done, format!("cgroup.freeze 0 read back{note}")))
+        let above = if frozen_above { "; a cgroup above it is still frozen" } else { "" };
+        Ok((Outcome::Done, format!("cgroup.freeze 0 read back{note}{above}")))
     };
     attempt().unwrap_or_else(gone)
 }
@@ -211,10 +216,17 @@ pub fn unclamp(cgroup: &Cgroup) -> (Outcome, String) {
         let Some(dir) = cgroup.pids_dir() else {
             return Ok(left("the cgroup has no pids controller"));
         };
-        let Some(mark) = mark::read(dir, Hold::Clamp)? else {
-            return Ok(left(
-                "the cgroup carries no mark of mcp-guard, so its limit is not ours to change",
-            ));
+        let mark = match mark::find(dir, Hold::Clamp)? {
+            MarkFound::Ours(mark) => mark,
+            MarkFound::Nothing => {
+                return Ok(left(
+                    "the cgroup carries no mark of mcp-guard, so its limit is not ours to change",
+                ));
+            }
+            MarkFound::Unsigned(_) | MarkFound::Forged => {
+                mark::remove(dir, Hold::Clamp)?;
+                return Ok(left("its mark was forged and is removed; pids.max is not changed"));
+            }
         };
         let found = mark.found.as_deref().and_then(Limit::parse);
         let now = cgroup.pids_max()?;
@@ -321,6 +333,11 @@ pub fn renew_clamp(cgroup: &Cgroup, deadline: Time) -> (Outcome, String) {
         Ok((Outcome::Done, "the lease is renewed, because its reason persists".to_owned()))
     };
     attempt().unwrap_or_else(gone)
+}
+
+/// Signs the mark of an older version.
+pub fn adopt(dir: impl AsFd, hold: Hold, mark: &Mark) -> io::Result<()> {
+    mark::write(dir, hold, mark)
 }
 
 /// Removes the mark, and leaves the state unchanged.

@@ -1,23 +1,37 @@
 //! Marks of ownership: a cgroup that we froze or clamped carries one.
 //!
 //! A mark is an extended attribute of the cgroup's directory. It is written before the change, and
-//! removed after the change is undone. It disappears with the cgroup, survives the agent, and needs
-//! `CAP_SYS_ADMIN` to write, so that no process inside a container can forge it. Without a mark,
-//! nothing is changed.
+//! removed after the change is undone. It disappears with the cgroup, and survives the agent. It needs
+//! `CAP_SYS_ADMIN` to write, which a privileged container has, so it ends with a code that only we can
+//! make: of the kind of hold, the cgroup's id, and the text. Without a mark, nothing is changed.
 
-use std::{io, os::fd::AsFd};
+mod key;
+
+use std::{io, os::fd::AsFd, path::Path, sync::OnceLock};
 
 use mcp_guard_core::{
     Time,
+    escape::escape,
     id::{Incident, Pid, Ticks},
     incident::Hold,
     limit::Limit,
 };
 use rustix::{
-    fs::{XattrFlags, fgetxattr, fremovexattr, fsetxattr},
+    fs::{XattrFlags, fgetxattr, fremovexattr, fsetxattr, fstat},
     io::Errno,
 };
 use serde::{Deserialize, Serialize};
+
+use self::key::{CODE, FOLDER, Key};
+
+/// Before and after the code, which is the last field of a mark.
+const BEFORE: &[u8] = b",\"mac\":\"";
+const AFTER: &[u8] = b"\"}";
+/// Most bytes of a mark.
+const MAX: usize = 4096;
+/// Most bytes of the incident and the reason in a mark whose writer is not known.
+const MAX_INCIDENT: usize = 128;
+const MAX_REASON: usize = 512;
 
 /// Returns the name of the attribute for a kind of hold.
 fn attribute(hold: Hold) -> &'static str {
@@ -58,24 +72,117 @@ impl Mark {
     }
 }
 
+/// A mark as it is found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum MarkFound {
+    Nothing,
+    Ours(Mark),
+    /// It has no code: it is of an older version, or forged.
+    Unsigned(Mark),
+    /// It has a wrong code, or cannot be read. It may also be ours, if the key was lost.
+    Forged,
+}
+
+/// Reads the key that marks are signed with, or makes it. Returns whether it is new: marks that are
+/// unsigned are then of an older version.
+///
+/// # Errors
+/// The key cannot be made.
+pub fn prepare_key() -> io::Result<bool> {
+    Ok(key()?.is_new)
+}
+
+fn key() -> io::Result<&'static Key> {
+    known_key().map_or_else(|| Ok(keep(Key::prepare(Path::new(FOLDER))?)), Ok)
+}
+
+/// Returns the key. `None` if there is none, or if we may not read it.
+fn known_key() -> Option<&'static Key> {
+    KEY.get().or_else(|| Some(keep(Key::existing(Path::new(FOLDER)).ok()??)))
+}
+
+fn keep(key: Key) -> &'static Key {
+    KEY.get_or_init(|| key)
+}
+
+/// Read once: it is the same for every process of this boot.
+static KEY: OnceLock<Key> = OnceLock::new();
+
 /// # Errors
 /// If the attribute cannot be written. Nothing may be changed then.
 pub fn write(dir: impl AsFd, hold: Hold, mark: &Mark) -> io::Result<()> {
-    let value = serde_json::to_vec(mark).map_err(io::Error::other)?;
+    let text = serde_json::to_vec(mark).map_err(io::Error::other)?;
+    let value = sign(key()?, hold, fstat(&dir)?.st_ino, text);
     Ok(fsetxattr(dir, attribute(hold), &value, XattrFlags::empty())?)
 }
 
-/// Reads a mark. `None` if the state is not ours, or if the mark cannot be parsed.
+/// Reads a mark that is ours. Before there is a key, an unsigned one is.
 ///
 /// # Errors
 /// If the directory is gone.
 pub fn read(dir: impl AsFd, hold: Hold) -> io::Result<Option<Mark>> {
-    let mut value = vec![0; 4096];
-    match fgetxattr(dir, attribute(hold), &mut value[..]) {
-        Ok(length) => Ok(serde_json::from_slice(&value[..length]).ok()),
-        Err(Errno::NODATA | Errno::NOTSUP) => Ok(None),
+    Ok(match find(dir, hold)? {
+        MarkFound::Ours(mark) => Some(mark),
+        MarkFound::Unsigned(mark) if known_key().is_none() => Some(mark),
+        MarkFound::Nothing | MarkFound::Unsigned(_) | MarkFound::Forged => None,
+    })
+}
+
+/// Reads a mark, whoever made it.
+///
+/// # Errors
+/// If the directory is gone.
+pub fn find(dir: impl AsFd, hold: Hold) -> io::Result<MarkFound> {
+    let mut value = vec![0; MAX];
+    match fgetxattr(&dir, attribute(hold), &mut value[..]) {
+        Ok(length) => Ok(judge(known_key(), hold, fstat(&dir)?.st_ino, &value[..length])),
+        Err(Errno::NODATA | Errno::NOTSUP) => Ok(MarkFound::Nothing),
+        // Longer than any of ours.
+        Err(Errno::RANGE) => Ok(MarkFound::Forged),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Adds the code to the text of a mark, as its last field.
+fn sign(key: &Key, hold: Hold, id: u64, mut text: Vec<u8>) -> Vec<u8> {
+    let code = key.code(&[attribute(hold).as_bytes(), &id.to_le_bytes(), &text]);
+    // The closing brace.
+    text.pop();
+    text.extend_from_slice(BEFORE);
+    text.extend(code.iter().flat_map(|byte| format!("{byte:02x}").into_bytes()));
+    text.extend_from_slice(AFTER);
+    text
+}
+
+fn judge(key: Option<&Key>, hold: Hold, id: u64, value: &[u8]) -> MarkFound {
+    let Some((text, code)) = split(value) else {
+        return serde_json::from_slice(value)
+            .map_or(MarkFound::Forged, |mark| MarkFound::Unsigned(bounded(mark)));
+    };
+    let of = [attribute(hold).as_bytes(), &id.to_le_bytes(), &text];
+    if !key.is_some_and(|key| key.is_code_of(&code, &of)) {
+        return MarkFound::Forged;
+    }
+    serde_json::from_slice(&text).map_or(MarkFound::Forged, MarkFound::Ours)
+}
+
+/// Cuts and escapes the words of a mark whose writer is not known.
+fn bounded(mark: Mark) -> Mark {
+    let incident = escape(mark.incident.as_str().as_bytes(), MAX_INCIDENT).as_str().into();
+    let reason = escape(mark.reason.as_bytes(), MAX_REASON);
+    Mark { incident, reason, ..mark }
+}
+
+/// Splits a mark into the text that was signed and the code. `None` if it has no code.
+fn split(value: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+    let end = value.strip_suffix(AFTER)?;
+    let (begin, code) = end.split_at_checked(end.len().checked_sub(2 * CODE)?)?;
+    let mut text = begin.strip_suffix(BEFORE)?.to_vec();
+    text.push(b'}');
+    let digits = std::str::from_utf8(code).ok()?;
+    let byte = |at: usize| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok();
+    let code: Option<Vec<u8>> = (0..digits.len()).step_by(2).map(byte).collect();
+    Some((text, code?))
 }
 
 /// # Errors
@@ -86,3 +193,6 @@ pub fn remove(dir: impl AsFd, hold: Hold) -> io::Result<()> {
         Err(error) => Err(error.into()),
     }
 }
+
+#[cfg(test)]
+mod tests;
