@@ -1,13 +1,14 @@
 //! A process that does nothing, under any program name.
 
 use std::{
+    fs,
     path::Path,
     process::{Child, Command},
 };
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
-use crate::cgroup::FixtureCgroup;
+use crate::{agent::DEADLINE, cgroup::FixtureCgroup, wait::until};
 
 /// Sleeps for longer than any test. Killed and reaped on drop.
 pub struct Sleeper {
@@ -24,6 +25,16 @@ impl Sleeper {
         let mut command = Command::new(program);
         command.arg("600");
         Ok(Self { child: cgroup.spawn(command)? })
+    }
+
+    /// Starts a command that does nothing for as long, such as `unshare ... sleep 600`, and waits
+    /// until the process itself runs `program`.
+    pub fn run(cgroup: &FixtureCgroup, command: Command, program: &Path) -> Result<Self> {
+        let sleeper = Self { child: cgroup.spawn(command)? };
+        let exe = format!("/proc/{}/exe", sleeper.pid());
+        let runs = || Ok(fs::read_link(&exe)? == program);
+        ensure!(until(DEADLINE, runs)?, "{} does not run", program.display());
+        Ok(sleeper)
     }
 
     pub fn pid(&self) -> u32 {

@@ -17,6 +17,7 @@ use mcp_guard_tests::{
     leak::{Leak, LeakPolicy, observing},
     sleeper::Sleeper,
 };
+use rustix::fs::{XattrFlags, fsetxattr};
 use serde_json::{Value, json};
 
 const FOUND: u64 = 200;
@@ -25,6 +26,12 @@ fn cgroup(what: &str) -> FixtureCgroup {
     let cgroup = FixtureCgroup::new(what).unwrap();
     cgroup.set_pids_max(FOUND).unwrap();
     cgroup
+}
+
+/// Marks a cgroup as systemd does.
+fn mark(cgroup: &FixtureCgroup) {
+    let dir = fs::File::open(cgroup.unified_dir()).unwrap();
+    fsetxattr(dir, "trusted.invocation_id", &[b'a'; 32], XattrFlags::empty()).unwrap();
 }
 
 /// Returns the outcome of the first action in the audit log, and its detail.
@@ -40,7 +47,9 @@ fn first_outcome(agent: &mut Agent) -> (Outcome, String) {
 fn the_core_refuses_a_detectors_action_on_a_bystander() {
     for response in ["clamp", "freeze", "kill"] {
         let guarded = cgroup("core");
-        let _session = guarded.child("session-1.scope").unwrap();
+        let session = guarded.child("session-1.scope").unwrap();
+        mark(&session);
+        let _user = Sleeper::start(&session).unwrap();
         let leak = Leak::start(&guarded, 4).unwrap();
         let mut agent = Agent::start(&LeakPolicy::enforcing(&guarded, response).toml()).unwrap();
         let (outcome, said) = first_outcome(&mut agent);

@@ -5,20 +5,28 @@
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
 use std::{
-    fs,
-    process::{Output, Stdio},
+    ffi::OsStr,
+    fs::{self, File},
+    os::unix::fs::{PermissionsExt as _, chown},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
 };
 
+use mcp_guard::host::{cgroup::Cgroup, facts, layout::Layout};
 use mcp_guard_core::refusal::ENGINES;
 use mcp_guard_tests::{
-    agent::{Agent, command},
+    agent::{Agent, DEADLINE, command},
     cgroup::FixtureCgroup,
     holds::Holds,
     leak::observing,
     sleeper::Sleeper,
+    wait::until,
 };
+use rustix::fs::{XattrFlags, fsetxattr};
 
 const FOUND: u64 = 200;
+const NOBODY: &str = "65534";
 const DRY: [&[&str]; 2] = [&["freeze", "--dry-run"], &["kill", "--dry-run"]];
 /// For the test's own cgroup only.
 const REAL: [&[&str]; 4] =
@@ -76,11 +84,30 @@ fn mcp_guards_own_cgroup_and_those_above_it_are_refused() {
     assert_untouched(&outer);
 }
 
+const INVOCATION: &str = "trusted.invocation_id";
+
+/// Marks a cgroup as systemd does.
+fn mark(cgroup: &FixtureCgroup) {
+    let dir = File::open(cgroup.unified_dir()).unwrap();
+    fsetxattr(dir, INVOCATION, &[b'a'; 32], XattrFlags::empty()).unwrap();
+}
+
+fn assert_allowed(cgroup: &FixtureCgroup, why: &str) {
+    for verb in DRY {
+        let output = cli(verb, &target(cgroup));
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{why}: {verb:?} {}: {said}", cgroup.path());
+        assert!(said.contains("dry run"), "{why}: {said}");
+    }
+}
+
 #[test]
 fn logins_user_managers_and_init_are_refused() {
     for unit in ["session-1.scope", "user@1000.service", "init.scope"] {
         let above = cgroup("login");
         let inside = above.child(unit).unwrap();
+        mark(&inside);
+        assert_allowed(&above, "nobody is in it");
         let mut sleeper = Sleeper::start(&inside).unwrap();
         for verb in REAL {
             for place in [&inside, &above] {
@@ -93,24 +120,140 @@ fn logins_user_managers_and_init_are_refused() {
 }
 
 #[test]
-fn processes_that_run_containers_are_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    // The kernel keeps 15 bytes of a name. `containerd-shim-runc-v2` is a real longer one.
-    for name in ENGINES.iter().copied().chain(["containerd-shim-runc-v2"]) {
-        let program = folder.path().join(name);
+fn a_cgroup_with_the_name_of_a_login_is_none() {
+    for unit in ["session-1.scope", "user@1000.service", "init.scope"] {
+        let above = cgroup("login-name");
+        let inside = above.child(unit).unwrap();
+        let _sleeper = Sleeper::start(&inside).unwrap();
+        assert_allowed(&above, unit);
+        assert_allowed(&inside, unit);
+    }
+}
+
+/// A folder of root, with a copy of `sleep` under another name.
+struct Programs(tempfile::TempDir);
+
+impl Programs {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        Self(folder)
+    }
+
+    fn copy(&self, name: &str) -> PathBuf {
+        let program = self.0.path().join(name);
         fs::copy("/bin/sleep", &program).unwrap();
+        program
+    }
+}
+
+#[test]
+fn processes_that_run_containers_are_refused() {
+    let programs = Programs::new();
+    for name in ENGINES.iter().copied().chain(["containerd-shim-runc-v2"]) {
+        let program = programs.copy(name);
         let above = cgroup("engine");
         let inside = above.child("inside").unwrap();
         let mut sleeper = Sleeper::start_as(&inside, &program).unwrap();
-        let shown = &name[..name.len().min(15)];
         for verb in REAL {
             for place in [&inside, &above] {
-                assert_refused(&cli(verb, &target(place)), &format!("({shown})"));
+                assert_refused(&cli(verb, &target(place)), &format!("({name})"));
             }
         }
+        // An upgrade removes the program of a running engine.
+        fs::remove_file(&program).unwrap();
+        assert_refused(&cli(&["kill", "--dry-run"], &target(&above)), &format!("({name})"));
         assert_untouched(&above);
         assert!(sleeper.lives().unwrap());
     }
+}
+
+fn words<I: IntoIterator<Item: AsRef<OsStr>>>(program: &str, words: I) -> Command {
+    let mut command = Command::new(program);
+    command.args(words);
+    command
+}
+
+/// Starts a command in a new cgroup. Its process must come to run `program`.
+fn started(command: Command, program: &Path) -> (FixtureCgroup, Sleeper) {
+    let place = cgroup("no-engine");
+    let sleeper = Sleeper::run(&place, command, program).unwrap();
+    (place, sleeper)
+}
+
+#[test]
+fn a_process_with_the_name_of_an_engine_is_none() {
+    let programs = Programs::new();
+    let (conmon, sleep) = (programs.copy("conmon"), fs::canonicalize("/bin/sleep").unwrap());
+    let as_nobody = ["--reuid", NOBODY, "--clear-groups"].map(OsStr::new);
+    let named = programs.0.path().join("conmon");
+
+    let place = cgroup("comm");
+    let renames = "printf conmon > /proc/$$/comm; sleep 600; :";
+    let mut shell = place.spawn(words("sh", ["-c", renames])).unwrap();
+    let comm = format!("/proc/{}/comm", shell.id());
+    let is_renamed = || Ok(fs::read_to_string(&comm)? == "conmon\n");
+    assert!(until(DEADLINE, is_renamed).unwrap());
+    assert_allowed(&place, "it only calls itself conmon");
+    place.wait_until("its end", DEADLINE, || Child::kill(&mut shell).is_ok()).unwrap();
+    shell.wait().unwrap();
+
+    let (place, _sleeper) = started(words(conmon.to_str().unwrap(), ["600"]), &conmon);
+    assert_refused(&cli(&["kill", "--dry-run"], &target(&place)), "(conmon)");
+    chown(&conmon, Some(65534), None).unwrap();
+    assert_allowed(&place, "the program is a user's");
+    chown(&conmon, Some(0), None).unwrap();
+    fs::set_permissions(&conmon, fs::Permissions::from_mode(0o757)).unwrap();
+    assert_allowed(&place, "anyone may write the program");
+    fs::set_permissions(&conmon, fs::Permissions::from_mode(0o755)).unwrap();
+
+    let run = as_nobody.into_iter().chain([named.as_os_str(), OsStr::new("600")]);
+    let (place, _sleeper) = started(words("setpriv", run.clone()), &conmon);
+    assert_allowed(&place, "a user's process in a cgroup of root");
+    chown(place.unified_dir(), Some(65534), None).unwrap();
+    assert_refused(&cli(&["kill", "--dry-run"], &target(&place)), "(conmon)");
+
+    // The user mounts `sleep` over the program, in a mount namespace of his own.
+    let mounts = format!("mount --bind {0} {1} && exec {1} 600", sleep.display(), named.display());
+    let own = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"].map(OsStr::new);
+    let run = as_nobody.into_iter().chain(own).chain([OsStr::new(&mounts)]);
+    let (place, _sleeper) = started(words("setpriv", run), &conmon);
+    chown(place.unified_dir(), Some(65534), None).unwrap();
+    assert_allowed(&place, "another program under this name");
+
+    // As in a container that shares the host's pid namespace.
+    let run = [OsStr::new("--mount"), named.as_os_str(), OsStr::new("600")];
+    let above = cgroup("host-pids");
+    let container = above.child(&"a".repeat(64)).unwrap();
+    let _sleeper = Sleeper::run(&container, words("unshare", run), &conmon).unwrap();
+    assert_allowed(&container, "it is in a container");
+    assert_allowed(&above, "it is in a container below");
+    let (place, _sleeper) = started(words("unshare", run), &conmon);
+    assert_refused(&cli(&["kill", "--dry-run"], &target(&place)), "(conmon)");
+}
+
+/// In a container, a process can have any program. One that ends while it is looked at is no
+/// process of the host.
+#[test]
+fn a_process_that_ends_meanwhile_is_no_engine() {
+    let programs = Programs::new();
+    let dockerd = programs.copy("dockerd");
+    let place = cgroup("churn");
+    let churn =
+        format!("while :; do for n in 1 2 3 4; do {0} 0 & done; wait; done", dockerd.display());
+    let inside = ["--pid", "--fork", "--kill-child", "sh", "-c", &churn];
+    let mut shell = place.spawn(words("unshare", inside)).unwrap();
+    let layout = Layout::read().unwrap();
+    let held = Cgroup::open(&layout, place.path()).unwrap();
+    let (end, mut looks) = (Instant::now() + Duration::from_secs(3), 0);
+    while Instant::now() < end {
+        let facts = facts::gather(&held).unwrap();
+        assert_eq!(facts.engines, [], "after {looks} looks");
+        looks += 1;
+    }
+    assert!(looks > 100, "only {looks} looks");
+    place.wait_until("its end", DEADLINE, || Child::kill(&mut shell).is_ok()).unwrap();
+    shell.wait().unwrap();
 }
 
 #[test]
@@ -119,19 +262,56 @@ fn containers_side_by_side_are_refused_but_nested_ones_are_not() {
     let (id_a, id_b) = ("a".repeat(64), "b".repeat(64));
     let first = above.child(&id_a).unwrap();
     let nested = first.child(&id_b).unwrap();
-    let mut sleeper = Sleeper::start(&nested).unwrap();
-    for verb in DRY {
-        for place in [&nested, &first, &above] {
-            let output = cli(verb, &target(place));
-            let said = String::from_utf8_lossy(&output.stdout);
-            assert_eq!(output.status.code(), Some(0), "{verb:?} {}: {said}", place.path());
-            assert!(said.contains("dry run"), "{said}");
-        }
+    let sleep = fs::canonicalize("/bin/sleep").unwrap();
+    let contained = |cgroup: &FixtureCgroup| {
+        Sleeper::run(cgroup, words("unshare", ["--mount", "sleep", "600"]), &sleep).unwrap()
+    };
+    let mut sleeper = contained(&first);
+    let _nested = contained(&nested);
+    for place in [&nested, &first, &above] {
+        assert_allowed(place, "one container, and one in it");
     }
-    let _second = above.child(&id_b).unwrap();
+    let second = above.child(&id_b).unwrap();
+    assert_allowed(&above, "the second is a name without processes");
+    let posing = Sleeper::start(&second).unwrap();
+    assert_allowed(&above, "its process is in no container");
+    drop(posing);
+    let other = contained(&second);
     for verb in REAL {
         assert_refused(&cli(verb, &target(&above)), "2 containers side by side");
     }
+    chown(second.unified_dir(), Some(65534), None).unwrap();
+    assert_allowed(&above, "a user made it below a cgroup of root");
+    chown(above.unified_dir(), Some(65534), None).unwrap();
+    assert_refused(&cli(&["kill", "--dry-run"], &target(&above)), "2 containers side by side");
+    drop(other);
+    assert_untouched(&above);
+    assert!(sleeper.lives().unwrap());
+}
+
+/// Neither does a subtree with more cgroups than the agent can count make itself untouchable, nor
+/// does it hide an engine.
+#[test]
+fn thousands_of_cgroups_neither_protect_nor_hide() {
+    let above = cgroup("thousands");
+    for number in 0..20_000 {
+        fs::create_dir(above.unified_dir().join(number.to_string())).unwrap();
+    }
+    let mut sleeper = Sleeper::start(&above).unwrap();
+    assert_allowed(&above, "20,000 empty cgroups");
+    let layout = Layout::read().unwrap();
+    let held = Cgroup::open(&layout, above.path()).unwrap();
+    let began = Instant::now();
+    facts::gather(&held).unwrap();
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    let last = above.child("zz").unwrap();
+    let programs = Programs::new();
+    let engine = Sleeper::start_as(&last, &programs.copy("dockerd")).unwrap();
+    for verb in REAL {
+        assert_refused(&cli(verb, &target(&above)), "(dockerd)");
+    }
+    drop(engine);
     assert_untouched(&above);
     assert!(sleeper.lives().unwrap());
 }

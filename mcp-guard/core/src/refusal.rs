@@ -1,24 +1,43 @@
 //! The bystander rules: cgroups that are never acted on, no matter who asks. They are checked when
 //! a guard begins, and again on fresh facts right before each action.
 
+mod engine;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{container::container_in, id::Pid};
+pub use self::engine::{
+    ENGINES, MustRun, SuspectFacts, engine_name, is_engine_comm, only_root_writes,
+};
+use crate::id::{Pid, Ticks};
 
 /// The facts that the rules check. Paths are in the unified hierarchy and begin with `/`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BystanderFacts {
     pub path: String,
-    /// Paths of all cgroups below `path`.
-    pub descendants: Vec<String>,
     /// The agent's own cgroup.
     pub own: String,
+    /// The cgroup of PID 1, if it is known.
+    pub init: Option<String>,
     pub holds_pid_1: bool,
     pub holds_the_agent: bool,
-    /// Engine, shim, monitor and kubelet processes in the cgroup: pid and name.
-    pub engine_processes: Vec<(Pid, String)>,
+    /// A populated cgroup for which [`is_login_or_init`] is true, at `path` or below.
+    pub login_or_init: Option<String>,
+    /// Engine, shim, monitor and kubelet processes in the cgroup.
+    pub engines: Vec<EngineProcess>,
+    /// Number of containers below `path`. 0 if `path` is in a container.
+    pub containers: usize,
+}
+
+/// A process that runs containers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineProcess {
+    pub pid: Pid,
+    /// Start time, which together with the pid identifies the process permanently.
+    pub start: Ticks,
+    /// The file name of its program.
+    pub name: String,
 }
 
 /// Why a cgroup is not acted on. The text completes "refused: ".
@@ -60,128 +79,167 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Programs that run containers. Names are as in `/proc/PID/comm`, which keeps 15 bytes.
-pub const ENGINES: [&str; 9] = [
-    "dockerd",
-    "containerd",
-    "containerd-shim",
-    "podman",
-    "conmon",
-    "conmonrs",
-    "crio",
-    "kubelet",
-    "docker-proxy",
-];
-
 /// Returns the first rule that forbids acting on a cgroup.
 #[must_use]
 pub fn refusal(facts: &BystanderFacts) -> Option<Refusal> {
-    let path = facts.path.trim_end_matches('/');
-    if path.is_empty() {
-        return Some(Refusal::RootCgroup);
+    if let Some(refusal) = refusal_by_place(facts) {
+        return Some(refusal);
     }
     if facts.holds_pid_1 {
         return Some(Refusal::HoldsPid1);
     }
-    if facts.holds_the_agent || facts.own == path || is_below(&facts.own, path) {
+    if facts.holds_the_agent {
         return Some(Refusal::OwnCgroup);
     }
-    let whole_tree = || std::iter::once(path).chain(facts.descendants.iter().map(String::as_str));
-    // A container may run its own systemd: cgroups below a container belong to it.
-    let outside_containers = || whole_tree().filter(|path| container_in(path).is_none());
-    if let Some(unit) = outside_containers().find_map(login_or_init) {
-        return Some(Refusal::LoginOrInit { unit: unit.to_owned() });
+    if let Some(path) = &facts.login_or_init {
+        return Some(Refusal::LoginOrInit { unit: file_name(path).to_owned() });
     }
-    if let Some((pid, name)) = facts.engine_processes.first() {
+    if let Some(EngineProcess { pid, name, .. }) = facts.engines.first() {
         return Some(Refusal::HoldsEngine { pid: *pid, name: name.clone() });
     }
-    if container_in(path).is_none() {
-        let mut ids: Vec<_> = whole_tree().filter_map(container_in).map(|found| found.id).collect();
-        ids.sort_unstable();
-        ids.dedup();
-        if ids.len() > 1 {
-            return Some(Refusal::SeveralContainers { count: ids.len() });
-        }
+    (facts.containers > 1).then_some(Refusal::SeveralContainers { count: facts.containers })
+}
+
+/// Returns the first rule that forbids acting on a cgroup because of its place alone. It needs
+/// `path`, `own` and `init`, and nothing of what is in the cgroup.
+#[must_use]
+pub fn refusal_by_place(facts: &BystanderFacts) -> Option<Refusal> {
+    let path = facts.path.trim_end_matches('/');
+    if path.is_empty() {
+        return Some(Refusal::RootCgroup);
     }
-    None
+    if facts.init.as_deref().is_some_and(|init| holds(path, init)) {
+        return Some(Refusal::HoldsPid1);
+    }
+    holds(path, &facts.own).then_some(Refusal::OwnCgroup)
 }
 
-fn is_below(path: &str, ancestor: &str) -> bool {
-    path.strip_prefix(ancestor).is_some_and(|rest| rest.starts_with('/'))
+/// Whether `path` is the cgroup `other`, or one above it.
+fn holds(path: &str, other: &str) -> bool {
+    other.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// Returns the last component of `path` if it is a unit of init, a login session or a user manager.
-fn login_or_init(path: &str) -> Option<&str> {
-    let name = path.rsplit('/').next()?;
-    let session = name.starts_with("session-") && name.ends_with(".scope");
-    let user_manager = name.starts_with("user@") && name.ends_with(".service");
-    (name == "init.scope" || session || user_manager).then_some(name)
+fn file_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+/// Whether a cgroup has the name of a unit of init, a login session or a user manager. Anyone who
+/// may create a cgroup can choose that name; [`is_login_or_init`] decides.
+#[must_use]
+pub fn is_named_login_or_init(path: &str) -> bool {
+    let name = file_name(path);
+    name == "init.scope" || is_session(name) || is_user_manager(name)
+}
+
+/// Whether a cgroup is a unit of init, a login session or a user manager: it has the name, and
+/// systemd created it. That is proved by its place, because only root can create a cgroup there, or
+/// by `is_marked`: it carries `trusted.invocation_id`, for which root needs `CAP_SYS_ADMIN`.
+///
+/// systemd marks no scope that it creates before it has drawn the id, which is every session scope.
+#[must_use]
+pub fn is_login_or_init(path: &str, is_marked: bool) -> bool {
+    let parts: Vec<&str> = path.split('/').skip(1).collect();
+    let of_user = |slice: &str| slice.starts_with("user-") && slice.ends_with(".slice");
+    let is_in_place = match parts[..] {
+        ["init.scope"] => true,
+        ["user.slice", slice, unit] => {
+            of_user(slice) && (is_session(unit) || is_user_manager(unit))
+        }
+        // The user manager's own processes.
+        ["user.slice", slice, manager, "init.scope"] => of_user(slice) && is_user_manager(manager),
+        _ => false,
+    };
+    is_in_place || (is_marked && is_named_login_or_init(path))
+}
+
+fn is_session(name: &str) -> bool {
+    name.starts_with("session-") && name.ends_with(".scope")
+}
+
+fn is_user_manager(name: &str) -> bool {
+    name.starts_with("user@") && name.ends_with(".service")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn facts(path: &str, descendants: &[&str]) -> BystanderFacts {
+    fn facts(path: &str) -> BystanderFacts {
         BystanderFacts {
             path: path.to_owned(),
-            descendants: descendants.iter().map(|path| (*path).to_owned()).collect(),
             own: "/system.slice/mcp-guard.service".to_owned(),
+            init: Some("/init.scope".to_owned()),
             ..BystanderFacts::default()
         }
     }
 
-    fn verdict(path: &str, descendants: &[&str]) -> Option<Refusal> {
-        refusal(&facts(path, descendants))
+    fn verdict(path: &str) -> Option<Refusal> {
+        refusal(&facts(path))
     }
-
-    const A: &str = "/docker/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
-    const B: &str = "/docker/bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
 
     #[test]
     fn the_host_and_the_agent_are_safe() {
-        assert_eq!(verdict("/", &[]), Some(Refusal::RootCgroup));
-        assert_eq!(verdict("", &[]), Some(Refusal::RootCgroup));
-        assert_eq!(verdict("/system.slice/mcp-guard.service", &[]), Some(Refusal::OwnCgroup));
-        assert_eq!(verdict("/system.slice", &[]), Some(Refusal::OwnCgroup), "an ancestor");
-        assert_eq!(verdict("/system.slice/mcp", &[]), None, "only a common prefix");
-        let agent_inside = BystanderFacts { holds_the_agent: true, ..facts("/x", &[]) };
+        assert_eq!(verdict("/"), Some(Refusal::RootCgroup));
+        assert_eq!(verdict(""), Some(Refusal::RootCgroup));
+        assert_eq!(verdict("/system.slice/mcp-guard.service"), Some(Refusal::OwnCgroup));
+        assert_eq!(verdict("/system.slice"), Some(Refusal::OwnCgroup), "an ancestor");
+        assert_eq!(verdict("/system.slice/mcp"), None, "only a common prefix");
+        assert_eq!(verdict("/init.scope"), Some(Refusal::HoldsPid1));
+        let agent_inside = BystanderFacts { holds_the_agent: true, ..facts("/x") };
         assert_eq!(refusal(&agent_inside), Some(Refusal::OwnCgroup));
-        let init_inside = BystanderFacts { holds_pid_1: true, ..facts("/x", &[]) };
+        let init_inside = BystanderFacts { holds_pid_1: true, ..facts("/x") };
         assert_eq!(refusal(&init_inside), Some(Refusal::HoldsPid1));
+        let in_the_root = BystanderFacts { init: Some(String::new()), ..facts("/x") };
+        assert_eq!(refusal(&in_the_root), None, "without systemd, PID 1 is in the root cgroup");
     }
 
     #[test]
-    fn login_sessions_and_init_are_safe() {
-        let login = |unit: &str| Some(Refusal::LoginOrInit { unit: unit.to_owned() });
-        assert_eq!(verdict("/init.scope", &[]), login("init.scope"));
-        let session = "/user.slice/user-0.slice/session-3.scope";
-        assert_eq!(verdict(session, &[]), login("session-3.scope"));
-        assert_eq!(verdict("/user.slice", &[session]), login("session-3.scope"), "an ancestor");
+    fn login_sessions_and_init_are_safe_where_systemd_creates_them() {
         let manager = "/user.slice/user-1000.slice/user@1000.service";
-        assert_eq!(verdict(manager, &[]), login("user@1000.service"));
-        assert_eq!(verdict("/user.slice/user-1000.slice", &[manager]), login("user@1000.service"));
-        let below = format!("{manager}/app.slice/mcp.service");
-        assert_eq!(verdict(&below, &[]), None, "a user's own service may be acted on");
+        for path in [
+            "/init.scope",
+            "/user.slice/user-0.slice/session-3.scope",
+            "/user.slice/user-1000.slice/session-c1.scope",
+            manager,
+            &format!("{manager}/init.scope"),
+        ] {
+            assert!(is_named_login_or_init(path) && is_login_or_init(path, false), "{path}");
+        }
+        for path in [
+            "/x/init.scope",
+            "/session-3.scope",
+            "/system.slice/gw.service/session-1.scope",
+            "/system.slice/gw.service/user.slice/user-0.slice/session-1.scope",
+            "/user.slice/session-1.scope",
+            "/user.slice/user-0.slice/x/session-1.scope",
+            &format!("{manager}/app.slice/gw.service/init.scope"),
+            &format!("{manager}/session-1.scope"),
+        ] {
+            assert!(is_named_login_or_init(path), "{path}");
+            assert!(!is_login_or_init(path, false), "a name proves nothing: {path}");
+            assert!(is_login_or_init(path, true), "the mark proves it: {path}");
+        }
+        for path in ["/system.slice/gw.service", "/user.slice/user-0.slice", "/user@.slice", ""] {
+            assert!(!is_login_or_init(path, true), "{path}");
+        }
+        let session = "/user.slice/user-0.slice/session-3.scope".to_owned();
+        let above = BystanderFacts { login_or_init: Some(session), ..facts("/user.slice") };
+        let expected = Refusal::LoginOrInit { unit: "session-3.scope".to_owned() };
+        assert_eq!(refusal(&above), Some(expected));
     }
 
     #[test]
     fn processes_that_run_containers_are_safe() {
-        let mut engine = facts("/x", &[]);
-        engine.engine_processes = vec![(Pid(7), "containerd-shim".to_owned())];
-        assert!(matches!(refusal(&engine), Some(Refusal::HoldsEngine { pid: Pid(7), .. })));
+        let (pid, start, name) = (Pid(7), Ticks(70), "conmon".to_owned());
+        let engines = vec![EngineProcess { pid, start, name: name.clone() }];
+        let holding = BystanderFacts { engines, ..facts("/x") };
+        assert_eq!(refusal(&holding), Some(Refusal::HoldsEngine { pid, name }));
     }
 
     #[test]
-    fn sibling_containers_are_safe_and_nested_ones_belong_to_the_outer_one() {
-        assert_eq!(verdict("/docker", &[A, B]), Some(Refusal::SeveralContainers { count: 2 }));
-        assert_eq!(verdict(A, &[]), None);
-        assert_eq!(verdict(A, &[&format!("{A}{A}"), &format!("{A}{B}")]), None, "docker in docker");
-        assert_eq!(verdict(A, &[&format!("{A}/init.scope")]), None, "systemd in a container");
-        let pod = "/kubepods.slice/kubepods-pod1.slice";
-        let one = format!("{pod}/cri-containerd-{}.scope", "a".repeat(64));
-        let two = format!("{pod}/cri-containerd-{}.scope", "b".repeat(64));
-        assert_eq!(verdict(pod, &[&one, &two]), Some(Refusal::SeveralContainers { count: 2 }));
-        assert_eq!(verdict(pod, &[&one]), None);
+    fn containers_side_by_side_are_safe() {
+        let holding = |containers| refusal(&BystanderFacts { containers, ..facts("/docker") });
+        assert_eq!((holding(0), holding(1)), (None, None));
+        assert_eq!(holding(2), Some(Refusal::SeveralContainers { count: 2 }));
     }
 }

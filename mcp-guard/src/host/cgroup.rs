@@ -6,6 +6,7 @@
 mod dir;
 mod find;
 mod pids;
+mod populated;
 mod walk;
 
 use std::{
@@ -17,7 +18,10 @@ use std::{
 use mcp_guard_core::id::{CgroupId, Pid};
 use tokio::io::Interest;
 
-pub use self::{dir::Dir, find::Error, walk::MAX_DESCENDANTS};
+pub use self::{
+    dir::{Dir, MAX_PROCS},
+    find::Error,
+};
 use self::{pids::Pids, walk::Visit};
 use super::{cgroupfs::Events, poll, process::read_at_most};
 
@@ -39,6 +43,14 @@ impl Cgroup {
     #[must_use]
     pub fn path(&self) -> &str {
         &self.path
+    }
+
+    /// Returns the uid of its owner. See [`Dir::owner`].
+    ///
+    /// # Errors
+    /// If fstat(2) fails.
+    pub fn owner(&self) -> io::Result<u32> {
+        self.dir.owner()
     }
 
     #[must_use]
@@ -89,20 +101,6 @@ impl Cgroup {
     /// If the cgroup is gone, or its list cannot be read to the end.
     pub fn processes(&self) -> io::Result<Vec<Pid>> {
         self.dir.processes()
-    }
-
-    /// Returns the paths and ids of the cgroups below it.
-    ///
-    /// # Errors
-    /// If the cgroup is gone.
-    pub fn descendants(&self) -> io::Result<Vec<(String, CgroupId)>> {
-        let mut found = Vec::new();
-        self.walk(&mut |dir, path| {
-            found.push((path.to_owned(), dir.id()?));
-            Ok(())
-        })?;
-        found.remove(0); // The walk begins with the cgroup itself.
-        Ok(found)
     }
 
     /// See [`Dir::walk`].

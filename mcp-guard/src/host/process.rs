@@ -7,7 +7,7 @@ use mcp_guard_core::{
     registry::Observed,
 };
 use rustix::{
-    fs::{CWD, Mode, OFlags, openat},
+    fs::{AtFlags, CWD, Mode, OFlags, Statx, StatxFlags, openat, readlinkat, statat, statx},
     process::{PidfdFlags, pidfd_open},
 };
 
@@ -55,7 +55,7 @@ impl OpenProcess {
     /// # Errors
     /// If the process is gone, or the kernel does not show it to us.
     pub fn pid_namespace(&self) -> io::Result<u64> {
-        Ok(rustix::fs::statat(&self.dir, "ns/pid", rustix::fs::AtFlags::empty())?.st_ino)
+        Ok(statat(&self.dir, "ns/pid", AtFlags::empty())?.st_ino)
     }
 
     /// Whether it may trace processes that are not its own. True if that is not known.
@@ -64,16 +64,40 @@ impl OpenProcess {
         self.read("status", 64 * 1024).map_or(true, |status| status::may_trace(&status))
     }
 
-    /// Whether it is in the same pid namespace as this process. An engine is, a container is not.
-    #[must_use]
-    pub fn shares_our_pid_namespace(&self) -> bool {
-        let own = rustix::fs::stat("/proc/self/ns/pid");
-        let its = rustix::fs::statat(&self.dir, "ns/pid", rustix::fs::AtFlags::empty());
-        match (own, its) {
-            (Ok(own), Ok(its)) => (own.st_dev, own.st_ino) == (its.st_dev, its.st_ino),
-            // If that is not known, it counts as one of the host's, which is the careful answer.
-            (Err(_), _) | (_, Err(_)) => true,
-        }
+    /// Identifies one of its namespaces: `kind` is the name of a file in `/proc/PID/ns`.
+    ///
+    /// # Errors
+    /// If the process is gone, or the kernel does not show it to us.
+    pub fn namespace(&self, kind: &str) -> io::Result<Namespace> {
+        let file = statat(&self.dir, format!("ns/{kind}"), AtFlags::empty())?;
+        Ok(Namespace(file.st_dev, file.st_ino))
+    }
+
+    /// Returns the path of its program, as the kernel shows it.
+    ///
+    /// # Errors
+    /// If the process is gone or a zombie, or the kernel does not show it to us.
+    pub fn exe(&self) -> io::Result<Vec<u8>> {
+        Ok(readlinkat(&self.dir, "exe", Vec::new())?.into_bytes())
+    }
+
+    /// Returns the metadata of the file of its program, even if that file was removed. The server of
+    /// its file system is not asked, because it may not answer.
+    ///
+    /// # Errors
+    /// If the process is gone or a zombie, or the kernel does not show it to us.
+    pub fn exe_file(&self) -> io::Result<Statx> {
+        let flags = AtFlags::STATX_DONT_SYNC;
+        Ok(statx(&self.dir, "exe", flags, StatxFlags::BASIC_STATS)?)
+    }
+
+    /// Returns its real and effective uid.
+    ///
+    /// # Errors
+    /// If the process is gone.
+    pub fn uids(&self) -> io::Result<(u32, u32)> {
+        let status = self.read("status", 64 * 1024)?;
+        status::uids(&status).ok_or_else(|| io::Error::other("its /proc status has no uids"))
     }
 
     /// Returns the start time, which together with the pid identifies the process permanently.
@@ -95,6 +119,16 @@ impl OpenProcess {
         let fd = openat(&self.dir, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         read_at_most(&fd, limit)
     }
+}
+
+/// A namespace, by the device and inode of its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Namespace(u64, u64);
+
+/// Whether an error means that a process is gone, or has ended and waits for its parent.
+#[must_use]
+pub fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT))
 }
 
 /// Reads up to `limit` bytes from the start.

@@ -7,7 +7,10 @@ use std::{
 };
 
 use mcp_guard_core::id::{CgroupId, Pid};
-use rustix::fs::{Access, AtFlags, Mode, OFlags, accessat, fstat, openat};
+use rustix::{
+    fs::{Access, AtFlags, Mode, OFlags, accessat, fgetxattr, fstat, openat},
+    io::Errno,
+};
 
 use crate::host::{
     cgroupfs::{self, Events},
@@ -17,7 +20,7 @@ use crate::host::{
 /// Most bytes read of one file.
 const MAX_FILE: usize = 1 << 19;
 /// Most bytes read of `cgroup.procs`: eight for each process that Linux can have (`PID_MAX_LIMIT`).
-pub(super) const MAX_PROCS: usize = 8 * 4_194_304;
+pub const MAX_PROCS: usize = 8 * 4_194_304;
 
 /// The directory of one cgroup in one hierarchy. Once that cgroup is gone, every read and write
 /// fails.
@@ -62,6 +65,36 @@ impl Dir {
         Ok(CgroupId(fstat(&self.0)?.st_ino))
     }
 
+    /// Returns the uid of its owner: root, or a user to whom it was delegated.
+    ///
+    /// # Errors
+    /// If fstat(2) fails.
+    pub fn owner(&self) -> io::Result<u32> {
+        Ok(fstat(&self.0)?.st_uid)
+    }
+
+    /// Whether it carries an extended attribute.
+    ///
+    /// # Errors
+    /// If that cannot be read.
+    pub fn carries(&self, attribute: &str) -> io::Result<bool> {
+        match fgetxattr(&self.0, attribute, &mut [0; 256]) {
+            Ok(_) | Err(Errno::RANGE) => Ok(true),
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether the cgroup `name` directly below this one has a process in it or below it.
+    pub(super) fn is_populated_below(&self, name: &CStr) -> io::Result<bool> {
+        let file = [name.to_bytes(), b"/cgroup.events"].concat();
+        let fd = openat(&self.0, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        // Two short lines. A walk reads thousands of them.
+        let mut events = [0; 64];
+        let read = rustix::io::read(&fd, &mut events)?;
+        Ok(Events::parse(&String::from_utf8_lossy(&events[..read])).populated)
+    }
+
     /// Whether it has a file of this name.
     #[must_use]
     pub fn has(&self, file: &str) -> bool {
@@ -96,7 +129,10 @@ impl Dir {
 
     /// Returns the processes in this cgroup alone. A list of `limit` bytes is an error: a truncated
     /// list could end in the first digits of a pid, which name another process.
-    pub(super) fn own_processes(&self, limit: usize) -> io::Result<Vec<Pid>> {
+    ///
+    /// # Errors
+    /// If the cgroup is threaded or gone, or if its list is too long.
+    pub fn own_processes(&self, limit: usize) -> io::Result<Vec<Pid>> {
         let list = read_at_most(&self.open("cgroup.procs")?, limit)?;
         if list.len() >= limit {
             return Err(io::Error::other(format!("cgroup.procs is larger than {limit} bytes")));

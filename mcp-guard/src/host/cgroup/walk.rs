@@ -8,7 +8,7 @@ use rustix::fs::FileType;
 use super::dir::{Dir, MAX_PROCS};
 
 /// Most cgroups visited below one cgroup, the size of the kernel side's membership map.
-pub const MAX_DESCENDANTS: usize = mcp_guard_common::MAX_CGROUPS as usize;
+pub(super) const MAX_DESCENDANTS: usize = mcp_guard_common::MAX_CGROUPS as usize;
 
 /// The function that a walk calls for each cgroup.
 pub(super) type Visit<'a> = &'a mut dyn FnMut(&Dir, &str) -> io::Result<()>;

@@ -16,9 +16,26 @@ pub fn may_trace(status: &[u8]) -> bool {
     sets.is_none_or(|(permitted, bounding)| (permitted | bounding) & (1 << SYS_PTRACE) != 0)
 }
 
+/// Returns the real and the effective uid.
+#[must_use]
+pub fn uids(status: &[u8]) -> Option<(u32, u32)> {
+    let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"Uid:"))?;
+    let mut uids = std::str::from_utf8(line).ok()?.split_whitespace().map(str::parse);
+    Some((uids.next()?.ok()?, uids.next()?.ok()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_two_uids_are_the_real_and_the_effective_one() {
+        let status = b"Name:\tUid:\t9\nUmask:\t0022\nUid:\t1000\t0\t7\t8\nGid:\t1\t2\t3\t4\n";
+        assert_eq!(uids(status), Some((1000, 0)));
+        for bad in [&b""[..], b"Name:\tx\n", b"Uid:\t1000\n", b"Uid:\tx\t0\n"] {
+            assert_eq!(uids(bad), None);
+        }
+    }
 
     #[test]
     fn capabilities_decide_whether_a_process_may_trace() {
