@@ -165,6 +165,10 @@ impl Guard {
         respond: &Respond,
         out: &mut Outbox<'_>,
     ) {
+        if !self.may_write_limits() {
+            // A clamp or a rule came after the first of two writes.
+            self.limits.drop_waiting();
+        }
         self.limits.settled(now, settled, out);
         match self.under_way.remove(&settled.ticket) {
             Some(Expected::Contain { response, lease }) => {

@@ -136,7 +136,7 @@ impl Launchers {
             .iter()
             .filter(|launcher| launcher.program == program)
             .find_map(|launcher| launcher.package(arguments))
-            .map(|package| escape(redact::name(without_version(package)).as_bytes(), MAX_IDENTITY))
+            .and_then(|package| printable(without_version(package)))
     }
 }
 
@@ -232,6 +232,13 @@ fn split(argv: &[u8]) -> Vec<&str> {
         words = title.split(' ').filter(|word| !word.is_empty()).collect();
     }
     words
+}
+
+/// Returns the identity for a package: short, without secrets and control characters. `None` if no name is left,
+/// as of `==1` and `?a=b`.
+fn printable(package: &str) -> Option<String> {
+    let identity = escape(redact::name(package).as_bytes(), MAX_IDENTITY);
+    (!identity.is_empty()).then_some(identity)
 }
 
 fn base_name(path: &str) -> &str {
@@ -337,8 +344,7 @@ pub fn stranded_server(argv: &[u8]) -> Option<String> {
     let words = split(argv);
     let path = words.iter().take(2).find(|word| word.contains("/_npx/"))?;
     let (_, bin) = path.rsplit_once("/node_modules/.bin/")?;
-    (!bin.is_empty() && !bin.contains('/'))
-        .then(|| escape(redact::name(bin).as_bytes(), MAX_IDENTITY))
+    (!bin.contains('/')).then_some(bin).and_then(printable)
 }
 
 #[cfg(test)]

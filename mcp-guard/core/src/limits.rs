@@ -232,9 +232,14 @@ impl Limits {
         self.plan = None;
         if other_mode {
             self.pacing.asked_again();
-            self.waiting.clear();
-            self.then = None;
+            self.drop_waiting();
         }
+    }
+
+    /// Drops the writes that follow the one in progress. They are decided again later.
+    pub fn drop_waiting(&mut self) {
+        self.waiting.clear();
+        self.then = None;
     }
 
     /// Returns whether a write of the limit is in progress.
@@ -495,14 +500,13 @@ impl Limits {
                     self.ended = Some(Ended::Reached);
                 }
             }
-            None => self.failed(now, "the policy changed during the write"),
+            None => self.failed(now, "the writes that follow are no longer wanted or allowed"),
         }
     }
 
     /// The agent tries again later; `repair` ends.
     fn failed(&mut self, now: Time, why: &str) {
-        self.waiting.clear();
-        self.then = None;
+        self.drop_waiting();
         self.pacing.failed(now);
         if matches!(self.aim, Aim::Once { .. }) {
             self.fail(why.to_owned());

@@ -157,6 +157,14 @@ fn identities_are_bounded_and_printable() {
     assert_eq!(identity("npx|./a\x1b[2J").as_deref(), Some("./a\\u{1b}[2J"));
 }
 
+#[test]
+fn a_package_without_a_name_is_no_identity() {
+    for argv in ["npx|==1", "npx|?a=b", "uvx|--from=|mcp", "uvx|--from||mcp", "npx|@"] {
+        assert_ne!(identity(argv).as_deref(), Some(""), "{argv}");
+    }
+    assert_eq!(stranded_server(b"node\0/a/_npx/1/node_modules/.bin/?a\0"), None);
+}
+
 proptest! {
     #[test]
     fn no_bytes_break_the_parser(argv in proptest::collection::vec(any::<u8>(), 0..1024)) {

@@ -421,3 +421,26 @@ fn servers_that_have_ended_keep_no_room() {
     world.wait(75);
     assert_eq!(world.in_force, Limit::Tasks(40));
 }
+
+#[test]
+fn the_second_of_two_writes_is_not_made_over_a_clamp_or_against_a_rule() {
+    for is_clamp in [true, false] {
+        let mut world = World::leaking(Some(90), None);
+        world.engine = of_old_podman;
+        world.look();
+        world.answer();
+        assert!(matches!(world.waiting[..], [Asked::Write(_, Write::PidsMax { .. })]));
+        if is_clamp {
+            world.settle_clamp(Outcome::Done);
+        } else {
+            let refusal = Some(Refusal::HoldsPid1);
+            world.step(Input::Standing { guard: GUARD, refusal });
+        }
+        world.answer();
+        assert!(world.waiting.is_empty(), "clamped: {is_clamp}");
+        world.step(Input::Standing { guard: GUARD, refusal: None });
+        world.thaw();
+        world.wait(30);
+        assert_eq!(world.in_force, Limit::Tasks(90));
+    }
+}
