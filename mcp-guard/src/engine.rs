@@ -12,6 +12,8 @@ mod docker;
 mod error;
 mod events;
 mod flavour;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod list;
 mod podman;
 mod raw;

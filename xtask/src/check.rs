@@ -2,8 +2,9 @@
 
 use anyhow::{Context, Result};
 
+use crate::packages::Permission;
 use crate::say::{say, step};
-use crate::{ebpf, english, program, programs, test, workspace};
+use crate::{deny, ebpf, english, fuzz, program, programs, test, workspace};
 
 /// Runs every step in order and stops at the first that fails.
 pub fn run(setup: bool, no_test: bool) -> Result<u8> {
@@ -16,13 +17,15 @@ pub fn run(setup: bool, no_test: bool) -> Result<u8> {
     step("doc", doc)?;
     step("plain English", english::check)?;
     step("ebpf --check", ebpf::check)?;
+    step("cargo deny", || deny::check(Permission::from_flag(setup)))?;
     if no_test { Ok(0) } else { test::run(setup) }
 }
 
 fn check_format() -> Result<()> {
     program::run(workspace::cargo().args(["fmt", "--all", "--check"]))
         .context("the workspace is not formatted; run `cargo fmt --all`")?;
-    ebpf::check_format()
+    ebpf::check_format()?;
+    fuzz::check_format()
 }
 
 fn clippy() -> Result<()> {

@@ -5,10 +5,13 @@ mod check;
 mod counts;
 mod demo;
 mod demo_docker;
+mod deny;
 mod docker;
 mod docs;
 mod ebpf;
 mod english;
+mod fuzz;
+mod lanes;
 mod packages;
 mod program;
 mod programs;
@@ -20,6 +23,7 @@ mod vm;
 mod workspace;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -42,9 +46,9 @@ enum Verb {
         #[arg(long, value_parser = ["bpf-log"])]
         features: Option<String>,
     },
-    /// Check the format, clippy, the documentation and the committed object, and run all tests
+    /// Check the format, clippy, the documentation, the committed object and the dependencies, and run all tests
     Check {
-        /// Install and start what the tests need, without asking
+        /// Install and start what the checks and the tests need, without asking
         #[arg(long)]
         setup: bool,
         /// Do not run the tests
@@ -56,6 +60,14 @@ enum Verb {
         /// Install and start what the tests need, without asking
         #[arg(long)]
         setup: bool,
+    },
+    /// Fuzz the parsers and the core: all targets, or one
+    Fuzz {
+        /// A file or folder of `fuzz/fuzz_targets`, without its ending
+        target: Option<String>,
+        /// How long each target runs
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
     },
     /// Run a command with the engine and the images of the Docker tests
     Docker {
@@ -116,6 +128,9 @@ fn run(verb: Verb) -> Result<u8> {
         Verb::Ebpf { features, .. } => ebpf::rebuild(features.is_some()).map(|()| 0),
         Verb::Check { setup, no_test } => check::run(setup, no_test),
         Verb::Test { setup } => test::run(setup),
+        Verb::Fuzz { target, seconds } => {
+            fuzz::run(target.as_deref(), Duration::from_secs(seconds))
+        }
         Verb::Docker { setup, command } => docker::with_rig(setup, &command),
         Verb::Demo { docker: true, setup, .. } => demo_docker::run(setup),
         Verb::Demo { svg: true, .. } => demo::svg(),

@@ -16,12 +16,15 @@ use crate::docker::Rig;
 use crate::ebpf;
 use crate::packages::{self, Permission};
 use crate::say::say;
-use crate::{programs, vm, workspace};
+use crate::{fuzz, lanes, programs, vm, workspace};
 use tier::{Outcome, Tier};
 
 /// The time limit of one run of `cargo test`, with its build. On two CPUs all runs together take a
 /// quarter of an hour.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
+
+/// How long each fuzz target runs.
+const FUZZ: Duration = Duration::from_secs(10);
 
 /// The test that fills a PID namespace.
 const P072: &str = "p072_the_pid_namespace_has_no_numbers_left";
@@ -34,6 +37,7 @@ pub fn run(setup: bool) -> Result<u8> {
     let before = left::Picture::take();
     let mut tiers = vec![
         Tier::run("pure", pure),
+        Tier::run("fuzz", fuzz),
         Tier::run("host", || host(permission)),
         Tier::run("docker", || docker(permission)),
     ];
@@ -57,6 +61,14 @@ fn pure() -> Result<Outcome> {
     programs::build_pure()?;
     let mut cargo = programs::workspace_cargo("test");
     Ok(Outcome::Ran(count::cargo_test(cargo.arg("--no-fail-fast"), LIMIT)?))
+}
+
+/// Runs each fuzz target for some seconds, from the seeds. They need nightly.
+fn fuzz() -> Result<Outcome> {
+    if let Err(reason) = ebpf::toolchain::require_nightly() {
+        return Ok(Outcome::CouldNotRun(format!("{reason:#}")));
+    }
+    fuzz::all(FUZZ).map(Outcome::Ran)
 }
 
 /// Runs the host tests. They need root, BPF and a writable cgroup2 tree.
@@ -124,14 +136,14 @@ fn guests(permission: Permission) -> Vec<Tier> {
         Err(error) => return vec![Tier::run("guests", || Err(error))],
     };
     let guests = &guests;
-    let mut jobs: Vec<vm::Job<'_, Tier>> = Vec::new();
+    let mut jobs: Vec<lanes::Job<'_, Tier>> = Vec::new();
     for image in vm::images() {
         let test = || guests.test(image).map(Outcome::Ran);
         jobs.push(Box::new(move || Tier::run(format!("guest {}", image.name), test)));
     }
     let self_test = || guests.self_test().map(Counts::passed).map(Outcome::Ran);
     jobs.push(Box::new(move || Tier::run("guest runner", self_test)));
-    vm::side_by_side(jobs)
+    lanes::one_per_cpu(jobs)
 }
 
 #[cfg(test)]

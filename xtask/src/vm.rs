@@ -5,7 +5,6 @@ mod cache;
 mod follow;
 mod image;
 mod kernel;
-mod lanes;
 mod machine;
 mod payload;
 mod plan;
@@ -23,12 +22,12 @@ use anyhow::{Result, anyhow};
 use clap::Subcommand;
 
 use crate::counts::Counts;
+use crate::lanes::{Job, one_per_cpu};
 use crate::packages::Permission;
 use crate::programs;
 use crate::say::{complain, say, step};
 use follow::Report;
 use image::{IMAGES, Image, Kind};
-pub use lanes::Job;
 use payload::Payload;
 use plan::{Disk, Extent};
 use tempfile::NamedTempFile;
@@ -95,11 +94,6 @@ pub fn images() -> &'static [Image] {
     &IMAGES
 }
 
-/// Runs jobs that start a guest, as many at a time as this machine has CPUs.
-pub fn side_by_side<T: Send>(jobs: Vec<Job<'_, T>>) -> Vec<T> {
-    lanes::side_by_side(jobs, lanes::width())
-}
-
 fn build(image: Option<&str>) -> Result<u8> {
     for image in named(image)? {
         let built = cache::provide(image)?;
@@ -132,7 +126,7 @@ impl Guests {
             let image = *image;
             Box::new(move || (image.name, self.test(image)))
         };
-        let all = side_by_side(images.iter().map(job).collect());
+        let all = one_per_cpu(images.iter().map(job).collect());
         for (name, counts) in &all {
             say(&match counts {
                 Ok(counts) => format!("{name}: {} passed, {} failed", counts.passed, counts.failed),

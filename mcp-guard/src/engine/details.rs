@@ -86,7 +86,7 @@ impl Socket {
 /// The fields that are read of one container in an engine's list.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct ListLine {
+pub(super) struct ListLine {
     id: String,
     names: Option<Vec<String>>,
     image: Option<String>,
@@ -109,7 +109,7 @@ struct Labels {
     project: Option<String>,
 }
 
-fn listed(found: ListLine) -> Option<Listed> {
+pub(super) fn listed(found: ListLine) -> Option<Listed> {
     let mounts = found.mounts.unwrap_or_default().into_iter();
     let writable = mounts.filter(|mount| mount.writable != Some(false));
     let name = found.names.unwrap_or_default().into_iter().next().unwrap_or_default();
@@ -123,7 +123,7 @@ fn listed(found: ListLine) -> Option<Listed> {
     })
 }
 
-fn describe(
+pub(super) fn describe(
     socket: &str,
     flavour: &dyn Flavour,
     info: &Value,
@@ -144,7 +144,7 @@ fn describe(
     }
 }
 
-fn details(id: &str, found: &Value) -> Details {
+pub(super) fn details(id: &str, found: &Value) -> Details {
     let (host, config, state) = (&found["HostConfig"], &found["Config"], &found["State"]);
     let label = |name: &str| config["Labels"][name].as_str().map(str::to_owned);
     // A read-only bind of the socket gives as much access as a writable one.

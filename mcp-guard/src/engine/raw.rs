@@ -117,7 +117,7 @@ pub(super) fn container(id: &str) -> Result<String, Error> {
 
 /// An engine's answer.
 #[derive(Debug)]
-struct HttpAnswer {
+pub(super) struct HttpAnswer {
     status: String,
     body: Vec<u8>,
 }
@@ -146,7 +146,7 @@ async fn ask(
     Ok(answer)
 }
 
-fn parse(mut answer: Vec<u8>) -> Option<HttpAnswer> {
+pub(super) fn parse(mut answer: Vec<u8>) -> Option<HttpAnswer> {
     const BREAK: &[u8] = b"\r\n\r\n";
     let end = answer.windows(BREAK.len()).position(|window| window == BREAK)?;
     let body = answer.split_off(end + BREAK.len());
@@ -155,7 +155,10 @@ fn parse(mut answer: Vec<u8>) -> Option<HttpAnswer> {
     Some(HttpAnswer { status: status.to_owned(), body })
 }
 
-fn read<T: DeserializeOwned>(answer: HttpAnswer, engine: &str) -> Result<Option<T>, Error> {
+pub(super) fn read<T: DeserializeOwned>(
+    answer: HttpAnswer,
+    engine: &str,
+) -> Result<Option<T>, Error> {
     match answer.status.as_str() {
         "200" => serde_json::from_slice(&answer.body)
             .map(Some)
@@ -172,7 +175,7 @@ fn not_json(error: &serde_json::Error) -> String {
     format!("the answer {what}: {}", escape(error.to_string().as_bytes(), MAX_MESSAGE))
 }
 
-fn made(answer: &HttpAnswer, engine: &str) -> Result<(), Error> {
+pub(super) fn made(answer: &HttpAnswer, engine: &str) -> Result<(), Error> {
     match answer.status.as_str() {
         // 304: nothing had to change.
         "200" | "201" | "204" | "304" => Ok(()),

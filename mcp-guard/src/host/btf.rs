@@ -70,7 +70,9 @@ impl Btf {
         Self::parse(bytes)
     }
 
-    fn parse(bytes: Vec<u8>) -> Result<Self, Error> {
+    /// # Errors
+    /// If the bytes are not BTF.
+    pub fn parse(bytes: Vec<u8>) -> Result<Self, Error> {
         let word = |at| u32_at(&bytes, at).ok_or(Error::Damaged("short header"));
         if word(0)? & 0xffff != u32::from(MAGIC) {
             return Err(Error::Damaged("not BTF of this byte order"));

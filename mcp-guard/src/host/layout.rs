@@ -63,7 +63,8 @@ impl Layout {
 
     /// Parses `mountinfo`. `unified_has_pids` returns whether the version 2 root lists the pids
     /// controller.
-    fn parse(mountinfo: &[u8], unified_has_pids: impl Fn(&Path) -> bool) -> Self {
+    #[must_use]
+    pub fn parse(mountinfo: &[u8], unified_has_pids: impl Fn(&Path) -> bool) -> Self {
         let mut unified = None;
         let mut v1_pids = None;
         let mut any_v1 = false;

@@ -21,6 +21,13 @@ pub fn require() -> Result<()> {
     Ok(())
 }
 
+/// Returns an error that names the command which installs nightly, unless it is there.
+pub fn require_nightly() -> Result<()> {
+    sysroot()
+        .map(drop)
+        .context("no nightly toolchain (`rustup toolchain install nightly --component rust-src`)")
+}
+
 /// Returns why steps that need the toolchain are left out here, or None if they can run.
 ///
 /// In CI a missing toolchain is an error: a skipped step would go unnoticed in a green run.

@@ -1,4 +1,4 @@
-//! Runs guests in parallel.
+//! Runs guests, and fuzz targets, in parallel.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -7,14 +7,13 @@ use std::thread;
 /// A job for any thread that is free.
 pub type Job<'a, T> = Box<dyn FnOnce() -> T + Send + 'a>;
 
-/// Returns how many guests run at a time: one per CPU. Under emulation a guest uses little more than one
-/// CPU, and with KVM less.
-pub fn width() -> usize {
-    thread::available_parallelism().map_or(1, usize::from)
+/// Runs all jobs, one per CPU at a time. A fuzz target uses one CPU. Under emulation a guest uses little more
+/// than one, and with KVM less. Starts them in their order, and returns the results in that order.
+pub fn one_per_cpu<T: Send>(jobs: Vec<Job<'_, T>>) -> Vec<T> {
+    side_by_side(jobs, thread::available_parallelism().map_or(1, usize::from))
 }
 
-/// Runs all jobs, `width` at a time. Starts them in their order, and returns the results in that order.
-pub fn side_by_side<T: Send>(jobs: Vec<Job<'_, T>>, width: usize) -> Vec<T> {
+fn side_by_side<T: Send>(jobs: Vec<Job<'_, T>>, width: usize) -> Vec<T> {
     let waiting = Mutex::new(jobs.into_iter().enumerate().collect::<VecDeque<_>>());
     let done = Mutex::new(Vec::new());
     let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
