@@ -10,6 +10,7 @@ mod limits;
 mod notify;
 mod reader;
 mod rescan;
+mod standing;
 mod start;
 mod turn;
 
@@ -41,6 +42,7 @@ use self::{
     notify::Notify,
     reader::News,
     rescan::{Reading, Rescans},
+    standing::Standings,
     turn::Turns,
 };
 use crate::{
@@ -102,6 +104,7 @@ pub struct Agent {
     /// Inputs for decisions about limits.
     upkeep: Upkeep,
     askers: Askers,
+    standings: Standings,
     /// Cgroups that could not be guarded, by id.
     unguardable: BTreeMap<CgroupId, Unguardable>,
     layout: Layout,
@@ -252,6 +255,7 @@ impl Agent {
             // Only orders that ended at once: `now` may be the time of an old record.
             while let Some(settled) = self.executor.settled() {
                 self.askers.settled(&settled);
+                self.standings.settled(&settled);
                 inputs.push_back(Input::Settled(settled));
             }
         }
@@ -279,6 +283,7 @@ impl Agent {
 
     fn settled(&mut self, settled: Settled) {
         self.askers.settled(&settled);
+        self.standings.settled(&settled);
         self.step(Input::Settled(settled));
     }
 

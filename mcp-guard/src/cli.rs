@@ -24,6 +24,8 @@ use tracing_subscriber::EnvFilter;
 
 pub use exit::{Exit, Failure};
 
+use self::hands::How;
+
 use crate::{
     control::lock::DEFAULT_RUN_DIR,
     engine::{DEFAULT_SOCKET, DEFAULT_TIMEOUT, Engines},
@@ -112,6 +114,9 @@ enum Verb {
         /// Run every check, but do not act.
         #[arg(long)]
         dry_run: bool,
+        /// Act although this process runs containers; the refusal names it. It is stopped or killed too.
+        #[arg(long, value_name = "PID")]
+        despite: Option<u32>,
     },
     /// Undo a freeze or clamp that mcp-guard made.
     Thaw {
@@ -129,6 +134,9 @@ enum Verb {
         /// Run every check, but do not act.
         #[arg(long)]
         dry_run: bool,
+        /// Act although this process runs containers; the refusal names it. It is stopped or killed too.
+        #[arg(long, value_name = "PID")]
+        despite: Option<u32>,
     },
     /// Explain, with evidence, why a process limit is not in force, and how to fix it.
     Diagnose(diagnose::Arguments),
@@ -183,10 +191,14 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
     match cli.verb {
         Verb::Run(arguments) => run::run(&host, &arguments),
         Verb::Status { json } => status::status(&host, json),
-        Verb::Freeze { target, lease, dry_run } => hands::freeze(&host, &target, lease, dry_run),
+        Verb::Freeze { target, lease, dry_run, despite } => {
+            hands::freeze(&host, &target, lease, How { dry_run, despite })
+        }
         Verb::Thaw { owned: true, .. } => hands::thaw_owned(&host),
         Verb::Thaw { target, .. } => hands::thaw(&host, &target.unwrap_or_default()),
-        Verb::Kill { target, dry_run } => hands::kill(&host, &target, dry_run),
+        Verb::Kill { target, dry_run, despite } => {
+            hands::kill(&host, &target, How { dry_run, despite })
+        }
         Verb::Diagnose(arguments) => diagnose::diagnose(&host, &arguments),
         Verb::Repair(arguments) => repair::repair(&host, &arguments),
         Verb::Explain { code } => explain::explain(code.as_deref()),

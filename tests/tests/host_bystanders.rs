@@ -90,12 +90,27 @@ fn the_executor_refuses_when_the_facts_have_changed() {
         assert_eq!(outcome, Outcome::Refused, "{said}");
         let expected = format!("process {} (dockerd)", engine.pid());
         assert!(said.contains(&expected), "{said}");
-        assert_eq!(
-            agent.guard(guarded.id()).unwrap().guard.refused,
-            None,
-            "the core does not refuse"
-        );
+        let started = |record: &Record| match record {
+            Record::RefusalStart { refused, .. } => Some(refused.clone()),
+            _ => None,
+        };
+        let refused = agent.await_record("the refusal", started).unwrap();
+        assert!(refused.contains(&expected), "{refused}");
+        assert_eq!(agent.guard(guarded.id()).unwrap().guard.refused, Some(refused));
+        assert_eq!(agent.cli(&["status"]).unwrap().status.code(), Some(1));
         assert_eq!(Holds::of(&guarded).unwrap(), Holds::nothing(FOUND));
+        if response != "kill" {
+            drop(engine);
+            let ended = |record: &Record| matches!(record, Record::RefusalEnd { .. }).then_some(());
+            agent.await_record("the end of the refusal", ended).unwrap();
+            let done = |record: &Record| {
+                matches!(record, Record::Outcome { outcome: Outcome::Done, .. }).then_some(())
+            };
+            agent.await_record("the response that was refused", done).unwrap();
+            assert_eq!(agent.guard(guarded.id()).unwrap().guard.refused, None);
+            assert_eq!(agent.cli(&["status"]).unwrap().status.code(), Some(0));
+            agent.cli(&["thaw", &format!("cgroup:{}", guarded.path())]).unwrap();
+        }
         assert!(two.end().unwrap().success() && four.end().unwrap().success());
     }
 }

@@ -3,6 +3,10 @@
 //! Where a broken refusal would harm more than the test's own cgroup, the tests try dry runs only.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
+#![allow(
+    clippy::wildcard_enum_match_arm,
+    reason = "a test looks for one record and ignores the rest"
+)]
 
 use std::{
     ffi::OsStr,
@@ -14,7 +18,11 @@ use std::{
 };
 
 use mcp_guard::host::{cgroup::Cgroup, facts, layout::Layout};
-use mcp_guard_core::refusal::ENGINES;
+use mcp_guard_core::{
+    audit::Record,
+    policy::{Mode, Response},
+    refusal::ENGINES,
+};
 use mcp_guard_tests::{
     agent::{Agent, DEADLINE, command},
     cgroup::FixtureCgroup,
@@ -165,6 +173,65 @@ fn processes_that_run_containers_are_refused() {
         assert_refused(&cli(&["kill", "--dry-run"], &target(&above)), &format!("({name})"));
         assert_untouched(&above);
         assert!(sleeper.lives().unwrap());
+    }
+}
+
+/// With an agent and without one, an operator may give up the process that the refusal names.
+#[test]
+fn an_operator_may_give_up_one_engine() {
+    let programs = Programs::new();
+    let program = programs.copy("conmon");
+    for with_agent in [true, false] {
+        let place = cgroup("despite");
+        let agent = with_agent.then(|| Agent::start(&observing(&place)).unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        let run = |words: &[&str]| {
+            let target = target(&place);
+            let words = [words, &[target.as_str()]].concat();
+            match &agent {
+                Some(agent) => agent.cli(&words).unwrap(),
+                None => {
+                    command(folder.path(), "/nonexistent").unwrap().args(words).output().unwrap()
+                }
+            }
+        };
+        let mut engine = Sleeper::start_as(&place, &program).unwrap();
+        let second = Sleeper::start_as(&place, &program).unwrap();
+        let other = Sleeper::start(&place).unwrap();
+        let pid = engine.pid().to_string();
+        let kill = ["kill", "--despite", &pid];
+        assert_refused(&run(&kill), "(conmon)");
+        drop(second);
+        for wrong in [other.pid().to_string(), "1".to_owned()] {
+            assert_refused(
+                &run(&["kill", "--despite", &wrong]),
+                &format!("process {pid} (conmon)"),
+            );
+        }
+        assert_eq!(
+            run(&["kill", "--despite", "4194305"]).status.code(),
+            Some(2),
+            "no such process"
+        );
+        assert_refused(&run(&["kill"]), "(conmon)");
+        assert!(engine.lives().unwrap());
+        assert_eq!(run(&["freeze", "--dry-run", "--despite", &pid]).status.code(), Some(0));
+        let killed = run(&kill);
+        assert_eq!(killed.status.code(), Some(0), "{}", String::from_utf8_lossy(&killed.stdout));
+        place.wait_until("all are dead", DEADLINE, || !engine.lives().unwrap()).unwrap();
+        if let Some(agent) = &agent {
+            let given_up = |record: &Record| match record {
+                Record::Intent {
+                    response: Response::Kill,
+                    mode: Mode::Enforce,
+                    despite: Some(one),
+                    ..
+                } => Some(one.pid.0),
+                _ => None,
+            };
+            let recorded: Vec<u32> = agent.audit().unwrap().iter().filter_map(given_up).collect();
+            assert_eq!(recorded.last(), Some(&engine.pid()));
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use crate::{
     id::{CgroupId, Incident},
     incident::{Cause, End, Outcome},
     policy::{Mode, Response},
+    refusal::Despite,
     repair::Write,
 };
 
@@ -50,6 +51,15 @@ pub enum Record {
     GuardStop {
         guard: Subject,
     },
+    /// A rule forbids from now on to act on the guard.
+    RefusalStart {
+        guard: Subject,
+        refused: String,
+    },
+    /// No rule forbids it any more.
+    RefusalEnd {
+        guard: Subject,
+    },
     Warning {
         guard: Subject,
         cause: Cause,
@@ -69,6 +79,9 @@ pub enum Record {
         /// Processes in the cgroup at that moment.
         #[serde(skip_serializing_if = "Option::is_none")]
         processes: Option<u64>,
+        /// The engine's process that the operator gave up for this action.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        despite: Option<Despite>,
     },
     Outcome {
         incident: Incident,

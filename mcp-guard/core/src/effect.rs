@@ -11,7 +11,7 @@ use crate::{
     incident::{Cause, End, Hold, Outcome},
     limit::Limit,
     policy::{Mode, Policy, Response, Terms, Workload},
-    refusal::Refusal,
+    refusal::{Despite, Refusal},
     registry::Observed,
     repair::Write,
 };
@@ -128,9 +128,9 @@ pub enum Input {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OperatorRequest {
-    Freeze { lease: Duration, dry_run: bool },
+    Freeze { lease: Duration, dry_run: bool, despite: Option<Despite> },
     Thaw,
-    Kill { dry_run: bool },
+    Kill { dry_run: bool, despite: Option<Despite> },
 }
 
 /// The limit of one cgroup, and what else is cheap to read with it.
@@ -253,6 +253,8 @@ pub struct Containment {
     /// Tasks that a clamp leaves free.
     pub headroom: u64,
     pub cause: Cause,
+    /// The engine's process that the operator gave up.
+    pub despite: Option<Despite>,
     /// Kernel time of the record that led to the decision, or the time of the deadline that did.
     pub decided: Time,
 }

@@ -21,7 +21,7 @@ use crate::{
     limits::{Limits, Rules},
     policy::{Mode, Policy, Respond, Response, Terms, Workload},
     rates::Rates,
-    refusal::Refusal,
+    refusal::{Despite, Refusal},
     registry::Registry,
 };
 
@@ -266,9 +266,13 @@ impl Guard {
         respond: &Respond,
         out: &mut Outbox<'_>,
     ) {
-        let (response, lease, dry_run) = match request {
-            OperatorRequest::Freeze { lease, dry_run } => (Response::Freeze, lease, dry_run),
-            OperatorRequest::Kill { dry_run } => (Response::Kill, Duration::ZERO, dry_run),
+        let (response, lease, dry_run, despite) = match request {
+            OperatorRequest::Freeze { lease, dry_run, despite } => {
+                (Response::Freeze, lease, dry_run, despite)
+            }
+            OperatorRequest::Kill { dry_run, despite } => {
+                (Response::Kill, Duration::ZERO, dry_run, despite)
+            }
             OperatorRequest::Thaw => {
                 self.episodes.wait_until(now.after(respond.cool_down));
                 for hold in Hold::ALL {
@@ -279,7 +283,7 @@ impl Guard {
         };
         let mode = if dry_run { Mode::Observe } else { Mode::Enforce };
         let cause = Cause::operator();
-        self.contain(now, (response, mode, Some(lease)), cause, Some(id), respond, out);
+        self.contain(now, (response, mode, Some(lease)), cause, (Some(id), despite), respond, out);
     }
 
     pub fn release_all(&mut self, end: End, asked_by: Option<RequestId>, out: &mut Outbox<'_>) {
@@ -438,7 +442,7 @@ impl Guard {
         }
         if let Some(response) = asked.filter(|response| *response > Response::Record) {
             let how = (response, self.terms.mode, None);
-            self.contain(now, how, detection.cause, None, respond, out);
+            self.contain(now, how, detection.cause, (None, None), respond, out);
         }
         respond_at
     }
@@ -449,7 +453,7 @@ impl Guard {
         now: Time,
         (response, mode, lease): (Response, Mode, Option<Duration>),
         cause: Cause,
-        asked_by: Option<RequestId>,
+        (asked_by, despite): (Option<RequestId>, Option<Despite>),
         respond: &Respond,
         out: &mut Outbox<'_>,
     ) {
@@ -458,7 +462,8 @@ impl Guard {
             Some(Hold::Freeze) => respond.freeze_lease,
             None => Duration::ZERO,
         });
-        let action = match self.refusal.clone() {
+        let refusal = self.refusal.clone().filter(|refusal| !refusal.is_overridden(despite));
+        let action = match refusal {
             Some(refusal) => Action::Refuse { response, mode, cause, refusal },
             None => Action::Contain(Containment {
                 response,
@@ -467,6 +472,7 @@ impl Guard {
                 // On top of the tasks that the executor finds there.
                 headroom: room_for(0, self.servers(), respond.clamp_headroom),
                 cause,
+                despite,
                 decided: now,
             }),
         };

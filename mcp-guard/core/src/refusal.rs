@@ -40,6 +40,13 @@ pub struct EngineProcess {
     pub name: String,
 }
 
+/// A process that runs containers, which an operator accepts to stop or to lose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Despite {
+    pub pid: Pid,
+    pub start_ticks: Ticks,
+}
+
 /// Why a cgroup is not acted on. The text completes "refused: ".
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -79,9 +86,25 @@ impl fmt::Display for Refusal {
     }
 }
 
+impl Refusal {
+    /// Whether the refusal names the process that the operator gave up.
+    #[must_use]
+    pub fn is_overridden(&self, despite: Option<Despite>) -> bool {
+        let given_up = despite.map(|despite| despite.pid);
+        matches!(self, Self::HoldsEngine { pid, .. } if Some(*pid) == given_up)
+    }
+}
+
 /// Returns the first rule that forbids acting on a cgroup.
 #[must_use]
 pub fn refusal(facts: &BystanderFacts) -> Option<Refusal> {
+    refusal_despite(facts, None)
+}
+
+/// Like [`refusal`], for an operator who gave up one process that runs containers. Every other rule
+/// still applies, and every other such process.
+#[must_use]
+pub fn refusal_despite(facts: &BystanderFacts, despite: Option<Despite>) -> Option<Refusal> {
     if let Some(refusal) = refusal_by_place(facts) {
         return Some(refusal);
     }
@@ -94,7 +117,13 @@ pub fn refusal(facts: &BystanderFacts) -> Option<Refusal> {
     if let Some(path) = &facts.login_or_init {
         return Some(Refusal::LoginOrInit { unit: file_name(path).to_owned() });
     }
-    if let Some(EngineProcess { pid, name, .. }) = facts.engines.first() {
+    let given_up = |engine: &&EngineProcess| {
+        let EngineProcess { pid, start, .. } = **engine;
+        despite == Some(Despite { pid, start_ticks: start })
+    };
+    if let Some(EngineProcess { pid, name, .. }) =
+        facts.engines.iter().find(|engine| !given_up(engine))
+    {
         return Some(Refusal::HoldsEngine { pid: *pid, name: name.clone() });
     }
     (facts.containers > 1).then_some(Refusal::SeveralContainers { count: facts.containers })
@@ -232,8 +261,18 @@ mod tests {
     fn processes_that_run_containers_are_safe() {
         let (pid, start, name) = (Pid(7), Ticks(70), "conmon".to_owned());
         let engines = vec![EngineProcess { pid, start, name: name.clone() }];
-        let holding = BystanderFacts { engines, ..facts("/x") };
-        assert_eq!(refusal(&holding), Some(Refusal::HoldsEngine { pid, name }));
+        let mut holding = BystanderFacts { engines, ..facts("/x") };
+        assert_eq!(refusal(&holding), Some(Refusal::HoldsEngine { pid, name: name.clone() }));
+        let despite = |pid, ticks| Some(Despite { pid, start_ticks: Ticks(ticks) });
+        assert_eq!(refusal_despite(&holding, despite(pid, 70)), None);
+        for other in [despite(pid, 71), despite(Pid(8), 70)] {
+            assert!(refusal_despite(&holding, other).is_some(), "{other:?} is another process");
+        }
+        holding.engines.push(EngineProcess { pid: Pid(8), start, name: name.clone() });
+        let second = Some(Refusal::HoldsEngine { pid: Pid(8), name });
+        assert_eq!(refusal_despite(&holding, despite(pid, 70)), second, "one process alone");
+        let login = BystanderFacts { login_or_init: Some("/init.scope".to_owned()), ..holding };
+        assert!(refusal_despite(&login, despite(pid, 70)).is_some(), "another rule");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use mcp_guard_core::{
     id::{GuardId, Pid, RequestId, Ticket, Ticks},
     incident::{Detector, End, Hold, Outcome},
     policy::{Mode, Policy, Response, Terms, Workload},
-    refusal::Refusal,
+    refusal::{Despite, Refusal},
     registry::Observed,
 };
 
@@ -302,7 +302,7 @@ fn a_clamp_that_does_harm_is_loosened() {
 fn a_freeze_ends_with_its_lease() {
     let mut story = Story::new("");
     let lease = Duration::from_secs(300);
-    story.operator(OperatorRequest::Freeze { lease, dry_run: false });
+    story.operator(OperatorRequest::Freeze { lease, dry_run: false, despite: None });
     assert!(matches!(&story.take()[..], [Action::Contain(c)] if c.response == Response::Freeze));
     story.settle(Response::Freeze, Outcome::Done);
     story.wait(299);
@@ -315,7 +315,11 @@ fn a_freeze_ends_with_its_lease() {
 #[test]
 fn a_freeze_that_another_tool_thawed_is_disowned() {
     let mut story = Story::new("");
-    story.operator(OperatorRequest::Freeze { lease: Duration::from_secs(300), dry_run: false });
+    story.operator(OperatorRequest::Freeze {
+        lease: Duration::from_secs(300),
+        dry_run: false,
+        despite: None,
+    });
     story.settle(Response::Freeze, Outcome::Done);
     story.take();
     story.step(Input::ThawedByOther { guard: GUARD });
@@ -459,12 +463,30 @@ fn the_core_refuses_to_act_on_a_bystander() {
     for _ in 0..3 {
         story.server("a");
     }
-    story.operator(OperatorRequest::Kill { dry_run: false });
+    story.operator(OperatorRequest::Kill { dry_run: false, despite: None });
     story.wait(3);
     let effects = story.take();
     let refusals = effects.iter().filter(|effect| matches!(effect, Action::Refuse { .. })).count();
     assert_eq!(refusals, 2, "the operator's and the detector's: {effects:?}");
     assert!(!effects.iter().any(|effect| matches!(effect, Action::Contain(_))));
+}
+
+#[test]
+fn an_operator_gives_up_the_engine_that_the_refusal_names_and_no_other() {
+    let (pid, start_ticks) = (Pid(7), Ticks(70));
+    let refusals = [
+        (Refusal::HoldsEngine { pid, name: "conmon".to_owned() }, true),
+        (Refusal::HoldsEngine { pid: Pid(8), name: "conmon".to_owned() }, false),
+        (Refusal::HoldsPid1, false),
+    ];
+    for (refusal, is_given_up) in refusals {
+        let mut story = Story::refused(QUICK, Some(refusal));
+        let despite = Some(Despite { pid, start_ticks });
+        story.operator(OperatorRequest::Kill { dry_run: false, despite });
+        let ordered = story.take();
+        let passed_on = |action: &Action| matches!(action, Action::Contain(wanted) if wanted.despite == despite);
+        assert_eq!(ordered.iter().any(passed_on), is_given_up, "{ordered:?}");
+    }
 }
 
 #[test]
@@ -609,7 +631,11 @@ fn a_guard_that_a_new_policy_does_not_name_is_released() {
 #[test]
 fn a_freeze_under_way_is_thawed_before_its_guard_is_released() {
     let mut story = guarded_by_policy("mode = \"enforce\"\n");
-    story.operator(OperatorRequest::Freeze { lease: Duration::from_secs(300), dry_run: false });
+    story.operator(OperatorRequest::Freeze {
+        lease: Duration::from_secs(300),
+        dry_run: false,
+        despite: None,
+    });
     story.take();
     let other = Policy::parse("[[guard]]\nname = \"another\"\n").expect("valid");
     story.step(Input::Policy(Box::new(other)));

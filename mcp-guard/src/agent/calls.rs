@@ -34,12 +34,13 @@ impl Agent {
             Call::Freeze { lease_ms, .. } if !LEASES_MS.contains(&lease_ms) => {
                 send_reply(reply, failed("lease_ms must be between 1000 and 86400000"));
             }
-            Call::Freeze { target, lease_ms, dry_run } => {
+            Call::Freeze { target, lease_ms, dry_run, despite } => {
                 let lease = Duration::from_millis(lease_ms);
-                self.operate(&target, OperatorRequest::Freeze { lease, dry_run }, reply);
+                let request = OperatorRequest::Freeze { lease, dry_run, despite };
+                self.operate(&target, request, reply);
             }
-            Call::Kill { target, dry_run } => {
-                self.operate(&target, OperatorRequest::Kill { dry_run }, reply);
+            Call::Kill { target, dry_run, despite } => {
+                self.operate(&target, OperatorRequest::Kill { dry_run, despite }, reply);
             }
             Call::Thaw { target } => self.operate(&target, OperatorRequest::Thaw, reply),
             #[expect(clippy::panic, reason = "this is what the call is for; debug builds only")]
@@ -57,7 +58,7 @@ impl Agent {
                 "mcp-guard holds nothing here; it leaves the freeze of another tool alone"
             }
             OperatorRequest::Freeze { .. } | OperatorRequest::Kill { .. } => {
-                self.refresh_refusal(guard);
+                self.judge_now(guard);
                 "the guard is gone; try again"
             }
         };

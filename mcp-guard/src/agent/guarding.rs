@@ -173,14 +173,6 @@ impl Agent {
         });
     }
 
-    /// Checks again whether responses in this guard are refused: an engine's process may have come or gone.
-    pub(super) fn refresh_refusal(&mut self, guard: GuardId) {
-        let Some(held) = self.guards.get(guard) else { return };
-        if let Ok(facts) = facts::gather(&held.cgroup) {
-            self.step(Input::Standing { guard, refusal: refusal(&facts) });
-        }
-    }
-
     fn count_from_now(&mut self, guard: GuardId, cgroup: &Cgroup) -> anyhow::Result<()> {
         self.counting.kernel.clear_totals(guard)?;
         let kernel = &mut self.counting.kernel;
@@ -221,6 +213,7 @@ impl Agent {
         self.unguardable.values_mut().for_each(|one| one.try_again = now);
         self.counting.kernel.remove_guard(guard);
         self.rescans.forget(guard);
+        self.standings.forget(guard);
         self.guards.give_slot_back(guard);
         self.step(Input::Released { guard });
         if let Some(mut container) = seen.filter(|_| held.cgroup.events().is_ok()) {

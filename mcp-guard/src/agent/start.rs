@@ -19,6 +19,7 @@ use super::{
     notify::Notify,
     reader::{FactsReader, News},
     rescan::{Reading, Rescans},
+    standing::Standings,
     turn::Turns,
 };
 use crate::{
@@ -66,6 +67,7 @@ impl Agent {
             engines: KnownEngines::new(engines),
             upkeep: Upkeep { requests, reader, to_news },
             askers: Askers::default(),
+            standings: Standings::default(),
             unguardable: BTreeMap::new(),
             layout,
             observer,

@@ -142,7 +142,6 @@ impl Agent {
         let Some(held) = self.guards.get(guard) else { return };
         let Ok(requested) = held.cgroup.freeze_requested() else { return self.unguard(guard) };
         let Some(state) = self.core.guard(guard) else { return };
-        let is_refused = state.refusal.is_some();
         if state.freeze.is_none() && state.clamp.is_none() {
             let overdue = marks(held).into_iter().filter(|(_, mark)| mark.deadline <= now);
             let overdue: Vec<_> = overdue.map(|(hold, _)| hold).collect();
@@ -155,9 +154,7 @@ impl Agent {
                 return self.unguard(guard);
             }
         }
-        if is_refused {
-            self.refresh_refusal(guard);
-        }
+        self.judge_if_due(guard, now);
         let (Some(held), Some(state)) = (self.guards.get(guard), self.core.guard(guard)) else {
             return;
         };

@@ -4,10 +4,11 @@ use std::{path::Path, time::Duration};
 
 use mcp_guard_core::{
     effect::{Action, Containment, Order},
-    id::{GuardId, Tickets},
+    id::{GuardId, Pid, Tickets},
     incident::{Cause, End, Hold, Outcome},
     limit::HEADROOM,
     policy::{Mode, Response},
+    refusal::Despite,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -24,32 +25,53 @@ use crate::{
         together,
     },
     guards::{Guards, Held, Role},
-    host::{clock, layout::Layout},
+    host::{clock, layout::Layout, process::OpenProcess},
 };
 
 /// The only guard of an executor without an agent.
 const TARGET: GuardId = GuardId(0);
 
+/// How an operator wants a response carried out.
+#[derive(Clone, Copy)]
+pub struct How {
+    pub dry_run: bool,
+    /// The pid of the process that runs containers and that the operator gives up.
+    pub despite: Option<u32>,
+}
+
+impl How {
+    /// Adds the start time to the pid, which another process may have later.
+    fn despite(self) -> Result<Option<Despite>, Failure> {
+        let Some(pid) = self.despite.map(Pid) else { return Ok(None) };
+        let start_ticks = OpenProcess::open(pid).and_then(|process| process.start_ticks());
+        let start_ticks =
+            start_ticks.map_err(|error| Failure::could_not(format!("process {pid}: {error}")))?;
+        Ok(Some(Despite { pid, start_ticks }))
+    }
+}
+
 pub fn freeze(
     host: &HostOptions,
     target: &str,
     lease: Duration,
-    dry_run: bool,
+    how: How,
 ) -> Result<Exit, Failure> {
     if lease < Duration::from_secs(1) || lease > Duration::from_secs(86_400) {
         return Err(Failure::usage("--for must be between 1s and 1day"));
     }
+    let (dry_run, despite) = (how.dry_run, how.despite()?);
     let runtime = runtime()?;
     runtime.block_on(async {
         let held = resolve(host, target).await?;
         if lock::is_held(&host.run_dir) {
             let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
-            return ask(host, &held, &Freeze { target: cgroup_of(&held), lease_ms, dry_run });
+            let target = cgroup_of(&held);
+            return ask(host, &held, &Freeze { target, lease_ms, dry_run, despite });
         }
         let mut hands = Hands::new(host, held)?;
         // Before the freeze: a signal that arrives in between must still lead to a thaw.
         let mut ends = Ends::listen()?;
-        let (outcome, detail) = hands.contain(Response::Freeze, lease, dry_run).await;
+        let (outcome, detail) = hands.contain(Response::Freeze, lease, (dry_run, despite)).await;
         if outcome != Outcome::Done {
             return Ok(tell(&hands.name, "freeze", outcome, &detail));
         }
@@ -65,14 +87,16 @@ pub fn freeze(
     })
 }
 
-pub fn kill(host: &HostOptions, target: &str, dry_run: bool) -> Result<Exit, Failure> {
+pub fn kill(host: &HostOptions, target: &str, how: How) -> Result<Exit, Failure> {
+    let (dry_run, despite) = (how.dry_run, how.despite()?);
     runtime()?.block_on(async {
         let held = resolve(host, target).await?;
         if lock::is_held(&host.run_dir) {
-            return ask(host, &held, &Kill { target: cgroup_of(&held), dry_run });
+            return ask(host, &held, &Kill { target: cgroup_of(&held), dry_run, despite });
         }
         let mut hands = Hands::new(host, held)?;
-        let (outcome, detail) = hands.contain(Response::Kill, Duration::ZERO, dry_run).await;
+        let (outcome, detail) =
+            hands.contain(Response::Kill, Duration::ZERO, (dry_run, despite)).await;
         Ok(tell(&hands.name, "kill", outcome, &detail))
     })
 }
@@ -157,7 +181,7 @@ impl Hands {
         &mut self,
         response: Response,
         lease: Duration,
-        dry_run: bool,
+        (dry_run, despite): (bool, Option<Despite>),
     ) -> (Outcome, String) {
         self.order(Action::Contain(Containment {
             response,
@@ -166,6 +190,7 @@ impl Hands {
             // For a clamp, which no operator orders.
             headroom: HEADROOM,
             cause: Cause::operator(),
+            despite,
             decided: clock::now(),
         }))
         .await

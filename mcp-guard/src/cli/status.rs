@@ -2,7 +2,7 @@
 
 use super::{Exit, Failure, HostOptions, out};
 use crate::{
-    control::{client, lock},
+    control::{client, lock, wire::WatchedStatus},
     render,
 };
 
@@ -17,7 +17,8 @@ pub fn status(host: &HostOptions, json: bool) -> Result<Exit, Failure> {
         render::status(&status)
     };
     out::answer(&text);
-    let is_wrong = status.audit_lost > 0 || status.guards.iter().any(|guard| guard.pids_left);
+    let is_wrong = |one: &WatchedStatus| one.pids_left || one.guard.refused.is_some();
+    let is_wrong = status.audit_lost > 0 || status.guards.iter().any(is_wrong);
     Ok(if is_wrong { Exit::Wrong } else { Exit::Done })
 }
 

@@ -6,6 +6,7 @@ use mcp_guard_core::{
     incident::Outcome,
     policy::{Mode, Response},
     rates::PerSecond,
+    refusal::Despite,
     status::{GuardState, GuardStatus, IdentityStatus, TotalsStatus},
 };
 
@@ -52,9 +53,10 @@ fn list<T: Fields>(types: &mut Types) -> String {
 }
 
 fields!(GetStatus {});
-fields!(Freeze { target: flattened, lease_ms, dry_run: optional });
+fields!(Freeze { target: flattened, lease_ms, dry_run: optional, despite });
 fields!(Thaw { target: flattened });
-fields!(Kill { target: flattened, dry_run: optional });
+fields!(Kill { target: flattened, dry_run: optional, despite });
+fields!(Despite { pid, start_ticks });
 fields!(TargetCgroup { cgroup, cgroup_id, name, paused: optional });
 fields!(Answer { outcome, detail });
 fields!(Failed { reason });
@@ -110,7 +112,7 @@ fields!(TotalsStatus {
     dropped,
 });
 
-named! { WatchedStatus => "Guard", IdentityStatus => "Identity", TotalsStatus => "Totals" }
+named! { Despite => "Despite", WatchedStatus => "Guard", IdentityStatus => "Identity", TotalsStatus => "Totals" }
 
 words!(Mode { Observe, Enforce });
 words!(Response { Record, Clamp, Freeze, Kill });

@@ -43,12 +43,17 @@ fn call(method: &str, parameters: Value) -> Option<serde_json::Result<Call>> {
     Some(match method {
         // It takes no parameters, and ignores any.
         GetStatus::NAME => Ok(Call::Status),
-        Freeze::NAME => Freeze::read(parameters)
-            .map(|Freeze { target, lease_ms, dry_run }| Call::Freeze { target, lease_ms, dry_run }),
-        Thaw::NAME => Thaw::read(parameters).map(|Thaw { target }| Call::Thaw { target }),
-        Kill::NAME => {
-            Kill::read(parameters).map(|Kill { target, dry_run }| Call::Kill { target, dry_run })
+        Freeze::NAME => {
+            Freeze::read(parameters).map(|Freeze { target, lease_ms, dry_run, despite }| {
+                Call::Freeze { target, lease_ms, dry_run, despite }
+            })
         }
+        Thaw::NAME => Thaw::read(parameters).map(|Thaw { target }| Call::Thaw { target }),
+        Kill::NAME => Kill::read(parameters).map(|Kill { target, dry_run, despite }| Call::Kill {
+            target,
+            dry_run,
+            despite,
+        }),
         "Panic" if cfg!(debug_assertions) => Ok(Call::Panic),
         _ => return None,
     })
@@ -94,7 +99,7 @@ mod tests {
             name: "x".into(),
             paused: false,
         };
-        let expected = Call::Freeze { target, lease_ms: 5, dry_run: false };
+        let expected = Call::Freeze { target, lease_ms: 5, dry_run: false, despite: None };
         assert!(matches!(read(freeze), Asked::Call(call) if call == expected));
         for (message, error) in [
             (&b"nonsense"[..], "InvalidParameter"),

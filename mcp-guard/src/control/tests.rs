@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mcp_guard_core::{
-    id::{CgroupId, Pid},
+    id::{CgroupId, Pid, Ticks},
     incident::Outcome,
     policy::{Mode, Response},
     rates::PerSecond,
+    refusal::Despite,
     status::{GuardState, GuardStatus, IdentityStatus, TotalsStatus},
 };
 use serde_json::{Value, json};
@@ -222,10 +223,11 @@ fn messages_have_exactly_the_described_fields() {
     let away = EngineState::Away("no such file".to_owned());
     let engines = [EngineState::None, EngineState::Connecting, EngineState::Connected, away];
     described.check_call(&GetStatus {}, &engines.map(status));
-    let freeze = Freeze { target: target(), lease_ms: 5, dry_run: true };
+    let despite = Some(Despite { pid: Pid(7), start_ticks: Ticks(70) });
+    let freeze = Freeze { target: target(), lease_ms: 5, dry_run: true, despite };
     described.check_call(&freeze, &answers);
     described.check_call(&Thaw { target: target() }, &answers);
-    described.check_call(&Kill { target: target(), dry_run: true }, &answers);
+    described.check_call(&Kill { target: target(), dry_run: true, despite }, &answers);
     let failure = failed("why");
     assert_eq!(failure.error.as_deref(), Some("io.mcpguard.Failed"));
     described.check_fields(&failure.parameters, &described.errors["Failed"], "Failed");

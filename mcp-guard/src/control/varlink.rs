@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Display};
 
-use mcp_guard_core::id::{CgroupId, GuardId, Pid};
+use mcp_guard_core::id::{CgroupId, GuardId, Pid, Ticks};
 
 /// The named types of an interface: name to definition.
 pub(super) type Types = BTreeMap<&'static str, String>;
@@ -88,7 +88,7 @@ macro_rules! words {
 
 pub(super) use {fields, named, plain, words};
 
-plain! { CgroupId => "int", GuardId => "int", Pid => "int", bool => "bool", f64 => "float", String => "string", u32 => "int", u64 => "int", usize => "int" }
+plain! { CgroupId => "int", GuardId => "int", Pid => "int", bool => "bool", f64 => "float", String => "string", Ticks => "int", u32 => "int", u64 => "int", usize => "int" }
 
 impl<T: WireType> WireType for Option<T> {
     fn describe(types: &mut Types) -> String {

@@ -6,6 +6,7 @@ use mcp_guard_core::{
     id::{CgroupId, Pid},
     incident::Outcome,
     policy::Mode,
+    refusal::Despite,
     status::GuardStatus,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -39,6 +40,7 @@ pub enum Call {
         target: TargetCgroup,
         lease_ms: u64,
         dry_run: bool,
+        despite: Option<Despite>,
     },
     Thaw {
         target: TargetCgroup,
@@ -46,6 +48,7 @@ pub enum Call {
     Kill {
         target: TargetCgroup,
         dry_run: bool,
+        despite: Option<Despite>,
     },
     /// Panics in the loop, to test that holds are released. Debug builds only.
     Panic,
@@ -192,6 +195,9 @@ pub struct Freeze {
     pub lease_ms: u64,
     #[serde(default)]
     pub dry_run: bool,
+    /// The process that runs containers and that the caller gives up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub despite: Option<Despite>,
 }
 
 impl Method for Freeze {
@@ -216,6 +222,9 @@ pub struct Kill {
     pub target: TargetCgroup,
     #[serde(default)]
     pub dry_run: bool,
+    /// The process that runs containers and that the caller gives up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub despite: Option<Despite>,
 }
 
 impl Method for Kill {

@@ -7,7 +7,7 @@ use mcp_guard_core::{
     effect::Containment,
     incident::{Cause, Outcome},
     policy::{Mode, Response},
-    refusal::refusal,
+    refusal::refusal_despite,
 };
 
 use super::{Executor, OrderId, is_gone, micros, steps, steps::Step};
@@ -40,6 +40,7 @@ impl Executor {
             lease_ms,
             pids_max,
             processes: Some(processes),
+            despite: wanted.despite,
         });
         match self.attempt(&order, held, &wanted) {
             Step::Settled(outcome, detail) => {
@@ -71,7 +72,7 @@ impl Executor {
                 return Step::Settled(Outcome::NotOurs, detail);
             }
         };
-        if let Some(refusal) = refusal(&facts) {
+        if let Some(refusal) = refusal_despite(&facts, wanted.despite) {
             return Step::Settled(Outcome::Refused, refusal.to_string());
         }
         let deadline = clock::now().after(wanted.lease);
@@ -100,6 +101,7 @@ impl Executor {
             lease_ms: None,
             pids_max: None,
             processes: None,
+            despite: None,
         });
         self.outcome(order, held.subject.clone(), response, (Outcome::Refused, detail), None);
     }

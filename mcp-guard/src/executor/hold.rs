@@ -45,6 +45,7 @@ impl Executor {
             lease_ms: None,
             pids_max: None,
             processes: None,
+            despite: None,
         });
         let (outcome, detail) = steps::loosen(&held.cgroup, by);
         let detail =

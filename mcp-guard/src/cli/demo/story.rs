@@ -100,6 +100,10 @@ pub fn shorten(line: &str) -> String {
             format!("{seq} guarding {} id {}", guard.cgroup, guard.cgroup_id)
         }
         Record::GuardStop { guard } => format!("{seq} no longer guarding {}", guard.cgroup),
+        Record::RefusalStart { guard, refused } => {
+            format!("{seq} not acting on {}: {refused}", guard.cgroup)
+        }
+        Record::RefusalEnd { guard } => format!("{seq} acting on {} again", guard.cgroup),
         Record::Limit { outcome: None, reason, .. } => format!("{seq} limit: {reason}"),
         Record::Limit { outcome: Some(outcome), detail, .. } => {
             format!("{seq} limit {outcome:?}: {detail}")

@@ -1,0 +1,195 @@
+//! Checks the bystander rules again while a guard lasts, and records when a refusal begins and ends.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use mcp_guard_core::{
+    Time,
+    audit::Record,
+    effect::{Input, Settled},
+    id::GuardId,
+    incident::Outcome,
+    refusal::{Refusal, refusal},
+};
+
+use super::Agent;
+use crate::host::{clock, facts};
+
+/// Interval between two checks of a guard that may be acted on. An action checks by itself.
+const ALLOWED_AGAIN: Duration = Duration::from_secs(60);
+/// Interval between two checks of a guard that is refused, so that it is acted on soon after.
+const REFUSED_AGAIN: Duration = Duration::from_secs(1);
+/// A refusal ends when its reason was not seen for this time. A reason that comes and goes would
+/// otherwise fill the audit log.
+const SILENCE: Duration = Duration::from_secs(10);
+/// Most of the loop's time that the checks of one guard may take: one part in this many.
+const SHARE: u32 = 100;
+
+#[derive(Clone, Copy)]
+struct Judged {
+    next: Time,
+    refused_at: Option<Time>,
+}
+
+/// When each guard is checked again.
+#[derive(Default)]
+pub(super) struct Standings(BTreeMap<GuardId, Judged>);
+
+impl Standings {
+    /// Notes the end of an order. If the executor refused it, the core does not know why yet.
+    pub fn settled(&mut self, settled: &Settled) {
+        if settled.outcome == Outcome::Refused
+            && let Some(standing) = self.0.get_mut(&settled.guard)
+        {
+            standing.next = Time(0);
+        }
+    }
+
+    pub fn forget(&mut self, guard: GuardId) {
+        self.0.remove(&guard);
+    }
+
+    /// Whether the guard must be checked. A new guard was checked when it began.
+    fn is_due(&mut self, guard: GuardId, now: Time, is_refused: bool) -> bool {
+        let standing = self.0.entry(guard).or_insert_with(|| {
+            // Not all guards in the same turn.
+            let later = Duration::from_secs(1 + u64::from(guard.0) % ALLOWED_AGAIN.as_secs());
+            Judged { next: now.after(later), refused_at: is_refused.then_some(now) }
+        });
+        standing.next <= now || (is_refused && standing.refused_at.is_none())
+    }
+
+    /// Notes a check that took `cost`.
+    fn checked(&mut self, guard: GuardId, now: Time, is_refused: bool, cost: Duration) {
+        let before = self.0.get(&guard).and_then(|standing| standing.refused_at);
+        let refused_at = if is_refused { Some(now) } else { before };
+        let again = if refused_at.is_some() { REFUSED_AGAIN } else { ALLOWED_AGAIN };
+        let next = now.after(again.max(cost * SHARE));
+        self.0.insert(guard, Judged { next, refused_at });
+    }
+
+    /// Whether the reason was seen within [`SILENCE`].
+    fn was_seen(&self, guard: GuardId, now: Time) -> bool {
+        let at = self.0.get(&guard).and_then(|standing| standing.refused_at);
+        at.is_some_and(|at| now.since(at) < SILENCE)
+    }
+
+    fn ended(&mut self, guard: GuardId, now: Time) {
+        if let Some(standing) = self.0.get_mut(&guard) {
+            *standing = Judged { next: now.after(ALLOWED_AGAIN), refused_at: None };
+        }
+    }
+}
+
+impl Agent {
+    /// Checks a guard, for an operator who waits.
+    pub(super) fn judge_now(&mut self, guard: GuardId) {
+        if let Some(found) = self.judge(guard) {
+            self.stand(guard, found);
+        }
+    }
+
+    /// Checks a guard if it is time. A refusal that has begun may last for a while longer.
+    pub(super) fn judge_if_due(&mut self, guard: GuardId, now: Time) {
+        let is_refused = self.is_refused(guard);
+        if !self.standings.is_due(guard, now, is_refused) {
+            return;
+        }
+        if let Some(found) = self.judge(guard)
+            && (found.is_some() || !self.standings.was_seen(guard, now))
+        {
+            self.stand(guard, found);
+        }
+    }
+
+    /// Returns what the rules say now; `None` if the cgroup cannot be checked.
+    fn judge(&mut self, guard: GuardId) -> Option<Option<Refusal>> {
+        let held = self.guards.get(guard)?;
+        let began = Instant::now();
+        let found = facts::gather(&held.cgroup).ok().map(|facts| refusal(&facts));
+        let is_refused = matches!(found, Some(Some(_)));
+        self.standings.checked(guard, clock::now(), is_refused, began.elapsed());
+        found
+    }
+
+    fn stand(&mut self, guard: GuardId, found: Option<Refusal>) {
+        let now = clock::now();
+        if found.is_none() {
+            self.standings.ended(guard, now);
+        }
+        let was_refused = self.is_refused(guard);
+        if let Some(held) = self.guards.get(guard)
+            && !self.guards.is_by_hand(guard)
+        {
+            let subject = held.subject.clone();
+            match &found {
+                Some(refusal) if !was_refused => {
+                    let refused = refusal.to_string();
+                    tracing::warn!(name = subject.name, refused, "no response is possible");
+                    self.executor.audit.write(Record::RefusalStart { guard: subject, refused });
+                }
+                None if was_refused => {
+                    tracing::info!(name = subject.name, "responses are possible again");
+                    self.executor.audit.write(Record::RefusalEnd { guard: subject });
+                }
+                Some(_) | None => {}
+            }
+        }
+        self.step(Input::Standing { guard, refusal: found });
+    }
+
+    fn is_refused(&self, guard: GuardId) -> bool {
+        self.core.guard(guard).is_some_and(|state| state.refusal.is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GUARD: GuardId = GuardId(61);
+    const AT: Time = Time(1_000_000_000_000);
+
+    fn at(seconds: u64) -> Time {
+        AT.after(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn a_guard_is_checked_every_minute_and_a_refused_one_every_second() {
+        let mut standings = Standings::default();
+        assert!(!standings.is_due(GUARD, at(0), false));
+        assert!(standings.is_due(GUARD, at(2), false), "its own place within the minute");
+        standings.checked(GUARD, at(2), false, Duration::ZERO);
+        assert!(!standings.is_due(GUARD, at(61), false) && standings.is_due(GUARD, at(62), false));
+        standings.checked(GUARD, at(62), true, Duration::ZERO);
+        assert!(standings.is_due(GUARD, at(63), true));
+        standings.checked(GUARD, at(63), true, Duration::from_millis(500));
+        assert!(!standings.is_due(GUARD, at(112), true), "a check that takes long is rare");
+        assert!(standings.is_due(GUARD, at(113), true));
+    }
+
+    #[test]
+    fn a_refusal_ends_after_a_silence() {
+        let mut standings = Standings::default();
+        standings.checked(GUARD, at(0), true, Duration::ZERO);
+        standings.checked(GUARD, at(1), false, Duration::ZERO);
+        assert!(standings.was_seen(GUARD, at(9)) && !standings.was_seen(GUARD, at(10)));
+        assert!(standings.is_due(GUARD, at(2), true), "still every second");
+        standings.ended(GUARD, at(10));
+        assert!(!standings.is_due(GUARD, at(69), false));
+    }
+
+    #[test]
+    fn an_order_that_the_executor_refused_leads_to_a_check() {
+        let mut standings = Standings::default();
+        standings.checked(GUARD, at(0), false, Duration::ZERO);
+        let ticket = mcp_guard_core::id::Tickets::default().draw();
+        let settled = |outcome| Settled { ticket, guard: GUARD, outcome, detail: String::new() };
+        standings.settled(&settled(Outcome::Done));
+        assert!(!standings.is_due(GUARD, at(1), false));
+        standings.settled(&settled(Outcome::Refused));
+        assert!(standings.is_due(GUARD, at(1), false));
+    }
+}
