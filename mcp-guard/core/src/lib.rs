@@ -4,17 +4,18 @@
 //! the same effects, so replaying a recorded trace is a true back-test.
 //!
 //! ```text
-//! launcher   argv -> package identity          policy    the typed, validated policy
-//! registry   live processes and launcher trees detect    one file per detector
-//! rates      totals over time                  guard     one guarded cgroup: state and decisions
-//! machine    all guards: step(now, input)      effect    inputs and effects
-//! refusal    cgroups that are never acted on   container cgroup path -> container
-//! replay     runs a trace through the core     status    guard status for operators
-//! target     parses TARGET arguments           audit     audit log lines
-//! limit      a number of tasks, or "max"       diagnose  why a limit is not in force
-//! repair     where a limit must be written     limits    which limit applies, when it is written
-//! incident   causes, outcomes and holds        id        typed ids
-//! warnings   bounds the warnings of a guard    escape    makes untrusted bytes printable
+//! server     argv -> identity of a server          launcher   servers that a launcher starts
+//! policy     the typed, validated policy           registry   live processes and launcher trees
+//! detect     one file per detector                 rates      totals over time
+//! guard      one guarded cgroup: state, decisions  machine    all guards: step(now, input)
+//! effect     inputs and effects                    refusal    cgroups that are never acted on
+//! container  cgroup path -> container              replay     runs a trace through the core
+//! status     guard status for operators            target     parses TARGET arguments
+//! audit      audit log lines                       limit      a number of tasks, or "max"
+//! diagnose   why a limit is not in force           repair     where a limit must be written
+//! limits     which limit applies, and when         incident   causes, outcomes and holds
+//! id         typed ids                             warnings   bounds the warnings of a guard
+//! escape     makes untrusted bytes printable
 //! ```
 #![forbid(unsafe_code)]
 
@@ -38,6 +39,7 @@ pub mod refusal;
 pub mod registry;
 pub mod repair;
 pub mod replay;
+pub mod server;
 pub mod status;
 pub mod target;
 mod time;
