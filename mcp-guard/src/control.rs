@@ -5,6 +5,7 @@
 pub mod client;
 pub mod description;
 pub mod lock;
+mod peer;
 pub mod request;
 pub mod server;
 #[cfg(test)]

@@ -2,9 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
-use std::{fs, os::unix::fs::PermissionsExt as _};
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt as _, net::UnixStream},
+    process::Command,
+};
 
-use mcp_guard_tests::agent::Agent;
+use mcp_guard_tests::{agent::Agent, workload};
 use serde_json::{Value, json};
 
 /// A policy that guards nothing.
@@ -76,4 +80,36 @@ fn only_root_may_use_the_socket() {
     let agent = Agent::start(POLICY).unwrap();
     let mode = fs::metadata(agent.socket()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
+}
+
+/// As many as the agent serves at once.
+const SILENT: usize = 16;
+
+#[test]
+fn connections_that_say_nothing_do_not_keep_others_out() {
+    let agent = Agent::start(POLICY).unwrap();
+    let connect = |_| UnixStream::connect(agent.socket()).unwrap();
+    let silent: Vec<UnixStream> = (0..SILENT).map(connect).collect();
+    let status = agent.status();
+    drop(silent);
+    assert_eq!(status.unwrap().pid.0, agent.pid());
+}
+
+#[test]
+fn root_of_another_pid_namespace_gets_no_answer() {
+    let agent = Agent::start(POLICY).unwrap();
+    let program = workload("mcp-guard").unwrap();
+    let said = |wrapper: &[&str]| {
+        let (first, rest) = wrapper.split_first().unwrap();
+        let mut command = Command::new(first);
+        command.args(rest).arg(&program).arg("--run-dir").arg(agent.folder());
+        let output = command.args(["status", "--json"]).output().unwrap();
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    };
+    assert!(said(&["env"]).0);
+    let (is_answered, error) = said(&["unshare", "--pid", "--fork", "--mount-proc"]);
+    // The connection is closed, with or without a message that nobody reads.
+    let is_closed =
+        ["Connection reset", "ended in the middle"].iter().any(|end| error.contains(end));
+    assert!(!is_answered && is_closed, "{error}");
 }

@@ -32,6 +32,8 @@ const LEFT_ALONE: Duration = Duration::from_secs(600);
 const RELEASE_RETRY: Duration = Duration::from_secs(10);
 /// How long the processes inside are watched after a clamp.
 const CLAMP_WATCH: Duration = Duration::from_secs(30);
+/// Longest silence about further departures.
+const DEPARTURES_LOGGED: Duration = Duration::from_secs(600);
 const SIGABRT: u32 = 6;
 
 /// The period for which a hold is ours.
@@ -73,6 +75,8 @@ pub struct Guard {
     pub arrivals: u64,
     /// Processes that were moved out.
     pub departures: u64,
+    /// When a departure was last logged.
+    departure_logged: Option<Time>,
     pub clamp: Option<Lease>,
     pub freeze: Option<Lease>,
     /// Orders without an outcome so far.
@@ -110,6 +114,7 @@ impl Guard {
             rates: Rates::default(),
             arrivals: 0,
             departures: 0,
+            departure_logged: None,
             clamp: None,
             freeze: None,
             under_way: BTreeMap::new(),
@@ -121,6 +126,22 @@ impl Guard {
             schedule: Schedule::default(),
             again: BTreeSet::new(),
         }
+    }
+
+    /// Counts a process that was moved out. One that leaves for a cgroup without a guard escapes what is
+    /// done to this one, so it is logged, though not each time: a process may move to and fro.
+    pub fn departed(&mut self, now: Time, pid: Pid, is_outside: bool, out: &mut Outbox<'_>) {
+        self.departures += 1;
+        let is_told = |at: Time| now.since(at) < DEPARTURES_LOGGED;
+        if !is_outside || self.departure_logged.is_some_and(is_told) {
+            return;
+        }
+        self.departure_logged = Some(now);
+        let total = self.departures;
+        let message = format!(
+            "process {pid} was moved to a cgroup without a guard; {total} were moved out so far"
+        );
+        out.push(Effect::Log { guard: self.id, message });
     }
 
     /// Takes the kernel's totals. If `dropped` has grown, records are missing and the processes are

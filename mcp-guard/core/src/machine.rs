@@ -161,7 +161,7 @@ impl Core {
         if let Some(guard) = from.and_then(|from| self.guards.get_mut(&from))
             && guard.registry.exit(pid)
         {
-            guard.departures += 1;
+            guard.departed(now, pid, to.is_none(), &mut out);
             guard.evaluate(now, &self.policy, &mut out);
         }
         let Some(guard) = to.and_then(|to| self.guards.get_mut(&to)) else { return };

@@ -540,6 +540,25 @@ fn arrivals_and_departures_are_distinguished_from_moves_inside() {
 }
 
 #[test]
+fn a_process_that_leaves_for_a_cgroup_without_a_guard_is_logged_but_not_each_time() {
+    let mut story = Story::new("");
+    let born = story.now;
+    for pid in 7..100 {
+        story.step(Input::Attach { guard: Some(GUARD), born, pid: Pid(pid), seen: None });
+        story.step(Input::Attach { guard: None, born, pid: Pid(pid), seen: None });
+    }
+    let logged = std::mem::take(&mut story.others);
+    let [Effect::Log { guard: GUARD, message }] = &logged[..] else { panic!("{logged:?}") };
+    assert!(message.contains("process 7 was moved"), "{message}");
+    story.now = story.now.after(Duration::from_secs(600));
+    story.step(Input::Attach { guard: Some(GUARD), born, pid: Pid(7), seen: None });
+    story.step(Input::Attach { guard: None, born, pid: Pid(7), seen: None });
+    let logged = std::mem::take(&mut story.others);
+    let [Effect::Log { message, .. }] = &logged[..] else { panic!("{logged:?}") };
+    assert!(message.contains("; 94 were"), "{message}");
+}
+
+#[test]
 fn a_server_that_is_moved_in_is_counted() {
     let mut story = Story::new("");
     let seen = Observed {

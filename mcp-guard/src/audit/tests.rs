@@ -43,6 +43,14 @@ fn wait(what: impl Fn() -> bool) {
     }
 }
 
+/// A log with a writer of its own.
+fn audit_on(writer: Writer) -> Audit {
+    let queue = Arc::new(Queue::default());
+    let lines = queue.clone();
+    thread::spawn(move || writer.run(&lines));
+    Audit { run: "run".to_owned(), seq: 0, queue, alone: None, reported: 0 }
+}
+
 fn is_written(audit: &Audit) -> bool {
     audit.queue.waiting() == 0
 }
@@ -78,6 +86,37 @@ fn a_log_that_is_renamed_continues_in_a_new_file() {
     assert_eq!((lines(&old), lines(&path)), (1, 1));
 }
 
+#[test]
+fn a_link_is_not_followed_and_a_folder_that_is_renamed_keeps_its_log() {
+    let scene = Scene::new();
+    let (folder, moved) = (scene.path("logs"), scene.path("moved"));
+    let path = folder.join("audit.jsonl");
+    let victim = scene.path("victim");
+    fs::write(&victim, "").expect("written");
+    fs::create_dir(&folder).expect("a folder");
+    std::os::unix::fs::symlink(&victim, &path).expect("a link");
+    let error = Audit::open(&path).err().expect("refused").to_string();
+    assert!(error.contains("symbolic link"), "{error}");
+    fs::remove_file(&path).expect("removed");
+
+    let mut audit = Audit::open(&path).expect("opens");
+    audit.write(stop("first"));
+    wait(|| is_written(&audit));
+    // As a user may who can write to the folder above.
+    fs::rename(&folder, &moved).expect("renamed");
+    fs::create_dir(&folder).expect("a folder");
+    std::os::unix::fs::symlink(&victim, &path).expect("a link");
+    audit.write(stop("second"));
+    wait(|| is_written(&audit));
+    // And as one who can write to the folder itself.
+    fs::remove_file(moved.join("audit.jsonl")).expect("removed");
+    std::os::unix::fs::symlink(&victim, moved.join("audit.jsonl")).expect("a link");
+    audit.write(stop("third"));
+    wait(|| is_written(&audit));
+    drop(audit);
+    assert_eq!(fs::read_to_string(&victim).expect("readable"), "");
+}
+
 /// As a frozen file system, a dead FUSE mount or a hung disk: the writer stands in a system call.
 #[test]
 fn a_log_that_hangs_holds_nobody_up_and_comes_later_with_its_lateness() {
@@ -108,17 +147,18 @@ fn a_log_that_hangs_holds_nobody_up_and_comes_later_with_its_lateness() {
 #[test]
 fn a_disk_that_is_full_loses_nothing_within_the_bound_and_reports_what_it_lost_beyond() {
     let scene = Scene::new();
-    // Every write to /dev/full fails with ENOSPC.
     let path = scene.path("audit.jsonl");
-    std::os::unix::fs::symlink("/dev/full", &path).expect("a link");
-    let mut audit = Audit::open(&path).expect("opens");
+    // Every write to /dev/full fails with ENOSPC. A folder at the path keeps the log there.
+    fs::create_dir(&path).expect("a folder");
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("opens");
+    let mut audit = audit_on(Writer::on(path.clone(), full).expect("a writer"));
     audit.write(stop("first"));
     wait(|| audit.queue.is_failing());
     for _ in 0..MAX_WAITING + 3 {
         audit.write(stop("full"));
     }
     assert_eq!(audit.lost(), 3);
-    fs::remove_file(&path).expect("room again");
+    fs::remove_dir(&path).expect("room again");
     wait(|| is_written(&audit));
     audit.report_losses();
     drop(audit);
@@ -161,7 +201,7 @@ fn a_partly_written_line_is_completed_by_the_next_attempt() {
     rustix::fs::fcntl_setfl(&write, rustix::fs::OFlags::NONBLOCK).expect("set");
     let path = PathBuf::from(format!("/proc/self/fd/{}", write.as_raw_fd()));
     let queue = Arc::new(Queue::default());
-    let writer = Writer::on(path, write);
+    let writer = Writer::on(path, write).expect("a writer");
     let lines_of = queue.clone();
     let writer = thread::spawn(move || writer.run(&lines_of));
     let mut audit = Audit { run: "run".to_owned(), seq: 0, queue, alone: None, reported: 0 };

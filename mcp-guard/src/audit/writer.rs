@@ -1,15 +1,23 @@
 //! The thread that appends audit lines to the file, follows its rotation, and retries failed writes.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    ffi::OsString,
+    fs::{self, File},
     io::{self, Write as _},
     mem,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    },
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use mcp_guard_core::{Time, audit::Line};
+use rustix::{
+    fs::{AtFlags, Mode, OFlags, open, openat, statat},
+    io::Errno,
+};
 
 use super::queue::Queue;
 use crate::host::clock;
@@ -21,6 +29,9 @@ const LATE: Duration = Duration::from_millis(100);
 
 pub struct Writer {
     path: PathBuf,
+    /// Held open, because another user may be allowed to rename it.
+    folder: OwnedFd,
+    name: OsString,
     file: File,
     /// Whether it has been logged that the file at the path is another one.
     is_stray: bool,
@@ -30,17 +41,20 @@ pub struct Writer {
 
 impl Writer {
     pub fn open(path: &Path) -> io::Result<Self> {
-        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            fs::DirBuilder::new().recursive(true).mode(0o750).create(parent)?;
-        }
-        let (file, path) = (append_to(path)?, path.to_owned());
-        Ok(Self { path, file, is_stray: false, is_failing: false })
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let parent = parent.unwrap_or(Path::new("."));
+        fs::DirBuilder::new().recursive(true).mode(0o750).create(parent)?;
+        let (folder, name) = place(path)?;
+        let (file, path) = (append_to(&folder, &name)?, path.to_owned());
+        Ok(Self { path, folder, name, file, is_stray: false, is_failing: false })
     }
 
     /// Writes to a file that is open already.
     #[cfg(test)]
-    pub fn on(path: PathBuf, file: impl Into<std::os::fd::OwnedFd>) -> Self {
-        Self { path, file: File::from(file.into()), is_stray: false, is_failing: false }
+    pub fn on(path: PathBuf, file: impl Into<OwnedFd>) -> io::Result<Self> {
+        let (folder, name) = place(&path)?;
+        let file = File::from(file.into());
+        Ok(Self { path, folder, name, file, is_stray: false, is_failing: false })
     }
 
     /// Writes lines until the queue is closed and empty.
@@ -116,13 +130,14 @@ impl Writer {
     fn follow_rotation(&mut self, has_begun: bool) -> bool {
         let names = |file: &fs::Metadata| (file.dev(), file.ino());
         let ours = self.file.metadata().ok();
-        let there = fs::metadata(&self.path).ok();
+        let there = statat(&self.folder, &self.name, AtFlags::SYMLINK_NOFOLLOW).ok();
+        let there = there.map(|file| (file.st_dev, file.st_ino));
         let is_removed = ours.as_ref().is_some_and(|file| file.nlink() == 0);
         let stays = has_begun && !is_removed;
-        if stays || ours.as_ref().map(names) == there.as_ref().map(names) {
+        if stays || ours.as_ref().map(names) == there {
             return false;
         }
-        match append_to(&self.path) {
+        match append_to(&self.folder, &self.name) {
             Ok(file) => {
                 (self.file, self.is_stray) = (file, false);
                 true
@@ -152,6 +167,22 @@ fn encode(line: &mut Line) -> Vec<u8> {
     text
 }
 
-fn append_to(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).mode(0o640).open(path)
+/// Opens the folder of a path, and returns the name in it.
+fn place(path: &Path) -> io::Result<(OwnedFd, OsString)> {
+    let name = path.file_name().ok_or_else(|| io::Error::other("it names no file"))?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = open(parent.unwrap_or(Path::new(".")), flags, Mode::empty())?;
+    Ok((folder, name.to_owned()))
+}
+
+/// Opens the log. A symbolic link is refused: another user may have put it there.
+fn append_to(folder: &OwnedFd, name: &OsString) -> io::Result<File> {
+    let flags =
+        OFlags::CREATE | OFlags::APPEND | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match openat(folder, name, flags, Mode::from_raw_mode(0o640)) {
+        Ok(file) => Ok(file.into()),
+        Err(Errno::LOOP) => Err(io::Error::other("it is a symbolic link")),
+        Err(error) => Err(error.into()),
+    }
 }

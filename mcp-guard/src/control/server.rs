@@ -1,27 +1,26 @@
 //! The agent's end of the socket.
 
-use std::{
-    fs, io,
-    os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs, io, os::unix::ffi::OsStrExt as _, path::Path, sync::Arc, time::Duration};
 
+use rustix::{fs::Mode, process::umask};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
     sync::{Semaphore, mpsc, oneshot},
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 use super::{
+    peer,
     request::{Asked, read},
     wire::{Call, MAX_MESSAGE, Reply, failed},
 };
 
 /// Most connections served at once. Further ones wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 16;
+/// Longest time for one message to arrive, or for one reply to be taken. A client waits longer for its
+/// answer, so it gets a place in time even if others keep theirs and say nothing.
+const IDLE: Duration = Duration::from_secs(5);
 /// Pause after a connection that could not be accepted.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -46,9 +45,11 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
             "the path is longer than the 107 bytes that a socket allows (unix(7))",
         ));
     }
-    let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    // A change of mode after the bind would leave it open to others for a moment.
+    let usual = umask(Mode::from_raw_mode(0o177));
+    let listener = UnixListener::bind(path);
+    umask(usual);
+    listener
 }
 
 /// Serves clients until the loop takes no more calls.
@@ -76,24 +77,33 @@ pub async fn serve(listener: UnixListener, calls: mpsc::Sender<Waiting>) {
 }
 
 async fn converse(mut stream: UnixStream, calls: mpsc::Sender<Waiting>) -> io::Result<()> {
-    // The file's mode keeps other users out. This check also covers a descriptor that was passed on.
-    if stream.peer_cred()?.uid() != 0 {
-        return Err(io::Error::other("the peer is not root"));
-    }
+    peer::check(&stream)?;
     let mut received = Vec::new();
+    while let Some(message) = timeout(IDLE, next_message(&mut stream, &mut received)).await?? {
+        let reply = answer(&message, &calls).await;
+        let mut bytes = serde_json::to_vec(&reply).map_err(io::Error::other)?;
+        bytes.push(0);
+        timeout(IDLE, stream.write_all(&bytes)).await??;
+    }
+    Ok(())
+}
+
+/// Reads one message. `None` if the client has ended the connection.
+async fn next_message(
+    stream: &mut UnixStream,
+    received: &mut Vec<u8>,
+) -> io::Result<Option<Vec<u8>>> {
     loop {
-        while let Some(end) = received.iter().position(|byte| *byte == 0) {
-            let message: Vec<u8> = received.drain(..=end).collect();
-            let reply = answer(&message[..end], &calls).await;
-            let mut bytes = serde_json::to_vec(&reply).map_err(io::Error::other)?;
-            bytes.push(0);
-            stream.write_all(&bytes).await?;
+        if let Some(end) = received.iter().position(|byte| *byte == 0) {
+            let mut message: Vec<u8> = received.drain(..=end).collect();
+            message.pop();
+            return Ok(Some(message));
         }
         if received.len() > MAX_MESSAGE {
             return Err(io::Error::other("message too long"));
         }
-        if stream.read_buf(&mut received).await? == 0 {
-            return Ok(());
+        if stream.read_buf(received).await? == 0 {
+            return Ok(None);
         }
     }
 }

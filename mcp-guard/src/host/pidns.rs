@@ -10,6 +10,7 @@
 use std::{
     io::Read as _,
     os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -26,9 +27,17 @@ const MAX_ANSWER: u64 = 32;
 /// # Errors
 /// Says why the value cannot be read.
 pub async fn pid_max_in_namespace_of(pid: Pid) -> Result<u64, String> {
-    let mut nsenter = Command::new("nsenter");
+    let mut nsenter = Command::new(program("nsenter")?);
     nsenter.args(["--target", &pid.to_string(), "--pid", "--"]);
-    answer(nsenter.args(["cat", "/proc/sys/kernel/pid_max"]), PATIENCE).await
+    nsenter.arg(program("cat")?).arg("/proc/sys/kernel/pid_max");
+    answer(&mut nsenter, PATIENCE).await
+}
+
+/// Finds a program of the system. `PATH` may name folders of other users.
+fn program(name: &str) -> Result<PathBuf, String> {
+    let paths =
+        ["/usr/bin", "/bin", "/usr/sbin", "/sbin"].map(|folder| Path::new(folder).join(name));
+    paths.into_iter().find(|path| path.is_file()).ok_or_else(|| format!("{name} is not installed"))
 }
 
 async fn answer(command: &mut Command, patience: Duration) -> Result<u64, String> {
