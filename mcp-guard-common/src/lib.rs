@@ -12,8 +12,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Maximum number of guards at once; the size of the `TOTALS` map.
 pub const MAX_GUARDS: u32 = 1024;
-/// Maximum number of cgroups in guards at once, nested ones included; the size of the `GUARDS` map.
+/// Maximum number of cgroups that are found by one lookup, nested ones included; the size of the `GUARDS`
+/// map. Others are found through their ancestors.
 pub const MAX_CGROUPS: u32 = 16_384;
+/// Maximum number of cgroups of one guard in the `GUARDS` map.
+pub const CGROUPS_OF_GUARD: u64 = 1024;
 /// Default size of the event ring in bytes. It must be a power of two, in whole pages.
 pub const RING_BYTES: u32 = 1 << 20;
 /// [`Event::guard`] of a task that entered a cgroup outside every guard.
@@ -43,7 +46,7 @@ pub enum Kind {
     Exec = 2,
     /// The last thread of a process has ended.
     Exit = 3,
-    /// A process was moved into a cgroup of the unified hierarchy.
+    /// A process was moved into a guard, or out of one.
     Attach = 4,
 }
 
@@ -74,7 +77,8 @@ pub struct Event {
     /// Slot of the guard, or [`NO_GUARD`].
     pub guard: u32,
     pub tgid: u32,
-    /// Fork: `real_parent` of the child. With `CLONE_PARENT`, it is not the caller.
+    /// Fork: `real_parent` of the child. With `CLONE_PARENT`, it is not the caller. Attach: slot of the
+    /// guard that the process was in, or [`NO_GUARD`] if it was in none or that is not known.
     pub parent: u32,
     /// Exit: the status as `wait(2)` returns it.
     pub exit_code: u32,
@@ -90,11 +94,14 @@ pub struct ExecRecord<const N: usize> {
     pub argv: [u8; N],
 }
 
-/// The counts of one guard on one CPU. The agent adds up the CPUs.
+/// The counts of one guard on one CPU. The agent adds up the CPUs. The value of a guard and a CPU is at
+/// `cpu * MAX_GUARDS + guard` of the `TOTALS` map, which the agent maps into its memory.
 ///
 /// Each field except `dropped` is written by one program, and a program never runs nested on a CPU
 /// (the kernel counts such a run as a recursion miss instead), so plain additions are exact.
-#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[repr(C)]
 pub struct Totals {
     pub process_forks: u64,
@@ -106,9 +113,28 @@ pub struct Totals {
     pub thread_exits: u64,
     /// Moves of a process into a cgroup of the guard, moves inside the guard included.
     pub attaches: u64,
-    /// Records that did not fit into the ring. Totals are not affected.
+    /// Records that were not sent, because the ring was full or the guard had used up its share of it.
+    /// Totals are not affected.
     pub dropped: u64,
     pub reserved: u64,
+}
+
+/// What all CPUs share about one guard. The agent maps the `SHARED` map into its memory.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Shared {
+    /// Cgroups of the guard in the `GUARDS` map.
+    pub followed: u64,
+    /// Cgroups of the guard that are not in that map, because there was no room for them.
+    pub left_out: u64,
+    /// When the guard will have paid for the records that it sent while the ring was half full. See
+    /// `maps::may_send` of the kernel side.
+    pub paid_at: u64,
+    /// Of slot 0 only: not 0 while any guard has cgroups that are left out.
+    pub any_left_out: u64,
+    /// Of slot 0 only: changes whenever a guard begins or ends. What was noted about moved processes before
+    /// is void then.
+    pub epoch: u64,
 }
 
 /// Why the kernel side could not do all of its work. An index into the `LOSSES` map.
@@ -117,18 +143,33 @@ pub struct Totals {
 pub enum Loss {
     /// The ring was full; [`Totals::dropped`] says for which guard.
     RingFull = 0,
-    /// The `GUARDS` map was full, so a new cgroup below a guard is not counted.
+    /// A task is nested too deep to find its guard through its ancestors, so it was not counted. Only
+    /// looked for while some guard has more cgroups than fit into its part of the `GUARDS` map.
     CgroupsFull = 1,
     /// The argv of a new program could not be read.
     ArgvUnread = 2,
+    /// The ring was half full, and the guard had used up its share of the rest.
+    OverShare = 3,
+    /// It could not be noted that the last thread of a process had ended, so the end may be counted twice.
+    ExitUnsure = 4,
+    /// A record that names no guard did not fit into the ring. It is counted as `RingFull` too.
+    Nameless = 5,
 }
 
 impl Loss {
-    pub const ALL: [Self; 3] = [Self::RingFull, Self::CgroupsFull, Self::ArgvUnread];
+    pub const ALL: [Self; 6] = [
+        Self::RingFull,
+        Self::CgroupsFull,
+        Self::ArgvUnread,
+        Self::OverShare,
+        Self::ExitUnsure,
+        Self::Nameless,
+    ];
 }
 
 const _: () = assert!(size_of::<Event>() == 48);
 const _: () = assert!(size_of::<Totals>() == 64);
+const _: () = assert!(size_of::<Shared>() == 40);
 const _: () = assert!(size_of::<ExecRecord<SHORT_ARGV>>() == 256);
 const _: () = assert!(size_of::<ExecRecord<LONG_ARGV>>() == 1072);
 

@@ -4,7 +4,11 @@
 //! the programs. The verifier treats frozen `.rodata` as constants, so `pointer + OFFSET` stays a
 //! typed pointer and the load needs no helper call.
 
-use aya_ebpf::{Global, cty::c_void, helpers::bpf_get_current_cgroup_id};
+use aya_ebpf::{
+    Global,
+    cty::c_void,
+    helpers::{bpf_get_current_cgroup_id, generated::bpf_get_smp_processor_id},
+};
 
 /// An opaque kernel structure.
 pub type Ptr = *const c_void;
@@ -65,6 +69,13 @@ pub struct Cgroup(pub Ptr);
 pub fn current_cgroup() -> u64 {
     // SAFETY: the helper only reads.
     unsafe { bpf_get_current_cgroup_id() }
+}
+
+/// Returns the number of the CPU. A program stays on it until it ends.
+#[inline(always)]
+pub fn cpu() -> u32 {
+    // SAFETY: the helper only reads.
+    unsafe { bpf_get_smp_processor_id() }
 }
 
 impl Task {
@@ -150,11 +161,12 @@ impl Cgroup {
         id == 0
     }
 
+    /// Returns the parent. That of the root has the id 0, which no cgroup has.
     #[inline(always)]
     pub fn parent(self) -> Self {
         // SAFETY: `cgroup_subsys_state self` of a cgroup begins at OFF_CGROUP_SELF and holds
-        // `parent`, whose `cgroup` points back to the cgroup it belongs to. A cgroup that is being
-        // created is never the root, so it has a parent.
+        // `parent`, whose `cgroup` points back to the cgroup it belongs to. The root has no parent: loads
+        // through a null pointer of a type that the verifier knows yield 0.
         unsafe {
             let own = self.0.cast::<u8>().add(OFF_CGROUP_SELF.load() as usize).cast();
             Self(load(load(own, &OFF_CSS_PARENT), &OFF_CSS_CGROUP))

@@ -34,22 +34,27 @@ static HAS_GROUP_DEAD: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 static WAKE_AT: Global<u64> = Global::new(0);
 
-/// How many small records are sent between two checks of how full the ring is.
-const LOOK_EVERY: u64 = 16;
+/// How many small records are sent between two that may wake the agent because the ring fills.
+const WAKE_EVERY: u64 = 16;
 
 #[btf_tracepoint(function = "sched_process_fork")]
 pub fn fork(ctx: BtfTracePointContext) -> i32 {
     let child = Task(ctx.arg(1));
     // The child's own cgroup: with CLONE_INTO_CGROUP it can differ from the parent's.
     let cgroup = child.cgroup().id();
-    let Some(guard) = maps::guard_of(cgroup) else { return 0 };
+    let Some(guard) = maps::guard_of(cgroup, || child.cgroup()) else { return 0 };
     let Some(totals) = maps::totals(guard) else { return 0 };
     let tgid = child.tgid();
     if child.pid() != tgid {
-        totals.thread_forks += 1;
+        // SAFETY: a live map value, and this program alone writes this field.
+        unsafe { (*totals).thread_forks += 1 };
         return 0;
     }
-    totals.process_forks += 1;
+    // SAFETY: as above.
+    let number = unsafe {
+        (*totals).process_forks += 1;
+        (*totals).process_forks
+    };
     #[cfg(feature = "bpf-log")]
     aya_log_ebpf::debug!(&ctx, "fork of {} in guard {}", tgid, guard);
     if SEND_EVENTS.load() == 0 {
@@ -59,7 +64,7 @@ pub fn fork(ctx: BtfTracePointContext) -> i32 {
     // part of the record's cost.
     let mut event = event(Kind::Fork, guard, cgroup, child, child.start_boottime());
     event.parent = child.real_parent().tgid();
-    send(&event, totals.process_forks);
+    send(&event, guard, number);
     0
 }
 
@@ -67,9 +72,10 @@ pub fn fork(ctx: BtfTracePointContext) -> i32 {
 pub fn exec(ctx: BtfTracePointContext) -> i32 {
     let task = Task(ctx.arg(0));
     let cgroup = kernel::current_cgroup();
-    let Some(guard) = maps::guard_of(cgroup) else { return 0 };
+    let Some(guard) = maps::guard_of(cgroup, || task.cgroup()) else { return 0 };
     let Some(totals) = maps::totals(guard) else { return 0 };
-    totals.execs += 1;
+    // SAFETY: a live map value, and this program alone writes this field.
+    unsafe { (*totals).execs += 1 };
     let (start, end) = task.arguments();
     let event = event(Kind::Exec, guard, cgroup, task, now());
     if end.wrapping_sub(start) <= SHORT_ARGV as u64 {
@@ -84,7 +90,7 @@ pub fn exec(ctx: BtfTracePointContext) -> i32 {
 pub fn exit(ctx: BtfTracePointContext) -> i32 {
     let task = Task(ctx.arg(0));
     let cgroup = kernel::current_cgroup();
-    let Some(guard) = maps::guard_of(cgroup) else { return 0 };
+    let Some(guard) = maps::guard_of(cgroup, || task.cgroup()) else { return 0 };
     let Some(totals) = maps::totals(guard) else { return 0 };
     let last = if HAS_GROUP_DEAD.load() == 1 {
         ctx.arg::<u64>(1) & 1 == 1
@@ -93,18 +99,22 @@ pub fn exit(ctx: BtfTracePointContext) -> i32 {
         // has its own start time, so the process is identified by its leader's.
         task.live_threads() == 0 && maps::first_exit(task.tgid(), task.leader().start_boottime())
     };
-    if last {
-        totals.process_exits += 1;
-        if SEND_EVENTS.load() == 0 {
-            return 0;
-        }
+    if !last {
+        // It may be the leader, which can end before the last thread, and which is gone after an exec by
+        // another thread.
+        // SAFETY: a live map value, and this program alone writes this field.
+        unsafe { (*totals).thread_exits += 1 };
+        return 0;
+    }
+    // SAFETY: as above.
+    let number = unsafe {
+        (*totals).process_exits += 1;
+        (*totals).process_exits
+    };
+    if SEND_EVENTS.load() != 0 {
         let mut event = event(Kind::Exit, guard, cgroup, task, now());
         event.exit_code = task.exit_code();
-        send(&event, totals.process_exits);
-    } else {
-        // Any other thread. It may be the leader, which can end before the last thread, and which
-        // is gone after an exec by another thread.
-        totals.thread_exits += 1;
+        send(&event, guard, number);
     }
     0
 }
@@ -113,19 +123,34 @@ pub fn exit(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "cgroup_attach_task")]
 pub fn attach_task(ctx: BtfTracePointContext) -> i32 {
     let cgroup = Cgroup(ctx.arg(0));
-    if !cgroup.is_unified() {
+    // A thread that moves alone, in a threaded subtree, leaves its process where it is.
+    if !cgroup.is_unified() || ctx.arg::<u64>(3) & 0xff == 0 {
         return 0;
     }
     let id = cgroup.id();
     let task = Task(ctx.arg(2));
-    // The tracepoint does not report the old cgroup, so a move out of every guard is sent as well:
-    // the agent knows whether it tracked the process.
-    let guard = maps::guard_of(id).unwrap_or(NO_GUARD);
-    if let Some(totals) = maps::totals(guard) {
-        totals.attaches += 1;
+    let to = maps::guard_of(id, || cgroup).unwrap_or(NO_GUARD);
+    if let Some(totals) = maps::totals(to) {
+        // SAFETY: a live map value, and this program alone writes this field.
+        unsafe { (*totals).attaches += 1 };
     }
-    if SEND_EVENTS.load() != 0 {
-        send(&event(Kind::Attach, guard, id, task, now()), LOOK_EVERY);
+    // The tracepoint says only where it went.
+    let from = maps::moved(task.tgid(), task.start_boottime(), to);
+    // Any user of the host can move processes of its own all day.
+    if from == Some(to) || SEND_EVENTS.load() == 0 {
+        return 0;
+    }
+    // If it is not known where the process was, a move out of every guard is sent as well: the agent knows
+    // whether it tracked the process.
+    let from = from.unwrap_or(NO_GUARD);
+    let mut event = event(Kind::Attach, to, id, task, now());
+    event.parent = from;
+    if !send(&event, if to == NO_GUARD { from } else { to }, WAKE_EVERY)
+        && to != NO_GUARD
+        && from != NO_GUARD
+    {
+        // The registries of both are wrong now.
+        maps::dropped(from, Loss::RingFull);
     }
     0
 }
@@ -135,7 +160,7 @@ pub fn attach_task(ctx: BtfTracePointContext) -> i32 {
 pub fn mkdir(ctx: BtfTracePointContext) -> i32 {
     let cgroup = Cgroup(ctx.arg(0));
     if cgroup.is_unified()
-        && let Some(guard) = maps::guard_of(cgroup.parent().id())
+        && let Some(guard) = maps::guard_of(cgroup.parent().id(), || cgroup.parent())
     {
         maps::add_cgroup(cgroup.id(), guard);
     }
@@ -146,7 +171,7 @@ pub fn mkdir(ctx: BtfTracePointContext) -> i32 {
 pub fn rmdir(ctx: BtfTracePointContext) -> i32 {
     let cgroup = Cgroup(ctx.arg(0));
     if cgroup.is_unified() {
-        maps::remove_cgroup(cgroup.id());
+        maps::remove_cgroup(cgroup.id(), cgroup);
     }
     0
 }
@@ -179,29 +204,43 @@ fn event(kind: Kind, guard: u32, cgroup: u64, task: Task, time_ns: u64) -> Event
     }
 }
 
-/// Sends a record that no decision waits for. The agent reads it on its next turn. `number` is the
-/// count of records of this kind, guard and CPU.
+/// Sends a record that no decision waits for. The agent reads it on its next turn. `payer` is the guard
+/// whose share it uses, and `number` the count of records of this kind, guard and CPU.
+///
+/// Records are built outside the ring: a task that is preempted while it fills a record in the ring would
+/// hold up everything behind it, for as long as it is not scheduled.
 #[inline(always)]
-fn send(event: &Event, number: u64) {
-    let Some(mut entry) = EVENTS.reserve::<Event>(0) else { return maps::dropped(event.guard) };
-    entry.write(*event);
-    let fills = number.is_multiple_of(LOOK_EVERY) && maps::unread_bytes() > WAKE_AT.load();
-    entry.submit(wake(fills));
+fn send(event: &Event, payer: u32, number: u64) -> bool {
+    let unread = maps::unread_bytes();
+    if !maps::may_send(payer, size_of::<Event>() as u64, unread, event.time_ns) {
+        maps::dropped(payer, Loss::OverShare);
+        return false;
+    }
+    let fills = number.is_multiple_of(WAKE_EVERY) && unread > WAKE_AT.load();
+    let is_sent = EVENTS.output::<Event>(event, wake(fills)).is_ok();
+    if !is_sent {
+        maps::dropped(payer, Loss::RingFull);
+    }
+    is_sent
 }
 
 /// Sends an exec with its argv. A launcher start wakes the agent, which decides on it. Other programs
 /// do not, because a wake-up costs ten times as much as everything else here.
 #[inline(always)]
 fn send_exec<const N: usize>(mut event: Event, start: u64, end: u64) {
-    let Some(mut entry) = EVENTS.reserve::<ExecRecord<N>>(0) else {
-        return maps::dropped(event.guard);
-    };
-    let record = entry.as_mut_ptr();
+    let unread = maps::unread_bytes();
+    let guard = event.guard;
+    if !maps::may_send(guard, size_of::<ExecRecord<N>>() as u64, unread, event.time_ns) {
+        return maps::dropped(guard, Loss::OverShare);
+    }
+    let Some(record) = maps::scratch() else { return };
+    let record = record.cast::<ExecRecord<N>>();
     let wanted = end.wrapping_sub(start);
     let len = if wanted > N as u64 { N as u64 } else { wanted };
-    // SAFETY: the reservation holds a whole ExecRecord<N>, N is at least SHORT_ARGV and `len` is at
-    // most N. The fixed part is written last. Only the first `argv_len` bytes of argv are written.
-    let matters = unsafe {
+    // SAFETY: the scratch is an ExecRecord<LONG_ARGV>, N is at least SHORT_ARGV and at most LONG_ARGV, and
+    // `len` is at most N. The fixed part is written last. Only the first `argv_len` bytes of argv are of
+    // this record.
+    let is_sent = unsafe {
         let argv = &raw mut (*record).argv;
         let read = bpf_probe_read_user(argv.cast(), len as u32, start as *const _) == 0;
         if read {
@@ -214,9 +253,12 @@ fn send_exec<const N: usize>(mut event: Event, start: u64, end: u64) {
         let scratch = &raw mut (*record).event.time_ns;
         let matters = !read || launchers::may_start(argv.cast(), len, scratch);
         (*record).event = event;
-        matters
+        let flags = wake(matters || unread > WAKE_AT.load());
+        EVENTS.output::<ExecRecord<N>>(&*record, flags).is_ok()
     };
-    entry.submit(wake(matters || maps::unread_bytes() > WAKE_AT.load()));
+    if !is_sent {
+        maps::dropped(guard, Loss::RingFull);
+    }
 }
 
 #[inline(always)]

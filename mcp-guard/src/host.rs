@@ -10,6 +10,7 @@ pub mod clock;
 pub mod facts;
 pub mod kernel;
 pub mod layout;
+mod mapped;
 pub mod mark;
 pub mod observer;
 pub mod pidns;

@@ -115,16 +115,16 @@ fn totals_stay_exact_and_the_registry_is_right_within_a_second() {
         scene.storm("--seconds 1", |_| {});
     }
     let losses = scene.agent.status().unwrap().losses;
-    let last = losses["ring-full"];
+    let last = losses["over-share"];
     assert!(last > 0, "{losses:?}");
     let logged = |record: &Record| match record {
-        Record::Loss { cause, count } if cause == "ring-full" && *count == last => Some(()),
+        Record::Loss { cause, count } if cause == "over-share" && *count == last => Some(()),
         _ => None,
     };
     scene.agent.await_record("the last count in the audit log", logged).unwrap();
     let text = String::from_utf8(scene.agent.cli(&["status"]).unwrap().stdout).unwrap();
     let lost = text.lines().find(|line| line.starts_with("LOST: ")).unwrap_or_default();
-    assert!(lost.contains(&format!("ring-full {last}")), "{text}");
+    assert!(lost.contains(&format!("over-share {last}")), "{text}");
 }
 
 /// More records wait than the agent reads in one turn of its loop. It reads /proc before it has read them

@@ -25,6 +25,9 @@ use crate::{
 
 /// Interval after which the same warning about a cgroup is logged again.
 const WARN_AGAIN: Duration = Duration::from_secs(3600);
+/// Most walks through a guard that ends.
+const PASSES: usize = 8;
+
 /// A cgroup that could not be guarded.
 pub(super) struct Unguardable {
     try_again: Time,
@@ -137,7 +140,7 @@ impl Agent {
         held.cgroup.find_pids(&self.layout);
         if let Err(error) = self.count_from_now(guard, &held.cgroup) {
             self.warn_unguardable(now, &held, &error);
-            self.counting.kernel.remove_guard(guard);
+            self.count_no_more(guard, &held.cgroup);
             self.guards.give_slot_back(guard);
             return None;
         }
@@ -174,8 +177,9 @@ impl Agent {
     }
 
     fn count_from_now(&mut self, guard: GuardId, cgroup: &Cgroup) -> anyhow::Result<()> {
-        self.counting.kernel.clear_totals(guard)?;
         let kernel = &mut self.counting.kernel;
+        kernel.clear_totals(guard)?;
+        kernel.add_root(cgroup.id(), guard)?;
         let mut trouble = None;
         cgroup.walk(&mut |dir, _| {
             let id = dir.id()?;
@@ -192,7 +196,25 @@ impl Agent {
             }
             Ok(())
         })?;
+        kernel.begin_epoch();
         trouble.map_or(Ok(()), Err)
+    }
+
+    /// Removes the cgroups of a guard from the kernel's maps. Those that are gone removed themselves.
+    fn count_no_more(&mut self, guard: GuardId, cgroup: &Cgroup) {
+        let kernel = &mut self.counting.kernel;
+        // A cgroup that is made meanwhile may still find its parent there.
+        for _ in 0..PASSES {
+            let mut removed = false;
+            let walked = cgroup.walk_all(&mut |dir, _| {
+                removed |= kernel.remove_cgroup(dir.id()?, guard);
+                Ok(())
+            });
+            if !removed || walked.is_err() {
+                break;
+            }
+        }
+        kernel.begin_epoch();
     }
 
     /// Ends a guard. Its cgroup is gone, with its freeze, its limit and our marks, or it need not be guarded
@@ -211,9 +233,10 @@ impl Agent {
         // A slot or map entry may be free now.
         let now = clock::now();
         self.unguardable.values_mut().for_each(|one| one.try_again = now);
-        self.counting.kernel.remove_guard(guard);
+        self.count_no_more(guard, &held.cgroup);
         self.rescans.forget(guard);
         self.standings.forget(guard);
+        self.counting.forget(guard);
         self.guards.give_slot_back(guard);
         self.step(Input::Released { guard });
         if let Some(mut container) = seen.filter(|_| held.cgroup.events().is_ok()) {

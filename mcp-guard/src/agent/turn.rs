@@ -63,24 +63,26 @@ impl Agent {
         self.next_tick = now.after(TICK);
         self.counting.kernel.flush_log();
         let late = || self.observer.has_answered_late();
-        let must_rescan =
-            self.counting.ring_overflowed() || self.counting.must_look_again(now, late);
         let watched = self.guards.watched();
+        let is_look = now >= self.next_look;
+        let must_rescan =
+            self.counting.must_look_again(now, late) || is_look && self.counting.lost_nameless();
         if must_rescan {
             watched.iter().for_each(|guard| self.rescans.lost(now, *guard));
         }
         for guard in watched {
             // Processes that a guard began with would look like growth.
-            if let Some(totals) = self.counting.totals(guard)
-                && !self.rescans.is_unread(guard)
+            if !self.rescans.is_unread(guard)
+                && let Some(totals) = self.counting.new_totals(now, guard)
             {
                 self.step_at(now, Input::Totals { guard, totals });
             }
         }
         self.rescans.queue_due(now);
         self.read_next();
-        if now >= self.next_look {
+        if is_look {
             self.next_look = now.after(LOOK);
+            self.counting.kernel.settle_left_out(&self.guards.watched());
             self.guards.ids().into_iter().for_each(|guard| self.look(guard));
             self.look_at_limits();
             self.guard_named_cgroups();

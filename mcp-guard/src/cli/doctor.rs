@@ -145,7 +145,15 @@ fn btf() -> Check {
 /// Loads and attaches our own programs for a moment, which proves more than the kernel's feature flags.
 fn bpf() -> Check {
     match Kernel::start(KernelOptions::default()) {
-        Ok(_) => check("BPF", State::Ok, "all six programs load and attach"),
+        Ok(_) => {
+            let preempts =
+                if kernel::may_preempt_programs() { "may preempt" } else { "does not preempt" };
+            let detail = format!(
+                "all six programs load and attach; records are built outside the ring; this kernel {preempts} \
+                 a program"
+            );
+            check("BPF", State::Ok, detail)
+        }
         Err(error) => check("BPF", State::Missing, error.to_string()),
     }
 }

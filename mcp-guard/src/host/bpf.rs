@@ -3,26 +3,31 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    fs::{self, File},
+    io,
+    os::{
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+        unix::fs::FileExt as _,
+    },
     path::Path,
 };
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    maps::{HashMap, MapData, MapError, PerCpuArray, RingBuf},
+    maps::{HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
     programs::{BtfTracePoint, Program, ProgramError},
 };
-use mcp_guard_common::{Event, Kind, Loss, RING_BYTES, Totals, decode};
+use mcp_guard_common::{
+    CGROUPS_OF_GUARD, Event, Kind, Loss, MAX_GUARDS, RING_BYTES, Shared, Totals, decode,
+};
 use mcp_guard_core::id::{CgroupId, GuardId};
-use zerocopy::{FromBytes as _, IntoBytes as _};
 
-use super::btf;
+use super::{btf, mapped::MappedArray};
 
 /// The BPF object. It is built by `cargo xtask ebpf`, and committed with the hash of its sources.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/mcp-guard.bpf.o");
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
-/// The name of a loss: cgroups for which the membership map had no room.
+/// The name of a loss: tasks that were not counted because their cgroups are nested too deep.
 pub const CGROUPS_FULL: &str = "cgroups-full";
 
 /// Each program in the object, and the tracepoint that it attaches to.
@@ -34,6 +39,16 @@ const PROGRAMS: [(&str, &str); 6] = [
     ("mkdir", "cgroup_mkdir"),
     ("rmdir", "cgroup_rmdir"),
 ];
+
+/// Words of a guard in the `TOTALS` map, and in the `SHARED` map.
+const TOTALS_WORDS: usize = size_of::<Totals>() / size_of::<u64>();
+const SHARED_WORDS: usize = size_of::<Shared>() / size_of::<u64>();
+/// The words of a [`Shared`].
+const FOLLOWED: usize = 0;
+const LEFT_OUT: usize = 1;
+const PAID_AT: usize = 2;
+const ANY_LEFT_OUT: usize = 3;
+const EPOCH: usize = 4;
 
 /// The symbol in the object, the structure, its field, and the field's size in bytes.
 const OFFSETS: [(&str, &str, &str, u64); 19] = [
@@ -76,6 +91,8 @@ pub enum Error {
     Map(#[from] MapError),
     #[error("cannot read the file that MCP_GUARD_BPF_OBJECT names: {0}")]
     Object(io::Error),
+    #[error("cannot map the counts of the BPF programs: {0}")]
+    Mapping(io::Error),
     #[error("cannot poll the BPF ring: {0}")]
     Poll(io::Error),
     #[error("cannot use the kernel's BTF: {0}")]
@@ -110,11 +127,17 @@ pub struct RingRecord {
 /// The attached programs. They are detached when this is dropped: nothing is pinned.
 pub struct Kernel {
     guards: HashMap<MapData, u64, u32>,
-    totals: PerCpuArray<MapData, [u8; size_of::<Totals>()]>,
+    /// The cgroups that are guards themselves.
+    roots: HashMap<MapData, u64, u32>,
+    totals: MappedArray,
+    shared: MappedArray,
+    cpus: usize,
+    /// The maps of `totals` and `shared`. The programs are loaded with their descriptors.
+    _counts: [Map; 2],
     losses: PerCpuArray<MapData, u64>,
     ring: RingBuf<MapData>,
-    /// Number of cgroups for which the map had no room when their guard began.
-    no_room: u64,
+    /// Files that show how often the kernel left a program out.
+    misses: Vec<File>,
     /// Number of records that could not be decoded.
     malformed: u64,
     /// The log of programs that were built with logging.
@@ -134,6 +157,7 @@ impl Kernel {
         for (name, tracepoint) in PROGRAMS {
             kernel.attach(name, tracepoint, &btf)?;
         }
+        kernel.misses = kernel.open_misses();
         drop(btf);
         trim_memory();
         Ok(kernel)
@@ -147,22 +171,35 @@ impl Kernel {
         let layout = read_offsets(options.use_group_dead)?;
         let mut loader = EbpfLoader::new();
         let send = u64::from(options.send_events);
-        let wake_at = u64::from(options.ring_bytes / 4);
+        let ring = u64::from(options.ring_bytes);
+        let (wake_at, share_at) = (ring / 4, ring / 2);
+        // While the ring is half full, each guard may send as much as a quarter of it a second.
+        let share_ns = 4_000_000_000 / ring;
+        let cpus = aya::util::nr_cpus().map_or(1, |cpus| cpus);
+        let values = u32::try_from(cpus).unwrap_or(1).saturating_mul(MAX_GUARDS);
         loader.override_global("SEND_EVENTS", &send, true);
         loader.override_global("WAKE_AT", &wake_at, true);
+        loader.override_global("SHARE_AT", &share_at, true);
+        loader.override_global("SHARE_NS", &share_ns, true);
         loader.map_max_entries("EVENTS", options.ring_bytes);
+        loader.map_max_entries("TOTALS", values);
         for (symbol, value) in &layout {
             loader.override_global(symbol, value, true);
         }
         let mut ebpf = loader.load(&object()?).map_err(|error| Error::Load(root_cause(&error)))?;
         let mut take = |name| ebpf.take_map(name).ok_or(Error::Missing(name));
+        let counts = [take("TOTALS")?, take("SHARED")?];
         Ok(Self {
             guards: HashMap::try_from(take("GUARDS")?)?,
-            totals: PerCpuArray::try_from(take("TOTALS")?)?,
+            roots: HashMap::try_from(take("ROOTS")?)?,
+            totals: mapped(&counts[0], values as usize * TOTALS_WORDS)?,
+            shared: mapped(&counts[1], MAX_GUARDS as usize * SHARED_WORDS)?,
+            cpus,
+            _counts: counts,
             losses: PerCpuArray::try_from(take("LOSSES")?)?,
             ring: RingBuf::try_from(take("EVENTS")?)?,
             malformed: 0,
-            no_room: 0,
+            misses: Vec::new(),
             log: aya_log::EbpfLogger::init(&mut ebpf).ok(),
             ebpf,
         })
@@ -189,43 +226,74 @@ impl Kernel {
         ring.try_clone_to_owned().map_err(Error::Poll)
     }
 
+    /// Notes that this cgroup is the guard itself. Cgroups for which the other map has no room are found
+    /// through it.
+    ///
+    /// # Errors
+    /// If the map cannot be written.
+    pub fn add_root(&mut self, cgroup: CgroupId, guard: GuardId) -> Result<(), Error> {
+        Ok(self.roots.insert(cgroup.0, guard.0, 0)?)
+    }
+
     /// Counts the tasks of this cgroup for the guard from now on. The kernel side adds the cgroups
     /// that are created below it.
-    ///
-    /// A cgroup for which the map has no room is counted as a loss, like one created below a guard.
     ///
     /// # Errors
     /// If the map cannot be written.
     pub fn add_cgroup(&mut self, cgroup: CgroupId, guard: GuardId) -> Result<(), Error> {
-        match self.guards.insert(cgroup.0, guard.0, 0) {
-            Err(MapError::SyscallError(error))
-                if error.io_error.raw_os_error() == Some(libc::E2BIG) =>
-            {
-                self.no_room += 1;
-                Ok(())
-            }
-            other => Ok(other?),
+        if self.guard_of(cgroup) == Some(guard) {
+            return Ok(());
         }
+        let first = guard.0 as usize * SHARED_WORDS;
+        if self.shared.get(first + FOLLOWED) < CGROUPS_OF_GUARD {
+            match self.guards.insert(cgroup.0, guard.0, 0) {
+                Err(MapError::SyscallError(error))
+                    if error.io_error.raw_os_error() == Some(libc::E2BIG) => {}
+                other => {
+                    other?;
+                    self.shared.add_one(first + FOLLOWED);
+                    return Ok(());
+                }
+            }
+        }
+        self.shared.add_one(first + LEFT_OUT);
+        self.shared.set(ANY_LEFT_OUT, 1);
+        Ok(())
     }
 
-    /// Returns the guard for which a cgroup is counted.
+    /// Returns the guard for which a cgroup is counted, if one lookup shows it.
     #[must_use]
     pub fn guard_of(&self, cgroup: CgroupId) -> Option<GuardId> {
         self.guards.get(&cgroup.0, 0).ok().map(GuardId)
     }
 
-    /// Removes every cgroup of the guard from the map.
-    pub fn remove_guard(&mut self, guard: GuardId) {
-        let cgroups: Vec<u64> = self
-            .guards
-            .iter()
-            .filter_map(|entry| entry.ok().filter(|(_, owner)| *owner == guard.0))
-            .map(|(cgroup, _)| cgroup)
-            .collect();
-        for cgroup in cgroups {
+    /// Counts the tasks of this cgroup no more. Returns false if they were not counted for this guard.
+    pub fn remove_cgroup(&mut self, cgroup: CgroupId, guard: GuardId) -> bool {
+        if self.roots.get(&cgroup.0, 0).ok() == Some(guard.0) {
             // The program on cgroup_rmdir may have removed it meanwhile.
-            let _ = self.guards.remove(&cgroup);
+            let _ = self.roots.remove(&cgroup.0);
         }
+        self.guard_of(cgroup) == Some(guard) && self.guards.remove(&cgroup.0).is_ok()
+    }
+
+    /// Has the programs look for the guards of cgroups by one lookup alone, once no guard has cgroups that
+    /// are left out.
+    pub fn settle_left_out(&self, guards: &[GuardId]) {
+        let left_out =
+            |guard: &GuardId| self.shared.get(guard.0 as usize * SHARED_WORDS + LEFT_OUT);
+        if self.shared.get(ANY_LEFT_OUT) == 0 || guards.iter().any(|guard| left_out(guard) > 0) {
+            return;
+        }
+        self.shared.set(ANY_LEFT_OUT, 0);
+        // The programs count first and set this second, so a cgroup that came meanwhile shows here.
+        if guards.iter().any(|guard| left_out(guard) > 0) {
+            self.shared.set(ANY_LEFT_OUT, 1);
+        }
+    }
+
+    /// Voids what the programs have noted about moved processes. Called when a guard has begun or ended.
+    pub fn begin_epoch(&self) {
+        self.shared.add_one(EPOCH);
     }
 
     /// Sets the totals of a guard's slot to zero.
@@ -233,26 +301,36 @@ impl Kernel {
     /// # Errors
     /// If the slot is out of range.
     pub fn clear_totals(&mut self, guard: GuardId) -> Result<(), Error> {
-        let zeros = vec![[0; size_of::<Totals>()]; aya::util::nr_cpus().map_or(1, |cpus| cpus)];
-        let zeros = aya::maps::PerCpuValues::try_from(zeros).map_err(Error::Poll)?;
-        Ok(self.totals.set(guard.0, zeros, 0)?)
+        let first = self.slot(guard)?;
+        for word in (0..self.cpus).flat_map(|cpu| totals_at(first, cpu)) {
+            self.totals.set(word, 0);
+        }
+        for word in [FOLLOWED, LEFT_OUT, PAID_AT] {
+            self.shared.set(first * SHARED_WORDS + word, 0);
+        }
+        Ok(())
     }
 
     /// # Errors
     /// If the slot is out of range.
     pub fn totals(&self, guard: GuardId) -> Result<Totals, Error> {
-        let mut sum = Totals::default();
-        for cpu in self.totals.get(&guard.0, 0)?.iter() {
-            let Ok(one) = Totals::read_from_bytes(cpu.as_bytes()) else { continue };
-            sum.process_forks += one.process_forks;
-            sum.thread_forks += one.thread_forks;
-            sum.execs += one.execs;
-            sum.process_exits += one.process_exits;
-            sum.thread_exits += one.thread_exits;
-            sum.attaches += one.attaches;
-            sum.dropped += one.dropped;
+        let first = self.slot(guard)?;
+        let mut sums = [0_u64; TOTALS_WORDS];
+        for cpu in 0..self.cpus {
+            for (sum, word) in sums.iter_mut().zip(totals_at(first, cpu)) {
+                *sum = sum.wrapping_add(self.totals.get(word));
+            }
         }
-        Ok(sum)
+        Ok(zerocopy::transmute!(sums))
+    }
+
+    fn slot(&self, guard: GuardId) -> Result<usize, MapError> {
+        let (index, max_entries) = (guard.0, MAX_GUARDS);
+        if index < max_entries {
+            Ok(index as usize)
+        } else {
+            Err(MapError::OutOfBounds { index, max_entries })
+        }
     }
 
     /// Returns the losses since the start, by cause. Normally all of them are zero.
@@ -260,7 +338,9 @@ impl Kernel {
     pub fn losses(&self) -> BTreeMap<String, u64> {
         [
             ("ring-full", self.lost(Loss::RingFull)),
-            (CGROUPS_FULL, self.lost(Loss::CgroupsFull) + self.no_room),
+            ("over-share", self.lost(Loss::OverShare)),
+            (CGROUPS_FULL, self.lost(Loss::CgroupsFull)),
+            ("exit-unsure", self.lost(Loss::ExitUnsure)),
             ("argv-unread", self.lost(Loss::ArgvUnread)),
             ("malformed-record", self.malformed),
             ("recursion", self.recursion_misses()),
@@ -269,11 +349,11 @@ impl Kernel {
         .into()
     }
 
-    /// Number of records that were never sent, whether they belong to a guard or not: the ring was
-    /// full, or the kernel skipped the program.
+    /// Number of records that were never sent and that may belong to any guard: they name none, or the
+    /// kernel skipped the program. Others are in [`Totals::dropped`].
     #[must_use]
-    pub fn dropped(&self) -> u64 {
-        self.lost(Loss::RingFull) + self.recursion_misses()
+    pub fn nameless(&self) -> u64 {
+        self.lost(Loss::Nameless) + self.recursion_misses()
     }
 
     fn lost(&self, loss: Loss) -> u64 {
@@ -284,14 +364,22 @@ impl Kernel {
     /// totals lack them. Since Linux 7 a task can be preempted inside a program, so that other
     /// tasks miss it.
     fn recursion_misses(&self) -> u64 {
-        let misses = |program: &Program| {
-            let fd = program.fd().ok()?;
-            let path = format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd());
-            let text = fs::read_to_string(path).ok()?;
+        let misses = |file: &File| {
+            let mut text = [0; 1024];
+            let length = file.read_at(&mut text, 0).ok()?;
+            let text = String::from_utf8_lossy(&text[..length]);
             let line = text.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?;
             line.trim().parse::<u64>().ok()
         };
-        self.ebpf.programs().filter_map(|(_, program)| misses(program)).sum()
+        self.misses.iter().filter_map(misses).sum()
+    }
+
+    fn open_misses(&self) -> Vec<File> {
+        let open = |program: &Program| {
+            let fd = program.fd().ok()?;
+            File::open(format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd())).ok()
+        };
+        self.ebpf.programs().filter_map(|(_, program)| open(program)).collect()
     }
 
     /// Takes the next record. `None` if the ring is empty. Malformed records are counted and
@@ -316,6 +404,17 @@ impl Kernel {
             log.flush();
         }
     }
+}
+
+/// Returns the words of a guard's totals on one CPU.
+fn totals_at(slot: usize, cpu: usize) -> std::ops::Range<usize> {
+    let first = (cpu * MAX_GUARDS as usize + slot) * TOTALS_WORDS;
+    first..first + TOTALS_WORDS
+}
+
+fn mapped(map: &Map, words: usize) -> Result<MappedArray, Error> {
+    let Map::Array(data) = map else { return Err(Error::Missing("array with counts")) };
+    MappedArray::of(data.fd().as_fd(), words).map_err(Error::Mapping)
 }
 
 /// Returns the BPF object. A debug build can use another one: programs with logging are built

@@ -77,7 +77,7 @@ impl Cgroup {
     /// # Errors
     /// If the cgroup is gone.
     pub fn freeze_requested(&self) -> io::Result<bool> {
-        Ok(self.dir.read("cgroup.freeze")?.trim() == "1")
+        Ok(self.dir.read_word("cgroup.freeze")? == "1")
     }
 
     /// # Errors

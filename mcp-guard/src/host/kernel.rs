@@ -13,6 +13,9 @@ pub const SUPPORTED: &str = "Linux 5.15 and newer (tested from 6.1 on)";
 /// The version is used only if there is no cgroup to look at.
 const KILL_SINCE: (u32, u32) = (5, 14);
 
+/// Since then, a task can be preempted while a BPF program runs for it.
+const PREEMPTS_SINCE: (u32, u32) = (7, 0);
+
 /// Every reason why mcp-guard cannot work on this kernel.
 #[derive(Debug, thiserror::Error)]
 #[error("mcp-guard cannot run on kernel {release}: {}; it supports {SUPPORTED}", .lacks.join(", "))]
@@ -95,6 +98,12 @@ pub fn version(release: &str) -> Option<(u32, u32)> {
         (Some(Ok(major)), Some(Ok(minor))) => Some((major, minor)),
         _ => None,
     }
+}
+
+/// Whether a task can be preempted while a BPF program runs for it. Others on that CPU then miss the program.
+#[must_use]
+pub fn may_preempt_programs() -> bool {
+    version(&release()).is_some_and(|version| version >= PREEMPTS_SINCE)
 }
 
 /// Returns the maximum number of tasks on this host, if the kernel shows it.

@@ -113,6 +113,16 @@ impl Dir {
         Ok(String::from_utf8_lossy(&read_at_most(&self.open(file)?, MAX_FILE)?).into_owned())
     }
 
+    /// Reads a file that holds one word. One read returns all of it, unlike that of a longer file.
+    ///
+    /// # Errors
+    /// If there is no such file, or the cgroup is gone.
+    pub(super) fn read_word(&self, file: &str) -> io::Result<String> {
+        let mut bytes = [0; 64];
+        let length = rustix::io::read(&self.open(file)?, &mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes[..length]).trim().to_owned())
+    }
+
     /// # Errors
     /// If there is no such file, the kernel refuses the value, or the cgroup is gone.
     pub(super) fn write(&self, file: &str, value: &str) -> io::Result<()> {

@@ -30,10 +30,7 @@ impl Cgroup {
     /// # Errors
     /// If there is no pids controller, or the cgroup is gone.
     pub fn pids_max(&self) -> io::Result<Limit> {
-        match self.pids_controller()?.get_pid_max().map_err(cause)? {
-            MaxValue::Max => Ok(Limit::Max),
-            MaxValue::Value(tasks) => Ok(Limit::Tasks(u64::try_from(tasks).unwrap_or(0))),
-        }
+        self.read_pids("pids.max", Limit::parse)
     }
 
     /// # Errors
@@ -51,7 +48,7 @@ impl Cgroup {
     /// # Errors
     /// If there is no pids controller, or the cgroup is gone.
     pub fn pids_current(&self) -> io::Result<u64> {
-        self.pids_controller()?.get_pid_current().map_err(cause)
+        self.read_pids("pids.current", |text| text.parse().ok())
     }
 
     /// Returns how many forks the limit of this cgroup has refused since it was created. Version 1,
@@ -83,6 +80,12 @@ impl Cgroup {
     /// If there is no pids controller, or the cgroup is gone.
     pub fn pids_processes(&self) -> io::Result<Vec<Pid>> {
         self.pids.as_ref().ok_or_else(no_pids)?.dir.processes()
+    }
+
+    /// Reads a file of one word. Each guard's are read every second, which cgroups-rs does by path and thrice.
+    fn read_pids<T>(&self, file: &str, parse: impl Fn(&str) -> Option<T>) -> io::Result<T> {
+        let text = self.pids.as_ref().ok_or_else(no_pids)?.dir.read_word(file)?;
+        parse(&text).ok_or_else(|| io::Error::other(format!("{file} cannot be parsed: {text}")))
     }
 
     fn pids_controller(&self) -> io::Result<PidController> {
