@@ -22,8 +22,8 @@ pub struct Launcher {
     /// stands for `uv tool run`. Empty for `npx`.
     #[serde(default)]
     pub subcommand: Vec<String>,
-    /// Options whose value is the package. If none is given, the package is the first word that is
-    /// neither the subcommand nor an option.
+    /// Options whose value is the package. If a command line has none of them, the package is the
+    /// first word that is neither the subcommand nor an option.
     #[serde(default)]
     pub package_options: Vec<String>,
     /// Options that take the next word as their value, which is then not the package.

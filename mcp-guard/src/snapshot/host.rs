@@ -14,7 +14,7 @@ use crate::host::{
 pub fn hidden(census: &Census) -> Vec<Unreadable> {
     let namespaces = (census.hidden > 0).then_some(Source::PidNamespaces(census.hidden));
     let others = census.is_partial().then_some(Source::ProcessesOfOthers);
-    let why = "the kernel does not show them to this user";
+    let why = "not readable by this user";
     namespaces.into_iter().chain(others).map(|what| Unreadable::new(what, why)).collect()
 }
 

@@ -164,6 +164,7 @@ fn a_cgroup_without_the_pids_controller_is_counted_and_frozen_but_not_clamped() 
 fn missed_program_runs_are_reported_and_the_registry_is_corrected() {
     let cgroup = FixtureCgroup::new("storm").unwrap();
     let mut agent = Agent::start(&observing(&cgroup)).unwrap();
+    fact::record("mcp-guard", "starts").unwrap();
     let ledger = run(&cgroup, "--case bomb --seconds 5 --workers 4 --alive 50");
     let mut known = Vec::new();
     agent
