@@ -384,3 +384,17 @@ pub(super) const SUPERGATEWAY_FLAGS: &str = "--stateful";
 // @smithery/cli 1 to 2, `src/index.ts`, the command `run`.
 pub(super) const SMITHERY_VALUES: &str = "--config --key --profile --prompt -c --client";
 pub(super) const SMITHERY_FLAGS: &str = "--playground --no-open --verbose --debug";
+
+// ruby 3.1, `ruby --help`; PHP 8.2, `php --help`; perl 5.36, perlrun(1).
+pub(super) const RUBY_VALUES: &str =
+    "-C -E -I -r --encoding --external-encoding --internal-encoding";
+pub(super) const RUBY_FLAGS: &str = "-a -c -d -l -n -s -S -U -w --debug --jit --yjit --verbose";
+pub(super) const PHP_VALUES: &str = "-c -d -z --php-ini --define --zend-extension";
+pub(super) const PHP_FLAGS: &str = "-C -H -n -q --no-php-ini --no-header";
+pub(super) const PERL_FLAGS: &str = "-a -c -n -p -s -S -t -T -u -U -w -W -X -I* -M* -m*";
+
+// Poetry 2, PDM 2.20, Pipenv 2024 and conda 24: their manuals' sections on `run`.
+pub(super) const PROJECT_RUN_VALUES: &str = "-n --name -p --prefix --python";
+pub(super) const PROJECT_RUN_FLAGS: &str = "\
+    -q --quiet -v -vv -vvv --verbose --no-interaction --no-plugins --no-cache --no-ansi --ansi \
+    --no-capture-output --live-stream";

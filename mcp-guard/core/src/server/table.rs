@@ -249,6 +249,28 @@ const ENV: Syntax = Syntax {
     information: "--help --version",
     ..NONE
 };
+const RUBY: Syntax = Syntax {
+    values: &[lists::RUBY_VALUES],
+    flags: &[lists::RUBY_FLAGS],
+    code: "-e",
+    clusters: true,
+    ..NONE
+};
+const PHP: Syntax = Syntax {
+    values: &[lists::PHP_VALUES],
+    flags: &[lists::PHP_FLAGS],
+    names: "-f --file",
+    code: "-a -r --run -S -B -R -E",
+    clusters: true,
+    ..NONE
+};
+const PERL: Syntax = Syntax { flags: &[lists::PERL_FLAGS], code: "-e -E", ..NONE };
+const PROJECT_RUN: Syntax = Syntax {
+    values: &[lists::PROJECT_RUN_VALUES],
+    flags: &[lists::PROJECT_RUN_FLAGS],
+    places: "-C --directory -P --project --cwd",
+    ..NONE
+};
 const FASTMCP: Syntax =
     Syntax { values: &[lists::FASTMCP_VALUES], flags: &[lists::FASTMCP_FLAGS], ..NONE };
 const MCP_REMOTE: Syntax =
@@ -423,7 +445,7 @@ pub(super) const TABLE: &[Group] = &[
     },
     Group {
         options: MCP_PROXY,
-        programs: &[("mcp-proxy", "", Runs::Wraps(Wrapped::Url))],
+        programs: &[("mcp-proxy mcp_proxy", "", Runs::Wraps(Wrapped::Url))],
         ..SCRIPTS
     },
     Group {
@@ -434,6 +456,19 @@ pub(super) const TABLE: &[Group] = &[
     Group {
         options: SMITHERY,
         programs: &[("@smithery/cli smithery", "run", Runs::Wraps(Wrapped::Word))],
+        ..SCRIPTS
+    },
+    Group { options: RUBY, programs: &[("ruby", "", Runs::Script(Spec::File))], ..BINARIES },
+    Group { options: PHP, programs: &[("php", "", Runs::Script(Spec::File))], ..BINARIES },
+    Group { options: PERL, programs: &[("perl", "", Runs::Script(Spec::File))], ..BINARIES },
+    Group {
+        options: PROJECT_RUN,
+        programs: &[
+            ("poetry", "run", Runs::Command),
+            ("pdm", "run", Runs::Command),
+            ("pipenv", "run", Runs::Command),
+            ("conda", "run", Runs::Command),
+        ],
         ..SCRIPTS
     },
     Group { options: ENV, programs: &[("env", "", Runs::Env)], ..BINARIES },

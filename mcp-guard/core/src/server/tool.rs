@@ -127,8 +127,11 @@ impl KnownProgram {
                     return;
                 }
                 Part::End => {
-                    // A word that looks like an option names nothing.
+                    // A word that looks like an option names nothing, and neither does what is behind it.
                     reading.word = take(&mut reading.rest).filter(|word| !word.starts_with('-'));
+                    if reading.word.is_none() {
+                        reading.rest = &[];
+                    }
                     return;
                 }
                 Part::Word(word) => {

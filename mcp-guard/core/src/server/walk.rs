@@ -190,6 +190,11 @@ impl Grammar {
         if let Some(start) = known(&|tool| !found.is_cached || is_launcher(tool)) {
             return start;
         }
+        // `node /usr/bin/pnpm start` is `pnpm start`.
+        let name = program_name(word);
+        if self.tools.iter().any(|tool| tool.is_named(name) && is_launcher(tool)) {
+            return self.program(name, reading.rest, at);
+        }
         let naming = if found.is_cached { Naming::Cached } else { Naming::Script };
         let whole = self.wrapping(&found.name, reading.rest, at, found.is_cached);
         named(whole.as_deref().unwrap_or(&found.name), naming)
