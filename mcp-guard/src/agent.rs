@@ -302,7 +302,7 @@ impl Agent {
         };
         for mut orphan in orphans {
             orphan.held.paused = paused.includes(orphan.held.container.as_deref(), false);
-            self.executor.release_orphan(&orphan, end);
+            let _ = self.executor.release_orphan(&orphan, end);
         }
     }
 
@@ -352,6 +352,7 @@ impl Agent {
         }
         // Holds that the core does not know of, after a panic or a missing answer.
         self.release_orphans(End::Shutdown, Unsigned::AreForged, paused).await;
+        self.executor.abandon_kills();
         self.executor.audit.write(Record::AgentStop { reason });
     }
 }

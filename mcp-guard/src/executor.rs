@@ -25,7 +25,11 @@ use tokio::sync::mpsc;
 
 pub use self::hold::{is_marked, is_unclamped, marks, together};
 pub use self::limit::forbids;
-use self::{confirm::Awaited, limit::LimitWrite, steps::Holder};
+use self::{
+    confirm::{Awaited, KernelAnswer},
+    limit::LimitWrite,
+    steps::Holder,
+};
 use crate::{
     audit::Audit,
     engine::Engines,
@@ -44,7 +48,7 @@ enum UnderWay {
 
 /// The answer to an order that was under way.
 enum LateAnswer {
-    Kernel { reached: std::io::Result<bool>, at: Time },
+    Kernel { answer: KernelAnswer, at: Time },
     Owner(owner::OwnerAnswer),
 }
 
@@ -134,10 +138,14 @@ impl Executor {
         }
     }
 
-    /// Whether an order waits for an answer, or is settled but not taken yet.
+    /// Whether an order is not settled, or is settled but not taken yet.
     #[must_use]
     pub fn has_orders_under_way(&self) -> bool {
-        !self.under_way.is_empty() || !self.settled.is_empty()
+        let is_unsettled = |one: &UnderWay| match one {
+            UnderWay::Kernel(awaited) => awaited.is_unsettled(),
+            UnderWay::Owner(_) => true,
+        };
+        self.under_way.values().any(is_unsettled) || !self.settled.is_empty()
     }
 
     /// Whether the owner of a limit has yet to answer.
@@ -161,8 +169,8 @@ impl Executor {
 
     fn take_answer(&mut self, guards: &mut Guards, ticket: Ticket, answer: LateAnswer) {
         match (self.under_way.remove(&ticket), answer) {
-            (Some(UnderWay::Kernel(awaited)), LateAnswer::Kernel { reached, at }) => {
-                self.confirm(guards, awaited, reached, at);
+            (Some(UnderWay::Kernel(awaited)), LateAnswer::Kernel { answer, at }) => {
+                self.confirm(awaited, answer, at);
             }
             (Some(UnderWay::Owner(announced)), LateAnswer::Owner(answer)) => {
                 self.end_limit(guards, announced, answer);
@@ -201,7 +209,9 @@ fn still_there<'a>(guards: &'a mut Guards, guard: GuardId, of: &Subject) -> Opti
     guards.get_mut(guard).filter(|held| held.subject == *of)
 }
 
-fn is_gone(error: &std::io::Error) -> bool {
+/// Whether an error means that the cgroup was removed. Any other error says nothing about it.
+#[must_use]
+pub fn is_gone(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOENT))
 }
 

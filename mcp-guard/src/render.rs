@@ -51,6 +51,9 @@ fn watched(watched: &WatchedStatus) -> String {
         guard.name, guard.state, guard.mode, guard.highest
     );
     text += &format!("  cgroup {} id {}\n", watched.cgroup, watched.cgroup_id);
+    if let Some(tasks) = watched.stopping {
+        text += &format!("  STILL STOPPING: {tasks} tasks run or wait in the kernel\n");
+    }
     if guard.not_kept > 0 {
         text += &format!("  REGISTRY FULL: {} processes were not tracked\n", guard.not_kept);
     }

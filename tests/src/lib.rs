@@ -3,6 +3,7 @@
 
 pub mod agent;
 pub mod cgroup;
+pub mod cpu_quota;
 pub mod dead_mount;
 pub mod diagnose;
 pub mod docker;

@@ -82,6 +82,7 @@ fn our_own_clamp_is_not_reported_as_a_cause() {
         found: Some("50".to_owned()),
         wrote: Some("20".to_owned()),
         before: None,
+        freeze: None,
     };
     let dir = fs::File::open(&pids).unwrap();
     mark::write(&dir, Hold::Clamp, &mark).unwrap();

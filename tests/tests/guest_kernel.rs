@@ -243,6 +243,7 @@ fn a_mark_belongs_to_the_cgroup_and_not_to_its_path() {
         found: None,
         wrote: None,
         before: None,
+        freeze: None,
     };
     for slot in [Hold::Freeze, Hold::Clamp] {
         mark::write(&dir, slot, &mark).unwrap();

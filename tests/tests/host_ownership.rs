@@ -30,7 +30,7 @@ use mcp_guard_tests::{
 };
 use rustix::{
     fs::{XattrFlags, flistxattr, fsetxattr},
-    process::Signal,
+    process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit},
 };
 
 /// The limit that the owner set before the clamp.
@@ -76,7 +76,11 @@ impl Scene {
         match response {
             Freeze => {
                 assert!(holds.freeze && holds.frozen, "{holds:?}");
-                assert_eq!(holds.pids_max, FOUND.to_string());
+                // Its limit is held under the clamp's mark, and given back with the freeze.
+                assert!(holds.pids_max.parse::<u64>().unwrap() < FOUND, "{holds:?}");
+                let beside = holds.clamp_mark.as_ref().expect("the mark of the limit");
+                assert!(beside.ends_with_a_freeze() && beside.incident == mark.incident);
+                assert_eq!(beside.found, Some(FOUND.to_string()));
             }
             Clamp => {
                 assert!(!holds.freeze && !holds.frozen, "{holds:?}");
@@ -282,12 +286,30 @@ fn thaw_owned_leaves_the_holds_of_a_running_agent_alone() {
 
 #[test]
 fn a_freeze_ends_with_its_lease() {
-    let mut scene = contained(Freeze, "1s");
+    let mut scene = contained(Freeze, "2s");
     let (outcome, _) = scene.agent.await_record("thawed", released(End::LeaseOver)).unwrap();
     assert_eq!(outcome, Outcome::Done);
     scene.assert_released();
     // The servers are still there, but the detector has acted on them and does not freeze them again.
     assert_eq!(scene.agent.guard(scene.cgroup.id()).unwrap().guard.state, GuardState::Free);
+}
+
+/// A file that cannot be opened says nothing about the cgroup.
+#[test]
+fn an_agent_without_descriptors_keeps_its_guard_and_ends_its_freeze() {
+    let mut scene = contained(Freeze, "6s");
+    let agent = Pid::from_raw(scene.agent.pid().cast_signed());
+    let before = getrlimit(Resource::Nofile);
+    prlimit(agent, Resource::Nofile, Rlimit { current: Some(3), ..before }).unwrap();
+    let warned = |agent: &mut Agent| Ok(agent.log().contains("cannot read cgroup.freeze"));
+    scene.agent.wait_until("it cannot read", warned).unwrap();
+    prlimit(agent, Resource::Nofile, before).unwrap();
+    assert!(scene.agent.guard(scene.cgroup.id()).is_ok(), "it is still guarded");
+    scene.assert_held(Freeze);
+    scene.agent.await_record("thawed", released(End::LeaseOver)).unwrap();
+    scene.assert_released();
+    let stopped = |record: &Record| matches!(record, Record::GuardStop { .. });
+    assert!(!scene.agent.audit().unwrap().iter().any(stopped));
 }
 
 #[test]
@@ -330,6 +352,7 @@ fn a_thaw_by_another_tool_ends_the_lease_and_a_later_freeze_is_not_ours() {
     assert!(scene.agent.ended().unwrap().success());
     let holds = scene.holds();
     assert!(holds.freeze && holds.frozen && holds.freeze_mark.is_none(), "{holds:?}");
+    assert_eq!((&*holds.pids_max, &holds.clamp_mark), ("200", &None), "ended with our freeze");
     let intents = scene.agent.audit().unwrap();
     let intents = intents.iter().filter(|record| matches!(record, Record::Intent { .. }));
     assert_eq!(intents.count(), 1, "neither frozen nor thawed again");

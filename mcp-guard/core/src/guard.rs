@@ -37,7 +37,7 @@ const DEPARTURES_LOGGED: Duration = Duration::from_secs(600);
 const SIGABRT: u32 = 6;
 
 /// The period for which a hold is ours.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease {
     pub since: Time,
     pub until: Time,
@@ -46,7 +46,12 @@ pub struct Lease {
 /// An order whose outcome the guard needs.
 #[derive(Clone, Copy, Debug)]
 enum Expected {
-    Contain { response: Response, lease: Duration },
+    Contain {
+        response: Response,
+        lease: Lease,
+        /// The guard counts as frozen since the order: the write comes first, the outcome later.
+        freezes: bool,
+    },
     Release(Hold),
 }
 
@@ -77,8 +82,8 @@ pub struct Guard {
     pub departures: u64,
     /// When a departure was last logged.
     departure_logged: Option<Time>,
-    pub clamp: Option<Lease>,
-    pub freeze: Option<Lease>,
+    clamp: Option<Lease>,
+    freeze: Option<Lease>,
     /// Orders without an outcome so far.
     under_way: BTreeMap<Ticket, Expected>,
     /// Earliest retry per failed release.
@@ -192,8 +197,17 @@ impl Guard {
         }
         self.limits.settled(now, settled, out);
         match self.under_way.remove(&settled.ticket) {
-            Some(Expected::Contain { response, lease }) => {
-                self.contained(now, response, settled.outcome, lease, respond, out);
+            Some(Expected::Contain { response, lease, freezes }) => {
+                let ours = matches!(settled.outcome, Outcome::Done | Outcome::Requested);
+                match Hold::of(response) {
+                    Some(Hold::Freeze) if ours && !freezes => self.freeze = Some(lease),
+                    Some(Hold::Freeze) if !ours && freezes && self.freeze == Some(lease) => {
+                        self.freeze = None;
+                    }
+                    Some(Hold::Clamp) if ours => self.begin_clamp(lease, out),
+                    Some(Hold::Freeze | Hold::Clamp) | None => {}
+                }
+                self.contained(now, response, settled.outcome, respond);
             }
             Some(Expected::Release(hold)) if settled.outcome == Outcome::Failed => {
                 self.release_again.insert(hold, now.after(RELEASE_RETRY));
@@ -205,24 +219,16 @@ impl Guard {
         }
     }
 
-    fn contained(
-        &mut self,
-        now: Time,
-        response: Response,
-        outcome: Outcome,
-        lease: Duration,
-        respond: &Respond,
-        out: &mut Outbox<'_>,
-    ) {
-        let lease = Some(Lease { since: now, until: now.after(lease) });
+    fn begin_clamp(&mut self, lease: Lease, out: &mut Outbox<'_>) {
+        self.clamp = Some(lease);
+        self.clamp_watch = ClampWatch::default();
+        // From here on, refused forks are due to the clamp.
+        out.push(Effect::ReadDenials { guard: self.id });
+    }
+
+    /// Decides when an order that did not succeed may be repeated.
+    fn contained(&mut self, now: Time, response: Response, outcome: Outcome, respond: &Respond) {
         match (Hold::of(response), outcome) {
-            (Some(Hold::Freeze), Outcome::Done) => self.freeze = lease,
-            (Some(Hold::Clamp), Outcome::Done) => {
-                self.clamp = lease;
-                self.clamp_watch = ClampWatch::default();
-                // From here on, refused forks are due to the clamp.
-                out.push(Effect::ReadDenials { guard: self.id });
-            }
             (_, Outcome::Failed) => {
                 self.episodes.failed(response, now.after(respond.cool_down));
             }
@@ -236,7 +242,15 @@ impl Guard {
             (Some(Hold::Clamp), Outcome::NotOurs) if self.clamp.is_none() => {
                 self.episodes.ask_again_at(now.after(LEFT_ALONE), response);
             }
-            (_, Outcome::Done | Outcome::WouldDo | Outcome::Refused | Outcome::NotOurs) => {}
+            (
+                _,
+                Outcome::Done
+                | Outcome::Requested
+                | Outcome::NotNeeded
+                | Outcome::WouldDo
+                | Outcome::Refused
+                | Outcome::NotOurs,
+            ) => {}
         }
     }
 
@@ -244,7 +258,10 @@ impl Guard {
         Hold::of(response).is_some_and(|hold| self.lease(hold).is_some())
     }
 
-    fn lease(&self, hold: Hold) -> Option<Lease> {
+    /// Returns the lease of a hold. A freeze has one from the moment it is ordered, also while tasks
+    /// have not stopped yet.
+    #[must_use]
+    pub fn lease(&self, hold: Hold) -> Option<Lease> {
         match hold {
             Hold::Freeze => self.freeze,
             Hold::Clamp => self.clamp,
@@ -368,10 +385,10 @@ impl Guard {
         Rules { mode, policy: pids_limit, headroom: respond.clamp_headroom }
     }
 
-    /// Returns false while a clamp is in force, or while a bystander rule forbids acting on this
-    /// guard.
+    /// Returns false while a hold is in force, or while a bystander rule forbids acting on this
+    /// guard. A freeze lowers the limit as well.
     fn may_write_limits(&self) -> bool {
-        self.clamp.is_none() && self.refusal.is_none()
+        self.clamp.is_none() && self.freeze.is_none() && self.refusal.is_none()
     }
 
     /// `host`: the maximum number of tasks on the host.
@@ -414,8 +431,9 @@ impl Guard {
     /// Returns when the passing of time alone changes something.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
-        let holds = [self.clamp, self.freeze].into_iter().flatten().map(|hold| hold.until).min();
-        sooner(self.schedule.next(), holds)
+        // A clamp does not end during a freeze.
+        let hold = self.freeze.or(self.clamp).map(|hold| hold.until);
+        sooner(self.schedule.next(), hold)
     }
 
     /// Runs the detectors if something may have changed, and handles expired leases.
@@ -433,7 +451,6 @@ impl Guard {
         }
     }
 
-    /// Runs the detectors of one identity.
     /// Runs the detectors of one identity.
     fn look_at(&mut self, now: Time, name: &str, policy: &Policy, out: &mut Outbox<'_>) {
         self.episodes.looked(&[Detector::Duplicates, Detector::Burst], Some(name));
@@ -497,8 +514,14 @@ impl Guard {
                 decided: now,
             }),
         };
+        let is_ordered = matches!(action, Action::Contain(_)) && mode == Mode::Enforce;
+        let freezes = is_ordered && response == Response::Freeze && self.freeze.is_none();
+        let lease = Lease { since: now, until: now.after(lease) };
+        if freezes {
+            self.freeze = Some(lease);
+        }
         let ticket = out.act_for(self.id, asked_by, action);
-        self.under_way.insert(ticket, Expected::Contain { response, lease });
+        self.under_way.insert(ticket, Expected::Contain { response, lease, freezes });
     }
 
     /// Counts the live servers of all packages.
@@ -506,7 +529,8 @@ impl Guard {
         u64::try_from(self.registry.live_trees()).unwrap_or(u64::MAX)
     }
 
-    /// Releases holds whose lease has ended. A clamp is renewed while a detector still asks for it.
+    /// Releases holds whose lease has ended. A clamp is renewed while a detector still asks for it,
+    /// and lasts at least as long as a freeze beside it.
     fn expire(&mut self, now: Time, respond: &Respond, out: &mut Outbox<'_>) {
         if self.freeze.is_some_and(|hold| hold.until <= now) {
             self.freeze = None;
@@ -514,7 +538,8 @@ impl Guard {
             // A leak that outlasts the freeze may be frozen again, after some time of service.
             self.episodes.hold_ended(Response::Freeze, now.after(respond.cool_down));
         }
-        let Some(clamp) = self.clamp.filter(|hold| hold.until <= now) else { return };
+        let is_over = |clamp: &Lease| clamp.until <= now && self.freeze.is_none();
+        let Some(clamp) = self.clamp.filter(is_over) else { return };
         if self.episodes.still_ask() {
             let lease = respond.clamp_lease;
             self.clamp = Some(Lease { since: clamp.since, until: now.after(lease) });
@@ -530,17 +555,18 @@ impl Guard {
     /// inside: node aborts without its thread pool, and an exec'd health check fails.
     fn soften(&mut self, now: Time, respond: &Respond, out: &mut Outbox<'_>) {
         let ClampWatch { denials, aborts, loosened, .. } = self.clamp_watch;
-        let young = self.clamp.is_some_and(|clamp| now.since(clamp.since) < CLAMP_WATCH);
-        if young && !loosened && (denials > 0 || aborts > 0) {
+        if self.clamp_is_young(now) && !loosened && (denials > 0 || aborts > 0) {
             self.clamp_watch.loosened = true;
             let by = respond.clamp_headroom;
             out.act(self.id, Action::Loosen { by, aborts, denials });
         }
     }
 
-    /// Returns whether the clamp is so new that pids.events matters.
+    /// Returns whether the clamp is so new that pids.events matters. During a freeze it does not: the
+    /// freeze refuses forks itself.
     #[must_use]
     pub fn clamp_is_young(&self, now: Time) -> bool {
-        self.clamp.is_some_and(|clamp| now.since(clamp.since) < CLAMP_WATCH)
+        let is_young = |clamp: Lease| now.since(clamp.since) < CLAMP_WATCH;
+        self.freeze.is_none() && self.clamp.is_some_and(is_young)
     }
 }

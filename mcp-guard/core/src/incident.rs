@@ -51,6 +51,10 @@ impl Cause {
 pub enum Outcome {
     /// Done, and verified by reading it back.
     Done,
+    /// Written and in force, but tasks have not stopped or ended yet. `Done` follows when they have.
+    Requested,
+    /// The hold ended before the kernel confirmed it.
+    NotNeeded,
     /// Observe mode or a dry run: all checks passed, and the last step was skipped.
     WouldDo,
     /// A bystander rule forbids it.

@@ -11,7 +11,7 @@
 //! | a lower limit | the wanted limit, except one from `repair` | the lower one: it is another tool's brake |
 //! | a third reversion within an hour | the wanted limit | the reversion: it is recorded and left alone |
 //!
-//! While a clamp is in force, the guard passes no observed limits to this module. Slow work
+//! While a clamp or a freeze is in force, the guard passes no observed limits to this module. Slow work
 //! (reading facts, asking an engine or systemd) is requested with an effect and answered with an
 //! input.
 
@@ -452,7 +452,12 @@ impl Limits {
         let reason = mem::take(&mut self.reason);
         let detail = match outcome {
             Outcome::WouldDo => "observe mode or dry run: nothing is written".to_owned(),
-            Outcome::Done | Outcome::Refused | Outcome::NotOurs | Outcome::Failed => {
+            Outcome::Done
+            | Outcome::Requested
+            | Outcome::NotNeeded
+            | Outcome::Refused
+            | Outcome::NotOurs
+            | Outcome::Failed => {
                 format!("undone three times within an hour: {reason}; not restored again")
             }
         };
@@ -482,9 +487,12 @@ impl Limits {
                 self.begun = true;
                 self.write_next(now, out);
             }
-            Outcome::WouldDo | Outcome::Refused | Outcome::NotOurs | Outcome::Failed => {
-                self.failed(now, &settled.detail);
-            }
+            Outcome::WouldDo
+            | Outcome::Requested
+            | Outcome::NotNeeded
+            | Outcome::Refused
+            | Outcome::NotOurs
+            | Outcome::Failed => self.failed(now, &settled.detail),
         }
     }
 

@@ -9,6 +9,7 @@ use crate::{
     Time,
     guard::Guard,
     id::{GuardId, Pid},
+    incident::Hold,
     policy::{Mode, Response},
     rates::PerSecond,
 };
@@ -49,7 +50,7 @@ pub enum GuardState {
 
 impl GuardState {
     fn of(guard: &Guard) -> Self {
-        match (guard.freeze, guard.clamp) {
+        match (guard.lease(Hold::Freeze), guard.lease(Hold::Clamp)) {
             (None, None) => Self::Free,
             (None, Some(_)) => Self::Clamped,
             (Some(_), None) => Self::Frozen,

@@ -94,12 +94,13 @@ impl Agent {
             held.cgroup.find_pids(&self.layout);
         }
         let guarded = self.core.status_with(now, |guard| self.counting.totals(guard));
-        let is_shown =
-            |guard: &GuardId, state| !self.guards.is_by_hand(*guard) || state != GuardState::Free;
-        let guards = guarded.into_iter().filter(|one| is_shown(&one.guard, one.state));
-        let guards = guards.filter_map(|guard| {
+        let guards = guarded.into_iter().filter_map(|guard| {
             let by_hand = self.guards.is_by_hand(guard.guard);
             let held = self.guards.get(guard.guard)?;
+            let stopping = self.executor.stopping(held);
+            if by_hand && guard.state == GuardState::Free && stopping.is_none() {
+                return None;
+            }
             let state = self.core.guard(guard.guard)?;
             let policy = state.terms.pids_limit;
             let request = held.container.as_deref().and_then(|id| self.upkeep.requests.get(id));
@@ -109,6 +110,7 @@ impl Agent {
                 cgroup_id: held.subject.cgroup_id,
                 container: held.container.clone(),
                 paused: held.paused,
+                stopping,
                 by_hand,
                 pids_max: held.cgroup.pids_max().ok().map(|limit| limit.to_string()),
                 pids_current: held.cgroup.pids_current().ok(),

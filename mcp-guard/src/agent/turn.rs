@@ -8,11 +8,12 @@ use mcp_guard_core::{
     audit::Record,
     effect::Input,
     id::{GuardId, Pid},
+    incident::Hold,
 };
 
 use super::{Agent, TICK, notify::Shown, rescan::Reading};
 use crate::{
-    executor::{is_marked, is_unclamped, marks},
+    executor::{is_gone, is_marked, is_unclamped, marks},
     host::{bpf, clock},
 };
 
@@ -142,17 +143,25 @@ impl Agent {
     fn look(&mut self, guard: GuardId) {
         let now = clock::now();
         let Some(held) = self.guards.get(guard) else { return };
-        let Ok(requested) = held.cgroup.freeze_requested() else { return self.unguard(guard) };
+        let requested = match held.cgroup.freeze_requested() {
+            Ok(requested) => requested,
+            Err(error) if is_gone(&error) => return self.unguard(guard),
+            Err(error) => {
+                let name = &held.subject.name;
+                return tracing::warn!(name, %error, "cannot read cgroup.freeze; trying again");
+            }
+        };
         let Some(state) = self.core.guard(guard) else { return };
-        if state.freeze.is_none() && state.clamp.is_none() {
+        if Hold::ALL.iter().all(|hold| state.lease(*hold).is_none()) {
             let overdue = marks(held).into_iter().filter(|(_, mark)| mark.deadline <= now);
             let overdue: Vec<_> = overdue.map(|(hold, _)| hold).collect();
             for hold in overdue {
                 self.step_at(now, Input::Overdue { guard, hold });
             }
             let has_ended = self.guards.is_by_hand(guard) && !self.askers.wait_for(guard);
-            // Not while it carries a mark, whose hold is not released yet.
-            if has_ended && !self.guards.get(guard).is_some_and(is_marked) {
+            // Not while it carries a mark, whose hold is not released yet, or while tasks end.
+            let is_busy = |held| is_marked(held) || self.executor.stopping(held).is_some();
+            if has_ended && !self.guards.get(guard).is_some_and(is_busy) {
                 return self.unguard(guard);
             }
         }
@@ -160,10 +169,10 @@ impl Agent {
         let (Some(held), Some(state)) = (self.guards.get(guard), self.core.guard(guard)) else {
             return;
         };
-        if state.freeze.is_some() && !requested {
+        if state.lease(Hold::Freeze).is_some() && !requested {
             return self.step(Input::ThawedByOther { guard });
         }
-        if state.clamp.is_some() && is_unclamped(held) {
+        if state.lease(Hold::Clamp).is_some() && is_unclamped(held) {
             return self.step(Input::UnclampedByOther { guard });
         }
         if state.clamp_is_young(now)

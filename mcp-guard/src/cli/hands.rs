@@ -1,6 +1,9 @@
 //! `freeze`, `thaw` and `kill`: through the agent if one runs, otherwise with the same executor.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use mcp_guard_core::{
     effect::{Action, Containment, Order},
@@ -71,16 +74,28 @@ pub fn freeze(
         let mut hands = Hands::new(host, held)?;
         // Before the freeze: a signal that arrives in between must still lead to a thaw.
         let mut ends = Ends::listen()?;
+        let end = Instant::now() + lease;
         let (outcome, detail) = hands.contain(Response::Freeze, lease, (dry_run, despite)).await;
-        if outcome != Outcome::Done {
-            return Ok(tell(&hands.name, "freeze", outcome, &detail));
-        }
+        let state = match outcome {
+            Outcome::Done => "frozen",
+            Outcome::Requested => "freeze requested",
+            Outcome::NotNeeded
+            | Outcome::WouldDo
+            | Outcome::Refused
+            | Outcome::NotOurs
+            | Outcome::Failed => return Ok(tell(&hands.name, "freeze", outcome, &detail)),
+        };
         let shown = humantime::format_duration(lease);
         out::answer(&format!(
-            "{}: frozen ({detail}); it is thawed after {shown} or when this command ends",
+            "{}: {state} ({detail}); it is thawed after {shown} or when this command ends",
             hands.name
         ));
-        let why = ends.within(lease).await.unwrap_or("the lease has ended");
+        let left = end.saturating_duration_since(Instant::now());
+        let why = tokio::select! {
+            why = ends.within(left) => why.unwrap_or("the lease has ended"),
+            // Records the kernel's confirmation when it comes; no other order follows.
+            () = hands.record_answers() => "",
+        };
         hands.refresh_pause(host).await;
         let (outcome, detail) = hands.thaw(End::LeaseOver).await;
         Ok(tell(&hands.name, &format!("thaw ({why})"), outcome, &detail))
@@ -142,7 +157,7 @@ pub fn thaw_owned(host: &HostOptions) -> Result<Exit, Failure> {
             let container = orphan.held.container.as_deref();
             orphan.held.paused =
                 paused.as_ref().is_some_and(|paused| paused.includes(container, false));
-            let outcome = executor.release_orphan(&orphan, End::Reconcile);
+            let Some(outcome) = executor.release_orphan(&orphan, End::Reconcile) else { continue };
             if tell(&orphan.held.subject.cgroup, "thaw", outcome, orphan.reason()) != Exit::Done {
                 exit = Exit::Wrong;
             }
@@ -194,6 +209,13 @@ impl Hands {
             decided: clock::now(),
         }))
         .await
+    }
+
+    /// Records the answers to earlier orders for as long as it is polled.
+    async fn record_answers(&mut self) {
+        loop {
+            self.executor.next_settled(&mut self.guards).await;
+        }
     }
 
     /// Asks the engine whether it has paused the target since the freeze.
@@ -318,6 +340,8 @@ fn cgroup_of(held: &Held) -> TargetCgroup {
 fn tell(name: &str, verb: &str, outcome: Outcome, detail: &str) -> Exit {
     let (exit, word) = match outcome {
         Outcome::Done => (Exit::Done, "done"),
+        Outcome::Requested => (Exit::Wrong, "requested"),
+        Outcome::NotNeeded => (Exit::Wrong, "ended early"),
         Outcome::WouldDo => (Exit::Done, "dry run"),
         Outcome::Refused => (Exit::Wrong, "refused"),
         Outcome::NotOurs => (Exit::Wrong, "left alone"),

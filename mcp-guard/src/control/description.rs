@@ -77,6 +77,7 @@ fields!(WatchedStatus {
     cgroup_id,
     container,
     paused,
+    stopping,
     by_hand,
     pids_max,
     pids_current,

@@ -180,6 +180,7 @@ fn guard(mode: Mode, highest: Response, state: GuardState) -> WatchedStatus {
         cgroup_id: CgroupId(u64::MAX),
         container: Some("a".to_owned()),
         paused: false,
+        stopping: Some(3),
         by_hand: false,
         pids_max: Some("max".to_owned()),
         pids_current: Some(12),
@@ -217,8 +218,15 @@ fn messages_have_exactly_the_described_fields() {
         name: "x".into(),
         paused: true,
     };
-    let outcomes =
-        [Outcome::Done, Outcome::WouldDo, Outcome::Refused, Outcome::NotOurs, Outcome::Failed];
+    let outcomes = [
+        Outcome::Done,
+        Outcome::Requested,
+        Outcome::NotNeeded,
+        Outcome::WouldDo,
+        Outcome::Refused,
+        Outcome::NotOurs,
+        Outcome::Failed,
+    ];
     let answers = outcomes.map(|outcome| Answer { outcome, detail: "frozen 1".to_owned() });
     let away = EngineState::Away("no such file".to_owned());
     let engines = [EngineState::None, EngineState::Connecting, EngineState::Connected, away];
@@ -244,6 +252,7 @@ fn fields_that_may_be_missing_are_described_as_optional() {
     let mut empty = guard(Mode::Observe, Response::Record, GuardState::Free);
     (empty.guard.refused, empty.container, empty.pids_max) = (None, None, None);
     (empty.pids_current, empty.pids_wanted, empty.pids_policy) = (None, None, None);
+    empty.stopping = None;
     let sent = serde_json::to_value(empty).unwrap();
     let is_missing = |name: &str| sent.get(name).is_none_or(Value::is_null);
     for (name, kind) in fields(&described.types["Guard"]) {

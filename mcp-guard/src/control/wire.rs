@@ -139,6 +139,9 @@ pub struct WatchedStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
     pub paused: bool,
+    /// Tasks that a freeze or a kill has not stopped yet; a large number is a lower bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopping: Option<u64>,
     /// Held by an operator; no policy names it.
     #[serde(default)]
     pub by_hand: bool,

@@ -1,4 +1,6 @@
-//! A freeze or a kill is done when the kernel confirms it, not when it is written.
+//! A freeze or a kill is done when the kernel confirms it, not when it is written. Until then it is
+//! requested, however long that takes: a task that waits in the kernel, or for its share of a CPU,
+//! stops late, and a freeze that was undone for it would stop nothing.
 
 use std::{io, time::Duration};
 
@@ -9,19 +11,32 @@ use mcp_guard_core::{
     incident::Outcome,
     policy::Response,
 };
+use tokio::task::AbortHandle;
 
-use super::{
-    Executor, LateAnswer, OrderId, UnderWay, is_gone, micros,
-    steps::{self, Until},
-    still_there,
-};
+use super::{Executor, LateAnswer, OrderId, UnderWay, is_gone, micros, steps::Until};
 use crate::{
-    guards::{Guards, Held},
-    host::{cgroup::wait_events, clock},
+    guards::Held,
+    host::{
+        cgroup::{Dir, EventsWatch, TaskCount},
+        clock,
+    },
 };
 
-/// A freeze or a kill that the kernel does not confirm within this time has failed.
+/// An order that the kernel does not confirm within this time is reported as requested.
 const CONFIRM: Duration = Duration::from_secs(2);
+/// Interval between two counts of what is left after that.
+const COUNT_AGAIN: Duration = Duration::from_secs(10);
+
+/// What is known of an order that was written.
+pub enum KernelAnswer {
+    Confirmed,
+    /// These tasks have not stopped, or not ended.
+    Left(TaskCount),
+    /// The cgroup was removed.
+    Removed(io::Error),
+    /// It cannot be read now.
+    Unread(io::Error),
+}
 
 /// An order that the kernel has not confirmed yet.
 pub struct Awaited {
@@ -32,6 +47,36 @@ pub struct Awaited {
     until: Until,
     decided: Time,
     written: Time,
+    /// What was done beside it.
+    note: String,
+    /// The order is settled as requested.
+    is_settled: bool,
+    left: Option<TaskCount>,
+    watch: AbortHandle,
+}
+
+impl Drop for Awaited {
+    fn drop(&mut self) {
+        self.watch.abort();
+    }
+}
+
+impl Awaited {
+    /// Whether a client or the core still waits for the outcome.
+    pub(super) fn is_unsettled(&self) -> bool {
+        !self.is_settled
+    }
+
+    fn is_of(&self, subject: &Subject, until: Until) -> bool {
+        self.until == until && self.subject == *subject
+    }
+
+    fn requested(&self, left: &str) -> String {
+        match self.until {
+            Until::Frozen => format!("cgroup.freeze 1 written; {left}{}", self.note),
+            Until::Dead => format!("cgroup.kill written; {left}"),
+        }
+    }
 }
 
 impl Executor {
@@ -40,100 +85,163 @@ impl Executor {
         order: OrderId,
         held: &Held,
         wanted: &Containment,
-        written: Time,
-        until: Until,
+        (written, until): (Time, Until),
+        note: String,
     ) {
-        let dir = held.cgroup.dir().try_clone_to_owned();
         let (ticket, answers) = (order.ticket, self.to_answers.clone());
-        let (subject, response, decided) = (held.subject.clone(), wanted.response, wanted.decided);
-        let awaited = Awaited { order, subject, response, until, decided, written };
-        self.under_way.insert(ticket, UnderWay::Kernel(awaited));
-        tokio::spawn(async move {
-            let reached = match (dir, until) {
-                (Ok(dir), Until::Dead) => {
-                    gone_is_dead(wait_events(dir, CONFIRM, |events| !events.populated).await)
-                }
-                (Ok(dir), Until::Frozen) => wait_events(dir, CONFIRM, |events| events.frozen).await,
-                (Err(error), _) => Err(error),
-            };
+        let answer = move |answer| {
             let at = clock::now();
             // The receiver is gone only when the program ends.
-            let _ = answers.send((ticket, LateAnswer::Kernel { reached, at }));
+            let _ = answers.send((ticket, LateAnswer::Kernel { answer, at }));
+        };
+        let dir = held.cgroup.dir().try_clone_to_owned().map(Dir::from);
+        let watch = tokio::spawn(async move {
+            match dir {
+                Ok(dir) => watch(&dir, until, answer).await,
+                Err(error) => answer(KernelAnswer::Unread(error)),
+            }
         });
+        let awaited = Awaited {
+            order,
+            subject: held.subject.clone(),
+            response: wanted.response,
+            until,
+            decided: wanted.decided,
+            written,
+            note,
+            is_settled: false,
+            left: None,
+            watch: watch.abort_handle(),
+        };
+        self.under_way.insert(ticket, UnderWay::Kernel(awaited));
     }
 
-    /// Takes the kernel's answer. A cgroup that did not freeze in time is thawed.
-    pub(super) fn confirm(
+    /// Takes an answer of the kernel. The order stays under way until the last one.
+    pub(super) fn confirm(&mut self, mut awaited: Awaited, answer: KernelAnswer, at: Time) {
+        match (awaited.until, answer) {
+            (Until::Frozen, KernelAnswer::Confirmed) => {
+                let detail = format!("cgroup.freeze 1, frozen 1 read back{}", awaited.note);
+                self.report(&mut awaited, Outcome::Done, detail, Some(at));
+            }
+            // Once its last process is killed, its engine may remove a cgroup before it is read again.
+            (Until::Dead, KernelAnswer::Confirmed | KernelAnswer::Removed(_)) => {
+                let detail = "cgroup.kill written, populated 0 read back".to_owned();
+                self.report(&mut awaited, Outcome::Done, detail, Some(at));
+            }
+            (Until::Frozen, KernelAnswer::Removed(error)) => {
+                let detail = format!("the cgroup was removed before the kernel confirmed: {error}");
+                self.report(&mut awaited, Outcome::Failed, detail, Some(at));
+            }
+            (until, KernelAnswer::Left(tasks)) => {
+                let is_other = awaited.left.replace(tasks) != Some(tasks);
+                if awaited.is_unsettled() || (until == Until::Dead && is_other) {
+                    let left = match until {
+                        Until::Frozen => format!("{tasks} not stopped yet"),
+                        Until::Dead => format!("{tasks} not ended yet"),
+                    };
+                    let detail = awaited.requested(&left);
+                    self.report(&mut awaited, Outcome::Requested, detail, None);
+                }
+                self.go_on(awaited);
+            }
+            (_, KernelAnswer::Unread(error)) => {
+                if awaited.is_unsettled() {
+                    let detail = awaited.requested(&format!("it cannot be confirmed now: {error}"));
+                    self.report(&mut awaited, Outcome::Requested, detail, None);
+                }
+                self.go_on(awaited);
+            }
+        }
+    }
+
+    fn go_on(&mut self, awaited: Awaited) {
+        self.under_way.insert(awaited.order.ticket, UnderWay::Kernel(awaited));
+    }
+
+    /// Records what came of an order, and settles it the first time.
+    fn report(
         &mut self,
-        guards: &mut Guards,
-        awaited: Awaited,
-        reached: io::Result<bool>,
-        at: Time,
+        awaited: &mut Awaited,
+        outcome: Outcome,
+        detail: String,
+        confirmed: Option<Time>,
     ) {
-        let Awaited { order, subject, response, until, decided, written } = awaited;
-        let answer = match until {
-            Until::Dead => dead(reached),
-            Until::Frozen => frozen(reached, || {
-                let held = still_there(guards, order.guard, &subject);
-                held.map_or_else(
-                    || "the cgroup is gone".to_owned(),
-                    |held| steps::thaw(&held.cgroup, self.engine_freezes(held)).1,
-                )
-            }),
-        };
         let timing = Timing {
-            decided_boot_ns: decided.0,
-            written_us: micros(decided, written),
-            confirmed_us: Some(micros(decided, at)),
+            decided_boot_ns: awaited.decided.0,
+            written_us: micros(awaited.decided, awaited.written),
+            confirmed_us: confirmed.map(|at| micros(awaited.decided, at)),
         };
-        self.outcome(order, subject, response, answer, Some(timing));
-    }
-}
-
-fn frozen(reached: io::Result<bool>, undo: impl FnOnce() -> String) -> (Outcome, String) {
-    match reached {
-        Ok(true) => (Outcome::Done, "cgroup.freeze 1, frozen 1 read back".to_owned()),
-        Ok(false) => {
-            let undone = undo();
-            (
-                Outcome::Failed,
-                format!("the cgroup did not freeze within {CONFIRM:?}; its thaw: {undone}"),
-            )
-        }
-        Err(error) if is_gone(&error) => went_away(&error),
-        Err(error) => {
-            let undone = undo();
-            (
-                Outcome::Failed,
-                format!("the freeze cannot be confirmed: {error}; its thaw: {undone}"),
-            )
+        let Awaited { order, subject, response, .. } = &*awaited;
+        self.record_outcome(order, subject, *response, (outcome, &detail), Some(timing));
+        if !std::mem::replace(&mut awaited.is_settled, true) {
+            self.settle(awaited.order.clone(), outcome, detail);
         }
     }
-}
 
-fn dead(reached: io::Result<bool>) -> (Outcome, String) {
-    match reached {
-        Ok(true) => (Outcome::Done, "cgroup.kill written, populated 0 read back".to_owned()),
-        Ok(false) => (
-            Outcome::Failed,
-            format!("cgroup.kill written, but processes remain after {CONFIRM:?}"),
-        ),
-        Err(error) if is_gone(&error) => went_away(&error),
-        Err(error) => {
-            (Outcome::Failed, format!("cgroup.kill written, but it cannot be confirmed: {error}"))
+    /// Stops waiting for a freeze of this cgroup, because the freeze has ended.
+    pub(super) fn abandon_freeze(&mut self, subject: &Subject) {
+        let detail = "the freeze ended before the kernel confirmed it";
+        let is_it = |awaited: &Awaited| awaited.is_of(subject, Until::Frozen);
+        self.abandon(is_it, Outcome::NotNeeded, detail);
+    }
+
+    /// Stops waiting for kills, because the agent ends.
+    pub fn abandon_kills(&mut self) {
+        let detail =
+            "cgroup.kill written; the agent ends and does not wait for the tasks that are left";
+        self.abandon(|awaited| awaited.until == Until::Dead, Outcome::Requested, detail);
+    }
+
+    fn abandon(&mut self, is_it: impl Fn(&Awaited) -> bool, outcome: Outcome, detail: &str) {
+        let is_it = |one: &UnderWay| matches!(one, UnderWay::Kernel(awaited) if is_it(awaited));
+        let ended: Vec<_> = self.under_way.extract_if(.., |_, one| is_it(one)).collect();
+        for (_, one) in ended {
+            let UnderWay::Kernel(mut awaited) = one else { continue };
+            let left = awaited.left.map(|left| format!("; {left} left at the last count"));
+            let detail = format!("{detail}{}", left.unwrap_or_default());
+            self.report(&mut awaited, outcome, detail, None);
         }
     }
-}
 
-fn went_away(error: &io::Error) -> (Outcome, String) {
-    (Outcome::Failed, format!("the cgroup was removed before the kernel confirmed: {error}"))
-}
-
-/// Treats a removed cgroup as dead. Once its last process is killed, its engine may remove it
-/// before it is read again.
-fn gone_is_dead(reached: io::Result<bool>) -> io::Result<bool> {
-    match reached {
-        Err(error) if is_gone(&error) => Ok(true),
-        other => other,
+    /// Returns how many tasks of a guard have not stopped or not ended yet, if any are waited for. A
+    /// large number is a lower bound.
+    #[must_use]
+    pub fn stopping(&self, held: &Held) -> Option<u64> {
+        let awaited = self.under_way.values().filter_map(|one| match one {
+            UnderWay::Kernel(awaited) if awaited.subject == held.subject => awaited.left,
+            UnderWay::Kernel(_) | UnderWay::Owner(_) => None,
+        });
+        awaited.map(|left| left.least).max()
     }
+}
+
+/// Reports what the kernel says, until it confirms.
+async fn watch(dir: &Dir, until: Until, answer: impl Fn(KernelAnswer)) {
+    let mut patience = CONFIRM;
+    let mut events = None;
+    loop {
+        match reached(dir, &mut events, until, patience).await {
+            Ok(true) => return answer(KernelAnswer::Confirmed),
+            Ok(false) => answer(KernelAnswer::Left(until.left(dir))),
+            Err(error) if is_gone(&error) => return answer(KernelAnswer::Removed(error)),
+            Err(error) => {
+                answer(KernelAnswer::Unread(error));
+                tokio::time::sleep(COUNT_AGAIN).await;
+            }
+        }
+        patience = COUNT_AGAIN;
+    }
+}
+
+async fn reached(
+    dir: &Dir,
+    events: &mut Option<EventsWatch>,
+    until: Until,
+    patience: Duration,
+) -> io::Result<bool> {
+    let events = match events {
+        Some(events) => events,
+        None => events.insert(EventsWatch::open(dir)?),
+    };
+    events.wait(patience, |events| until.is_reached(events)).await
 }

@@ -10,10 +10,13 @@ use mcp_guard_core::{
     refusal::refusal_despite,
 };
 
-use super::{Executor, OrderId, is_gone, micros, steps, steps::Step};
+use super::{
+    Executor, OrderId, is_gone, micros, steps,
+    steps::{Step, Until},
+};
 use crate::{
     guards::Held,
-    host::{clock, facts},
+    host::{clock, facts, mark::Mark},
 };
 
 impl Executor {
@@ -42,7 +45,9 @@ impl Executor {
             processes: Some(processes),
             despite: wanted.despite,
         });
-        match self.attempt(&order, held, &wanted) {
+        let deadline = clock::now().after(wanted.lease);
+        let mark = self.holder.mark(&order.incident, &wanted.cause, deadline);
+        match attempt(held, &wanted, &mark) {
             Step::Settled(outcome, detail) => {
                 let timing = (outcome == Outcome::Done).then(|| Timing {
                     decided_boot_ns: wanted.decided.0,
@@ -52,36 +57,15 @@ impl Executor {
                 self.outcome(order, held.subject.clone(), response, (outcome, detail), timing);
             }
             Step::Written(written, until) => {
-                self.await_kernel(order, held, &wanted, written, until);
-            }
-        }
-    }
-
-    /// Makes the same checks in every mode, and then takes the step. In observe mode the step
-    /// writes nothing.
-    fn attempt(&self, order: &OrderId, held: &Held, wanted: &Containment) -> Step {
-        let facts = match facts::gather(&held.cgroup) {
-            Ok(facts) => facts,
-            Err(error) => {
-                let what = if is_gone(&error) {
-                    "the cgroup is gone or was replaced"
-                } else {
-                    "the cgroup could not be checked completely"
+                let note = match until {
+                    Until::Frozen => {
+                        held.cgroup.find_pids(&self.layout);
+                        format!("; {}", steps::stop_growth(&held.cgroup, mark))
+                    }
+                    Until::Dead => String::new(),
                 };
-                let detail = format!("{what} ({error}); nothing was done");
-                return Step::Settled(Outcome::NotOurs, detail);
+                self.await_kernel(order, held, &wanted, (written, until), note);
             }
-        };
-        if let Some(refusal) = refusal_despite(&facts, wanted.despite) {
-            return Step::Settled(Outcome::Refused, refusal.to_string());
-        }
-        let deadline = clock::now().after(wanted.lease);
-        let mark = self.holder.mark(&order.incident, &wanted.cause, deadline);
-        match wanted.response {
-            Response::Record => Step::Settled(Outcome::Done, "recorded".to_owned()),
-            Response::Clamp => steps::clamp(&held.cgroup, wanted.headroom, wanted.mode, mark),
-            Response::Freeze => steps::freeze(&held.cgroup, held.paused, wanted.mode, &mark),
-            Response::Kill => steps::kill(&held.cgroup, wanted.mode),
         }
     }
 
@@ -114,10 +98,47 @@ impl Executor {
         (outcome, detail): (Outcome, String),
         timing: Option<Timing>,
     ) {
+        self.record_outcome(&order, &guard, response, (outcome, &detail), timing);
+        self.settle(order, outcome, detail);
+    }
+
+    pub(super) fn record_outcome(
+        &mut self,
+        order: &OrderId,
+        guard: &Subject,
+        response: Response,
+        (outcome, detail): (Outcome, &str),
+        timing: Option<Timing>,
+    ) {
         tracing::info!(name = guard.name, %response, ?outcome, detail);
-        let incident = order.incident.clone();
-        let said = detail.clone();
+        let (incident, guard) = (order.incident.clone(), guard.clone());
+        let detail = detail.to_owned();
         self.audit.write(Record::Outcome { incident, guard, response, outcome, detail, timing });
-        self.settle(order, outcome, said);
+    }
+}
+
+/// Makes the same checks in every mode, and then takes the step. In observe mode the step writes
+/// nothing.
+fn attempt(held: &Held, wanted: &Containment, mark: &Mark) -> Step {
+    let facts = match facts::gather(&held.cgroup) {
+        Ok(facts) => facts,
+        Err(error) => {
+            let what = if is_gone(&error) {
+                "the cgroup is gone or was replaced"
+            } else {
+                "the cgroup could not be checked completely"
+            };
+            let detail = format!("{what} ({error}); nothing was done");
+            return Step::Settled(Outcome::NotOurs, detail);
+        }
+    };
+    if let Some(refusal) = refusal_despite(&facts, wanted.despite) {
+        return Step::Settled(Outcome::Refused, refusal.to_string());
+    }
+    match wanted.response {
+        Response::Record => Step::Settled(Outcome::Done, "recorded".to_owned()),
+        Response::Clamp => steps::clamp(&held.cgroup, wanted.headroom, wanted.mode, mark.clone()),
+        Response::Freeze => steps::freeze(&held.cgroup, held.paused, wanted.mode, mark),
+        Response::Kill => steps::kill(&held.cgroup, wanted.mode),
     }
 }

@@ -61,6 +61,9 @@ impl Executor {
             Hold::Freeze => steps::thaw(&held.cgroup, self.engine_freezes(held)),
             Hold::Clamp => steps::unclamp(&held.cgroup),
         };
+        if hold == Hold::Freeze {
+            self.abandon_freeze(subject);
+        }
         tracing::info!(name = subject.name, ?hold, ?end, ?outcome, detail, "released");
         let said = Some(outcome);
         self.audit.write(release_record(incident, subject, hold, end, said, detail.clone()));
@@ -70,6 +73,9 @@ impl Executor {
     pub(super) fn disown(&mut self, order: OrderId, held: &Held, hold: Hold, end: End) {
         let subject = &held.subject;
         let detail = steps::disown(&held.cgroup, hold);
+        if hold == Hold::Freeze {
+            self.abandon_freeze(subject);
+        }
         tracing::info!(name = subject.name, ?hold, ?end, detail, "disowned");
         let said = Some(Outcome::NotOurs);
         let record = release_record(&order.incident, subject, hold, end, said, detail.clone());
@@ -83,7 +89,9 @@ impl Executor {
 pub fn marks(held: &Held) -> Vec<(Hold, Mark)> {
     let freeze = mark::read(held.cgroup.dir(), Hold::Freeze).ok().flatten();
     let clamp = held.cgroup.pids_dir().and_then(|dir| mark::read(dir, Hold::Clamp).ok());
-    let slots = [(Hold::Freeze, freeze), (Hold::Clamp, clamp.flatten())];
+    // A limit that was lowered beside a freeze ends with it, and is no hold of its own.
+    let clamp = clamp.flatten().filter(|mark| freeze.is_none() || !mark.ends_with_a_freeze());
+    let slots = [(Hold::Freeze, freeze), (Hold::Clamp, clamp)];
     slots.into_iter().filter_map(|(slot, mark)| Some((slot, mark?))).collect()
 }
 

@@ -53,14 +53,13 @@ impl Orphan {
         self.mark.as_ref().map_or("a forged mark", |mark| &mark.reason)
     }
 
-    /// Whether the hold was released meanwhile, and another process holds the cgroup now.
-    fn has_new_holder(&self) -> bool {
+    /// Reads the mark again.
+    fn mark_now(&self) -> Option<Mark> {
         let dir = match self.hold {
             Hold::Freeze => Some(self.held.cgroup.dir()),
             Hold::Clamp => self.held.cgroup.pids_dir(),
         };
-        let now = dir.and_then(|dir| mark::read(dir, self.hold).ok()).flatten();
-        now.is_some() && now != self.mark
+        dir.and_then(|dir| mark::read(dir, self.hold).ok()).flatten()
     }
 }
 
@@ -87,8 +86,10 @@ fn search(layout: &Layout, unsigned: Unsigned, found: &mut Vec<Orphan>) -> io::R
                 Ok(MarkFound::Nothing) | Err(_) => return Ok(()),
             };
             if !mark.as_ref().is_some_and(|mark| will_be_undone(mark, &boot_id))
-                && let Ok(cgroup) = Cgroup::at(dir, path, hold, layout)
+                && let Ok(mut cgroup) = Cgroup::at(dir, path, hold, layout)
             {
+                // For the limit beside a freeze.
+                cgroup.find_pids(layout);
                 let name = container_in(path).map_or(path, |container| container.id).to_owned();
                 let container = container_in(path).map(|container| container.id.to_owned());
                 let held = Held::new(cgroup, &name, container, false);
@@ -109,10 +110,15 @@ fn will_be_undone(mark: &Mark, boot_id: &str) -> bool {
 }
 
 impl Executor {
-    /// Releases an orphan. `held.paused` must be what the engine reports now.
-    pub fn release_orphan(&mut self, orphan: &Orphan, end: End) -> Outcome {
+    /// Releases an orphan. `held.paused` must be what the engine reports now. `None` if it ended
+    /// meanwhile with the release of another: a limit that was lowered beside a freeze.
+    pub fn release_orphan(&mut self, orphan: &Orphan, end: End) -> Option<Outcome> {
         let Orphan { hold, held, mark } = orphan;
         let subject = &held.subject;
+        let now = orphan.mark_now();
+        if now.is_none() && mark.as_ref().is_some_and(Mark::ends_with_a_freeze) {
+            return None;
+        }
         // Nothing that a forger wrote gets into the log.
         let (incident, begin) = match mark {
             Some(mark) => {
@@ -124,7 +130,7 @@ impl Executor {
         self.audit.write(release_record(&incident, subject, *hold, end, None, begin));
         let (outcome, detail) = match hold {
             // The engine was asked after the orphan was found, and that takes time.
-            _ if orphan.has_new_holder() => (
+            _ if now.is_some_and(|now| is_of_another(&now, mark.as_ref())) => (
                 Outcome::NotOurs,
                 "another process holds the cgroup now; the hold is left to it".to_owned(),
             ),
@@ -134,6 +140,13 @@ impl Executor {
         tracing::info!(cgroup = subject.cgroup, ?hold, ?outcome, detail, "released an orphan");
         let record: Record = release_record(&incident, subject, *hold, end, Some(outcome), detail);
         self.audit.write(record);
-        outcome
+        Some(outcome)
     }
+}
+
+/// Whether the hold was released meanwhile, and another process holds the cgroup now. The release of a
+/// freeze changes the mark of a clamp beneath it.
+fn is_of_another(now: &Mark, found: Option<&Mark>) -> bool {
+    let key = |mark: &Mark| (mark.incident.clone(), mark.holder, mark.deadline);
+    found.map(key) != Some(key(now))
 }

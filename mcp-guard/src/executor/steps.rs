@@ -1,6 +1,8 @@
 //! The steps that change a cgroup. Each checks that the state belongs to no other process, marks it
 //! as ours before it changes anything, and reads back what it wrote.
 
+mod growth;
+
 use std::{collections::BTreeSet, io, os::fd::AsFd};
 
 use mcp_guard_core::{
@@ -12,8 +14,11 @@ use mcp_guard_core::{
     policy::Mode,
 };
 
+pub use self::growth::stop_growth;
+use self::growth::{allow_growth, clamp_beneath};
 use crate::host::{
-    cgroup::Cgroup,
+    cgroup::{Cgroup, Dir, TaskCount},
+    cgroupfs::Events,
     clock,
     mark::{self, Mark, MarkFound},
     process,
@@ -33,6 +38,25 @@ pub enum Until {
     Frozen,
     /// `populated 0` in `cgroup.events`.
     Dead,
+}
+
+impl Until {
+    #[must_use]
+    pub fn is_reached(self, events: Events) -> bool {
+        match self {
+            Self::Frozen => events.frozen,
+            Self::Dead => !events.populated,
+        }
+    }
+
+    /// Counts the tasks that have not reached it.
+    #[must_use]
+    pub fn left(self, dir: &Dir) -> TaskCount {
+        match self {
+            Self::Frozen => dir.unstopped_tasks(),
+            Self::Dead => dir.tasks(),
+        }
+    }
 }
 
 /// The process that owns the holds it marks.
@@ -69,10 +93,12 @@ impl Holder {
             found: None,
             wrote: None,
             before: None,
+            freeze: None,
         }
     }
 }
 
+/// Requests a freeze. [`stop_growth`] follows, so that the limit delays no freeze.
 pub fn freeze(cgroup: &Cgroup, paused: bool, mode: Mode, mark: &Mark) -> Step {
     let attempt = || -> io::Result<Step> {
         if paused {
@@ -89,7 +115,8 @@ pub fn freeze(cgroup: &Cgroup, paused: bool, mode: Mode, mark: &Mark) -> Step {
         if mode == Mode::Observe {
             return Ok(Step::Settled(
                 Outcome::WouldDo,
-                "would write 1 to cgroup.freeze".to_owned(),
+                "would write 1 to cgroup.freeze, and lower pids.max to the present tasks"
+                    .to_owned(),
             ));
         }
         mark::write(cgroup.dir(), Hold::Freeze, mark)?;
@@ -102,9 +129,18 @@ pub fn freeze(cgroup: &Cgroup, paused: bool, mode: Mode, mark: &Mark) -> Step {
     attempt().unwrap_or_else(failed)
 }
 
-/// Thaws a cgroup if it carries our mark. `engine_freezes`: the engine has paused it through the
-/// same file.
+/// Thaws a cgroup if it carries our mark, and gives back the limit beside the freeze.
+/// `engine_freezes`: the engine has paused it through the same file.
 pub fn thaw(cgroup: &Cgroup, engine_freezes: bool) -> (Outcome, String) {
+    // Before the thaw, so that no task inside meets the lower limit.
+    let limit = allow_growth(cgroup);
+    let (thawed, detail) = thaw_alone(cgroup, engine_freezes);
+    let Some((raised, said)) = limit else { return (thawed, detail) };
+    let failed = thawed == Outcome::Done && raised == Outcome::Failed;
+    (if failed { raised } else { thawed }, format!("{detail}; {said}"))
+}
+
+fn thaw_alone(cgroup: &Cgroup, engine_freezes: bool) -> (Outcome, String) {
     let attempt = || -> io::Result<(Outcome, String)> {
         let note = match mark::find(cgroup.dir(), Hold::Freeze)? {
             MarkFound::Nothing => {
@@ -170,14 +206,14 @@ pub fn clamp(cgroup: &Cgroup, headroom: u64, mode: Mode, mut mark: Mark) -> Step
                 "the cgroup has no pids controller".to_owned(),
             ));
         };
-        if mark::read(dir, Hold::Clamp)?.is_some() {
-            return Ok(not_ours("the cgroup is already clamped by mcp-guard"));
+        match mark::read(dir, Hold::Clamp)? {
+            Some(beside) if beside.ends_with_a_freeze() => {
+                return clamp_beneath(cgroup, (beside, mark.deadline), headroom, mode);
+            }
+            Some(_) => return Ok(not_ours("the cgroup is already clamped by mcp-guard")),
+            None => {}
         }
-        // The guard's own processes are read second, so that one born in between is among them.
-        let limited = cgroup.pids_processes()?;
-        let own: BTreeSet<Pid> = cgroup.processes()?.into_iter().collect();
-        let bystander = |pid: &Pid| !own.contains(pid) && process::runs(*pid);
-        if let Some(other) = limited.into_iter().find(bystander) {
+        if let Some(other) = bystander(cgroup)? {
             let detail = format!("process {other} is outside the guard but shares its pids cgroup");
             return Ok(Step::Settled(Outcome::Refused, detail));
         }
@@ -208,6 +244,16 @@ pub fn clamp(cgroup: &Cgroup, headroom: u64, mode: Mode, mut mark: Mark) -> Step
         Ok(Step::Settled(Outcome::Done, detail))
     };
     attempt().unwrap_or_else(failed)
+}
+
+/// Returns a process outside the guard that shares its pids cgroup, so that a lower limit would hit it
+/// too.
+fn bystander(cgroup: &Cgroup) -> io::Result<Option<Pid>> {
+    // The guard's own processes are read second, so that one born in between is among them.
+    let limited = cgroup.pids_processes()?;
+    let own: BTreeSet<Pid> = cgroup.processes()?.into_iter().collect();
+    let is_other = |pid: &Pid| !own.contains(pid) && process::runs(*pid);
+    Ok(limited.into_iter().find(is_other))
 }
 
 /// Restores the limit that was found, if the current one is still ours.
@@ -273,11 +319,13 @@ pub fn limit_is(cgroup: &Cgroup, found: &str, wanted: Limit) -> (Outcome, String
     }
 }
 
-/// Whether a clamp is in force, of this process or an earlier one.
+/// Whether a clamp is in force, of this process or an earlier one. What a freeze has lowered is no clamp:
+/// a limit that is written meanwhile replaces it and stays, and the freeze goes on.
 pub fn is_clamped(cgroup: &Cgroup) -> bool {
     let mark = cgroup.pids_dir().and_then(|dir| mark::read(dir, Hold::Clamp).ok()).flatten();
     let now = cgroup.pids_max();
-    mark.is_some_and(|mark| now.is_ok_and(|now| mark.wrote_limit(now)))
+    let is_clamp = |mark: &Mark| !mark.ends_with_a_freeze();
+    mark.filter(is_clamp).is_some_and(|mark| now.is_ok_and(|now| mark.wrote_limit(now)))
 }
 
 /// Whether the limit differs from the one that our clamp wrote. False if it cannot be read, because
@@ -298,6 +346,9 @@ pub fn loosen(cgroup: &Cgroup, by: u64) -> (Outcome, String) {
         let Some(mut mark) = mark::read(dir, Hold::Clamp)? else {
             return Ok(left("the cgroup carries no mark of mcp-guard"));
         };
+        if mark.freeze.is_some() {
+            return Ok(left("a freeze has lowered the limit, and gives it back when it ends"));
+        }
         let now = cgroup.pids_max()?;
         let found = mark.found.as_deref().and_then(Limit::parse).unwrap_or(Limit::Max);
         let (Limit::Tasks(tasks), true) = (now, mark.wrote_limit(now)) else {
@@ -344,7 +395,9 @@ pub fn adopt(dir: impl AsFd, hold: Hold, mark: &Mark) -> io::Result<()> {
 pub fn disown(cgroup: &Cgroup, hold: Hold) -> String {
     let (state, removed) = match hold {
         Hold::Freeze => {
-            ("cgroup.freeze is now 0".to_owned(), mark::remove(cgroup.dir(), Hold::Freeze))
+            let limit = allow_growth(cgroup).map(|(_, said)| format!("; {said}"));
+            let state = format!("cgroup.freeze is now 0{}", limit.unwrap_or_default());
+            (state, mark::remove(cgroup.dir(), Hold::Freeze))
         }
         Hold::Clamp => {
             let now =

@@ -7,6 +7,7 @@ mod dir;
 mod find;
 mod pids;
 mod populated;
+mod tasks;
 mod walk;
 
 use std::{
@@ -16,11 +17,12 @@ use std::{
 };
 
 use mcp_guard_core::id::{CgroupId, Pid};
-use tokio::io::Interest;
+use tokio::io::{Interest, unix::AsyncFd};
 
 pub use self::{
     dir::{Dir, MAX_PROCS},
     find::Error,
+    tasks::TaskCount,
 };
 use self::{pids::Pids, walk::Visit};
 use super::{cgroupfs::Events, poll, process::read_at_most};
@@ -120,35 +122,47 @@ impl Cgroup {
     }
 }
 
-/// Waits until `cgroup.events` of a directory reports a state. Returns false if `limit` passes
-/// first.
-///
-/// # Errors
-/// If the cgroup is gone.
-pub async fn wait_events(
-    dir: OwnedFd,
-    limit: Duration,
-    reached: impl Fn(Events) -> bool,
-) -> io::Result<bool> {
-    let dir = Dir::from(dir);
-    // kernfs signals POLLPRI after a change since the last read of this descriptor.
-    let events = poll::register(dir.open("cgroup.events")?, Interest::PRIORITY)?;
-    let changed = async {
-        loop {
-            let mut guard = events.ready(Interest::PRIORITY).await?;
-            read_at_most(events.get_ref(), 64)?;
-            if reached(dir.events()?) {
-                return Ok(());
-            }
-            guard.clear_ready();
-        }
-    };
-    read_at_most(events.get_ref(), 64)?;
-    if reached(dir.events()?) {
-        return Ok(true);
+/// The open `cgroup.events` of a directory.
+pub struct EventsWatch(AsyncFd<OwnedFd>);
+
+impl EventsWatch {
+    /// # Errors
+    /// If the cgroup is gone, or the process has no descriptors left.
+    pub fn open(dir: &Dir) -> io::Result<Self> {
+        // kernfs signals POLLPRI after a change since the last read of this descriptor.
+        poll::register(dir.open("cgroup.events")?, Interest::PRIORITY).map(Self)
     }
-    match tokio::time::timeout(limit, changed).await {
-        Ok(result) => result.map(|()| true),
-        Err(_) => Ok(reached(dir.events()?)),
+
+    /// Waits until the kernel reports a state. Returns false if `limit` passes first. The wait may
+    /// be repeated.
+    ///
+    /// # Errors
+    /// If the cgroup is gone.
+    pub async fn wait(
+        &self,
+        limit: Duration,
+        reached: impl Fn(Events) -> bool,
+    ) -> io::Result<bool> {
+        let changed = async {
+            loop {
+                let mut guard = self.0.ready(Interest::PRIORITY).await?;
+                if reached(self.read()?) {
+                    return Ok(());
+                }
+                guard.clear_ready();
+            }
+        };
+        if reached(self.read()?) {
+            return Ok(true);
+        }
+        match tokio::time::timeout(limit, changed).await {
+            Ok(result) => result.map(|()| true),
+            Err(_) => Ok(reached(self.read()?)),
+        }
+    }
+
+    fn read(&self) -> io::Result<Events> {
+        let text = read_at_most(self.0.get_ref(), 64)?;
+        Ok(Events::parse(&String::from_utf8_lossy(&text)))
     }
 }

@@ -61,9 +61,27 @@ pub struct Mark {
     /// The limit that we wrote before, while a newer write is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<String>,
+    /// For a limit that was lowered beside a freeze, and is given back with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<BesideFreeze>,
+}
+
+/// A limit that was lowered beside a freeze.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BesideFreeze {
+    /// The limit of the clamp beneath, which comes back with the end of the freeze; `None` if there
+    /// is no clamp beneath.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clamp: Option<String>,
 }
 
 impl Mark {
+    /// Whether the limit was lowered for a freeze alone.
+    #[must_use]
+    pub fn ends_with_a_freeze(&self) -> bool {
+        self.freeze.as_ref().is_some_and(|beside| beside.clamp.is_none())
+    }
+
     /// Whether a limit is one that we wrote.
     #[must_use]
     pub fn wrote_limit(&self, now: Limit) -> bool {

@@ -11,7 +11,11 @@ use rustix::{
     process::{PidfdFlags, pidfd_open},
 };
 
-use super::proc::{membership::Membership, stat::Stat, status};
+use super::proc::{
+    membership::Membership,
+    stat::{self, Stat},
+    status,
+};
 
 /// Most bytes read of a command line; the kernel side reads as many.
 const MAX_ARGV: usize = 1024;
@@ -178,6 +182,15 @@ pub fn this() -> Pid {
 #[must_use]
 pub fn runs(pid: Pid) -> bool {
     without_argv(pid).is_some()
+}
+
+/// Returns the state of a task, as a letter of proc_pid_stat(5). `None` if it is gone.
+#[must_use]
+pub fn state(task: Pid) -> Option<u8> {
+    // The line of the task alone: that of its process adds up all threads.
+    let path = format!("/proc/{task}/task/{task}/stat");
+    let fd = openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    stat::state(&read_at_most(&fd, 4096).ok()?)
 }
 
 /// Whether the process with this start time still runs.

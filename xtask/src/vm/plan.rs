@@ -74,7 +74,9 @@ fn means_nothing(image: &Image, program: &str) -> Option<&'static str> {
             "needs FUSE or thousands of cgroups, and does not depend on the guest: the host tier runs it",
         ),
         (_, _, "host_flood") => Some("makes 10,000 processes: the host tier runs it"),
-        (_, _, "host_log") => Some("needs loop devices and mkfs.ext4: the host tier has it"),
+        (_, _, "host_log" | "host_slow") => {
+            Some("needs loop devices and mkfs.ext4: the host tier has it")
+        }
         (_, _, "host_clamp") => {
             Some("needs node, which guests have only in containers: the host tier runs it")
         }

@@ -28,6 +28,32 @@ fn our_clamp_stays_in_force_until_it_is_removed() {
     assert_eq!(world.in_force, Limit::Tasks(60), "the request made meanwhile");
 }
 
+/// A freeze lowers the limit until it ends, and its outcome may take long.
+#[test]
+fn no_limit_is_written_during_a_freeze_and_its_own_limit_is_no_brake() {
+    let mut world = World::new(Some(90), Some(200));
+    world.refuses = true;
+    for _ in 0..3 {
+        world.wait(30);
+        world.freeze();
+        world.in_force = Limit::Tasks(10);
+        world.wait(30);
+        world.thaw();
+        world.in_force = Limit::Tasks(200);
+    }
+    world.refuses = false;
+    world.wait(100);
+    assert_eq!(world.left, [], "the end of a freeze is no reversion");
+    assert_eq!(world.in_force, Limit::Tasks(90));
+    world.freeze();
+    world.ask(120, PolicyThen::Said(Some(90)));
+    world.wait(100);
+    assert_eq!(world.in_force, Limit::Tasks(90));
+    world.thaw();
+    world.wait(30);
+    assert_eq!(world.in_force, Limit::Tasks(120), "the request made meanwhile");
+}
+
 #[test]
 fn a_write_over_our_clamp_stays_in_force_until_the_cool_down_ends() {
     let mut world = World::leaking(None, Some(200));

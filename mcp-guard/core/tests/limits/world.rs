@@ -252,7 +252,7 @@ impl World {
 
     /// Returns whether the core believes that it has clamped.
     pub fn is_clamped(&self) -> bool {
-        self.core.guard(GUARD).is_some_and(|guard| guard.clamp.is_some())
+        self.core.guard(GUARD).is_some_and(|guard| guard.lease(Hold::Clamp).is_some())
     }
 
     pub fn settle_clamp(&mut self, outcome: Outcome) {
@@ -359,11 +359,17 @@ impl World {
     }
 
     pub fn thaw(&mut self) {
-        self.step(Input::Operator {
-            guard: GUARD,
-            id: RequestId(1),
-            request: OperatorRequest::Thaw,
-        });
+        self.operator(OperatorRequest::Thaw);
+    }
+
+    /// Freezes for an hour. There is no outcome.
+    pub fn freeze(&mut self) {
+        let lease = Duration::from_secs(3600);
+        self.operator(OperatorRequest::Freeze { lease, dry_run: false, despite: None });
+    }
+
+    fn operator(&mut self, request: OperatorRequest) {
+        self.step(Input::Operator { guard: GUARD, id: RequestId(1), request });
     }
 
     pub fn wanted(&self) -> Option<u64> {

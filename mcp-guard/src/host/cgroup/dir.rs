@@ -137,15 +137,20 @@ impl Dir {
         Ok(Events::parse(&self.read("cgroup.events")?))
     }
 
-    /// Returns the processes in this cgroup alone. A list of `limit` bytes is an error: a truncated
-    /// list could end in the first digits of a pid, which name another process.
+    /// Returns the processes in this cgroup alone.
     ///
     /// # Errors
     /// If the cgroup is threaded or gone, or if its list is too long.
     pub fn own_processes(&self, limit: usize) -> io::Result<Vec<Pid>> {
-        let list = read_at_most(&self.open("cgroup.procs")?, limit)?;
+        self.listed("cgroup.procs", limit)
+    }
+
+    /// Reads a list of ids. A list of `limit` bytes is an error: a truncated list could end in the
+    /// first digits of an id, which name another process.
+    pub(super) fn listed(&self, file: &str, limit: usize) -> io::Result<Vec<Pid>> {
+        let list = read_at_most(&self.open(file)?, limit)?;
         if list.len() >= limit {
-            return Err(io::Error::other(format!("cgroup.procs is larger than {limit} bytes")));
+            return Err(io::Error::other(format!("{file} is larger than {limit} bytes")));
         }
         Ok(cgroupfs::pids(&list))
     }

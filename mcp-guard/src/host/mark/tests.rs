@@ -11,6 +11,7 @@ fn mark() -> Mark {
         found: Some("max".to_owned()),
         wrote: Some("50".to_owned()),
         before: None,
+        freeze: None,
     }
 }
 

@@ -39,6 +39,13 @@ impl Stat {
     }
 }
 
+/// Returns the state alone, as a letter.
+#[must_use]
+pub fn state(stat: &[u8]) -> Option<u8> {
+    let after_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
+    stat.get(after_name..)?.trim_ascii_start().first().copied()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -49,6 +56,7 @@ mod tests {
         let expected =
             Stat { parent: Pid(7), start: Ticks(9912), threads: 1, zombie: false, ending: false };
         assert_eq!(Stat::parse(stat), Some(expected));
+        assert_eq!((state(stat), state(b"42 (x)")), (Some(b'S'), None));
         let zombie = b"42 (x) Z 7 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 9912 0 0\n";
         assert!(Stat::parse(zombie).is_some_and(|stat| stat.ending));
         let exiting = b"42 (x) R 7 1 1 0 -1 4194564 1 2 3 4 5 6 7 8 20 0 1 0 9912 0 0\n";

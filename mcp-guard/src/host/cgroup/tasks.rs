@@ -1,0 +1,92 @@
+//! Counts the tasks of a cgroup that have not stopped, or not ended. The loop's thread counts, so a
+//! count takes a bounded time.
+
+use std::{fmt, io, time::Duration};
+
+use mcp_guard_core::id::Pid;
+
+use super::{Dir, dir::MAX_PROCS};
+use crate::host::{clock, process};
+
+/// Longest time of one count. A task takes about 10 us.
+const LONGEST: Duration = Duration::from_millis(20);
+
+/// A number of tasks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TaskCount {
+    pub least: u64,
+    /// False if the count had to end early.
+    pub is_exact: bool,
+}
+
+impl fmt::Display for TaskCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { least, is_exact } = self;
+        let at_least = if *is_exact { "" } else { "at least " };
+        let tasks = if *least == 1 { "task" } else { "tasks" };
+        write!(f, "{at_least}{least} {tasks}")
+    }
+}
+
+impl Dir {
+    /// Counts the tasks in this cgroup and below it.
+    #[must_use]
+    pub fn tasks(&self) -> TaskCount {
+        self.count(|_| true)
+    }
+
+    /// Counts the tasks that a freeze has not stopped. A freeze wakes every sleeping task, which then
+    /// sleeps again once it is frozen. What runs, or cannot be woken (state D), is not frozen yet.
+    #[must_use]
+    pub fn unstopped_tasks(&self) -> TaskCount {
+        self.count(|task| matches!(process::state(task), Some(b'R' | b'D')))
+    }
+
+    fn count(&self, counts: impl Fn(Pid) -> bool) -> TaskCount {
+        let end = clock::now().after(LONGEST);
+        let in_time = || clock::now() < end;
+        let mut least = 0;
+        let walked = self.walk("", &mut |dir, _| {
+            // A threaded cgroup in the wrong place lists nothing (EOPNOTSUPP), and has no task.
+            for task in dir.listed("cgroup.threads", MAX_PROCS).unwrap_or_default() {
+                least += u64::from(counts(task));
+                if !in_time() {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+            }
+            Ok(())
+        });
+        TaskCount { least, is_exact: walked.is_ok() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::fd::OwnedFd};
+
+    use super::*;
+
+    #[test]
+    fn tasks_of_all_cgroups_are_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("a")).unwrap();
+        fs::write(folder.path().join("cgroup.threads"), "7\n8\n").unwrap();
+        fs::write(folder.path().join("a/cgroup.threads"), "9\n").unwrap();
+        let dir = Dir::from(OwnedFd::from(fs::File::open(folder.path()).unwrap()));
+        assert_eq!(dir.tasks().to_string(), "3 tasks");
+        fs::remove_file(folder.path().join("cgroup.threads")).unwrap();
+        assert_eq!(dir.tasks().to_string(), "1 task");
+    }
+
+    #[test]
+    fn a_count_that_takes_too_long_is_a_lower_bound() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("cgroup.threads"), "7\n8\n9\n").unwrap();
+        let dir = Dir::from(OwnedFd::from(fs::File::open(folder.path()).unwrap()));
+        let slow = |_| {
+            std::thread::sleep(LONGEST);
+            true
+        };
+        assert_eq!(dir.count(slow).to_string(), "at least 1 task");
+    }
+}
