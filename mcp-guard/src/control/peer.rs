@@ -1,4 +1,4 @@
-//! Who may ask the agent: root of this host. The mode of the socket keeps other users out; this check
+//! Only root of this host may ask the agent. The mode of the socket keeps other users out; this check
 //! also covers a descriptor that was passed on, and root of a container that sees the socket.
 
 use std::io;

@@ -28,7 +28,7 @@ pub struct Orphan {
     mark: Option<Mark>,
 }
 
-/// What to do with marks that have no code.
+/// The treatment of marks that have no code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unsigned {
     /// There was no key until now: they are of an older version.
