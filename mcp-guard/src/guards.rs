@@ -48,6 +48,9 @@ struct Entry {
     role: Role,
 }
 
+/// Slots that are left to guards that enforce, and to operators.
+pub const RESERVED: usize = 16;
+
 /// All guards, by slot.
 pub struct Guards {
     guards: BTreeMap<GuardId, Entry>,
@@ -66,6 +69,12 @@ impl Guards {
     /// Takes a slot for a new guard. Returns `None` if all are taken.
     pub fn take_slot(&mut self) -> Option<GuardId> {
         self.free.pop_front()
+    }
+
+    /// Whether no slot is left but the reserved ones.
+    #[must_use]
+    pub fn are_full(&self) -> bool {
+        self.free.len() <= RESERVED
     }
 
     /// Frees a slot that no guard uses any more.
@@ -143,5 +152,26 @@ impl Guards {
 impl Default for Guards {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_slots_are_reserved_and_a_free_one_is_taken_last() {
+        let mut guards = Guards::new();
+        let ordinary = mcp_guard_common::MAX_GUARDS as usize - RESERVED;
+        let first = guards.take_slot().unwrap();
+        for _ in 1..ordinary {
+            assert!(!guards.are_full());
+            guards.take_slot().unwrap();
+        }
+        assert!(guards.are_full());
+        guards.give_slot_back(first);
+        assert!(!guards.are_full());
+        let rest: Vec<_> = std::iter::from_fn(|| guards.take_slot()).collect();
+        assert_eq!((rest.len(), rest.last()), (RESERVED + 1, Some(&first)));
     }
 }

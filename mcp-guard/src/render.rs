@@ -12,12 +12,18 @@ use crate::control::wire::{Status, WatchedStatus};
 
 #[must_use]
 pub fn status(status: &Status) -> String {
-    let Status { version, pid, uptime_ms, mode, guards, losses, audit_lost, engine, .. } = status;
+    let Status { version, pid, uptime_ms, mode, guards, losses, engine, .. } = status;
     let uptime = humantime::format_duration(Duration::from_secs(uptime_ms / 1000));
     let engine = visible(&engine.to_string());
     let mut text =
         format!("mcp-guard {version}, process {pid}, up {uptime}, mode {mode}, Docker {engine}\n");
-    text += &lost(losses, *audit_lost);
+    text += &lost(losses, status.audit_lost);
+    if status.unguarded > 0 {
+        text += &format!(
+            "NOT GUARDED: {} cgroups that the policy names; the audit log shows why\n",
+            status.unguarded
+        );
+    }
     if guards.is_empty() {
         text += "nothing is guarded\n";
     }

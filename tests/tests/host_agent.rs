@@ -258,3 +258,40 @@ fn a_guard_inside_another_is_refused_and_logged_once() {
     let log = agent.log();
     assert_eq!(log.matches("it overlaps guard").count(), 1, "{log}");
 }
+
+/// A tenant must not take all slots, and nobody is left out in silence.
+#[test]
+fn a_guard_that_enforces_takes_the_slot_of_one_that_observes() {
+    const SLOTS: usize = 1024 - 16;
+    let above = cgroup("slots");
+    let many: Vec<_> =
+        (0..SLOTS + 5).map(|number| above.child(&number.to_string()).unwrap()).collect();
+    let first = Sleeper::start(&many[0]).unwrap();
+    let late = above.child("late").unwrap();
+    let enforcing = format!("[[guard]]\ncgroup = \"{}\"\nmode = \"enforce\"\n", late.path());
+    let path = late.path().to_owned();
+    drop(late);
+    let rules: String = many.iter().map(observing).collect();
+    let mut agent = Agent::start(&format!("{rules}{enforcing}")).unwrap();
+    let is = |agent: &Agent, guards: usize, unguarded: usize| {
+        let status = agent.status()?;
+        Ok((status.guards.len(), status.unguarded) == (guards, unguarded))
+    };
+    agent.wait_until("the slots are full", |agent| is(agent, SLOTS, 5)).unwrap();
+    let status = agent.cli(&["status"]).unwrap();
+    assert_eq!(status.status.code(), Some(1));
+    let shown = String::from_utf8(status.stdout).unwrap();
+    assert!(shown.contains("NOT GUARDED: 5 cgroups"), "{shown}");
+    let late = above.child("late").unwrap();
+    assert_eq!(late.path(), path);
+    let id = late.id();
+    agent.wait_until("it is guarded", |agent| Ok(agent.guard(id).is_ok())).unwrap();
+    agent.wait_until("another made room", |agent| is(agent, SLOTS, 6)).unwrap();
+    let refused = |record: &Record| match record {
+        Record::GuardRefused { reason, .. } => Some(reason.clone()),
+        _ => None,
+    };
+    let reasons: Vec<_> = agent.audit().unwrap().iter().filter_map(refused).collect();
+    assert_eq!(reasons, vec!["all guard slots are taken"; 6]);
+    drop(first);
+}

@@ -51,6 +51,11 @@ pub enum Record {
     GuardStop {
         guard: Subject,
     },
+    /// The policy names a cgroup that cannot be guarded, or an engine names one that is not its own.
+    GuardRefused {
+        guard: Subject,
+        reason: String,
+    },
     /// A rule forbids from now on to act on the guard.
     RefusalStart {
         guard: Subject,

@@ -127,6 +127,7 @@ impl Agent {
             guards: guards.collect(),
             losses: self.counting.losses(),
             audit_lost: self.executor.audit.lost(),
+            unguarded: self.unguarded(now),
             longest_turn_us: u64::try_from(self.turns.longest().as_micros()).unwrap_or(u64::MAX),
             engine: self.engines.state.clone(),
         }

@@ -28,10 +28,14 @@ const WARN_AGAIN: Duration = Duration::from_secs(3600);
 /// Most walks through a guard that ends.
 const PASSES: usize = 8;
 
+/// A cgroup that was not seen for this time is gone. Engines report containers every [`super::ASK_AGAIN`].
+const GONE: Duration = Duration::from_secs(90);
 /// A cgroup that could not be guarded.
 pub(super) struct Unguardable {
     try_again: Time,
     warned: Time,
+    /// The latest attempt, or the latest time when it was too early for one.
+    seen: Time,
 }
 
 impl Agent {
@@ -130,10 +134,13 @@ impl Agent {
     /// by its record.
     fn guard(&mut self, mut held: Held, terms: Terms, workload: Workload) -> Option<GuardId> {
         let now = clock::now();
-        if self.unguardable.get(&held.cgroup.id()).is_some_and(|one| now < one.try_again) {
-            return None;
+        if let Some(one) = self.unguardable.get_mut(&held.cgroup.id()) {
+            one.seen = now;
+            if now < one.try_again {
+                return None;
+            }
         }
-        let Some(guard) = self.guards.take_slot() else {
+        let Some(guard) = self.slot_for(terms.mode) else {
             self.warn_unguardable(now, &held, &"all guard slots are taken");
             return None;
         };
@@ -164,15 +171,56 @@ impl Agent {
         Some(guard)
     }
 
-    /// Schedules the next attempt, and logs why this one failed. The log has it once per [`WARN_AGAIN`].
+    /// Takes a slot. A guard that enforces may take a reserved one; the idlest guard that only observes makes
+    /// room for the next. So a slot is not used at once by another guard: its records may still be on the
+    /// way.
+    fn slot_for(&mut self, mode: Mode) -> Option<GuardId> {
+        if !self.guards.are_full() {
+            return self.guards.take_slot();
+        }
+        if mode == Mode::Observe {
+            return None;
+        }
+        let slot = self.guards.take_slot();
+        if let Some(idle) = self.idlest_observed() {
+            self.unguard(idle);
+        }
+        slot.or_else(|| self.guards.take_slot())
+    }
+
+    /// Returns the guard that only observes and in which the least has started within a minute.
+    fn idlest_observed(&self) -> Option<GuardId> {
+        let busy = |guard: GuardId| {
+            let state = self.core.guard(guard)?;
+            let is_held = state.freeze.is_some() || state.clamp.is_some();
+            if state.terms.mode != Mode::Observe || is_held || self.askers.wait_for(guard) {
+                return None;
+            }
+            let started = |totals: &Totals| totals.process_forks + totals.execs;
+            let started = state.rates.per_second(Duration::from_secs(60), started);
+            Some((guard, started, state.registry.live_trees()))
+        };
+        let idlest = self.guards.watched().into_iter().filter_map(busy);
+        idlest.min_by(|a, b| a.1.total_cmp(&b.1).then(a.2.cmp(&b.2))).map(|(guard, ..)| guard)
+    }
+
+    /// Counts the cgroups that the policy names and that could not be guarded.
+    pub(super) fn unguarded(&self, now: Time) -> usize {
+        self.unguardable.values().filter(|one| now.since(one.seen) < GONE).count()
+    }
+
+    /// Schedules the next attempt, and records why this one failed, once per [`WARN_AGAIN`].
     fn warn_unguardable(&mut self, now: Time, held: &Held, why: &dyn Display) {
         // Drops entries that are due for another warning, and those of removed cgroups.
         self.unguardable.retain(|_, one| now.since(one.warned) < WARN_AGAIN);
         let try_again = now.after(TRY_AGAIN);
         let entry = self.unguardable.entry(held.cgroup.id());
+        let audit = &mut self.executor.audit;
         entry.and_modify(|one| one.try_again = try_again).or_insert_with(|| {
             tracing::error!(name = held.subject.name, %why, "cannot guard the cgroup");
-            Unguardable { try_again, warned: now }
+            let (guard, reason) = (held.subject.clone(), why.to_string());
+            audit.write(Record::GuardRefused { guard, reason });
+            Unguardable { try_again, warned: now, seen: now }
         });
     }
 

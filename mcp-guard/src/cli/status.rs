@@ -18,7 +18,8 @@ pub fn status(host: &HostOptions, json: bool) -> Result<Exit, Failure> {
     };
     out::answer(&text);
     let is_wrong = |one: &WatchedStatus| one.pids_left || one.guard.refused.is_some();
-    let is_wrong = status.audit_lost > 0 || status.guards.iter().any(is_wrong);
+    let is_lost = status.audit_lost > 0 || status.unguarded > 0;
+    let is_wrong = is_lost || status.guards.iter().any(is_wrong);
     Ok(if is_wrong { Exit::Wrong } else { Exit::Done })
 }
 

@@ -68,6 +68,7 @@ fields!(Status {
     guards,
     losses,
     audit_lost,
+    unguarded,
     longest_turn_us,
     engine
 });

@@ -204,6 +204,7 @@ fn status(engine: EngineState) -> Status {
         ],
         losses: BTreeMap::from([("ring-full".to_owned(), 0)]),
         audit_lost: 0,
+        unguarded: 0,
         longest_turn_us: 0,
         engine,
     }

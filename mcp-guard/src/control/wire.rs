@@ -76,6 +76,9 @@ pub struct Status {
     pub losses: BTreeMap<String, u64>,
     /// Audit lines dropped because the log could not be written.
     pub audit_lost: u64,
+    /// Cgroups that the policy names and that could not be guarded.
+    #[serde(default)]
+    pub unguarded: usize,
     /// The longest turn of the agent's loop in the last one to two minutes, in microseconds. Nothing else
     /// is handled during a turn.
     #[serde(default)]

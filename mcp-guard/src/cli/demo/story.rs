@@ -100,6 +100,9 @@ pub fn shorten(line: &str) -> String {
             format!("{seq} guarding {} id {}", guard.cgroup, guard.cgroup_id)
         }
         Record::GuardStop { guard } => format!("{seq} no longer guarding {}", guard.cgroup),
+        Record::GuardRefused { guard, reason } => {
+            format!("{seq} not guarding {}: {reason}", guard.cgroup)
+        }
         Record::RefusalStart { guard, refused } => {
             format!("{seq} not acting on {}: {refused}", guard.cgroup)
         }
