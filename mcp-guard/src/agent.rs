@@ -107,6 +107,8 @@ pub struct Agent {
     standings: Standings,
     /// Cgroups that could not be guarded, by id.
     unguardable: BTreeMap<CgroupId, Unguardable>,
+    /// Cgroups that an engine named without right, with the time of the record.
+    disbelieved: BTreeMap<CgroupId, Time>,
     layout: Layout,
     observer: Observer,
     notify: Notify,

@@ -54,6 +54,12 @@ pub trait Engine: Send + Sync {
     /// Its name in messages: `Docker at /var/run/docker.sock`.
     fn name(&self) -> String;
 
+    /// Returns the user whose engine it is: 0 for the system's. `None` before it was reached. A user's
+    /// engine is believed about that user's containers only.
+    fn owner(&self) -> Option<u32> {
+        None
+    }
+
     /// Lists every container, running or not.
     ///
     /// # Errors

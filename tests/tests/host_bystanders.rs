@@ -7,7 +7,16 @@
     reason = "a test looks for one record and ignores the rest"
 )]
 
-use std::fs;
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    os::unix::{
+        fs::chown,
+        net::{UnixListener, UnixStream},
+    },
+    path::Path,
+    thread,
+};
 
 use mcp_guard_core::{audit::Record, id::Pid, incident::Outcome};
 use mcp_guard_tests::{
@@ -160,4 +169,68 @@ fn a_recreated_path_is_another_cgroup() {
     // Its counts begin at zero, and include none of the old cgroup's.
     let status = agent.guard(new_id).unwrap().guard;
     assert_eq!((status.pids, status.totals.arrivals), (vec![Pid(second.pid())], 0));
+}
+
+/// An engine with one running container. It answers until the test ends.
+fn engine(socket: &Path, id: &str, init: u32) {
+    let listener = UnixListener::bind(socket).unwrap();
+    let list = json!([{ "Id": id, "Names": ["/victim"], "State": "running" }]).to_string();
+    let container = json!({
+        "Id": id, "Name": "/victim", "State": { "Running": true, "Pid": init },
+        "HostConfig": { "PidsLimit": 7 }, "Config": { "Image": "i", "Labels": {} },
+    });
+    let (id, container) = (id.to_owned(), container.to_string());
+    thread::spawn(move || {
+        let mut streams = Vec::new();
+        for mut stream in listener.incoming().flatten() {
+            let answer = |stream: &mut UnixStream| -> std::io::Result<bool> {
+                let mut request = vec![0; 4096];
+                let length = stream.read(&mut request)?;
+                let request = String::from_utf8_lossy(&request[..length]);
+                let body = match &*request {
+                    _ if request.contains("/events") => {
+                        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+                        return stream.write_all(head.as_bytes()).map(|()| true);
+                    }
+                    _ if request.contains(&id) => &container,
+                    _ if request.contains("/containers/json") => &list,
+                    _ => "{}",
+                };
+                let length = body.len();
+                let head =
+                    format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close");
+                stream.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).map(|()| false)
+            };
+            // The stream of events stays open.
+            if let Ok(true) = answer(&mut stream) {
+                streams.push(stream);
+            }
+        }
+    });
+}
+
+#[test]
+fn the_engine_of_a_user_is_believed_about_that_users_containers_only() {
+    const USER: u32 = 65534;
+    let above = cgroup("users-engine");
+    let id = "c".repeat(64);
+    let container = above.child(&id).unwrap();
+    let init = Sleeper::start(&container).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    chown(folder.path(), Some(USER), None).unwrap();
+    let socket = folder.path().join("docker.sock");
+    engine(&socket, &id, init.pid());
+    let policy = "[[guard]]\nname = \"victim\"\n";
+    let mut agent = Agent::start_with(policy, socket.to_str().unwrap(), &[]).unwrap();
+    let refused = |record: &Record| match record {
+        Record::GuardRefused { guard, reason } => Some((guard.cgroup_id.0, reason.clone())),
+        _ => None,
+    };
+    let (of, reason) = agent.await_record("it is ignored", refused).unwrap();
+    assert_eq!(of, container.id());
+    assert!(reason.contains("the engine of user 65534"), "{reason}");
+    assert!(agent.guard(container.id()).is_err(), "root's container is guarded");
+    chown(above.unified_dir(), Some(USER), None).unwrap();
+    let id = container.id();
+    agent.wait_until("the user's is guarded", |agent| Ok(agent.guard(id).is_ok())).unwrap();
 }

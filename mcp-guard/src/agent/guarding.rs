@@ -41,11 +41,14 @@ pub(super) struct Unguardable {
 impl Agent {
     pub(super) fn engine_event(&mut self, engine: EngineId, event: EngineEvent) {
         match event {
-            EngineEvent::Up(container) => self.container_is_up(container),
+            EngineEvent::Up(container) => self.container_is_up(engine, container),
             EngineEvent::Paused { id, paused } => {
+                let owner = self.engines.owner(engine);
                 let all = self.guards.all_mut();
                 for held in all.filter(|held| held.container.as_deref() == Some(&id)) {
-                    held.paused = paused;
+                    if is_believed(owner, &held.cgroup) {
+                        held.paused = paused;
+                    }
                 }
             }
             // The engine is reachable again, and may have lost containers in the meantime.
@@ -63,13 +66,40 @@ impl Agent {
         }
     }
 
-    fn container_is_up(&mut self, container: Container) {
+    fn container_is_up(&mut self, engine: EngineId, container: Container) {
         self.engines.is_reached();
         let cgroup = match Cgroup::of_process(&self.layout, container.init, Some(&container.id)) {
             Ok(cgroup) => cgroup,
             Err(error) => return self.engines.warn_not_found(container, &error),
         };
         self.engines.found(&container.id);
+        let owner = self.engines.owner(engine);
+        if !is_believed(owner, &cgroup) {
+            return self.disbelieve(owner, cgroup, container);
+        }
+        self.guard_container(cgroup, container);
+    }
+
+    /// Ignores what a user's engine says about a container of somebody else, and records it once per
+    /// [`WARN_AGAIN`].
+    fn disbelieve(&mut self, owner: Option<u32>, cgroup: Cgroup, container: Container) {
+        let now = clock::now();
+        self.disbelieved.retain(|_, at| now.since(*at) < WARN_AGAIN);
+        if self.disbelieved.contains_key(&cgroup.id()) {
+            return;
+        }
+        self.disbelieved.insert(cgroup.id(), now);
+        let user = owner.map_or_else(|| "unknown".to_owned(), |user| user.to_string());
+        let reason = format!(
+            "the engine of user {user} names it, and that user does not own it; what the engine says \
+             about it is ignored"
+        );
+        let guard = Held::new(cgroup, &container.name, Some(container.id), false).subject;
+        tracing::warn!(name = guard.name, cgroup = guard.cgroup, reason, "not guarding");
+        self.executor.audit.write(Record::GuardRefused { guard, reason });
+    }
+
+    fn guard_container(&mut self, cgroup: Cgroup, container: Container) {
         let workload = Workload {
             name: container.name.clone(),
             image: container.image.clone(),
@@ -289,7 +319,12 @@ impl Agent {
         self.step(Input::Released { guard });
         if let Some(mut container) = seen.filter(|_| held.cgroup.events().is_ok()) {
             container.paused = held.paused;
-            self.container_is_up(*container);
+            self.guard_container(held.cgroup, *container);
         }
     }
+}
+
+/// Whether an engine is believed about a cgroup: the system's about each, a user's about his own.
+fn is_believed(owner: Option<u32>, cgroup: &Cgroup) -> bool {
+    owner.is_some_and(|user| user == 0 || cgroup.is_delegated_to(user).unwrap_or(false))
 }

@@ -69,6 +69,7 @@ impl Agent {
             askers: Askers::default(),
             standings: Standings::default(),
             unguardable: BTreeMap::new(),
+            disbelieved: BTreeMap::new(),
             layout,
             observer,
             notify: Notify::from_environment(),

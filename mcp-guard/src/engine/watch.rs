@@ -74,6 +74,8 @@ impl<'a> Stream<'a> {
         let since = seconds_since_1970().saturating_sub(1).to_string();
         let options = EventsOptionsBuilder::default().filters(&filters).since(&since).build();
         let docker = self.engine.connect()?;
+        // Before anything that it says.
+        self.engine.find_owner().await?;
         let mut answers = ask(self.engine, self.engine.running().await?);
         if std::mem::take(away) {
             self.events.send(EngineEvent::Back).await;

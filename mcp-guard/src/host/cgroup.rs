@@ -55,6 +55,22 @@ impl Cgroup {
         self.dir.owner()
     }
 
+    /// Whether it was delegated to a user: he owns it, or a cgroup above it.
+    ///
+    /// # Errors
+    /// If a cgroup cannot be opened.
+    pub fn is_delegated_to(&self, user: u32) -> io::Result<bool> {
+        let mut dir = self.dir.try_clone()?;
+        // Not the root of the tree, which nobody delegates.
+        for _ in self.path.split('/').skip(1) {
+            if dir.owner()? == user {
+                return Ok(true);
+            }
+            dir = dir.above()?;
+        }
+        Ok(false)
+    }
+
     #[must_use]
     pub fn dir(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()

@@ -57,6 +57,12 @@ impl Dir {
         Ok(Self(openat(&self.0, name, flags, Mode::empty())?))
     }
 
+    /// Opens the cgroup above this one.
+    pub(super) fn above(&self) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self(openat(&self.0, "..", flags, Mode::empty())?))
+    }
+
     /// Returns the inode number, which in the unified tree is the id that the kernel side uses.
     ///
     /// # Errors
