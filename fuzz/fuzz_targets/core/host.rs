@@ -192,11 +192,11 @@ impl Host {
             Event::Overdue => self.overdue(),
             Event::Freeze { guard, lease_s, dry_run } => {
                 let lease = Duration::from_secs(lease_s.into());
-                self.operator(guard, OperatorRequest::Freeze { lease, dry_run });
+                self.operator(guard, OperatorRequest::Freeze { lease, dry_run, despite: None });
             }
             Event::Thaw { guard } => self.operator(guard, OperatorRequest::Thaw),
             Event::Kill { guard, dry_run } => {
-                self.operator(guard, OperatorRequest::Kill { dry_run });
+                self.operator(guard, OperatorRequest::Kill { dry_run, despite: None });
             }
             Event::Declared { guard, limit } => {
                 self.step(Input::Declared { guard: id(guard), limit: limit.map(u64::from) });
