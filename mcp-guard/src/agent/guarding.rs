@@ -11,6 +11,7 @@ use mcp_guard_core::{
     container::container_in,
     effect::Input,
     id::GuardId,
+    incident::Hold,
     policy::{Mode, Response, Terms, Workload},
     refusal::refusal,
 };
@@ -222,7 +223,7 @@ impl Agent {
     fn idlest_observed(&self) -> Option<GuardId> {
         let busy = |guard: GuardId| {
             let state = self.core.guard(guard)?;
-            let is_held = state.freeze.is_some() || state.clamp.is_some();
+            let is_held = Hold::ALL.iter().any(|hold| state.lease(*hold).is_some());
             if state.terms.mode != Mode::Observe || is_held || self.askers.wait_for(guard) {
                 return None;
             }
