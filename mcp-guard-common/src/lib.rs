@@ -119,7 +119,7 @@ pub struct Totals {
     pub reserved: u64,
 }
 
-/// What all CPUs share about one guard. The agent maps the `SHARED` map into its memory.
+/// Facts about one guard that all CPUs share. The agent maps the `SHARED` map into its memory.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct Shared {
@@ -130,10 +130,10 @@ pub struct Shared {
     /// When the guard will have paid for the records that it sent while the ring was half full. See
     /// `maps::may_send` of the kernel side.
     pub paid_at: u64,
-    /// Of slot 0 only: not 0 while any guard has cgroups that are left out.
+    /// Used in slot 0 only: not 0 while any guard has cgroups that are left out.
     pub any_left_out: u64,
-    /// Of slot 0 only: changes whenever a guard begins or ends. What was noted about moved processes before
-    /// is void then.
+    /// Used in slot 0 only: changes whenever a guard begins or ends, which makes earlier notes about
+    /// moved processes void.
     pub epoch: u64,
 }
 

@@ -28,7 +28,8 @@ const AHEAD_NS: u64 = 250_000_000;
 #[map]
 static GUARDS: HashMap<u64, u32> = HashMap::with_max_entries(MAX_CGROUPS, 0);
 
-/// The same for the cgroups that are guards themselves, so that there is always room for them.
+/// Slots of the cgroups that are guards themselves, in a map of their own, so that there is always room
+/// for them.
 #[map]
 static ROOTS: HashMap<u64, u32> = HashMap::with_max_entries(MAX_GUARDS, 0);
 

@@ -63,7 +63,7 @@ impl Drop for Programs {
 /// The fields are dropped in this order.
 struct Scene {
     agent: Agent,
-    /// What keeps a task from stopping, until it is dropped.
+    /// Keeps a task from stopping, until it is dropped.
     obstacle: Option<Box<dyn Any>>,
     _programs: Programs,
     cgroup: FixtureCgroup,

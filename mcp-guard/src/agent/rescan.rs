@@ -61,7 +61,7 @@ struct Lossy {
     is_wrong: bool,
 }
 
-/// What records said about a process while its guard was being read.
+/// Records about a process while its guard was being read.
 type Touched = BTreeMap<Pid, Option<Observed>>;
 
 pub(super) struct Rescans {

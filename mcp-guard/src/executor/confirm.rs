@@ -27,7 +27,7 @@ const CONFIRM: Duration = Duration::from_secs(2);
 /// Interval between two counts of what is left after that.
 const COUNT_AGAIN: Duration = Duration::from_secs(10);
 
-/// What is known of an order that was written.
+/// The kernel's answer to an order that was written.
 pub enum KernelAnswer {
     Confirmed,
     /// These tasks have not stopped, or not ended.
@@ -47,7 +47,7 @@ pub struct Awaited {
     until: Until,
     decided: Time,
     written: Time,
-    /// What was done beside it.
+    /// Further changes that were made with it.
     note: String,
     /// The order is settled as requested.
     is_settled: bool,

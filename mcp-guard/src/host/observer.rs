@@ -48,7 +48,7 @@ struct Pool {
     late: bool,
 }
 
-/// What is seen of each process, in order.
+/// The observation of each process, in order.
 type Seen = Mutex<Vec<Option<Observed>>>;
 
 /// Processes to read. They are not answered one by one, because each answer wakes a thread, which costs

@@ -26,7 +26,7 @@ pub fn engine_name(exe: &[u8]) -> Option<&str> {
     (is_shim || ENGINES.contains(&name)).then_some(name)
 }
 
-/// What the kernel shows of a process whose program has an engine's name. Nothing of it is a name
+/// The kernel's view of a process whose program has an engine's name. Nothing of it is a name
 /// that the process may choose: `/proc/PID/comm` and its arguments are the process's own to write.
 #[derive(Clone, Copy, Debug)]
 pub struct SuspectFacts {
@@ -47,7 +47,7 @@ pub struct SuspectFacts {
 pub enum MustRun {
     /// A file of root that nobody else may write.
     FileOfRoot,
-    /// The same, and installed: at the same path on the host, in a folder that only root may write.
+    /// As above, and installed: at the same path on the host, in a folder that only root may write.
     InstalledFile,
 }
 

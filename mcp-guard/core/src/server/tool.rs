@@ -29,7 +29,7 @@ pub(super) enum Clarity {
 
 /// The arguments of a program, sorted.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Reading<'a, 'b> {
+pub(super) struct ToolArguments<'a, 'b> {
     pub clarity: Clarity,
     /// The value of an option that names what is run.
     pub named: Option<&'a str>,
@@ -81,8 +81,8 @@ impl KnownProgram {
     }
 
     /// Sorts the arguments. Returns `None` if they are not of this subcommand.
-    pub fn read<'a, 'b>(&self, arguments: &'b [&'a str]) -> Option<Reading<'a, 'b>> {
-        let mut reading = Reading {
+    pub fn read<'a, 'b>(&self, arguments: &'b [&'a str]) -> Option<ToolArguments<'a, 'b>> {
+        let mut reading = ToolArguments {
             clarity: Clarity::Enough,
             named: None,
             place: None,
@@ -107,7 +107,7 @@ impl KnownProgram {
         Some(reading)
     }
 
-    fn read_options<'a>(&self, reading: &mut Reading<'a, '_>) {
+    fn read_options<'a>(&self, reading: &mut ToolArguments<'a, '_>) {
         while let Some(part) = self.options.next(&mut reading.rest) {
             match part {
                 Part::Names(named) => {
@@ -143,7 +143,7 @@ impl KnownProgram {
     }
 }
 
-impl<'a> Reading<'a, '_> {
+impl<'a> ToolArguments<'a, '_> {
     fn unclear(self) -> Self {
         Self { clarity: Clarity::Unclear, word: None, rest: &[], ..self }
     }

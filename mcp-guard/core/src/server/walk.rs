@@ -8,7 +8,7 @@ use super::{
     path,
     spec::{self, Spec},
     table::{Runs, Wrapped},
-    tool::{Clarity, KnownProgram, Reading},
+    tool::{Clarity, KnownProgram, ToolArguments},
 };
 use crate::redact;
 
@@ -75,7 +75,7 @@ impl Grammar {
         tool: &KnownProgram,
         first: &str,
         arguments: &[&str],
-        reading: &Reading<'_, '_>,
+        reading: &ToolArguments<'_, '_>,
         at: Context<'_>,
     ) -> Option<Start> {
         let is_file = reading.word.is_some_and(path::is_file);
@@ -104,7 +104,7 @@ impl Grammar {
         &self,
         tool: &KnownProgram,
         spec: Spec,
-        reading: &Reading<'_, '_>,
+        reading: &ToolArguments<'_, '_>,
         at: Context<'_>,
     ) -> Start {
         // Only npm reads its own options behind the command. npx and all others pass them to the server.
@@ -152,7 +152,12 @@ impl Grammar {
     }
 
     /// An image of an interpreter runs many servers. The launcher behind it says which.
-    fn image(&self, tool: &KnownProgram, reading: &Reading<'_, '_>, at: Context<'_>) -> Start {
+    fn image(
+        &self,
+        tool: &KnownProgram,
+        reading: &ToolArguments<'_, '_>,
+        at: Context<'_>,
+    ) -> Start {
         let Some(image) = reading.word.and_then(spec::image) else { return unclear(tool.name()) };
         match self.walk(reading.rest, Context { cwd: None, ..at }) {
             Start::Server(inner) if inner.naming == Naming::Package => {
@@ -166,7 +171,7 @@ impl Grammar {
         &self,
         tool: &KnownProgram,
         spec: Spec,
-        reading: &Reading<'_, '_>,
+        reading: &ToolArguments<'_, '_>,
         at: Context<'_>,
     ) -> Start {
         if let Some(text) = reading.named {
@@ -214,7 +219,12 @@ impl Grammar {
     }
 
     /// Names the command that an environment is prepared for, with the directory of that environment.
-    fn command(&self, tool: &KnownProgram, reading: &Reading<'_, '_>, at: Context<'_>) -> Start {
+    fn command(
+        &self,
+        tool: &KnownProgram,
+        reading: &ToolArguments<'_, '_>,
+        at: Context<'_>,
+    ) -> Start {
         let Some(word) = reading.word.filter(|word| !word.is_empty()) else {
             return unclear(tool.name());
         };
@@ -240,13 +250,13 @@ impl Grammar {
     }
 
     /// `corepack pnpm@10 dlx X` becomes `pnpm dlx X`.
-    fn becomes(&self, reading: &Reading<'_, '_>, at: Context<'_>) -> Option<Start> {
+    fn becomes(&self, reading: &ToolArguments<'_, '_>, at: Context<'_>) -> Option<Start> {
         let program = reading.word?.split('@').next()?;
         self.known(program, reading.rest, at, |_| true)
     }
 
     /// Skips assignments. `-S` has a command line in one word, as a `#!` line needs it.
-    fn env(&self, arguments: &[&str], reading: &Reading<'_, '_>, at: Context<'_>) -> Start {
+    fn env(&self, arguments: &[&str], reading: &ToolArguments<'_, '_>, at: Context<'_>) -> Start {
         let mut behind = arguments;
         let split = take(&mut behind).and_then(|word| match word {
             "-S" | "--split-string" => take(&mut behind),
@@ -311,7 +321,7 @@ fn package_behind<'a>(words: &[&'a str]) -> Option<&'a str> {
 }
 
 /// Names a script of a package, or a target of a makefile.
-fn target(tool: &KnownProgram, reading: &Reading<'_, '_>, at: Context<'_>) -> Start {
+fn target(tool: &KnownProgram, reading: &ToolArguments<'_, '_>, at: Context<'_>) -> Start {
     let words = reading.word.into_iter().chain(reading.rest.iter().copied());
     let is_make = tool.subcommand.is_empty();
     // Assignments come before the target or after it. Options may follow, too, with their values.
@@ -327,7 +337,7 @@ fn target(tool: &KnownProgram, reading: &Reading<'_, '_>, at: Context<'_>) -> St
 }
 
 /// Returns the name of a wrapping package with what it wraps.
-fn whole(tool: &KnownProgram, wrapped: Wrapped, reading: &Reading<'_, '_>) -> Option<String> {
+fn whole(tool: &KnownProgram, wrapped: Wrapped, reading: &ToolArguments<'_, '_>) -> Option<String> {
     if reading.clarity == Clarity::Unclear {
         return None;
     }

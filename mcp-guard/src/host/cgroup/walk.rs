@@ -38,7 +38,7 @@ impl Dir {
         Ok(pids)
     }
 
-    /// Visits this cgroup, then at most [`MAX_DESCENDANTS`] below it. `path` is the path of this
+    /// Visits this cgroup, then at most `MAX_DESCENDANTS` below it. `path` is the path of this
     /// cgroup.
     ///
     /// Each cgroup is visited before its children are listed. A child that is created meanwhile is
