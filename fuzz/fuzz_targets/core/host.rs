@@ -15,7 +15,6 @@ use mcp_guard_core::{
     effect::{
         Action, Effect, Input, LimitRequest, OperatorRequest, Order, PolicyThen, SeenLimit, Settled,
     },
-    guard::Guard,
     id::{GuardId, Pid, RequestId, Ticket, Ticks},
     incident::{Hold, Outcome},
     limit::Limit,
@@ -342,7 +341,7 @@ impl Host {
         let over: Vec<_> =
             self.holds.iter().filter(|(_, until)| **until <= now).map(|(key, _)| *key).collect();
         for (guard, hold) in over {
-            let knows = self.core.guard(guard).is_some_and(|found| lease(found, hold));
+            let knows = self.core.guard(guard).is_some_and(|found| found.lease(hold).is_some());
             if !knows {
                 self.step(Input::Overdue { guard, hold });
             }
@@ -429,13 +428,6 @@ impl Host {
                 | Effect::Log { .. } => {}
             }
         }
-    }
-}
-
-fn lease(guard: &Guard, hold: Hold) -> bool {
-    match hold {
-        Hold::Freeze => guard.freeze.is_some(),
-        Hold::Clamp => guard.clamp.is_some(),
     }
 }
 
