@@ -124,6 +124,30 @@ fn the_executor_refuses_when_the_facts_have_changed() {
     }
 }
 
+/// The end of a refusal is found between two looks at the cgroup, and the freeze follows at once.
+#[test]
+fn a_freeze_that_follows_the_end_of_a_refusal_is_not_taken_for_thawed() {
+    let guarded = cgroup("follows");
+    let session = guarded.child("session-1.scope").unwrap();
+    mark(&session);
+    let user = Sleeper::start(&session).unwrap();
+    let leak = Leak::start(&guarded, 4).unwrap();
+    let mut agent = Agent::start(&LeakPolicy::enforcing(&guarded, "freeze").toml()).unwrap();
+    assert_eq!(first_outcome(&mut agent).0, Outcome::Refused);
+    drop(user);
+    let done = |record: &Record| match record {
+        Record::Outcome { outcome: Outcome::Done, .. } => Some(()),
+        _ => None,
+    };
+    agent.await_record("the freeze", done).unwrap();
+    let released = |record: &Record| matches!(record, Record::Release { .. });
+    let holds = Holds::of(&guarded).unwrap();
+    assert!(holds.freeze && holds.freeze_mark.is_some(), "{holds:?}");
+    assert!(!agent.audit().unwrap().iter().any(released), "nothing was disowned");
+    agent.cli(&["thaw", &format!("cgroup:{}", guarded.path())]).unwrap();
+    assert!(leak.end().unwrap().success());
+}
+
 fn place(old: &FixtureCgroup) -> Value {
     json!({ "cgroup": old.path(), "cgroup_id": old.id(), "name": "x", "lease_ms": 5000 })
 }

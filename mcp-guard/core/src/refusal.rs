@@ -8,7 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use self::engine::{
-    ENGINES, MustRun, SuspectFacts, engine_name, is_engine_comm, only_root_writes,
+    DELETED, ENGINES, MustRun, SuspectFacts, engine_name, is_engine_comm, only_root_writes,
 };
 use crate::id::{Pid, Ticks};
 

@@ -20,6 +20,7 @@ use super::{Agent, TRY_AGAIN};
 use crate::{
     control::wire::EngineState,
     engine::{Container, EngineEvent, EngineId},
+    executor::is_marked,
     guards::{Held, Role},
     host::{cgroup::Cgroup, clock, facts},
 };
@@ -224,7 +225,10 @@ impl Agent {
         let busy = |guard: GuardId| {
             let state = self.core.guard(guard)?;
             let is_held = Hold::ALL.iter().any(|hold| state.lease(*hold).is_some());
-            if state.terms.mode != Mode::Observe || is_held || self.askers.wait_for(guard) {
+            // A hold whose release failed has no lease any more, but still its mark.
+            let is_marked = self.guards.get(guard).is_none_or(is_marked);
+            let is_busy = is_held || is_marked || self.askers.wait_for(guard);
+            if state.terms.mode != Mode::Observe || is_busy {
                 return None;
             }
             let started = |totals: &Totals| totals.process_forks + totals.execs;
@@ -301,6 +305,7 @@ impl Agent {
     pub(super) fn unguard(&mut self, guard: GuardId) {
         let Some((held, role)) = self.guards.remove(guard) else { return };
         let subject = held.subject;
+        let is_watched = matches!(role, Role::Watched);
         let seen = match role {
             Role::Watched => {
                 tracing::info!(name = subject.name, cgroup = subject.cgroup, "no longer guarding");
@@ -312,7 +317,10 @@ impl Agent {
         // A slot or map entry may be free now.
         let now = clock::now();
         self.unguardable.values_mut().for_each(|one| one.try_again = now);
-        self.count_no_more(guard, &held.cgroup);
+        // What is held by hand alone is not counted.
+        if is_watched {
+            self.count_no_more(guard, &held.cgroup);
+        }
         self.rescans.forget(guard);
         self.standings.forget(guard);
         self.counting.forget(guard);

@@ -33,12 +33,16 @@ const REST: u32 = 3;
 const LONGEST_REST: Duration = Duration::from_secs(1);
 /// Most processes handed to the observer at a time.
 const BATCH: usize = 64;
+/// Time limits of a batch and of a whole reading. Without them, a guard full of processes whose command
+/// lines are slow to read would keep the thread from the other guards. What is late has no command line.
+const LONGEST_BATCH: Duration = Duration::from_millis(500);
+const LONGEST_READING: Duration = Duration::from_secs(2);
 
 /// The processes of one guard, as they were while they were read.
 pub(super) struct Reading {
     pub guard: GuardId,
     /// The slot may have another guard by now.
-    cgroup: CgroupId,
+    pub cgroup: CgroupId,
     /// Why they could not be listed: the cgroup is gone.
     processes: io::Result<Vec<Observed>>,
 }
@@ -203,7 +207,11 @@ impl Rescans {
 
 fn read(dir: &Dir, observer: &Observer) -> io::Result<Vec<Observed>> {
     let pids = dir.processes()?;
-    Ok(pids.chunks(BATCH).flat_map(|some| observer.observe(some.to_vec())).collect())
+    let end = Instant::now() + LONGEST_READING;
+    let read = |some: &[Pid]| {
+        observer.observe_until(end.min(Instant::now() + LONGEST_BATCH), some.to_vec())
+    };
+    Ok(pids.chunks(BATCH).flat_map(read).collect())
 }
 
 fn corrected(processes: Vec<Observed>, mut touched: Touched) -> Vec<Observed> {

@@ -132,8 +132,10 @@ impl Agent {
 
     /// Rebuilds the registry of a guard from what was read.
     pub(super) fn take_reading(&mut self, reading: Reading) {
-        let guard = reading.guard;
-        if let Some(processes) = self.rescans.finish(reading) {
+        let (guard, cgroup) = (reading.guard, reading.cgroup);
+        let processes = self.rescans.finish(reading);
+        let is_same = self.guards.get(guard).is_some_and(|held| held.cgroup.id() == cgroup);
+        if let Some(processes) = processes.filter(|_| is_same) {
             self.step(Input::Baseline { guard, processes });
         }
         self.read_next();
@@ -143,14 +145,10 @@ impl Agent {
     fn look(&mut self, guard: GuardId) {
         let now = clock::now();
         let Some(held) = self.guards.get(guard) else { return };
-        let requested = match held.cgroup.freeze_requested() {
-            Ok(requested) => requested,
+        match held.cgroup.freeze_requested() {
             Err(error) if is_gone(&error) => return self.unguard(guard),
-            Err(error) => {
-                let name = &held.subject.name;
-                return tracing::warn!(name, %error, "cannot read cgroup.freeze; trying again");
-            }
-        };
+            _ => {}
+        }
         let Some(state) = self.core.guard(guard) else { return };
         if Hold::ALL.iter().all(|hold| state.lease(*hold).is_none()) {
             let overdue = marks(held).into_iter().filter(|(_, mark)| mark.deadline <= now);
@@ -169,8 +167,16 @@ impl Agent {
         let (Some(held), Some(state)) = (self.guards.get(guard), self.core.guard(guard)) else {
             return;
         };
-        if state.lease(Hold::Freeze).is_some() && !requested {
-            return self.step(Input::ThawedByOther { guard });
+        if state.lease(Hold::Freeze).is_some() {
+            // Read only now: a step above may have frozen the cgroup.
+            match held.cgroup.freeze_requested() {
+                Ok(true) => {}
+                Ok(false) => return self.step(Input::ThawedByOther { guard }),
+                Err(error) => {
+                    let name = &held.subject.name;
+                    return tracing::warn!(name, %error, "cannot read cgroup.freeze; trying again");
+                }
+            }
         }
         if state.lease(Hold::Clamp).is_some() && is_unclamped(held) {
             return self.step(Input::UnclampedByOther { guard });

@@ -391,9 +391,13 @@ pub fn adopt(dir: impl AsFd, hold: Hold, mark: &Mark) -> io::Result<()> {
     mark::write(dir, hold, mark)
 }
 
-/// Removes the mark, and leaves the state unchanged.
+/// Removes the mark, and leaves the state unchanged. A cgroup that is frozen keeps its mark, by which
+/// the freeze ends with its lease: without it, nobody would thaw the cgroup.
 pub fn disown(cgroup: &Cgroup, hold: Hold) -> String {
     let (state, removed) = match hold {
+        Hold::Freeze if cgroup.freeze_requested().is_ok_and(|requested| requested) => {
+            return "cgroup.freeze is 1; the mark stays until the lease ends".to_owned();
+        }
         Hold::Freeze => {
             let limit = allow_growth(cgroup).map(|(_, said)| format!("; {said}"));
             let state = format!("cgroup.freeze is now 0{}", limit.unwrap_or_default());

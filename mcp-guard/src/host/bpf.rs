@@ -73,6 +73,9 @@ const OFFSETS: [(&str, &str, &str, u64); 19] = [
     ("OFF_TASK_TGID", "task_struct", "tgid", 4),
 ];
 
+/// The CPUs that this host can have, such as `0-3,8-11`.
+const POSSIBLE_CPUS: &str = "/sys/devices/system/cpu/possible";
+
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
@@ -95,8 +98,19 @@ pub enum Error {
     Mapping(io::Error),
     #[error("cannot poll the BPF ring: {0}")]
     Poll(io::Error),
+    #[error("cannot read which CPUs this host can have, from {POSSIBLE_CPUS}: {0}")]
+    Cpus(io::Error),
     #[error("cannot use the kernel's BTF: {0}")]
     AyaBtf(#[from] aya::BtfError),
+}
+
+/// Returns the number of CPU ids, which may have gaps: one more than the highest.
+fn cpu_ids() -> io::Result<u32> {
+    let possible = fs::read_to_string(POSSIBLE_CPUS)?;
+    let highest = possible.trim().rsplit([',', '-']).next().and_then(|id| id.parse::<u32>().ok());
+    highest
+        .map(|highest| highest.saturating_add(1))
+        .ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// Options of the kernel side. The agent uses the defaults.
@@ -175,8 +189,8 @@ impl Kernel {
         let (wake_at, share_at) = (ring / 4, ring / 2);
         // While the ring is half full, each guard may send as much as a quarter of it a second.
         let share_ns = 4_000_000_000 / ring;
-        let cpus = aya::util::nr_cpus().map_or(1, |cpus| cpus);
-        let values = u32::try_from(cpus).unwrap_or(1).saturating_mul(MAX_GUARDS);
+        let cpus = cpu_ids().map_err(Error::Cpus)?;
+        let values = cpus.saturating_mul(MAX_GUARDS);
         loader.override_global("SEND_EVENTS", &send, true);
         loader.override_global("WAKE_AT", &wake_at, true);
         loader.override_global("SHARE_AT", &share_at, true);
@@ -194,7 +208,7 @@ impl Kernel {
             roots: HashMap::try_from(take("ROOTS")?)?,
             totals: mapped(&counts[0], values as usize * TOTALS_WORDS)?,
             shared: mapped(&counts[1], MAX_GUARDS as usize * SHARED_WORDS)?,
-            cpus,
+            cpus: cpus as usize,
             _counts: counts,
             losses: PerCpuArray::try_from(take("LOSSES")?)?,
             ring: RingBuf::try_from(take("EVENTS")?)?,
@@ -281,7 +295,10 @@ impl Kernel {
     pub fn settle_left_out(&self, guards: &[GuardId]) {
         let left_out =
             |guard: &GuardId| self.shared.get(guard.0 as usize * SHARED_WORDS + LEFT_OUT);
-        if self.shared.get(ANY_LEFT_OUT) == 0 || guards.iter().any(|guard| left_out(guard) > 0) {
+        if guards.iter().any(|guard| left_out(guard) > 0) {
+            return self.shared.set(ANY_LEFT_OUT, 1);
+        }
+        if self.shared.get(ANY_LEFT_OUT) == 0 {
             return;
         }
         self.shared.set(ANY_LEFT_OUT, 0);

@@ -32,20 +32,20 @@ impl MappedArray {
 
     /// Returns a word, or 0 beyond the end.
     pub fn get(self, at: usize) -> u64 {
-        self.0.get(at).map_or(0, |word| word.load(Ordering::Relaxed))
+        self.0.get(at).map_or(0, |word| word.load(Ordering::SeqCst))
     }
 
     /// Sets a word. Does nothing beyond the end.
     pub fn set(self, at: usize, value: u64) {
         if let Some(word) = self.0.get(at) {
-            word.store(value, Ordering::Relaxed);
+            word.store(value, Ordering::SeqCst);
         }
     }
 
     /// Adds one to a word. Does nothing beyond the end.
     pub fn add_one(self, at: usize) {
         if let Some(word) = self.0.get(at) {
-            word.fetch_add(1, Ordering::Relaxed);
+            word.fetch_add(1, Ordering::SeqCst);
         }
     }
 }

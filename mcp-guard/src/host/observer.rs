@@ -85,11 +85,15 @@ impl Observer {
     /// time.
     #[must_use]
     pub fn observe(&self, pids: Vec<Pid>) -> Vec<Observed> {
+        let limit = AT_ONCE + EACH * u32::try_from(pids.len()).unwrap_or(u32::MAX);
+        self.observe_until(Instant::now() + limit, pids)
+    }
+
+    /// As [`Observer::observe`], with a time limit of the caller's.
+    pub fn observe_until(&self, end: Instant, pids: Vec<Pid>) -> Vec<Observed> {
         if self.reads_itself {
             return pids.into_iter().filter_map(process::observe).collect();
         }
-        let limit = AT_ONCE + EACH * u32::try_from(pids.len()).unwrap_or(u32::MAX);
-        let end = Instant::now() + limit;
         let known = self.known_to_hang();
         let (unread, mut pids): (Vec<Pid>, Vec<Pid>) =
             pids.into_iter().partition(|pid| known.contains(pid));

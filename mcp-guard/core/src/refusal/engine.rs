@@ -14,16 +14,28 @@ pub const ENGINES: [&str; 10] = [
     "k3s",
 ];
 
+/// The kernel appends this to the path of a running program whose file was removed, as an upgrade
+/// does.
+pub const DELETED: &[u8] = b" (deleted)";
+
 /// Returns the file name of a program that runs containers. `exe` is the target of
-/// `/proc/PID/exe`.
+/// `/proc/PID/exe`. The name may have a version or a suffix: `containerd-2.1`, `kubelet.old`,
+/// `dockerd~`.
 #[must_use]
 pub fn engine_name(exe: &[u8]) -> Option<&str> {
-    // An upgrade replaces the file of a running program.
-    let exe = exe.strip_suffix(b" (deleted)").unwrap_or(exe);
+    let exe = exe.strip_suffix(DELETED).unwrap_or(exe);
     let name = std::str::from_utf8(exe.rsplit(|byte| *byte == b'/').next()?).ok()?;
     // `containerd-shim-runc-v2`
     let is_shim = name.starts_with("containerd-shim-");
-    (is_shim || ENGINES.contains(&name)).then_some(name)
+    let is_engine = |engine: &&str| {
+        name.strip_prefix(*engine).is_some_and(|rest| {
+            let version = rest.strip_prefix('-').is_some_and(|version| {
+                version.trim_start_matches('v').starts_with(|first: char| first.is_ascii_digit())
+            });
+            rest.is_empty() || version || rest.starts_with(['.', '~'])
+        })
+    };
+    (is_shim || ENGINES.iter().any(is_engine)).then_some(name)
 }
 
 /// The kernel's view of a process whose program has an engine's name. Nothing of it is a name
@@ -45,9 +57,10 @@ pub struct SuspectFacts {
 /// The program that a process must run to be an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MustRun {
-    /// A file of root that nobody else may write.
-    FileOfRoot,
-    /// As above, and installed: at the same path on the host, in a folder that only root may write.
+    /// Any file with an engine's name: who may run it is proof enough.
+    AnyFile,
+    /// A file of root that is installed: at the same path on the host, in a folder that only root may
+    /// write.
     InstalledFile,
 }
 
@@ -65,7 +78,7 @@ impl SuspectFacts {
             return None;
         }
         match self.uids {
-            (0, 0) => Some(MustRun::FileOfRoot),
+            (0, 0) => Some(MustRun::AnyFile),
             (real, effective) => {
                 let is_owners = real == effective && real == self.cgroup_owner;
                 (is_owners && !self.in_container).then_some(MustRun::InstalledFile)
@@ -109,6 +122,12 @@ mod tests {
             ("/usr/bin/containerd-shim-runc-v2", Some("containerd-shim-runc-v2")),
             ("/var/lib/rancher/k3s/data/0a/bin/k3s", Some("k3s")),
             ("conmon", Some("conmon")),
+            ("/usr/bin/containerd-2.1", Some("containerd-2.1")),
+            ("/usr/bin/containerd-v2.1", Some("containerd-v2.1")),
+            ("/usr/bin/kubelet.old", Some("kubelet.old")),
+            ("/usr/bin/dockerd~ (deleted)", Some("dockerd~")),
+            ("/usr/bin/podman-mcp-server", None),
+            ("/usr/bin/dockerdx", None),
             ("/usr/bin/docker", None),
             ("/usr/bin/dockerd/x", None),
             ("/usr/bin/xdockerd", None),
@@ -123,7 +142,7 @@ mod tests {
 
     #[test]
     fn an_engine_of_root_runs_on_the_host() {
-        let roots = Some(MustRun::FileOfRoot);
+        let roots = Some(MustRun::AnyFile);
         assert_eq!(ROOTS.must_run(), roots);
         let snap = SuspectFacts { in_hosts_mounts: false, ..ROOTS };
         assert_eq!(snap.must_run(), roots, "a snap has its own mount namespace");

@@ -1,22 +1,39 @@
 //! Looks at the programs of processes, to find those that run containers.
 
-use std::{ffi::OsStr, io, os::unix::ffi::OsStrExt as _, path::Path};
+use std::{
+    ffi::OsStr,
+    io,
+    os::{
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
 
 use mcp_guard_core::{
     escape::escape,
     id::Pid,
     refusal::{
-        EngineProcess, MustRun, SuspectFacts, engine_name, is_engine_comm, only_root_writes,
+        DELETED, EngineProcess, MustRun, SuspectFacts, engine_name, is_engine_comm,
+        only_root_writes,
     },
 };
-use rustix::fs::{
-    AtFlags, CWD, Mode, OFlags, ResolveFlags, Statx, StatxFlags, openat, openat2, readlinkat, statx,
+use rustix::{
+    fs::{
+        AtFlags, CWD, Mode, OFlags, ResolveFlags, Statx, StatxFlags, openat, openat2, readlinkat,
+        statx,
+    },
+    io::Errno,
 };
 
 use crate::host::{
     cgroup::Dir,
     process::{self, Namespace, OpenProcess},
 };
+
+/// How often a path is followed again. The kernel's cache gives up on a path while anything on the host
+/// is mounted or renamed.
+const MOST_TRIES: u32 = 20;
 
 /// Looks at many processes, and reads what is common to them once.
 pub struct Programs {
@@ -40,8 +57,8 @@ impl Programs {
         self.mounts.contains(&mounts)
     }
 
-    /// Returns the process if it is an engine. One that has ended meanwhile is none. One that
-    /// cannot be looked at is one if it has an engine's name.
+    /// Returns the process if it is an engine. One that has ended meanwhile is none. If its program
+    /// cannot be looked at, its name decides, but only for a process that may be an engine at all.
     pub fn engine(
         &self,
         pid: Pid,
@@ -53,11 +70,13 @@ impl Programs {
             Ok(exe) if engine_name(exe.as_bytes()).is_none() => return Ok(None),
             Ok(_) => {}
             Err(error) if process::is_gone(&error.into()) => return Ok(None),
-            Err(_) => return by_name(pid),
+            // No engine is that deep in a tree, and anybody can make a path that is too long.
+            Err(Errno::NAMETOOLONG) => return Ok(None),
+            Err(_) => return self.by_name(pid, cgroup, in_container),
         }
         match self.look(pid, cgroup, in_container) {
             Err(error) if process::is_gone(&error) => Ok(None),
-            Err(_) => by_name(pid),
+            Err(_) => self.by_name(pid, cgroup, in_container),
             found => found,
         }
     }
@@ -71,27 +90,56 @@ impl Programs {
         let process = OpenProcess::open(pid)?;
         let exe = process.exe()?;
         let Some(name) = engine_name(&exe) else { return Ok(None) };
-        let facts = SuspectFacts {
+        let is_it = match self.facts(&process, cgroup, in_container)?.must_run() {
+            None => false,
+            Some(MustRun::AnyFile) => true,
+            // A user's file is not looked at where its file system may not answer.
+            Some(MustRun::InstalledFile) => match installed(&exe)? {
+                None => false,
+                Some(installed) => installed.is(&process.exe_file()?),
+            },
+        };
+        let (start, name) = (process.start_ticks()?, escape(name.as_bytes(), 64));
+        Ok(is_it.then_some(EngineProcess { pid, start, name }))
+    }
+
+    fn facts(
+        &self,
+        process: &OpenProcess,
+        cgroup: &Dir,
+        in_container: bool,
+    ) -> io::Result<SuspectFacts> {
+        Ok(SuspectFacts {
             uids: process.uids()?,
             in_hosts_pids: process.namespace("pid")? == self.pids,
             in_hosts_mounts: self.are_hosts(process.namespace("mnt")?),
             in_container,
             cgroup_owner: cgroup.owner()?,
+        })
+    }
+
+    /// Returns a process whose program cannot be looked at, if it has an engine's name and nothing that
+    /// can be read of it says that it is none.
+    fn by_name(
+        &self,
+        pid: Pid,
+        cgroup: &Dir,
+        in_container: bool,
+    ) -> io::Result<Option<EngineProcess>> {
+        let look = || -> io::Result<_> {
+            let process = OpenProcess::open(pid)?;
+            let facts = self.facts(&process, cgroup, in_container);
+            Ok((process.comm()?, process.start_ticks()?, facts.map(|facts| facts.must_run())))
         };
-        let is_it = match facts.must_run() {
-            None => false,
-            Some(MustRun::FileOfRoot) => is_roots(&process.exe_file()?),
-            // A user's file is not looked at where its file system may not answer.
-            Some(MustRun::InstalledFile) => match installed(&exe) {
-                None => false,
-                Some(installed) => {
-                    let file = process.exe_file()?;
-                    is_roots(&file) && identity(&file) == identity(&installed)
-                }
-            },
-        };
-        let (start, name) = (process.start_ticks()?, escape(name.as_bytes(), 64));
-        Ok(is_it.then_some(EngineProcess { pid, start, name }))
+        match look() {
+            Ok((_, _, Ok(None))) => Ok(None),
+            Ok((comm, start, _)) => Ok(is_engine_comm(&comm).then(|| {
+                let name = escape(&comm, 64);
+                EngineProcess { pid, start, name }
+            })),
+            Err(error) if process::is_gone(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -103,47 +151,63 @@ fn identity(file: &Statx) -> (u32, u32, u64) {
     (file.stx_dev_major, file.stx_dev_minor, file.stx_ino)
 }
 
-/// Returns a process whose program the kernel does not show to us, if it has an engine's name.
-fn by_name(pid: Pid) -> io::Result<Option<EngineProcess>> {
-    let look = || -> io::Result<_> {
-        let process = OpenProcess::open(pid)?;
-        Ok((process.comm()?, process.start_ticks()?))
-    };
-    match look() {
-        Ok((comm, start)) => Ok(is_engine_comm(&comm).then(|| {
-            let name = escape(&comm, 64);
-            EngineProcess { pid, start, name }
-        })),
-        Err(error) if process::is_gone(&error) => Ok(None),
-        Err(error) => Err(error),
+/// A path in the mount namespace of PID 1, in a folder of root.
+struct Installed {
+    folder: Statx,
+    /// `None` if an upgrade has just removed it.
+    file: Option<Statx>,
+}
+
+impl Installed {
+    /// Whether `file` is what is installed here, or was until an upgrade replaced it.
+    fn is(&self, file: &Statx) -> bool {
+        let is_present = self.file.as_ref().is_some_and(|there| identity(there) == identity(file));
+        let device = |file: &Statx| (file.stx_dev_major, file.stx_dev_minor);
+        let is_former = file.stx_nlink == 0 && device(file) == device(&self.folder);
+        is_roots(file) && (is_present || is_former)
     }
 }
 
-/// Returns the file with this path in the mount namespace of PID 1, if its folder is root's. In a
-/// mount namespace of its own, a process can show any file under any path.
-fn installed(exe: &[u8]) -> Option<Statx> {
+/// Returns what is installed under this path, if its folder is root's. In a mount namespace of its
+/// own, a process can show any file under any path.
+///
+/// # Errors
+/// If the path cannot be followed now. That it leads nowhere is no error.
+fn installed(exe: &[u8]) -> io::Result<Option<Installed>> {
+    let exe = exe.strip_suffix(DELETED).unwrap_or(exe);
     let path = Path::new(OsStr::from_bytes(exe));
-    let (folder, name) = (path.parent()?.strip_prefix("/").ok()?, path.file_name()?);
+    let folder = path.parent().and_then(|folder| folder.strip_prefix("/").ok());
+    let (Some(folder), Some(name)) = (folder, path.file_name()) else { return Ok(None) };
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     // A running program keeps its folders in the kernel's cache. Without CACHED, a user could lead
     // us to a file system that does not answer.
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::CACHED;
-    let look = || -> rustix::io::Result<(Statx, Statx)> {
-        // Ours, if that of PID 1 is not shown to us.
-        let (mode, follow) = (Mode::empty(), OFlags::PATH | OFlags::CLOEXEC);
-        let root = openat(CWD, "/proc/1/root", follow, mode)
-            .or_else(|_| openat(CWD, "/", follow, mode))?;
-        let folder = openat2(&root, folder, flags, mode, resolve)?;
-        let file = openat2(&folder, name, flags, mode, resolve)?;
-        let stat = |fd| {
-            let how = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-            statx(fd, "", how, StatxFlags::BASIC_STATS)
-        };
-        Ok((stat(&folder)?, stat(&file)?))
+    let (mode, follow) = (Mode::empty(), OFlags::PATH | OFlags::CLOEXEC);
+    // Ours, if that of PID 1 is not shown to us.
+    let root =
+        openat(CWD, "/proc/1/root", follow, mode).or_else(|_| openat(CWD, "/", follow, mode))?;
+    let open = |at: BorrowedFd<'_>, path: &Path| {
+        let mut tries = 0;
+        loop {
+            match openat2(at, path, flags, mode, resolve) {
+                Err(Errno::AGAIN) if tries < MOST_TRIES => tries += 1,
+                // What is not in the cache is no running program.
+                Err(Errno::AGAIN | Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => {
+                    return Ok(None);
+                }
+                opened => return opened.map(Some),
+            }
+        }
     };
-    let (folder, file) = look().ok()?;
-    is_roots(&folder).then_some(file)
+    let stat = |fd: &OwnedFd| {
+        let how = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        statx(fd, "", how, StatxFlags::BASIC_STATS)
+    };
+    let Some(folder) = open(root.as_fd(), folder)? else { return Ok(None) };
+    let file = open(folder.as_fd(), Path::new(name))?;
+    let (folder, file) = (stat(&folder)?, file.as_ref().map(stat).transpose()?);
+    Ok(is_roots(&folder).then_some(Installed { folder, file }))
 }
 
 #[cfg(test)]
@@ -158,7 +222,8 @@ mod tests {
     fn inode(path: &Path) -> Option<u64> {
         // Into the kernel's cache, where a running program is too.
         let _ = fs::symlink_metadata(path);
-        installed(path.as_os_str().as_bytes()).map(|file| file.stx_ino)
+        let found = installed(path.as_os_str().as_bytes()).unwrap();
+        found.and_then(|found| found.file).map(|file| file.stx_ino)
     }
 
     #[test]
@@ -173,8 +238,26 @@ mod tests {
         let link = folder.path().join("link");
         symlink(sleep.parent().unwrap(), &link).unwrap();
         assert_eq!(inode(&link.join("sleep")), None, "the kernel shows no link in a path");
-        for bad in ["", "/", "sleep", "/usr/bin/sleep (deleted)", "/../bin/sleep"] {
+        for bad in ["", "/", "sleep", "/usr/bin/no-such-program", "/../bin/sleep"] {
             assert_eq!(inode(Path::new(bad)), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn an_installed_program_stays_one_when_an_upgrade_replaces_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("conmon");
+        let running = fs::File::create(&path).unwrap();
+        running.set_permissions(fs::Permissions::from_mode(0o755)).unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "a newer version").unwrap();
+        let stat = |file: &fs::File| {
+            statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS).unwrap()
+        };
+        let shown = format!("{} (deleted)", path.display());
+        let there = installed(shown.as_bytes()).unwrap().unwrap();
+        assert!(there.is(&stat(&running)), "the former file");
+        assert!(there.is(&stat(&fs::File::open(&path).unwrap())), "the present file");
+        assert!(!there.is(&stat(&fs::File::open("/bin/sleep").unwrap())), "another file");
     }
 }
