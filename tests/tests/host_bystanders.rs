@@ -92,7 +92,10 @@ fn the_executor_refuses_when_the_facts_have_changed() {
     for response in ["clamp", "freeze", "kill"] {
         let guarded = cgroup("executor");
         let two = Leak::start(&guarded, 2).unwrap();
-        let mut agent = Agent::start(&LeakPolicy::enforcing(&guarded, response).toml()).unwrap();
+        // It asks again soon after the end of the refusal.
+        let policy = LeakPolicy::enforcing(&guarded, response).toml();
+        let policy = policy.replace("[respond]", "[respond]\ncool_down = \"3s\"");
+        let mut agent = Agent::start(&policy).unwrap();
         let engine = Sleeper::start_as(&guarded, &program).unwrap();
         let four = Leak::start(&guarded, 4).unwrap();
         let (outcome, said) = first_outcome(&mut agent);
