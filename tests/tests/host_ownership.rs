@@ -286,7 +286,7 @@ fn thaw_owned_leaves_the_holds_of_a_running_agent_alone() {
 
 #[test]
 fn a_freeze_ends_with_its_lease() {
-    let mut scene = contained(Freeze, "2s");
+    let mut scene = contained(Freeze, "6s");
     let (outcome, _) = scene.agent.await_record("thawed", released(End::LeaseOver)).unwrap();
     assert_eq!(outcome, Outcome::Done);
     scene.assert_released();

@@ -317,7 +317,7 @@ impl Agent {
         // A slot or map entry may be free now.
         let now = clock::now();
         self.unguardable.values_mut().for_each(|one| one.try_again = now);
-        // What is held by hand alone is not counted.
+        // A guard that only an operator has named is not counted.
         if is_watched {
             self.count_no_more(guard, &held.cgroup);
         }

@@ -192,7 +192,7 @@ fn installed(exe: &[u8]) -> io::Result<Option<Installed>> {
         loop {
             match openat2(at, path, flags, mode, resolve) {
                 Err(Errno::AGAIN) if tries < MOST_TRIES => tries += 1,
-                // What is not in the cache is no running program.
+                // A path that is not in the cache is none of a running program.
                 Err(Errno::AGAIN | Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => {
                     return Ok(None);
                 }
