@@ -42,7 +42,7 @@ const LONGEST_READING: Duration = Duration::from_secs(2);
 pub(super) struct Reading {
     pub guard: GuardId,
     /// The slot may have another guard by now.
-    pub cgroup: CgroupId,
+    cgroup: CgroupId,
     /// Why they could not be listed: the cgroup is gone.
     processes: io::Result<Vec<Observed>>,
 }
@@ -73,7 +73,7 @@ pub(super) struct Rescans {
     /// Guards to read, each once.
     queue: VecDeque<GuardId>,
     /// The guard that is being read.
-    under_way: Option<(GuardId, CgroupId, Touched)>,
+    under_way: Option<(GuardId, Touched)>,
     lossy: BTreeMap<GuardId, Lossy>,
     /// Guards that have never been read.
     unread: BTreeSet<GuardId>,
@@ -169,7 +169,7 @@ impl Rescans {
 
     /// Begins to read a guard. Returns false if the thread is gone.
     pub fn begin(&mut self, guard: GuardId, cgroup: CgroupId, dir: Dir) -> bool {
-        self.under_way = Some((guard, cgroup, Touched::new()));
+        self.under_way = Some((guard, Touched::new()));
         let is_new = self.unread.contains(&guard);
         let is_sent = self.thread.send(ToRead { guard, cgroup, dir, is_new }).is_ok();
         if !is_sent {
@@ -181,7 +181,7 @@ impl Rescans {
 
     /// Notes a record that is newer than the reading under way may be.
     pub fn note(&mut self, kind: Kind, event: &Event) {
-        let Some((guard, _, touched)) = &mut self.under_way else { return };
+        let Some((guard, touched)) = &mut self.under_way else { return };
         let is_inside = event.guard == guard.0 && kind != Kind::Exit;
         let pid = Pid(event.tgid);
         let seen = Observed {
@@ -193,14 +193,15 @@ impl Rescans {
         touched.insert(pid, is_inside.then_some(seen));
     }
 
-    /// Takes a reading, and corrects it by the records that were handled meanwhile. `None` if it is of a guard
-    /// that has ended.
-    pub fn finish(&mut self, reading: Reading) -> Option<Vec<Observed>> {
-        let (guard, cgroup, touched) = self.under_way.take()?;
-        self.unread.remove(&guard);
-        if (guard, cgroup) != (reading.guard, reading.cgroup) {
+    /// Takes a reading, and corrects it by the records that were handled meanwhile. `present` is the
+    /// cgroup of the guard that has the slot now. Returns `None` if the reading is of an earlier guard,
+    /// or if its cgroup is gone.
+    pub fn finish(&mut self, reading: Reading, present: Option<CgroupId>) -> Option<Vec<Observed>> {
+        let (guard, touched) = self.under_way.take()?;
+        if present != Some(reading.cgroup) {
             return None;
         }
+        self.unread.remove(&guard);
         Some(corrected(reading.processes.ok()?, touched))
     }
 }
@@ -305,7 +306,7 @@ mod tests {
     #[test]
     fn records_that_were_handled_meanwhile_correct_the_reading() {
         let mut rescans = rescans();
-        rescans.under_way = Some((GUARD, CgroupId(7), Touched::new()));
+        rescans.under_way = Some((GUARD, Touched::new()));
         for (kind, guard, pid, start) in [
             (Kind::Exit, GUARD.0, 10, 1),    // ended
             (Kind::Attach, u32::MAX, 11, 1), // left
@@ -318,7 +319,7 @@ mod tests {
         }
         let list = [10, 11, 13, 14, 16].map(|pid| seen(pid, 1)).to_vec();
         let reading = Reading { guard: GUARD, cgroup: CgroupId(7), processes: Ok(list) };
-        let found = rescans.finish(reading).unwrap();
+        let found = rescans.finish(reading, Some(CgroupId(7))).unwrap();
         let found: Vec<_> =
             found.iter().map(|one| (one.pid.0, one.start_ticks.0, one.argv.len())).collect();
         assert_eq!(found, [(14, 1, 1), (16, 1, 1), (12, 5, 0), (13, 5, 0)]);
@@ -327,8 +328,14 @@ mod tests {
     #[test]
     fn a_reading_of_an_earlier_guard_in_the_slot_is_dropped() {
         let mut rescans = rescans();
-        rescans.under_way = Some((GUARD, CgroupId(8), Touched::new()));
-        let reading = Reading { guard: GUARD, cgroup: CgroupId(7), processes: Ok(Vec::new()) };
-        assert!(rescans.finish(reading).is_none());
+        let reading = || Reading { guard: GUARD, cgroup: CgroupId(7), processes: Ok(Vec::new()) };
+        for present in [Some(CgroupId(8)), None] {
+            rescans.want_new(GUARD);
+            rescans.under_way = Some((GUARD, Touched::new()));
+            assert!(rescans.finish(reading(), present).is_none());
+            assert!(rescans.is_unread(GUARD), "the present guard was not read");
+        }
+        rescans.under_way = Some((GUARD, Touched::new()));
+        assert!(rescans.finish(reading(), Some(CgroupId(7))).is_some());
     }
 }

@@ -132,23 +132,36 @@ impl Agent {
 
     /// Rebuilds the registry of a guard from what was read.
     pub(super) fn take_reading(&mut self, reading: Reading) {
-        let (guard, cgroup) = (reading.guard, reading.cgroup);
-        let processes = self.rescans.finish(reading);
-        let is_same = self.guards.get(guard).is_some_and(|held| held.cgroup.id() == cgroup);
-        if let Some(processes) = processes.filter(|_| is_same) {
+        let guard = reading.guard;
+        let present = self.guards.get(guard).map(|held| held.cgroup.id());
+        if let Some(processes) = self.rescans.finish(reading, present) {
             self.step(Input::Baseline { guard, processes });
         }
         self.read_next();
     }
 
+    /// Reads `cgroup.freeze`. Ends a guard whose cgroup is gone. Any other error is logged, and the next
+    /// look tries again.
+    fn freeze_requested(&mut self, guard: GuardId) -> Option<bool> {
+        let held = self.guards.get(guard)?;
+        match held.cgroup.freeze_requested() {
+            Ok(requested) => return Some(requested),
+            Err(error) if is_gone(&error) => self.unguard(guard),
+            Err(error) => {
+                let name = &held.subject.name;
+                tracing::warn!(name, %error, "cannot read cgroup.freeze; trying again");
+            }
+        }
+        None
+    }
+
     /// Compares the core's state of a guard with the host.
     fn look(&mut self, guard: GuardId) {
         let now = clock::now();
-        let Some(held) = self.guards.get(guard) else { return };
-        match held.cgroup.freeze_requested() {
-            Err(error) if is_gone(&error) => return self.unguard(guard),
-            _ => {}
+        if self.freeze_requested(guard).is_none() {
+            return;
         }
+        let Some(held) = self.guards.get(guard) else { return };
         let Some(state) = self.core.guard(guard) else { return };
         if Hold::ALL.iter().all(|hold| state.lease(*hold).is_none()) {
             let overdue = marks(held).into_iter().filter(|(_, mark)| mark.deadline <= now);
@@ -164,20 +177,17 @@ impl Agent {
             }
         }
         self.judge_if_due(guard, now);
+        if self.core.guard(guard).is_some_and(|state| state.lease(Hold::Freeze).is_some()) {
+            // Read again, because a step above may have frozen the cgroup.
+            match self.freeze_requested(guard) {
+                Some(true) => {}
+                Some(false) => return self.step(Input::ThawedByOther { guard }),
+                None => return,
+            }
+        }
         let (Some(held), Some(state)) = (self.guards.get(guard), self.core.guard(guard)) else {
             return;
         };
-        if state.lease(Hold::Freeze).is_some() {
-            // Read only now: a step above may have frozen the cgroup.
-            match held.cgroup.freeze_requested() {
-                Ok(true) => {}
-                Ok(false) => return self.step(Input::ThawedByOther { guard }),
-                Err(error) => {
-                    let name = &held.subject.name;
-                    return tracing::warn!(name, %error, "cannot read cgroup.freeze; trying again");
-                }
-            }
-        }
         if state.lease(Hold::Clamp).is_some() && is_unclamped(held) {
             return self.step(Input::UnclampedByOther { guard });
         }

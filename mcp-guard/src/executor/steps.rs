@@ -391,8 +391,8 @@ pub fn adopt(dir: impl AsFd, hold: Hold, mark: &Mark) -> io::Result<()> {
     mark::write(dir, hold, mark)
 }
 
-/// Removes the mark, and leaves the state unchanged. A cgroup that is frozen keeps its mark, by which
-/// the freeze ends with its lease: without it, nobody would thaw the cgroup.
+/// Removes the mark and leaves the state unchanged. A frozen cgroup keeps its mark: without it, nothing
+/// would thaw the cgroup at the end of the lease.
 pub fn disown(cgroup: &Cgroup, hold: Hold) -> String {
     let (state, removed) = match hold {
         Hold::Freeze if cgroup.freeze_requested().is_ok_and(|requested| requested) => {

@@ -1,4 +1,5 @@
-//! The options of the tools, by what follows them. Each list names the version and the source it was taken from.
+//! The options of the tools, by what follows them. Each list names the version and the source it was taken from. "Not
+//! compared" means that no version was at hand.
 //!
 //! `VALUES` take the next word as their value, `FLAGS` do not. A `*` at the end stands for any ending. A list
 //! may be incomplete: an option that is in none, with a word behind it, makes the start unclear.
@@ -83,7 +84,7 @@ pub(super) const PNPM_FLAGS: &str = "\
     --if-present --no-bail --parallel --prod --recursive --report-summary --reverse --silent \
     --yes --no-*";
 
-// uv 0.13.9, `uv tool run --help`; the options that it hides are of uv 0.4 to 0.9.
+// uv 0.13.9, `uv tool run --help`; the options that it hides are not compared.
 pub(super) const UV_TOOL_VALUES: &str = "\
     -w --with --with-editable --with-requirements -c --constraints -b --build-constraints \
     --overrides --env-file --python-platform --torch-backend --index --default-index -i \
@@ -102,7 +103,7 @@ pub(super) const UV_TOOL_FLAGS: &str = "\
     --no-config --native-tls --no-native-tls --preview --no-preview --no-color --show-resolution \
     --pre";
 
-// uv 0.13.9, `uv run --help`; the options that it hides are of uv 0.4 to 0.9.
+// uv 0.13.9, `uv run --help`; the options that it hides are not compared.
 pub(super) const UV_RUN_VALUES: &str = "\
     --extra --no-extra --group --no-group --only-group --no-editable-package --env-file -w \
     --with --with-editable --with-requirements --package --python-platform --index \
@@ -144,7 +145,8 @@ pub(super) const DOCKER_RUN_FLAGS: &str = "\
     --oom-kill-disable --privileged -P --publish-all -q --quiet --read-only --rm --sig-proxy -t \
     --tty --use-api-socket";
 
-// Podman 5.4, `podman-run(1)` and `cmd/podman/common/create.go`: those that Docker does not have.
+// Podman 5.4, `podman-run(1)` and `cmd/podman/common/create.go`: those that Docker does not have. A few are
+// not compared.
 pub(super) const PODMAN_RUN_VALUES: &str = "\
     --arch --authfile --cert-dir --cgroup-conf --cgroups --chrootdirs --conmon-pidfile --creds \
     --decryption-key --env-merge --gidmap --group-entry --health-log-destination \
@@ -159,8 +161,8 @@ pub(super) const PODMAN_RUN_FLAGS: &str = "\
     --env-host --http-proxy --no-hostname --no-hosts --passwd --read-only-tmpfs --replace --rmi \
     --rootfs --tls-verify --unsetenv-all";
 
-// Node.js 20.20.2, `node --help`, and those that its manual names up to version 24. Options of V8 take
-// their value with `=` only.
+// Node.js 20.20.2, `node --help`; those of newer versions are not compared. Options of V8 take their value
+// with `=` only.
 pub(super) const NODE_VALUES: &str = "\
     --build-snapshot-config -C --conditions --cpu-prof-dir --cpu-prof-interval --cpu-prof-name \
     --diagnostic-dir --disable-proto --disable-warning --dns-result-order --env-file \
@@ -323,7 +325,7 @@ pub(super) const MAKE_FLAGS: &str = "\
     --no-builtin-variables -s --silent --quiet --no-silent -S --no-keep-going --stop -t --touch \
     --trace -w --print-directory --no-print-directory --warn-undefined-variables";
 
-// Go 1.24, `go help build` and `go help run`.
+// Go, `go build` and `go run`: not compared.
 pub(super) const GO_VALUES: &str = "\
     -C -exec -p -asmflags -buildmode -compiler -covermode -coverpkg -gccgoflags -gcflags -installsuffix \
     -ldflags -mod -modfile -overlay -pgo -pkgdir -tags -toolexec";
@@ -340,7 +342,7 @@ pub(super) const ENV_FLAGS: &str = "\
 pub(super) const TSX_VALUES: &str = "--tsconfig --ignore --include --exclude";
 pub(super) const TSX_FLAGS: &str = "--clear-screen";
 
-// ts-node 10.9, its manual's section on command-line flags.
+// ts-node: not compared.
 pub(super) const TS_NODE_VALUES: &str = "\
     -r --require -P --project -C --compiler -I --ignore -D --ignore-diagnostics -O --compiler-options \
     --cwd --scope-dir --experimental-specifier-resolution";
@@ -349,7 +351,7 @@ pub(super) const TS_NODE_FLAGS: &str = "\
     --prefer-ts-exts --log-error --emit --esm --swc --type-check --cwd-mode --script-mode --scope \
     --show-config --no-*";
 
-// fastmcp 3 (gofastmcp.com, "CLI") and the `mcp` of the Python SDK 1.2, `mcp run --help`.
+// fastmcp, and the `mcp` of the Python SDK: not compared.
 pub(super) const FASTMCP_VALUES: &str = "\
     -t --transport --host -p --port --path -l --log-level --python --with --with-requirements \
     -e --with-editable --project --ui-port --server-port";
@@ -375,7 +377,7 @@ pub(super) const MCP_PROXY_FLAGS: &str = "\
     --stateless --no-stateless";
 pub(super) const MCP_PROXY_PAIRS: &str = "-H --headers -e --env --named-server";
 
-// supergateway 3.4.3 and 4.0.0, `src/index.ts`. `--cors` takes any number of words.
+// supergateway: not compared. `--cors` takes any number of words.
 pub(super) const SUPERGATEWAY_VALUES: &str = "\
     --stdio --outputTransport --port --baseUrl --ssePath --messagePath --streamableHttpPath \
     --logLevel --healthEndpoint --sessionTimeout --header --oauth2Bearer --protocolVersion";
@@ -385,7 +387,7 @@ pub(super) const SUPERGATEWAY_FLAGS: &str = "--stateful";
 pub(super) const SMITHERY_VALUES: &str = "--config --key --profile --prompt -c --client";
 pub(super) const SMITHERY_FLAGS: &str = "--playground --no-open --verbose --debug";
 
-// ruby 3.1, `ruby --help`; PHP 8.2, `php --help`; perl 5.36, perlrun(1).
+// ruby, PHP and perl: not compared.
 pub(super) const RUBY_VALUES: &str =
     "-C -E -I -r --encoding --external-encoding --internal-encoding";
 pub(super) const RUBY_FLAGS: &str = "-a -c -d -l -n -s -S -U -w --debug --jit --yjit --verbose";
@@ -393,7 +395,7 @@ pub(super) const PHP_VALUES: &str = "-c -d -z --php-ini --define --zend-extensio
 pub(super) const PHP_FLAGS: &str = "-C -H -n -q --no-php-ini --no-header";
 pub(super) const PERL_FLAGS: &str = "-a -c -n -p -s -S -t -T -u -U -w -W -X -I* -M* -m*";
 
-// Poetry 2, PDM 2.20, Pipenv 2024 and conda 24: their manuals' sections on `run`.
+// The `run` of Poetry, PDM, Pipenv and conda: not compared.
 pub(super) const PROJECT_RUN_VALUES: &str = "-n --name -p --prefix --python";
 pub(super) const PROJECT_RUN_FLAGS: &str = "\
     -q --quiet -v -vv -vvv --verbose --no-interaction --no-plugins --no-cache --no-ansi --ansi \
