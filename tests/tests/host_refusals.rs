@@ -403,6 +403,22 @@ fn thousands_of_cgroups_neither_protect_nor_hide() {
     assert!(sleeper.lives().unwrap());
 }
 
+/// Neither an engine nor a target that cannot be reached hides the reason.
+#[test]
+fn a_user_is_told_first_that_root_is_needed() {
+    let programs = Programs::new();
+    let program = programs.0.path().join("mcp-guard");
+    fs::copy(mcp_guard_tests::workload("mcp-guard").unwrap(), &program).unwrap();
+    for verb in ["freeze", "thaw", "kill"] {
+        let mut command = words("setpriv", ["--reuid", NOBODY, "--clear-groups"]);
+        command.arg(&program).args(["--docker", "/nonexistent", verb, "web"]);
+        let output = command.output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{verb}: {said}");
+        assert!(said.contains("needs root"), "{verb}: {said}");
+    }
+}
+
 /// The root's tree contains every guard, so a refused request for the root must not affect them.
 #[test]
 fn the_other_guards_keep_counting_after_a_refused_request() {

@@ -62,6 +62,7 @@ pub fn freeze(
     if lease < Duration::from_secs(1) || lease > Duration::from_secs(86_400) {
         return Err(Failure::usage("--for must be between 1s and 1day"));
     }
+    need_root()?;
     let (dry_run, despite) = (how.dry_run, how.despite()?);
     let runtime = runtime()?;
     runtime.block_on(async {
@@ -103,6 +104,7 @@ pub fn freeze(
 }
 
 pub fn kill(host: &HostOptions, target: &str, how: How) -> Result<Exit, Failure> {
+    need_root()?;
     let (dry_run, despite) = (how.dry_run, how.despite()?);
     runtime()?.block_on(async {
         let held = resolve(host, target).await?;
@@ -117,6 +119,7 @@ pub fn kill(host: &HostOptions, target: &str, how: How) -> Result<Exit, Failure>
 }
 
 pub fn thaw(host: &HostOptions, target: &str) -> Result<Exit, Failure> {
+    need_root()?;
     runtime()?.block_on(async {
         let held = resolve(host, target).await?;
         if lock::is_held(&host.run_dir) {
@@ -177,7 +180,6 @@ struct Hands {
 
 impl Hands {
     fn new(host: &HostOptions, held: Held) -> Result<Self, Failure> {
-        need_root()?;
         let executor = Executor::new(open_audit(host)?, read_layout()?, host.engines());
         let name = held.subject.name.clone();
         let mut guards = Guards::new();
