@@ -46,7 +46,7 @@ pub type EngineAnswer<'a, T> = BoxFuture<'a, Result<T, Error>>;
 
 /// A container engine. It may be down when mcp-guard starts, and come up later.
 ///
-/// An engine that can only list names implements the first three methods and no others.
+/// An engine that can only list names implements `socket`, `name` and `candidates` alone.
 pub trait Engine: Send + Sync {
     /// The path of its socket, which identifies the engine in saved files.
     fn socket(&self) -> &str;
