@@ -170,7 +170,7 @@ impl Executor {
     fn take_answer(&mut self, guards: &mut Guards, ticket: Ticket, answer: LateAnswer) {
         match (self.under_way.remove(&ticket), answer) {
             (Some(UnderWay::Kernel(awaited)), LateAnswer::Kernel { answer, at }) => {
-                self.confirm(awaited, answer, at);
+                self.confirm(guards, awaited, answer, at);
             }
             (Some(UnderWay::Owner(announced)), LateAnswer::Owner(answer)) => {
                 self.end_limit(guards, announced, answer);

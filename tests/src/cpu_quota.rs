@@ -1,8 +1,9 @@
-//! A quota of one percent of a CPU, as `docker run --cpus=0.01` sets it.
+//! A quota of a small share of a CPU: `docker run --cpus=0.01` sets one percent.
 
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -10,10 +11,14 @@ use anyhow::{Context as _, Result, ensure};
 use crate::cgroup::FixtureCgroup;
 
 const V1: &str = "/sys/fs/cgroup/cpu";
-const PERIOD_US: u64 = 100_000;
+/// The least quota that the kernel takes.
 const QUOTA_US: u64 = 1_000;
+/// One percent.
+pub const PERCENT: Duration = Duration::from_millis(100);
+/// A tenth of a percent.
+pub const PER_MILLE: Duration = Duration::from_secs(1);
 
-/// The processes of a scratch cgroup share one percent of a CPU. Lifted on drop.
+/// The processes of a scratch cgroup share a quota. Lifted on drop.
 pub struct CpuQuota {
     /// The file that has the quota, and its value for none.
     file: PathBuf,
@@ -23,17 +28,17 @@ pub struct CpuQuota {
 }
 
 impl CpuQuota {
-    /// Throttles the processes that are in `cgroup` now.
-    pub fn over(cgroup: &FixtureCgroup) -> Result<Self> {
+    /// Throttles the processes that are in `cgroup` now to a millisecond per `period`.
+    pub fn over(cgroup: &FixtureCgroup, period: Duration) -> Result<Self> {
         let top = Path::new(V1);
         if !top.exists() {
-            return Self::v2(cgroup);
+            return Self::v2(cgroup, period);
         }
         let dir = top.join(cgroup.path().trim_start_matches('/'));
         fs::create_dir(&dir).with_context(|| dir.display().to_string())?;
         let file = dir.join("cpu.cfs_quota_us");
         let quota = Self { file, none: "-1", v1: Some(dir.clone()) };
-        write(&dir.join("cpu.cfs_period_us"), &PERIOD_US.to_string())?;
+        write(&dir.join("cpu.cfs_period_us"), &period.as_micros().to_string())?;
         for pid in cgroup.procs()? {
             write(&dir.join("cgroup.procs"), &pid.to_string())?;
         }
@@ -42,14 +47,14 @@ impl CpuQuota {
         Ok(quota)
     }
 
-    fn v2(cgroup: &FixtureCgroup) -> Result<Self> {
+    fn v2(cgroup: &FixtureCgroup, period: Duration) -> Result<Self> {
         let file = cgroup.unified_dir().join("cpu.max");
         if !file.exists() {
             let root = cgroup.unified_dir().parent().context("the root of the tree")?;
             write(&root.join("cgroup.subtree_control"), "+cpu")?;
         }
         ensure!(file.exists(), "the cpu controller is not enabled");
-        write(&file, &format!("{QUOTA_US} {PERIOD_US}"))?;
+        write(&file, &format!("{QUOTA_US} {}", period.as_micros()))?;
         Ok(Self { file, none: "max", v1: None })
     }
 

@@ -15,6 +15,7 @@ use std::{
     io::Write as _,
     os::unix::{net::UnixStream, process::ExitStatusExt as _},
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
 use mcp_guard_core::{
@@ -27,7 +28,7 @@ use mcp_guard_core::{
 use mcp_guard_tests::{
     agent::{Agent, DEADLINE, command},
     cgroup::FixtureCgroup,
-    cpu_quota::CpuQuota,
+    cpu_quota::{CpuQuota, PER_MILLE, PERCENT},
     dead_mount::DeadMount,
     holds::Holds,
     leak::{Leak, LeakPolicy},
@@ -65,7 +66,7 @@ struct Scene {
     agent: Agent,
     /// Keeps a task from stopping, until it is dropped.
     obstacle: Option<Box<dyn Any>>,
-    _programs: Programs,
+    programs: Programs,
     cgroup: FixtureCgroup,
 }
 
@@ -76,15 +77,19 @@ fn shell(cgroup: &FixtureCgroup, script: &str, argument: &str) -> Child {
     cgroup.spawn(command).unwrap()
 }
 
-/// A thousand sleepers with one percent of a CPU. Each needs its share of it to stop, or to end.
+/// A thousand sleepers with so little of a CPU that they need seconds to stop, or to end.
 fn throttled() -> Scene {
+    sleepers(PER_MILLE)
+}
+
+fn sleepers(period: Duration) -> Scene {
     let cgroup = FixtureCgroup::new("slow").unwrap();
     cgroup.set_pids_max(FOUND).unwrap();
     let script = "i=0; while [ $i -lt $1 ]; do sleep 600 & i=$((i+1)); done; wait";
     let programs = Programs(vec![shell(&cgroup, script, &SLEEPERS.to_string())]);
     let all = || cgroup.pids_current().unwrap() > SLEEPERS;
     cgroup.wait_until("the sleepers run", DEADLINE, all).unwrap();
-    let quota = CpuQuota::over(&cgroup).unwrap();
+    let quota = CpuQuota::over(&cgroup, period).unwrap();
     scene(cgroup, programs, quota)
 }
 
@@ -121,7 +126,7 @@ fn scene(cgroup: FixtureCgroup, programs: Programs, obstacle: impl Any) -> Scene
     // Detectors ask for nothing, so that every outcome is an operator's.
     let policy = format!("[[guard]]\ncgroup = \"{}\"\nhighest = \"record\"\n", cgroup.path());
     let agent = Agent::start(&policy).unwrap();
-    Scene { agent, obstacle: Some(Box::new(obstacle)), _programs: programs, cgroup }
+    Scene { agent, obstacle: Some(Box::new(obstacle)), programs, cgroup }
 }
 
 impl Scene {
@@ -161,8 +166,10 @@ impl Scene {
     /// The freeze is requested, the kernel has not confirmed it, and nothing more may be born.
     fn assert_stopping(&self) {
         let holds = self.holds();
-        assert!(holds.freeze && !holds.frozen && holds.freeze_mark.is_some(), "{holds:?}");
+        assert!(holds.freeze && !holds.frozen, "{holds:?}");
         let beside = holds.clamp_mark.as_ref().expect("the mark of the limit");
+        assert!(beside.ends_with_a_freeze(), "{beside:?}");
+        assert_eq!(beside.incident, holds.freeze_mark.as_ref().unwrap().incident);
         assert_eq!(beside.found, Some(FOUND.to_string()));
         let limit: u64 = holds.pids_max.parse().unwrap();
         assert!(self.cgroup.pids_current().unwrap() <= limit && limit < FOUND, "{holds:?}");
@@ -221,9 +228,11 @@ impl Scene {
             assert_eq!(self.thaw()["outcome"], "done");
             drop(asked);
         }
-        let timings = self.outcomes(Response::Freeze).into_iter().filter_map(|one| one.2);
-        let mut late: Vec<f64> = timings.map(|one| one.written_us as f64 / 1000.0).collect();
-        assert!(late.len() >= times, "{late:?}");
+        let timings = || self.outcomes(Response::Freeze).into_iter().filter_map(|one| one.2);
+        // The log is written by a thread of its own.
+        let is_logged = || Ok(timings().count() >= times);
+        assert!(wait::until(DEADLINE, is_logged).unwrap(), "{}", timings().count());
+        let mut late: Vec<f64> = timings().map(|one| one.written_us as f64 / 1000.0).collect();
         late.sort_by(f64::total_cmp);
         let share = |share: f64| late[((late.len() - 1) as f64 * share).round() as usize];
         eprintln!(
@@ -354,21 +363,21 @@ fn a_foreground_freeze_that_is_requested_lasts_until_its_time_is_up() {
     scene.assert_released();
 }
 
-/// The clamp is made first, and the freeze lowers its limit further.
+/// The clamp is made first, and a slow freeze lowers its limit further.
 #[test]
 fn a_freeze_gives_the_limit_of_a_clamp_back_to_it() {
-    let cgroup = FixtureCgroup::new("slow").unwrap();
-    cgroup.set_pids_max(FOUND).unwrap();
+    let Scene { mut agent, obstacle, programs, cgroup } = blocked();
+    agent.signal(Signal::TERM).unwrap();
+    assert!(agent.ended().unwrap().success());
     let _leak = Leak::start(&cgroup, 4).unwrap();
     let agent = Agent::start(&LeakPolicy::enforcing(&cgroup, "clamp").toml()).unwrap();
-    let mut scene = Scene { agent, obstacle: None, _programs: Programs(Vec::new()), cgroup };
+    let mut scene = Scene { agent, obstacle, programs, cgroup };
     scene.await_outcomes(Response::Clamp, &[Outcome::Done]);
     let clamp: u64 = scene.holds().pids_max.parse().unwrap();
     assert!(clamp < FOUND);
-    let output = scene.agent.cli(&["freeze", "--for", "60s", &scene.target()]).unwrap();
-    assert!(output.status.success(), "{output:?}");
+    scene.request(&["freeze", "--for", "60s"]);
     let holds = scene.holds();
-    assert!(holds.frozen && holds.pids_max.parse::<u64>().unwrap() < clamp, "{holds:?}");
+    assert!(holds.freeze && holds.pids_max.parse::<u64>().unwrap() < clamp, "{holds:?}");
     assert_eq!(
         scene.agent.guard(scene.cgroup.id()).unwrap().guard.state.to_string(),
         "frozen, clamped"
@@ -382,9 +391,35 @@ fn a_freeze_gives_the_limit_of_a_clamp_back_to_it() {
     scene.assert_released();
 }
 
+/// A lower limit would fail the fork that a task is in the middle of, and many programs end then.
+#[test]
+fn a_prompt_freeze_fails_no_fork_in_flight() {
+    let cgroup = FixtureCgroup::new("slow").unwrap();
+    cgroup.set_pids_max(FOUND).unwrap();
+    // A large shell spends its time in fork, and it ends if a fork fails.
+    let script =
+        "x=$(head -c 64000000 /dev/zero | tr '\\0' x); echo > \"$1\"; while :; do (:); done";
+    let folder = tempfile::tempdir().unwrap();
+    let ready = ["a", "b"].map(|name| folder.path().join(name));
+    let programs =
+        Programs(ready.iter().map(|file| shell(&cgroup, script, file.to_str().unwrap())).collect());
+    let are_ready = || ready.iter().all(|file| file.exists());
+    cgroup.wait_until("the shells fork", DEADLINE, are_ready).unwrap();
+    let mut scene = scene(cgroup, programs, ());
+    for _ in 0..50 {
+        let frozen = scene.agent.cli(&["freeze", "--for", "60s", &scene.target()]).unwrap();
+        assert!(frozen.status.success(), "{frozen:?}");
+        assert_eq!(scene.thaw()["outcome"], "done");
+    }
+    for program in &mut scene.programs.0 {
+        assert_eq!(program.try_wait().unwrap(), None, "a fork failed");
+    }
+    scene.assert_released();
+}
+
 #[test]
 fn a_freeze_is_requested_at_once_whatever_the_tasks_wait_for() {
-    throttled().time_requests("1,000 sleepers with 1 % of a CPU", 50);
+    sleepers(PERCENT).time_requests("1,000 sleepers with 1 % of a CPU", 50);
     blocked().time_requests("a task in state D", 50);
     unserved().time_requests("a file server that stands still", 50);
     let cgroup = FixtureCgroup::new("slow").unwrap();

@@ -13,15 +13,19 @@ use mcp_guard_core::{
 };
 use tokio::task::AbortHandle;
 
-use super::{Executor, LateAnswer, OrderId, UnderWay, is_gone, micros, steps::Until};
+use super::{
+    Executor, LateAnswer, OrderId, UnderWay, is_gone, micros, steps, steps::Until, still_there,
+};
 use crate::{
-    guards::Held,
+    guards::{Guards, Held},
     host::{
         cgroup::{Dir, EventsWatch, TaskCount},
         clock,
     },
 };
 
+/// A freeze that the kernel does not confirm within this time also lowers `pids.max`.
+const PROMPT: Duration = Duration::from_millis(100);
 /// An order that the kernel does not confirm within this time is reported as requested.
 const CONFIRM: Duration = Duration::from_secs(2);
 /// Interval between two counts of what is left after that.
@@ -30,6 +34,8 @@ const COUNT_AGAIN: Duration = Duration::from_secs(10);
 /// The kernel's answer to an order that was written.
 pub enum KernelAnswer {
     Confirmed,
+    /// It takes longer than usual.
+    Slow,
     /// These tasks have not stopped, or not ended.
     Left(TaskCount),
     /// The cgroup was removed.
@@ -47,7 +53,7 @@ pub struct Awaited {
     until: Until,
     decided: Time,
     written: Time,
-    /// Further changes that were made with it.
+    /// Further changes that were made with it, for the outcome.
     note: String,
     /// The order is settled as requested.
     is_settled: bool,
@@ -86,7 +92,6 @@ impl Executor {
         held: &Held,
         wanted: &Containment,
         (written, until): (Time, Until),
-        note: String,
     ) {
         let (ticket, answers) = (order.ticket, self.to_answers.clone());
         let answer = move |answer| {
@@ -108,7 +113,7 @@ impl Executor {
             until,
             decided: wanted.decided,
             written,
-            note,
+            note: String::new(),
             is_settled: false,
             left: None,
             watch: watch.abort_handle(),
@@ -117,8 +122,22 @@ impl Executor {
     }
 
     /// Takes an answer of the kernel. The order stays under way until the last one.
-    pub(super) fn confirm(&mut self, mut awaited: Awaited, answer: KernelAnswer, at: Time) {
+    pub(super) fn confirm(
+        &mut self,
+        guards: &mut Guards,
+        mut awaited: Awaited,
+        answer: KernelAnswer,
+        at: Time,
+    ) {
         match (awaited.until, answer) {
+            (until, KernelAnswer::Slow) => {
+                let held = still_there(guards, awaited.order.guard, &awaited.subject);
+                if let (Until::Frozen, Some(held)) = (until, held) {
+                    held.cgroup.find_pids(&self.layout);
+                    awaited.note = format!("; {}", steps::stop_growth(&held.cgroup));
+                }
+                self.go_on(awaited);
+            }
             (Until::Frozen, KernelAnswer::Confirmed) => {
                 let detail = format!("cgroup.freeze 1, frozen 1 read back{}", awaited.note);
                 self.report(&mut awaited, Outcome::Done, detail, Some(at));
@@ -217,8 +236,14 @@ impl Executor {
 
 /// Reports what the kernel says, until it confirms.
 async fn watch(dir: &Dir, until: Until, answer: impl Fn(KernelAnswer)) {
-    let mut patience = CONFIRM;
     let mut events = None;
+    match reached(dir, &mut events, until, PROMPT).await {
+        Ok(true) => return answer(KernelAnswer::Confirmed),
+        Ok(false) => answer(KernelAnswer::Slow),
+        // The next look has the same error, or none.
+        Err(_) => {}
+    }
+    let mut patience = CONFIRM - PROMPT;
     loop {
         match reached(dir, &mut events, until, patience).await {
             Ok(true) => return answer(KernelAnswer::Confirmed),

@@ -10,10 +10,7 @@ use mcp_guard_core::{
     refusal::refusal_despite,
 };
 
-use super::{
-    Executor, OrderId, is_gone, micros, steps,
-    steps::{Step, Until},
-};
+use super::{Executor, OrderId, is_gone, micros, steps, steps::Step};
 use crate::{
     guards::Held,
     host::{clock, facts, mark::Mark},
@@ -57,14 +54,7 @@ impl Executor {
                 self.outcome(order, held.subject.clone(), response, (outcome, detail), timing);
             }
             Step::Written(written, until) => {
-                let note = match until {
-                    Until::Frozen => {
-                        held.cgroup.find_pids(&self.layout);
-                        format!("; {}", steps::stop_growth(&held.cgroup, mark))
-                    }
-                    Until::Dead => String::new(),
-                };
-                self.await_kernel(order, held, &wanted, (written, until), note);
+                self.await_kernel(order, held, &wanted, (written, until));
             }
         }
     }

@@ -98,7 +98,7 @@ impl Holder {
     }
 }
 
-/// Requests a freeze. [`stop_growth`] follows, so that the limit delays no freeze.
+/// Requests a freeze. If it is slow, [`stop_growth`] follows.
 pub fn freeze(cgroup: &Cgroup, paused: bool, mode: Mode, mark: &Mark) -> Step {
     let attempt = || -> io::Result<Step> {
         if paused {
@@ -115,8 +115,7 @@ pub fn freeze(cgroup: &Cgroup, paused: bool, mode: Mode, mark: &Mark) -> Step {
         if mode == Mode::Observe {
             return Ok(Step::Settled(
                 Outcome::WouldDo,
-                "would write 1 to cgroup.freeze, and lower pids.max to the present tasks"
-                    .to_owned(),
+                "would write 1 to cgroup.freeze".to_owned(),
             ));
         }
         mark::write(cgroup.dir(), Hold::Freeze, mark)?;

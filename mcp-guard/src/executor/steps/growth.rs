@@ -1,6 +1,6 @@
-//! The limit beside a freeze. Tasks that have not stopped yet could still fork, and a task that
-//! waits in the kernel stops late. So a freeze lowers `pids.max` to the tasks that are there, and
-//! gives that back when it ends.
+//! The limit beside a slow freeze. A task that has not stopped yet may be in the middle of a fork, so
+//! the freeze lowers `pids.max` to the tasks that are there, and gives that back when it ends. A
+//! freeze that stops all tasks at once needs no limit: it would only fail the forks in flight.
 
 use std::io;
 
@@ -17,13 +17,16 @@ use crate::host::{
     mark::{self, BesideFreeze, Mark},
 };
 
-/// Lowers the limit to the present tasks. `mark` is that of the freeze. Returns what was done, for
-/// the outcome of the freeze, which is in force either way.
-pub fn stop_growth(cgroup: &Cgroup, mark: Mark) -> String {
-    lower(cgroup, mark).unwrap_or_else(|error| format!("pids.max is not lowered: {error}"))
+/// Lowers the limit to the present tasks, if the cgroup carries the mark of a freeze. Returns what
+/// was done, for the outcome of the freeze, which is in force either way.
+pub fn stop_growth(cgroup: &Cgroup) -> String {
+    lower(cgroup).unwrap_or_else(|error| format!("pids.max is not lowered: {error}"))
 }
 
-fn lower(cgroup: &Cgroup, mark: Mark) -> io::Result<String> {
+fn lower(cgroup: &Cgroup) -> io::Result<String> {
+    let Some(mark) = mark::read(cgroup.dir(), Hold::Freeze)? else {
+        return Ok("pids.max is not lowered: the mark of the freeze is gone".to_owned());
+    };
     let Some(dir) = cgroup.pids_dir() else {
         return Ok("pids.max is not lowered: the cgroup has no pids controller".to_owned());
     };
