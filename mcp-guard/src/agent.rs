@@ -303,7 +303,7 @@ impl Agent {
             None => self.engines.all.paused().await,
         };
         for mut orphan in orphans {
-            orphan.held.paused = paused.includes(orphan.held.container.as_deref(), false);
+            orphan.held.note_pause(&paused);
             let _ = self.executor.release_orphan(&orphan, end);
         }
     }
@@ -336,7 +336,7 @@ impl Agent {
         }
         let paused = self.engines.all.paused().await;
         for held in self.guards.all_mut() {
-            held.paused = paused.includes(held.container.as_deref(), held.paused);
+            held.note_pause(&paused);
         }
         Some(paused)
     }

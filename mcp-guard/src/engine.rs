@@ -18,6 +18,7 @@ mod list;
 mod podman;
 mod raw;
 mod socket;
+mod speaker;
 mod watch;
 
 use std::time::Duration;
@@ -34,6 +35,7 @@ pub use self::{
     error::Error,
     events::{EngineEvent, EngineEvents, EngineId},
     list::{Candidates, Engines, LAST_WORD, Paused},
+    speaker::Speaker,
 };
 
 /// The engine's socket unless the operator names another.
@@ -54,10 +56,12 @@ pub trait Engine: Send + Sync {
     /// Its name in messages: `Docker at /var/run/docker.sock`.
     fn name(&self) -> String;
 
-    /// Returns the user whose engine it is: 0 for the system's. `None` before it was reached. A user's
-    /// engine is believed about that user's containers only.
-    fn owner(&self) -> Option<u32> {
-        None
+    /// Returns whose engine it is. See [`Speaker::may_speak_for`].
+    ///
+    /// # Errors
+    /// If that cannot be found out. Then nothing that it says about a container counts.
+    fn speaker(&self) -> EngineAnswer<'_, Speaker> {
+        cannot(self.name(), "say whose it is")
     }
 
     /// Lists every container, running or not.

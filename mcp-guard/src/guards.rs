@@ -10,7 +10,10 @@ use mcp_guard_core::{
     id::{CgroupId, GuardId},
 };
 
-use crate::{engine::Container, host::cgroup::Cgroup};
+use crate::{
+    engine::{Container, Paused},
+    host::cgroup::Cgroup,
+};
 
 /// A cgroup held open by descriptors, with its name, container and pause.
 pub struct Held {
@@ -31,6 +34,11 @@ impl Held {
             cgroup_id: cgroup.id(),
         };
         Self { cgroup, subject, container, paused }
+    }
+
+    /// Notes whether an engine has paused it.
+    pub fn note_pause(&mut self, paused: &Paused) {
+        self.paused = paused.includes(self.container.as_deref(), &self.cgroup, self.paused);
     }
 }
 

@@ -10,8 +10,8 @@
 //! requests  limits that no owner keeps yet         guards    the table of guards
 //! ```
 //!
-//! `host`, `engine`, `control` and `requests` use no other module of this crate; `audit` uses only the clock
-//! of `host`.
+//! `host`, `control` and `requests` use no other module of this crate; `audit` uses only the clock of `host`,
+//! and `engine` only its cgroups.
 
 pub mod agent;
 pub mod audit;

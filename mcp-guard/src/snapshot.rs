@@ -25,9 +25,10 @@ use mcp_guard_core::{
 pub use self::host::host;
 use self::trusted::Volumes;
 use crate::{
-    engine::{self, Engine, EngineId, Engines, Listed},
+    engine::{self, Details, Engine, EngineId, Engines, Listed},
     host::{
         census::Census,
+        cgroup::Cgroup,
         chain,
         layout::Layout,
         observer::Observer,
@@ -313,6 +314,9 @@ impl Snapshot {
                 return Some(self.finish(facts));
             }
         };
+        if !self.is_believed(engine, &details).await {
+            return None;
+        }
         let mut container = details.container.clone();
         if listed.is_none() && !container.name.is_empty() {
             facts.target.name.clone_from(&container.name);
@@ -330,6 +334,19 @@ impl Snapshot {
             self.read_surroundings(engine, &mut facts, &details).await;
         }
         Some(self.finish(facts))
+    }
+
+    /// Whether the engine's word counts for the container that it describes.
+    async fn is_believed(&self, engine: &dyn Engine, details: &Details) -> bool {
+        let facts::ContainerFacts { id, init, .. } = &details.container;
+        engine.speaker().await.is_ok_and(|speaker| {
+            // Without a cgroup driver, a user's container has no cgroup of its own.
+            let of = |id: Option<&str>| Cgroup::of_process(&self.layout, *init, id);
+            speaker.is_trusted()
+                || of(Some(id))
+                    .or_else(|_| of(None))
+                    .is_ok_and(|cgroup| speaker.may_speak_for(&cgroup))
+        })
     }
 
     /// Returns the cgroup of a process. `None` if there is no such process.

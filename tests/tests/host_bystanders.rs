@@ -20,7 +20,7 @@ use std::{
 
 use mcp_guard_core::{audit::Record, id::Pid, incident::Outcome};
 use mcp_guard_tests::{
-    agent::Agent,
+    agent::{Agent, command},
     cgroup::FixtureCgroup,
     holds::Holds,
     leak::{Leak, LeakPolicy, observing},
@@ -198,12 +198,12 @@ fn a_recreated_path_is_another_cgroup() {
     assert_eq!((status.pids, status.totals.arrivals), (vec![Pid(second.pid())], 0));
 }
 
-/// An engine with one running container. It answers until the test ends.
+/// An engine with one container, which it says is paused. It answers until the test ends.
 fn engine(socket: &Path, id: &str, init: u32) {
     let listener = UnixListener::bind(socket).unwrap();
-    let list = json!([{ "Id": id, "Names": ["/victim"], "State": "running" }]).to_string();
+    let list = json!([{ "Id": id, "Names": ["/victim"], "State": "paused" }]).to_string();
     let container = json!({
-        "Id": id, "Name": "/victim", "State": { "Running": true, "Pid": init },
+        "Id": id, "Name": "/victim", "State": { "Running": true, "Paused": true, "Pid": init },
         "HostConfig": { "PidsLimit": 7 }, "Config": { "Image": "i", "Labels": {} },
     });
     let (id, container) = (id.to_owned(), container.to_string());
@@ -236,9 +236,10 @@ fn engine(socket: &Path, id: &str, init: u32) {
     });
 }
 
+const USER: u32 = 65534;
+
 #[test]
 fn the_engine_of_a_user_is_believed_about_that_users_containers_only() {
-    const USER: u32 = 65534;
     let above = cgroup("users-engine");
     let id = "c".repeat(64);
     let container = above.child(&id).unwrap();
@@ -260,4 +261,43 @@ fn the_engine_of_a_user_is_believed_about_that_users_containers_only() {
     chown(above.unified_dir(), Some(USER), None).unwrap();
     let id = container.id();
     agent.wait_until("the user's is guarded", |agent| Ok(agent.guard(id).is_ok())).unwrap();
+}
+
+#[test]
+fn an_operator_is_not_led_to_another_users_container_by_an_engine() {
+    let above = cgroup("users-engine-by-hand");
+    let id = "d".repeat(64);
+    let container = above.child(&id).unwrap();
+    let mut init = Sleeper::start(&container).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    chown(folder.path(), Some(USER), None).unwrap();
+    let socket = folder.path().join("docker.sock");
+    engine(&socket, &id, init.pid());
+    let run = |words: &[&str]| {
+        let mut command = command(folder.path(), socket.to_str().unwrap()).unwrap();
+        let output = command.args(words).output().unwrap();
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        (output.status.code(), said)
+    };
+    let place = format!("cgroup:{}", container.path());
+    let freeze = ["freeze", "--dry-run", &place];
+    let diagnosed = || {
+        let (_, said) = run(&["diagnose", "--json", &place]);
+        let report: Value = serde_json::from_str(said.lines().next().unwrap()).unwrap();
+        report["target"]["kind"].clone()
+    };
+    for verb in ["freeze", "kill"] {
+        let (code, said) = run(&[verb, "--dry-run", "victim"]);
+        assert!(code == Some(2) && said.contains("not believed"), "{verb}: {code:?} {said}");
+    }
+    let (code, said) = run(&freeze);
+    assert!(code == Some(0) && said.contains("dry run"), "its pause is ignored: {said}");
+    assert_eq!(diagnosed(), "cgroup", "its limit is ignored");
+    chown(above.unified_dir(), Some(USER), None).unwrap();
+    let (code, said) = run(&["kill", "--dry-run", "victim"]);
+    assert_eq!(code, Some(0), "the user's own: {said}");
+    let (code, said) = run(&freeze);
+    assert!(code == Some(1) && said.contains("has paused"), "{said}");
+    assert_eq!(diagnosed(), "container");
+    assert!(init.lives().unwrap());
 }

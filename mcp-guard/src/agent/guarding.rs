@@ -19,7 +19,7 @@ use mcp_guard_core::{
 use super::{Agent, TRY_AGAIN};
 use crate::{
     control::wire::EngineState,
-    engine::{Container, EngineEvent, EngineId},
+    engine::{Container, EngineEvent, EngineId, Speaker},
     executor::is_marked,
     guards::{Held, Role},
     host::{cgroup::Cgroup, clock, facts},
@@ -43,12 +43,11 @@ pub(super) struct Unguardable {
 impl Agent {
     pub(super) fn engine_event(&mut self, engine: EngineId, event: EngineEvent) {
         match event {
-            EngineEvent::Up(container) => self.container_is_up(engine, container),
-            EngineEvent::Paused { id, paused } => {
-                let owner = self.engines.owner(engine);
+            EngineEvent::Up { by, container } => self.container_is_up(by, container),
+            EngineEvent::Paused { by, id, paused } => {
                 let all = self.guards.all_mut();
                 for held in all.filter(|held| held.container.as_deref() == Some(&id)) {
-                    if is_believed(owner, &held.cgroup) {
+                    if by.may_speak_for(&held.cgroup) {
                         held.paused = paused;
                     }
                 }
@@ -68,33 +67,30 @@ impl Agent {
         }
     }
 
-    fn container_is_up(&mut self, engine: EngineId, container: Container) {
+    fn container_is_up(&mut self, by: Speaker, container: Container) {
         self.engines.is_reached();
         let cgroup = match Cgroup::of_process(&self.layout, container.init, Some(&container.id)) {
             Ok(cgroup) => cgroup,
             Err(error) => return self.engines.warn_not_found(container, &error),
         };
         self.engines.found(&container.id);
-        let owner = self.engines.owner(engine);
-        if !is_believed(owner, &cgroup) {
-            return self.disbelieve(owner, cgroup, container);
+        if !by.may_speak_for(&cgroup) {
+            return self.disbelieve(by, cgroup, container);
         }
         self.guard_container(cgroup, container);
     }
 
     /// Ignores what a user's engine says about a container of somebody else, and records it once per
     /// [`WARN_AGAIN`].
-    fn disbelieve(&mut self, owner: Option<u32>, cgroup: Cgroup, container: Container) {
+    fn disbelieve(&mut self, by: Speaker, cgroup: Cgroup, container: Container) {
         let now = clock::now();
         self.disbelieved.retain(|_, at| now.since(*at) < WARN_AGAIN);
         if self.disbelieved.contains_key(&cgroup.id()) {
             return;
         }
         self.disbelieved.insert(cgroup.id(), now);
-        let user = owner.map_or_else(|| "unknown".to_owned(), |user| user.to_string());
         let reason = format!(
-            "the engine of user {user} names it, and that user does not own it; what the engine says \
-             about it is ignored"
+            "{by} names it, and that user does not own it; what the engine says about it is ignored"
         );
         let guard = Held::new(cgroup, &container.name, Some(container.id), false).subject;
         tracing::warn!(name = guard.name, cgroup = guard.cgroup, reason, "not guarding");
@@ -331,9 +327,4 @@ impl Agent {
             self.guard_container(held.cgroup, *container);
         }
     }
-}
-
-/// Whether an engine is believed about a cgroup: the system's about each, a user's about his own.
-fn is_believed(owner: Option<u32>, cgroup: &Cgroup) -> bool {
-    owner.is_some_and(|user| user == 0 || cgroup.is_delegated_to(user).unwrap_or(false))
 }

@@ -33,11 +33,6 @@ impl KnownEngines {
         Self { all, state, described: BTreeMap::new(), unfound: BTreeSet::new() }
     }
 
-    /// Returns the user whose engine it is.
-    pub fn owner(&self, engine: EngineId) -> Option<u32> {
-        self.all.get(engine)?.owner()
-    }
-
     /// Notes that an engine is reachable, because it reported a container.
     pub fn is_reached(&mut self) {
         if self.state == EngineState::Connecting {

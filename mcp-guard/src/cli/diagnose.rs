@@ -223,8 +223,12 @@ async fn container_of(snapshot: &Snapshot, id: Option<&str>) -> Option<Facts> {
 /// Reads the facts of the container with this name. A full id works even if no list could be read; if no
 /// engine answers, its cgroup is read.
 async fn named(snapshot: &Snapshot, name: &str) -> Result<Facts, Failure> {
-    let gone =
-        || Failure::could_not(format!("{name}: the container ended while it was being read"));
+    let gone = || {
+        Failure::could_not(format!(
+            "{name}: the container ended while it was being read, or a user's engine lists it and \
+             that user does not own it"
+        ))
+    };
     match chosen(snapshot, name) {
         Ok(id) => snapshot.container(&id).await.ok_or_else(gone),
         Err(failure) => {

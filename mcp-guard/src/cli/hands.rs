@@ -157,9 +157,9 @@ pub fn thaw_owned(host: &HostOptions) -> Result<Exit, Failure> {
             false => Some(engines.paused().await),
         };
         for mut orphan in orphans {
-            let container = orphan.held.container.as_deref();
-            orphan.held.paused =
-                paused.as_ref().is_some_and(|paused| paused.includes(container, false));
+            if let Some(paused) = &paused {
+                orphan.held.note_pause(paused);
+            }
             let Some(outcome) = executor.release_orphan(&orphan, End::Reconcile) else { continue };
             if tell(&orphan.held.subject.cgroup, "thaw", outcome, orphan.reason()) != Exit::Done {
                 exit = Exit::Wrong;
@@ -222,9 +222,9 @@ impl Hands {
 
     /// Asks the engine whether it has paused the target since the freeze.
     async fn refresh_pause(&mut self, host: &HostOptions) {
-        let engines = host.engines();
+        let paused = host.engines().paused().await;
         for held in self.guards.all_mut() {
-            held.paused = engines.is_paused(held.container.as_deref()).await;
+            held.note_pause(&paused);
         }
     }
 

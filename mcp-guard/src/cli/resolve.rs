@@ -61,10 +61,18 @@ async fn container(host: &HostOptions, layout: &Layout, name: &str) -> Result<He
             return guarded.ok_or_else(|| Failure::could_not(error));
         }
     };
-    let found = found
+    let (by, found) = found
         .ok_or_else(|| Failure::could_not(format!("container {} is not running", chosen.name)))?;
     let cgroup =
         Cgroup::of_process(layout, found.init, Some(&found.id)).map_err(Failure::could_not)?;
+    if !by.may_speak_for(&cgroup) {
+        return Err(Failure::could_not(format!(
+            "{by} says that {} is the container {}, and that user does not own it: this engine is \
+             not believed; cgroup:/PATH or pid:N names a target without an engine",
+            cgroup.path(),
+            chosen.name
+        )));
+    }
     Ok(Held::new(cgroup, &found.name, Some(found.id), found.paused))
 }
 
@@ -117,7 +125,11 @@ fn guarded(
 /// Holds a cgroup that is named without its container. If it is a container's, its engine may have paused it.
 async fn plain(host: &HostOptions, cgroup: Cgroup) -> Held {
     let id = container_in(cgroup.path()).map(|found| found.id.to_owned());
-    let paused = host.engines().is_paused(id.as_deref()).await;
+    let is_container = id.is_some();
     let name = cgroup.path().to_owned();
-    Held::new(cgroup, &name, id, paused)
+    let mut held = Held::new(cgroup, &name, id, false);
+    if is_container {
+        held.note_pause(&host.engines().paused().await);
+    }
+    held
 }

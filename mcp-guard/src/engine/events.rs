@@ -3,7 +3,7 @@
 use mcp_guard_core::diagnose::facts;
 use tokio::sync::mpsc;
 
-use super::container::Container;
+use super::{container::Container, speaker::Speaker};
 
 /// An engine's position in the list of engines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -12,8 +12,12 @@ pub struct EngineId(pub(super) usize);
 /// A change that an engine reports to the agent.
 #[derive(Clone, Debug)]
 pub enum EngineEvent {
-    Up(Container),
+    Up {
+        by: Speaker,
+        container: Container,
+    },
     Paused {
+        by: Speaker,
         id: String,
         paused: bool,
     },

@@ -12,7 +12,9 @@ use super::{
     error::Error,
     events::{EngineEvent, EngineEvents, EngineId},
     socket::Socket,
+    speaker::Speaker,
 };
+use crate::host::cgroup::Cgroup;
 
 /// How long engines may take to report whether a container is paused before its hold is released.
 /// An engine that hangs must not keep a container frozen.
@@ -34,18 +36,28 @@ pub struct Candidates {
 
 /// The paused containers of all engines.
 #[derive(Debug)]
-pub struct Paused {
-    ids: BTreeSet<String>,
-    /// Whether every engine has answered.
-    is_complete: bool,
+pub struct Paused(Vec<PausedSaid>);
+
+/// An engine's answer about its paused containers.
+#[derive(Debug)]
+struct PausedSaid {
+    /// `None` if that could not be found out.
+    by: Option<Speaker>,
+    /// `None` if it did not answer.
+    ids: Option<BTreeSet<String>>,
 }
 
 impl Paused {
-    /// Whether a container is paused. `known`: what was known before. It holds if an engine that may
-    /// have the container did not answer.
+    /// Whether the container of this cgroup is paused. `known`: what was known before. It holds if an
+    /// engine that may have the container did not answer.
     #[must_use]
-    pub fn includes(&self, container: Option<&str>, known: bool) -> bool {
-        container.is_some_and(|id| self.ids.contains(id) || (known && !self.is_complete))
+    pub fn includes(&self, container: Option<&str>, cgroup: &Cgroup, known: bool) -> bool {
+        let says = |id: &str, PausedSaid { by, ids }: &PausedSaid| match (by, ids) {
+            (Some(by), _) if !by.may_speak_for(cgroup) => false,
+            (Some(_), Some(ids)) => ids.contains(id),
+            (Some(_), None) | (None, _) => known,
+        };
+        container.is_some_and(|id| self.0.iter().any(|said| says(id, said)))
     }
 }
 
@@ -90,33 +102,26 @@ impl Engines {
         all
     }
 
-    /// Describes a container of any engine. `None` if it does not run.
+    /// Describes a container of any engine, with whose engine it is. `None` if it does not run.
     ///
     /// # Errors
     /// If no engine knows it, or if an engine that may have it does not answer.
-    pub async fn inspect(&self, id: &str) -> Result<Option<Container>, Error> {
-        Ok(self.find(id).await?.1)
-    }
-
-    /// Whether an engine reports the container as paused. False if none answers in time.
-    pub async fn is_paused(&self, container: Option<&str>) -> bool {
-        let Some(id) = container else { return false };
-        let answer = timeout(LAST_WORD, self.inspect(id)).await;
-        matches!(answer, Ok(Ok(Some(container))) if container.paused)
+    pub async fn inspect(&self, id: &str) -> Result<Option<(Speaker, Container)>, Error> {
+        match self.find(id).await? {
+            (engine, Some(container)) => Ok(Some((engine.speaker().await?, container))),
+            (_, None) => Ok(None),
+        }
     }
 
     /// Asks all engines at the same time which containers are paused. Takes at most [`LAST_WORD`],
     /// however many containers are asked about.
     pub async fn paused(&self) -> Paused {
-        let mut all = Paused { ids: BTreeSet::new(), is_complete: true };
-        let asked = self.iter().map(|(_, engine)| timeout(LAST_WORD, engine.paused()));
-        for answer in join_all(asked).await {
-            match answer {
-                Ok(Ok(ids)) => all.ids.extend(ids),
-                Ok(Err(_)) | Err(_) => all.is_complete = false,
-            }
-        }
-        all
+        let ask = async |engine: &dyn Engine| {
+            let both = async { tokio::join!(in_time(engine.speaker()), in_time(engine.paused())) };
+            let (by, ids) = both.await;
+            PausedSaid { by, ids: ids.map(|ids| ids.into_iter().collect()) }
+        };
+        Paused(join_all(self.iter().map(|(_, engine)| ask(engine))).await)
     }
 
     /// Has the container's engine store a limit and apply it.
@@ -172,6 +177,11 @@ impl Engines {
         }
         stopped.map(|engine| (engine, None)).ok_or(failed.unwrap_or(Error::NoEngine))
     }
+}
+
+/// Returns an answer that comes within [`LAST_WORD`] and is no error.
+async fn in_time<T>(answer: impl Future<Output = Result<T, Error>>) -> Option<T> {
+    timeout(LAST_WORD, answer).await.ok()?.ok()
 }
 
 #[cfg(test)]

@@ -1,9 +1,6 @@
 //! An engine that serves Docker's API at a socket.
 
 use std::{
-    fs, io,
-    os::unix::fs::MetadataExt as _,
-    path::Path,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -15,7 +12,6 @@ use mcp_guard_core::{
     target::Candidate,
 };
 use serde_json::Value;
-use tokio::net::UnixStream;
 
 use super::{
     Engine, EngineAnswer,
@@ -26,6 +22,7 @@ use super::{
     flavour::Flavour,
     podman::Podman,
     raw::{Api, container},
+    speaker::Speaker,
 };
 
 /// An engine at a socket. Each request connects again, so the engine may stop and come back.
@@ -33,25 +30,12 @@ pub struct Socket {
     pub(super) api: Api,
     /// The kind of engine, by its latest answer. `None` before the first.
     flavour: Mutex<Option<&'static dyn Flavour>>,
-    owner: Mutex<Option<u32>>,
 }
 
 impl Socket {
     #[must_use]
     pub fn new(path: &str, timeout: Duration) -> Self {
-        Self { api: Api::new(path, timeout), flavour: Mutex::new(None), owner: Mutex::new(None) }
-    }
-
-    /// Finds out whose engine it is.
-    ///
-    /// # Errors
-    /// If nobody listens.
-    pub(super) async fn find_owner(&self) -> Result<(), Error> {
-        let found = owner(self.api.path())
-            .await
-            .map_err(|source| Error::Away { engine: self.name(), source: source.into() })?;
-        *self.owner.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
-        Ok(())
+        Self { api: Api::new(path, timeout), flavour: Mutex::new(None) }
     }
 
     fn known(&self) -> Option<&'static dyn Flavour> {
@@ -86,8 +70,10 @@ impl Engine for Socket {
         self.api.name()
     }
 
-    fn owner(&self) -> Option<u32> {
-        *self.owner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn speaker(&self) -> EngineAnswer<'_, Speaker> {
+        let away =
+            |source: std::io::Error| Error::Away { engine: self.name(), source: source.into() };
+        async move { Speaker::at(self.api.path()).await.map_err(away) }.boxed()
     }
 
     fn candidates(&self) -> EngineAnswer<'_, Vec<Candidate>> {
@@ -132,45 +118,5 @@ impl Engine for Socket {
 
     fn watch(&self, events: EngineEvents, again: Duration) -> BoxFuture<'_, ()> {
         self.follow(events, again).boxed()
-    }
-}
-
-/// Returns the user who serves a socket, or who could put another one there: the owner of its folder,
-/// or of the folder that it is linked to.
-async fn owner(path: &str) -> io::Result<u32> {
-    let served_by = UnixStream::connect(path).await?.peer_cred()?.uid();
-    let folder = |path: &Path| fs::metadata(path.parent().unwrap_or(path)).map(|meta| meta.uid());
-    let path = Path::new(path);
-    let owners = [served_by, folder(path)?, folder(&fs::canonicalize(path)?)?];
-    Ok(owners.into_iter().find(|uid| *uid != 0).unwrap_or(0))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::{chown, symlink};
-
-    use tokio::net::UnixListener;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn an_engine_is_that_of_its_server_or_of_the_owner_of_a_folder() {
-        let me = rustix::process::geteuid().as_raw();
-        let (place, users) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let path = |folder: &Path, name| folder.join(name).to_str().unwrap().to_owned();
-        let real = path(place.path(), "docker.sock");
-        assert!(owner(&real).await.is_err());
-        let _listener = UnixListener::bind(&real).unwrap();
-        assert_eq!(owner(&real).await.unwrap(), me);
-        let linked = path(users.path(), "docker.sock");
-        symlink(&real, &linked).unwrap();
-        assert_eq!(owner(&linked).await.unwrap(), me);
-        if me == 0 {
-            chown(users.path(), Some(1000), None).unwrap();
-            assert_eq!(owner(&linked).await.unwrap(), 1000, "this user could link to another");
-            chown(users.path(), Some(0), None).unwrap();
-            chown(place.path(), Some(1001), None).unwrap();
-            assert_eq!(owner(&linked).await.unwrap(), 1001, "this user could replace it");
-        }
     }
 }

@@ -125,7 +125,7 @@ async fn paused_containers_are_listed_by_one_request() {
 async fn watching_begins_with_the_running_containers() {
     let (_folder, engine) = engine(podman);
     let (watch, mut reported) = watch(engine, Duration::from_secs(3600));
-    let Some((_, EngineEvent::Up(container))) = reported.recv().await else {
+    let Some((_, EngineEvent::Up { container, .. })) = reported.recv().await else {
         panic!("not a running container")
     };
     assert_eq!(container.name, "runs");
@@ -148,7 +148,7 @@ async fn a_container_that_could_not_be_inspected_is_inspected_again() {
     let (watch, mut reported) = watch(engine, Duration::from_millis(10));
     let is_reported = async {
         while let Some((_, event)) = reported.recv().await {
-            if matches!(event, EngineEvent::Up(_)) {
+            if matches!(event, EngineEvent::Up { .. }) {
                 return;
             }
         }
@@ -172,7 +172,7 @@ async fn a_container_whose_start_was_not_reported_is_found() {
     });
     let (watch, mut reported) = watch(engine, Duration::from_millis(10));
     let is_reported =
-        async { while !matches!(reported.recv().await, Some((_, EngineEvent::Up(_)))) {} };
+        async { while !matches!(reported.recv().await, Some((_, EngineEvent::Up { .. }))) {} };
     tokio::time::timeout(Duration::from_secs(5), is_reported).await.expect("it is reported");
     watch.abort();
 }
@@ -192,7 +192,7 @@ async fn a_container_reported_by_an_event_is_inspected_again_later() {
         let mut times = 0;
         // The first list, the event, and the lists after them.
         while times < 5 {
-            times += u32::from(matches!(reported.recv().await, Some((_, EngineEvent::Up(_)))));
+            times += u32::from(matches!(reported.recv().await, Some((_, EngineEvent::Up { .. }))));
         }
     };
     tokio::time::timeout(Duration::from_secs(5), is_reported).await.expect("it is reported");

@@ -16,6 +16,7 @@ use super::{
     error::Error,
     events::{EngineEvent, EngineEvents},
     socket::Socket,
+    speaker::Speaker,
 };
 
 /// The pause between attempts to reach an engine that is away.
@@ -32,7 +33,12 @@ impl Socket {
     pub(super) async fn follow(&self, events: EngineEvents, again: Duration) {
         let mut away = false;
         while !events.is_closed() {
-            match Stream::new(self, &events).follow(&mut away, again).await {
+            let followed = async {
+                // Before anything that the engine says.
+                let by = self.speaker().await?;
+                Stream::new(self, by, &events).follow(&mut away, again).await
+            };
+            match followed.await {
                 Ok(()) => tracing::debug!(engine = self.name(), "the stream of events ended"),
                 Err(error) if !away => {
                     away = true;
@@ -55,6 +61,7 @@ enum Newer {
 /// One stream of events, and beside it periodic requests about all containers.
 struct Stream<'a> {
     engine: &'a Socket,
+    by: Speaker,
     events: &'a EngineEvents,
     /// The containers with events since the current requests began. The answers to those requests
     /// may be older.
@@ -62,8 +69,8 @@ struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
-    fn new(engine: &'a Socket, events: &'a EngineEvents) -> Self {
-        Self { engine, events, newer: HashMap::new() }
+    fn new(engine: &'a Socket, by: Speaker, events: &'a EngineEvents) -> Self {
+        Self { engine, by, events, newer: HashMap::new() }
     }
 
     async fn follow(mut self, away: &mut bool, again: Duration) -> Result<(), Error> {
@@ -74,8 +81,6 @@ impl<'a> Stream<'a> {
         let since = seconds_since_1970().saturating_sub(1).to_string();
         let options = EventsOptionsBuilder::default().filters(&filters).since(&since).build();
         let docker = self.engine.connect()?;
-        // Before anything that it says.
-        self.engine.find_owner().await?;
         let mut answers = ask(self.engine, self.engine.running().await?);
         if std::mem::take(away) {
             self.events.send(EngineEvent::Back).await;
@@ -133,7 +138,7 @@ impl<'a> Stream<'a> {
                 if let Newer::Paused(known) = newer {
                     *known = paused;
                 }
-                self.events.send(EngineEvent::Paused { id, paused }).await;
+                self.events.send(EngineEvent::Paused { by: self.by, id, paused }).await;
             }
             _ => {}
         }
@@ -157,7 +162,7 @@ impl<'a> Stream<'a> {
     async fn report(&self, id: &str, answer: Inspected) {
         match answer {
             Ok(Some(container)) => {
-                self.events.send(EngineEvent::Up(container)).await;
+                self.events.send(EngineEvent::Up { by: self.by, container }).await;
             }
             Ok(None) => {}
             // It was removed between the list and the request.
@@ -209,7 +214,7 @@ mod tests {
         let engine = Socket::new("/nonexistent", Duration::from_secs(10));
         let (to, mut reported) = mpsc::channel(8);
         let events = EngineEvents::new(EngineId::default(), to);
-        let mut stream = Stream::new(&engine, &events);
+        let mut stream = Stream::new(&engine, Speaker::user(0), &events);
         let container = Container {
             id: "0".repeat(64),
             name: "one".to_owned(),
@@ -223,7 +228,7 @@ mod tests {
         let id = || container.id.clone();
         stream.answered(id(), answer()).await;
         assert!(
-            matches!(reported.try_recv(), Ok((_, EngineEvent::Up(reported))) if !reported.paused)
+            matches!(reported.try_recv(), Ok((_, EngineEvent::Up { container, .. })) if !container.paused)
         );
         for (action, paused) in [("pause", true), ("unpause", false), ("pause", true)] {
             stream.take_event(event(&container.id, action)).await;
@@ -234,7 +239,7 @@ mod tests {
         }
         stream.answered(id(), answer()).await;
         assert!(
-            matches!(reported.try_recv(), Ok((_, EngineEvent::Up(reported))) if reported.paused),
+            matches!(reported.try_recv(), Ok((_, EngineEvent::Up { container, .. })) if container.paused),
             "the event is newer"
         );
         stream.take_event(event(&container.id, "update")).await;

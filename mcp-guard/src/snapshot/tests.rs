@@ -68,7 +68,8 @@ async fn a_limit_is_read_without_other_containers_files_or_execs() {
     assert_eq!(found.compose.unwrap().says, facts::Says::NotAsked);
     assert!(snapshot.container(&"b".repeat(64)).await.is_none() && !is_silent(&snapshot));
     assert_eq!(snapshot.lists(&id), None);
-    let asked: Vec<String> = asked.try_iter().collect();
+    // A connection without a request shows whose engine it is.
+    let asked: Vec<String> = asked.try_iter().filter(|path| !path.is_empty()).collect();
     let known = |id: &str| format!("/containers/{}/json", id.repeat(64));
     assert_eq!(asked, [known("a"), known("b")]);
 }

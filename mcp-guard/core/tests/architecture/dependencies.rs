@@ -23,7 +23,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
         ],
     ),
     ("control", &[]),
-    ("engine", &[]),
+    ("engine", &["host::cgroup"]),
     ("executor", &["audit", "engine", "guards", "host", "owner"]),
     ("guards", &["engine", "host::cgroup"]),
     ("host", &[]),

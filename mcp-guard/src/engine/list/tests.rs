@@ -1,7 +1,14 @@
+use std::{fs::File, os::fd::OwnedFd};
+
 use futures_util::{FutureExt as _, future};
-use mcp_guard_core::id::Pid;
+use mcp_guard_core::{id::Pid, incident::Hold};
+use rustix::fs::{Uid, fchown};
 
 use super::{super::EngineAnswer, *};
+use crate::host::{
+    cgroup::Dir,
+    layout::{Layout, LayoutKind},
+};
 
 const ID: &str = "an id";
 
@@ -32,9 +39,21 @@ enum Says {
     Nothing,
 }
 
-struct One(Says);
+struct One {
+    says: Says,
+    by: Speaker,
+}
 
 impl Engine for One {
+    fn speaker(&self) -> EngineAnswer<'_, Speaker> {
+        match self.says {
+            Says::Away => future::ready(Err(away())).boxed(),
+            Says::Paused | Says::Stopped | Says::Unknown | Says::Nothing => {
+                future::ready(Ok(self.by)).boxed()
+            }
+        }
+    }
+
     fn socket(&self) -> &str {
         "/run/one.sock"
     }
@@ -57,7 +76,7 @@ impl Engine for One {
             paused: true,
             limit: None,
         };
-        match self.0 {
+        match self.says {
             Says::Paused => future::ready(Ok(Some(container()))).boxed(),
             Says::Stopped => future::ready(Ok(None)).boxed(),
             Says::Away => future::ready(Err(away())).boxed(),
@@ -67,7 +86,7 @@ impl Engine for One {
     }
 
     fn paused(&self) -> EngineAnswer<'_, Vec<String>> {
-        match self.0 {
+        match self.says {
             Says::Paused => future::ready(Ok(vec![ID.to_owned()])).boxed(),
             Says::Stopped | Says::Unknown => future::ready(Ok(Vec::new())).boxed(),
             Says::Away => future::ready(Err(away())).boxed(),
@@ -96,13 +115,24 @@ fn engines(all: impl IntoIterator<Item = Arc<dyn Engine>>) -> Engines {
     Engines { all: all.into_iter().collect(), timeout: Duration::ZERO }
 }
 
+fn one(says: Says) -> Arc<dyn Engine> {
+    Arc::new(One { says, by: Speaker::user(0) })
+}
+
 fn ones(says: &[Says]) -> Engines {
-    engines(says.iter().map(|says| Arc::new(One(*says)) as Arc<dyn Engine>))
+    engines(says.iter().copied().map(one))
+}
+
+/// A folder in place of a cgroup.
+fn cgroup(folder: &tempfile::TempDir) -> Cgroup {
+    let dir = Dir::from(OwnedFd::from(File::open(folder.path()).unwrap()));
+    let layout = Layout { kind: LayoutKind::Unified, unified: None, pids: None, nsdelegate: None };
+    Cgroup::at(&dir, "/x", Hold::Freeze, &layout).unwrap()
 }
 
 #[tokio::test]
 async fn an_engine_that_is_away_does_not_hide_the_others() {
-    let both = engines([Arc::new(One(Says::Away)) as Arc<dyn Engine>, Arc::new(Names)]);
+    let both = engines([one(Says::Away), Arc::new(Names)]);
     let Candidates { found, errors } = both.candidates().await;
     let found: Vec<_> = found.iter().map(|(from, one)| (from.0, one.name.as_str())).collect();
     assert_eq!((found, errors.len()), (vec![(1, "named")], 1));
@@ -117,7 +147,7 @@ async fn a_container_belongs_to_the_engine_that_reports_it_as_running() {
         [&[Paused][..], &[Away, Paused], &[Unknown, Paused], &[Stopped, Paused], &[Nothing, Paused]]
     {
         let found = ones(says).inspect(ID).await.unwrap();
-        assert!(found.is_some_and(|one| one.paused) && ones(says).is_paused(Some(ID)).await);
+        assert!(found.is_some_and(|(by, one)| by.is_trusted() && one.paused));
         assert!(ones(says).update_limit(ID, 7).await.is_ok());
     }
     assert!(ones(&[Away, Stopped]).inspect(ID).await.unwrap().is_none());
@@ -130,16 +160,10 @@ async fn a_container_belongs_to_the_engine_that_reports_it_as_running() {
 }
 
 #[tokio::test]
-async fn a_container_is_not_paused_if_no_engine_says_it_in_time() {
-    for says in [&[Says::Nothing][..], &[Says::Stopped], &[Says::Away], &[]] {
-        assert!(!ones(says).is_paused(Some(ID)).await);
-    }
-    assert!(!ones(&[Says::Paused]).is_paused(None).await, "it is not a container");
-}
-
-#[tokio::test]
 async fn one_question_says_which_containers_are_paused() {
     use Says::{Away, Nothing, Paused, Stopped};
+    let folder = tempfile::tempdir().unwrap();
+    let cgroup = cgroup(&folder);
     for (says, known, is_paused) in [
         (&[Paused][..], false, true),
         (&[Nothing, Paused], false, true),
@@ -148,10 +172,31 @@ async fn one_question_says_which_containers_are_paused() {
         (&[Stopped, Away], true, true),
         (&[Nothing], true, true),
         (&[Nothing], false, false),
+        (&[], true, false),
     ] {
-        assert_eq!(ones(says).paused().await.includes(Some(ID), known), is_paused);
+        assert_eq!(ones(says).paused().await.includes(Some(ID), &cgroup, known), is_paused);
     }
-    assert!(!ones(&[Paused]).paused().await.includes(None, true), "it is not a container");
+    let paused = ones(&[Paused]).paused().await;
+    assert!(!paused.includes(None, &cgroup, true), "it is not a container");
+}
+
+#[tokio::test]
+async fn a_users_engine_pauses_containers_of_that_user_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let cgroup = cgroup(&folder);
+    let me = rustix::process::geteuid().as_raw();
+    for (says, known) in [(Says::Paused, false), (Says::Nothing, true)] {
+        for (user, is_paused) in [(me, true), (me + 1, false)] {
+            let engine: Arc<dyn Engine> = Arc::new(One { says, by: Speaker::user(user) });
+            let paused = engines([engine]).paused().await;
+            assert_eq!(paused.includes(Some(ID), &cgroup, known), is_paused, "{user}");
+        }
+    }
+    if me == 0 {
+        fchown(cgroup.dir(), Some(Uid::from_raw(1000)), None).unwrap();
+        let engine: Arc<dyn Engine> = Arc::new(One { says: Says::Paused, by: Speaker::user(1000) });
+        assert!(engines([engine]).paused().await.includes(Some(ID), &cgroup, false));
+    }
 }
 
 #[tokio::test]
