@@ -114,7 +114,7 @@ enum Verb {
         /// Run every check, but do not act.
         #[arg(long)]
         dry_run: bool,
-        /// PID of a process that runs containers, as the refusal shows it: act anyway, on this process too.
+        /// PID that the refusal names, of a process that runs containers or of a guest: act anyway, on it too.
         #[arg(long, value_name = "PID")]
         despite: Option<u32>,
     },
@@ -134,7 +134,7 @@ enum Verb {
         /// Run every check, but do not act.
         #[arg(long)]
         dry_run: bool,
-        /// PID of a process that runs containers, as the refusal shows it: act anyway, on this process too.
+        /// PID that the refusal names, of a process that runs containers or of a guest: act anyway, on it too.
         #[arg(long, value_name = "PID")]
         despite: Option<u32>,
     },

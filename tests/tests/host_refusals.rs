@@ -367,13 +367,76 @@ fn containers_side_by_side_are_refused_but_nested_ones_are_not() {
     for verb in REAL {
         assert_refused(&cli(verb, &target(&above)), "2 containers side by side");
     }
-    chown(second.unified_dir(), Some(65534), None).unwrap();
-    assert_allowed(&above, "a user made it below a cgroup of root");
+    // As an engine does for a container with users of its own.
+    for container in [&first, &second] {
+        chown(container.unified_dir(), Some(65534), None).unwrap();
+    }
+    for verb in REAL {
+        assert_refused(&cli(verb, &target(&above)), "2 containers side by side");
+    }
     chown(above.unified_dir(), Some(65534), None).unwrap();
-    assert_refused(&cli(&["kill", "--dry-run"], &target(&above)), "2 containers side by side");
+    assert_allowed(&above, "its owner can make as many as he likes");
     drop(other);
     assert_untouched(&above);
     assert!(sleeper.lives().unwrap());
+}
+
+/// Returns the processes in `cgroup` with this number of pids, one for each pid namespace.
+fn with_pids(cgroup: &FixtureCgroup, number: usize) -> Vec<i32> {
+    let pids = |pid: &i32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+        line.map_or(0, |line| line.split_whitespace().count())
+    };
+    let procs = cgroup.procs().unwrap();
+    procs.into_iter().filter(|pid| pids(pid) == number).collect()
+}
+
+#[test]
+fn a_whole_guest_is_refused_unless_the_operator_gives_it_up() {
+    let above = cgroup("guest");
+    let guest = above.child("lxc.payload.web").unwrap();
+    let (init_scope, service) =
+        (guest.child("init.scope").unwrap(), guest.child("gw.service").unwrap());
+    let unshare = fs::canonicalize("/usr/bin/unshare").unwrap();
+    let inner = "unshare --pid --fork --kill-child sleep 600 & wait";
+    let run = ["--pid", "--fork", "--kill-child", "sh", "-c", inner];
+    let mut outside = Sleeper::run(&init_scope, words("unshare", run), &unshare).unwrap();
+    let is_up = || with_pids(&init_scope, 2).len() == 2 && with_pids(&init_scope, 3).len() == 1;
+    assert!(until(DEADLINE, || Ok(is_up())).unwrap());
+    let init = with_pids(&init_scope, 2).into_iter().min().unwrap().to_string();
+    let gateway = Sleeper::start(&service).unwrap();
+    for verb in REAL {
+        for place in [&init_scope, &guest, &above] {
+            let output = cli(verb, &target(place));
+            assert_refused(&output, "the whole of lxc.payload.web");
+            assert_refused(&output, &format!("process {init})"));
+        }
+    }
+    assert_allowed(&service, "a part of the guest");
+    let nested = with_pids(&init_scope, 3)[0].to_string();
+    fs::write(service.unified_dir().join("cgroup.procs"), &nested).unwrap();
+    assert_allowed(&service, "the first process of a namespace that the guest made");
+    let despite = |pid: &str| cli(&["kill", "--dry-run", "--despite", pid], &target(&above));
+    assert_eq!(despite(&init).status.code(), Some(0), "given up");
+    assert_refused(&despite(&gateway.pid().to_string()), "the whole of lxc.payload.web");
+    chown(above.unified_dir(), Some(65534), None).unwrap();
+    for place in [&init_scope, &guest, &above] {
+        assert_allowed(place, "a user's service made it in its own cgroup");
+    }
+    assert_untouched(&above);
+    assert!(outside.lives().unwrap());
+}
+
+#[test]
+fn a_container_that_names_a_cgroup_like_a_guest_is_none() {
+    let above = cgroup("guest-name");
+    let container = above.child(&"a".repeat(64)).unwrap();
+    let posing = container.child("lxc.payload.web").unwrap();
+    let _sleeper = Sleeper::start(&posing).unwrap();
+    for place in [&posing, &container, &above] {
+        assert_allowed(place, "it is in a container");
+    }
 }
 
 /// Neither does a subtree with more cgroups than the agent can count make itself untouchable, nor

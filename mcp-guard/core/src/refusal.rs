@@ -2,6 +2,7 @@
 //! a guard begins, and again on fresh facts right before each action.
 
 mod engine;
+mod guest;
 
 use std::fmt;
 
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 pub use self::engine::{
     DELETED, ENGINES, MustRun, SuspectFacts, engine_name, is_engine_comm, only_root_writes,
 };
+pub use self::guest::{Guest, guest_in, is_kept_for_the_host};
 use crate::id::{Pid, Ticks};
 
 /// The facts that the rules check. Paths are in the unified hierarchy and begin with `/`.
@@ -26,7 +28,9 @@ pub struct BystanderFacts {
     pub login_or_init: Option<String>,
     /// Engine, shim, monitor and kubelet processes in the cgroup.
     pub engines: Vec<EngineProcess>,
-    /// Number of containers below `path`. 0 if `path` is in a container.
+    /// Guests at `path` or below, and the one around `path` if its init is in the cgroup.
+    pub guests: Vec<Guest>,
+    /// Number of containers below `path`, without those in its guests. 0 if `path` is in a container.
     pub containers: usize,
 }
 
@@ -40,7 +44,8 @@ pub struct EngineProcess {
     pub name: String,
 }
 
-/// A process that runs containers, which an operator accepts to stop or to lose.
+/// A process that an operator accepts to stop or to lose: one that runs containers, or the one that a
+/// refusal names for a whole guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Despite {
     pub pid: Pid,
@@ -62,6 +67,11 @@ pub enum Refusal {
         pid: Pid,
         name: String,
     },
+    /// A whole system container or virtual machine.
+    HoldsGuest {
+        unit: String,
+        pid: Pid,
+    },
     SeveralContainers {
         count: usize,
     },
@@ -79,6 +89,11 @@ impl fmt::Display for Refusal {
             Self::HoldsEngine { pid, name } => {
                 write!(f, "it contains process {pid} ({name}), which runs containers")
             }
+            Self::HoldsGuest { unit, pid } => write!(
+                f,
+                "it contains the whole of {unit} (a system container or virtual machine, with \
+                 process {pid}); name a cgroup inside it"
+            ),
             Self::SeveralContainers { count } => {
                 write!(f, "it contains {count} containers side by side; name one of them")
             }
@@ -91,7 +106,14 @@ impl Refusal {
     #[must_use]
     pub fn is_overridden(&self, despite: Option<Despite>) -> bool {
         let given_up = despite.map(|despite| despite.pid);
-        matches!(self, Self::HoldsEngine { pid, .. } if Some(*pid) == given_up)
+        match self {
+            Self::HoldsEngine { pid, .. } | Self::HoldsGuest { pid, .. } => Some(*pid) == given_up,
+            Self::RootCgroup
+            | Self::OwnCgroup
+            | Self::HoldsPid1
+            | Self::LoginOrInit { .. }
+            | Self::SeveralContainers { .. } => false,
+        }
     }
 }
 
@@ -101,8 +123,8 @@ pub fn refusal(facts: &BystanderFacts) -> Option<Refusal> {
     refusal_despite(facts, None)
 }
 
-/// Like [`refusal`], for an operator who gave up one process that runs containers. Every other rule
-/// still applies, and every other such process.
+/// Like [`refusal`], for an operator who gave up one process that runs containers, or one guest. Every
+/// other rule still applies, and every other such process or guest.
 #[must_use]
 pub fn refusal_despite(facts: &BystanderFacts, despite: Option<Despite>) -> Option<Refusal> {
     if let Some(refusal) = refusal_by_place(facts) {
@@ -117,14 +139,16 @@ pub fn refusal_despite(facts: &BystanderFacts, despite: Option<Despite>) -> Opti
     if let Some(path) = &facts.login_or_init {
         return Some(Refusal::LoginOrInit { unit: file_name(path).to_owned() });
     }
-    let given_up = |engine: &&EngineProcess| {
-        let EngineProcess { pid, start, .. } = **engine;
-        despite == Some(Despite { pid, start_ticks: start })
-    };
+    let given_up = |pid, start_ticks| despite == Some(Despite { pid, start_ticks });
     if let Some(EngineProcess { pid, name, .. }) =
-        facts.engines.iter().find(|engine| !given_up(engine))
+        facts.engines.iter().find(|engine| !given_up(engine.pid, engine.start))
     {
         return Some(Refusal::HoldsEngine { pid: *pid, name: name.clone() });
+    }
+    if let Some(Guest { path, pid, .. }) =
+        facts.guests.iter().find(|guest| !given_up(guest.pid, guest.start))
+    {
+        return Some(Refusal::HoldsGuest { unit: file_name(path).to_owned(), pid: *pid });
     }
     (facts.containers > 1).then_some(Refusal::SeveralContainers { count: facts.containers })
 }
@@ -273,6 +297,25 @@ mod tests {
         assert_eq!(refusal_despite(&holding, despite(pid, 70)), second, "one process alone");
         let login = BystanderFacts { login_or_init: Some("/init.scope".to_owned()), ..holding };
         assert!(refusal_despite(&login, despite(pid, 70)).is_some(), "another rule");
+    }
+
+    #[test]
+    fn guests_are_safe_unless_the_operator_gives_up_the_only_one() {
+        let guest = |pid| Guest {
+            path: format!("/lxc.payload.{pid}"),
+            pid: Pid(pid),
+            start: Ticks(10 * u64::from(pid)),
+        };
+        let mut holding = BystanderFacts { guests: vec![guest(7)], ..facts("/x") };
+        let refused =
+            |pid| Refusal::HoldsGuest { unit: format!("lxc.payload.{pid}"), pid: Pid(pid) };
+        let despite = |pid, ticks| Some(Despite { pid: Pid(pid), start_ticks: Ticks(ticks) });
+        assert_eq!(refusal(&holding), Some(refused(7)));
+        assert_eq!(refusal_despite(&holding, despite(7, 70)), None);
+        assert!(refused(7).is_overridden(despite(7, 70)));
+        assert!(refusal_despite(&holding, despite(7, 71)).is_some(), "another process");
+        holding.guests.push(guest(8));
+        assert_eq!(refusal_despite(&holding, despite(7, 70)), Some(refused(8)), "one guest alone");
     }
 
     #[test]

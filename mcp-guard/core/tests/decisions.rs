@@ -574,6 +574,7 @@ fn an_operator_gives_up_the_engine_that_the_refusal_names_and_no_other() {
     let refusals = [
         (Refusal::HoldsEngine { pid, name: "conmon".to_owned() }, true),
         (Refusal::HoldsEngine { pid: Pid(8), name: "conmon".to_owned() }, false),
+        (Refusal::HoldsGuest { unit: "machine-a.scope".to_owned(), pid }, true),
         (Refusal::HoldsPid1, false),
     ];
     for (refusal, is_given_up) in refusals {

@@ -1,17 +1,21 @@
 //! The facts that [`mcp_guard_core::refusal`] judges, read again each time.
 
+mod guests;
 mod program;
 
 use std::{collections::BTreeSet, fs, io};
 
 use mcp_guard_core::{
-    container::container_in,
+    container::{InPath, container_in},
     escape::cgroup_path,
     id::Pid,
-    refusal::{BystanderFacts, is_login_or_init, is_named_login_or_init, refusal_by_place},
+    refusal::{
+        BystanderFacts, guest_in, is_kept_for_the_host, is_login_or_init, is_named_login_or_init,
+        refusal_by_place,
+    },
 };
 
-use self::program::Programs;
+use self::{guests::Guests, program::Programs};
 use super::{
     cgroup::{Cgroup, Dir, MAX_PROCS},
     proc::membership::Membership,
@@ -40,15 +44,22 @@ pub fn gather(cgroup: &Cgroup) -> io::Result<BystanderFacts> {
     }
     let mut look = Look {
         is_container: container_in(cgroup.path()).is_some(),
-        owner: cgroup.owner()?,
         programs: Programs::new()?,
+        guests: Guests::of(cgroup.path()),
         facts,
         latest: None,
         mounts: BTreeSet::new(),
         is_below: false,
     };
     cgroup.walk_populated(&mut |dir, path| look.at(dir, path))?;
-    Ok(look.facts)
+    Ok(BystanderFacts { guests: look.guests.found(), ..look.facts })
+}
+
+/// Whether the host made the cgroup `made`. `dir` is that of `path`, which is `made` or below it.
+fn is_made_by_the_host(dir: &Dir, path: &str, made: &str) -> io::Result<bool> {
+    let below = path[made.len()..].matches('/').count();
+    let parent = made.rsplit_once('/').map_or("", |(parent, _)| parent);
+    Ok(is_kept_for_the_host(parent, dir.owner_above(below + 1)?))
 }
 
 fn path_of(pid: &str) -> io::Result<String> {
@@ -68,8 +79,8 @@ struct Look {
     facts: BystanderFacts,
     /// The cgroup is, or is in, that of a container: all below it belongs to that container.
     is_container: bool,
-    owner: u32,
     programs: Programs,
+    guests: Guests,
     latest: Option<Latest>,
     /// Mount namespaces of containers below the cgroup.
     mounts: BTreeSet<Namespace>,
@@ -88,15 +99,20 @@ impl Look {
             read => read?,
         };
         self.is_below = true;
-        // A container may run its own systemd: cgroups below a container belong to it.
         let container = container_in(path);
-        if container.is_none() && self.facts.login_or_init.is_none() && is_named_login_or_init(path)
-        {
+        let guest = guest_in(path);
+        if let Some(guest) = guest {
+            self.guests.at(guest, dir, path, &pids)?;
+        }
+        // A container or a guest may run its own systemd: cgroups below it belong to it.
+        let is_guests = guest.is_some_and(|guest| self.guests.is_inside(guest));
+        let is_named = !is_guests && container.is_none() && is_named_login_or_init(path);
+        if is_named && self.facts.login_or_init.is_none() {
             let is_one = is_login_or_init(path, dir.carries(INVOCATION)?);
             self.facts.login_or_init = is_one.then(|| path.to_owned());
         }
-        if let Some(container) = container.filter(|_| !self.is_container) {
-            self.container(container.id, dir, &pids)?;
+        if let Some(container) = container.filter(|_| !self.is_container && !is_guests) {
+            self.container(container, dir, path, &pids)?;
         }
         self.facts.holds_pid_1 |= pids.contains(&Pid(1));
         self.facts.holds_the_agent |= pids.contains(&process::this());
@@ -113,10 +129,17 @@ impl Look {
     }
 
     /// Counts a container by its mount namespace, once: each container has its own, and a directory
-    /// that only has the name of one has not. Root or the owner of the whole must have made it.
-    fn container(&mut self, id: &str, dir: &Dir, pids: &[Pid]) -> io::Result<()> {
+    /// that only has the name of one has not. The host must have made its cgroup, whoever owns it now.
+    fn container(
+        &mut self,
+        container: InPath<'_>,
+        dir: &Dir,
+        path: &str,
+        pids: &[Pid],
+    ) -> io::Result<()> {
+        let InPath { id, path: own } = container;
         if self.latest.as_ref().is_none_or(|latest| latest.id != id) {
-            let is_decided = ![0, self.owner].contains(&dir.owner()?);
+            let is_decided = !is_made_by_the_host(dir, path, own)?;
             self.latest = Some(Latest { id: id.to_owned(), is_decided });
         }
         let Some(latest) = self.latest.as_mut().filter(|latest| !latest.is_decided) else {

@@ -104,6 +104,14 @@ impl OpenProcess {
         status::uids(&status).ok_or_else(|| io::Error::other("its /proc status has no uids"))
     }
 
+    /// See [`status::is_init_below`].
+    ///
+    /// # Errors
+    /// If the process is gone.
+    pub fn is_init_below(&self) -> io::Result<bool> {
+        Ok(status::is_init_below(&self.read("status", 64 * 1024)?))
+    }
+
     /// Returns the start time, which together with the pid identifies the process permanently.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! Recognises the processes that run containers.
 
 /// Names of the programs that run containers. k3s is its own containerd.
-pub const ENGINES: [&str; 10] = [
+pub const ENGINES: [&str; 13] = [
     "dockerd",
     "containerd",
     "containerd-shim",
@@ -12,6 +12,9 @@ pub const ENGINES: [&str; 10] = [
     "kubelet",
     "docker-proxy",
     "k3s",
+    "lxc-start",
+    "lxd",
+    "incusd",
 ];
 
 /// The kernel appends this to the path of a running program whose file was removed, as an upgrade

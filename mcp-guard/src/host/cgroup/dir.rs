@@ -63,6 +63,18 @@ impl Dir {
         Ok(Self(openat(&self.0, "..", flags, Mode::empty())?))
     }
 
+    /// Returns the owner of the cgroup that is this many levels above.
+    ///
+    /// # Errors
+    /// If one of them cannot be opened.
+    pub fn owner_above(&self, levels: usize) -> io::Result<u32> {
+        let mut dir = self.try_clone()?;
+        for _ in 0..levels {
+            dir = dir.above()?;
+        }
+        dir.owner()
+    }
+
     /// Returns the inode number, which in the unified tree is the id that the kernel side uses.
     ///
     /// # Errors

@@ -24,6 +24,15 @@ pub fn uids(status: &[u8]) -> Option<(u32, u32)> {
     Some((uids.next()?.ok()?, uids.next()?.ok()?))
 }
 
+/// Whether it is the first process of a pid namespace directly below ours.
+#[must_use]
+pub fn is_init_below(status: &[u8]) -> bool {
+    let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"NSpid:"));
+    let line = line.and_then(|line| std::str::from_utf8(line).ok()).unwrap_or_default();
+    let pids: Vec<&str> = line.split_whitespace().take(3).collect();
+    matches!(pids[..], [_, "1"])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -35,6 +44,17 @@ mod tests {
         for bad in [&b""[..], b"Name:\tx\n", b"Uid:\t1000\n", b"Uid:\tx\t0\n"] {
             assert_eq!(uids(bad), None);
         }
+    }
+
+    #[test]
+    fn the_first_process_of_a_namespace_directly_below_has_two_pids() {
+        let status =
+            |pids: &str| format!("Name:\tNSpid:\nNStgid:\t9\t1\nNSpid:\t{pids}\nNSpgid:\t1\n");
+        assert!(is_init_below(status("451\t1").as_bytes()));
+        for other in ["1", "451", "451\t2", "451\t20\t1", "451\t1\t1", ""] {
+            assert!(!is_init_below(status(other).as_bytes()), "{other}");
+        }
+        assert!(!is_init_below(b"Name:\tsh\n"));
     }
 
     #[test]

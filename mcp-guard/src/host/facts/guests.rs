@@ -1,0 +1,90 @@
+//! Finds whole guests: system containers and virtual machines.
+
+use std::io;
+
+use mcp_guard_core::{
+    id::{Pid, Ticks},
+    refusal::Guest,
+};
+
+use super::is_made_by_the_host;
+use crate::host::{
+    cgroup::Dir,
+    process::{self, OpenProcess},
+};
+
+/// Most guests that are remembered.
+const MAX_GUESTS: usize = 64;
+
+/// The guests in a cgroup, and the one that the cgroup is in.
+pub struct Guests {
+    /// The path of the cgroup.
+    whole: String,
+    found: Vec<Seen>,
+    /// The path of the latest guest, and whether it is one. Its cgroups are visited one after the other.
+    latest: Option<(String, bool)>,
+}
+
+struct Seen {
+    guest: Guest,
+    /// Whether `guest` names its init.
+    is_init: bool,
+}
+
+impl Guests {
+    pub fn of(whole: &str) -> Self {
+        Self { whole: whole.to_owned(), found: Vec::new(), latest: None }
+    }
+
+    /// Whether the whole of a guest is inside the cgroup.
+    pub fn is_inside(&self, guest: &str) -> bool {
+        guest.len() >= self.whole.trim_end_matches('/').len()
+    }
+
+    /// Looks at the processes of a cgroup at `path` that is `guest` or below it.
+    pub fn at(&mut self, guest: &str, dir: &Dir, path: &str, pids: &[Pid]) -> io::Result<()> {
+        let is_one = match &self.latest {
+            Some((latest, is_one)) if latest == guest => *is_one,
+            Some(_) | None => {
+                let is_one = is_made_by_the_host(dir, path, guest)?;
+                self.latest = Some((guest.to_owned(), is_one));
+                is_one
+            }
+        };
+        if !is_one {
+            return Ok(());
+        }
+        for pid in pids.iter().copied().filter(|pid| *pid != Pid(0)) {
+            let known = self.found.last().filter(|seen| seen.guest.path == guest);
+            if known.is_some_and(|seen| seen.is_init) {
+                break;
+            }
+            // Any process names it until its init is found, the lowest pid so that the name stays.
+            let is_better = known.is_none_or(|seen| pid < seen.guest.pid);
+            let look = || -> io::Result<(bool, Ticks)> {
+                let process = OpenProcess::open(pid)?;
+                Ok((process.is_init_below()?, process.start_ticks()?))
+            };
+            let (is_init, start) = match look() {
+                Ok(looked) => looked,
+                Err(error) if process::is_gone(&error) => continue,
+                Err(error) => return Err(error),
+            };
+            if is_init || is_better {
+                self.found.pop_if(|seen| seen.guest.path == guest);
+                let guest = Guest { path: guest.to_owned(), pid, start };
+                if self.found.len() < MAX_GUESTS {
+                    self.found.push(Seen { guest, is_init });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A part of a guest is the guest only if its init is there.
+    pub fn found(self) -> Vec<Guest> {
+        let whole = self.whole.trim_end_matches('/').len();
+        let is_one = |seen: &Seen| seen.is_init || seen.guest.path.len() >= whole;
+        self.found.into_iter().filter(is_one).map(|seen| seen.guest).collect()
+    }
+}
