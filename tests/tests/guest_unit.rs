@@ -162,6 +162,9 @@ fn the_units_are_confined() {
     let all: u64 = [1, 19, 21, 23, 38, 39].map(|bit| 1 << bit).iter().sum();
     assert_eq!(u64::from_str_radix(field("CapEff:").trim(), 16).unwrap(), all, "{status}");
     assert_ne!(field("VmLck:").trim(), "0 kB", "{status}");
+    // At the top of the tree, where its weights and its protected memory count.
+    let memory = fs::read_to_string("/sys/fs/cgroup/mcp-guard.service/memory.min").unwrap();
+    assert_eq!(memory.trim(), (32 << 20).to_string());
     let journal = unit.journal();
     assert!(!journal.contains("cannot lock") && !journal.contains("cannot raise"), "{journal}");
 }
