@@ -20,12 +20,12 @@ const MAX_GUESTS: usize = 64;
 pub struct Guests {
     /// The path of the cgroup.
     whole: String,
-    found: Vec<Seen>,
+    found: Vec<GuestsSeen>,
     /// The path of the latest guest, and whether it is one. Its cgroups are visited one after the other.
     latest: Option<(String, bool)>,
 }
 
-struct Seen {
+struct GuestsSeen {
     guest: Guest,
     /// Whether `guest` names its init.
     is_init: bool,
@@ -74,7 +74,7 @@ impl Guests {
                 self.found.pop_if(|seen| seen.guest.path == guest);
                 let guest = Guest { path: guest.to_owned(), pid, start };
                 if self.found.len() < MAX_GUESTS {
-                    self.found.push(Seen { guest, is_init });
+                    self.found.push(GuestsSeen { guest, is_init });
                 }
             }
         }
@@ -84,7 +84,7 @@ impl Guests {
     /// A part of a guest is the guest only if its init is there.
     pub fn found(self) -> Vec<Guest> {
         let whole = self.whole.trim_end_matches('/').len();
-        let is_one = |seen: &Seen| seen.is_init || seen.guest.path.len() >= whole;
+        let is_one = |seen: &GuestsSeen| seen.is_init || seen.guest.path.len() >= whole;
         self.found.into_iter().filter(is_one).map(|seen| seen.guest).collect()
     }
 }
