@@ -5,18 +5,18 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use mcp_guard_core::{
-    launcher::{Launchers, Program, stranded_server},
     redact,
+    server::{Grammar, Start},
 };
 
-static LAUNCHERS: LazyLock<Launchers> = LazyLock::new(Launchers::default);
+static GRAMMAR: LazyLock<Grammar> = LazyLock::new(Grammar::default);
 
 fuzz_target!(|argv: &[u8]| {
-    let named = match LAUNCHERS.classify(argv) {
-        Program::Launcher(identity) => Some(identity),
-        Program::Shell | Program::Other => None,
+    let named = match GRAMMAR.identify(&argv.to_vec().into()) {
+        Start::Server(named) => Some(named.identity),
+        Start::Shell | Start::Wrapper => None,
     };
-    for identity in named.into_iter().chain(stranded_server(argv)) {
+    for identity in named {
         assert!(!identity.is_empty(), "an identity has a name");
         assert!(!identity.chars().any(char::is_control), "{identity:?}");
         assert!(identity.len() <= 4096, "{} bytes", identity.len());

@@ -1,14 +1,18 @@
 //! The detectors: pure functions from the state of a guard to detections.
 
 pub mod burst;
+pub mod crash;
 pub mod duplicates;
 pub mod emergency;
+pub mod forecast;
+pub mod growth;
 pub mod raw;
 pub mod schedule;
 pub mod tasks;
 
 use std::time::Duration;
 
+use self::forecast::Room;
 use crate::{
     Time,
     incident::{Cause, Detector},
@@ -32,8 +36,8 @@ impl Detection {
         act: Option<Response>,
     ) -> Self {
         let numbers = numbers.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
-        let cause =
-            Cause { detector: Some(detector), identity: identity.map(str::to_owned), numbers };
+        let (detector, identity) = (Some(detector), identity.map(str::to_owned));
+        let cause = Cause { detector, identity, numbers, forecast: None };
         Self { cause, act }
     }
 }
@@ -45,10 +49,12 @@ pub fn look(
     name: &str,
     identity: &Identity,
     detect: &Detect,
+    room: Option<Room>,
 ) -> (Vec<Detection>, Option<Time>) {
     let (duplicates, soon) = duplicates::look(now, name, identity, &detect.duplicates);
     let (burst, later) = burst::look(now, name, identity, &detect.burst);
-    (duplicates.into_iter().chain(burst).collect(), sooner(soon, later))
+    let growth = growth::look(now, name, identity, &detect.growth, room);
+    (duplicates.into_iter().chain(burst).chain(growth).collect(), sooner(soon, later))
 }
 
 /// Returns the earlier of two deadlines.

@@ -14,6 +14,7 @@ use crate::{
     refusal::{Despite, Refusal},
     registry::Observed,
     repair::Write,
+    server::CommandLine,
 };
 
 /// Something that happened, from the kernel, the engine, the executor or the operator.
@@ -48,7 +49,7 @@ pub enum Input {
         guard: GuardId,
         born: Time,
         pid: Pid,
-        argv: Vec<u8>,
+        command: CommandLine,
     },
     Exit {
         guard: GuardId,

@@ -4,6 +4,7 @@ mod episodes;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -12,7 +13,10 @@ use mcp_guard_common::Totals;
 use self::episodes::{Episodes, Follows};
 use crate::{
     Time,
-    detect::{self, Detection, emergency::Aged, raw, schedule::Schedule, sooner, tasks::Floors},
+    detect::{
+        self, Detection, crash::Crashes, emergency::Aged, forecast::Room, raw, schedule::Schedule,
+        sooner, tasks::Floors,
+    },
     diagnose::facts::Facts,
     effect::{Action, Containment, Effect, OperatorRequest, Outbox, SeenLimit, Settled},
     id::{GuardId, Pid, RequestId, Ticket},
@@ -92,10 +96,13 @@ pub struct Guard {
     episodes: Episodes,
     clamp_watch: ClampWatch,
     floors: Floors,
+    crashes: Crashes,
+    /// The limit in force and the tasks, when they were last read; `None` if there is no limit.
+    filled: Option<(u64, u64)>,
     /// When the detectors of each identity must run again without a change.
     schedule: Schedule,
     /// Identities for which the detectors must run although nothing has changed.
-    again: BTreeSet<String>,
+    again: BTreeSet<Arc<str>>,
 }
 
 impl Guard {
@@ -128,6 +135,8 @@ impl Guard {
             episodes: Episodes::default(),
             clamp_watch: ClampWatch::default(),
             floors: Floors::default(),
+            crashes: Crashes::default(),
+            filled: None,
             schedule: Schedule::default(),
             again: BTreeSet::new(),
         }
@@ -171,10 +180,20 @@ impl Guard {
         self.again = self.episodes.identities();
     }
 
-    pub fn exited(&mut self, pid: Pid, code: u32) {
-        self.registry.exit(pid);
+    pub fn exited(
+        &mut self,
+        now: Time,
+        (pid, code): (Pid, u32),
+        policy: &Policy,
+        out: &mut Outbox<'_>,
+    ) {
+        let exited = self.registry.exit(pid);
         if code & 0x7f == SIGABRT {
             self.clamp_watch.aborts += 1;
+        }
+        let Some(end) = exited.and_then(|exited| exited.server) else { return };
+        if let Some(found) = self.crashes.look(now, &end, code, &policy.detect.crash) {
+            self.note(now, found, &policy.respond, out);
         }
     }
 
@@ -366,7 +385,7 @@ impl Guard {
     }
 
     fn look_at_all_again(&mut self) {
-        self.again = self.registry.identities().map(|(name, _)| name.to_owned()).collect();
+        self.again = self.registry.identities().map(|(name, _)| name.into()).collect();
     }
 
     /// Releases all holds, including one that the kernel has only just confirmed, and finally
@@ -401,6 +420,7 @@ impl Guard {
         out: &mut Outbox<'_>,
     ) {
         let respond = &policy.respond;
+        self.filled = seen.in_force.tasks().zip(seen.tasks);
         if let Some(tasks) = seen.tasks
             && let Some(found) = self.floors.look(now, tasks, host, &policy.detect.tasks)
         {
@@ -453,11 +473,14 @@ impl Guard {
 
     /// Runs the detectors of one identity.
     fn look_at(&mut self, now: Time, name: &str, policy: &Policy, out: &mut Outbox<'_>) {
-        self.episodes.looked(&[Detector::Duplicates, Detector::Burst], Some(name));
+        let detectors = [Detector::Duplicates, Detector::Burst, Detector::Growth];
+        self.episodes.looked(&detectors, Some(name));
         let Some(identity) = self.registry.identity(name) else {
             return self.schedule.set(name, None);
         };
-        let (detections, mut next) = detect::look(now, name, identity, &policy.detect);
+        let processes = self.registry.processes();
+        let room = self.filled.map(|(limit, tasks)| Room { limit, tasks, processes });
+        let (detections, mut next) = detect::look(now, name, identity, &policy.detect, room);
         for detection in detections {
             next = sooner(next, self.note(now, detection, &policy.respond, out));
         }
@@ -524,9 +547,9 @@ impl Guard {
         self.under_way.insert(ticket, Expected::Contain { response, lease, freezes });
     }
 
-    /// Counts the live servers of all packages.
+    /// Counts the live servers.
     fn servers(&self) -> u64 {
-        u64::try_from(self.registry.live_trees()).unwrap_or(u64::MAX)
+        u64::try_from(self.registry.live_servers()).unwrap_or(u64::MAX)
     }
 
     /// Releases holds whose lease has ended. A clamp is renewed while a detector still asks for it,

@@ -23,6 +23,12 @@ pub enum Detector {
     /// Growth of the number of tasks, including threads.
     #[serde(rename = "T")]
     Tasks,
+    /// Growth of one identity.
+    #[serde(rename = "G")]
+    Growth,
+    /// Crash loop of one identity.
+    #[serde(rename = "C")]
+    Crash,
 }
 
 /// Why something is done, with the numbers that led to the decision.
@@ -35,6 +41,9 @@ pub struct Cause {
     pub identity: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub numbers: BTreeMap<String, u64>,
+    /// When it reaches a limit, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forecast: Option<String>,
 }
 
 impl Cause {

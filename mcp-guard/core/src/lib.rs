@@ -4,13 +4,13 @@
 //! the same effects, so replaying a recorded trace is a true back-test.
 //!
 //! ```text
-//! server     argv -> identity of a server          launcher   servers that a launcher starts
-//! policy     the typed, validated policy           registry   live processes and launcher trees
+//! server     argv -> identity of a server          registry   live processes and their servers
+//! policy     the typed, validated policy           target     parses TARGET arguments
 //! detect     one file per detector                 rates      totals over time
 //! guard      one guarded cgroup: state, decisions  machine    all guards: step(now, input)
 //! effect     inputs and effects                    refusal    cgroups that are never acted on
 //! container  cgroup path -> container              replay     runs a trace through the core
-//! status     guard status for operators            target     parses TARGET arguments
+//! status     guard status for operators
 //! audit      audit log lines                       limit      a number of tasks, or "max"
 //! diagnose   why a limit is not in force           repair     where a limit must be written
 //! limits     which limit applies, and when         incident   causes, outcomes and holds
@@ -28,7 +28,6 @@ pub mod escape;
 pub mod guard;
 pub mod id;
 pub mod incident;
-pub mod launcher;
 pub mod limit;
 pub mod limits;
 mod machine;

@@ -9,9 +9,9 @@ use crate::{
     guard::Guard,
     id::{GuardId, Pid, Tickets},
     incident::End,
-    launcher::Launchers,
     policy::Policy,
     registry::Observed,
+    server::Grammar,
     status::GuardStatus,
 };
 
@@ -20,7 +20,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Core {
     policy: Policy,
-    launchers: Launchers,
+    grammar: Grammar,
     guards: BTreeMap<GuardId, Guard>,
     /// The guard in which a process was last seen. It may have left since.
     last_seen_in: BTreeMap<Pid, GuardId>,
@@ -32,10 +32,10 @@ pub struct Core {
 impl Core {
     #[must_use]
     pub fn new(policy: Policy) -> Self {
-        let launchers = Launchers::extended_by(&policy.launcher);
+        let grammar = Grammar::extended_by(&policy.launcher);
         Self {
             policy,
-            launchers,
+            grammar,
             guards: BTreeMap::new(),
             last_seen_in: BTreeMap::new(),
             host_tasks: None,
@@ -96,7 +96,7 @@ impl Core {
                 }
             }
             Input::Policy(policy) => {
-                self.launchers = Launchers::extended_by(&policy.launcher);
+                self.grammar = Grammar::extended_by(&policy.launcher);
                 self.policy = *policy;
                 for guard in self.guards.values_mut() {
                     guard.apply_policy(&self.policy);
@@ -134,7 +134,7 @@ impl Core {
                 place(&mut self.last_seen_in, &input);
                 let world = World {
                     policy: &self.policy,
-                    launchers: &self.launchers,
+                    grammar: &self.grammar,
                     host_tasks: self.host_tasks,
                 };
                 feed(guard, now, input, world, &mut out);
@@ -159,7 +159,7 @@ impl Core {
         };
         let from = from.filter(|from| Some(*from) != to);
         if let Some(guard) = from.and_then(|from| self.guards.get_mut(&from))
-            && guard.registry.exit(pid)
+            && guard.registry.exit(pid).is_some()
         {
             guard.departed(now, pid, to.is_none(), &mut out);
             guard.evaluate(now, &self.policy, &mut out);
@@ -167,7 +167,7 @@ impl Core {
         let Some(guard) = to.and_then(|to| self.guards.get_mut(&to)) else { return };
         if !guard.registry.holds(pid) {
             guard.arrivals += 1;
-            guard.registry.arrive(born, pid, seen.as_ref(), &self.launchers);
+            guard.registry.arrive(now, born, pid, seen.as_ref(), &self.grammar);
             guard.evaluate(now, &self.policy, &mut out);
         }
     }
@@ -212,21 +212,21 @@ fn place(last_seen_in: &mut BTreeMap<Pid, GuardId>, input: &Input) {
 #[derive(Clone, Copy)]
 struct World<'a> {
     policy: &'a Policy,
-    launchers: &'a Launchers,
+    grammar: &'a Grammar,
     host_tasks: Option<u64>,
 }
 
 /// Passes one input to its guard.
 fn feed(guard: &mut Guard, now: Time, input: Input, world: World<'_>, out: &mut Outbox<'_>) {
-    let World { policy, launchers, host_tasks } = world;
+    let World { policy, grammar, host_tasks } = world;
     let respond = &policy.respond;
     match input {
         Input::Fork { born, child, parent, .. } => guard.registry.fork(born, child, parent),
-        Input::Exec { born, pid, argv, .. } => {
-            guard.registry.exec(now, born, pid, &argv, launchers);
+        Input::Exec { born, pid, command, .. } => {
+            guard.registry.exec(now, born, pid, &command, grammar);
         }
-        Input::Exit { pid, code, .. } => guard.exited(pid, code),
-        Input::Baseline { processes, .. } => guard.registry.reconcile(processes, launchers),
+        Input::Exit { pid, code, .. } => guard.exited(now, (pid, code), policy, out),
+        Input::Baseline { processes, .. } => guard.registry.reconcile(now, processes, grammar),
         Input::Totals { totals, .. } => guard.totals(now, totals, policy, out),
         Input::Denials { count, .. } => guard.denials(count),
         Input::Standing { refusal, .. } => guard.standing(refusal),

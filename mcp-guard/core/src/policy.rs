@@ -8,8 +8,8 @@ use wildmatch::WildMatch;
 
 use crate::{
     escape::is_plain_path,
-    launcher::Launcher,
     limit::{HEADROOM, LEAST, MOST},
+    server::Launcher,
 };
 
 /// Whether decisions change the host.
@@ -78,6 +78,8 @@ pub struct Detect {
     pub emergency: Emergency,
     pub raw: Raw,
     pub tasks: Tasks,
+    pub growth: Growth,
+    pub crash: CrashLoop,
 }
 
 /// D: live servers of one identity.
@@ -237,6 +239,56 @@ impl Default for Tasks {
     }
 }
 
+/// G: steady growth of the live servers of one identity, at any pace. It counts servers of every kind: packages,
+/// container clients, scripts and plain programs.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, deny_unknown_fields)]
+pub struct Growth {
+    /// The number of servers of one identity that started steadily and stay at which the detector warns,
+    /// after ten minutes of growth at the earliest.
+    pub warn: usize,
+    /// The number of such servers at which the detector acts.
+    pub act: usize,
+    /// The longest time within which that many must have started.
+    #[serde(with = "DurationText")]
+    pub within: Duration,
+    /// The response when the detector acts.
+    pub response: Response,
+}
+
+impl Default for Growth {
+    fn default() -> Self {
+        Self {
+            warn: 15,
+            act: 60,
+            within: Duration::from_secs(7 * 86_400),
+            response: Response::Clamp,
+        }
+    }
+}
+
+/// C: servers of one identity that die soon after their start, with a failure. It only warns.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, deny_unknown_fields)]
+pub struct CrashLoop {
+    /// The number of crashes during the time `within` at which the detector warns.
+    pub warn: usize,
+    /// The time over which crashes are counted.
+    #[serde(with = "DurationText")]
+    pub within: Duration,
+    /// A server that lived for this long or longer has not crashed at its start.
+    #[serde(with = "DurationText")]
+    pub age: Duration,
+}
+
+impl Default for CrashLoop {
+    fn default() -> Self {
+        Self { warn: 5, within: Duration::from_secs(60), age: Duration::from_secs(5) }
+    }
+}
+
 /// How responses are carried out.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -375,7 +427,7 @@ impl Policy {
     }
 
     fn validate(&self) -> Result<(), String> {
-        let Detect { duplicates, burst, emergency, raw, tasks } = &self.detect;
+        let Detect { duplicates, burst, emergency, raw, tasks, growth, crash } = &self.detect;
         let at_least_one = [
             ("detect.duplicates.warn", duplicates.warn),
             ("detect.duplicates.act", duplicates.act),
@@ -383,6 +435,9 @@ impl Policy {
             ("detect.burst.warn_60s", burst.warn_60s),
             ("detect.burst.survivors", burst.survivors),
             ("detect.burst.act_rate", burst.act_rate),
+            ("detect.growth.warn", growth.warn),
+            ("detect.growth.act", growth.act),
+            ("detect.crash.warn", crash.warn),
             ("detect.emergency.warn", emergency.warn),
             ("detect.emergency.act", emergency.act),
             ("detect.raw.warn", usize::try_from(raw.warn).unwrap_or(usize::MAX)),
@@ -397,7 +452,12 @@ impl Policy {
         if let Some((key, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
             return Err(format!("{key} = 0 would fire without a cause; use at least 1"));
         }
-        if duplicates.act < duplicates.warn || emergency.act < emergency.warn {
+        let thresholds = [
+            (duplicates.warn, duplicates.act),
+            (emergency.warn, emergency.act),
+            (growth.warn, growth.act),
+        ];
+        if thresholds.iter().any(|(warn, act)| act < warn) {
             return Err("act is below warn: a detector warns before it acts".to_owned());
         }
         let second = Duration::from_secs(1);

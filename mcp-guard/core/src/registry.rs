@@ -1,34 +1,35 @@
-//! The live processes of one guard and the launcher trees they form.
+//! The live processes of one guard, and the servers that they form.
 //!
-//! A tree is one start of a launcher with everything it became: its re-execs, its shells, and the
-//! server at the end. A tree lives as long as any of its processes, because a server can outlive a
-//! killed launcher.
+//! A server is one start of a program with everything it became: its re-execs, its shells, what it forks, and, if
+//! the program is a launcher, what that starts. Another program that it runs is a server of its own, unless that
+//! is the program itself: a pool of workers, or the zygotes of a browser. A server lives as long as any of its
+//! processes, because it can outlive a killed launcher.
 
 mod ages;
+mod identity;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     mem,
     ops::Bound,
+    sync::Arc,
     time::Duration,
 };
 
-use self::ages::Ages;
+pub use self::identity::{Identity, MAX_STARTS, STARTS_KEPT};
+use self::identity::{Remains, Started, TreeId};
 use crate::{
     Time,
     id::{Pid, Ticks},
-    launcher::{Launchers, Program, stranded_server},
+    server::{CommandLine, Grammar, Named, Naming, Start},
 };
 
 /// Maximum number of processes tracked per guard. The kernel's default for a whole host is 32,768.
 pub const MAX_PROCESSES: usize = 65_536;
-/// Maximum number of identities tracked separately per guard. All others share the name
-/// [`OTHER_IDENTITIES`] and are not acted on, because they are not a single package.
+/// Maximum number of live identities per guard, once for what launchers and container clients start, and once for
+/// all other programs. Those beyond it share the name [`OTHER_IDENTITIES`] and are not acted on, because they are
+/// not a single package. A build has hundreds of programs, and must not take the places of packages.
 pub const MAX_IDENTITIES: usize = 1024;
-/// Maximum number of start times kept per identity, for rates over the last minute.
-pub const MAX_STARTS: usize = 4096;
-/// How long a start counts towards a rate.
-pub const STARTS_KEPT: Duration = Duration::from_secs(60);
 pub const OTHER_IDENTITIES: &str = "(other)";
 
 /// Nanoseconds per clock tick in `/proc/PID/stat`: 100 ticks a second on every architecture
@@ -42,8 +43,7 @@ pub struct Observed {
     /// `starttime` of `/proc/PID/stat`.
     pub start_ticks: Ticks,
     pub parent: Pid,
-    /// `/proc/PID/cmdline`, NUL-separated; empty if it could not be read.
-    pub argv: Vec<u8>,
+    pub command: CommandLine,
 }
 
 #[derive(Clone, Debug)]
@@ -52,73 +52,96 @@ struct LiveProcess {
     /// The parent at birth. Later reparenting does not matter.
     parent: Pid,
     tree: Option<TreeId>,
-    program: Program,
+    /// What it runs, or what its nearest ancestor with a program runs: shells and wrappers add nothing.
+    runs: Option<Running>,
+    /// It has run a program itself, and does not only continue what its parent was.
+    has_execed: bool,
 }
 
-type TreeId = u64;
+/// A program that runs as a part of a server.
+#[derive(Clone, Debug)]
+struct Running {
+    /// Empty if its command line does not say.
+    identity: Arc<str>,
+    position: Position,
+}
 
+/// The position of a program in its server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Position {
+    /// Runs the server as a process of its own.
+    Launcher,
+    /// Was started by the launcher.
+    Launched,
+    Program,
+}
+
+impl LiveProcess {
+    fn alone(born: Time) -> Self {
+        Self { born, parent: Pid(0), tree: None, runs: None, has_execed: false }
+    }
+
+    /// Returns the position of a new program of this process in its present server, or `None` if it is a new
+    /// start.
+    fn position_of(&self, new: &Named) -> Option<Position> {
+        self.tree?;
+        let Running { identity, position } = self.runs.as_ref()?;
+        let is_same = **identity == *new.identity;
+        let joins = match position {
+            // A launcher of another package is a new start. The same one only starts itself again: through `#!`,
+            // or by a wrapper script and its shells.
+            Position::Launcher => is_same || !new.naming.begins(),
+            // The file of a package is often a script that becomes the server.
+            Position::Launched if self.has_execed => is_same || !new.naming.begins(),
+            // A server that starts its own package again is a new start, so that recursion is counted.
+            Position::Launched | Position::Program => {
+                is_same && (self.has_execed || !new.naming.begins())
+            }
+        };
+        let own = match (new.launches, position) {
+            (true, _) => Position::Launcher,
+            (false, Position::Program) => Position::Program,
+            (false, Position::Launched) if !self.has_execed => Position::Program,
+            (false, Position::Launcher | Position::Launched) => Position::Launched,
+        };
+        joins.then_some(own)
+    }
+}
+
+/// A live server.
 #[derive(Clone, Debug)]
 struct Tree {
-    identity: String,
-    started: Time,
+    identity: Arc<str>,
+    started: Started,
+    naming: Naming,
+    /// The server whose process started it.
+    outer: Option<TreeId>,
     members: u32,
 }
 
-/// One package in one guard: its starts and its live trees.
-#[derive(Clone, Debug, Default)]
-pub struct Identity {
-    /// Trees ever started, including those found when the guard began.
-    pub starts: u64,
-    pub live_peak: usize,
-    live: Ages<TreeId>,
-    recent: VecDeque<Time>,
+/// A process that has left the registry.
+#[derive(Clone, Debug)]
+pub struct Exited {
+    /// The server that ended with it.
+    pub server: Option<ServerEnd>,
 }
 
-impl Identity {
-    #[must_use]
-    pub fn live(&self) -> usize {
-        self.live.len()
-    }
+/// A server without a process.
+#[derive(Clone, Debug)]
+pub struct ServerEnd {
+    pub identity: Arc<str>,
+    pub naming: Naming,
+    pub started: Time,
+}
 
-    /// Counts the live trees that are at least `age` old.
-    #[must_use]
-    pub fn live_aged(&self, now: Time, age: Duration) -> usize {
-        now.checked_before(age).map_or(0, |moment| self.live.until(moment))
-    }
-
-    /// Returns when the `n`th oldest live tree started. `n` counts from 1.
-    #[must_use]
-    pub fn nth_oldest(&self, n: usize) -> Option<Time> {
-        self.live.nth_oldest(n)
-    }
-
-    /// Counts the starts less than `age` ago.
-    #[must_use]
-    pub fn starts_within(&self, now: Time, age: Duration) -> usize {
-        self.recent.len() - self.recent.partition_point(|start| now.since(*start) >= age)
-    }
-
-    /// Counts the starts at least `second` seconds ago and less than one second more.
-    #[must_use]
-    pub fn starts_in_second(&self, now: Time, second: u64) -> usize {
-        let [from, to] = [second, second + 1].map(Duration::from_secs);
-        self.starts_within(now, to) - self.starts_within(now, from)
-    }
-
-    fn note_start(&mut self, started: Time, tree: TreeId) {
-        self.starts += 1;
-        self.live.insert(started, tree);
-        self.live_peak = self.live_peak.max(self.live.len());
-        // Nearly always the end; a rescan may find older starts.
-        let at = self.recent.partition_point(|start| *start <= started);
-        self.recent.insert(at, started);
-        let newest = self.recent.back().copied().unwrap_or(started);
-        while self.recent.len() > MAX_STARTS
-            || self.recent.front().is_some_and(|start| newest.since(*start) > STARTS_KEPT)
-        {
-            self.recent.pop_front();
-        }
-    }
+/// What begins or continues a server, and when.
+#[derive(Clone, Copy)]
+struct Sighting<'a> {
+    /// When the program was started.
+    at: Time,
+    /// When we learned of it: later, if it was found in `/proc`.
+    learned: Time,
+    start: &'a Start,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -126,15 +149,15 @@ pub struct Registry {
     processes: BTreeMap<Pid, LiveProcess>,
     births: BTreeSet<(Time, Pid)>,
     trees: BTreeMap<TreeId, Tree>,
-    identities: BTreeMap<String, Identity>,
-    next_tree: TreeId,
-    /// Identities whose trees have started or ended since they were last taken. Detectors run for these
+    identities: BTreeMap<Arc<str>, Identity>,
+    next_tree: u64,
+    /// Identities whose servers have started or ended since they were last taken. Detectors run for these
     /// only.
-    changed: BTreeSet<String>,
-    /// Live trees of all identities.
-    live_trees: usize,
-    /// The next time at which unused identities may be removed, which visits each of them.
-    room_not_before: Time,
+    changed: BTreeSet<Arc<str>>,
+    /// Live servers that are not plain programs.
+    live_servers: usize,
+    /// Live identities of launchers and container clients, and all others.
+    live_identities: [usize; 2],
     /// Processes not tracked because [`MAX_PROCESSES`] was reached.
     pub overflowed: u64,
 }
@@ -146,14 +169,14 @@ impl Registry {
     }
 
     /// Returns the identities that have changed since the last call.
-    pub fn take_changed(&mut self) -> BTreeSet<String> {
+    pub fn take_changed(&mut self) -> BTreeSet<Arc<str>> {
         mem::take(&mut self.changed)
     }
 
-    /// Live trees of all identities.
+    /// Live servers of all identities but plain programs.
     #[must_use]
-    pub fn live_trees(&self) -> usize {
-        self.live_trees
+    pub fn live_servers(&self) -> usize {
+        self.live_servers
     }
 
     #[must_use]
@@ -167,7 +190,7 @@ impl Registry {
     }
 
     pub fn identities(&self) -> impl Iterator<Item = (&str, &Identity)> {
-        self.identities.iter().map(|(name, identity)| (name.as_str(), identity))
+        self.identities.iter().map(|(name, identity)| (&**name, identity))
     }
 
     #[must_use]
@@ -175,16 +198,35 @@ impl Registry {
         self.identities.get(name)
     }
 
-    /// Returns the identity and the processes of each live tree.
+    /// Returns the identity and the processes of each live server.
     #[must_use]
     pub fn trees(&self) -> Vec<(String, Vec<Pid>)> {
+        self.grouped(Some)
+    }
+
+    /// Returns the identity and the processes of each live server that a launcher or a container client started,
+    /// with all programs that it started.
+    #[must_use]
+    pub fn launched(&self) -> Vec<(String, Vec<Pid>)> {
+        // The outer server is older, and so has the lower number.
+        let mut launched_by: BTreeMap<TreeId, TreeId> = BTreeMap::new();
+        for (id, tree) in &self.trees {
+            let outer = tree.outer.and_then(|outer| launched_by.get(&outer).copied());
+            if let Some(by) = if tree.naming.is_firm() { Some(*id) } else { outer } {
+                launched_by.insert(*id, by);
+            }
+        }
+        self.grouped(|id| launched_by.get(&id).copied())
+    }
+
+    fn grouped(&self, by: impl Fn(TreeId) -> Option<TreeId>) -> Vec<(String, Vec<Pid>)> {
         let mut members: BTreeMap<TreeId, Vec<Pid>> = BTreeMap::new();
         for (pid, process) in &self.processes {
-            if let Some(tree) = process.tree {
+            if let Some(tree) = process.tree.and_then(&by) {
                 members.entry(tree).or_default().push(*pid);
             }
         }
-        let tree = |(id, pids)| Some((self.trees.get(&id)?.identity.clone(), pids));
+        let tree = |(id, pids)| Some((self.trees.get(&id)?.identity.to_string(), pids));
         members.into_iter().filter_map(tree).collect()
     }
 
@@ -202,48 +244,56 @@ impl Registry {
             return; // A rescan found it before its record was read.
         }
         self.exit(child); // The pid was reused, so the old process is gone.
-        let (tree, program) = match self.processes.get(&parent) {
-            Some(parent) => (parent.tree, parent.program.clone()),
-            None => (None, Program::Other),
+        let (tree, runs) = match self.processes.get(&parent) {
+            Some(parent) => (parent.tree, parent.runs.clone()),
+            None => (None, None),
         };
-        self.add(child, LiveProcess { born, parent, tree, program });
+        self.add(child, LiveProcess { born, parent, tree, runs, has_execed: false });
     }
 
-    pub fn exec(&mut self, now: Time, born: Time, pid: Pid, argv: &[u8], launchers: &Launchers) {
+    pub fn exec(
+        &mut self,
+        now: Time,
+        born: Time,
+        pid: Pid,
+        command: &CommandLine,
+        grammar: &Grammar,
+    ) {
         if !self.holds(pid) {
-            self.add(
-                pid,
-                LiveProcess { born, parent: Pid(0), tree: None, program: Program::Other },
-            );
+            self.add(pid, LiveProcess::alone(born));
         }
-        self.run(now, pid, launchers.classify(argv));
+        let start = &grammar.identify(command);
+        self.run(pid, Sighting { at: now, learned: now, start });
     }
 
     /// Adds a process that was moved in from outside: a `docker exec`, or a container's first
-    /// process. It may be a launcher that never execs again, so it is classified by what `/proc`
+    /// process. It may be a launcher that never execs again, so it is identified by what `/proc`
     /// shows.
-    pub fn arrive(&mut self, born: Time, pid: Pid, seen: Option<&Observed>, launchers: &Launchers) {
+    pub fn arrive(
+        &mut self,
+        now: Time,
+        born: Time,
+        pid: Pid,
+        seen: Option<&Observed>,
+        grammar: &Grammar,
+    ) {
         if !self.holds(pid) {
-            self.add(
-                pid,
-                LiveProcess { born, parent: Pid(0), tree: None, program: Program::Other },
-            );
+            self.add(pid, LiveProcess::alone(born));
         }
         if let Some(seen) = seen.filter(|seen| seen.start_ticks == ticks(born)) {
-            self.observe(seen, launchers);
+            self.observe(now, seen, grammar);
         }
     }
 
-    /// Removes a process that ended or was moved out. Returns whether it was known.
-    pub fn exit(&mut self, pid: Pid) -> bool {
-        let Some(process) = self.processes.remove(&pid) else { return false };
+    /// Removes a process that ended or was moved out. Returns `None` if it was not known.
+    pub fn exit(&mut self, pid: Pid) -> Option<Exited> {
+        let process = self.processes.remove(&pid)?;
         self.births.remove(&(process.born, pid));
-        self.leave(process.tree);
-        true
+        Some(Exited { server: self.leave(process.tree) })
     }
 
     /// Makes the registry match what `/proc` shows now. Known processes keep their history.
-    pub fn reconcile(&mut self, mut seen: Vec<Observed>, launchers: &Launchers) {
+    pub fn reconcile(&mut self, now: Time, mut seen: Vec<Observed>, grammar: &Grammar) {
         seen.sort_unstable_by_key(|process| (process.start_ticks, process.pid));
         let alive: BTreeMap<Pid, Ticks> =
             seen.iter().map(|process| (process.pid, process.start_ticks)).collect();
@@ -256,127 +306,102 @@ impl Registry {
         for pid in gone {
             self.exit(pid);
         }
-        // Processes whose tree is discovered only now, because the record of it was lost.
+        // Known processes whose program is found only now, because the record of it was lost.
         let mut found = BTreeSet::new();
         for process in seen {
-            let had_none = self.tree_of(process.pid).is_none();
-            self.join_found_parent(process.pid, &found);
-            self.observe(&process, launchers);
-            if had_none && self.tree_of(process.pid).is_some() {
-                found.insert(process.pid);
+            let pid = process.pid;
+            let before = self.processes.get(&pid).map(|known| (known.tree, known.parent));
+            let Some((tree, parent)) = before else {
+                self.observe(now, &process, grammar);
+                continue;
+            };
+            let has_found_parent = found.contains(&parent);
+            if has_found_parent {
+                self.begin_again(pid);
+            }
+            self.observe(now, &process, grammar);
+            if has_found_parent || self.tree_of(pid) != tree {
+                found.insert(pid);
             }
         }
     }
 
-    /// Adds a known child to the tree that its parent turns out to belong to. Whether the child was
-    /// born before the parent became a launcher is unknown here, but it is rare.
-    fn join_found_parent(&mut self, pid: Pid, found: &BTreeSet<Pid>) {
-        let Some(known) = self.processes.get(&pid).filter(|known| known.tree.is_none()) else {
-            return;
-        };
-        if !found.contains(&known.parent) {
-            return;
-        }
-        let Some(id) = self.tree_of(known.parent) else { return };
-        if let (Some(process), Some(tree)) = (self.processes.get_mut(&pid), self.trees.get_mut(&id))
-        {
-            process.tree = Some(id);
-            tree.members += 1;
-        }
+    /// Makes a process what its parent turns out to be. Whether it was born before the parent ran that program is
+    /// unknown here, but it is rare.
+    fn begin_again(&mut self, pid: Pid) {
+        let parent = self.processes.get(&pid).map(|known| known.parent);
+        let Some(parent) = parent.and_then(|parent| self.processes.get(&parent)) else { return };
+        let (tree, runs) = (parent.tree, parent.runs.clone());
+        self.enter(tree);
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        (process.runs, process.has_execed) = (runs, false);
+        let left = mem::replace(&mut process.tree, tree);
+        self.leave(left);
     }
 
     fn tree_of(&self, pid: Pid) -> Option<TreeId> {
         self.processes.get(&pid)?.tree
     }
 
-    fn observe(&mut self, seen: &Observed, launchers: &Launchers) {
+    fn observe(&mut self, now: Time, seen: &Observed, grammar: &Grammar) {
         let born = Time(seen.start_ticks.0.saturating_mul(TICK_NS));
         if !self.holds(seen.pid) {
             self.fork(born, seen.pid, seen.parent);
         }
         let Some(known) = self.processes.get(&seen.pid) else { return };
-        // An unreadable command line says nothing.
-        if seen.argv.is_empty() {
+        // An unreadable command line says nothing, and a process that renamed itself is what it was.
+        if seen.command.argv.is_empty() || known.has_execed {
             return;
         }
-        let (born, in_tree) = (known.born, known.tree.is_some());
-        match launchers.classify(&seen.argv) {
-            // A launcher that renamed itself stays in its tree.
-            Program::Launcher(_) if in_tree => {}
-            program @ Program::Launcher(_) => self.run(born, seen.pid, program),
-            Program::Other if !in_tree => {
-                if let Some(bin) = stranded_server(&seen.argv) {
-                    self.start_tree(born, seen.pid, bin);
-                }
-            }
-            program @ (Program::Shell | Program::Other) => self.run(born, seen.pid, program),
-        }
+        let start = &grammar.identify(&seen.command);
+        self.run(seen.pid, Sighting { at: known.born, learned: now, start });
     }
 
-    fn run(&mut self, now: Time, pid: Pid, program: Program) {
-        if let Program::Launcher(identity) = &program
-            && !self.continues_its_tree(pid, identity)
-        {
-            self.start_tree(now, pid, identity.clone());
+    fn run(&mut self, pid: Pid, seen: Sighting<'_>) {
+        let Start::Server(named) = seen.start else { return };
+        let Some(process) = self.processes.get(&pid) else { return };
+        let is_clear = named.naming != Naming::Unclear;
+        let joined = process.position_of(named);
+        if joined.is_none() && is_clear {
+            self.start_tree(pid, named, seen);
         }
+        let alone = if named.launches && is_clear { Position::Launcher } else { Position::Program };
+        let position = joined.unwrap_or(alone);
+        let identity = if is_clear { named.identity.as_str() } else { "" };
         if let Some(process) = self.processes.get_mut(&pid) {
-            process.program = program;
+            process.runs = Some(Running { identity: identity.into(), position });
+            process.has_execed = true;
         }
     }
 
-    /// Returns whether `pid`, which is about to run the launcher of `identity`, still belongs to
-    /// its current start: a re-exec through `#!`, or a wrapper script and its shells. A server that
-    /// starts its own package again is a new start, so that recursion is counted.
-    fn continues_its_tree(&self, pid: Pid, identity: &str) -> bool {
-        let Some(tree) = self.tree_of(pid) else { return false };
-        // A tree under the shared name may be of any package. The launchers checked below decide.
-        let is_of = |tree: &Tree| tree.identity == identity || tree.identity == OTHER_IDENTITIES;
-        if !self.trees.get(&tree).is_some_and(is_of) {
-            return false;
-        }
-        let mut at = pid;
-        // Bounded: a longer chain of shells is not one start.
-        for _ in 0..16 {
-            let Some(process) = self.processes.get(&at) else { return false };
-            match &process.program {
-                _ if process.tree != Some(tree) => return false,
-                Program::Launcher(own) => return own == identity,
-                Program::Shell => at = process.parent,
-                Program::Other => return false,
-            }
-        }
-        false
-    }
-
-    fn start_tree(&mut self, started: Time, pid: Pid, identity: String) {
-        let identity = if self.has_room_for(&identity, started) {
-            identity
-        } else {
-            OTHER_IDENTITIES.to_owned()
+    fn start_tree(&mut self, pid: Pid, named: &Named, seen: Sighting<'_>) {
+        let is_firm = named.naming.is_firm();
+        let identity: Arc<str> = match self.has_room_for(&named.identity, is_firm) {
+            true => named.identity.as_str().into(),
+            false => OTHER_IDENTITIES.into(),
         };
         let Some(process) = self.processes.get_mut(&pid) else { return };
         self.next_tree += 1;
-        let id = self.next_tree;
-        let left = process.tree.replace(id);
-        self.identities.entry(identity.clone()).or_default().note_start(started, id);
-        self.changed.insert(identity.clone());
-        self.trees.insert(id, Tree { identity, started, members: 1 });
-        self.live_trees += 1;
-        self.leave(left);
+        let id = TreeId(self.next_tree);
+        let outer = process.tree.replace(id);
+        let known = self.identities.entry(identity.clone());
+        let known = known.or_insert_with(|| Identity::new(seen.learned));
+        self.live_identities[usize::from(is_firm)] += usize::from(known.of_kind(is_firm) == 0);
+        let started = known.start(seen.at, id, is_firm);
+        known.processes += 1;
+        if known.matters() {
+            self.changed.insert(identity.clone());
+        }
+        self.live_servers += usize::from(named.naming != Naming::Program);
+        let naming = named.naming;
+        self.trees.insert(id, Tree { identity, started, naming, outer, members: 1 });
+        self.leave(outer);
     }
 
-    /// Returns whether `identity` can be tracked separately. If the table is full, identities with
-    /// no live tree and no recent start are removed first.
-    fn has_room_for(&mut self, identity: &str, now: Time) -> bool {
-        if self.identities.contains_key(identity) {
-            return true;
-        }
-        if self.identities.len() >= MAX_IDENTITIES && now >= self.room_not_before {
-            self.room_not_before = now.after(Duration::from_secs(1));
-            self.identities
-                .retain(|_, known| known.live() > 0 || known.starts_within(now, STARTS_KEPT) > 0);
-        }
-        self.identities.len() < MAX_IDENTITIES
+    /// Returns whether `identity` can be tracked separately.
+    fn has_room_for(&self, identity: &str, is_firm: bool) -> bool {
+        self.live_identities[usize::from(is_firm)] < MAX_IDENTITIES
+            || self.identities.get(identity).is_some_and(|known| known.of_kind(is_firm) > 0)
     }
 
     fn add(&mut self, pid: Pid, process: LiveProcess) {
@@ -384,26 +409,57 @@ impl Registry {
             self.overflowed += 1;
             return;
         }
-        if let Some(tree) = process.tree.and_then(|tree| self.trees.get_mut(&tree)) {
-            tree.members += 1;
-        }
+        self.enter(process.tree);
         self.births.insert((process.born, pid));
         self.processes.insert(pid, process);
     }
 
-    fn leave(&mut self, tree: Option<TreeId>) {
-        let Some(id) = tree else { return };
-        let Some(tree) = self.trees.get_mut(&id) else { return };
+    /// Counts one more process of a server.
+    fn enter(&mut self, tree: Option<TreeId>) {
+        let Some(tree) = tree.and_then(|tree| self.trees.get_mut(&tree)) else { return };
+        tree.members += 1;
+        if let Some(identity) = self.identities.get_mut(&tree.identity) {
+            identity.processes += 1;
+        }
+    }
+
+    /// Counts one process of a server less. Returns the server if that was the last one.
+    fn leave(&mut self, tree: Option<TreeId>) -> Option<ServerEnd> {
+        let id = tree?;
+        let tree = self.trees.get_mut(&id)?;
         tree.members -= 1;
+        let identity = self.identities.get_mut(&tree.identity)?;
+        identity.processes -= 1;
         if tree.members > 0 {
+            return None;
+        }
+        let Tree { identity: name, started, naming, .. } = self.trees.remove(&id)?;
+        self.live_servers -= usize::from(naming != Naming::Program);
+        let is_firm = naming.is_firm();
+        if identity.matters() {
+            self.changed.insert(name.clone());
+        }
+        let remains = identity.end(started, id, is_firm);
+        self.live_identities[usize::from(is_firm)] -= usize::from(identity.of_kind(is_firm) == 0);
+        match remains {
+            Remains::Live => {}
+            Remains::Nothing => drop(self.identities.remove(&name)),
+            Remains::Memory => self.make_room(),
+        }
+        Some(ServerEnd { identity: name, naming, started: started.at })
+    }
+
+    /// Forgets the identities without a live server, if there are too many. First those that hardly started.
+    fn make_room(&mut self) {
+        let dead = |known: &&Identity| known.live.len() == 0;
+        let live: usize = self.live_identities.iter().sum();
+        if self.identities.len().saturating_sub(live) <= 2 * MAX_IDENTITIES {
             return;
         }
-        if let Some(identity) = self.identities.get_mut(&tree.identity) {
-            identity.live.remove(tree.started, id);
+        self.identities.retain(|_, known| !dead(&&*known) || known.starts > 1);
+        if self.identities.len().saturating_sub(live) > MAX_IDENTITIES {
+            self.identities.retain(|_, known| !dead(&&*known));
         }
-        self.changed.insert(tree.identity.clone());
-        self.trees.remove(&id);
-        self.live_trees -= 1;
     }
 }
 

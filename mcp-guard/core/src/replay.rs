@@ -1,7 +1,8 @@
 //! Runs a recorded trace through the core, without a host: what would have been detected and done.
 //!
 //! A trace is JSON lines: a header, then the forks, execs and exits of one guard, oldest first. The
-//! argv of an exec is what the caller passed.
+//! argv of an exec is what the caller passed. An exec may have the executable (`exe`) and the working directory
+//! (`cwd`), and an exit its status (`code`).
 
 use std::collections::BTreeMap;
 
@@ -15,6 +16,7 @@ use crate::{
     incident::{Detector, Outcome},
     limit::Limit,
     policy::{Mode, Policy, Response, Terms, Workload},
+    server::CommandLine,
 };
 
 /// How long time continues after the last event, without exits: a leak shows in what stays alive.
@@ -23,6 +25,10 @@ const AFTERWARDS_NS: u64 = 120_000_000_000;
 /// endless.
 const LONGEST_NS: u64 = 366 * 86_400 * SECOND_NS;
 const SECOND_NS: u64 = 1_000_000_000;
+/// When nothing happened for this long, all windows of the detectors that are shorter than an hour are past it.
+const SETTLED_NS: u64 = 130 * SECOND_NS;
+/// How long each step is from then on: less than the silence that ends an episode.
+const STRIDE_NS: u64 = 20 * SECOND_NS;
 const GUARD: GuardId = GuardId(0);
 
 /// A line of a trace that cannot be read.
@@ -53,12 +59,19 @@ enum TraceEvent {
         t: u64,
         p: Pid,
         argv: Vec<String>,
+        #[serde(default)]
+        exe: Option<String>,
+        #[serde(default)]
+        cwd: Option<String>,
     },
     Exit {
         t: u64,
         p: Pid,
         #[serde(default)]
         thread: bool,
+        /// The status as `wait(2)` returns it.
+        #[serde(default)]
+        code: u32,
     },
 }
 
@@ -161,6 +174,7 @@ struct Run {
     now: Time,
     /// When the kernel's totals are due next. They come each second, as on a live host.
     next_totals: u64,
+    last_event: u64,
     totals: Totals,
     report: ReplayReport,
 }
@@ -173,7 +187,8 @@ impl Run {
         let guarded = Input::Guarded { guard: GUARD, name, terms, workload, refusal: None };
         core.step(Time(0), guarded, &mut Vec::new());
         let report = ReplayReport::default();
-        Self { core, now: Time(0), next_totals: 0, totals: Totals::default(), report }
+        let (now, totals) = (Time(0), Totals::default());
+        Self { core, now, next_totals: 0, last_event: 0, totals, report }
     }
 
     /// Advances time to `until`, and stops at each deadline of the core.
@@ -186,7 +201,8 @@ impl Run {
             }
             self.now = self.now.max(deadline);
             if deadline == totals {
-                self.next_totals += SECOND_NS;
+                let quiet = self.next_totals.saturating_sub(self.last_event);
+                self.next_totals += if quiet < SETTLED_NS { SECOND_NS } else { STRIDE_NS };
                 self.step(Input::Totals { guard: GUARD, totals: self.totals });
                 self.step(Input::LimitSeen { guard: GUARD, seen: self.seen() });
             } else {
@@ -206,6 +222,8 @@ impl Run {
 
     fn feed(&mut self, event: &TraceEvent) {
         self.report.events += 1;
+        self.last_event = self.now.0;
+        self.next_totals = self.next_totals.min(self.now.0 + SECOND_NS);
         // Records from two CPUs may be slightly out of order; time does not go back.
         let (guard, born) = (GUARD, self.now);
         match event {
@@ -216,15 +234,17 @@ impl Run {
                 self.totals.process_forks += 1;
                 self.step(Input::Fork { guard, born, child: *c, parent: *p });
             }
-            TraceEvent::Exec { p, argv, .. } => {
+            TraceEvent::Exec { p, argv, exe, cwd, .. } => {
                 self.report.execs += 1;
                 self.totals.execs += 1;
                 let argv = argv.iter().flat_map(|word| word.bytes().chain([0])).collect();
-                self.step(Input::Exec { guard, born, pid: *p, argv });
+                let [exe, cwd] = [exe, cwd].map(|text| text.clone().map(String::into_bytes));
+                let command = CommandLine { argv, exe, cwd };
+                self.step(Input::Exec { guard, born, pid: *p, command });
             }
-            TraceEvent::Exit { p, .. } => {
+            TraceEvent::Exit { p, code, .. } => {
                 self.totals.process_exits += 1;
-                self.step(Input::Exit { guard, pid: *p, code: 0 });
+                self.step(Input::Exit { guard, pid: *p, code: *code });
             }
         }
     }
@@ -283,6 +303,7 @@ impl Run {
         self.report.identities = guard
             .registry
             .identities()
+            .filter(|(_, identity)| identity.is_package() || identity.live() > 0)
             .map(|(name, identity)| {
                 let report = IdentityReport {
                     starts: identity.starts,

@@ -19,6 +19,7 @@
 mod argv;
 mod claim;
 mod clean;
+mod launcher;
 mod lists;
 mod options;
 mod path;
@@ -27,9 +28,8 @@ mod table;
 mod tool;
 mod walk;
 
+pub use self::launcher::Launcher;
 use self::{
-    options::{Means, Options},
-    spec::Spec,
     table::{Runs, TABLE},
     tool::KnownProgram,
     walk::Context,
@@ -51,6 +51,8 @@ pub struct Named {
     /// Printable, at most 214 bytes.
     pub identity: String,
     pub naming: Naming,
+    /// The program runs the server as a child, and waits for it: `npx`, `uv run`, `make`.
+    pub launches: bool,
 }
 
 /// The rule that gave an identity.
@@ -72,6 +74,15 @@ pub enum Naming {
 }
 
 impl Naming {
+    /// Returns whether a program that is named like this begins a server of its own, whatever starts it.
+    #[must_use]
+    pub fn begins(self) -> bool {
+        match self {
+            Self::Package | Self::Image => true,
+            Self::Cached | Self::Script | Self::Program | Self::Unclear => false,
+        }
+    }
+
     /// Returns whether the server is certainly of a kind that MCP clients start: a launcher's package, or a
     /// container.
     #[must_use]
@@ -83,22 +94,27 @@ impl Naming {
     }
 }
 
+/// A command line, and what the kernel knows beside it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CommandLine {
+    /// NUL-separated, as in `/proc/PID/cmdline`; empty if it could not be read.
+    pub argv: Vec<u8>,
+    /// The executable: `/proc/PID/exe`, or the file that was given to `execve`.
+    pub exe: Option<Vec<u8>>,
+    /// The working directory, to which a relative path belongs.
+    pub cwd: Option<Vec<u8>>,
+}
+
+impl From<Vec<u8>> for CommandLine {
+    fn from(argv: Vec<u8>) -> Self {
+        Self { argv, ..Self::default() }
+    }
+}
+
 /// The known programs: the launchers of the policy, then the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grammar {
     tools: Vec<KnownProgram>,
-}
-
-/// A launcher of the policy. Each list is one of the options' meanings.
-#[derive(Clone, Debug, Default)]
-pub struct LauncherForm {
-    pub program: String,
-    pub subcommand: Vec<String>,
-    pub names: Vec<String>,
-    pub values: Vec<String>,
-    /// If present, an option in no list may have a value.
-    pub flags: Option<Vec<String>>,
-    pub information: Vec<String>,
 }
 
 impl Default for Grammar {
@@ -110,8 +126,8 @@ impl Default for Grammar {
 impl Grammar {
     /// Returns the table, and `launchers` before it.
     #[must_use]
-    pub fn extended_by(launchers: Vec<LauncherForm>) -> Self {
-        let mut tools: Vec<KnownProgram> = launchers.into_iter().map(launcher).collect();
+    pub fn extended_by(launchers: &[Launcher]) -> Self {
+        let mut tools: Vec<KnownProgram> = launchers.iter().map(Launcher::known).collect();
         tools.extend(Self::default().tools);
         Self { tools }
     }
@@ -122,34 +138,16 @@ impl Grammar {
         self.tools.iter().filter(is_launcher).map(KnownProgram::name)
     }
 
-    /// Returns what a command line starts. `exe` is the executable (`/proc/PID/exe`, `bprm->filename`), which
-    /// decides if the command line claims another. `cwd` makes relative paths absolute.
+    /// Returns what a command line starts. The executable decides if the command line claims another.
     #[must_use]
-    pub fn identify(&self, exe: Option<&[u8]>, argv: &[u8], cwd: Option<&[u8]>) -> Start {
-        let words = argv::split(argv);
-        let words = match exe.map(argv::text) {
+    pub fn identify(&self, command: &CommandLine) -> Start {
+        let words = argv::split(&command.argv);
+        let words = match command.exe.as_deref().map(argv::text) {
             Some(exe) => self.checked(exe, words),
             None => words,
         };
-        self.walk(&words, Context::top(cwd.map(argv::text)))
+        self.walk(&words, Context::top(command.cwd.as_deref().map(argv::text)))
     }
-}
-
-fn launcher(form: LauncherForm) -> KnownProgram {
-    let mut options = Options::with_flags();
-    if form.flags.is_some() {
-        options.no_other_flags();
-    }
-    let lists = [
-        (form.flags.unwrap_or_default(), Means::Flag),
-        (form.values, Means::Value),
-        (form.information, Means::Information),
-        (form.names, Means::Names),
-    ];
-    for (list, means) in lists {
-        list.iter().for_each(|option| options.add_exactly(option, means));
-    }
-    KnownProgram::launcher(form.program, form.subcommand, options, Runs::Package(Spec::Any))
 }
 
 #[cfg(test)]

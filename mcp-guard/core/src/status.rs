@@ -103,13 +103,14 @@ impl GuardStatus {
         let identities: BTreeMap<_, _> = guard
             .registry
             .identities()
+            .filter(|(_, identity)| identity.is_package() || identity.live() > 0)
             .map(|(name, identity)| {
                 let starts = |window| rate(identity.starts_within(now, window), window);
                 let status = IdentityStatus {
                     starts: identity.starts,
                     live: identity.live(),
                     live_peak: identity.live_peak,
-                    oldest_seconds: identity.nth_oldest(1).map(|at| now.since(at).as_secs()),
+                    oldest_seconds: identity.oldest().map(|at| now.since(at).as_secs()),
                     starts_per_second: PerSecond::of(starts),
                 };
                 (name.to_owned(), status)

@@ -93,8 +93,8 @@ impl Story {
         let pid = self.next_pid;
         self.next_pid += 1;
         self.step(Input::Fork { guard: GUARD, born: self.now, child: Pid(pid), parent: Pid(1) });
-        let argv = format!("npx\0-y\0{package}\0").into_bytes();
-        self.step(Input::Exec { guard: GUARD, born: self.now, pid: Pid(pid), argv });
+        let command = format!("npx\0-y\0{package}\0").into_bytes().into();
+        self.step(Input::Exec { guard: GUARD, born: self.now, pid: Pid(pid), command });
         pid
     }
 
@@ -663,7 +663,7 @@ fn a_server_that_is_moved_in_is_counted() {
         pid: Pid(7),
         start_ticks: Ticks(0),
         parent: Pid(1),
-        argv: b"npm exec figma-mcp".to_vec(),
+        command: b"npm exec figma-mcp".to_vec().into(),
     };
     story.step(Input::Attach { guard: Some(GUARD), born: Time(5), pid: Pid(7), seen: Some(seen) });
     assert_eq!(story.core.status(story.now)[0].identities["figma-mcp"].live, 1);
@@ -671,7 +671,7 @@ fn a_server_that_is_moved_in_is_counted() {
         pid: Pid(8),
         start_ticks: Ticks(3),
         parent: Pid(1),
-        argv: b"npm exec figma-mcp".to_vec(),
+        command: b"npm exec figma-mcp".to_vec().into(),
     };
     story.step(Input::Attach {
         guard: Some(GUARD),

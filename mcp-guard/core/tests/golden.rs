@@ -7,8 +7,8 @@ use std::{fs, path::PathBuf};
 use mcp_guard_core::{
     Time,
     id::Pid,
-    launcher::{Launchers, Program},
     registry::Registry,
+    server::{Grammar, Named, Naming, Start as Started},
 };
 use serde::Deserialize;
 
@@ -50,7 +50,7 @@ fn joined(argv: &[String]) -> Vec<u8> {
 
 /// Returns the registry after these execs, and the process of the last one.
 fn registry(execs: &[Exec]) -> (Registry, Pid) {
-    let launchers = Launchers::default();
+    let grammar = Grammar::default();
     let mut registry = Registry::default();
     let mut last = Pid(FIRST);
     for (at, exec) in (1..).zip(execs) {
@@ -59,7 +59,7 @@ fn registry(execs: &[Exec]) -> (Registry, Pid) {
         if let Some(parent) = exec.parent.filter(|_| !registry.holds(pid)) {
             registry.fork(now, pid, Pid(FIRST + parent));
         }
-        registry.exec(now, now, pid, &joined(&exec.argv), &launchers);
+        registry.exec(now, now, pid, &joined(&exec.argv).into(), &grammar);
         last = pid;
     }
     (registry, last)
@@ -101,17 +101,15 @@ fn the_tree_lives_as_long_as_its_server() {
 }
 
 #[test]
-fn only_the_launcher_itself_is_classified_as_one() {
-    let launchers = Launchers::default();
+fn only_the_launcher_itself_is_identified_as_one() {
+    let grammar = Grammar::default();
     for start in golden() {
         for exec in start.corpus.iter().chain(&start.live) {
-            let program = launchers.classify(&joined(&exec.argv));
-            let expected = match exec.process {
-                0 => Program::Launcher(start.identity.clone()),
-                _ if exec.argv[0] == "sh" => Program::Shell,
-                _ => Program::Other,
-            };
-            assert_eq!(program, expected, "{:?}", exec.argv);
+            let found = grammar.identify(&joined(&exec.argv).into());
+            let is_launcher =
+                matches!(&found, Started::Server(Named { naming: Naming::Package, .. }));
+            assert_eq!(is_launcher, exec.process == 0, "{:?}: {found:?}", exec.argv);
+            assert_eq!(found == Started::Shell, exec.argv[0] == "sh", "{:?}", exec.argv);
         }
     }
 }

@@ -229,7 +229,7 @@ impl Agent {
             }
             let started = |totals: &Totals| totals.process_forks + totals.execs;
             let started = state.rates.per_second(Duration::from_secs(60), started);
-            Some((guard, started, state.registry.live_trees()))
+            Some((guard, started, state.registry.live_servers()))
         };
         let idlest = self.guards.watched().into_iter().filter_map(busy);
         idlest.min_by(|a, b| a.1.total_cmp(&b.1).then(a.2.cmp(&b.2))).map(|(guard, ..)| guard)

@@ -16,6 +16,7 @@ use mcp_guard_core::{
     Time,
     id::{CgroupId, GuardId, Pid},
     registry::{Observed, ticks},
+    server::CommandLine,
 };
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -188,7 +189,7 @@ impl Rescans {
             pid,
             start_ticks: ticks(Time(event.start_ns)),
             parent: Pid(if kind == Kind::Fork { event.parent } else { 0 }),
-            argv: Vec::new(),
+            command: CommandLine::default(),
         };
         touched.insert(pid, is_inside.then_some(seen));
     }
@@ -285,7 +286,8 @@ mod tests {
     }
 
     fn seen(pid: u32, start: u64) -> Observed {
-        Observed { pid: Pid(pid), start_ticks: Ticks(start), parent: Pid(1), argv: b"x".to_vec() }
+        let command = b"x".to_vec().into();
+        Observed { pid: Pid(pid), start_ticks: Ticks(start), parent: Pid(1), command }
     }
 
     fn event(kind: Kind, guard: u32, pid: u32, start: u64) -> Event {
@@ -320,8 +322,10 @@ mod tests {
         let list = [10, 11, 13, 14, 16].map(|pid| seen(pid, 1)).to_vec();
         let reading = Reading { guard: GUARD, cgroup: CgroupId(7), processes: Ok(list) };
         let found = rescans.finish(reading, Some(CgroupId(7))).unwrap();
-        let found: Vec<_> =
-            found.iter().map(|one| (one.pid.0, one.start_ticks.0, one.argv.len())).collect();
+        let found: Vec<_> = found
+            .iter()
+            .map(|one| (one.pid.0, one.start_ticks.0, one.command.argv.len()))
+            .collect();
         assert_eq!(found, [(14, 1, 1), (16, 1, 1), (12, 5, 0), (13, 5, 0)]);
     }
 

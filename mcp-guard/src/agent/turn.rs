@@ -213,9 +213,9 @@ impl Agent {
                 // A command line that the kernel side could not read is in `/proc` while the process lives.
                 let unread = event.flags & ARGV_UNREAD != 0;
                 let seen = if unread { observe(pid) } else { None };
-                let argv =
-                    seen.map(|seen| seen.argv).filter(|seen| !seen.is_empty()).unwrap_or(argv);
-                Input::Exec { guard, born, pid, argv }
+                let seen = seen.map(|seen| seen.command).filter(|seen| !seen.argv.is_empty());
+                let command = seen.unwrap_or_else(|| argv.into());
+                Input::Exec { guard, born, pid, command }
             }
             Kind::Exit => Input::Exit { guard, pid, code: event.exit_code },
             Kind::Attach => {

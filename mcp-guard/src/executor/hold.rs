@@ -41,7 +41,7 @@ impl Executor {
             guard: held.subject.clone(),
             response: Response::Clamp,
             mode: Mode::Enforce,
-            cause: Cause { detector: None, identity: None, numbers },
+            cause: Cause { numbers, ..Cause::operator() },
             lease_ms: None,
             pids_max: None,
             processes: None,

@@ -194,7 +194,7 @@ fn shown(pid: Pid, row: &Row, seen: Option<&Observed>) -> facts::Process {
     let process = OpenProcess::open(pid).ok().filter(same);
     let comm = process.and_then(|process| process.comm().ok()).unwrap_or_default();
     let seen = seen.filter(|seen| seen.start_ticks == row.start);
-    let argv = seen.map_or(&[][..], |seen| &seen.argv);
+    let argv = seen.map_or(&[][..], |seen| &seen.command.argv);
     let words = argv.split(|byte| *byte == 0).filter(|word| !word.is_empty());
     facts::Process {
         pid,

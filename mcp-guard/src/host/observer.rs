@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     fn have_argv(observer: &Observer, pids: Vec<Pid>) -> Vec<bool> {
-        observer.observe(pids).iter().map(|one| !one.argv.is_empty()).collect()
+        observer.observe(pids).iter().map(|one| !one.command.argv.is_empty()).collect()
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::{io, os::fd::OwnedFd};
 use mcp_guard_core::{
     id::{Pid, Ticks},
     registry::Observed,
+    server::CommandLine,
 };
 use rustix::{
     fs::{AtFlags, CWD, Mode, OFlags, Statx, StatxFlags, openat, readlinkat, statat, statx},
@@ -166,18 +167,19 @@ pub(super) fn read_at_most(fd: &OwnedFd, limit: usize) -> io::Result<Vec<u8>> {
 pub(super) fn observe(pid: Pid) -> Option<Observed> {
     let process = OpenProcess::open(pid).ok()?;
     let argv = process.read("cmdline", MAX_ARGV).ok()?;
-    // The stat line is read second: a process that execs in between is seen as it was before.
-    observed(&process, argv)
+    let command = CommandLine { argv, exe: process.exe().ok(), cwd: None };
+    // The stat line is read last: a process that execs in between is seen as it was before.
+    observed(&process, command)
 }
 
 /// Reads a process without its command line, which cannot hang.
 pub(super) fn without_argv(pid: Pid) -> Option<Observed> {
-    observed(&OpenProcess::open(pid).ok()?, Vec::new())
+    observed(&OpenProcess::open(pid).ok()?, CommandLine::default())
 }
 
-fn observed(process: &OpenProcess, argv: Vec<u8>) -> Option<Observed> {
+fn observed(process: &OpenProcess, command: CommandLine) -> Option<Observed> {
     let stat = process.stat().ok().filter(|stat| !stat.ending)?;
-    Some(Observed { pid: process.pid, start_ticks: stat.start, parent: stat.parent, argv })
+    Some(Observed { pid: process.pid, start_ticks: stat.start, parent: stat.parent, command })
 }
 
 /// Returns the pid of this process.
@@ -238,6 +240,7 @@ mod tests {
         assert!(is_alive(me.pid, me.start_ticks));
         assert!(!is_alive(me.pid, Ticks(me.start_ticks.0 + 1)));
         assert!(still_runs(&pidfd(me.pid).expect("we run")));
-        assert!(!me.argv.is_empty());
+        assert!(!me.command.argv.is_empty());
+        assert_eq!(me.command.exe, OpenProcess::open(me.pid).expect("we run").exe().ok());
     }
 }

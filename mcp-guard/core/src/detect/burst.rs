@@ -19,7 +19,7 @@ pub fn look(
     limits: &Burst,
 ) -> (Option<Detection>, Option<Time>) {
     let detection = detection(now, name, identity, limits);
-    let survivor = detection.as_ref().and_then(|_| identity.nth_oldest(limits.survivors));
+    let survivor = detection.as_ref().and_then(|_| identity.nth_oldest_launched(limits.survivors));
     (detection, comes_of_age(now, survivor, limits.survivor_age))
 }
 
@@ -31,7 +31,7 @@ fn detection(now: Time, name: &str, identity: &Identity, limits: &Burst) -> Opti
     if !burst && !storm {
         return None;
     }
-    let survivors = identity.live_aged(now, limits.survivor_age);
+    let survivors = identity.launched_aged(now, limits.survivor_age);
     let numbers = [
         ("starts_1s", count(identity.starts_in_second(now, 0))),
         ("starts_10s", count(ten)),

@@ -15,14 +15,14 @@ pub fn look(
     identity: &Identity,
     limits: &Duplicates,
 ) -> (Option<Detection>, Option<Time>) {
-    let warns = comes_of_age(now, identity.nth_oldest(limits.warn), limits.warn_age);
-    let acts = comes_of_age(now, identity.nth_oldest(limits.act), limits.act_age);
+    let warns = comes_of_age(now, identity.nth_oldest_launched(limits.warn), limits.warn_age);
+    let acts = comes_of_age(now, identity.nth_oldest_launched(limits.act), limits.act_age);
     (detection(now, name, identity, limits), sooner(warns, acts))
 }
 
 fn detection(now: Time, name: &str, identity: &Identity, limits: &Duplicates) -> Option<Detection> {
-    let warned = identity.live_aged(now, limits.warn_age);
-    let acting = identity.live_aged(now, limits.act_age);
+    let warned = identity.launched_aged(now, limits.warn_age);
+    let acting = identity.launched_aged(now, limits.act_age);
     let acts = acting >= limits.act;
     if warned < limits.warn && !acts {
         return None;

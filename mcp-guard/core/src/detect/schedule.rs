@@ -1,6 +1,9 @@
 //! When the detectors of each identity must run again because time has passed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use crate::Time;
 
@@ -29,13 +32,13 @@ impl Schedule {
     }
 
     /// Removes and returns the identities whose deadline has passed.
-    pub fn due(&mut self, now: Time) -> Vec<String> {
+    pub fn due(&mut self, now: Time) -> Vec<Arc<str>> {
         let mut due = Vec::new();
         while self.deadlines.first().is_some_and(|(deadline, _)| *deadline <= now)
             && let Some((_, name)) = self.deadlines.pop_first()
         {
             self.of.remove(&name);
-            due.push(name);
+            due.push(name.into());
         }
         due
     }
@@ -57,10 +60,10 @@ mod tests {
         schedule.set("b", Some(Time(7)));
         schedule.set("a", Some(Time(9)));
         assert_eq!(schedule.next(), Some(Time(7)));
-        assert_eq!(schedule.due(Time(8)), ["b"]);
+        assert_eq!(schedule.due(Time(8)), ["b".into()]);
         schedule.set("c", Some(Time(8)));
         schedule.set("c", None);
-        assert_eq!(schedule.due(Time(20)), ["a"]);
+        assert_eq!(schedule.due(Time(20)), ["a".into()]);
         assert_eq!((schedule.next(), schedule.due(Time(99)).len()), (None, 0));
     }
 }

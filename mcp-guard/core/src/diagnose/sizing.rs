@@ -6,10 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::facts::{Facts, Process};
 use crate::{
+    Time,
     id::Pid,
-    launcher::Launchers,
     limit::{HEADROOM, Limit, room_for},
     registry::{Observed, Registry},
+    server::Grammar,
 };
 
 /// The measured demand of the servers in a container.
@@ -81,14 +82,16 @@ fn default_headroom() -> u64 {
 fn trees(facts: &Facts) -> Vec<(String, u64)> {
     let mut registry = Registry::default();
     let observed = facts.members.iter().map(observed).collect();
-    registry.reconcile(observed, &Launchers::default());
+    registry.reconcile(Time::default(), observed, &Grammar::default());
     let threads: BTreeMap<Pid, u64> =
         facts.members.iter().map(|process| (process.pid, process.threads)).collect();
     let tasks = |pids: Vec<Pid>| pids.iter().filter_map(|pid| threads.get(pid)).sum();
-    registry.trees().into_iter().map(|(package, pids)| (package, tasks(pids))).collect()
+    registry.launched().into_iter().map(|(package, pids)| (package, tasks(pids))).collect()
 }
 
 fn observed(process: &Process) -> Observed {
-    let argv = process.argv.iter().flat_map(|word| [word.as_bytes(), &[0]].concat()).collect();
-    Observed { pid: process.pid, start_ticks: process.start, parent: process.parent, argv }
+    let argv: Vec<u8> =
+        process.argv.iter().flat_map(|word| [word.as_bytes(), &[0]].concat()).collect();
+    let (pid, start_ticks, parent) = (process.pid, process.start, process.parent);
+    Observed { pid, start_ticks, parent, command: argv.into() }
 }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -67,8 +68,12 @@ impl Episodes {
     }
 
     /// Returns the identities that have an episode.
-    pub fn identities(&self) -> BTreeSet<String> {
-        self.episodes.keys().filter_map(|(_, identity)| identity.clone()).collect()
+    pub fn identities(&self) -> BTreeSet<Arc<str>> {
+        self.episodes
+            .keys()
+            .filter_map(|(_, identity)| identity.as_deref())
+            .map(Arc::from)
+            .collect()
     }
 
     /// Updates the episode of one detection. `highest`: the strongest response that the guard's

@@ -42,6 +42,15 @@ impl<T: Copy + Ord> Ages<T> {
         self.0.partition_point(|(began, _)| *began <= moment)
     }
 
+    /// Counts those that began before `moment`.
+    pub fn before(&self, moment: Time) -> usize {
+        self.0.partition_point(|(began, _)| *began < moment)
+    }
+
+    pub fn nth(&self, at: usize) -> Option<(Time, T)> {
+        self.0.get(at).copied()
+    }
+
     /// Returns when the `n`th oldest began. `n` counts from 1.
     pub fn nth_oldest(&self, n: usize) -> Option<Time> {
         self.0.get(n.checked_sub(1)?).map(|(began, _)| *began)
@@ -75,6 +84,9 @@ mod tests {
             prop_assert_eq!(ages.len(), list.len());
             let until = list.iter().filter(|(began, _)| *began <= Time(moment)).count();
             prop_assert_eq!(ages.until(Time(moment)), until);
+            let before = list.iter().filter(|(began, _)| *began < Time(moment)).count();
+            prop_assert_eq!(ages.before(Time(moment)), before);
+            prop_assert_eq!(ages.nth(before), list.get(before).copied());
             for n in 0..list.len() + 2 {
                 let expected = n.checked_sub(1).and_then(|at| list.get(at)).map(|(at, _)| *at);
                 prop_assert_eq!(ages.nth_oldest(n), expected);

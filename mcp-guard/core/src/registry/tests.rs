@@ -1,8 +1,12 @@
+use std::sync::LazyLock;
+
 use proptest::prelude::*;
 
 use super::*;
 
 const SECOND: u64 = 1_000_000_000;
+
+static GRAMMAR: LazyLock<Grammar> = LazyLock::new(Grammar::default);
 
 struct Fixture {
     registry: Registry,
@@ -19,10 +23,10 @@ impl Fixture {
         self.registry.fork(Time(self.now), Pid(child), Pid(parent));
     }
 
-    fn exec(&mut self, pid: u32, command: &str) {
+    fn exec(&mut self, pid: u32, words: &str) {
         self.now += SECOND;
-        let argv = argv(command);
-        self.registry.exec(Time(self.now), Time(self.now), Pid(pid), &argv, &Launchers::default());
+        let now = Time(self.now);
+        self.registry.exec(now, now, Pid(pid), &command(words), &GRAMMAR);
     }
 
     fn live(&self, identity: &str) -> (u64, usize) {
@@ -30,8 +34,8 @@ impl Fixture {
     }
 }
 
-fn argv(command: &str) -> Vec<u8> {
-    command.split('|').flat_map(|word| word.bytes().chain([0])).collect()
+fn command(words: &str) -> CommandLine {
+    words.split('|').flat_map(|word| word.bytes().chain([0])).collect::<Vec<u8>>().into()
 }
 
 /// The process chain of one `npx -y figma-mcp` under dash, as the kernel reports it.
@@ -118,12 +122,12 @@ fn a_reused_pid_is_another_process() {
     assert_eq!(fixture.registry.processes(), 1);
 }
 
-fn observed(pid: u32, parent: u32, start_ticks: u64, command: &str) -> Observed {
+fn observed(pid: u32, parent: u32, start_ticks: u64, words: &str) -> Observed {
     Observed {
         pid: Pid(pid),
         start_ticks: Ticks(start_ticks),
         parent: Pid(parent),
-        argv: argv(command),
+        command: command(words),
     }
 }
 
@@ -139,17 +143,17 @@ fn reconcile_finds_trees_orphans_and_dead_processes() {
         observed(30, 1, 100, "node|/c/_npx/0/node_modules/.bin/stranded"),
         observed(40, 1, 50, "node|/srv/gateway.js"),
     ];
-    fixture.registry.reconcile(seen.clone(), &Launchers::default());
+    fixture.registry.reconcile(Time(fixture.now), seen.clone(), &GRAMMAR);
     assert_eq!(fixture.live("gone"), (1, 0));
     assert_eq!(fixture.live("@s/p"), (1, 1));
     assert_eq!(fixture.live("stranded"), (1, 1));
     assert_eq!(fixture.registry.pids(), [20, 21, 22, 30, 40].map(Pid));
     assert_eq!(
-        fixture.registry.identity("@s/p").and_then(|one| one.nth_oldest(1)),
+        fixture.registry.identity("@s/p").and_then(Identity::oldest),
         Some(Time(9 * SECOND)),
         "the tree is as old as its process, even if the agent is younger"
     );
-    fixture.registry.reconcile(seen, &Launchers::default());
+    fixture.registry.reconcile(Time(fixture.now), seen, &GRAMMAR);
     assert_eq!(fixture.live("@s/p"), (1, 1), "a second rescan changes nothing");
 }
 
@@ -170,9 +174,9 @@ fn a_server_joins_a_launcher_that_only_a_rescan_finds() {
         observed(13, 1, 400, server),
     ];
     for _ in 0..2 {
-        fixture.registry.reconcile(seen.clone(), &Launchers::default());
+        fixture.registry.reconcile(Time(fixture.now), seen.clone(), &GRAMMAR);
         assert_eq!(fixture.live("@s/p"), (1, 1));
-        assert_eq!(fixture.live("p"), (1, 1), "the server without a launcher above it");
+        assert_eq!(fixture.live("p"), (2, 1), "the server without a launcher above it");
     }
     fixture.registry.exit(Pid(10));
     fixture.registry.exit(Pid(11));
@@ -184,7 +188,7 @@ fn a_server_joins_a_launcher_that_only_a_rescan_finds() {
 #[test]
 fn a_record_read_after_the_rescan_that_saw_its_process_changes_nothing() {
     let mut registry = Registry::default();
-    registry.reconcile(vec![observed(20, 1, 900, "npx|a")], &Launchers::default());
+    registry.reconcile(Time(10 * SECOND), vec![observed(20, 1, 900, "npx|a")], &GRAMMAR);
     registry.fork(Time(9 * SECOND + 5), Pid(20), Pid(1));
     assert_eq!(registry.identity("a").map(|a| (a.starts, a.live())), Some((1, 1)));
 }
@@ -193,27 +197,140 @@ fn a_record_read_after_the_rescan_that_saw_its_process_changes_nothing() {
 fn identities_beyond_the_bound_share_a_name() {
     let mut registry = Registry::default();
     for pid in 0..(MAX_IDENTITIES as u32 + 5) {
-        let argv = argv(&format!("npx|p{pid}"));
-        registry.exec(Time(1), Time(1), Pid(pid), &argv, &Launchers::default());
+        let command = command(&format!("npx|p{pid}"));
+        registry.exec(Time(1), Time(1), Pid(pid), &command, &GRAMMAR);
     }
     assert_eq!(registry.identities().count(), MAX_IDENTITIES + 1);
     assert_eq!(registry.identity(OTHER_IDENTITIES).map(Identity::live), Some(5));
 }
 
 #[test]
-fn identities_without_live_trees_make_room() {
+fn identities_that_ended_take_no_place_and_are_bounded() {
     let mut registry = Registry::default();
-    let mut start = |pid: u32, second: u64| {
-        let time = Time(second * SECOND);
-        registry.exec(time, time, Pid(pid), &argv(&format!("npx|p{pid}")), &Launchers::default());
+    let mut start = |pid: u32, words: &str| {
+        let time = Time(u64::from(pid) * 1000);
+        registry.exec(time, time, Pid(pid), &command(words), &GRAMMAR);
         (pid > 0).then(|| registry.exit(Pid(pid)));
+        assert!(registry.identities.len() <= 2 * MAX_IDENTITIES + 2);
     };
-    // The first stays alive. The others end at once, and are kept for a minute.
-    (0..MAX_IDENTITIES as u32).for_each(|pid| start(pid, 1));
-    start(5000, 30);
-    start(5001, 62);
-    let names: Vec<&str> = registry.identities().map(|(name, _)| name).collect();
-    assert_eq!(names, ["(other)", "p0", "p5001"]);
+    // The first stays alive. The others end at once.
+    start(0, "npx|first");
+    (1..10_000).for_each(|pid| start(pid, &format!("npx|p{pid}")));
+    (10_000..20_000).for_each(|pid| start(pid, &format!("/opt/tool-{pid}")));
+    assert!(registry.identity(OTHER_IDENTITIES).is_none());
+    assert_eq!(registry.identity("first").map(Identity::live), Some(1));
+    assert!(registry.identity("p9999").is_some(), "a package is remembered");
+    assert!(registry.identity("tool-19999").is_none(), "a plain program is not");
+}
+
+/// A build has many programs at once. Packages keep their places.
+#[test]
+fn plain_programs_take_no_place_of_a_package() {
+    let mut registry = Registry::default();
+    for pid in 0..(MAX_IDENTITIES as u32 + 5) {
+        let command = command(&format!("/opt/tool-{pid}"));
+        registry.exec(Time(1), Time(1), Pid(pid), &command, &GRAMMAR);
+    }
+    assert_eq!(registry.identity(OTHER_IDENTITIES).map(Identity::live), Some(5));
+    registry.exec(Time(2), Time(2), Pid(9000), &command("npx|a"), &GRAMMAR);
+    assert_eq!(registry.identity("a").map(Identity::live), Some(1));
+}
+
+#[test]
+fn a_server_needs_no_launcher() {
+    let mut fixture = Fixture::new();
+    fixture.exec(1, "node|/srv/gateway.js");
+    for (pid, words, identity) in [
+        (10, "node|/srv/server.js", "/srv/server.js"),
+        (11, "python3|-m|mcp_server|--port|1", "mcp_server"),
+        (12, "docker|run|-i|--rm|mcp/time", "mcp/time"),
+        (13, "/opt/go-server|stdio", "go-server"),
+    ] {
+        fixture.fork(1, pid);
+        fixture.exec(pid, words);
+        assert_eq!(fixture.live(identity), (1, 1), "{words}");
+        fixture.registry.exit(Pid(pid));
+        assert_eq!(fixture.registry.identity(identity).map_or(0, Identity::live), 0, "{words}");
+    }
+    assert_eq!(fixture.live("/srv/gateway.js"), (1, 1));
+}
+
+#[test]
+fn wrappers_and_shells_are_merged_into_the_server_they_start() {
+    let mut fixture = Fixture::new();
+    fixture.exec(1, "node|/srv/gateway.js");
+    fixture.fork(1, 10);
+    fixture.exec(10, "sh|-c|uv run server.py");
+    fixture.fork(10, 11);
+    fixture.exec(11, "timeout|9|uv|run|/srv/server.py");
+    fixture.exec(11, "uv|run|/srv/server.py");
+    fixture.fork(11, 12);
+    fixture.exec(12, "/srv/.venv/bin/python3|/srv/server.py");
+    assert_eq!(fixture.live("/srv/server.py"), (1, 1));
+    assert_eq!(fixture.registry.trees().len(), 2, "the gateway and the server");
+    // A child of the package's script that becomes another program.
+    fixture.fork(1, 20);
+    fixture.exec(20, "npx|-y|a");
+    fixture.fork(20, 21);
+    fixture.exec(21, "sh|-c|a");
+    fixture.exec(21, "/usr/bin/env|node|/c/_npx/0/node_modules/.bin/a");
+    fixture.exec(21, "node|/c/_npx/0/node_modules/.bin/a");
+    fixture.exec(21, "/c/_npx/0/node_modules/a-linux/server|stdio");
+    assert_eq!(fixture.registry.trees().len(), 3);
+}
+
+#[test]
+fn a_server_inside_a_server_is_one_of_its_own() {
+    let mut fixture = Fixture::new();
+    fixture.fork(1, 10);
+    fixture.exec(10, "npx|@playwright/mcp");
+    fixture.fork(10, 11);
+    fixture.exec(11, "node|/c/_npx/0/node_modules/.bin/mcp-server-playwright");
+    for root in [20, 30] {
+        fixture.fork(11, root);
+        fixture.exec(root, "/opt/chrome/chrome|--headless");
+        fixture.fork(root, root + 1);
+        fixture.exec(root + 1, "/opt/chrome/chrome|--type=zygote");
+        fixture.fork(root + 1, root + 2);
+    }
+    assert_eq!(fixture.live("@playwright/mcp"), (1, 1));
+    assert_eq!(fixture.live("chrome"), (2, 2), "each with its zygote");
+    let launched = fixture.registry.launched();
+    assert_eq!(launched.len(), 1);
+    assert_eq!(launched[0].1.len(), 8, "all of it came from the package");
+    fixture.registry.exit(Pid(20));
+    assert_eq!(fixture.live("chrome"), (2, 2), "it lives as long as any of its processes");
+    for pid in [21, 22] {
+        fixture.registry.exit(Pid(pid));
+    }
+    assert_eq!(fixture.live("chrome"), (2, 1));
+}
+
+#[test]
+fn workers_belong_to_their_parent() {
+    let mut fixture = Fixture::new();
+    fixture.exec(1, "node|/srv/cluster.js");
+    for pid in 10..42 {
+        fixture.fork(1, pid);
+        fixture.exec(pid, "/usr/bin/node|/srv/cluster.js");
+    }
+    fixture.fork(1, 50);
+    assert_eq!(fixture.live("/srv/cluster.js"), (1, 1));
+    assert_eq!(fixture.registry.trees()[0].1.len(), 34);
+}
+
+#[test]
+fn a_process_that_renamed_itself_stays_what_it_was() {
+    let mut fixture = Fixture::new();
+    fixture.exec(1, "/srv/bin/gunicorn|app");
+    let mut renamed = observed(1, 0, 100, "gunicorn: master [app]");
+    renamed.command.exe = Some(b"/usr/bin/python3.11".to_vec());
+    fixture.registry.reconcile(Time(fixture.now), vec![renamed.clone()], &GRAMMAR);
+    assert_eq!(fixture.registry.trees().len(), 1);
+    // One that is found like this has no name, and so no server.
+    renamed.pid = Pid(2);
+    fixture.registry.reconcile(Time(fixture.now), vec![renamed], &GRAMMAR);
+    assert_eq!(fixture.registry.trees(), []);
 }
 
 #[derive(Clone, Debug)]
@@ -225,7 +342,8 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let pid = || 1u32..12;
-    let command = prop::sample::select(vec!["npx|a", "npx|b", "sh|-c|x", "node|s.js"]);
+    let command =
+        prop::sample::select(vec!["npx|a", "npx|b", "sh|-c|x", "node|s.js", "uv|run|s.py", "a"]);
     prop_oneof![
         (pid(), pid()).prop_map(|(parent, child)| Step::Fork(parent, child)),
         (pid(), command).prop_map(|(pid, command)| Step::Exec(pid, command)),
@@ -239,12 +357,11 @@ proptest! {
     #[test]
     fn members_trees_and_identities_agree(steps in prop::collection::vec(step(), 0..200)) {
         let mut registry = Registry::default();
-        let launchers = Launchers::default();
         for (at, step) in steps.into_iter().enumerate() {
             let now = Time(at as u64 * SECOND);
             match step {
                 Step::Fork(parent, child) => registry.fork(now, Pid(child), Pid(parent)),
-                Step::Exec(pid, command) => registry.exec(now, now, Pid(pid), &argv(command), &launchers),
+                Step::Exec(pid, words) => registry.exec(now, now, Pid(pid), &command(words), &GRAMMAR),
                 Step::Exit(pid) => { registry.exit(Pid(pid)); }
             }
             for (id, tree) in &registry.trees {
@@ -254,6 +371,13 @@ proptest! {
             }
             let live: usize = registry.identities.values().map(Identity::live).sum();
             prop_assert_eq!(live, registry.trees.len());
+            let members: usize = registry.identities.values().map(|one| one.processes).sum();
+            let in_trees = registry.processes.values().filter(|one| one.tree.is_some()).count();
+            prop_assert_eq!(members, in_trees);
+            for is_firm in [false, true] {
+                let live = registry.identities.values().filter(|one| one.of_kind(is_firm) > 0);
+                prop_assert_eq!(live.count(), registry.live_identities[usize::from(is_firm)]);
+            }
             prop_assert_eq!(registry.births.len(), registry.processes.len());
         }
     }

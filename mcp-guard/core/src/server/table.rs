@@ -31,6 +31,23 @@ pub(super) enum Runs {
     Wrapper,
 }
 
+impl Runs {
+    /// Returns whether every such program runs what it names as a child.
+    pub fn launches(self) -> bool {
+        match self {
+            Self::Package(_) | Self::Command | Self::Target => true,
+            Self::Image
+            | Self::Script(_)
+            | Self::FileOnly(_)
+            | Self::Becomes
+            | Self::Env
+            | Self::Wraps(_)
+            | Self::Shell
+            | Self::Wrapper => false,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wrapped {
     /// A URL. Any other word is a command, which is a server of its own.
@@ -76,6 +93,8 @@ pub(super) struct Group {
     /// The program may be a file that an interpreter runs. For others, such a file is a script that happens to
     /// have the name.
     pub scripts: bool,
+    /// The program runs its script as a child: by another interpreter, or after it was compiled.
+    pub launches: bool,
 }
 
 const HELP: &str = "-h --help -v --version";
@@ -290,7 +309,9 @@ const SUPERGATEWAY: Syntax = Syntax {
 const SMITHERY: Syntax =
     Syntax { values: &[lists::SMITHERY_VALUES], flags: &[lists::SMITHERY_FLAGS], ..NONE };
 
-const SCRIPTS: Group = Group { before: None, options: NONE, programs: &[], scripts: true };
+const SCRIPTS: Group =
+    Group { before: None, options: NONE, programs: &[], scripts: true, launches: false };
+const LAUNCHING: Group = Group { launches: true, ..SCRIPTS };
 const BINARIES: Group = Group { scripts: false, ..SCRIPTS };
 
 pub(super) const TABLE: &[Group] = &[
@@ -388,7 +409,7 @@ pub(super) const TABLE: &[Group] = &[
             ("jbang", "run", Runs::Script(Spec::Jbang)),
             ("jbang", "", Runs::Script(Spec::Jbang)),
         ],
-        ..SCRIPTS
+        ..LAUNCHING
     },
     Group {
         options: DOTNET_TOOL,
@@ -398,12 +419,13 @@ pub(super) const TABLE: &[Group] = &[
             ("dotnet", "tool exec", Runs::Script(Spec::Versioned)),
             ("dotnet", "tool run", Runs::Script(Spec::Versioned)),
         ],
-        ..SCRIPTS
+        ..LAUNCHING
     },
     Group {
         options: DOTNET_RUN,
         programs: &[("dotnet", "run", Runs::Script(Spec::File))],
-        ..BINARIES
+        scripts: false,
+        ..LAUNCHING
     },
     Group {
         options: DOTNET_HOST,
@@ -414,19 +436,24 @@ pub(super) const TABLE: &[Group] = &[
         ..BINARIES
     },
     Group { options: MAKE, programs: &[("make gmake", "", Runs::Target)], ..BINARIES },
-    Group { options: GO, programs: &[("go", "run", Runs::Script(Spec::Versioned))], ..BINARIES },
+    Group {
+        options: GO,
+        programs: &[("go", "run", Runs::Script(Spec::Versioned))],
+        scripts: false,
+        ..LAUNCHING
+    },
     Group {
         options: TSX,
         programs: &[
             ("tsx", "watch", Runs::Script(Spec::File)),
             ("tsx", "", Runs::Script(Spec::File)),
         ],
-        ..SCRIPTS
+        ..LAUNCHING
     },
     Group {
         options: TS_NODE,
         programs: &[("ts-node ts-node-esm", "", Runs::Script(Spec::File))],
-        ..SCRIPTS
+        ..LAUNCHING
     },
     Group {
         options: FASTMCP,
@@ -436,7 +463,7 @@ pub(super) const TABLE: &[Group] = &[
             ("mcp", "run", Runs::Script(Spec::File)),
             ("mcp", "dev", Runs::Script(Spec::File)),
         ],
-        ..SCRIPTS
+        ..LAUNCHING
     },
     Group {
         options: MCP_REMOTE,

@@ -1,4 +1,5 @@
 mod cases;
+mod launchers;
 mod secrets;
 
 use std::sync::LazyLock;
@@ -13,18 +14,26 @@ fn joined(words: &str) -> Vec<u8> {
 }
 
 fn start(exe: Option<&str>, words: &str, cwd: Option<&str>) -> Start {
-    let [exe, cwd] = [exe, cwd].map(|text| text.map(str::as_bytes));
-    GRAMMAR.identify(exe, &joined(words), cwd)
+    let [exe, cwd] = [exe, cwd].map(|text| text.map(|text| text.as_bytes().to_vec()));
+    plain(GRAMMAR.identify(&CommandLine { argv: joined(words), exe, cwd }))
+}
+
+/// Leaves out whether the program is a launcher.
+fn plain(mut start: Start) -> Start {
+    if let Start::Server(named) = &mut start {
+        named.launches = false;
+    }
+    start
 }
 
 fn server(identity: &str, naming: Naming) -> Start {
-    Start::Server(Named { identity: identity.to_owned(), naming })
+    Start::Server(Named { identity: identity.to_owned(), naming, launches: false })
 }
 
 #[test]
 fn command_lines_and_their_servers() {
     let rows = REPORTED.iter().chain(OTHERS);
-    let found = rows.map(|(words, ..)| (*words, GRAMMAR.identify(None, &joined(words), None)));
+    let found = rows.map(|(words, ..)| (*words, start(None, words, None)));
     let rows = REPORTED.iter().chain(OTHERS);
     let wrong: Vec<_> = found
         .zip(rows)
@@ -151,14 +160,16 @@ fn names_of_python_packages_are_compared_as_pep_503_says() {
 
 #[test]
 fn a_launcher_of_the_policy_comes_first_and_may_know_its_flags() {
-    let form = |flags: Option<&[&str]>| LauncherForm {
+    let form = |flags: Option<&[&str]>| Launcher {
         program: "run-mcp".to_owned(),
-        values: vec!["--config".to_owned()],
-        flags: flags.map(|flags| flags.iter().map(|flag| (*flag).to_owned()).collect()),
-        ..LauncherForm::default()
+        subcommand: vec![],
+        package_options: vec![],
+        value_options: vec!["--config".to_owned()],
+        flag_options: flags.map(|flags| flags.iter().map(|flag| (*flag).to_owned()).collect()),
+        information_options: vec![],
     };
-    let identify = |form: LauncherForm, words: &str| {
-        Grammar::extended_by(vec![form]).identify(None, &joined(words), None)
+    let identify = |launcher: Launcher, words: &str| {
+        plain(Grammar::extended_by(&[launcher]).identify(&joined(words).into()))
     };
     // As it was before `flag_options`: any other option is a flag.
     assert_eq!(identify(form(None), "run-mcp|--new|a"), server("a", Naming::Package));
@@ -168,4 +179,29 @@ fn a_launcher_of_the_policy_comes_first_and_may_know_its_flags() {
         identify(form(Some(&["-q"])), "run-mcp|--new|a"),
         server("run-mcp", Naming::Unclear)
     );
+}
+
+#[test]
+fn launchers_run_their_server_as_a_child() {
+    let launches = |words: &str| match GRAMMAR.identify(&joined(words).into()) {
+        Start::Server(named) => named.launches,
+        Start::Shell | Start::Wrapper => panic!("{words} is a server"),
+    };
+    for words in [
+        "npx|a",
+        "/usr/bin/env|node|/usr/bin/npx|a",
+        "uvx|a",
+        "uv|run|server.py",
+        "pnpm|exec|a",
+        "npm|run|start",
+        "make|serve",
+        "tsx|a.ts",
+        "node|/srv/node_modules/.bin/tsx|a.ts",
+        "go|run|./cmd/a",
+    ] {
+        assert!(launches(words), "{words}");
+    }
+    for words in ["node|a.js", "python|-m|a", "docker|run|-i|a", "bun|a.ts", "/opt/a|serve"] {
+        assert!(!launches(words), "{words}");
+    }
 }

@@ -17,6 +17,8 @@ pub(super) struct KnownProgram {
     pub runs: Runs,
     /// The program may be a script that an interpreter runs.
     pub may_be_script: bool,
+    /// Runs what it names as a child.
+    pub launches: bool,
 }
 
 /// How much a command line says about what is run.
@@ -55,6 +57,7 @@ impl KnownProgram {
             options: options.clone(),
             runs: *runs,
             may_be_script: group.scripts,
+            launches: group.launches || runs.launches(),
         };
         group.programs.iter().map(tool).collect()
     }
@@ -68,7 +71,8 @@ impl KnownProgram {
     ) -> Self {
         let options = Arc::new(options);
         let before = options.clone();
-        Self { names: vec![program], subcommand, before, options, runs, may_be_script: true }
+        let (names, may_be_script, launches) = (vec![program], true, true);
+        Self { names, subcommand, before, options, runs, may_be_script, launches }
     }
 
     /// Returns the name that identities show.

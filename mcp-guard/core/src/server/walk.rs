@@ -64,7 +64,11 @@ impl Grammar {
         let tools = self.tools.iter().filter(|tool| tool.is_named(name) && also(tool));
         let mut starts = tools.filter_map(|tool| {
             let reading = tool.read(arguments)?;
-            self.run(tool, first, arguments, &reading, at.deeper())
+            let mut start = self.run(tool, first, arguments, &reading, at.deeper())?;
+            if let Start::Server(named) = &mut start {
+                named.launches |= tool.launches;
+            }
+            Some(start)
         });
         starts.next()
     }
@@ -358,7 +362,7 @@ fn joined(tool: &KnownProgram, package: &str, inner: &str) -> String {
 fn named(name: &str, naming: Naming) -> Start {
     let (name, naming) =
         if name.trim().is_empty() { (NAMELESS, Naming::Unclear) } else { (name, naming) };
-    Start::Server(Named { identity: bounded(name), naming })
+    Start::Server(Named { identity: bounded(name), naming, launches: false })
 }
 
 fn unclear(program: &str) -> Start {

@@ -197,7 +197,7 @@ impl World {
             let (guard, born) = (GUARD, world.now);
             world.step(Input::Fork { guard, born, child: pid, parent: Pid(1) });
             let argv = b"npx\0-y\0figma-mcp\0".to_vec();
-            world.step(Input::Exec { guard, born, pid, argv });
+            world.step(Input::Exec { guard, born, pid, command: argv.into() });
         }
         world.now = world.now.after(Duration::from_secs(3));
         world.step(Input::Tick);

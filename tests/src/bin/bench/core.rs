@@ -66,10 +66,11 @@ impl Crowd {
     /// Forks and execs, as `npx -y PACKAGE`.
     fn start(&mut self) -> Pid {
         let (guard, born, pid) = (GUARD, self.now, Pid(self.next));
-        let argv = format!("npx\0-y\0package-{}\0", self.next % self.packages).into_bytes();
+        let argv = format!("npx\0-y\0package-{}\0", self.next % self.packages);
+        let command = argv.into_bytes().into();
         self.next += 1;
         self.step(Input::Fork { guard, born, child: pid, parent: Pid(0) });
-        self.step(Input::Exec { guard, born, pid, argv });
+        self.step(Input::Exec { guard, born, pid, command });
         pid
     }
 

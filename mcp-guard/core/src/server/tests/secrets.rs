@@ -121,7 +121,7 @@ fn command_line() -> impl Strategy<Value = String> {
 }
 
 fn identity(words: &str) -> Option<String> {
-    match GRAMMAR.identify(None, &joined(words), Some(b"/srv")) {
+    match start(None, words, Some("/srv")) {
         Start::Server(named) => Some(named.identity),
         Start::Shell | Start::Wrapper => None,
     }
@@ -151,7 +151,7 @@ proptest! {
         argv in vec(any::<u8>(), 0..1024),
         cwd in proptest::option::of(vec(any::<u8>(), 0..64)),
     ) {
-        let start = GRAMMAR.identify(exe.as_deref(), &argv, cwd.as_deref());
+        let start = GRAMMAR.identify(&CommandLine { argv, exe, cwd });
         if let Start::Server(named) = start {
             prop_assert!(named.identity.len() <= 214);
             prop_assert!(!named.identity.trim().is_empty());

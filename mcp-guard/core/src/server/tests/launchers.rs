@@ -1,12 +1,14 @@
+//! What launchers start: the package of each command line, or none.
+
 use proptest::prelude::*;
 
 use super::*;
 
-fn identity(command: &str) -> Option<String> {
-    let argv: Vec<u8> = command.split('|').flat_map(|w| w.bytes().chain([0])).collect();
-    match Launchers::default().classify(&argv) {
-        Program::Launcher(identity) => Some(identity),
-        Program::Shell | Program::Other => None,
+/// Returns the package if the command line is a launcher's.
+fn package(words: &str) -> Option<String> {
+    match start(None, words, None) {
+        Start::Server(Named { identity, naming: Naming::Package, .. }) => Some(identity),
+        Start::Server(_) | Start::Shell | Start::Wrapper => None,
     }
 }
 
@@ -104,24 +106,16 @@ const CASES: &[(&str, Option<&str>)] = &[
 ];
 
 #[test]
-fn command_lines_and_their_packages() {
-    for (command, expected) in CASES {
-        assert_eq!(identity(command).as_deref(), *expected, "{command}");
+fn launchers_and_their_packages() {
+    for (words, expected) in CASES {
+        assert_eq!(package(words).as_deref(), *expected, "{words}");
     }
-}
-
-#[test]
-fn shells_are_distinguished_from_servers() {
-    let launchers = Launchers::default();
-    assert_eq!(launchers.classify(b"sh\0-c\0'figma-mcp'\0"), Program::Shell);
-    assert_eq!(launchers.classify(b"/bin/bash\0run.sh\0"), Program::Shell);
-    assert_eq!(launchers.classify(b"node\0server.js\0"), Program::Other);
 }
 
 /// A launcher that the kernel side does not know would be handled a tick later.
 #[test]
 fn the_kernel_side_knows_each_built_in_launcher() {
-    for program in Launchers::default().grammar().launchers() {
+    for program in GRAMMAR.launchers() {
         assert!(mcp_guard_common::LAUNCHERS.contains(&program), "{program}");
     }
 }
@@ -136,48 +130,46 @@ fn a_policy_can_add_a_launcher() {
         flag_options: None,
         information_options: vec![],
     };
-    let launchers = Launchers::extended_by(&[deno]);
-    let argv = b"deno\0run\0--config\0x\0npm:figma-mcp\0";
-    assert_eq!(launchers.classify(argv), Program::Launcher("npm:figma-mcp".into()));
-    assert_eq!(launchers.classify(b"npx\0a\0"), Program::Launcher("a".into()));
+    let grammar = Grammar::extended_by(&[deno]);
+    let identify = |words: &str| plain(grammar.identify(&joined(words).into()));
+    let found = identify("deno|run|--config|x|npm:figma-mcp");
+    assert_eq!(found, server("npm:figma-mcp", Naming::Package));
+    assert_eq!(identify("npx|a"), server("a", Naming::Package));
 }
 
 #[test]
-fn a_stranded_server_is_named_by_its_bin() {
-    let leaf = b"node\0/root/.npm/_npx/0123456789abcdef/node_modules/.bin/magic\0";
-    assert_eq!(stranded_server(leaf).as_deref(), Some("magic"));
-    assert_eq!(stranded_server(b"node\0/srv/app/node_modules/.bin/magic\0"), None);
-    assert_eq!(stranded_server(b"cat\0a\0/_npx/x/node_modules/.bin/magic\0"), None);
+fn a_server_without_its_launcher_is_named_by_its_file_in_the_cache() {
+    let leaf = "node|/root/.npm/_npx/0123456789abcdef/node_modules/.bin/magic";
+    assert_eq!(start(None, leaf, None), server("magic", Naming::Cached));
+    let installed = "node|/srv/app/node_modules/.bin/magic";
+    assert_eq!(start(None, installed, None), server("magic", Naming::Script));
+    let argument = "cat|a|/_npx/x/node_modules/.bin/magic";
+    assert_eq!(start(None, argument, None), server("cat a", Naming::Program));
+    let nameless = "node|/a/_npx/1/node_modules/.bin/?a";
+    assert_ne!(start(None, nameless, None), server("", Naming::Cached));
 }
 
 #[test]
-fn identities_are_bounded_and_printable() {
+fn packages_are_bounded_and_printable() {
     let long = format!("npx|./{}", "a".repeat(5000));
-    assert_eq!(identity(&long).map(|identity| identity.len()), Some(214));
-    assert_eq!(identity("npx|./a\x1b[2J").as_deref(), Some("./a\\u{1b}[2J"));
+    assert_eq!(package(&long).map(|identity| identity.len()), Some(214));
+    assert_eq!(package("npx|./a\x1b[2J").as_deref(), Some("./a\\u{1b}[2J"));
 }
 
 #[test]
 fn a_package_without_a_name_is_no_identity() {
-    for argv in ["npx|==1", "npx|?a=b", "uvx|--from=|mcp", "uvx|--from||mcp", "npx|@"] {
-        assert_ne!(identity(argv).as_deref(), Some(""), "{argv}");
+    for words in ["npx|==1", "npx|?a=b", "uvx|--from=|mcp", "uvx|--from||mcp", "npx|@"] {
+        assert_ne!(package(words).as_deref(), Some(""), "{words}");
     }
-    assert_eq!(stranded_server(b"node\0/a/_npx/1/node_modules/.bin/?a\0"), None);
 }
 
 proptest! {
-    #[test]
-    fn no_bytes_break_the_parser(argv in proptest::collection::vec(any::<u8>(), 0..1024)) {
-        let _ = Launchers::default().classify(&argv);
-        let _ = stranded_server(&argv);
-    }
-
     /// However `#!` rewrites the command line, the identity is the one that the caller typed.
     #[test]
-    fn the_interpreter_form_means_the_same(package in "p[a-z0-9]{0,20}", version in "[0-9.]{1,5}") {
-        let typed = identity(&format!("npx|-y|{package}@{version}"));
-        let kernel = identity(&format!("/usr/bin/env|node|/usr/bin/npx|-y|{package}@{version}"));
-        prop_assert_eq!(typed.as_deref(), Some(package.as_str()));
+    fn the_interpreter_form_means_the_same(name in "p[a-z0-9]{0,20}", version in "[0-9.]{1,5}") {
+        let typed = package(&format!("npx|-y|{name}@{version}"));
+        let kernel = package(&format!("/usr/bin/env|node|/usr/bin/npx|-y|{name}@{version}"));
+        prop_assert_eq!(typed.as_deref(), Some(name.as_str()));
         prop_assert_eq!(typed, kernel);
     }
 }

@@ -1,0 +1,135 @@
+//! Innocent work that lasts for days. Nothing is done about it, and at most one warning is made.
+
+use std::collections::VecDeque;
+
+use mcp_guard_core::replay::ReplayReport;
+
+use crate::trace::{DAY, HOUR, MINUTE, Trace};
+
+fn is_left_alone(name: &str, report: &ReplayReport) {
+    assert_eq!(report.actions, [], "{name}");
+    assert!(report.warnings.len() <= 1, "{name}: {:?}", report.warnings);
+}
+
+#[test]
+fn worker_pools() {
+    let mut trace = Trace::new("node /srv/pool.js");
+    for worker in 0..32 {
+        trace.start(worker / 16, 1, &[&format!("node /srv/worker.js {worker}")]);
+        trace.fork(worker, 1);
+    }
+    let later = trace.fork(3 * DAY, 1);
+    trace.exit(3 * DAY + 1, later);
+    is_left_alone("a pool", &trace.report());
+}
+
+/// Backends from 5 to 190 and back, twice a day, which are forked.
+#[test]
+fn a_database() {
+    let mut trace = Trace::new("/usr/lib/postgresql/15/bin/postgres -D /data");
+    let mut live = Vec::new();
+    for minute in 0..3 * 24 * 60 {
+        let wanted = 5 + 185 * (minute % 720_u64).min(720 - minute % 720) / 360;
+        while (live.len() as u64) < wanted {
+            live.push(trace.fork(minute * MINUTE, 1));
+        }
+        while live.len() as u64 > wanted
+            && let Some(pid) = live.pop()
+        {
+            trace.exit(minute * MINUTE, pid);
+        }
+    }
+    is_left_alone("postgres", &trace.report());
+}
+
+#[test]
+fn autoscaled_workers() {
+    let mut trace = Trace::new("python3 -m scaler");
+    let mut live: VecDeque<u32> = VecDeque::new();
+    for step in 0..3 * 24 * 6 {
+        let second = step * 10 * MINUTE;
+        let wanted = if (36..80).contains(&(step % 144)) { (step % 144 - 35).min(32) } else { 4 };
+        while (live.len() as u64) < wanted {
+            live.extend(trace.start(second, 1, &["python3 /srv/worker.py"]));
+        }
+        while live.len() as u64 > wanted
+            && let Some(pid) = live.pop_front()
+        {
+            trace.exit(second, pid);
+        }
+    }
+    is_left_alone("autoscaled workers", &trace.report());
+}
+
+/// Each test has a browser of a few programs, and ends.
+#[test]
+fn a_test_runner_with_browsers() {
+    let mut trace = Trace::new("node /srv/node_modules/.bin/playwright test");
+    for test in 0..4000 {
+        let second = test * 20;
+        let browser = trace.start(second, 1, &["/opt/chrome/chrome --headless"]);
+        let zygote = trace.fork(second, browser[0]);
+        trace.exec(second, zygote, "/opt/chrome/chrome --type=zygote");
+        let renderer = trace.fork(second, zygote);
+        for (after, pid) in [(30, renderer), (30, zygote), (31, browser[0])] {
+            trace.exit(second + after, pid);
+        }
+    }
+    is_left_alone("a test runner", &trace.report());
+}
+
+#[test]
+fn builds() {
+    let mut trace = Trace::new("make -j8");
+    for file in 0..6000_u64 {
+        let second = 300 * (file / 600) + file % 600 / 8;
+        let chain = ["gcc -c a.c", "/usr/lib/gcc/cc1 a.c", "as -o a.o"];
+        for pid in trace.start(second, 1, &chain).into_iter().rev() {
+            trace.exit(second + 2, pid);
+        }
+        let probe = trace.start(second, 1, &["grep -q x conftest.c"]);
+        trace.crash(second, probe[0]);
+    }
+    is_left_alone("builds", &trace.report());
+}
+
+#[test]
+fn a_daily_job() {
+    let mut trace = Trace::new("/usr/sbin/crond -f");
+    for day in 0..7 {
+        let job = trace.start(day * DAY, 1, &["sh -c job", "python3 /srv/job.py"]);
+        for part in 0..200 {
+            let second = day * DAY + part * 10;
+            let pids = trace.start(second, job[1], &["/usr/bin/pg_dump db"]);
+            trace.exit(second + 30, pids[0]);
+        }
+        job.iter().rev().for_each(|pid| trace.exit(day * DAY + HOUR, *pid));
+    }
+    is_left_alone("a daily job", &trace.report());
+}
+
+/// A session lasts two hours, and has a server of its own that ends with it.
+#[test]
+fn servers_of_sessions_that_end() {
+    let mut trace = Trace::new("node /srv/gateway.js");
+    for session in 0..3 * 24 * 12 {
+        let second = session * 5 * MINUTE;
+        let pids = trace.start(second, 1, &["node /srv/server.js"]);
+        trace.exit(second + 2 * HOUR, pids[0]);
+    }
+    is_left_alone("sessions", &trace.report());
+}
+
+/// Forty users come in the morning and go in the evening.
+#[test]
+fn a_server_for_each_of_forty_users() {
+    let mut trace = Trace::new("node /srv/gateway.js");
+    for day in 0..5 {
+        for user in 0..40 {
+            let second = day * DAY + 8 * HOUR + user * 3 * MINUTE;
+            let pids = trace.start(second, 1, &["node /srv/server.js"]);
+            trace.exit(day * DAY + 17 * HOUR + user * 2 * MINUTE, pids[0]);
+        }
+    }
+    is_left_alone("forty users", &trace.report());
+}
