@@ -15,7 +15,7 @@
 //! diagnose   why a limit is not in force           repair     where a limit must be written
 //! limits     which limit applies, and when         incident   causes, outcomes and holds
 //! id         typed ids                             warnings   bounds the warnings of a guard
-//! escape     makes untrusted bytes printable
+//! escape     makes untrusted bytes printable    evidence   connected, quiescent: one server
 //! ```
 #![forbid(unsafe_code)]
 
@@ -25,6 +25,7 @@ pub mod detect;
 pub mod diagnose;
 pub mod effect;
 pub mod escape;
+pub mod evidence;
 pub mod guard;
 pub mod id;
 pub mod incident;

@@ -1,0 +1,15 @@
+//! Evidence about one server: whether its client can still reach it, and whether it waits for its
+//! client and for nothing else. It is read by `host::evidence` of the agent and judged here.
+//!
+//! Whatever cannot be read is unknown, and unknown never counts as proof.
+
+mod connection;
+mod quiescence;
+
+pub use self::{
+    connection::{Channel, Connection, Ends, PollFlags},
+    quiescence::{
+        AtWork, EpollSet, FileLock, OpenChannel, PeerIs, ProcessLook, Runtime, ThreadLook,
+        TreeLook, Wait, Waker, at_work,
+    },
+};
