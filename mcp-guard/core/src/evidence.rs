@@ -7,7 +7,7 @@ mod connection;
 mod quiescence;
 
 pub use self::{
-    connection::{Channel, Connection, Ends, PollFlags},
+    connection::{Channel, Connection, PollFlags, Stdio},
     quiescence::{
         AtWork, EpollSet, FileLock, OpenChannel, PeerIs, ProcessLook, Runtime, ThreadLook,
         TreeLook, Wait, Waker, at_work,

@@ -60,7 +60,7 @@ impl PollFlags {
 
 /// A server's stdin and stdout, with what poll(2) says of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ends {
+pub struct Stdio {
     pub stdin: (Channel, PollFlags),
     pub stdout: (Channel, PollFlags),
 }
@@ -81,8 +81,8 @@ impl Connection {
     /// Judges by the far ends. A pipe without a writer reports HUP, one without a reader ERR. A socket
     /// whose peer does not write any more reports RDHUP, one whose peer is gone also HUP.
     #[must_use]
-    pub fn of(ends: &Ends) -> Self {
-        let Ends { stdin: (input, reads), stdout: (output, writes) } = *ends;
+    pub fn of(ends: &Stdio) -> Self {
+        let Stdio { stdin: (input, reads), stdout: (output, writes) } = *ends;
         let has_writer = match input {
             Channel::Pipe(_) => !reads.has(PollFlags::HUP),
             Channel::Socket(_) => !reads.has(PollFlags::HUP) && !reads.has(PollFlags::RDHUP),
@@ -158,7 +158,7 @@ mod tests {
             ((Socket(1), 0x2011), (Socket(2), 0x2015), Disconnected),
             ((Socket(1), 0x2011), (Pipe(2), 0x8), Disconnected),
         ] {
-            let ends = Ends {
+            let ends = Stdio {
                 stdin: (stdin.0, PollFlags(stdin.1)),
                 stdout: (stdout.0, PollFlags(stdout.1)),
             };

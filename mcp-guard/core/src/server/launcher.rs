@@ -28,9 +28,9 @@ pub struct Launcher {
     /// Options that take the next word as their value, which is then not the package.
     #[serde(default)]
     pub value_options: Vec<String>,
-    /// Options without a value. If this list is given, a command line with an option that is in none
-    /// of the lists has no known package, because the next word may be the option's value. If it is
-    /// not given, such options count as options without a value.
+    /// Options without a value. If you give this list, the package is unknown whenever an option on the
+    /// command line is in none of the lists, because the next word may be its value. If you do not
+    /// give it, an option that is in none of the lists counts as one without a value.
     #[serde(default)]
     pub flag_options: Option<Vec<String>>,
     /// Options with which the launcher only prints information and runs no package.
