@@ -36,7 +36,7 @@ use tokio::{io::unix::AsyncFd, signal::unix::Signal, sync::mpsc};
 use self::{
     askers::Askers,
     counting::Counting,
-    guarding::Unguardable,
+    guarding::{Disbelieved, Unguardable},
     known::KnownEngines,
     limits::Upkeep,
     notify::Notify,
@@ -107,8 +107,8 @@ pub struct Agent {
     standings: Standings,
     /// Cgroups that could not be guarded, by id.
     unguardable: BTreeMap<CgroupId, Unguardable>,
-    /// Cgroups that an engine named without right, with the time of the record.
-    disbelieved: BTreeMap<CgroupId, Time>,
+    /// Cgroups that an engine named without right, by id.
+    disbelieved: BTreeMap<CgroupId, Disbelieved>,
     layout: Layout,
     observer: Observer,
     notify: Notify,

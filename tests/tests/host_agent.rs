@@ -259,6 +259,31 @@ fn a_guard_inside_another_is_refused_and_logged_once() {
     assert_eq!(log.matches("it overlaps guard").count(), 1, "{log}");
 }
 
+/// A guard with many cgroups has only some of them in the kernel's map.
+#[test]
+fn a_guard_inside_a_cgroup_that_is_not_in_the_map_is_refused() {
+    let outer = cgroup("outer-large");
+    for number in 0..1100 {
+        fs::create_dir(outer.unified_dir().join(number.to_string())).unwrap();
+    }
+    let late = outer.child("late").unwrap();
+    let rules = format!("{}{}", observing(&outer), observing(&late));
+    let path = late.path().to_owned();
+    drop(late);
+    let mut agent = Agent::start(&rules).unwrap();
+    agent.guard(outer.id()).unwrap();
+    // It comes when the guard has more than its part of the map.
+    let late = outer.child("late").unwrap();
+    assert_eq!(late.path(), path);
+    let refused = |record: &Record| match record {
+        Record::GuardRefused { guard, reason } => Some((guard.cgroup_id.0, reason.clone())),
+        _ => None,
+    };
+    let (of, reason) = agent.await_record("it is refused", refused).unwrap();
+    assert!(of == late.id() && reason.starts_with("it overlaps guard"), "{reason}");
+    assert!(agent.guard(late.id()).is_err());
+}
+
 /// A tenant must not take all slots, and nobody is left out in silence.
 #[test]
 fn a_guard_that_enforces_takes_the_slot_of_one_that_observes() {

@@ -258,9 +258,12 @@ fn the_engine_of_a_user_is_believed_about_that_users_containers_only() {
     assert_eq!(of, container.id());
     assert!(reason.contains("the engine of user 65534"), "{reason}");
     assert!(agent.guard(container.id()).is_err(), "root's container is guarded");
+    assert_eq!(agent.status().unwrap().unguarded, 1, "the policy names it");
+    assert_eq!(agent.cli(&["status"]).unwrap().status.code(), Some(1));
     chown(above.unified_dir(), Some(USER), None).unwrap();
     let id = container.id();
     agent.wait_until("the user's is guarded", |agent| Ok(agent.guard(id).is_ok())).unwrap();
+    assert_eq!(agent.status().unwrap().unguarded, 0);
 }
 
 #[test]

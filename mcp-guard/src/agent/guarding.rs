@@ -40,6 +40,15 @@ pub(super) struct Unguardable {
     seen: Time,
 }
 
+/// A cgroup that an engine named without right.
+pub(super) struct Disbelieved {
+    /// Whether the policy would guard it.
+    is_named: bool,
+    warned: Time,
+    /// The latest time that it was named.
+    seen: Time,
+}
+
 impl Agent {
     pub(super) fn engine_event(&mut self, engine: EngineId, event: EngineEvent) {
         match event {
@@ -84,11 +93,13 @@ impl Agent {
     /// [`WARN_AGAIN`].
     fn disbelieve(&mut self, by: Speaker, cgroup: Cgroup, container: Container) {
         let now = clock::now();
-        self.disbelieved.retain(|_, at| now.since(*at) < WARN_AGAIN);
-        if self.disbelieved.contains_key(&cgroup.id()) {
+        let is_named = self.core.policy().terms(&workload_of(&container, &cgroup)).is_some();
+        self.disbelieved.retain(|_, one| now.since(one.warned) < WARN_AGAIN);
+        if let Some(one) = self.disbelieved.get_mut(&cgroup.id()) {
+            (one.is_named, one.seen) = (is_named, now);
             return;
         }
-        self.disbelieved.insert(cgroup.id(), now);
+        self.disbelieved.insert(cgroup.id(), Disbelieved { is_named, warned: now, seen: now });
         let reason = format!(
             "{by} names it, and that user does not own it; what the engine says about it is ignored"
         );
@@ -98,12 +109,7 @@ impl Agent {
     }
 
     fn guard_container(&mut self, cgroup: Cgroup, container: Container) {
-        let workload = Workload {
-            name: container.name.clone(),
-            image: container.image.clone(),
-            labels: container.labels.clone(),
-            cgroup: cgroup.path().to_owned(),
-        };
+        let workload = workload_of(&container, &cgroup);
         let Some(terms) = self.core.policy().terms(&workload) else { return };
         let Some(known) = self.guards.of_cgroup(cgroup.id()) else {
             let Container { id, name, paused, limit, .. } = container;
@@ -235,9 +241,17 @@ impl Agent {
         idlest.min_by(|a, b| a.1.total_cmp(&b.1).then(a.2.cmp(&b.2))).map(|(guard, ..)| guard)
     }
 
-    /// Counts the cgroups that the policy names and that could not be guarded.
+    /// Counts the cgroups that the policy names and that are not guarded: those that could not be, and
+    /// those of which only an engine that is not believed has told.
     pub(super) fn unguarded(&self, now: Time) -> usize {
-        self.unguardable.values().filter(|one| now.since(one.seen) < GONE).count()
+        let is_there = |seen: Time| now.since(seen) < GONE;
+        let unguardable = self.unguardable.values().filter(|one| is_there(one.seen));
+        let disbelieved = self.disbelieved.iter().filter(|(cgroup, one)| {
+            let is_known =
+                self.unguardable.contains_key(cgroup) || self.guards.of_cgroup(**cgroup).is_some();
+            one.is_named && is_there(one.seen) && !is_known
+        });
+        unguardable.count() + disbelieved.count()
     }
 
     /// Schedules the next attempt, and records why this one failed, once per [`WARN_AGAIN`].
@@ -257,16 +271,24 @@ impl Agent {
 
     fn count_from_now(&mut self, guard: GuardId, cgroup: &Cgroup) -> anyhow::Result<()> {
         let kernel = &mut self.counting.kernel;
+        // A cgroup has one guard: counted for two, it would be wrong for both.
+        let overlaps = |other: GuardId| anyhow!("it overlaps guard {other}");
+        // One inside a guard may not be in the map of cgroups, which has a part of each guard.
+        let mut around = None;
+        cgroup.is_below(|dir| {
+            around = kernel.guard_at(dir.id()?);
+            Ok(around.is_some())
+        })?;
+        if let Some(other) = around {
+            return Err(overlaps(other));
+        }
         kernel.clear_totals(guard)?;
         kernel.add_root(cgroup.id(), guard)?;
         let mut trouble = None;
         cgroup.walk(&mut |dir, _| {
             let id = dir.id()?;
-            match kernel.guard_of(id) {
-                // A cgroup has one guard: counted for two, it would be wrong for both.
-                Some(other) if other != guard => {
-                    trouble = Some(anyhow!("it overlaps guard {other}"))
-                }
+            match kernel.guard_of(id).or_else(|| kernel.guard_at(id)) {
+                Some(other) if other != guard => trouble = Some(overlaps(other)),
                 _ => {
                     if let Err(error) = kernel.add_cgroup(id, guard) {
                         trouble = Some(error.into());
@@ -326,5 +348,14 @@ impl Agent {
             container.paused = held.paused;
             self.guard_container(held.cgroup, *container);
         }
+    }
+}
+
+fn workload_of(container: &Container, cgroup: &Cgroup) -> Workload {
+    Workload {
+        name: container.name.clone(),
+        image: container.image.clone(),
+        labels: container.labels.clone(),
+        cgroup: cgroup.path().to_owned(),
     }
 }

@@ -281,9 +281,15 @@ impl Kernel {
         self.guards.get(&cgroup.0, 0).ok().map(GuardId)
     }
 
+    /// Returns the guard that this cgroup is.
+    #[must_use]
+    pub fn guard_at(&self, cgroup: CgroupId) -> Option<GuardId> {
+        self.roots.get(&cgroup.0, 0).ok().map(GuardId)
+    }
+
     /// Counts the tasks of this cgroup no more. Returns false if they were not counted for this guard.
     pub fn remove_cgroup(&mut self, cgroup: CgroupId, guard: GuardId) -> bool {
-        if self.roots.get(&cgroup.0, 0).ok() == Some(guard.0) {
+        if self.guard_at(cgroup) == Some(guard) {
             // The program on cgroup_rmdir may have removed it meanwhile.
             let _ = self.roots.remove(&cgroup.0);
         }

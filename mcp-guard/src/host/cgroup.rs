@@ -60,13 +60,21 @@ impl Cgroup {
     /// # Errors
     /// If a cgroup cannot be opened.
     pub fn is_delegated_to(&self, user: u32) -> io::Result<bool> {
+        Ok(self.owner()? == user || self.is_below(|dir| Ok(dir.owner()? == user))?)
+    }
+
+    /// Whether it is below a cgroup that satisfies a condition. The root of the tree is not asked
+    /// about: nobody delegates or guards it.
+    ///
+    /// # Errors
+    /// If a cgroup cannot be opened, or the condition fails.
+    pub fn is_below(&self, mut is_it: impl FnMut(&Dir) -> io::Result<bool>) -> io::Result<bool> {
         let mut dir = self.dir.try_clone()?;
-        // Not the root of the tree, which nobody delegates.
-        for _ in self.path.split('/').skip(1) {
-            if dir.owner()? == user {
+        for _ in self.path.split('/').skip(2) {
+            dir = dir.above()?;
+            if is_it(&dir)? {
                 return Ok(true);
             }
-            dir = dir.above()?;
         }
         Ok(false)
     }
