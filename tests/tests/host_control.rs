@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use mcp_guard_tests::{agent::Agent, workload};
+use mcp_guard_tests::{agent::Agent, cgroup::FixtureCgroup, workload};
 use serde_json::{Value, json};
 
 /// A policy that guards nothing.
@@ -96,21 +96,25 @@ fn connections_that_say_nothing_do_not_keep_others_out() {
 }
 
 #[test]
-fn root_of_another_pid_namespace_gets_no_answer() {
+fn root_of_another_pid_namespace_is_told_why_it_gets_no_answer() {
     let agent = Agent::start(POLICY).unwrap();
     let program = workload("mcp-guard").unwrap();
-    let said = |wrapper: &[&str]| {
+    let said = |wrapper: &[&str], words: &[&str]| {
         let (first, rest) = wrapper.split_first().unwrap();
         let mut command = Command::new(first);
         command.args(rest).arg(&program).arg("--run-dir").arg(agent.folder());
-        let output = command.args(["status", "--json"]).output().unwrap();
+        command.arg("--audit").arg(agent.audit_path()).args(["--docker", "/nonexistent"]);
+        let output = command.args(words).output().unwrap();
         (output.status.success(), String::from_utf8(output.stderr).unwrap())
     };
-    assert!(said(&["env"]).0);
-    let (is_answered, error) = said(&["unshare", "--pid", "--fork", "--mount-proc"]);
-    // The connection is closed, with or without a message that nobody reads.
-    let is_closed = ["Connection reset", "Broken pipe", "ended in the middle"]
-        .iter()
-        .any(|end| error.contains(end));
-    assert!(!is_answered && is_closed, "{error}");
+    assert!(said(&["env"], &["status", "--json"]).0);
+    let place = FixtureCgroup::new("control").unwrap();
+    let target = format!("cgroup:{}", place.path());
+    let verbs: [&[&str]; 3] =
+        [&["status"], &["status", "--json"], &["freeze", "--dry-run", &target]];
+    for words in verbs {
+        let (is_answered, error) = said(&["unshare", "--pid", "--fork", "--mount-proc"], words);
+        assert!(!is_answered && error.contains("pid namespace"), "{words:?}: {error}");
+        assert!(error.contains("run the command on the host itself"), "{words:?}: {error}");
+    }
 }

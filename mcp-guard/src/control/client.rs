@@ -25,7 +25,11 @@ pub enum Error {
         "the agent did not answer within {ANSWER:?}; see `systemctl status mcp-guard` and its log"
     )]
     Late,
-    #[error("the agent ended in the middle of its answer; try again")]
+    #[error(
+        "the agent ended the connection without an answer: it has just ended, or it is of an older \
+         version and answers no process outside its pid namespace, such as that of a container; try \
+         again on the host itself"
+    )]
     Cut,
     #[error("cannot talk to the agent: {0}")]
     Io(#[from] io::Error),
@@ -59,13 +63,15 @@ pub fn call<M: Method>(path: &Path, parameters: &M) -> Result<M::Reply, Error> {
     let mut message =
         serde_json::to_vec(&CallMessage { method, parameters }).map_err(io::Error::from)?;
     message.push(0);
-    stream.write_all(&message)?;
+    let failed = |error: io::Error| match error.raw_os_error() {
+        Some(libc::EAGAIN) => Error::Late,
+        Some(libc::EPIPE | libc::ECONNRESET) => Error::Cut,
+        Some(_) | None => Error::Io(error),
+    };
+    stream.write_all(&message).map_err(failed)?;
     let mut answer = Vec::new();
     let read = BufReader::new(stream).take(MAX_ANSWER).read_until(0, &mut answer);
-    read.map_err(|error| {
-        let is_late = error.kind() == io::ErrorKind::WouldBlock;
-        if is_late { Error::Late } else { Error::Io(error) }
-    })?;
+    read.map_err(failed)?;
     answer.pop_if(|last| *last == 0).ok_or(Error::Cut)?;
     let reply: Reply = serde_json::from_slice(&answer).map_err(io::Error::from)?;
     match reply.error {

@@ -77,13 +77,19 @@ pub async fn serve(listener: UnixListener, calls: mpsc::Sender<Waiting>) {
 }
 
 async fn converse(mut stream: UnixStream, calls: mpsc::Sender<Waiting>) -> io::Result<()> {
-    peer::check(&stream)?;
+    let stranger = peer::check(&stream).err();
     let mut received = Vec::new();
     while let Some(message) = timeout(IDLE, next_message(&mut stream, &mut received)).await?? {
-        let reply = answer(&message, &calls).await;
+        let reply = match &stranger {
+            Some(stranger) => failed(&stranger.to_string()),
+            None => answer(&message, &calls).await,
+        };
         let mut bytes = serde_json::to_vec(&reply).map_err(io::Error::other)?;
         bytes.push(0);
         timeout(IDLE, stream.write_all(&bytes)).await??;
+        if let Some(stranger) = stranger {
+            return Err(io::Error::other(stranger));
+        }
     }
     Ok(())
 }
