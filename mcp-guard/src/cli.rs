@@ -15,7 +15,12 @@ mod resolve;
 mod run;
 mod status;
 
-use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    io::IsTerminal as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -81,6 +86,12 @@ impl HostOptions {
     #[must_use]
     pub fn engines(&self) -> Engines {
         Engines::at(&self.docker, self.engine_timeout)
+    }
+
+    /// The files and folders that the agent writes to all the time, with their names in messages.
+    #[must_use]
+    pub fn storage(&self) -> [(&str, &Path); 2] {
+        [("audit log", &self.audit), ("run directory", &self.run_dir)]
     }
 }
 

@@ -17,4 +17,5 @@ pub mod pidns;
 pub mod poll;
 pub mod proc;
 pub mod process;
+pub mod storage;
 pub mod systemd;

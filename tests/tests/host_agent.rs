@@ -242,6 +242,34 @@ fn missing_bpf_rights_are_reported_in_one_clear_sentence() {
     assert!(said.lines().any(|line| line.starts_with("MISSING   BPF ")), "{said}");
 }
 
+/// Without a server, a request to it waits for ever. A user who may not use it gets the kernel's own answer.
+#[test]
+fn a_log_on_a_file_system_with_a_server_is_warned_about() {
+    let folder = tempfile::tempdir().unwrap();
+    let mount = folder.path().join("mount");
+    fs::create_dir(&mount).unwrap();
+    let script =
+        "exec 3<>/dev/fuse; mount -i -t fuse -o \"$1\" none \"$2\" && shift 2 && exec \"$@\"";
+    let storage = |user: u32, log: &std::path::Path| {
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--mount", "sh", "-c", script, "sh"]);
+        command.arg(format!("fd=3,rootmode=40000,user_id={user},group_id=0")).arg(&mount);
+        command.arg(workload("mcp-guard").unwrap()).arg("--run-dir").arg(folder.path());
+        command.arg("--audit").arg(log).args(["--docker", "/nonexistent", "doctor"]);
+        let output = command.output().unwrap();
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        let line = said.lines().find(|line| line.split_whitespace().nth(1) == Some("storage"));
+        line.map(str::to_owned).ok_or(said).unwrap()
+    };
+    let dead = storage(0, &mount.join("audit.jsonl"));
+    assert!(dead.starts_with("degraded") && dead.contains("does not answer within 1s"), "{dead}");
+    let fuse = storage(65534, &mount);
+    assert!(fuse.starts_with("degraded") && fuse.contains("is on a FUSE file system"), "{fuse}");
+    assert!(fuse.contains("audit log") && !fuse.contains("run directory"), "{fuse}");
+    let local = storage(0, &folder.path().join("audit.jsonl"));
+    assert!(local.starts_with("ok"), "{local}");
+}
+
 /// A task has one guard. Counting it for two would make both counts wrong.
 #[test]
 fn a_guard_inside_another_is_refused_and_logged_once() {

@@ -16,6 +16,7 @@ use crate::{
         bpf::{Kernel, KernelOptions, VMLINUX},
         kernel::{self, Files, SUPPORTED},
         layout::{Layout, LayoutKind, PidsTree},
+        storage,
         systemd::Systemd,
     },
     snapshot,
@@ -59,7 +60,7 @@ pub fn doctor(host: &HostOptions, json: bool) -> Result<Exit, Failure> {
             checks.push(engine(one).await);
         }
     });
-    checks.push(agent(host));
+    checks.extend([storage(host), agent(host)]);
     let missing = checks.iter().any(|check| check.state == State::Missing);
     let text = if json {
         serde_json::to_string(&checks).map_err(Failure::could_not)?
@@ -273,6 +274,14 @@ async fn engine(engine: &dyn Engine) -> Check {
             check(NAME, State::Ok, detail)
         }
         Err(error) => check(NAME, State::Degraded, error.to_string()),
+    }
+}
+
+fn storage(host: &HostOptions) -> Check {
+    const NAME: &str = "storage";
+    match storage::warning(&host.storage()) {
+        Some(warning) => check(NAME, State::Degraded, warning),
+        None => check(NAME, State::Ok, "the audit log and the run directory are local"),
     }
 }
 

@@ -10,7 +10,7 @@ use mcp_guard_core::policy::Policy;
 use super::{Exit, Failure, HostOptions, runtime};
 use crate::{
     agent,
-    host::{bpf, kernel, layout::Layout},
+    host::{bpf, kernel, layout::Layout, storage},
 };
 
 #[derive(Debug, Args)]
@@ -41,6 +41,9 @@ pub fn run(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failure> {
     kernel::check(&layout).map_err(|error| {
         Failure::could_not(format!("kernel {error}; `mcp-guard doctor` shows details"))
     })?;
+    if let Some(warning) = storage::warning(&host.storage()) {
+        tracing::warn!("{warning}");
+    }
     let options = agent::AgentOptions {
         policy,
         run_dir: host.run_dir.clone(),
