@@ -42,7 +42,7 @@ use self::{
     notify::Notify,
     reader::News,
     rescan::{Reading, Rescans},
-    standing::Standings,
+    standing::{Looked, Standings},
     turn::Turns,
 };
 use crate::{
@@ -85,6 +85,7 @@ enum Wake {
     Engine(EngineId, EngineEvent),
     News(News),
     Read(Reading),
+    Looked(Looked),
     Time,
     Stop(&'static str),
 }
@@ -124,6 +125,7 @@ struct Sources {
     engine_events: mpsc::Receiver<(EngineId, EngineEvent)>,
     news: mpsc::UnboundedReceiver<News>,
     readings: mpsc::UnboundedReceiver<Reading>,
+    looked: mpsc::UnboundedReceiver<Looked>,
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
@@ -184,6 +186,7 @@ impl Agent {
                 Wake::Engine(engine, event) => self.engine_event(engine, event),
                 Wake::News(news) => self.news(news),
                 Wake::Read(reading) => self.take_reading(reading),
+                Wake::Looked(looked) => self.looked(looked),
                 Wake::Stop(reason) => return Ok(reason),
             }
             self.tick();
@@ -202,6 +205,7 @@ impl Agent {
             engine_events,
             news,
             readings,
+            looked,
             terminate,
             interrupt,
             hangup,
@@ -222,6 +226,9 @@ impl Agent {
         if let Ok(reading) = readings.try_recv() {
             return Ok(Wake::Read(reading));
         }
+        if let Ok(looked) = looked.try_recv() {
+            return Ok(Wake::Looked(looked));
+        }
         tokio::select! {
             biased;
             _ = terminate.recv() => Ok(Wake::Stop("SIGTERM")),
@@ -237,6 +244,7 @@ impl Agent {
             Some((engine, event)) = engine_events.recv() => Ok(Wake::Engine(engine, event)),
             Some(news) = news.recv() => Ok(Wake::News(news)),
             Some(reading) = readings.recv() => Ok(Wake::Read(reading)),
+            Some(looked) = looked.recv() => Ok(Wake::Looked(looked)),
             passed = alarm.at(deadline) => passed.map(|()| Wake::Time).map_err(Into::into),
         }
     }
@@ -311,6 +319,7 @@ impl Agent {
     /// Waits for the outcomes of orders under way, so that the log has them. No client gets an answer: all
     /// holds are released in a moment.
     async fn last_answers(&mut self) {
+        self.executor.abandon_all_checks();
         // An owner that hangs must not keep a cgroup frozen. The kernel's answers have their own time limit.
         let owners = async {
             while self.executor.awaits_owners() {

@@ -5,6 +5,7 @@
 //! order's ticket, and [`Executor::next_settled`] waits for that. Some orders are settled at once,
 //! others when the kernel or the owner of a limit has answered.
 
+mod check;
 mod confirm;
 mod contain;
 mod hold;
@@ -23,9 +24,11 @@ use mcp_guard_core::{
 };
 use tokio::sync::mpsc;
 
+pub use self::check::LONGEST_LOOK;
 pub use self::hold::{is_marked, is_unclamped, marks, together};
 pub use self::limit::forbids;
 use self::{
+    check::{AfterCheck, Found, UnderCheck},
     confirm::{Awaited, KernelAnswer},
     limit::LimitWrite,
     steps::Holder,
@@ -34,12 +37,17 @@ use crate::{
     audit::Audit,
     engine::Engines,
     guards::{Guards, Held},
-    host::layout::{self, Layout},
+    host::{
+        facts::LookThread,
+        layout::{self, Layout},
+    },
     owner,
 };
 
 /// An order that waits for an answer.
 enum UnderWay {
+    /// The cgroup is being looked at.
+    Check(UnderCheck),
     /// The kernel confirms a freeze or a kill.
     Kernel(Awaited),
     /// The owner of a limit writes it.
@@ -48,6 +56,7 @@ enum UnderWay {
 
 /// The answer to an order that was under way.
 enum LateAnswer {
+    Look(Found),
     Kernel { answer: KernelAnswer, at: Time },
     Owner(owner::OwnerAnswer),
 }
@@ -57,6 +66,7 @@ pub struct Executor {
     layout: Layout,
     engines: Engines,
     holder: Holder,
+    looks: Option<LookThread>,
     under_way: BTreeMap<Ticket, UnderWay>,
     settled: VecDeque<Settled>,
     /// At most one answer per order under way, so the channel needs no other bound.
@@ -73,6 +83,7 @@ impl Executor {
             layout,
             engines,
             holder: Holder::this_process(),
+            looks: None,
             under_way: BTreeMap::new(),
             settled: VecDeque::new(),
             answers,
@@ -92,7 +103,7 @@ impl Executor {
             Action::Warn { cause } => {
                 self.audit.write(Record::Warning { guard: held.subject.clone(), cause });
             }
-            Action::Contain(wanted) => self.contain(order, held, wanted),
+            Action::Contain(wanted) => self.check(order, held, AfterCheck::Contain(wanted)),
             Action::Refuse { response, mode, cause, refusal } => {
                 let detail = refusal.to_string();
                 self.refuse(order, held, (response, mode, cause), detail);
@@ -103,7 +114,9 @@ impl Executor {
             }
             Action::Release { hold, end } => self.release(order, held, hold, end),
             Action::Disown { hold, end } => self.disown(order, held, hold, end),
-            Action::WriteLimit { write, reason } => self.write_limit(order, held, write, reason),
+            Action::WriteLimit { write, reason } => {
+                self.check(order, held, AfterCheck::WriteLimit(write, reason));
+            }
             Action::LeaveLimit { write, reason, outcome, detail } => {
                 self.leave_limit(order, held, (write, reason), outcome, detail);
             }
@@ -143,7 +156,7 @@ impl Executor {
     pub fn has_orders_under_way(&self) -> bool {
         let is_unsettled = |one: &UnderWay| match one {
             UnderWay::Kernel(awaited) => awaited.is_unsettled(),
-            UnderWay::Owner(_) => true,
+            UnderWay::Check(_) | UnderWay::Owner(_) => true,
         };
         self.under_way.values().any(is_unsettled) || !self.settled.is_empty()
     }
@@ -175,8 +188,11 @@ impl Executor {
             (Some(UnderWay::Owner(announced)), LateAnswer::Owner(answer)) => {
                 self.end_limit(guards, announced, answer);
             }
+            (Some(UnderWay::Check(checked)), LateAnswer::Look(found)) => {
+                self.end_check(guards, checked, found);
+            }
             // The order was abandoned.
-            (Some(UnderWay::Kernel(_) | UnderWay::Owner(_)) | None, _) => {}
+            (Some(UnderWay::Check(_) | UnderWay::Kernel(_) | UnderWay::Owner(_)) | None, _) => {}
         }
     }
 

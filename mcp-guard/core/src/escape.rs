@@ -49,6 +49,8 @@ pub fn visible_within(text: &str, limit: usize) -> String {
 /// Longest cgroup path kept, in bytes. It is Linux's `PATH_MAX`, so `/proc/PID/cgroup` shows no
 /// longer path.
 const MAX_PATH: usize = 4096;
+/// The end of a path that was cut. No cgroup's name is written like this.
+const CUT: &str = "/?...";
 
 /// Returns a cgroup's path as text. Printable names are kept, including backslashes: systemd writes
 /// a dash within a name as `\x2d`. Any other name is escaped behind a `?`, and a path that is too
@@ -68,9 +70,13 @@ pub fn cgroup_path_below(parent: &str, name: &[u8]) -> String {
     if parent.len() + name.len() < MAX_PATH {
         return format!("{parent}/{name}");
     }
-    // No cgroup's name is written like this.
-    let is_cut = parent.ends_with("/?...");
-    if is_cut { parent.to_owned() } else { format!("{parent}/?...") }
+    if is_cut_path(parent) { parent.to_owned() } else { format!("{parent}{CUT}") }
+}
+
+/// Returns whether a path was too long, and names only the cgroups above.
+#[must_use]
+pub fn is_cut_path(path: &str) -> bool {
+    path.ends_with(CUT)
 }
 
 fn cgroup_name(name: &[u8]) -> String {

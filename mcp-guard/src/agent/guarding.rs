@@ -13,7 +13,6 @@ use mcp_guard_core::{
     id::GuardId,
     incident::Hold,
     policy::{Mode, Response, Terms, Workload},
-    refusal::refusal,
 };
 
 use super::{Agent, TRY_AGAIN};
@@ -22,7 +21,7 @@ use crate::{
     engine::{Container, EngineEvent, EngineId, Speaker},
     executor::is_marked,
     guards::{Held, Role},
-    host::{cgroup::Cgroup, clock, facts},
+    host::{cgroup::Cgroup, clock},
 };
 
 /// Interval after which the same warning about a cgroup is logged again.
@@ -157,7 +156,7 @@ impl Agent {
     pub(super) fn hold_by_hand(&mut self, held: Held) -> Option<GuardId> {
         let guard = self.guards.take_slot()?;
         let name = held.subject.name.clone();
-        let refusal = facts::gather(&held.cgroup).ok().as_ref().and_then(refusal);
+        let refusal = self.first_refusal(guard, &held.cgroup);
         self.guards.insert(guard, held, Role::ByHand { seen: None });
         let terms = Terms { mode: Mode::Observe, highest: Response::Record, pids_limit: None };
         self.step(Input::Guarded { guard, name, terms, workload: None, refusal });
@@ -186,7 +185,7 @@ impl Agent {
             return None;
         }
         self.unguardable.remove(&held.cgroup.id());
-        let refusal = facts::gather(&held.cgroup).ok().as_ref().and_then(refusal);
+        let refusal = self.first_refusal(guard, &held.cgroup);
         let name = held.subject.name.clone();
         let Terms { mode, highest, .. } = terms;
         tracing::info!(name, cgroup = held.subject.cgroup, %mode, %highest, "guarding");

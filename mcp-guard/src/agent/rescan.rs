@@ -208,7 +208,15 @@ impl Rescans {
 }
 
 fn read(dir: &Dir, observer: &Observer) -> io::Result<Vec<Observed>> {
-    let pids = dir.processes()?;
+    let members = dir.members(|_| true)?;
+    let (pids, too_deep) =
+        members.map(|members| (members.processes, members.too_deep)).unwrap_or_default();
+    if too_deep > 0 {
+        tracing::warn!(
+            too_deep,
+            "cgroups of a guard are nested too deep; their processes are not known"
+        );
+    }
     let end = Instant::now() + LONGEST_READING;
     let read = |some: &[Pid]| {
         observer.observe_until(end.min(Instant::now() + LONGEST_BATCH), some.to_vec())

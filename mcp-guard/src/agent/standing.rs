@@ -1,7 +1,8 @@
 //! Checks the bystander rules again while a guard lasts, and records when a refusal begins and ends.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    io,
     time::{Duration, Instant},
 };
 
@@ -9,13 +10,21 @@ use mcp_guard_core::{
     Time,
     audit::Record,
     effect::{Input, Settled},
-    id::GuardId,
+    id::{CgroupId, GuardId},
     incident::Outcome,
-    refusal::{Refusal, refusal},
+    refusal::{BystanderFacts, Refusal, refusal},
 };
+use tokio::sync::mpsc::UnboundedSender;
 
 use super::Agent;
-use crate::host::{clock, facts};
+use crate::{
+    executor::LONGEST_LOOK,
+    host::{
+        cgroup::Cgroup,
+        clock,
+        facts::{Look, LookThread},
+    },
+};
 
 /// Interval between two checks of a guard that may be acted on. An action checks by itself.
 const ALLOWED_AGAIN: Duration = Duration::from_secs(60);
@@ -33,27 +42,64 @@ struct Judged {
     refused_at: Option<Time>,
 }
 
+/// What a look on the other thread has found.
+pub(super) struct Looked {
+    guard: GuardId,
+    /// The slot may have another guard by now.
+    cgroup: CgroupId,
+    found: io::Result<BystanderFacts>,
+}
+
 /// When each guard is checked again.
-#[derive(Default)]
-pub(super) struct Standings(BTreeMap<GuardId, Judged>);
+pub(super) struct Standings {
+    guards: BTreeMap<GuardId, Judged>,
+    /// Guards that are being looked at on the other thread.
+    under_way: BTreeSet<GuardId>,
+    looks: LookThread,
+    to_loop: UnboundedSender<Looked>,
+}
 
 impl Standings {
+    pub fn new(looks: LookThread, to_loop: UnboundedSender<Looked>) -> Self {
+        Self { guards: BTreeMap::new(), under_way: BTreeSet::new(), looks, to_loop }
+    }
+
+    /// Reads the facts of a cgroup. A large one is looked at on another thread, which ends with a
+    /// [`Looked`]; `None` until then, or if the cgroup cannot be checked.
+    fn look(&mut self, guard: GuardId, cgroup: &Cgroup) -> Option<BystanderFacts> {
+        if self.under_way.contains(&guard) {
+            return None;
+        }
+        let end = Instant::now() + LONGEST_LOOK;
+        let mut look = Look::begin(cgroup).ok()?;
+        if look.go_on(&|| Instant::now() < end).ok()? {
+            return Some(look.into_facts());
+        }
+        self.under_way.insert(guard);
+        let (to_loop, cgroup) = (self.to_loop.clone(), cgroup.id());
+        self.looks.end(look, move |found| {
+            // The receiver is gone only when the program ends.
+            let _ = to_loop.send(Looked { guard, cgroup, found });
+        });
+        None
+    }
+
     /// Notes the end of an order. If the executor refused it, the core does not know why yet.
     pub fn settled(&mut self, settled: &Settled) {
         if settled.outcome == Outcome::Refused
-            && let Some(standing) = self.0.get_mut(&settled.guard)
+            && let Some(standing) = self.guards.get_mut(&settled.guard)
         {
             standing.next = Time(0);
         }
     }
 
     pub fn forget(&mut self, guard: GuardId) {
-        self.0.remove(&guard);
+        self.guards.remove(&guard);
     }
 
     /// Whether the guard must be checked. A new guard was checked when it began.
     fn is_due(&mut self, guard: GuardId, now: Time, is_refused: bool) -> bool {
-        let standing = self.0.entry(guard).or_insert_with(|| {
+        let standing = self.guards.entry(guard).or_insert_with(|| {
             // Not all guards in the same turn.
             let later = Duration::from_secs(1 + u64::from(guard.0) % ALLOWED_AGAIN.as_secs());
             Judged { next: now.after(later), refused_at: is_refused.then_some(now) }
@@ -63,21 +109,21 @@ impl Standings {
 
     /// Notes a check that took `cost`.
     fn checked(&mut self, guard: GuardId, now: Time, is_refused: bool, cost: Duration) {
-        let before = self.0.get(&guard).and_then(|standing| standing.refused_at);
+        let before = self.guards.get(&guard).and_then(|standing| standing.refused_at);
         let refused_at = if is_refused { Some(now) } else { before };
         let again = if refused_at.is_some() { REFUSED_AGAIN } else { ALLOWED_AGAIN };
         let next = now.after(again.max(cost * SHARE));
-        self.0.insert(guard, Judged { next, refused_at });
+        self.guards.insert(guard, Judged { next, refused_at });
     }
 
     /// Whether the reason was seen within [`SILENCE`].
     fn was_seen(&self, guard: GuardId, now: Time) -> bool {
-        let at = self.0.get(&guard).and_then(|standing| standing.refused_at);
+        let at = self.guards.get(&guard).and_then(|standing| standing.refused_at);
         at.is_some_and(|at| now.since(at) < SILENCE)
     }
 
     fn ended(&mut self, guard: GuardId, now: Time) {
-        if let Some(standing) = self.0.get_mut(&guard) {
+        if let Some(standing) = self.guards.get_mut(&guard) {
             *standing = Judged { next: now.after(ALLOWED_AGAIN), refused_at: None };
         }
     }
@@ -108,10 +154,30 @@ impl Agent {
     fn judge(&mut self, guard: GuardId) -> Option<Option<Refusal>> {
         let held = self.guards.get(guard)?;
         let began = Instant::now();
-        let found = facts::gather(&held.cgroup).ok().map(|facts| refusal(&facts));
+        let facts = self.standings.look(guard, &held.cgroup);
+        let found = facts.as_ref().map(refusal);
         let is_refused = matches!(found, Some(Some(_)));
         self.standings.checked(guard, clock::now(), is_refused, began.elapsed());
         found
+    }
+
+    /// Returns what the rules say about the cgroup of a new guard, as far as that is known at once.
+    pub(super) fn first_refusal(&mut self, guard: GuardId, cgroup: &Cgroup) -> Option<Refusal> {
+        self.standings.look(guard, cgroup).as_ref().and_then(refusal)
+    }
+
+    /// Takes what a look on the other thread has found.
+    pub(super) fn looked(&mut self, looked: Looked) {
+        let Looked { guard, cgroup, found } = looked;
+        self.standings.under_way.remove(&guard);
+        let is_present = self.guards.get(guard).is_some_and(|held| held.cgroup.id() == cgroup);
+        if let (true, Ok(facts)) = (is_present, found) {
+            let (now, found) = (clock::now(), refusal(&facts));
+            self.standings.checked(guard, now, found.is_some(), Duration::ZERO);
+            if found.is_some() || !self.standings.was_seen(guard, now) {
+                self.stand(guard, found);
+            }
+        }
     }
 
     fn stand(&mut self, guard: GuardId, found: Option<Refusal>) {
@@ -149,6 +215,11 @@ impl Agent {
 mod tests {
     use super::*;
 
+    fn standings() -> Standings {
+        let (to_loop, _) = tokio::sync::mpsc::unbounded_channel();
+        Standings::new(LookThread::start().unwrap(), to_loop)
+    }
+
     const GUARD: GuardId = GuardId(61);
     const AT: Time = Time(1_000_000_000_000);
 
@@ -158,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_guard_is_checked_every_minute_and_a_refused_one_every_second() {
-        let mut standings = Standings::default();
+        let mut standings = standings();
         assert!(!standings.is_due(GUARD, at(0), false));
         assert!(standings.is_due(GUARD, at(2), false), "its own place within the minute");
         standings.checked(GUARD, at(2), false, Duration::ZERO);
@@ -172,7 +243,7 @@ mod tests {
 
     #[test]
     fn a_refusal_ends_after_a_silence() {
-        let mut standings = Standings::default();
+        let mut standings = standings();
         standings.checked(GUARD, at(0), true, Duration::ZERO);
         standings.checked(GUARD, at(1), false, Duration::ZERO);
         assert!(standings.was_seen(GUARD, at(9)) && !standings.was_seen(GUARD, at(10)));
@@ -183,7 +254,7 @@ mod tests {
 
     #[test]
     fn an_order_that_the_executor_refused_leads_to_a_check() {
-        let mut standings = Standings::default();
+        let mut standings = standings();
         standings.checked(GUARD, at(0), false, Duration::ZERO);
         let ticket = mcp_guard_core::id::Tickets::default().draw();
         let settled = |outcome| Settled { ticket, guard: GUARD, outcome, detail: String::new() };

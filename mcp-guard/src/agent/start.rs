@@ -19,7 +19,7 @@ use super::{
     notify::Notify,
     reader::{FactsReader, News},
     rescan::{Reading, Rescans},
-    standing::Standings,
+    standing::{Looked, Standings},
     turn::Turns,
 };
 use crate::{
@@ -29,7 +29,9 @@ use crate::{
     guards::Guards,
     host::{
         bpf::Kernel,
-        clock, kernel,
+        clock,
+        facts::LookThread,
+        kernel,
         layout::Layout,
         observer::Observer,
         poll::{self, Alarm},
@@ -44,7 +46,9 @@ impl Agent {
             .with_context(|| format!("cannot open the audit log {}", options.audit.display()))?;
         let unsigned = Unsigned::decide().context("cannot make the key for marks")?;
         let engines = options.engines;
-        let executor = Executor::new(audit, layout.clone(), engines.clone());
+        let looks = LookThread::start().context("cannot start the thread that looks at cgroups")?;
+        let executor =
+            Executor::new(audit, layout.clone(), engines.clone()).with_looks(looks.clone());
         let kernel = Kernel::start(options.bpf)?;
         let now = clock::now();
         // Bounded by the number of guards: at most one answer per guard is under way.
@@ -56,6 +60,8 @@ impl Agent {
             .context("cannot start the thread that reads facts")?;
         // One reading at a time is under way.
         let (read, readings) = mpsc::unbounded_channel();
+        // At most one look per guard.
+        let (to_looked, looked) = mpsc::unbounded_channel();
         let rescans = Rescans::start(observer.clone(), read)
             .context("cannot start the thread that reads processes after a loss")?;
         let mut agent = Self {
@@ -67,7 +73,7 @@ impl Agent {
             engines: KnownEngines::new(engines),
             upkeep: Upkeep { requests, reader, to_news },
             askers: Askers::default(),
-            standings: Standings::default(),
+            standings: Standings::new(looks, to_looked),
             unguardable: BTreeMap::new(),
             disbelieved: BTreeMap::new(),
             layout,
@@ -79,7 +85,7 @@ impl Agent {
             turns: Turns::default(),
         };
         let mode = agent.begin(unsigned).await;
-        let sources = agent.listen(&options.run_dir, news, readings)?;
+        let sources = agent.listen(&options.run_dir, news, readings, looked)?;
         tracing::info!(%mode, "mcp-guard {} is watching", env!("CARGO_PKG_VERSION"));
         Ok((agent, sources))
     }
@@ -90,6 +96,7 @@ impl Agent {
         run_dir: &Path,
         news: mpsc::UnboundedReceiver<News>,
         readings: mpsc::UnboundedReceiver<Reading>,
+        looked: mpsc::UnboundedReceiver<Looked>,
     ) -> anyhow::Result<Sources> {
         let (to_loop, calls) = mpsc::channel(QUEUE);
         let (to_events, engine_events) = mpsc::channel(QUEUE);
@@ -103,6 +110,7 @@ impl Agent {
             engine_events,
             news,
             readings,
+            looked,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,

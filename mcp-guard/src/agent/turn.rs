@@ -100,11 +100,15 @@ impl Agent {
     /// Reads the processes that a new guard begins with: a few at once, many on the thread for it.
     pub(super) fn read_new(&mut self, guard: GuardId) {
         let Some(held) = self.guards.get(guard) else { return };
-        let Ok(pids) = held.cgroup.processes() else { return };
-        if pids.len() > FEW || self.turns.so_far() > STILL_SHORT {
-            self.rescans.want_new(guard);
-            return self.read_next();
-        }
+        let is_short = |found| found <= FEW && self.turns.so_far() < STILL_SHORT;
+        let pids = match held.cgroup.members(is_short) {
+            Ok(Some(members)) if is_short(members.processes.len()) => members.processes,
+            Ok(_) => {
+                self.rescans.want_new(guard);
+                return self.read_next();
+            }
+            Err(_) => return,
+        };
         // Records that still wait in the ring may be older or newer than this reading; both are harmless,
         // because each record identifies its process by start time.
         let processes = self.observer.observe(pids);
@@ -171,13 +175,22 @@ impl Agent {
             }
             let has_ended = self.guards.is_by_hand(guard) && !self.askers.wait_for(guard);
             // Not while it carries a mark, whose hold is not released yet, or while tasks end.
-            let is_busy = |held| is_marked(held) || self.executor.stopping(held).is_some();
+            let is_busy = |held| {
+                is_marked(held)
+                    || self.executor.stopping(held).is_some()
+                    || self.executor.is_checking(held)
+            };
             if has_ended && !self.guards.get(guard).is_some_and(is_busy) {
                 return self.unguard(guard);
             }
         }
         self.judge_if_due(guard, now);
-        if self.core.guard(guard).is_some_and(|state| state.lease(Hold::Freeze).is_some()) {
+        let is_checking =
+            self.guards.get(guard).is_some_and(|held| self.executor.is_checking(held));
+        let is_frozen =
+            |guard| self.core.guard(guard).is_some_and(|state| state.lease(Hold::Freeze).is_some());
+        // A freeze that was ordered is written once its cgroup was looked at.
+        if !is_checking && is_frozen(guard) {
             // Read again, because a step above may have frozen the cgroup.
             match self.freeze_requested(guard) {
                 Some(true) => {}

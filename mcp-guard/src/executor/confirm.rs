@@ -228,7 +228,7 @@ impl Executor {
     pub fn stopping(&self, held: &Held) -> Option<u64> {
         let awaited = self.under_way.values().filter_map(|one| match one {
             UnderWay::Kernel(awaited) if awaited.subject == held.subject => awaited.left,
-            UnderWay::Kernel(_) | UnderWay::Owner(_) => None,
+            UnderWay::Check(_) | UnderWay::Kernel(_) | UnderWay::Owner(_) => None,
         });
         awaited.map(|left| left.least).max()
     }

@@ -10,14 +10,21 @@ use mcp_guard_core::{
     refusal::refusal_despite,
 };
 
-use super::{Executor, OrderId, is_gone, micros, steps, steps::Step};
+use super::{Executor, Found, OrderId, is_gone, micros, steps, steps::Step};
 use crate::{
     guards::Held,
-    host::{clock, facts, mark::Mark},
+    host::{clock, mark::Mark},
 };
 
 impl Executor {
-    pub(super) fn contain(&mut self, order: OrderId, held: &mut Held, wanted: Containment) {
+    /// `found`: the facts that were read for this order.
+    pub(super) fn contain(
+        &mut self,
+        order: OrderId,
+        held: &mut Held,
+        wanted: Containment,
+        found: Found,
+    ) {
         let response = wanted.response;
         let pids_max = match response {
             Response::Clamp => {
@@ -28,7 +35,7 @@ impl Executor {
             }
             Response::Record | Response::Freeze | Response::Kill => None,
         };
-        let processes = held.cgroup.processes().map_or(0, |pids| pids.len() as u64);
+        let processes = found.as_ref().map_or(0, |facts| facts.processes as u64);
         let lease_ms = (wanted.lease > Duration::ZERO)
             .then(|| u64::try_from(wanted.lease.as_millis()).unwrap_or(u64::MAX));
         self.audit.write(Record::Intent {
@@ -44,7 +51,7 @@ impl Executor {
         });
         let deadline = clock::now().after(wanted.lease);
         let mark = self.holder.mark(&order.incident, &wanted.cause, deadline);
-        match attempt(held, &wanted, &mark) {
+        match attempt(held, &wanted, &mark, found) {
             Step::Settled(outcome, detail) => {
                 let timing = (outcome == Outcome::Done).then(|| Timing {
                     decided_boot_ns: wanted.decided.0,
@@ -109,8 +116,8 @@ impl Executor {
 
 /// Makes the same checks in every mode, and then takes the step. In observe mode the step writes
 /// nothing.
-fn attempt(held: &Held, wanted: &Containment, mark: &Mark) -> Step {
-    let facts = match facts::gather(&held.cgroup) {
+fn attempt(held: &Held, wanted: &Containment, mark: &Mark, found: Found) -> Step {
+    let facts = match found {
         Ok(facts) => facts,
         Err(error) => {
             let what = if is_gone(&error) {

@@ -56,6 +56,7 @@ impl Executor {
     /// Releases a hold, if the state is still ours.
     pub(super) fn release(&mut self, order: OrderId, held: &Held, hold: Hold, end: End) {
         let (incident, subject) = (&order.incident, &held.subject);
+        self.abandon_check(subject, hold);
         self.audit.write(release_record(incident, subject, hold, end, None, String::new()));
         let (outcome, detail) = match hold {
             Hold::Freeze => steps::thaw(&held.cgroup, self.engine_freezes(held)),
@@ -72,6 +73,7 @@ impl Executor {
 
     pub(super) fn disown(&mut self, order: OrderId, held: &Held, hold: Hold, end: End) {
         let subject = &held.subject;
+        self.abandon_check(subject, hold);
         let detail = steps::disown(&held.cgroup, hold);
         if hold == Hold::Freeze {
             self.abandon_freeze(subject);

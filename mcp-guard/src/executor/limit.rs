@@ -10,7 +10,7 @@ use mcp_guard_core::{
     repair::Write,
 };
 
-use super::{Executor, LateAnswer, OrderId, UnderWay, steps, still_there};
+use super::{Executor, Found, LateAnswer, OrderId, UnderWay, steps, still_there};
 use crate::{
     guards::{Guards, Held},
     host::facts,
@@ -42,15 +42,19 @@ impl LimitWrite {
 }
 
 impl Executor {
-    /// Announces a write, and asks the limit's owner for it.
+    /// Announces a write, and asks the limit's owner for it if no rule forbids that.
     pub(super) fn write_limit(
         &mut self,
         order: OrderId,
         held: &mut Held,
-        write: Write,
-        reason: String,
+        (write, reason): (Write, String),
+        found: &Found,
     ) {
-        let Some(announced) = self.announce(order, held, write, reason) else { return };
+        let announced = self.announce(order, held, write, reason);
+        let forbidden = forbidden(held, found).or_else(|| binds_more(&announced.write, held));
+        if let Some(forbidden) = forbidden {
+            return self.close(announced, Outcome::Refused, forbidden);
+        }
         let ask = OwnerQuestion {
             write: announced.write.clone(),
             cgroup: announced.subject.cgroup.clone(),
@@ -75,30 +79,25 @@ impl Executor {
         outcome: Outcome,
         detail: String,
     ) {
-        if let Some(announced) = self.announce(order, held, write, reason) {
-            self.close(announced, outcome, detail);
-        }
+        let announced = self.announce(order, held, write, reason);
+        self.close(announced, outcome, detail);
     }
 
-    /// Writes the record before a write. Returns `None` if the write is forbidden or the cgroup is
-    /// gone. That is then recorded, and the order is settled.
+    /// Writes the record before a write.
     fn announce(
         &mut self,
         order: OrderId,
         held: &mut Held,
         write: Write,
         reason: String,
-    ) -> Option<LimitWrite> {
+    ) -> LimitWrite {
         held.cgroup.find_pids(&self.layout);
         let found =
             held.cgroup.pids_max().map_or_else(|error| error.to_string(), |max| max.to_string());
-        let forbidden = forbids(held).or_else(|| binds_more(&write, held));
         let (subject, container) = (held.subject.clone(), held.container.clone());
         let announced = LimitWrite { order, subject, container, write, reason, found };
         self.audit.write(announced.record(None, String::new()));
-        let Some(forbidden) = forbidden else { return Some(announced) };
-        self.close(announced, Outcome::Refused, forbidden);
-        None
+        announced
     }
 
     /// Ends a write with its owner's answer. A write is done only if its limit is read back.
@@ -159,8 +158,12 @@ fn read_back(
 
 /// Returns why no limit of this cgroup may be written now.
 pub fn forbids(held: &Held) -> Option<String> {
-    match facts::gather(&held.cgroup) {
-        Ok(facts) => refusal(&facts)
+    forbidden(held, &facts::gather(&held.cgroup))
+}
+
+fn forbidden(held: &Held, found: &Found) -> Option<String> {
+    match found {
+        Ok(facts) => refusal(facts)
             .map(|refusal| refusal.to_string())
             .or_else(|| steps::is_clamped(&held.cgroup).then(|| CLAMPED.to_owned())),
         Err(error) => Some(format!("the cgroup cannot be checked: {error}; nothing was written")),

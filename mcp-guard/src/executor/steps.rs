@@ -249,8 +249,9 @@ pub fn clamp(cgroup: &Cgroup, headroom: u64, mode: Mode, mut mark: Mark) -> Step
 /// too.
 fn bystander(cgroup: &Cgroup) -> io::Result<Option<Pid>> {
     // The guard's own processes are read second, so that one born in between is among them.
-    let limited = cgroup.pids_processes()?;
-    let own: BTreeSet<Pid> = cgroup.processes()?.into_iter().collect();
+    let Some(limited) = cgroup.sharing_pids()? else { return Ok(None) };
+    let own = cgroup.members(|_| true)?.map(|members| members.processes).unwrap_or_default();
+    let own: BTreeSet<Pid> = own.into_iter().collect();
     let is_other = |pid: &Pid| !own.contains(pid) && process::runs(*pid);
     Ok(limited.into_iter().find(is_other))
 }

@@ -16,12 +16,13 @@ use std::{
     time::Duration,
 };
 
-use mcp_guard_core::id::{CgroupId, Pid};
+use mcp_guard_core::id::CgroupId;
 use tokio::io::{Interest, unix::AsyncFd};
 
 pub use self::{
-    dir::{Dir, MAX_PROCS},
+    dir::Dir,
     find::Error,
+    populated::{Members, PopulatedWalk, WalkStep},
     tasks::TaskCount,
 };
 use self::{pids::Pids, walk::Visit};
@@ -121,12 +122,18 @@ impl Cgroup {
         self.dir.write("cgroup.kill", "1")
     }
 
-    /// See [`Dir::processes`].
+    /// See [`Dir::members`].
     ///
     /// # Errors
-    /// If the cgroup is gone, or its list cannot be read to the end.
-    pub fn processes(&self) -> io::Result<Vec<Pid>> {
-        self.dir.processes()
+    /// If the cgroup is gone, or if a list cannot be read to the end.
+    pub fn members(&self, go_on: impl FnMut(usize) -> bool) -> io::Result<Option<Members>> {
+        self.dir.members(go_on)
+    }
+
+    /// # Errors
+    /// If the process has no descriptors left.
+    pub fn walk_populated(&self) -> io::Result<PopulatedWalk> {
+        PopulatedWalk::begin(&self.dir, &self.path)
     }
 
     /// See [`Dir::walk`].

@@ -2,11 +2,12 @@
 
 mod guests;
 mod program;
+mod thread;
 
 use std::{collections::BTreeSet, fs, io};
 
 use mcp_guard_core::{
-    container::{InPath, container_in},
+    container::container_in,
     escape::cgroup_path,
     id::Pid,
     refusal::{
@@ -16,10 +17,11 @@ use mcp_guard_core::{
 };
 
 use self::{guests::Guests, program::Programs};
+pub use self::thread::LookThread;
 use super::{
-    cgroup::{Cgroup, Dir, MAX_PROCS},
+    cgroup::{Cgroup, Dir, PopulatedWalk, WalkStep},
     proc::membership::Membership,
-    process::{self, Namespace, OpenProcess},
+    process::{self, Namespace},
 };
 
 /// The attribute with which systemd's PID 1 marks the cgroups of units. Only a process with
@@ -28,31 +30,14 @@ const INVOCATION: &str = "trusted.invocation_id";
 /// Most engines that are remembered.
 const MAX_ENGINES: usize = 64;
 
-/// Reads what the place of the cgroup does not decide alone only if it must.
+/// Reads all facts of a cgroup, however long that takes.
 ///
 /// # Errors
 /// If the cgroup is gone, or if a process or cgroup in it cannot be read.
 pub fn gather(cgroup: &Cgroup) -> io::Result<BystanderFacts> {
-    let facts = BystanderFacts {
-        path: cgroup.path().to_owned(),
-        own: path_of("self")?,
-        init: path_of("1").ok(),
-        ..BystanderFacts::default()
-    };
-    if refusal_by_place(&facts).is_some() {
-        return Ok(facts);
-    }
-    let mut look = Look {
-        is_container: container_in(cgroup.path()).is_some(),
-        programs: Programs::new()?,
-        guests: Guests::of(cgroup.path()),
-        facts,
-        latest: None,
-        mounts: BTreeSet::new(),
-        is_below: false,
-    };
-    cgroup.walk_populated(&mut |dir, path| look.at(dir, path))?;
-    Ok(BystanderFacts { guests: look.guests.found(), ..look.facts })
+    let mut look = Look::begin(cgroup)?;
+    look.go_on(&|| true)?;
+    Ok(look.into_facts())
 }
 
 /// Whether the host made the cgroup `made`. `dir` is that of `path`, which is `made` or below it.
@@ -75,8 +60,16 @@ struct Latest {
     is_decided: bool,
 }
 
-struct Look {
+/// A look at a cgroup, which may pause at any time and go on on another thread. It is never cut short: a
+/// container may be as large as it likes, and then it is looked at for longer, not less.
+pub struct Look {
     facts: BystanderFacts,
+    /// `None` if the place of the cgroup decides alone.
+    walk: Option<PopulatedWalk>,
+    /// Processes of the present cgroup that were not looked at yet.
+    pids: std::vec::IntoIter<Pid>,
+    /// The present cgroup belongs to a container.
+    in_container: bool,
     /// The cgroup is, or is in, that of a container: all below it belongs to that container.
     is_container: bool,
     programs: Programs,
@@ -84,26 +77,74 @@ struct Look {
     latest: Option<Latest>,
     /// Mount namespaces of containers below the cgroup.
     mounts: BTreeSet<Namespace>,
-    /// The first cgroup was visited.
-    is_below: bool,
 }
 
 impl Look {
-    fn at(&mut self, dir: &Dir, path: &str) -> io::Result<()> {
-        let pids = match dir.own_processes(MAX_PROCS) {
-            // The kernel does not list the processes of a threaded cgroup. If one is below this
-            // cgroup, the domain above it lists them, so only the first cgroup must answer.
-            Err(error) if self.is_below && error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                Vec::new()
-            }
-            read => read?,
+    /// # Errors
+    /// If the cgroup is gone.
+    pub fn begin(cgroup: &Cgroup) -> io::Result<Self> {
+        let facts = BystanderFacts {
+            path: cgroup.path().to_owned(),
+            own: path_of("self")?,
+            init: path_of("1").ok(),
+            ..BystanderFacts::default()
         };
-        self.is_below = true;
+        let is_decided = refusal_by_place(&facts).is_some();
+        let mut look = Self {
+            facts,
+            walk: None,
+            pids: Vec::new().into_iter(),
+            in_container: false,
+            is_container: container_in(cgroup.path()).is_some(),
+            programs: Programs::new()?,
+            guests: Guests::of(cgroup.path()),
+            latest: None,
+            mounts: BTreeSet::new(),
+        };
+        if !is_decided {
+            look.walk = Some(cgroup.walk_populated()?);
+            look.enter()?;
+        }
+        Ok(look)
+    }
+
+    /// Goes on for as long as `in_time` allows; it is asked after every few system calls. Returns whether
+    /// the look is over.
+    ///
+    /// # Errors
+    /// If the cgroup is gone, or if a process or cgroup in it cannot be read.
+    pub fn go_on(&mut self, in_time: &dyn Fn() -> bool) -> io::Result<bool> {
+        loop {
+            if let Some(pid) = self.pids.next() {
+                self.process(pid)?;
+            } else {
+                let Some(walk) = &mut self.walk else { return Ok(true) };
+                match walk.step()? {
+                    WalkStep::Entered => self.enter()?,
+                    WalkStep::Passed => {}
+                    WalkStep::Over => return Ok(true),
+                }
+            }
+            if !in_time() {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Returns what was found. It is complete if the look is over.
+    #[must_use]
+    pub fn into_facts(self) -> BystanderFacts {
+        BystanderFacts { guests: self.guests.found(), ..self.facts }
+    }
+
+    /// Looks at the cgroup that the walk has entered, and lists its processes.
+    fn enter(&mut self) -> io::Result<()> {
+        let Some(walk) = &self.walk else { return Ok(()) };
+        let Some((dir, path)) = walk.here() else { return Ok(()) };
+        let pids = walk.processes_here()?;
         let container = container_in(path);
         let guest = guest_in(path);
-        if let Some(guest) = guest {
-            self.guests.at(guest, dir, path, &pids)?;
-        }
+        self.guests.enter(guest, dir, path)?;
         // A container or a guest may run its own systemd: cgroups below it belong to it.
         let is_guests = guest.is_some_and(|guest| self.guests.is_inside(guest));
         let is_named = !is_guests && container.is_none() && is_named_login_or_init(path);
@@ -111,50 +152,53 @@ impl Look {
             let is_one = is_login_or_init(path, dir.carries(INVOCATION)?);
             self.facts.login_or_init = is_one.then(|| path.to_owned());
         }
-        if let Some(container) = container.filter(|_| !self.is_container && !is_guests) {
-            self.container(container, dir, path, &pids)?;
+        self.in_container = container.is_some();
+        match container.filter(|_| !self.is_container && !is_guests) {
+            Some(container) if self.latest.as_ref().is_none_or(|one| one.id != container.id) => {
+                // The host must have made its cgroup, whoever owns it now.
+                let is_decided = !is_made_by_the_host(dir, path, container.path)?;
+                self.latest = Some(Latest { id: container.id.to_owned(), is_decided });
+            }
+            Some(_) => {}
+            None => self.latest = None,
         }
         self.facts.holds_pid_1 |= pids.contains(&Pid(1));
         self.facts.holds_the_agent |= pids.contains(&process::this());
-        // The kernel shows 0 for a process of another pid namespace.
-        for pid in pids.into_iter().filter(|pid| *pid != Pid(0)) {
-            let Some(engine) = self.programs.engine(pid, dir, container.is_some())? else {
-                continue;
-            };
-            if self.facts.engines.len() < MAX_ENGINES {
-                self.facts.engines.push(engine);
-            }
-        }
+        self.facts.processes += pids.len();
+        self.pids = pids.into_iter();
         Ok(())
     }
 
-    /// Counts a container by its mount namespace, once: each container has its own, and a directory
-    /// that only has the name of one has not. The host must have made its cgroup, whoever owns it now.
-    fn container(
-        &mut self,
-        container: InPath<'_>,
-        dir: &Dir,
-        path: &str,
-        pids: &[Pid],
-    ) -> io::Result<()> {
-        let InPath { id, path: own } = container;
-        if self.latest.as_ref().is_none_or(|latest| latest.id != id) {
-            let is_decided = !is_made_by_the_host(dir, path, own)?;
-            self.latest = Some(Latest { id: id.to_owned(), is_decided });
+    fn process(&mut self, pid: Pid) -> io::Result<()> {
+        // The kernel shows 0 for a process of another pid namespace.
+        if pid == Pid(0) {
+            return Ok(());
         }
-        let Some(latest) = self.latest.as_mut().filter(|latest| !latest.is_decided) else {
+        if let Some(latest) = self.latest.as_mut().filter(|latest| !latest.is_decided) {
+            // Each container has a mount namespace of its own, and is counted by it, once. A directory
+            // that only has the name of a container has none.
+            latest.is_decided = match self.programs.mounts_of(pid) {
+                Ok(mounts) if self.programs.are_hosts(mounts) => false,
+                Ok(mounts) => {
+                    self.facts.containers += usize::from(self.mounts.insert(mounts));
+                    true
+                }
+                Err(error) if process::is_gone(&error) => false,
+                // It may have its own.
+                Err(_) => {
+                    self.facts.containers += 1;
+                    true
+                }
+            };
+        }
+        self.guests.process(pid)?;
+        let Some((dir, _)) = self.walk.as_ref().and_then(PopulatedWalk::here) else {
             return Ok(());
         };
-        for pid in pids {
-            match OpenProcess::open(*pid).and_then(|process| process.namespace("mnt")) {
-                Ok(mounts) if self.programs.are_hosts(mounts) => continue,
-                Ok(mounts) => self.facts.containers += usize::from(self.mounts.insert(mounts)),
-                Err(error) if process::is_gone(&error) => continue,
-                // It may have its own.
-                Err(_) => self.facts.containers += 1,
-            }
-            latest.is_decided = true;
-            break;
+        if let Some(engine) = self.programs.engine(pid, dir, self.in_container)?
+            && self.facts.engines.len() < MAX_ENGINES
+        {
+            self.facts.engines.push(engine);
         }
         Ok(())
     }
@@ -167,7 +211,10 @@ mod tests {
     use mcp_guard_core::incident::Hold;
 
     use super::*;
-    use crate::host::layout::{Layout, LayoutKind};
+    use crate::host::{
+        cgroup::Dir,
+        layout::{Layout, LayoutKind},
+    };
 
     #[test]
     fn the_root_is_judged_without_a_look_at_what_it_contains() {

@@ -74,12 +74,14 @@ impl Cgroup {
     }
 
     /// Returns the processes that share the pids directory. If processes outside the guard are
-    /// among them, a clamp would hit bystanders.
+    /// among them, a clamp would hit bystanders. `None` if there can be no others, because it is the
+    /// directory of the cgroup itself.
     ///
     /// # Errors
     /// If there is no pids controller, or the cgroup is gone.
-    pub fn pids_processes(&self) -> io::Result<Vec<Pid>> {
-        self.pids.as_ref().ok_or_else(no_pids)?.dir.processes()
+    pub fn sharing_pids(&self) -> io::Result<Option<Vec<Pid>>> {
+        let pids = self.pids.as_ref().ok_or_else(no_pids)?;
+        pids.v1.then(|| pids.dir.processes()).transpose()
     }
 
     /// Reads a file of one word. Each guard's are read every second, which cgroups-rs does by path and thrice.

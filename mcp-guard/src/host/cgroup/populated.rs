@@ -1,75 +1,181 @@
 //! Walks through the cgroups that have processes.
 
-use std::{ffi::CString, io};
+use std::{
+    ffi::{CStr, CString},
+    io,
+};
 
-use mcp_guard_core::escape::cgroup_path_below;
+use mcp_guard_core::{
+    escape::{cgroup_path_below, is_cut_path},
+    id::Pid,
+};
 use rustix::fs::FileType;
 
-use super::{Cgroup, Dir, walk::Visit};
+use super::{Dir, dir::MAX_PROCS};
 
-impl Cgroup {
-    /// Visits this cgroup, and those below it that are populated: they, or a cgroup below them, have
-    /// a process. Their number is bounded by that of processes. A cgroup without processes costs a
-    /// few system calls and no memory, so that nobody can hide a process behind thousands of them.
-    ///
-    /// Each cgroup is visited before its children are listed.
+/// A walk through a cgroup, and through those below it that are populated: they, or a cgroup below them,
+/// have a process. Their number is bounded by that of processes. A cgroup without processes costs a few
+/// system calls and no memory, so that nobody can hide a process behind thousands of them.
+///
+/// Each cgroup is entered before its children are listed. One whose path is longer than any program can
+/// open is not entered: it would cost a descriptor for each level of a tree as deep as a container likes.
+pub struct PopulatedWalk {
+    /// The cgroups from the first one to the present one.
+    way: Vec<PopulatedLevel>,
+    too_deep: usize,
+}
+
+/// What one step of a walk did. Each takes a few system calls.
+pub enum WalkStep {
+    /// It entered a cgroup, which is [`PopulatedWalk::here`] now.
+    Entered,
+    /// It passed something that is not entered.
+    Passed,
+    Over,
+}
+
+impl PopulatedWalk {
+    /// Begins in a cgroup, which is the first [`PopulatedWalk::here`].
     ///
     /// # Errors
-    /// If this cgroup is gone, or if a cgroup cannot be opened, listed or visited. Descendants that
-    /// disappear are skipped.
-    pub fn walk_populated(&self, visit: Visit<'_>) -> io::Result<()> {
-        visit(&self.dir, &self.path)?;
-        let top = PopulatedLevel::of(self.dir.try_clone()?, self.path.clone())?;
-        let mut way = vec![top];
-        while let Some(level) = way.last_mut() {
-            let Some(name) = level.children.pop() else {
-                way.pop();
-                continue;
-            };
-            let entered = level.child(&name).and_then(|(dir, path)| {
-                visit(&dir, &path)?;
-                PopulatedLevel::of(dir, path)
-            });
-            match entered {
-                Ok(level) => way.push(level),
-                Err(error) if is_gone(&error) => {}
-                Err(error) => return Err(error),
+    /// If the process has no descriptors left.
+    pub fn begin(dir: &Dir, path: &str) -> io::Result<Self> {
+        let first = PopulatedLevel::new(dir.try_clone()?, path.to_owned());
+        Ok(Self { way: vec![first], too_deep: 0 })
+    }
+
+    /// Returns the present cgroup and its path. `None` if the walk is over.
+    #[must_use]
+    pub fn here(&self) -> Option<(&Dir, &str)> {
+        self.way.last().map(|level| (&level.dir, level.path.as_str()))
+    }
+
+    /// Whether the present cgroup is the first one.
+    #[must_use]
+    pub fn is_first(&self) -> bool {
+        self.way.len() == 1
+    }
+
+    /// Number of populated cgroups that were not entered, because they are nested too deep.
+    #[must_use]
+    pub fn too_deep(&self) -> usize {
+        self.too_deep
+    }
+
+    /// # Errors
+    /// If the first cgroup is gone, or if a cgroup cannot be opened or listed. Others that disappear
+    /// are passed.
+    pub fn step(&mut self) -> io::Result<WalkStep> {
+        let is_first = self.is_first();
+        let Some(level) = self.way.last_mut() else { return Ok(WalkStep::Over) };
+        let name = match level.next_child() {
+            Ok(Some(name)) => name,
+            Err(error) if !is_gone(&error) || is_first => return Err(error),
+            Ok(None) | Err(_) => {
+                self.way.pop();
+                return Ok(WalkStep::Passed);
             }
+        };
+        match level.enter(&name) {
+            Ok(Some(below)) if is_cut_path(&below.path) => self.too_deep += 1,
+            Ok(Some(below)) => {
+                self.way.push(below);
+                return Ok(WalkStep::Entered);
+            }
+            Ok(None) => {}
+            Err(error) if is_gone(&error) => {}
+            Err(error) => return Err(error),
         }
-        Ok(())
+        Ok(WalkStep::Passed)
+    }
+
+    /// Returns the processes of the present cgroup alone; none if it is gone.
+    ///
+    /// # Errors
+    /// If the first cgroup is gone, or if a list cannot be read to the end.
+    pub fn processes_here(&self) -> io::Result<Vec<Pid>> {
+        let Some((dir, _)) = self.here() else { return Ok(Vec::new()) };
+        match dir.own_processes(MAX_PROCS) {
+            // The kernel does not list the processes of a threaded cgroup. If one is below the first
+            // cgroup, the domain above it lists them, so only the first cgroup must answer.
+            Err(error) if !self.is_first() && (is_gone(&error) || is_threaded(&error)) => {
+                Ok(Vec::new())
+            }
+            read => read,
+        }
     }
 }
 
-/// A cgroup of a walk, and its populated children that are not visited yet.
+/// The processes in a cgroup and below it.
+pub struct Members {
+    /// Without those of another pid namespace.
+    pub processes: Vec<Pid>,
+    /// See [`PopulatedWalk::too_deep`].
+    pub too_deep: usize,
+}
+
+impl Dir {
+    /// Lists the processes in this cgroup and below it. `go_on` is asked after each step, with the number
+    /// of processes so far. `None` if it says no.
+    ///
+    /// # Errors
+    /// If the cgroup is gone, or if a list cannot be read to the end.
+    pub fn members(&self, mut go_on: impl FnMut(usize) -> bool) -> io::Result<Option<Members>> {
+        let mut walk = PopulatedWalk::begin(self, "")?;
+        let mut processes = walk.processes_here()?;
+        loop {
+            if !go_on(processes.len()) {
+                return Ok(None);
+            }
+            match walk.step()? {
+                WalkStep::Entered => processes.extend(walk.processes_here()?),
+                WalkStep::Passed => {}
+                WalkStep::Over => break,
+            }
+        }
+        processes.retain(|pid| *pid != Pid(0));
+        Ok(Some(Members { processes, too_deep: walk.too_deep() }))
+    }
+}
+
+/// A cgroup of a walk, and what is left of its list of children.
 struct PopulatedLevel {
     dir: Dir,
     path: String,
-    children: Vec<CString>,
+    /// `None` if it is not listed yet.
+    children: Option<rustix::fs::Dir>,
 }
 
 impl PopulatedLevel {
-    fn of(dir: Dir, path: String) -> io::Result<Self> {
-        let mut children = Vec::new();
-        for entry in rustix::fs::Dir::read_from(&dir)? {
+    fn new(dir: Dir, path: String) -> Self {
+        Self { dir, path, children: None }
+    }
+
+    /// Returns the name of the next child.
+    fn next_child(&mut self) -> io::Result<Option<CString>> {
+        let children = match &mut self.children {
+            Some(children) => children,
+            None => self.children.insert(rustix::fs::Dir::read_from(&self.dir)?),
+        };
+        while let Some(entry) = children.read() {
             let entry = entry?;
             let name = entry.file_name();
             let is_parent = matches!(name.to_bytes(), b"." | b"..");
             if entry.file_type() == FileType::Directory && !is_parent {
-                match dir.is_populated_below(name) {
-                    Ok(false) => {}
-                    Ok(true) => children.push(name.to_owned()),
-                    Err(error) if is_gone(&error) => {}
-                    Err(error) => return Err(error),
-                }
+                return Ok(Some(name.to_owned()));
             }
         }
-        Ok(Self { dir, path, children })
+        Ok(None)
     }
 
-    fn child(&self, name: &CString) -> io::Result<(Dir, String)> {
-        let child = self.dir.child(name)?;
+    /// Opens a child if it is populated.
+    fn enter(&self, name: &CStr) -> io::Result<Option<Self>> {
+        if !self.dir.is_populated_below(name)? {
+            return Ok(None);
+        }
+        let dir = self.dir.child(name)?;
         let parent = self.path.trim_end_matches('/');
-        Ok((child, cgroup_path_below(parent, name.as_bytes())))
+        Ok(Some(Self::new(dir, cgroup_path_below(parent, name.to_bytes()))))
     }
 }
 
@@ -77,20 +183,22 @@ fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }
 
+fn is_threaded(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EOPNOTSUPP)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::fd::OwnedFd, path::Path};
-
-    use mcp_guard_core::incident::Hold;
+    use std::{
+        fs,
+        os::fd::{AsRawFd as _, OwnedFd},
+        path::Path,
+    };
 
     use super::*;
-    use crate::host::layout::{Layout, LayoutKind};
 
-    fn open(folder: &Path) -> Cgroup {
-        let dir = Dir::from(OwnedFd::from(fs::File::open(folder).unwrap()));
-        let layout =
-            Layout { kind: LayoutKind::Unified, unified: None, pids: None, nsdelegate: None };
-        Cgroup::at(&dir, "/", Hold::Freeze, &layout).unwrap()
+    fn open(folder: &Path) -> Dir {
+        Dir::from(OwnedFd::from(fs::File::open(folder).unwrap()))
     }
 
     fn make(folder: &Path, populated: bool) {
@@ -100,19 +208,21 @@ mod tests {
     }
 
     fn walked(folder: &Path) -> Vec<String> {
-        let mut seen = Vec::new();
-        open(folder)
-            .walk_populated(&mut |_, path| {
-                seen.push(path.to_owned());
-                Ok(())
-            })
-            .unwrap();
+        let mut walk = PopulatedWalk::begin(&open(folder), "/").unwrap();
+        let mut seen = vec!["/".to_owned()];
+        loop {
+            match walk.step().unwrap() {
+                WalkStep::Entered => seen.push(walk.here().unwrap().1.to_owned()),
+                WalkStep::Passed => {}
+                WalkStep::Over => break,
+            }
+        }
         seen.sort();
         seen
     }
 
     #[test]
-    fn only_populated_cgroups_are_visited() {
+    fn only_populated_cgroups_are_entered() {
         let folder = tempfile::tempdir().unwrap();
         for (path, populated) in
             [("a", true), ("a/b", true), ("a/c", false), ("d", false), ("d/e", true)]
@@ -131,5 +241,28 @@ mod tests {
         }
         make(&folder.path().join("last"), true);
         assert_eq!(walked(folder.path()), ["/", "/last"]);
+    }
+
+    #[test]
+    fn members_are_those_of_all_populated_cgroups_that_are_not_too_deep() {
+        let folder = tempfile::tempdir().unwrap();
+        let list = |dir: &Dir, pids: &str| {
+            let here = format!("/proc/self/fd/{}", dir.as_raw_fd());
+            fs::write(format!("{here}/cgroup.events"), "populated 1\n").unwrap();
+            fs::write(format!("{here}/cgroup.procs"), pids).unwrap();
+        };
+        let top = open(folder.path());
+        list(&top, "7\n0\n");
+        let name = CString::new("x".repeat(255)).unwrap();
+        let mut dir = top.try_clone().unwrap();
+        for pid in 100..120 {
+            rustix::fs::mkdirat(&dir, &*name, 0o755.into()).unwrap();
+            dir = dir.child(&name).unwrap();
+            list(&dir, &format!("{pid}\n"));
+        }
+        let members = top.members(|_| true).unwrap().unwrap();
+        let expected: Vec<_> = [7].into_iter().chain(100..115).map(Pid).collect();
+        assert_eq!((members.processes, members.too_deep), (expected, 1), "15 * 256 bytes fit");
+        assert!(top.members(|found| found < 10).unwrap().is_none());
     }
 }

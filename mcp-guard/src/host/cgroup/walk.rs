@@ -14,26 +14,22 @@ pub(super) const MAX_DESCENDANTS: usize = mcp_guard_common::MAX_CGROUPS as usize
 pub(super) type Visit<'a> = &'a mut dyn FnMut(&Dir, &str) -> io::Result<()>;
 
 impl Dir {
-    /// Returns the processes in this cgroup and below it. 0, a process of another pid namespace, is
-    /// left out.
+    /// Returns the processes in this cgroup of a version 1 tree and below it, which shows nowhere which
+    /// cgroups are populated. 0, a process of another pid namespace, is left out.
     ///
     /// # Errors
     /// If the cgroup is gone, or its list cannot be read to the end.
-    pub fn processes(&self) -> io::Result<Vec<Pid>> {
-        // The kernel does not list the processes of a threaded cgroup (EOPNOTSUPP). If one is below
-        // this cgroup, the domain above it lists them, so only the first cgroup must answer.
+    pub(super) fn processes(&self) -> io::Result<Vec<Pid>> {
         let mut pids = self.own_processes(MAX_PROCS)?;
         let mut is_below = false;
-        self.walk("", &mut |dir, _| {
+        let visit: Visit<'_> = &mut |dir, _| {
             if !std::mem::replace(&mut is_below, true) {
                 return Ok(());
             }
-            match dir.own_processes(MAX_PROCS) {
-                Err(error) if is(&error, libc::EOPNOTSUPP) => {}
-                read => pids.extend(read?),
-            }
+            pids.extend(dir.own_processes(MAX_PROCS)?);
             Ok(())
-        })?;
+        };
+        self.descend("", usize::MAX, visit, &mut Err)?;
         pids.retain(|pid| *pid != Pid(0));
         Ok(pids)
     }

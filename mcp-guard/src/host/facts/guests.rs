@@ -41,41 +41,39 @@ impl Guests {
         guest.len() >= self.whole.trim_end_matches('/').len()
     }
 
-    /// Looks at the processes of a cgroup at `path` that is `guest` or below it.
-    pub fn at(&mut self, guest: &str, dir: &Dir, path: &str, pids: &[Pid]) -> io::Result<()> {
-        let is_one = match &self.latest {
-            Some((latest, is_one)) if latest == guest => *is_one,
-            Some(_) | None => {
-                let is_one = is_made_by_the_host(dir, path, guest)?;
-                self.latest = Some((guest.to_owned(), is_one));
-                is_one
-            }
-        };
-        if !is_one {
+    /// Comes to a cgroup at `path` that is `guest` or below it, or is in no guest.
+    pub fn enter(&mut self, guest: Option<&str>, dir: &Dir, path: &str) -> io::Result<()> {
+        let is_known = |(latest, _): &(String, bool)| Some(latest.as_str()) == guest;
+        if !self.latest.as_ref().is_some_and(is_known) {
+            let is_one = guest.map(|guest| is_made_by_the_host(dir, path, guest)).transpose()?;
+            self.latest = guest.map(str::to_owned).zip(is_one);
+        }
+        Ok(())
+    }
+
+    /// Looks at a process of the present cgroup.
+    pub fn process(&mut self, pid: Pid) -> io::Result<()> {
+        let Some((guest, true)) = &self.latest else { return Ok(()) };
+        let known = self.found.last().filter(|seen| seen.guest.path == *guest);
+        if known.is_some_and(|seen| seen.is_init) {
             return Ok(());
         }
-        for pid in pids.iter().copied().filter(|pid| *pid != Pid(0)) {
-            let known = self.found.last().filter(|seen| seen.guest.path == guest);
-            if known.is_some_and(|seen| seen.is_init) {
-                break;
-            }
-            // Any process names it until its init is found, the lowest pid so that the name stays.
-            let is_better = known.is_none_or(|seen| pid < seen.guest.pid);
-            let look = || -> io::Result<(bool, Ticks)> {
-                let process = OpenProcess::open(pid)?;
-                Ok((process.is_init_below()?, process.start_ticks()?))
-            };
-            let (is_init, start) = match look() {
-                Ok(looked) => looked,
-                Err(error) if process::is_gone(&error) => continue,
-                Err(error) => return Err(error),
-            };
-            if is_init || is_better {
-                self.found.pop_if(|seen| seen.guest.path == guest);
-                let guest = Guest { path: guest.to_owned(), pid, start };
-                if self.found.len() < MAX_GUESTS {
-                    self.found.push(GuestsSeen { guest, is_init });
-                }
+        // Any process names it until its init is found, the lowest pid so that the name stays.
+        let is_better = known.is_none_or(|seen| pid < seen.guest.pid);
+        let look = || -> io::Result<(bool, Ticks)> {
+            let process = OpenProcess::open(pid)?;
+            Ok((process.is_init_below()?, process.start_ticks()?))
+        };
+        let (is_init, start) = match look() {
+            Ok(looked) => looked,
+            Err(error) if process::is_gone(&error) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        if is_init || is_better {
+            self.found.pop_if(|seen| seen.guest.path == *guest);
+            if self.found.len() < MAX_GUESTS {
+                let guest = Guest { path: guest.clone(), pid, start };
+                self.found.push(GuestsSeen { guest, is_init });
             }
         }
         Ok(())

@@ -3,6 +3,7 @@
 use std::{
     ffi::OsStr,
     io,
+    mem::MaybeUninit,
     os::{
         fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt as _,
@@ -20,8 +21,8 @@ use mcp_guard_core::{
 };
 use rustix::{
     fs::{
-        AtFlags, CWD, Mode, OFlags, ResolveFlags, Statx, StatxFlags, openat, openat2, readlinkat,
-        statx,
+        AtFlags, CWD, Mode, OFlags, ResolveFlags, Statx, StatxFlags, openat, openat2,
+        readlinkat_raw, statx,
     },
     io::Errno,
 };
@@ -31,12 +32,15 @@ use crate::host::{
     process::{self, Namespace, OpenProcess},
 };
 
+const PATH_MAX: usize = libc::PATH_MAX.cast_unsigned() as usize;
 /// How often a path is followed again. The kernel's cache gives up on a path while anything on the host
 /// is mounted or renamed.
 const MOST_TRIES: u32 = 20;
 
 /// Looks at many processes, and reads what is common to them once.
 pub struct Programs {
+    /// `/proc`. Paths that begin here are followed in half the time.
+    proc: OwnedFd,
     /// Our pid namespace, which is that of the `/proc` that we read, and so of its PID 1.
     pids: Namespace,
     /// Mount namespaces of the host: our own and that of PID 1, if it can be read. A unit with
@@ -49,7 +53,17 @@ impl Programs {
         let own = OpenProcess::open(process::this())?;
         let init = OpenProcess::open(Pid(1)).and_then(|init| init.namespace("mnt"));
         let mounts = [Some(own.namespace("mnt")?), init.ok()].into_iter().flatten();
-        Ok(Self { pids: own.namespace("pid")?, mounts: mounts.collect() })
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let proc = openat(CWD, "/proc", flags, Mode::empty())?;
+        Ok(Self { proc, pids: own.namespace("pid")?, mounts: mounts.collect() })
+    }
+
+    /// Returns the mount namespace of a process.
+    ///
+    /// # Errors
+    /// If the process is gone, or the kernel does not show it to us.
+    pub fn mounts_of(&self, pid: Pid) -> io::Result<Namespace> {
+        OpenProcess::open(pid)?.namespace("mnt")
     }
 
     /// Whether a mount namespace is the host's.
@@ -66,8 +80,9 @@ impl Programs {
         in_container: bool,
     ) -> io::Result<Option<EngineProcess>> {
         // Almost every process ends here, after one system call.
-        match readlinkat(CWD, format!("/proc/{pid}/exe"), Vec::new()) {
-            Ok(exe) if engine_name(exe.as_bytes()).is_none() => return Ok(None),
+        let mut exe = [MaybeUninit::uninit(); PATH_MAX];
+        match readlinkat_raw(&self.proc, format!("{pid}/exe"), &mut exe) {
+            Ok((exe, _)) if engine_name(exe).is_none() => return Ok(None),
             Ok(_) => {}
             Err(error) if process::is_gone(&error.into()) => return Ok(None),
             // No engine is that deep in a tree, and anybody can make a path that is too long.

@@ -1,0 +1,129 @@
+//! Checks a cgroup by the bystander rules right before an order changes it, on facts that are read for
+//! that order. Of a large cgroup they are read on another thread, so that the loop goes on meanwhile.
+
+use std::{
+    io,
+    time::{Duration, Instant},
+};
+
+use mcp_guard_core::{
+    audit::Subject,
+    effect::Containment,
+    incident::{Hold, Outcome},
+    refusal::BystanderFacts,
+    repair::Write,
+};
+
+use super::{Executor, LateAnswer, OrderId, UnderWay, still_there};
+use crate::{
+    guards::{Guards, Held},
+    host::facts::{Look, LookThread},
+};
+
+/// How long the loop itself looks at a cgroup.
+pub const LONGEST_LOOK: Duration = Duration::from_millis(10);
+
+/// The facts of a cgroup, or why they cannot be read.
+pub type Found = io::Result<BystanderFacts>;
+
+/// What follows a check.
+pub enum AfterCheck {
+    Contain(Containment),
+    WriteLimit(Write, String),
+}
+
+/// An order whose cgroup is being looked at.
+pub struct UnderCheck {
+    order: OrderId,
+    subject: Subject,
+    then: AfterCheck,
+}
+
+impl UnderCheck {
+    fn is_of(&self, subject: &Subject, hold: Hold) -> bool {
+        let AfterCheck::Contain(wanted) = &self.then else { return false };
+        self.subject == *subject && Hold::of(wanted.response) == Some(hold)
+    }
+}
+
+impl Executor {
+    /// Has large cgroups looked at on this thread. Without it, each look is as long as it takes.
+    #[must_use]
+    pub fn with_looks(self, looks: LookThread) -> Self {
+        Self { looks: Some(looks), ..self }
+    }
+
+    /// Looks at the cgroup of an order, and carries the order out once the look is over.
+    pub(super) fn check(&mut self, order: OrderId, held: &mut Held, then: AfterCheck) {
+        let end = Instant::now() + LONGEST_LOOK;
+        let ends = self.looks.is_some();
+        let looked = Look::begin(&held.cgroup).and_then(|mut look| {
+            let is_over = look.go_on(&|| !ends || Instant::now() < end)?;
+            Ok((look, is_over))
+        });
+        let found = match (looked, &self.looks) {
+            (Ok((look, false)), Some(looks)) => {
+                let (ticket, answers) = (order.ticket, self.to_answers.clone());
+                // The receiver is gone only when the program ends.
+                looks.end(look, move |found| {
+                    let _ = answers.send((ticket, LateAnswer::Look(found)));
+                });
+                let checked = UnderCheck { order, subject: held.subject.clone(), then };
+                self.under_way.insert(ticket, UnderWay::Check(checked));
+                return;
+            }
+            (Ok((look, _)), _) => Ok(look.into_facts()),
+            (Err(error), _) => Err(error),
+        };
+        self.checked(order, held, then, found);
+    }
+
+    fn checked(&mut self, order: OrderId, held: &mut Held, then: AfterCheck, found: Found) {
+        match then {
+            AfterCheck::Contain(wanted) => self.contain(order, held, wanted, found),
+            AfterCheck::WriteLimit(write, reason) => {
+                self.write_limit(order, held, (write, reason), &found);
+            }
+        }
+    }
+
+    /// Carries out an order whose cgroup was looked at on the other thread.
+    pub(super) fn end_check(&mut self, guards: &mut Guards, checked: UnderCheck, found: Found) {
+        let UnderCheck { order, subject, then } = checked;
+        match still_there(guards, order.guard, &subject) {
+            Some(held) => self.checked(order, held, then, found),
+            None => {
+                let detail = "the cgroup was removed meanwhile".to_owned();
+                self.settle(order, Outcome::NotOurs, detail);
+            }
+        }
+    }
+
+    /// Whether an order for this cgroup waits for a look.
+    #[must_use]
+    pub fn is_checking(&self, held: &Held) -> bool {
+        let is_it = |one: &UnderWay| matches!(one, UnderWay::Check(checked) if checked.subject == held.subject);
+        self.under_way.values().any(is_it)
+    }
+
+    /// Drops what was ordered and has not begun, because its hold ends.
+    pub(super) fn abandon_check(&mut self, subject: &Subject, hold: Hold) {
+        self.abandon_checks(|checked| checked.is_of(subject, hold));
+    }
+
+    /// Drops all orders that have not begun, because the agent ends.
+    pub fn abandon_all_checks(&mut self) {
+        self.abandon_checks(|_| true);
+    }
+
+    fn abandon_checks(&mut self, is_it: impl Fn(&UnderCheck) -> bool) {
+        let is_it = |one: &UnderWay| matches!(one, UnderWay::Check(checked) if is_it(checked));
+        let ended: Vec<_> = self.under_way.extract_if(.., |_, one| is_it(one)).collect();
+        for (_, one) in ended {
+            if let UnderWay::Check(UnderCheck { order, .. }) = one {
+                let detail = "it ended before the cgroup was checked; nothing was done".to_owned();
+                self.settle(order, Outcome::NotNeeded, detail);
+            }
+        }
+    }
+}

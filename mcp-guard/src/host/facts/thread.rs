@@ -1,0 +1,63 @@
+//! A thread for looks that take too long for the loop.
+
+use std::{
+    collections::VecDeque,
+    io,
+    sync::mpsc::{Receiver, Sender, TryRecvError, channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use mcp_guard_core::refusal::BystanderFacts;
+
+use super::Look;
+
+/// How long one look goes on before it is the turn of the next.
+const SLICE: Duration = Duration::from_millis(20);
+
+type Done = Box<dyn FnOnce(io::Result<BystanderFacts>) + Send>;
+
+/// Ends looks that were begun elsewhere. They take turns, so that a large container only waits for itself.
+#[derive(Clone)]
+pub struct LookThread(Sender<(Look, Done)>);
+
+impl LookThread {
+    /// # Errors
+    /// The thread cannot be created.
+    pub fn start() -> io::Result<Self> {
+        let (looks, begun) = channel();
+        thread::Builder::new().name("looks".to_owned()).spawn(move || serve(&begun))?;
+        Ok(Self(looks))
+    }
+
+    /// Ends a look. `done` gets what was found, on that thread.
+    pub fn end(&self, look: Look, done: impl FnOnce(io::Result<BystanderFacts>) + Send + 'static) {
+        if let Err(unsent) = self.0.send((look, Box::new(done))) {
+            let (_, done) = unsent.0;
+            done(Err(io::Error::other("the thread that looks at cgroups is gone")));
+        }
+    }
+}
+
+fn serve(begun: &Receiver<(Look, Done)>) {
+    let mut looks = VecDeque::new();
+    loop {
+        let new = if looks.is_empty() {
+            begun.recv().map_err(|_| TryRecvError::Disconnected)
+        } else {
+            begun.try_recv()
+        };
+        match new {
+            Ok(new) => looks.push_back(new),
+            Err(TryRecvError::Disconnected) if looks.is_empty() => return,
+            Err(TryRecvError::Disconnected | TryRecvError::Empty) => {}
+        }
+        let Some((mut look, done)) = looks.pop_front() else { continue };
+        let end = Instant::now() + SLICE;
+        match look.go_on(&|| Instant::now() < end) {
+            Ok(true) => done(Ok(look.into_facts())),
+            Ok(false) => looks.push_back((look, done)),
+            Err(error) => done(Err(error)),
+        }
+    }
+}
