@@ -53,7 +53,13 @@ use crate::{
         reconcile::{self, Unsigned},
     },
     guards::{Guards, Held},
-    host::{bpf::KernelOptions, clock, layout::Layout, observer::Observer, poll::Alarm},
+    host::{
+        bpf::KernelOptions,
+        clock::{self, Sleep},
+        layout::Layout,
+        observer::Observer,
+        poll::Alarm,
+    },
 };
 
 /// Longest interval between two reads of the totals, and between two fetches of records that did not wake
@@ -117,6 +123,7 @@ pub struct Agent {
     next_tick: Time,
     next_look: Time,
     turns: Turns,
+    sleep: Sleep,
 }
 
 struct Sources {
@@ -177,6 +184,9 @@ impl Agent {
         loop {
             let wake = self.wait(sources).await?;
             self.turns.begin();
+            if self.sleep.is_over() {
+                self.step(Input::Woke);
+            }
             // Records come first for every wake, so that an answer is up to date.
             self.drain();
             match wake {

@@ -27,8 +27,9 @@ use tokio::sync::mpsc;
 pub use self::check::LONGEST_LOOK;
 pub use self::hold::{is_marked, is_unclamped, marks, together};
 pub use self::limit::forbids;
+pub use self::steps::raise_command;
 use self::{
-    check::{AfterCheck, Found, UnderCheck},
+    check::{AfterCheck, FactsFound, UnderCheck},
     confirm::{Awaited, KernelAnswer},
     limit::LimitWrite,
     steps::Holder,
@@ -56,7 +57,7 @@ enum UnderWay {
 
 /// The answer to an order that was under way.
 enum LateAnswer {
-    Look(Found),
+    Look(FactsFound),
     Kernel { answer: KernelAnswer, at: Time },
     Owner(owner::OwnerAnswer),
 }
@@ -118,7 +119,8 @@ impl Executor {
                 self.check(order, held, AfterCheck::WriteLimit(write, reason));
             }
             Action::LeaveLimit { write, reason, outcome, detail } => {
-                self.leave_limit(order, held, (write, reason), outcome, detail);
+                let said = (outcome, detail);
+                self.check(order, held, AfterCheck::LeaveLimit(write, reason, said));
             }
         }
     }

@@ -13,6 +13,7 @@ pub mod holds;
 pub mod leak;
 pub mod lines;
 pub mod log_disk;
+pub mod log_server;
 pub mod node;
 pub mod sleeper;
 pub mod systemd;

@@ -62,7 +62,9 @@ fn count(
     let cgroup = Cgroup::open(&layout, fixture.path()).expect("the fixture");
     kernel.clear_totals(GUARD).expect("slot");
     cgroup
-        .walk(&mut |dir, _| kernel.add_cgroup(dir.id()?, GUARD).map_err(std::io::Error::other))
+        .walk(&mut |dir, _| {
+            kernel.add_cgroup(dir.id()?, GUARD).map(drop).map_err(std::io::Error::other)
+        })
         .expect("membership");
     let ledger = run(place, arguments);
     let totals = kernel.totals(GUARD).expect("totals");

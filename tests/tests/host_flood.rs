@@ -225,3 +225,54 @@ fn cgroups_and_moves_without_number_cost_little_and_no_count() {
     let of_threaded = agent.guard(threaded.id()).unwrap().guard.pids;
     assert_eq!(of_threaded.len(), 1, "a thread that moves takes no process with it");
 }
+
+/// Kills and reaps a program that moves without end, also if the test fails.
+struct Restless(Child);
+
+impl Drop for Restless {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn threads_that_rename_themselves_and_move_cost_the_agent_nothing() {
+    let [restless, other] = ["restless", "other"].map(|what| FixtureCgroup::new(what).unwrap());
+    let rule = |cgroup: &FixtureCgroup| format!("[[guard]]\ncgroup = \"{}\"\n", cgroup.path());
+    let policy: String = [&restless, &other].map(rule).concat();
+    let agent = Agent::start(&policy).unwrap();
+    let places = ["a", "b"].map(|name| restless.unified_dir().join(name));
+    let mut command = Command::new(workload("restless").unwrap());
+    command.args(&places).arg("4").stdin(Stdio::piped()).stdout(Stdio::piped());
+    for place in &places {
+        fs::create_dir(place).unwrap();
+    }
+    for place in &places {
+        fs::write(place.join("cgroup.type"), "threaded").unwrap();
+    }
+    let (before, began) = (cpu(&agent), Instant::now());
+    let mut mover = Restless(restless.spawn(command).unwrap());
+    let made = work_in(&other);
+    let counted = status(&agent).0;
+    let alone = (cpu(&agent), Instant::now());
+    // Nothing else happens now.
+    let is_later = || Ok(alone.1.elapsed() > Duration::from_secs(3));
+    assert!(wait::until(Duration::from_secs(10), is_later).unwrap());
+    let share = 100.0 * (cpu(&agent) - alone.0).as_secs_f64() / alone.1.elapsed().as_secs_f64();
+    drop(mover.0.stdin.take());
+    let mut moves = String::new();
+    std::io::Read::read_to_string(&mut mover.0.stdout.take().unwrap(), &mut moves).unwrap();
+    let moves: f64 = moves.trim().parse().unwrap();
+    let whole = 100.0 * (cpu(&agent) - before).as_secs_f64() / began.elapsed().as_secs_f64();
+    eprintln!(
+        "{:.0} renames and moves a second; agent {share:.1} % of a CPU, {whole:.1} % beside a workload",
+        moves / began.elapsed().as_secs_f64()
+    );
+    let guard = counted.guards.iter().find(|guard| guard.cgroup_id.0 == other.id()).unwrap();
+    let totals = &guard.guard.totals;
+    assert_eq!((totals.process_forks + 1, totals.process_exits), (made, made), "counted exactly");
+    assert_eq!(lost(&counted), 0, "{:?}", counted.losses);
+    // The goal is 5 %, for a release build.
+    assert!(share < 20.0, "{share}");
+}

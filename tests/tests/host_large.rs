@@ -3,18 +3,31 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 #![allow(clippy::print_stderr, reason = "the measured times are a result")]
+#![allow(
+    clippy::wildcard_enum_match_arm,
+    reason = "a test looks for one record and ignores the rest"
+)]
 
 use std::{
+    collections::BTreeSet,
     fs,
     process::{Child, Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use mcp_guard_core::{audit::Record, incident::Outcome, policy::Response};
+use mcp_guard::host::bpf::{Kernel, KernelOptions};
+use mcp_guard_core::{
+    audit::Record,
+    id::{CgroupId, GuardId},
+    incident::Outcome,
+    policy::Response,
+};
 use mcp_guard_tests::{
     agent::{Agent, DEADLINE},
     cgroup::FixtureCgroup,
     holds::Holds,
+    leak::observing,
+    wait,
 };
 
 /// As many as a guard may have in the kernel's map, all guards together.
@@ -94,4 +107,55 @@ fn a_container_with_thousands_of_cgroups_is_frozen_and_stalls_no_loop() {
         longest_turn(&agent)
     );
     assert!(longest_turn(&agent) < LONGEST_TURN, "{:?}", longest_turn(&agent));
+}
+
+/// A guard that begins with more cgroups than are followed one by one counts in each of them, also once
+/// most of them are removed.
+#[test]
+fn cgroups_that_were_not_followed_are_counted_though_the_others_are_removed() {
+    let cgroup = FixtureCgroup::new("large").unwrap();
+    for number in 0..EMPTY + 1_000 {
+        fs::create_dir(cgroup.unified_dir().join(number.to_string())).unwrap();
+    }
+    let agent = Agent::start(&observing(&cgroup)).unwrap();
+    let entries = fs::read_dir(cgroup.unified_dir()).unwrap().map(|entry| entry.unwrap());
+    let dirs: Vec<_> = entries.filter(|entry| entry.file_type().unwrap().is_dir()).collect();
+    let (removed, left) = dirs.split_at(EMPTY + 950);
+    removed.iter().for_each(|dir| fs::remove_dir(dir.path()).unwrap());
+    // The agent compares what it knows with the host once in a second.
+    let turns = || agent.status().unwrap().uptime_ms;
+    let after = turns() + 2_500;
+    assert!(wait::until(DEADLINE, || Ok(turns() > after)).unwrap());
+    let before = agent.guard(cgroup.id()).unwrap().guard.totals;
+    let script = "echo $$ >\"$1/cgroup.procs\"; for i in 1 2 3; do sleep 0; done";
+    for dir in left {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", script, "sh"]).arg(dir.path());
+        assert!(shell.status().unwrap().success());
+    }
+    let forks = |agent: &Agent| agent.guard(cgroup.id()).unwrap().guard.totals.process_forks;
+    assert_eq!(forks(&agent) - before.process_forks, 3 * left.len() as u64);
+    assert_eq!(agent.status().unwrap().losses.values().sum::<u64>(), 0);
+}
+
+#[test]
+fn the_end_of_guards_takes_no_longer_for_large_ones() {
+    let mut kernel = Kernel::start(KernelOptions::default()).unwrap();
+    let (guards, each) = (16_u64, EMPTY as u64 / 16);
+    let guard = |number: u64| GuardId(u32::try_from(number % guards).unwrap());
+    for number in 0..guards * each {
+        // No cgroup of this host has such an id.
+        kernel.add_cgroup(CgroupId(u64::MAX - number), guard(number)).unwrap();
+    }
+    let ended = BTreeSet::from([GuardId(3), GuardId(7)]);
+    let began = Instant::now();
+    assert_eq!(kernel.remove_cgroups_of(&ended), ended);
+    let took = began.elapsed();
+    eprintln!("two guards of {each} cgroups, among {EMPTY}, removed in {took:?}");
+    assert!(took < LONGEST_TURN, "{took:?}");
+    assert_eq!(kernel.remove_cgroups_of(&ended), BTreeSet::new(), "nothing is left of them");
+    for number in 0..guards * each {
+        let found = kernel.guard_of(CgroupId(u64::MAX - number));
+        assert_eq!(found, Some(guard(number)).filter(|guard| !ended.contains(guard)));
+    }
 }

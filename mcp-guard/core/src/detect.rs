@@ -43,16 +43,17 @@ impl Detection {
 }
 
 /// Runs the detectors of one identity. Returns their detections, and when these may change by the
-/// passing of time alone.
+/// passing of time alone. `woke`: when the host last woke from a suspend. Nothing counts as older than that:
+/// a server that was started just before a suspend of an hour has not lived for an hour.
 pub fn look(
-    now: Time,
+    (now, woke): (Time, Time),
     name: &str,
     identity: &Identity,
     detect: &Detect,
     room: Option<Room>,
 ) -> (Vec<Detection>, Option<Time>) {
-    let (duplicates, soon) = duplicates::look(now, name, identity, &detect.duplicates);
-    let (burst, later) = burst::look(now, name, identity, &detect.burst);
+    let (duplicates, soon) = duplicates::look((now, woke), name, identity, &detect.duplicates);
+    let (burst, later) = burst::look((now, woke), name, identity, &detect.burst);
     let growth = growth::look(now, name, identity, &detect.growth, room);
     (duplicates.into_iter().chain(burst).chain(growth).collect(), sooner(soon, later))
 }

@@ -39,6 +39,8 @@ pub enum Input {
     HostTasks {
         most: u64,
     },
+    /// The host was suspended until now. Leases went on meanwhile, but no process lived.
+    Woke,
     Fork {
         guard: GuardId,
         born: Time,

@@ -93,6 +93,8 @@ pub struct Guard {
     /// Earliest retry per failed release.
     release_again: BTreeMap<Hold, Time>,
     aged: Aged,
+    /// When the host last woke from a suspend.
+    woke: Option<Time>,
     episodes: Episodes,
     clamp_watch: ClampWatch,
     floors: Floors,
@@ -132,6 +134,7 @@ impl Guard {
             under_way: BTreeMap::new(),
             release_again: BTreeMap::new(),
             aged: Aged::default(),
+            woke: None,
             episodes: Episodes::default(),
             clamp_watch: ClampWatch::default(),
             floors: Floors::default(),
@@ -169,7 +172,7 @@ impl Guard {
         }
         self.episodes.looked(&[Detector::Emergency, Detector::Raw], None);
         let detections = [
-            self.aged.look(now, &self.registry, &policy.detect.emergency),
+            self.aged.look((now, self.woke), &self.registry, &policy.detect.emergency),
             raw::look(&self.rates, &policy.detect.raw),
         ];
         for detection in detections.into_iter().flatten() {
@@ -243,6 +246,12 @@ impl Guard {
         self.clamp_watch = ClampWatch::default();
         // From here on, refused forks are due to the clamp.
         out.push(Effect::ReadDenials { guard: self.id });
+    }
+
+    /// Takes note of the end of a suspend of the host.
+    pub fn woke(&mut self, now: Time) {
+        self.woke = Some(now);
+        self.look_at_all_again();
     }
 
     /// Decides when an order that did not succeed may be repeated.
@@ -480,7 +489,13 @@ impl Guard {
         };
         let processes = self.registry.processes();
         let room = self.filled.map(|(limit, tasks)| Room { limit, tasks, processes });
-        let (detections, mut next) = detect::look(now, name, identity, &policy.detect, room);
+        let (detections, mut next) = detect::look(
+            (now, self.woke.unwrap_or_default()),
+            name,
+            identity,
+            &policy.detect,
+            room,
+        );
         for detection in detections {
             next = sooner(next, self.note(now, detection, &policy.respond, out));
         }

@@ -111,6 +111,12 @@ impl Core {
                 self.guards.remove(&guard);
                 self.last_seen_in.retain(|_, seen_in| *seen_in != guard);
             }
+            Input::Woke => {
+                for guard in self.guards.values_mut() {
+                    guard.woke(now);
+                    guard.evaluate(now, &self.policy, &mut out);
+                }
+            }
             Input::HostTasks { most } => self.host_tasks = Some(most),
             Input::Attach { guard, born, pid, seen } => {
                 self.attach(now, guard, (born, pid, seen), effects);
@@ -192,6 +198,7 @@ fn place(last_seen_in: &mut BTreeMap<Pid, GuardId>, input: &Input) {
         | Input::Released { .. }
         | Input::Policy(_)
         | Input::HostTasks { .. }
+        | Input::Woke
         | Input::Attach { .. }
         | Input::Totals { .. }
         | Input::Denials { .. }
@@ -244,6 +251,7 @@ fn feed(guard: &mut Guard, now: Time, input: Input, world: World<'_>, out: &mut 
         | Input::Released { .. }
         | Input::Policy(_)
         | Input::HostTasks { .. }
+        | Input::Woke
         | Input::Attach { .. }
         | Input::Tick => {}
     }

@@ -241,6 +241,44 @@ fn an_emergency_needs_no_launcher() {
 }
 
 #[test]
+fn nothing_ages_while_the_host_sleeps() {
+    let mut story = Story::new("");
+    story.wait(5);
+    for _ in 0..10 {
+        story.server("figma-mcp");
+    }
+    story.births(300);
+    story.wait(1);
+    story.take();
+    story.now = story.now.after(Duration::from_secs(3600));
+    story.step(Input::Woke);
+    story.wait(9);
+    assert_eq!(story.contained(), [], "they have lived for ten seconds at most");
+    story.wait(2);
+    assert_eq!(story.contained(), [(Detector::Emergency, Response::Freeze)]);
+    story.wait(48);
+    assert_eq!(story.contained(), []);
+    story.wait(2);
+    assert_eq!(story.contained(), [(Detector::Duplicates, Response::Clamp)]);
+}
+
+#[test]
+fn a_lease_ends_while_the_host_sleeps() {
+    let (mut story, _) = clamped("");
+    story.operator(OperatorRequest::Freeze {
+        lease: Duration::from_secs(600),
+        dry_run: false,
+        despite: None,
+    });
+    story.settle(Response::Freeze, Outcome::Done);
+    story.take();
+    story.now = story.now.after(Duration::from_secs(3600));
+    story.step(Input::Woke);
+    let released = Action::Release { hold: Hold::Freeze, end: End::LeaseOver };
+    assert!(story.take().contains(&released), "as soon as the host is awake");
+}
+
+#[test]
 fn a_fork_rate_warns_and_never_acts() {
     let mut story = Story::new("");
     for second in 0..30 {

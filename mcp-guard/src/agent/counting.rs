@@ -1,11 +1,25 @@
 //! The kernel's counts, and the records that were lost.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    time::Duration,
+};
 
+use anyhow::anyhow;
 use mcp_guard_common::Totals;
-use mcp_guard_core::{Time, id::GuardId};
+use mcp_guard_core::{
+    Time,
+    id::{CgroupId, GuardId},
+};
 
-use crate::host::bpf::{CGROUPS_FULL, Kernel};
+use crate::host::{
+    bpf::{CGROUPS_FULL, Kernel},
+    cgroup::Cgroup,
+};
+
+/// Most passes over the map of cgroups for guards that end.
+const PASSES: usize = 8;
 
 /// Shortest interval between two rescans for processes that no record reports.
 const UNREPORTED: Duration = Duration::from_secs(10);
@@ -25,6 +39,8 @@ pub(super) struct Counting {
     /// Records may wait in the ring that no wake-up reports.
     pub has_unread: bool,
     next_unreported: Time,
+    /// Guards that have ended, and whose cgroups may still be counted.
+    ended: BTreeSet<GuardId>,
 }
 
 impl Counting {
@@ -38,7 +54,71 @@ impl Counting {
             uncounted: 0,
             has_unread: false,
             next_unreported: now,
+            ended: BTreeSet::new(),
         }
+    }
+
+    /// Counts the tasks of a cgroup and of those below it for a guard.
+    pub fn begin(&mut self, guard: GuardId, cgroup: &Cgroup) -> anyhow::Result<()> {
+        let kernel = &mut self.kernel;
+        // A cgroup has one guard: counted for two, it would be wrong for both.
+        let overlaps = |other: GuardId| anyhow!("it overlaps guard {other}");
+        // One inside a guard may not be in the map of cgroups, which has a part of each guard.
+        let mut around = None;
+        cgroup.is_below(|dir| {
+            around = kernel.guard_at(dir.id()?);
+            Ok(around.is_some())
+        })?;
+        if let Some(other) = around {
+            return Err(overlaps(other));
+        }
+        kernel.clear_totals(guard)?;
+        kernel.add_root(cgroup.id(), guard)?;
+        let (mut trouble, mut is_full) = (None, false);
+        let walked = cgroup.walk(&mut |dir, _| {
+            let id = dir.id()?;
+            match kernel.guard_of(id).or_else(|| kernel.guard_at(id)) {
+                Some(other) if other != guard => trouble = Some(overlaps(other)),
+                _ => match kernel.add_cgroup(id, guard) {
+                    Ok(has_room) => is_full |= !has_room,
+                    Err(error) => trouble = Some(error.into()),
+                },
+            }
+            // A container may have any number of them, and none of the rest would have room.
+            if is_full { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        });
+        if is_full {
+            kernel.leave_out_uncounted(guard);
+        } else {
+            walked?;
+        }
+        kernel.begin_epoch();
+        trouble.map_or(Ok(()), Err)
+    }
+
+    /// Counts the tasks of a guard no more. Its other cgroups follow in [`Self::free_slots`].
+    pub fn end(&mut self, guard: GuardId, cgroup: CgroupId) {
+        self.kernel.remove_root(cgroup, guard);
+        self.ended.insert(guard);
+    }
+
+    /// Removes the cgroups of ended guards from the kernel's maps, all guards at once. Returns the slots that
+    /// are free now.
+    pub fn free_slots(&mut self) -> BTreeSet<GuardId> {
+        if self.ended.is_empty() {
+            return BTreeSet::new();
+        }
+        let mut ended = std::mem::take(&mut self.ended);
+        // A cgroup that is created meanwhile may still find its parent in the map.
+        for _ in 0..PASSES {
+            self.ended = self.kernel.remove_cgroups_of(&ended);
+            if self.ended.is_empty() {
+                break;
+            }
+        }
+        self.kernel.begin_epoch();
+        ended.retain(|guard| !self.ended.contains(guard));
+        ended
     }
 
     /// Reads a guard's totals. Logs an error and returns `None` if the map cannot be read.

@@ -26,8 +26,6 @@ use crate::{
 
 /// Interval after which the same warning about a cgroup is logged again.
 const WARN_AGAIN: Duration = Duration::from_secs(3600);
-/// Most walks through a guard that ends.
-const PASSES: usize = 8;
 
 /// A cgroup that was not seen for this time is gone. Engines report containers every [`super::ASK_AGAIN`].
 const GONE: Duration = Duration::from_secs(90);
@@ -173,15 +171,17 @@ impl Agent {
                 return None;
             }
         }
+        // Their remains would look like an overlap.
+        self.free_slots();
         let Some(guard) = self.slot_for(terms.mode) else {
             self.warn_unguardable(now, &held, &"all guard slots are taken");
             return None;
         };
         held.cgroup.find_pids(&self.layout);
-        if let Err(error) = self.count_from_now(guard, &held.cgroup) {
+        let counts = self.overlapped(&held.cgroup);
+        if let Err(error) = counts.and_then(|()| self.counting.begin(guard, &held.cgroup)) {
             self.warn_unguardable(now, &held, &error);
-            self.count_no_more(guard, &held.cgroup);
-            self.guards.give_slot_back(guard);
+            self.counting.end(guard, held.cgroup.id());
             return None;
         }
         self.unguardable.remove(&held.cgroup.id());
@@ -217,6 +217,7 @@ impl Agent {
         let slot = self.guards.take_slot();
         if let Some(idle) = self.idlest_observed() {
             self.unguard(idle);
+            self.free_slots();
         }
         slot.or_else(|| self.guards.take_slot())
     }
@@ -268,53 +269,27 @@ impl Agent {
         });
     }
 
-    fn count_from_now(&mut self, guard: GuardId, cgroup: &Cgroup) -> anyhow::Result<()> {
-        let kernel = &mut self.counting.kernel;
-        // A cgroup has one guard: counted for two, it would be wrong for both.
-        let overlaps = |other: GuardId| anyhow!("it overlaps guard {other}");
-        // One inside a guard may not be in the map of cgroups, which has a part of each guard.
-        let mut around = None;
-        cgroup.is_below(|dir| {
-            around = kernel.guard_at(dir.id()?);
-            Ok(around.is_some())
-        })?;
-        if let Some(other) = around {
-            return Err(overlaps(other));
-        }
-        kernel.clear_totals(guard)?;
-        kernel.add_root(cgroup.id(), guard)?;
-        let mut trouble = None;
-        cgroup.walk(&mut |dir, _| {
-            let id = dir.id()?;
-            match kernel.guard_of(id).or_else(|| kernel.guard_at(id)) {
-                Some(other) if other != guard => trouble = Some(overlaps(other)),
-                _ => {
-                    if let Err(error) = kernel.add_cgroup(id, guard) {
-                        trouble = Some(error.into());
-                    }
-                }
-            }
-            Ok(())
-        })?;
-        kernel.begin_epoch();
-        trouble.map_or(Ok(()), Err)
+    /// Refuses a cgroup that is above or below one that is guarded already. Not all cgroups below it are
+    /// looked for in the map.
+    fn overlapped(&self, cgroup: &Cgroup) -> anyhow::Result<()> {
+        let is_above = |one: &str, other: &str| {
+            other.strip_prefix(one).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        let watched = self.guards.watched().into_iter();
+        let mut overlaps = watched.filter(|guard| {
+            self.guards.get(*guard).is_some_and(|held| {
+                let (one, other) = (held.cgroup.path(), cgroup.path());
+                is_above(one, other) || is_above(other, one)
+            })
+        });
+        overlaps.next().map_or(Ok(()), |other| Err(anyhow!("it overlaps guard {other}")))
     }
 
-    /// Removes the cgroups of a guard from the kernel's maps. Those that are gone removed themselves.
-    fn count_no_more(&mut self, guard: GuardId, cgroup: &Cgroup) {
-        let kernel = &mut self.counting.kernel;
-        // A cgroup that is made meanwhile may still find its parent there.
-        for _ in 0..PASSES {
-            let mut removed = false;
-            let walked = cgroup.walk_all(&mut |dir, _| {
-                removed |= kernel.remove_cgroup(dir.id()?, guard);
-                Ok(())
-            });
-            if !removed || walked.is_err() {
-                break;
-            }
+    /// Frees the slots of guards that have ended.
+    pub(super) fn free_slots(&mut self) {
+        for guard in self.counting.free_slots() {
+            self.guards.give_slot_back(guard);
         }
-        kernel.begin_epoch();
     }
 
     /// Ends a guard. Its cgroup is gone, with its freeze, its limit and our marks, or it need not be guarded
@@ -336,12 +311,13 @@ impl Agent {
         self.unguardable.values_mut().for_each(|one| one.try_again = now);
         // A guard that only an operator has named is not counted.
         if is_watched {
-            self.count_no_more(guard, &held.cgroup);
+            self.counting.end(guard, held.cgroup.id());
+        } else {
+            self.guards.give_slot_back(guard);
         }
         self.rescans.forget(guard);
         self.standings.forget(guard);
         self.counting.forget(guard);
-        self.guards.give_slot_back(guard);
         self.step(Input::Released { guard });
         if let Some(mut container) = seen.filter(|_| held.cgroup.events().is_ok()) {
             container.paused = held.paused;

@@ -42,7 +42,7 @@ struct Judged {
     refused_at: Option<Time>,
 }
 
-/// What a look on the other thread has found.
+/// The end of a look on the other thread.
 pub(super) struct Looked {
     guard: GuardId,
     /// The slot may have another guard by now.

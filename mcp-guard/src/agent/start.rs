@@ -29,7 +29,7 @@ use crate::{
     guards::Guards,
     host::{
         bpf::Kernel,
-        clock,
+        clock::{self, Sleep},
         facts::LookThread,
         kernel,
         layout::Layout,
@@ -83,6 +83,7 @@ impl Agent {
             next_tick: now,
             next_look: now,
             turns: Turns::default(),
+            sleep: Sleep::since_now(),
         };
         let mode = agent.begin(unsigned).await;
         let sources = agent.listen(&options.run_dir, news, readings, looked)?;

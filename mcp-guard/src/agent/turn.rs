@@ -14,7 +14,11 @@ use mcp_guard_core::{
 use super::{Agent, TICK, notify::Shown, rescan::Reading};
 use crate::{
     executor::{is_gone, is_marked, is_unclamped, marks},
-    host::{bpf, clock},
+    host::{
+        bpf, clock,
+        mark::{self, Mark},
+        process,
+    },
 };
 
 /// Most records handled in one turn, before the other sources are checked.
@@ -79,6 +83,7 @@ impl Agent {
                 self.step_at(now, Input::Totals { guard, totals });
             }
         }
+        self.free_slots();
         self.rescans.queue_due(now);
         self.read_next();
         if is_look {
@@ -87,6 +92,11 @@ impl Agent {
             self.guards.ids().into_iter().for_each(|guard| self.look(guard));
             self.look_at_limits();
             self.guard_named_cgroups();
+            match mark::keep_key() {
+                Ok(false) => {}
+                Ok(true) => tracing::warn!("the key for marks was removed; it is written again"),
+                Err(error) => tracing::error!(%error, "the key for marks was removed"),
+            }
             for (cause, count) in self.counting.new_losses() {
                 self.executor.audit.write(Record::Loss { cause, count });
             }
@@ -168,7 +178,9 @@ impl Agent {
         let Some(held) = self.guards.get(guard) else { return };
         let Some(state) = self.core.guard(guard) else { return };
         if Hold::ALL.iter().all(|hold| state.lease(*hold).is_none()) {
-            let overdue = marks(held).into_iter().filter(|(_, mark)| mark.deadline <= now);
+            // A mark of ours without a lease is of a release that failed, and does not wait for its deadline.
+            let is_due = |mark: &Mark| mark.deadline <= now || mark.holder == process::this();
+            let overdue = marks(held).into_iter().filter(|(_, mark)| is_due(mark));
             let overdue: Vec<_> = overdue.map(|(hold, _)| hold).collect();
             for hold in overdue {
                 self.step_at(now, Input::Overdue { guard, hold });

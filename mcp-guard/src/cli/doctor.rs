@@ -5,6 +5,7 @@ use std::{fs, path::Path};
 use mcp_guard_core::{
     diagnose::{facts, is_nearly_full},
     escape::visible,
+    incident::Hold,
 };
 use serde::Serialize;
 
@@ -12,11 +13,13 @@ use super::{Exit, Failure, HostOptions, out, runtime};
 use crate::{
     control::lock,
     engine::Engine,
+    executor::raise_command,
     host::{
         bpf::{Kernel, KernelOptions, VMLINUX},
+        cgroup::Cgroup,
         kernel::{self, Files, SUPPORTED},
         layout::{Layout, LayoutKind, PidsTree},
-        storage,
+        mark, storage,
         systemd::Systemd,
     },
     snapshot,
@@ -61,6 +64,7 @@ pub fn doctor(host: &HostOptions, json: bool) -> Result<Exit, Failure> {
         }
     });
     checks.extend([storage(host), agent(host)]);
+    checks.extend(Layout::read().ok().and_then(|layout| kept_limits(&layout)));
     let missing = checks.iter().any(|check| check.state == State::Missing);
     let text = if json {
         serde_json::to_string(&checks).map_err(Failure::could_not)?
@@ -290,6 +294,35 @@ fn agent(host: &HostOptions) -> Check {
         return check("agent", State::Ok, "running; `mcp-guard status` shows its state");
     }
     check("agent", State::Degraded, "not running: nothing is watched")
+}
+
+/// Finds limits that mcp-guard may have lowered, and that it does not raise any more.
+fn kept_limits(layout: &Layout) -> Option<Check> {
+    let mut kept = Vec::new();
+    for (hold, root) in Cgroup::roots(layout).ok()? {
+        if hold != Hold::Clamp {
+            continue;
+        }
+        let _ = root.walk_all(&mut |dir, path| {
+            if let Some(limit) = mark::kept(dir)
+                && Cgroup::at(dir, path, hold, layout)?.pids_max()? == limit
+            {
+                kept.push((path.to_owned(), limit));
+            }
+            Ok(())
+        });
+    }
+    let (path, limit) = kept.first()?;
+    let others = match kept.len() - 1 {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    let detail = format!(
+        "pids.max of {path} is {limit}{others}: mcp-guard may have lowered it, but the mark cannot be \
+         proved; raise it with: {}",
+        raise_command(path)
+    );
+    Some(check("lowered limits", State::Degraded, detail))
 }
 
 #[cfg(test)]

@@ -1,9 +1,6 @@
 //! `freeze`, `thaw` and `kill`: through the agent if one runs, otherwise with the same executor.
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{io, path::Path, sync::mpsc, thread, time::Duration};
 
 use mcp_guard_core::{
     effect::{Action, Containment, Order},
@@ -28,7 +25,7 @@ use crate::{
         together,
     },
     guards::{Guards, Held, Role},
-    host::{clock, layout::Layout, process::OpenProcess},
+    host::{clock, layout::Layout, poll::Alarm, process::OpenProcess},
 };
 
 /// The only guard of an executor without an agent.
@@ -75,7 +72,9 @@ pub fn freeze(
         let mut hands = Hands::new(host, held)?;
         // Before the freeze: a signal that arrives in between must still lead to a thaw.
         let mut ends = Ends::listen()?;
-        let end = Instant::now() + lease;
+        // A lease goes on while the host sleeps, as the deadline in the mark does.
+        let (end, mut alarm) =
+            (clock::now().after(lease), Alarm::new().map_err(Failure::could_not)?);
         let (outcome, detail) = hands.contain(Response::Freeze, lease, (dry_run, despite)).await;
         let state = match outcome {
             Outcome::Done => "frozen",
@@ -91,9 +90,11 @@ pub fn freeze(
             "{}: {state} ({detail}); it is thawed after {shown} or when this command ends",
             hands.name
         ));
-        let left = end.saturating_duration_since(Instant::now());
         let why = tokio::select! {
-            why = ends.within(left) => why.unwrap_or("the lease has ended"),
+            signal = ends.signal() => signal,
+            over = async { while clock::now() < end { alarm.at(end).await?; } io::Result::Ok(()) } => {
+                over.map_err(Failure::could_not).map(|()| "the lease has ended")?
+            }
             // Records the kernel's confirmation when it comes; no other order follows.
             () = hands.record_answers() => "",
         };
@@ -301,10 +302,25 @@ pub fn read_layout() -> Result<Layout, Failure> {
         .map_err(|error| Failure::could_not(format!("cannot read the cgroup layout: {error}")))
 }
 
+/// How long a release waits for the audit log to be opened.
+const OPENS: Duration = Duration::from_secs(2);
+
+/// Opens the audit log. The server of its file system may stand still, and then no call returns.
+fn open_in_time(path: &Path) -> io::Result<Audit> {
+    let (opened, answer) = mpsc::channel();
+    let log = path.to_owned();
+    let thread = thread::Builder::new().spawn(move || opened.send(Audit::open(&log)));
+    match thread {
+        Ok(_) => answer.recv_timeout(OPENS).unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
+        // A host without room for a thread.
+        Err(_) => Audit::open(path),
+    }
+}
+
 /// Opens the audit log, or none: a log that cannot be opened must not prevent a release. Stderr then has
 /// the record.
 fn audit_or_none(host: &HostOptions) -> Result<Audit, Failure> {
-    Audit::open(&host.audit).or_else(|error| {
+    open_in_time(&host.audit).or_else(|error| {
         let path = host.audit.display();
         tracing::error!(%error, "cannot open audit log {path}; releasing without a record in it");
         Audit::open(Path::new("/dev/null")).map_err(Failure::could_not)

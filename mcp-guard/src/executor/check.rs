@@ -24,12 +24,13 @@ use crate::{
 pub const LONGEST_LOOK: Duration = Duration::from_millis(10);
 
 /// The facts of a cgroup, or why they cannot be read.
-pub type Found = io::Result<BystanderFacts>;
+pub type FactsFound = io::Result<BystanderFacts>;
 
-/// What follows a check.
+/// The part of an order that follows its check.
 pub enum AfterCheck {
     Contain(Containment),
     WriteLimit(Write, String),
+    LeaveLimit(Write, String, (Outcome, String)),
 }
 
 /// An order whose cgroup is being looked at.
@@ -78,17 +79,25 @@ impl Executor {
         self.checked(order, held, then, found);
     }
 
-    fn checked(&mut self, order: OrderId, held: &mut Held, then: AfterCheck, found: Found) {
+    fn checked(&mut self, order: OrderId, held: &mut Held, then: AfterCheck, found: FactsFound) {
         match then {
             AfterCheck::Contain(wanted) => self.contain(order, held, wanted, found),
             AfterCheck::WriteLimit(write, reason) => {
                 self.write_limit(order, held, (write, reason), &found);
             }
+            AfterCheck::LeaveLimit(write, reason, said) => {
+                self.leave_limit(order, held, (write, reason), said, &found);
+            }
         }
     }
 
     /// Carries out an order whose cgroup was looked at on the other thread.
-    pub(super) fn end_check(&mut self, guards: &mut Guards, checked: UnderCheck, found: Found) {
+    pub(super) fn end_check(
+        &mut self,
+        guards: &mut Guards,
+        checked: UnderCheck,
+        found: FactsFound,
+    ) {
         let UnderCheck { order, subject, then } = checked;
         match still_there(guards, order.guard, &subject) {
             Some(held) => self.checked(order, held, then, found),

@@ -10,7 +10,7 @@ use mcp_guard_core::{
     refusal::refusal_despite,
 };
 
-use super::{Executor, Found, OrderId, is_gone, micros, steps, steps::Step};
+use super::{Executor, FactsFound, OrderId, is_gone, micros, steps, steps::Step};
 use crate::{
     guards::Held,
     host::{clock, mark::Mark},
@@ -23,7 +23,7 @@ impl Executor {
         order: OrderId,
         held: &mut Held,
         wanted: Containment,
-        found: Found,
+        found: FactsFound,
     ) {
         let response = wanted.response;
         let pids_max = match response {
@@ -116,7 +116,7 @@ impl Executor {
 
 /// Makes the same checks in every mode, and then takes the step. In observe mode the step writes
 /// nothing.
-fn attempt(held: &Held, wanted: &Containment, mark: &Mark, found: Found) -> Step {
+fn attempt(held: &Held, wanted: &Containment, mark: &Mark, found: FactsFound) -> Step {
     let facts = match found {
         Ok(facts) => facts,
         Err(error) => {

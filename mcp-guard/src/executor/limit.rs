@@ -10,7 +10,7 @@ use mcp_guard_core::{
     repair::Write,
 };
 
-use super::{Executor, Found, LateAnswer, OrderId, UnderWay, steps, still_there};
+use super::{Executor, FactsFound, LateAnswer, OrderId, UnderWay, steps, still_there};
 use crate::{
     guards::{Guards, Held},
     host::facts,
@@ -48,13 +48,9 @@ impl Executor {
         order: OrderId,
         held: &mut Held,
         (write, reason): (Write, String),
-        found: &Found,
+        found: &FactsFound,
     ) {
-        let announced = self.announce(order, held, write, reason);
-        let forbidden = forbidden(held, found).or_else(|| binds_more(&announced.write, held));
-        if let Some(forbidden) = forbidden {
-            return self.close(announced, Outcome::Refused, forbidden);
-        }
+        let Some(announced) = self.announce(order, held, (write, reason), found) else { return };
         let ask = OwnerQuestion {
             write: announced.write.clone(),
             cgroup: announced.subject.cgroup.clone(),
@@ -75,29 +71,34 @@ impl Executor {
         &mut self,
         order: OrderId,
         held: &mut Held,
-        (write, reason): (Write, String),
-        outcome: Outcome,
-        detail: String,
+        what: (Write, String),
+        (outcome, detail): (Outcome, String),
+        found: &FactsFound,
     ) {
-        let announced = self.announce(order, held, write, reason);
-        self.close(announced, outcome, detail);
+        if let Some(announced) = self.announce(order, held, what, found) {
+            self.close(announced, outcome, detail);
+        }
     }
 
-    /// Writes the record before a write.
+    /// Writes the record before a write. Returns `None` if the write is forbidden or the cgroup is
+    /// gone. That is then recorded, and the order is settled.
     fn announce(
         &mut self,
         order: OrderId,
         held: &mut Held,
-        write: Write,
-        reason: String,
-    ) -> LimitWrite {
+        (write, reason): (Write, String),
+        facts: &FactsFound,
+    ) -> Option<LimitWrite> {
         held.cgroup.find_pids(&self.layout);
         let found =
             held.cgroup.pids_max().map_or_else(|error| error.to_string(), |max| max.to_string());
+        let forbidden = forbidden(held, facts).or_else(|| binds_more(&write, held));
         let (subject, container) = (held.subject.clone(), held.container.clone());
         let announced = LimitWrite { order, subject, container, write, reason, found };
         self.audit.write(announced.record(None, String::new()));
-        announced
+        let Some(forbidden) = forbidden else { return Some(announced) };
+        self.close(announced, Outcome::Refused, forbidden);
+        None
     }
 
     /// Ends a write with its owner's answer. A write is done only if its limit is read back.
@@ -161,7 +162,7 @@ pub fn forbids(held: &Held) -> Option<String> {
     forbidden(held, &facts::gather(&held.cgroup))
 }
 
-fn forbidden(held: &Held, found: &Found) -> Option<String> {
+fn forbidden(held: &Held, found: &FactsFound) -> Option<String> {
     match found {
         Ok(facts) => refusal(facts)
             .map(|refusal| refusal.to_string())

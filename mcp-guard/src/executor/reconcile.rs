@@ -10,7 +10,7 @@ use mcp_guard_core::{
     incident::{End, Hold, Outcome},
 };
 
-use super::{Executor, hold::release_record, steps};
+use super::{Executor, hold::release_record, is_gone, steps};
 use crate::guards::Held;
 use crate::host::{
     cgroup::Cgroup,
@@ -69,6 +69,12 @@ impl Orphan {
 pub fn find(layout: &Layout, unsigned: Unsigned) -> (Vec<Orphan>, io::Result<()>) {
     let mut found = Vec::new();
     let read = search(layout, unsigned, &mut found);
+    if read.is_ok()
+        && unsigned == Unsigned::AreOurs
+        && let Err(error) = mark::all_are_signed()
+    {
+        tracing::warn!(%error, "marks without a code count as ours until the next start");
+    }
     (found, read)
 }
 
@@ -76,6 +82,7 @@ fn search(layout: &Layout, unsigned: Unsigned, found: &mut Vec<Orphan>) -> io::R
     let boot_id = clock::boot_id();
     let mut read = Ok(());
     for (hold, root) in Cgroup::roots(layout)? {
+        let mut unread = Ok(());
         let walked = root.walk_all(&mut |dir, path| {
             let mark = match mark::find(dir, hold) {
                 Ok(MarkFound::Ours(mark)) => Some(mark),
@@ -83,7 +90,13 @@ fn search(layout: &Layout, unsigned: Unsigned, found: &mut Vec<Orphan>) -> io::R
                     steps::adopt(dir, hold, &mark).is_ok().then_some(mark)
                 }
                 Ok(MarkFound::Unsigned(_) | MarkFound::Forged) => None,
-                Ok(MarkFound::Nothing) | Err(_) => return Ok(()),
+                Ok(MarkFound::Nothing) => return Ok(()),
+                Err(error) => {
+                    if !is_gone(&error) && unread.is_ok() {
+                        unread = Err(error);
+                    }
+                    return Ok(());
+                }
             };
             if !mark.as_ref().is_some_and(|mark| will_be_undone(mark, &boot_id))
                 && let Ok(mut cgroup) = Cgroup::at(dir, path, hold, layout)
@@ -97,7 +110,7 @@ fn search(layout: &Layout, unsigned: Unsigned, found: &mut Vec<Orphan>) -> io::R
             }
             Ok(())
         });
-        read = read.and(walked);
+        read = read.and(walked).and(unread);
     }
     read
 }

@@ -256,6 +256,12 @@ fn bystander(cgroup: &Cgroup) -> io::Result<Option<Pid>> {
     Ok(limited.into_iter().find(is_other))
 }
 
+/// Returns the command that gives a cgroup another limit.
+#[must_use]
+pub fn raise_command(path: &str) -> String {
+    format!("mcp-guard repair --limit NUMBER 'cgroup:{path}'")
+}
+
 /// Restores the limit that was found, if the current one is still ours.
 pub fn unclamp(cgroup: &Cgroup) -> (Outcome, String) {
     let attempt = || -> io::Result<(Outcome, String)> {
@@ -270,8 +276,14 @@ pub fn unclamp(cgroup: &Cgroup) -> (Outcome, String) {
                 ));
             }
             MarkFound::Unsigned(_) | MarkFound::Forged => {
+                let now = cgroup.pids_max()?;
+                mark::note_kept(dir, now)?;
                 mark::remove(dir, Hold::Clamp)?;
-                return Ok(left("its mark was forged and is removed; pids.max is not changed"));
+                return Ok(left(&format!(
+                    "its mark was forged and is removed; pids.max is not changed: it stays at {now}. If \
+                     mcp-guard lowered it and lost its key, raise it again: {}",
+                    raise_command(cgroup.path())
+                )));
             }
         };
         let found = mark.found.as_deref().and_then(Limit::parse);

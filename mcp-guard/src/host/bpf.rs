@@ -2,7 +2,7 @@
 //! events.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io,
     os::{
@@ -18,7 +18,8 @@ use aya::{
     programs::{BtfTracePoint, Program, ProgramError},
 };
 use mcp_guard_common::{
-    CGROUPS_OF_GUARD, Event, Kind, Loss, MAX_GUARDS, RING_BYTES, Shared, Totals, decode,
+    CGROUPS_OF_GUARD, Event, Kind, Loss, MAX_CGROUPS, MAX_GUARDS, RING_BYTES, Shared, Totals,
+    decode,
 };
 use mcp_guard_core::id::{CgroupId, GuardId};
 
@@ -49,6 +50,8 @@ const LEFT_OUT: usize = 1;
 const PAID_AT: usize = 2;
 const ANY_LEFT_OUT: usize = 3;
 const EPOCH: usize = 4;
+/// More cgroups than a host can have.
+const UNCOUNTED: u64 = 1 << 32;
 
 /// The symbol in the object, the structure, its field, and the field's size in bytes.
 const OFFSETS: [(&str, &str, &str, u64); 19] = [
@@ -250,13 +253,14 @@ impl Kernel {
     }
 
     /// Counts the tasks of this cgroup for the guard from now on. The kernel side adds the cgroups
-    /// that are created below it.
+    /// that are created below it. Returns false if the map has no room for it, so that it is found through
+    /// its ancestors.
     ///
     /// # Errors
     /// If the map cannot be written.
-    pub fn add_cgroup(&mut self, cgroup: CgroupId, guard: GuardId) -> Result<(), Error> {
+    pub fn add_cgroup(&mut self, cgroup: CgroupId, guard: GuardId) -> Result<bool, Error> {
         if self.guard_of(cgroup) == Some(guard) {
-            return Ok(());
+            return Ok(true);
         }
         let first = guard.0 as usize * SHARED_WORDS;
         if self.shared.get(first + FOLLOWED) < CGROUPS_OF_GUARD {
@@ -266,13 +270,20 @@ impl Kernel {
                 other => {
                     other?;
                     self.shared.add_one(first + FOLLOWED);
-                    return Ok(());
+                    return Ok(true);
                 }
             }
         }
         self.shared.add_one(first + LEFT_OUT);
         self.shared.set(ANY_LEFT_OUT, 1);
-        Ok(())
+        Ok(false)
+    }
+
+    /// Has cgroups of a guard be found through their ancestors for as long as the guard lasts, because it
+    /// began with more than were counted. Each that is removed lowers the number, which must not become 0.
+    pub fn leave_out_uncounted(&self, guard: GuardId) {
+        self.shared.set(guard.0 as usize * SHARED_WORDS + LEFT_OUT, UNCOUNTED);
+        self.shared.set(ANY_LEFT_OUT, 1);
     }
 
     /// Returns the guard for which a cgroup is counted, if one lookup shows it.
@@ -287,13 +298,36 @@ impl Kernel {
         self.roots.get(&cgroup.0, 0).ok().map(GuardId)
     }
 
-    /// Counts the tasks of this cgroup no more. Returns false if they were not counted for this guard.
-    pub fn remove_cgroup(&mut self, cgroup: CgroupId, guard: GuardId) -> bool {
+    /// Counts the tasks of the guard's own cgroup no more, nor those of cgroups that are created from now on.
+    pub fn remove_root(&mut self, cgroup: CgroupId, guard: GuardId) {
+        // The program on cgroup_rmdir may have removed it meanwhile.
         if self.guard_at(cgroup) == Some(guard) {
-            // The program on cgroup_rmdir may have removed it meanwhile.
             let _ = self.roots.remove(&cgroup.0);
         }
-        self.guard_of(cgroup) == Some(guard) && self.guards.remove(&cgroup.0).is_ok()
+        if self.guard_of(cgroup) == Some(guard) {
+            let _ = self.guards.remove(&cgroup.0);
+        }
+    }
+
+    /// Counts the tasks of guards that have ended no more, whose own cgroups were removed before. Returns
+    /// those that still had cgroups. It takes as long as the map is large, not as the guards are.
+    pub fn remove_cgroups_of(&mut self, ended: &BTreeSet<GuardId>) -> BTreeSet<GuardId> {
+        let followed =
+            |guard: &GuardId| self.shared.get(guard.0 as usize * SHARED_WORDS + FOLLOWED);
+        // Most guards have no other cgroup than their own.
+        if ended.iter().all(|guard| followed(guard) <= 1) {
+            return BTreeSet::new();
+        }
+        let is_of = |(cgroup, guard): (u64, u32)| {
+            ended.contains(&GuardId(guard)).then_some((cgroup, GuardId(guard)))
+        };
+        // The kernel begins again if the entry is removed at which it is, so that some come twice.
+        let entries = self.guards.iter().take(2 * MAX_CGROUPS as usize);
+        let found: Vec<_> = entries.filter_map(|entry| is_of(entry.ok()?)).collect();
+        for (cgroup, _) in &found {
+            let _ = self.guards.remove(cgroup);
+        }
+        found.into_iter().map(|(_, guard)| guard).collect()
     }
 
     /// Has the programs look for the guards of cgroups by one lookup alone, once no guard has cgroups that

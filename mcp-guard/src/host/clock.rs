@@ -1,9 +1,12 @@
 //! The clocks. Decisions use no other time: they get it from here, as an argument.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use mcp_guard_core::Time;
 use rustix::time::{ClockId, clock_gettime};
+
+/// The two clocks are read one after the other, which may take a moment.
+const SHORTEST_SLEEP: Duration = Duration::from_secs(1);
 
 /// Returns `CLOCK_BOOTTIME`, which continues during suspend. Kernel records and the start times in
 /// `/proc` use it too.
@@ -13,6 +16,33 @@ pub fn now() -> Time {
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
     Time(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
+}
+
+/// Tells when the host has been suspended.
+pub struct Sleep {
+    /// `CLOCK_BOOTTIME` less `CLOCK_MONOTONIC`: how long this host has slept.
+    slept: Duration,
+}
+
+impl Sleep {
+    #[must_use]
+    pub fn since_now() -> Self {
+        Self { slept: slept() }
+    }
+
+    /// Returns whether the host has slept since the last call.
+    pub fn is_over(&mut self) -> bool {
+        let now = slept();
+        let before = std::mem::replace(&mut self.slept, now);
+        now.saturating_sub(before) >= SHORTEST_SLEEP
+    }
+}
+
+fn slept() -> Duration {
+    let monotonic = clock_gettime(ClockId::Monotonic);
+    let seconds = u64::try_from(monotonic.tv_sec).unwrap_or(0);
+    let awake = Duration::new(seconds, u32::try_from(monotonic.tv_nsec).unwrap_or(0));
+    Duration::from_nanos(now().0).saturating_sub(awake)
 }
 
 /// Returns the wall-clock time by RFC 3339 in UTC, with milliseconds.

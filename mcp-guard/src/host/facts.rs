@@ -16,8 +16,8 @@ use mcp_guard_core::{
     },
 };
 
-use self::{guests::Guests, program::Programs};
 pub use self::thread::LookThread;
+use self::{guests::Guests, program::Programs};
 use super::{
     cgroup::{Cgroup, Dir, PopulatedWalk, WalkStep},
     proc::membership::Membership,

@@ -22,7 +22,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use self::key::{CODE, FOLDER, Key};
+use self::key::{CODE, FOLDER, Key, KeyError};
 
 /// Before and after the code, which is the last field of a mark.
 const BEFORE: &[u8] = b",\"mac\":\"";
@@ -40,6 +40,9 @@ fn attribute(hold: Hold) -> &'static str {
         Hold::Clamp => "trusted.mcp-guard.clamp",
     }
 }
+
+/// The attribute of a cgroup whose limit may be one that we lowered.
+const KEPT: &str = "trusted.mcp-guard.kept";
 
 /// The owner of a hold, the reason for it, and its deadline.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,22 +104,50 @@ pub enum MarkFound {
     Forged,
 }
 
-/// Reads the key that marks are signed with, or makes it. Returns whether it is new: marks that are
-/// unsigned are then of an older version.
+/// Reads the key that marks are signed with, or makes it. Returns whether marks that are unsigned are of an
+/// older version.
 ///
 /// # Errors
-/// The key cannot be made.
+/// The key cannot be made, or cannot be read now.
 pub fn prepare_key() -> io::Result<bool> {
-    Ok(key()?.is_new)
+    key()?;
+    Ok(key::unsigned_are_ours(Path::new(FOLDER)))
+}
+
+/// Notes that all marks of older versions are signed.
+///
+/// # Errors
+/// It cannot be noted.
+pub fn all_are_signed() -> io::Result<()> {
+    key::unsigned_are_signed(Path::new(FOLDER))
+}
+
+/// Writes the key's file again if it was removed: without it, the next agent could not tell our marks from
+/// forged ones. Returns whether it was.
+///
+/// # Errors
+/// It cannot be written.
+pub fn keep_key() -> io::Result<bool> {
+    KEY.get().map_or(Ok(false), |key| key.keep(Path::new(FOLDER)))
 }
 
 fn key() -> io::Result<&'static Key> {
-    known_key().map_or_else(|| Ok(keep(Key::prepare(Path::new(FOLDER))?)), Ok)
+    known_key()?.map_or_else(|| Ok(keep(Key::prepare(Path::new(FOLDER))?)), Ok)
 }
 
-/// Returns the key. `None` if there is none, or if we may not read it.
-fn known_key() -> Option<&'static Key> {
-    KEY.get().or_else(|| Some(keep(Key::existing(Path::new(FOLDER)).ok()??)))
+/// Returns the key. `None` if there is none.
+///
+/// # Errors
+/// There may be one, but it cannot be read now.
+fn known_key() -> io::Result<Option<&'static Key>> {
+    if let Some(key) = KEY.get() {
+        return Ok(Some(key));
+    }
+    match Key::existing(Path::new(FOLDER)) {
+        Ok(key) => Ok(key.map(keep)),
+        Err(KeyError::Unfit(_)) => Ok(None),
+        Err(error @ KeyError::Unread(_)) => Err(error.into()),
+    }
 }
 
 fn keep(key: Key) -> &'static Key {
@@ -141,19 +172,25 @@ pub fn write(dir: impl AsFd, hold: Hold, mark: &Mark) -> io::Result<()> {
 pub fn read(dir: impl AsFd, hold: Hold) -> io::Result<Option<Mark>> {
     Ok(match find(dir, hold)? {
         MarkFound::Ours(mark) => Some(mark),
-        MarkFound::Unsigned(mark) if known_key().is_none() => Some(mark),
+        MarkFound::Unsigned(mark) if known_key()?.is_none() => Some(mark),
         MarkFound::Nothing | MarkFound::Unsigned(_) | MarkFound::Forged => None,
     })
 }
 
-/// Reads a mark, no matter who wrote it.
+/// Reads a mark, no matter who wrote it. That of a freeze counts as forged if the key cannot be read now:
+/// nothing stays frozen for want of a key. That of a clamp waits for the key, because without it the limit
+/// that was found is not known.
 ///
 /// # Errors
-/// If the directory is gone.
+/// If the directory is gone, or if the key cannot be read now.
 pub fn find(dir: impl AsFd, hold: Hold) -> io::Result<MarkFound> {
     let mut value = vec![0; MAX];
     match fgetxattr(&dir, attribute(hold), &mut value[..]) {
-        Ok(length) => Ok(judge(known_key(), hold, fstat(&dir)?.st_ino, &value[..length])),
+        Ok(length) => match (known_key(), hold) {
+            (Ok(key), _) => Ok(judge(key, hold, fstat(&dir)?.st_ino, &value[..length])),
+            (Err(_), Hold::Freeze) => Ok(MarkFound::Forged),
+            (Err(error), Hold::Clamp) => Err(error),
+        },
         Err(Errno::NODATA | Errno::NOTSUP) => Ok(MarkFound::Nothing),
         // Longer than any of ours.
         Err(Errno::RANGE) => Ok(MarkFound::Forged),
@@ -217,6 +254,22 @@ pub fn remove(dir: impl AsFd, hold: Hold) -> io::Result<()> {
         Ok(()) | Err(Errno::NODATA) => Ok(()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Notes that a limit stays as it is, although we may have lowered it: the mark that said so proves nothing.
+///
+/// # Errors
+/// If the attribute cannot be written.
+pub fn note_kept(dir: impl AsFd, limit: Limit) -> io::Result<()> {
+    Ok(fsetxattr(dir, KEPT, limit.to_string().as_bytes(), XattrFlags::empty())?)
+}
+
+/// Returns the limit that stays as it is. See [`note_kept`].
+#[must_use]
+pub fn kept(dir: impl AsFd) -> Option<Limit> {
+    let mut value = [0; 32];
+    let length = fgetxattr(dir, KEPT, &mut value[..]).ok()?;
+    Limit::parse(std::str::from_utf8(&value[..length]).ok()?)
 }
 
 #[cfg(test)]

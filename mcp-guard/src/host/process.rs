@@ -203,12 +203,13 @@ pub fn state(task: Pid) -> Option<u8> {
     stat::state(&read_at_most(&fd, 4096).ok()?)
 }
 
-/// Whether the process with this start time still runs.
+/// Whether the process with this start time still runs, and with it the loop on its first thread. The others
+/// may wait in the kernel for ever, for example to close an audit log whose file server stands still.
 #[must_use]
 pub fn is_alive(pid: Pid, start_ticks: Ticks) -> bool {
     OpenProcess::open(pid)
         .and_then(|process| process.stat())
-        .is_ok_and(|stat| stat.start == start_ticks && !stat.ending)
+        .is_ok_and(|stat| stat.start == start_ticks && !stat.first_ends)
 }
 
 /// Returns a handle on a process, to check whether it stayed alive during several reads.

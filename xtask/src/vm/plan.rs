@@ -70,7 +70,7 @@ fn means_nothing(image: &Image, program: &str) -> Option<&'static str> {
         (_, _, "guest_refusal") => Some("makes sense only on kernel 5.10"),
         (_, _, "cli" | "docs") => Some("does not depend on the kernel: the pure tier runs it"),
         (_, _, "bpf_log") => Some("needs an object with debug lines: the host tier builds it"),
-        (_, _, "host_hostile") => Some(
+        (_, _, "host_hostile" | "host_large") => Some(
             "needs FUSE or thousands of cgroups, and does not depend on the guest: the host tier runs it",
         ),
         (_, _, "host_flood") => Some("makes 10,000 processes: the host tier runs it"),

@@ -13,17 +13,23 @@ use crate::{
 
 /// Returns the current detection, and when it may change by the passing of time alone.
 pub fn look(
-    now: Time,
+    (now, woke): (Time, Time),
     name: &str,
     identity: &Identity,
     limits: &Burst,
 ) -> (Option<Detection>, Option<Time>) {
-    let detection = detection(now, name, identity, limits);
+    let detection = detection((now, woke), name, identity, limits);
     let survivor = detection.as_ref().and_then(|_| identity.nth_oldest_launched(limits.survivors));
-    (detection, comes_of_age(now, survivor, limits.survivor_age))
+    let awake = survivor.map(|start| start.max(woke));
+    (detection, comes_of_age(now, awake, limits.survivor_age))
 }
 
-fn detection(now: Time, name: &str, identity: &Identity, limits: &Burst) -> Option<Detection> {
+fn detection(
+    (now, woke): (Time, Time),
+    name: &str,
+    identity: &Identity,
+    limits: &Burst,
+) -> Option<Detection> {
     let ten = identity.starts_within(now, Duration::from_secs(10));
     let sixty = identity.starts_within(now, Duration::from_secs(60));
     let storm = is_storm(now, identity, limits);
@@ -31,7 +37,8 @@ fn detection(now: Time, name: &str, identity: &Identity, limits: &Burst) -> Opti
     if !burst && !storm {
         return None;
     }
-    let survivors = identity.launched_aged(now, limits.survivor_age);
+    let is_awake = now.since(woke) >= limits.survivor_age;
+    let survivors = if is_awake { identity.launched_aged(now, limits.survivor_age) } else { 0 };
     let numbers = [
         ("starts_1s", count(identity.starts_in_second(now, 0))),
         ("starts_10s", count(ten)),

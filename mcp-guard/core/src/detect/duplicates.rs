@@ -10,19 +10,25 @@ use crate::{
 
 /// Returns the current detection, and when it may change by the passing of time alone.
 pub fn look(
-    now: Time,
+    (now, woke): (Time, Time),
     name: &str,
     identity: &Identity,
     limits: &Duplicates,
 ) -> (Option<Detection>, Option<Time>) {
-    let warns = comes_of_age(now, identity.nth_oldest_launched(limits.warn), limits.warn_age);
-    let acts = comes_of_age(now, identity.nth_oldest_launched(limits.act), limits.act_age);
-    (detection(now, name, identity, limits), sooner(warns, acts))
+    let awake = |n| identity.nth_oldest_launched(n).map(|start| start.max(woke));
+    let warns = comes_of_age(now, awake(limits.warn), limits.warn_age);
+    let acts = comes_of_age(now, awake(limits.act), limits.act_age);
+    (detection((now, woke), name, identity, limits), sooner(warns, acts))
 }
 
-fn detection(now: Time, name: &str, identity: &Identity, limits: &Duplicates) -> Option<Detection> {
-    let warned = identity.launched_aged(now, limits.warn_age);
-    let acting = identity.launched_aged(now, limits.act_age);
+fn detection(
+    (now, woke): (Time, Time),
+    name: &str,
+    identity: &Identity,
+    limits: &Duplicates,
+) -> Option<Detection> {
+    let aged = |age| if now.since(woke) < age { 0 } else { identity.launched_aged(now, age) };
+    let (warned, acting) = (aged(limits.warn_age), aged(limits.act_age));
     let acts = acting >= limits.act;
     if warned < limits.warn && !acts {
         return None;

@@ -13,10 +13,14 @@ impl Aged {
     /// Takes a sample and compares it with the one from `within` ago, or with the first one.
     pub fn look(
         &mut self,
-        now: Time,
+        (now, woke): (Time, Option<Time>),
         registry: &Registry,
         limits: &Emergency,
     ) -> Option<Detection> {
+        // Until then nothing counts as old, and a sample would only show that.
+        if woke.is_some_and(|woke| now.since(woke) < limits.age) {
+            return None;
+        }
         let aged = registry.processes_aged(now, limits.age);
         self.0.push_back((now, aged));
         // Keep one sample that is at least `within` old as the base.

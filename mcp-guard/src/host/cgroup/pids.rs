@@ -5,13 +5,17 @@ use std::{
     io,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
     path::PathBuf,
+    time::Duration,
 };
 
 use cgroups_rs::fs::{MaxValue, pid::PidController};
 use mcp_guard_core::{id::Pid, limit::Limit};
 
 use super::{Cgroup, Dir};
-use crate::host::cgroupfs::keyed;
+use crate::host::{cgroupfs::keyed, clock};
+
+/// Longest time for adding up the refused forks.
+const LONGEST: Duration = Duration::from_millis(20);
 
 /// The directory with the `pids.max` of these processes: the cgroup's own, or one of the version 1
 /// tree.
@@ -57,7 +61,8 @@ impl Cgroup {
     /// by a limit above.
     ///
     /// # Errors
-    /// If there is no pids controller, or the cgroup is gone.
+    /// If there is no pids controller, if the cgroup is gone, or if there are too many below it to be read
+    /// by the loop.
     pub fn pids_denials(&self) -> io::Result<u64> {
         let pids = self.pids.as_ref().ok_or_else(no_pids)?;
         match pids.dir.read("pids.events.local") {
@@ -65,10 +70,11 @@ impl Cgroup {
             local => return refused(&local?),
         }
         let mut sum = 0;
+        let end = clock::now().after(LONGEST);
         // A child without the file is charged and counted in the cgroup above it.
         pids.dir.walk("", &mut |dir, _| {
             sum += refused(&dir.read("pids.events")?)?;
-            Ok(())
+            if clock::now() < end { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
         })?;
         Ok(sum)
     }

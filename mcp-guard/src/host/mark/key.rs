@@ -15,7 +15,7 @@ use std::{
 
 use hmac::{Hmac, Mac as _};
 use rustix::{
-    fs::{AtFlags, CWD, Mode, OFlags, linkat, open},
+    fs::{Access, AtFlags, CWD, Mode, OFlags, accessat, linkat, open},
     io::Errno,
 };
 use sha2::Sha256;
@@ -23,15 +23,40 @@ use sha2::Sha256;
 /// Where the key is, whatever `--run-dir` says: every process of ours must find it.
 pub const FOLDER: &str = "/run/mcp-guard";
 const NAME: &str = "mark.key";
+/// Exists from the making of the first key until the marks of older versions, which have no code, are
+/// signed. The process that makes the key may be another than the one that signs them.
+const UNSIGNED: &str = "unsigned-are-ours";
 const LENGTH: usize = 32;
 
 /// The length of a code, in bytes.
 pub const CODE: usize = 32;
 
+/// Why there is no key although there is a file for it.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// It is no secret of ours, so it proves nothing.
+    #[error("{0}")]
+    Unfit(&'static str),
+    /// It may be the key, and be readable later.
+    #[error("the key for marks cannot be read: {0}")]
+    Unread(#[from] io::Error),
+}
+
+impl From<Errno> for KeyError {
+    fn from(error: Errno) -> Self {
+        Self::Unread(error.into())
+    }
+}
+
+impl From<KeyError> for io::Error {
+    fn from(error: KeyError) -> Self {
+        Self::other(error)
+    }
+}
+
 pub struct Key {
+    bytes: [u8; LENGTH],
     hash: Hmac<Sha256>,
-    /// Whether this process has made it. There was none before, and marks had no code.
-    pub is_new: bool,
 }
 
 impl Key {
@@ -39,64 +64,81 @@ impl Key {
     ///
     /// # Errors
     /// The file cannot be read, or another user may know or have written what is in it.
-    pub fn existing(folder: &Path) -> io::Result<Option<Self>> {
+    pub fn existing(folder: &Path) -> Result<Option<Self>, KeyError> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = match open(folder.join(NAME), flags, Mode::empty()) {
             Ok(file) => File::from(file),
             Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::LOOP) => return Err(KeyError::Unfit("the key is a link")),
             Err(error) => return Err(error.into()),
         };
         let found = file.metadata()?;
         let is_ours = found.uid() == rustix::process::geteuid().as_raw();
         if !found.is_file() || !is_ours || found.mode() & 0o077 != 0 {
-            return Err(io::Error::other("another user may know the key"));
+            return Err(KeyError::Unfit("another user may know the key"));
         }
         let mut bytes = Vec::new();
         file.take(LENGTH as u64 + 1).read_to_end(&mut bytes)?;
-        if bytes.len() != LENGTH {
-            return Err(io::Error::other("the key has another length"));
-        }
-        Ok(Some(Self::of(&bytes, false)?))
+        let bytes = bytes.try_into().map_err(|_| KeyError::Unfit("the key has another length"))?;
+        Ok(Some(Self::of(bytes)?))
     }
 
-    fn of(bytes: &[u8], is_new: bool) -> io::Result<Self> {
-        let hash = Hmac::new_from_slice(bytes).map_err(io::Error::other)?;
-        Ok(Self { hash, is_new })
+    fn of(bytes: [u8; LENGTH]) -> io::Result<Self> {
+        let hash = Hmac::new_from_slice(&bytes).map_err(io::Error::other)?;
+        Ok(Self { bytes, hash })
     }
 
     /// Reads the key, or makes one. A file that is no key is replaced.
     ///
     /// # Errors
-    /// The key cannot be made.
+    /// The key cannot be made, or there may be one that cannot be read now.
     pub fn prepare(folder: &Path) -> io::Result<Self> {
         match Self::existing(folder) {
             Ok(Some(key)) => return Ok(key),
-            Ok(None) => {}
-            Err(error) => {
+            Ok(None) => {
+                DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+                File::create(folder.join(UNSIGNED))?;
+            }
+            Err(KeyError::Unfit(why)) => {
                 let path = folder.join(NAME);
-                tracing::warn!(path = %path.display(), %error, "the key for marks is replaced");
+                tracing::warn!(path = %path.display(), why, "the key for marks is replaced");
                 fs::remove_file(path)?;
             }
+            Err(error @ KeyError::Unread(_)) => return Err(error.into()),
         }
-        Self::make(folder)
-    }
-
-    fn make(folder: &Path) -> io::Result<Self> {
-        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         let mut bytes = [0; LENGTH];
         File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+        let made = Self::of(bytes)?;
+        if made.publish(folder)? {
+            return Ok(made);
+        }
+        Self::existing(folder)?.ok_or_else(|| io::Error::other("the key has vanished"))
+    }
+
+    /// Writes the key's file. Returns false if there is one already.
+    fn publish(&self, folder: &Path) -> io::Result<bool> {
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         // It gets its name when it is complete, and only if no other process was faster.
         let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
         let mut file = File::from(open(folder, flags, Mode::from_raw_mode(0o600))?);
-        file.write_all(&bytes)?;
+        file.write_all(&self.bytes)?;
         let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
         match linkat(CWD, unnamed, CWD, folder.join(NAME), AtFlags::SYMLINK_FOLLOW) {
-            Ok(()) => Self::of(&bytes, true),
-            Err(Errno::EXIST) => {
-                Self::existing(folder)?.ok_or_else(|| io::Error::other("the key has vanished"))
-            }
+            Ok(()) => Ok(true),
+            Err(Errno::EXIST) => Ok(false),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Writes the key's file again if it was removed. Returns whether it was.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn keep(&self, folder: &Path) -> io::Result<bool> {
+        if accessat(CWD, folder.join(NAME), Access::EXISTS, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+            return Ok(false);
+        }
+        self.publish(folder)
     }
 
     /// Returns the code of a text.
@@ -117,6 +159,22 @@ impl Key {
     }
 }
 
+/// Whether marks without a code are of an older version, because there was no key before.
+pub fn unsigned_are_ours(folder: &Path) -> bool {
+    folder.join(UNSIGNED).exists()
+}
+
+/// Notes that all marks of older versions are signed.
+///
+/// # Errors
+/// It cannot be noted.
+pub fn unsigned_are_signed(folder: &Path) -> io::Result<()> {
+    match fs::remove_file(folder.join(UNSIGNED)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -132,12 +190,24 @@ mod tests {
         assert!(Key::existing(&folder).unwrap().is_none());
         let first = Key::prepare(&folder).unwrap();
         let second = Key::prepare(&folder).unwrap();
-        assert!(first.is_new && !second.is_new);
         assert!(second.is_code_of(&first.code(TEXT), TEXT), "it is the same");
         assert!(!second.is_code_of(&first.code(&[b"a"]), TEXT));
         let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
         assert_eq!((mode(&folder), mode(&folder.join(NAME))), (0o700, 0o600));
-        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "nothing else is left");
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 2, "nothing else is left");
+    }
+
+    #[test]
+    fn marks_of_older_versions_are_ours_until_they_are_signed_whoever_made_the_key() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(!unsigned_are_ours(folder.path()));
+        Key::prepare(folder.path()).unwrap();
+        Key::prepare(folder.path()).unwrap();
+        assert!(unsigned_are_ours(folder.path()), "another process signs them");
+        unsigned_are_signed(folder.path()).unwrap();
+        unsigned_are_signed(folder.path()).unwrap();
+        Key::prepare(folder.path()).unwrap();
+        assert!(!unsigned_are_ours(folder.path()));
     }
 
     #[test]
@@ -154,10 +224,34 @@ mod tests {
         };
         for spoil in [open as fn(&Path), shorten, link] {
             let before = Key::prepare(folder.path()).unwrap();
+            unsigned_are_signed(folder.path()).unwrap();
             spoil(&path);
-            assert!(Key::existing(folder.path()).is_err());
+            assert!(matches!(Key::existing(folder.path()), Err(KeyError::Unfit(_))));
             let after = Key::prepare(folder.path()).unwrap();
-            assert!(after.is_new && !after.is_code_of(&before.code(TEXT), TEXT));
+            assert!(!after.is_code_of(&before.code(TEXT), TEXT));
+            assert!(!unsigned_are_ours(folder.path()), "there was a key before");
         }
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_read_now_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let not_a_folder = folder.path().join("file");
+        fs::write(&not_a_folder, "").unwrap();
+        assert!(matches!(Key::existing(&not_a_folder), Err(KeyError::Unread(_))));
+        assert!(Key::prepare(&not_a_folder).is_err());
+        assert_eq!(fs::read(&not_a_folder).unwrap(), b"", "it is as it was");
+    }
+
+    #[test]
+    fn a_key_that_was_removed_is_written_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().join("run");
+        let key = Key::prepare(&run).unwrap();
+        assert!(!key.keep(&run).unwrap());
+        fs::remove_dir_all(&run).unwrap();
+        assert!(key.keep(&run).unwrap());
+        let read = Key::existing(&run).unwrap().unwrap();
+        assert!(read.is_code_of(&key.code(TEXT), TEXT));
     }
 }

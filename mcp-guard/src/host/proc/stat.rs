@@ -14,6 +14,8 @@ pub struct Stat {
     /// Whether it is a zombie or exiting with all of its threads. The first thread may end before
     /// the others.
     pub ending: bool,
+    /// Whether its first thread has ended or is exiting, even if others have not.
+    pub first_ends: bool,
 }
 
 impl Stat {
@@ -29,12 +31,14 @@ impl Stat {
         // start 22.
         let zombie = matches!(*fields.first()?, "Z" | "X" | "x");
         let threads = number(17)?;
+        let first_ends = zombie || number(6)? & PF_EXITING != 0;
         Some(Self {
             parent: Pid(u32::try_from(number(1)?).ok()?),
             start: Ticks(number(19)?),
             threads,
             zombie,
-            ending: threads <= 1 && (zombie || number(6)? & PF_EXITING != 0),
+            ending: threads <= 1 && first_ends,
+            first_ends,
         })
     }
 }
@@ -53,8 +57,14 @@ mod tests {
     #[test]
     fn a_name_cannot_forge_the_fields_after_it() {
         let stat = b"42 (a) R 1 2) S 7 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 9912 0 0\n";
-        let expected =
-            Stat { parent: Pid(7), start: Ticks(9912), threads: 1, zombie: false, ending: false };
+        let expected = Stat {
+            parent: Pid(7),
+            start: Ticks(9912),
+            threads: 1,
+            zombie: false,
+            ending: false,
+            first_ends: false,
+        };
         assert_eq!(Stat::parse(stat), Some(expected));
         assert_eq!((state(stat), state(b"42 (x)")), (Some(b'S'), None));
         let zombie = b"42 (x) Z 7 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 9912 0 0\n";
@@ -62,7 +72,7 @@ mod tests {
         let exiting = b"42 (x) R 7 1 1 0 -1 4194564 1 2 3 4 5 6 7 8 20 0 1 0 9912 0 0\n";
         assert!(Stat::parse(exiting).is_some_and(|stat| stat.ending));
         let others_live = b"42 (x) Z 7 1 1 0 -1 4194564 1 2 3 4 5 6 7 8 20 0 3 0 9912 0 0\n";
-        assert!(Stat::parse(others_live).is_some_and(|stat| !stat.ending));
+        assert!(Stat::parse(others_live).is_some_and(|stat| !stat.ending && stat.first_ends));
         for bad in [&b""[..], b"42 (x", b"42 (x)", b"42 (x) S 7"] {
             assert_eq!(Stat::parse(bad), None);
         }

@@ -26,7 +26,8 @@ impl Observer {
     }
 
     pub fn watch(&mut self, cgroup: u64) -> Result<()> {
-        Ok(self.kernel.add_cgroup(CgroupId(cgroup), GuardId(0))?)
+        self.kernel.add_cgroup(CgroupId(cgroup), GuardId(0))?;
+        Ok(())
     }
 
     /// Returns all records in the ring, read the way the agent reads them.
