@@ -52,7 +52,8 @@ pub fn look(
     detect: &Detect,
     room: Option<Room>,
 ) -> (Vec<Detection>, Option<Time>) {
-    let (duplicates, soon) = duplicates::look((now, woke), name, identity, &detect.duplicates);
+    let (duplicates, soon) =
+        duplicates::look((now, woke), name, identity, &detect.duplicates, room);
     let (burst, later) = burst::look((now, woke), name, identity, &detect.burst);
     let growth = growth::look(now, name, identity, &detect.growth, room);
     (duplicates.into_iter().chain(burst).chain(growth).collect(), sooner(soon, later))

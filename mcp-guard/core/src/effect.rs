@@ -58,6 +58,11 @@ pub enum Input {
         pid: Pid,
         code: u32,
     },
+    /// A process did something since the last look at it. Sent only where each process is looked at.
+    Used {
+        guard: GuardId,
+        pid: Pid,
+    },
     /// A process was moved into a cgroup of `guard`. `None` is a cgroup outside every guard. `seen`
     /// is what `/proc` showed soon after.
     Attach {

@@ -124,6 +124,7 @@ impl Core {
             Input::Fork { guard, .. }
             | Input::Exec { guard, .. }
             | Input::Exit { guard, .. }
+            | Input::Used { guard, .. }
             | Input::Baseline { guard, .. }
             | Input::Totals { guard, .. }
             | Input::Denials { guard, .. }
@@ -200,6 +201,7 @@ fn place(last_seen_in: &mut BTreeMap<Pid, GuardId>, input: &Input) {
         | Input::HostTasks { .. }
         | Input::Woke
         | Input::Attach { .. }
+        | Input::Used { .. }
         | Input::Totals { .. }
         | Input::Denials { .. }
         | Input::Standing { .. }
@@ -233,6 +235,7 @@ fn feed(guard: &mut Guard, now: Time, input: Input, world: World<'_>, out: &mut 
             guard.registry.exec(now, born, pid, &command, grammar);
         }
         Input::Exit { pid, code, .. } => guard.exited(now, (pid, code), policy, out),
+        Input::Used { pid, .. } => guard.registry.used(now, pid),
         Input::Baseline { processes, .. } => guard.registry.reconcile(now, processes, grammar),
         Input::Totals { totals, .. } => guard.totals(now, totals, policy, out),
         Input::Denials { count, .. } => guard.denials(count),

@@ -93,6 +93,9 @@ pub struct Duplicates {
     /// How old a server must be to count for `warn`.
     #[serde(with = "DurationText")]
     pub warn_age: Duration,
+    /// The number of live servers of one identity, each at least `warn_age` old, at which the detector
+    /// warns even if they are in use.
+    pub warn_in_use: usize,
     /// The number of live servers of one identity, each at least `act_age` old, at which the
     /// detector acts.
     pub act: usize,
@@ -108,6 +111,7 @@ impl Default for Duplicates {
         Self {
             warn: 5,
             warn_age: Duration::from_secs(30),
+            warn_in_use: 30,
             act: 10,
             act_age: Duration::from_secs(60),
             response: Response::Clamp,
@@ -239,8 +243,8 @@ impl Default for Tasks {
     }
 }
 
-/// G: steady growth of the live servers of one identity, at any pace. It counts servers of every kind: packages,
-/// container clients, scripts and plain programs.
+/// G: steady growth of the live servers of one identity, at any pace. It judges scripts and plain programs; of
+/// packages and images, detector D counts the copies.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
@@ -430,6 +434,7 @@ impl Policy {
         let Detect { duplicates, burst, emergency, raw, tasks, growth, crash } = &self.detect;
         let at_least_one = [
             ("detect.duplicates.warn", duplicates.warn),
+            ("detect.duplicates.warn_in_use", duplicates.warn_in_use),
             ("detect.duplicates.act", duplicates.act),
             ("detect.burst.warn_10s", burst.warn_10s),
             ("detect.burst.warn_60s", burst.warn_60s),

@@ -30,6 +30,8 @@ pub const MAX_PROCESSES: usize = 65_536;
 /// all other programs. Those beyond it share the name [`OTHER_IDENTITIES`] and are not acted on, because they are
 /// not a single package. A build has hundreds of programs, and must not take the places of packages.
 pub const MAX_IDENTITIES: usize = 1024;
+/// How many servers around a used one are noted as used.
+const MAX_NESTED: usize = 16;
 pub const OTHER_IDENTITIES: &str = "(other)";
 
 /// Nanoseconds per clock tick in `/proc/PID/stat`: 100 ticks a second on every architecture
@@ -114,6 +116,8 @@ struct Tree {
     identity: Arc<str>,
     started: Started,
     naming: Naming,
+    /// When it was last used, or started.
+    active: Time,
     /// The server whose process started it.
     outer: Option<TreeId>,
     members: u32,
@@ -292,6 +296,25 @@ impl Registry {
         Some(Exited { server: self.leave(process.tree) })
     }
 
+    /// Notes that a process did something: its server is in use, and those around it are.
+    pub fn used(&mut self, now: Time, pid: Pid) {
+        let mut at = self.tree_of(pid);
+        // Bounded: servers are not nested deeper.
+        for _ in 0..MAX_NESTED {
+            let Some((id, tree)) = at.and_then(|id| Some((id, self.trees.get_mut(&id)?))) else {
+                return;
+            };
+            let before = mem::replace(&mut tree.active, now);
+            at = tree.outer;
+            if tree.naming.is_firm()
+                && let Some(identity) = self.identities.get_mut(&tree.identity)
+            {
+                identity.used(before, now, id);
+                self.changed.insert(tree.identity.clone());
+            }
+        }
+    }
+
     /// Makes the registry match what `/proc` shows now. Known processes keep their history.
     pub fn reconcile(&mut self, now: Time, mut seen: Vec<Observed>, grammar: &Grammar) {
         seen.sort_unstable_by_key(|process| (process.start_ticks, process.pid));
@@ -394,7 +417,8 @@ impl Registry {
         }
         self.live_servers += usize::from(named.naming != Naming::Program);
         let naming = named.naming;
-        self.trees.insert(id, Tree { identity, started, naming, outer, members: 1 });
+        self.trees
+            .insert(id, Tree { identity, started, naming, active: seen.at, outer, members: 1 });
         self.leave(outer);
     }
 
@@ -433,13 +457,13 @@ impl Registry {
         if tree.members > 0 {
             return None;
         }
-        let Tree { identity: name, started, naming, .. } = self.trees.remove(&id)?;
+        let Tree { identity: name, started, naming, active, .. } = self.trees.remove(&id)?;
         self.live_servers -= usize::from(naming != Naming::Program);
         let is_firm = naming.is_firm();
         if identity.matters() {
             self.changed.insert(name.clone());
         }
-        let remains = identity.end(started, id, is_firm);
+        let remains = identity.end((started, active), id, is_firm);
         self.live_identities[usize::from(is_firm)] -= usize::from(identity.of_kind(is_firm) == 0);
         match remains {
             Remains::Live => {}

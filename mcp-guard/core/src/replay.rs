@@ -2,7 +2,8 @@
 //!
 //! A trace is JSON lines: a header, then the forks, execs and exits of one guard, oldest first. The
 //! argv of an exec is what the caller passed. An exec may have the executable (`exe`) and the working directory
-//! (`cwd`), and an exit its status (`code`).
+//! (`cwd`), and an exit its status (`code`). A trace
+//! may say when a process did something (`use`).
 
 use std::collections::BTreeMap;
 
@@ -42,6 +43,9 @@ pub struct MalformedTrace {
 #[derive(Debug, Deserialize)]
 struct Header {
     format: String,
+    /// The trace says when processes did something.
+    #[serde(default)]
+    evidence: bool,
 }
 
 /// Unknown keys are ignored, so that a recorder may add some.
@@ -73,12 +77,20 @@ enum TraceEvent {
         #[serde(default)]
         code: u32,
     },
+    /// The process did something since the last look at it.
+    Use { t: u64, p: Pid },
+    /// Nobody can write to its standard input any more.
+    Hup { t: u64 },
 }
 
 impl TraceEvent {
     fn time(&self) -> u64 {
         match self {
-            Self::Fork { t, .. } | Self::Exec { t, .. } | Self::Exit { t, .. } => *t,
+            Self::Fork { t, .. }
+            | Self::Exec { t, .. }
+            | Self::Exit { t, .. }
+            | Self::Use { t, .. }
+            | Self::Hup { t } => *t,
         }
     }
 }
@@ -122,18 +134,23 @@ pub struct ReplayAction {
 /// If a line does not match the format. The error names the first one; nothing of the trace is
 /// reported.
 pub fn replay(trace: &str, policy: Policy) -> Result<ReplayReport, MalformedTrace> {
-    let events = parse(trace)?;
+    let (header, events) = parse(trace)?;
     let mut run = Run::new(policy);
     for event in &events {
         run.advance(Time(event.time()));
         run.feed(event);
     }
     run.sum_up();
-    run.advance(Time(run.now.0.saturating_add(AFTERWARDS_NS)));
+    let tells_use =
+        header.evidence || events.iter().any(|one| matches!(one, TraceEvent::Use { .. }));
+    // Nothing says what is used afterwards.
+    if !tells_use {
+        run.advance(Time(run.now.0.saturating_add(AFTERWARDS_NS)));
+    }
     Ok(run.report)
 }
 
-fn parse(trace: &str) -> Result<Vec<TraceEvent>, MalformedTrace> {
+fn parse(trace: &str) -> Result<(Header, Vec<TraceEvent>), MalformedTrace> {
     let mut lines = trace.lines().enumerate().map(|(at, line)| (at + 1, line));
     let malformed = |line, reason: String| MalformedTrace { line, reason };
     let (_, header) =
@@ -156,7 +173,7 @@ fn parse(trace: &str) -> Result<Vec<TraceEvent>, MalformedTrace> {
         }
         events.push(event);
     }
-    Ok(events)
+    Ok((header, events))
 }
 
 /// Returns the error without its line number: the parser sees one line at a time and calls each one
@@ -246,6 +263,9 @@ impl Run {
                 self.totals.process_exits += 1;
                 self.step(Input::Exit { guard, pid: *p, code: *code });
             }
+            TraceEvent::Use { p, .. } => self.step(Input::Used { guard, pid: *p }),
+            // No detector asks for it yet.
+            TraceEvent::Hup { .. } => {}
         }
     }
 

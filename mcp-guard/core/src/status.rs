@@ -110,7 +110,7 @@ impl GuardStatus {
                     starts: identity.starts,
                     live: identity.live(),
                     live_peak: identity.live_peak,
-                    oldest_seconds: identity.oldest().map(|at| now.since(at).as_secs()),
+                    oldest_seconds: identity.nth_oldest(1).map(|at| now.since(at).as_secs()),
                     starts_per_second: PerSecond::of(starts),
                 };
                 (name.to_owned(), status)

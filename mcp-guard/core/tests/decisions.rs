@@ -5,9 +5,10 @@ use std::time::Duration;
 use mcp_guard_common::Totals;
 use mcp_guard_core::{
     Core, Time,
-    effect::{Action, Effect, Input, OperatorRequest, Order, Settled},
+    effect::{Action, Effect, Input, OperatorRequest, Order, SeenLimit, Settled},
     id::{GuardId, Pid, RequestId, Ticket, Ticks},
     incident::{Detector, End, Hold, Outcome},
+    limit::Limit,
     policy::{Mode, Policy, Response, Terms, Workload},
     refusal::{Despite, Refusal},
     registry::Observed,
@@ -166,6 +167,32 @@ fn a_leak_is_warned_about_and_then_clamped_at_the_exact_time() {
 }
 
 /// A container chooses the names of its packages, and each new name may be a warning.
+#[test]
+fn a_warning_says_when_the_limit_is_reached() {
+    let mut story = Story::new("");
+    let seen = |tasks| SeenLimit {
+        in_force: Limit::Tasks(400),
+        tasks: Some(tasks),
+        request: None,
+        agent_goes_on: false,
+    };
+    for minute in 1..=6 {
+        story.server("figma-mcp");
+        story.step(Input::LimitSeen { guard: GUARD, seen: seen(20 * minute) });
+        story.wait(60);
+    }
+    let forecasts: Vec<_> = story
+        .take()
+        .into_iter()
+        .filter_map(|action| match action {
+            Action::Warn { cause } => Some((cause.detector, cause.forecast)),
+            _ => None,
+        })
+        .collect();
+    let text = "at this pace the limit of 400 is reached in 13 min".to_owned();
+    assert_eq!(forecasts, [(Some(Detector::Duplicates), Some(text))]);
+}
+
 #[test]
 fn the_warnings_of_an_hour_are_bounded_and_withheld_ones_come_later() {
     let mut story = Story::new("");

@@ -1,6 +1,11 @@
 //! D: one package is started again and again, and nothing ends. That separates a leak from work.
+//!
+//! A copy that is in use is somebody's. Many of those are told, and never acted upon: forty users may have one each.
+//! Where use is not known, no copy is in use.
 
-use super::{Detection, comes_of_age, count, sooner};
+use std::time::Duration;
+
+use super::{Detection, comes_of_age, count, forecast::Room, sooner};
 use crate::{
     Time,
     incident::Detector,
@@ -14,11 +19,23 @@ pub fn look(
     name: &str,
     identity: &Identity,
     limits: &Duplicates,
+    room: Option<Room>,
 ) -> (Option<Detection>, Option<Time>) {
-    let awake = |n| identity.nth_oldest_launched(n).map(|start| start.max(woke));
-    let warns = comes_of_age(now, awake(limits.warn), limits.warn_age);
-    let acts = comes_of_age(now, awake(limits.act), limits.act_age);
-    (detection((now, woke), name, identity, limits), sooner(warns, acts))
+    if !identity.is_package() {
+        return (None, None);
+    }
+    let awake = |nth: Option<Time>| nth.map(|start| start.max(woke));
+    let warns = comes_of_age(now, awake(identity.nth_idlest(limits.warn)), limits.warn_age);
+    let acts = comes_of_age(now, awake(identity.nth_idlest(limits.act)), limits.act_age);
+    let used = awake(identity.nth_oldest(limits.warn_in_use));
+    let used = comes_of_age(now, used, limits.warn_age);
+    let mut detection = detection((now, woke), name, identity, limits);
+    if let Some(found) = &mut detection {
+        // The pace is that of all that live.
+        let over = identity.nth_oldest(1).map(|oldest| now.since(oldest)).unwrap_or_default();
+        found.cause.forecast = room.and_then(|room| room.forecast(identity, identity.live(), over));
+    }
+    (detection, sooner(used, sooner(warns, acts)))
 }
 
 fn detection(
@@ -27,16 +44,21 @@ fn detection(
     identity: &Identity,
     limits: &Duplicates,
 ) -> Option<Detection> {
-    let aged = |age| if now.since(woke) < age { 0 } else { identity.launched_aged(now, age) };
-    let (warned, acting) = (aged(limits.warn_age), aged(limits.act_age));
+    let aged = |age, count: fn(&Identity, Time, Duration) -> usize| {
+        if now.since(woke) < age { 0 } else { count(identity, now, age) }
+    };
+    let warned = aged(limits.warn_age, Identity::launched_idle);
+    let acting = aged(limits.act_age, Identity::launched_idle);
+    let all = aged(limits.warn_age, Identity::live_aged);
     let acts = acting >= limits.act;
-    if warned < limits.warn && !acts {
-        return None;
-    }
     let (aged, age, threshold) = if acts {
         (acting, limits.act_age, limits.act)
-    } else {
+    } else if warned >= limits.warn {
         (warned, limits.warn_age, limits.warn)
+    } else if all >= limits.warn_in_use {
+        (all, limits.warn_age, limits.warn_in_use)
+    } else {
+        return None;
     };
     let numbers = [
         ("live", count(identity.live())),

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::registry::Identity;
+
 /// A forecast beyond this time says nothing.
 const FARTHEST_S: f64 = 30.0 * 86_400.0;
 
@@ -14,10 +16,14 @@ pub struct Room {
 }
 
 impl Room {
-    /// Returns when the limit is reached at the pace of the growth. `servers` live, and have `processes`; `grown` of
-    /// them started within `over`. Threads are shared out by processes.
+    /// Returns when the limit is reached at the pace of a growth: `grown` servers of the identity within `over`.
     #[must_use]
-    pub fn forecast(
+    pub fn forecast(&self, identity: &Identity, grown: usize, over: Duration) -> Option<String> {
+        self.reached(identity.live(), identity.processes, grown, over)
+    }
+
+    /// `servers` have `processes`. Threads are shared out by processes.
+    fn reached(
         &self,
         servers: usize,
         processes: usize,
@@ -56,7 +62,7 @@ mod tests {
         // One server of two processes and 20 tasks a minute.
         let pace = |limit| {
             let room = Room { limit, tasks: 200, processes: 20 };
-            room.forecast(10, 20, 10, Duration::from_secs(600))
+            room.reached(10, 20, 10, Duration::from_secs(600))
         };
         let told = |time: &str, limit: u64| {
             Some(format!("at this pace the limit of {limit} is reached in {time}"))
@@ -71,6 +77,6 @@ mod tests {
     #[test]
     fn no_numbers_break_it() {
         let room = Room { limit: u64::MAX, tasks: 0, processes: 0 };
-        assert_eq!(room.forecast(0, 0, 0, Duration::ZERO), None);
+        assert_eq!(room.reached(0, 0, 0, Duration::ZERO), None);
     }
 }

@@ -4,7 +4,7 @@
 //! others may have ended meanwhile. Start times are enough for that, so nothing is remembered, a pace of one a
 //! minute and one of nine a day are the same, and a restart of the agent loses nothing but the ends before it.
 //!
-//! It catches a leak of any program: `node FILE`, `python -m`, `uv run`, a browser, a Go binary. It must not be raised
+//! It catches a leak of any program that D does not count: `node FILE`, `python -m`, `uv run`, a browser, a Go binary. It must not be raised
 //! by a pool that starts at once and stays, by load that comes and goes, by servers that replace each other, or by a
 //! build. The height of which it warns is silent when it comes again, if it has once ended by itself.
 //!
@@ -22,8 +22,8 @@ use crate::{
 };
 
 /// The period is cut into ten parts. In this many of them, a server must have started that lives.
-const RISING_TO_WARN: usize = 5;
-const RISING_TO_ACT: usize = 6;
+const RISING_TO_WARN: u32 = 5;
+const RISING_TO_ACT: u32 = 6;
 const PARTS: u32 = 10;
 /// The shortest period. A pool may take minutes to start, and what is faster is for the other detectors.
 const SHORTEST: Duration = Duration::from_secs(600);
@@ -41,6 +41,10 @@ pub fn look(
     limits: &Growth,
     room: Option<Room>,
 ) -> Option<Detection> {
+    // Of packages and images alone, ten copies are a leak at every pace.
+    if identity.is_all_launched() {
+        return None;
+    }
     let acts = steady(now, identity, (limits.act, RISING_TO_ACT), limits);
     let is_higher = identity.live() >= identity.usual() + limits.warn;
     let warns = || {
@@ -56,8 +60,7 @@ pub fn look(
     ];
     let act = (acts.is_some() && name != OTHER_IDENTITIES).then_some(limits.response);
     let mut detection = Detection::new(Detector::Growth, Some(name), &numbers, act);
-    let (servers, processes) = (identity.live(), identity.processes);
-    detection.cause.forecast = room.and_then(|room| room.forecast(servers, processes, grown, over));
+    detection.cause.forecast = room.and_then(|room| room.forecast(identity, grown, over));
     Some(detection)
 }
 
@@ -72,7 +75,7 @@ struct Steady {
 fn steady(
     now: Time,
     identity: &Identity,
-    (least, rising): (usize, usize),
+    (least, rising): (usize, u32),
     limits: &Growth,
 ) -> Option<Steady> {
     let mut wanted = least;
@@ -84,7 +87,7 @@ fn steady(
         }
         let grown = identity.stayed_since(from);
         let is_long = over >= SHORTEST;
-        if is_long && rises(identity, from, over) >= rising && stays(identity, from, grown) {
+        if is_long && stays(identity, from, grown) && rises(identity, from, over, rising) {
             return Some(Steady { grown, over });
         }
         wanted = wanted.saturating_add(wanted.div_ceil(2));
@@ -92,11 +95,20 @@ fn steady(
     None
 }
 
-/// Counts the parts of the period in which a server started that lives.
-fn rises(identity: &Identity, from: Time, over: Duration) -> usize {
+/// Returns whether a server that lives started in `rising` parts of the period. The latest parts are looked at first:
+/// of a pool that stays, they tell soon enough.
+fn rises(identity: &Identity, from: Time, over: Duration, rising: u32) -> bool {
     let part = over / PARTS;
-    let stayed = |part_of: u32| identity.stayed_since(from.after(part * part_of));
-    (0..PARTS).filter(|at| stayed(*at) > stayed(at + 1)).count()
+    let (mut later, mut missing) = (0, 0);
+    for at in (0..PARTS).rev() {
+        let stayed = identity.stayed_since(from.after(part * at));
+        missing += u32::from(stayed == later);
+        later = stayed;
+        if missing > PARTS - rising {
+            return false;
+        }
+    }
+    true
 }
 
 /// Returns whether fewer than a fifth of the starts have ended, as far as that is known.

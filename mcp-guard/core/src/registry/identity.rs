@@ -42,9 +42,9 @@ pub struct Identity {
     pub processes: usize,
     /// All live servers.
     pub(super) live: Ages<(TreeId, u64)>,
-    /// Those of launchers and container clients. Nothing else is certain to be a server, so nothing else is counted
-    /// as a duplicate.
-    launched: Ages<TreeId>,
+    /// Those of launchers and container clients, by when they were last used, or started. Nothing else is certain to
+    /// be a server, so nothing else is counted as a duplicate.
+    idle: Ages<TreeId>,
     has_launched: bool,
     recent: VecDeque<Time>,
     /// Servers that have ended since `watched`.
@@ -64,7 +64,7 @@ impl Identity {
             live_peak: 0,
             processes: 0,
             live: Ages::default(),
-            launched: Ages::default(),
+            idle: Ages::default(),
             has_launched: false,
             recent: VecDeque::new(),
             ended: 0,
@@ -85,22 +85,35 @@ impl Identity {
         self.has_launched
     }
 
-    /// Returns when the oldest live server started.
+    /// Counts the live servers of launchers and container clients that are at least `age` old, and were not used for
+    /// as long. Where use is not known, none was used.
     #[must_use]
-    pub fn oldest(&self) -> Option<Time> {
-        self.live.nth_oldest(1)
+    pub fn launched_idle(&self, now: Time, age: Duration) -> usize {
+        now.checked_before(age).map_or(0, |moment| self.idle.until(moment))
     }
 
-    /// Counts the live servers of launchers and container clients that are at least `age` old.
+    /// Returns when the `n`th longest idle of them started, or was last used. `n` counts from 1.
     #[must_use]
-    pub fn launched_aged(&self, now: Time, age: Duration) -> usize {
-        now.checked_before(age).map_or(0, |moment| self.launched.until(moment))
+    pub fn nth_idlest(&self, n: usize) -> Option<Time> {
+        self.idle.nth_oldest(n)
     }
 
-    /// Returns when the `n`th oldest live server of a launcher or a container client started. `n` counts from 1.
+    /// Counts the live servers that are at least `age` old.
     #[must_use]
-    pub fn nth_oldest_launched(&self, n: usize) -> Option<Time> {
-        self.launched.nth_oldest(n)
+    pub fn live_aged(&self, now: Time, age: Duration) -> usize {
+        now.checked_before(age).map_or(0, |moment| self.live.until(moment))
+    }
+
+    /// Returns whether launchers and container clients started all live servers.
+    #[must_use]
+    pub fn is_all_launched(&self) -> bool {
+        self.idle.len() == self.live.len()
+    }
+
+    /// Returns when the `n`th oldest live server started. `n` counts from 1.
+    #[must_use]
+    pub fn nth_oldest(&self, n: usize) -> Option<Time> {
+        self.live.nth_oldest(n)
     }
 
     /// Counts the starts by launchers and container clients less than `age` ago.
@@ -154,7 +167,7 @@ impl Identity {
     }
 
     pub(super) fn of_kind(&self, is_firm: bool) -> usize {
-        if is_firm { self.launched.len() } else { self.live.len() - self.launched.len() }
+        if is_firm { self.idle.len() } else { self.live.len() - self.idle.len() }
     }
 
     pub(super) fn start(&mut self, at: Time, tree: TreeId, is_firm: bool) -> Started {
@@ -165,7 +178,7 @@ impl Identity {
         self.crest = self.crest.max(self.live.len());
         if is_firm {
             self.has_launched = true;
-            self.launched.insert(at, tree);
+            self.idle.insert(at, tree);
             self.note_start(at);
         }
         started
@@ -183,11 +196,22 @@ impl Identity {
         }
     }
 
-    pub(super) fn end(&mut self, started: Started, tree: TreeId, is_firm: bool) -> Remains {
+    pub(super) fn used(&mut self, before: Time, now: Time, tree: TreeId) {
+        self.idle.remove(before, tree);
+        self.idle.insert(now, tree);
+    }
+
+    /// `active`: when it was last used, or started.
+    pub(super) fn end(
+        &mut self,
+        (started, active): (Started, Time),
+        tree: TreeId,
+        is_firm: bool,
+    ) -> Remains {
         self.ended += 1;
         self.live.remove(started.at, (tree, started.ended_before));
         if is_firm {
-            self.launched.remove(started.at, tree);
+            self.idle.remove(active, tree);
         }
         let live = self.live.len();
         if self.crest >= live + FALL {

@@ -133,3 +133,16 @@ fn a_server_for_each_of_forty_users() {
     }
     is_left_alone("forty users", &trace.report());
 }
+
+/// Each uses his copy of one package every half a minute, as far as the trace says.
+#[test]
+fn forty_users_with_a_copy_of_a_package_each() {
+    let mut trace = Trace::new("node /srv/gateway.js");
+    for user in 0..40 {
+        let began = user * 10 * MINUTE;
+        let chain = ["npx -y figma-mcp", "node /c/_npx/0/node_modules/.bin/figma-mcp"];
+        let pids = trace.start(began, 1, &chain);
+        (began..DAY).step_by(25).for_each(|second| trace.used(second, pids[1]));
+    }
+    is_left_alone("forty users", &trace.report());
+}

@@ -149,3 +149,19 @@ fn a_crash_loop_is_told_and_nothing_is_done() {
     assert_eq!(warnings, [(crash, Some("/srv/broken.js"))]);
     assert!(report.warnings[0].t_ns < 30 * SECOND);
 }
+
+/// Ten of a hundred copies are in use, the others are not.
+#[test]
+fn a_leak_beside_copies_in_use() {
+    let mut trace = Trace::new("node /srv/gateway.js");
+    for number in 1..=100 {
+        let second = number * MINUTE;
+        let pids = trace.start(second, 1, &["npx -y figma-mcp"]);
+        if number % 10 == 0 {
+            (second..100 * MINUTE).step_by(20).for_each(|second| trace.used(second, pids[0]));
+        }
+    }
+    let (warned, acted) = first(&trace.report());
+    assert!(warned.is_some_and(|at| at < 45 * MINUTE), "{warned:?}");
+    assert!(acted.is_some_and(|at| at < 100 * MINUTE), "{acted:?}");
+}

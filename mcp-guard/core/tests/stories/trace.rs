@@ -49,6 +49,10 @@ impl Trace {
         self.line(second, "exit", pid, "");
     }
 
+    pub fn used(&mut self, second: u64, pid: u32) {
+        self.line(second, "use", pid, "");
+    }
+
     pub fn crash(&mut self, second: u64, pid: u32) {
         self.line(second, "exit", pid, ",\"code\":256");
     }

@@ -12,6 +12,18 @@ use std::time::{Duration, Instant};
 const GUARD: GuardId = GuardId(0);
 /// Live servers, and the number of their packages.
 const CASES: [(u32, u32); 5] = [(10, 1), (1000, 1), (1000, 1000), (20_000, 1), (20_000, 1000)];
+const KINDS: [Kind; 2] = [Kind::Package, Kind::Script];
+/// How old the servers are: long enough for every detector.
+const AGE: Duration = Duration::from_secs(7200);
+
+/// What starts a server.
+#[derive(Clone, Copy)]
+enum Kind {
+    /// `npx`, which is counted as a duplicate.
+    Package,
+    /// `node FILE`, of which only the growth is judged.
+    Script,
+}
 /// Starts and ends of one measurement.
 const TURNS: u32 = 2000;
 const ROUNDS: usize = 9;
@@ -21,12 +33,18 @@ pub fn measure(report: &mut Report) {
     tell(&format!("core: {} cases", CASES.len()));
     report.section("One start and end of a server through the core, beside live servers");
     let mut first = None;
-    for (servers, packages) in CASES {
-        let mut crowd = Crowd::of(servers, packages);
+    for (kind, (servers, packages)) in
+        KINDS.into_iter().flat_map(|kind| CASES.map(|case| (kind, case)))
+    {
+        let mut crowd = Crowd::of(kind, servers, packages);
         let rounds: Vec<f64> = (0..ROUNDS).map(|_| crowd.turns()).collect();
         let cost = median(&rounds);
         let first = *first.get_or_insert(cost);
-        let name = format!("beside {servers} servers of {packages} packages");
+        let what = match kind {
+            Kind::Package => "packages",
+            Kind::Script => "scripts",
+        };
+        let name = format!("beside {servers} servers of {packages} {what}");
         report.add_goal(&name, cost, "us", GOAL_US);
         report.add_goal(&format!("{name}, to the first of these"), cost / first, "", 2.0);
     }
@@ -36,16 +54,17 @@ pub fn measure(report: &mut Report) {
 struct Crowd {
     core: Core,
     now: Time,
+    kind: Kind,
     packages: u32,
     next: u32,
     effects: Vec<Effect>,
 }
 
 impl Crowd {
-    fn of(servers: u32, packages: u32) -> Self {
+    fn of(kind: Kind, servers: u32, packages: u32) -> Self {
         let core = Core::new(Policy::default());
         let (now, next, effects) = (Time(1_000_000_000), 1, Vec::new());
-        let mut crowd = Self { core, now, packages, next, effects };
+        let mut crowd = Self { core, now, kind, packages, next, effects };
         let terms = Terms { mode: Mode::Observe, highest: Response::Freeze, pids_limit: None };
         let (name, workload, refusal) = ("bench".to_owned(), None, None);
         crowd.step(Input::Guarded { guard: GUARD, name, terms, workload, refusal });
@@ -53,7 +72,7 @@ impl Crowd {
             crowd.start();
             crowd.now = crowd.now.after(Duration::from_millis(1));
         }
-        crowd.now = crowd.now.after(Duration::from_secs(120));
+        crowd.now = crowd.now.after(AGE);
         crowd.step(Input::Tick);
         crowd
     }
@@ -66,7 +85,11 @@ impl Crowd {
     /// Forks and execs, as `npx -y PACKAGE`.
     fn start(&mut self) -> Pid {
         let (guard, born, pid) = (GUARD, self.now, Pid(self.next));
-        let argv = format!("npx\0-y\0package-{}\0", self.next % self.packages);
+        let number = self.next % self.packages;
+        let argv = match self.kind {
+            Kind::Package => format!("npx\0-y\0package-{number}\0"),
+            Kind::Script => format!("node\0/srv/server-{number}.js\0"),
+        };
         let command = argv.into_bytes().into();
         self.next += 1;
         self.step(Input::Fork { guard, born, child: pid, parent: Pid(0) });
