@@ -184,9 +184,9 @@ fn a_warning_says_when_the_limit_is_reached() {
     let forecasts: Vec<_> = story
         .take()
         .into_iter()
-        .filter_map(|action| match action {
-            Action::Warn { cause } => Some((cause.detector, cause.forecast)),
-            _ => None,
+        .filter_map(|action| {
+            let Action::Warn { cause } = action else { return None };
+            Some((cause.detector, cause.forecast))
         })
         .collect();
     let text = "at this pace the limit of 400 is reached in 13 min".to_owned();

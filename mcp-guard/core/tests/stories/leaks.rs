@@ -1,7 +1,5 @@
 //! Each leak is warned about before 45 surplus servers, and acted upon before 100.
 
-use std::time::{Duration, Instant};
-
 use crate::trace::{DAY, HOUR, MINUTE, SECOND, Trace, first};
 
 /// One server each `every` seconds for `hours`, by a chain of programs. `{}` stands for its number.
@@ -81,7 +79,7 @@ fn the_incident() {
     }
 }
 
-/// 50 to 2,018 processes within 14 days, of two packages. The time of the replay is that of a debug build, too.
+/// 50 to 2,018 processes within 14 days, of two packages.
 #[test]
 fn two_weeks() {
     let mut trace = Trace::new("node /srv/metamcp/index.js");
@@ -92,15 +90,11 @@ fn two_weeks() {
         ];
         trace.start(number * 14 * DAY / 1000, 1, chain[usize::from(number % 2 == 0)]);
     }
-    let began = Instant::now();
     let report = trace.report();
-    let took = began.elapsed();
     let (warned, acted) = first(&report);
     let servers = |second: Option<u64>| second.map(|second| second * 1000 / (14 * DAY));
     assert!(servers(warned).is_some_and(|many| many < 45), "{warned:?}");
     assert!(servers(acted).is_some_and(|many| many < 100), "{acted:?}");
-    assert!(took < Duration::from_secs(5) || cfg!(debug_assertions), "{took:?}");
-    println!("14 days in {took:?}");
 }
 
 /// The launcher of each is killed, and started again the next day. The server stays.
