@@ -7,6 +7,7 @@ pub mod cgroup;
 pub mod cgroupfs;
 pub mod chain;
 pub mod clock;
+pub mod evidence;
 pub mod facts;
 pub mod kernel;
 pub mod layout;

@@ -1,9 +1,12 @@
 //! Parsers for the files below `/proc`. They take text and return values, and read no files.
 
+pub mod fdinfo;
 pub mod membership;
 pub mod mount;
+pub mod net;
 pub mod stat;
 pub mod status;
+pub mod syscall;
 
 /// Returns the number of tasks on the whole host from `/proc/loadavg`: its fourth field is
 /// `running/all`.

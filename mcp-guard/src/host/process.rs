@@ -14,6 +14,7 @@ use rustix::{
 
 use super::proc::{
     membership::Membership,
+    net::Sockets,
     stat::{self, Stat},
     status,
 };
@@ -126,6 +127,95 @@ impl OpenProcess {
     pub fn stat(&self) -> io::Result<Stat> {
         let stat = self.read("stat", 4096)?;
         Stat::parse(&stat).ok_or_else(|| io::Error::other("its /proc stat line cannot be parsed"))
+    }
+
+    /// Returns the numbers of its open descriptors.
+    ///
+    /// # Errors
+    /// If the process is gone, the kernel does not show them to us, or there are more than `most`.
+    pub fn descriptors(&self, most: usize) -> io::Result<Vec<u32>> {
+        self.numbers("fd", most)
+    }
+
+    /// Returns its threads.
+    ///
+    /// # Errors
+    /// As for [`OpenProcess::descriptors`].
+    pub fn threads(&self, most: usize) -> io::Result<Vec<Pid>> {
+        Ok(self.numbers("task", most)?.into_iter().map(Pid).collect())
+    }
+
+    /// Returns what a descriptor refers to, as the kernel shows it.
+    ///
+    /// # Errors
+    /// If it is closed, the process is gone, or the kernel does not show it to us.
+    pub fn descriptor(&self, fd: u32) -> io::Result<String> {
+        let link = readlinkat(&self.dir, format!("fd/{fd}"), Vec::new())?;
+        Ok(String::from_utf8_lossy(link.as_bytes()).into_owned())
+    }
+
+    /// Reads `/proc/PID/fdinfo/FD`.
+    ///
+    /// # Errors
+    /// As for [`OpenProcess::descriptor`].
+    pub fn fdinfo(&self, fd: u32) -> io::Result<String> {
+        self.text(&format!("fdinfo/{fd}"), 256 * 1024)
+    }
+
+    /// Reads in which system call one of its threads waits.
+    ///
+    /// # Errors
+    /// If the thread is gone, or the kernel does not show it to us.
+    pub fn syscall(&self, thread: Pid) -> io::Result<String> {
+        self.text(&format!("task/{thread}/syscall"), 4096)
+    }
+
+    /// Reads the sockets of its network namespace.
+    ///
+    /// # Errors
+    /// If the process is gone, or the kernel does not show them to us.
+    pub fn sockets(&self) -> io::Result<Sockets> {
+        let table = |name: &str| match self.text(&format!("net/{name}"), 4 << 20) {
+            // This kernel has no IPv6.
+            Err(error) if is_gone(&error) && name.ends_with('6') => Ok(String::new()),
+            read => read,
+        };
+        let mut sockets = Sockets::default();
+        sockets.add_tcp(&table("tcp")?);
+        sockets.add_tcp(&table("tcp6")?);
+        sockets.add_udp(&table("udp")?);
+        sockets.add_udp(&table("udp6")?);
+        sockets.add_unix(&table("unix")?);
+        Ok(sockets)
+    }
+
+    /// Opens one of its namespaces.
+    ///
+    /// # Errors
+    /// As for [`OpenProcess::namespace`].
+    pub fn open_namespace(&self, kind: &str) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        Ok(openat(&self.dir, format!("ns/{kind}"), flags, Mode::empty())?)
+    }
+
+    /// Returns the entries of a directory that are numbers.
+    fn numbers(&self, folder: &str, most: usize) -> io::Result<Vec<u32>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = openat(&self.dir, folder, flags, Mode::empty())?;
+        let mut numbers = Vec::new();
+        for entry in rustix::fs::Dir::new(dir)? {
+            let name = entry?.file_name().to_str().ok().and_then(|name| name.parse().ok());
+            let Some(number) = name else { continue };
+            if numbers.len() == most {
+                return Err(io::Error::other(format!("more than {most} entries in {folder}")));
+            }
+            numbers.push(number);
+        }
+        Ok(numbers)
+    }
+
+    fn text(&self, file: &str, limit: usize) -> io::Result<String> {
+        Ok(String::from_utf8_lossy(&self.read(file, limit)?).into_owned())
     }
 
     fn read(&self, file: &str, limit: usize) -> io::Result<Vec<u8>> {

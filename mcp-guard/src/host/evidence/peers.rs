@@ -1,0 +1,71 @@
+//! The other ends of a server's pipes and sockets.
+
+use std::{collections::BTreeSet, fs::File, io, os::fd::AsFd as _};
+
+use mcp_guard_core::{
+    evidence::{Channel, PeerIs},
+    id::Pid,
+};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use super::unix_diag::UnixDiag;
+use crate::host::{
+    proc::net::{self, SocketState},
+    process::OpenProcess,
+};
+
+pub struct Peers {
+    /// All pipes and sockets of the server.
+    own: BTreeSet<Channel>,
+    /// The pipes of which it has a writing end.
+    written: BTreeSet<u64>,
+    /// The sockets of the network namespace that was read last, and the process in it.
+    known: Option<(Pid, net::Sockets, UnixDiag)>,
+}
+
+impl Peers {
+    pub fn new(own: BTreeSet<Channel>, written: BTreeSet<u64>) -> Self {
+        Self { own, written, known: None }
+    }
+
+    /// The writer of a pipe that the server reads. A pipe that it also writes is taken for one inside.
+    pub fn of_pipe(&self, inode: u64) -> PeerIs {
+        if self.written.contains(&inode) { PeerIs::Inside } else { PeerIs::Outside }
+    }
+
+    /// The peer of a socket of this process.
+    pub fn of_socket(&mut self, pid: Pid, inode: u64) -> io::Result<PeerIs> {
+        let (_, sockets, diag) = match &mut self.known {
+            Some(known) if known.0 == pid => known,
+            known => known.insert(read(pid)?),
+        };
+        Ok(match sockets.state(inode) {
+            None => PeerIs::Unknown,
+            Some(SocketState::Listening) => PeerIs::Listening,
+            Some(SocketState::Unconnected) => PeerIs::Nobody,
+            Some(SocketState::Connected) => PeerIs::Outside,
+            Some(SocketState::UnixConnected) => match diag.peer(inode)? {
+                Some(peer) if self.own.contains(&Channel::Socket(peer)) => PeerIs::Inside,
+                Some(_) => PeerIs::Outside,
+                None => PeerIs::Unknown,
+            },
+        })
+    }
+}
+
+fn read(pid: Pid) -> io::Result<(Pid, net::Sockets, UnixDiag)> {
+    let process = OpenProcess::open(pid)?;
+    let sockets = process.sockets()?;
+    Ok((pid, sockets, diag_of(&process)?))
+}
+
+/// Opens a connection that answers about the network namespace of a process.
+fn diag_of(process: &OpenProcess) -> io::Result<UnixDiag> {
+    let own = File::open("/proc/thread-self/ns/net")?;
+    let network = Some(LinkNameSpaceType::Network);
+    move_into_link_name_space(process.open_namespace("net")?.as_fd(), network)?;
+    let diag = UnixDiag::open();
+    // A thread that stayed there would read about the wrong sockets from now on.
+    move_into_link_name_space(own.as_fd(), network)?;
+    diag
+}

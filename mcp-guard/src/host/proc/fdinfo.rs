@@ -1,0 +1,94 @@
+//! `/proc/PID/fdinfo/FD`, see proc_pid_fdinfo(5).
+
+use mcp_guard_core::evidence::FileLock;
+
+/// Returns what an epoll descriptor watches: descriptors with the inodes they had when they were added.
+#[must_use]
+pub fn watched(text: &str) -> Vec<(u32, u64)> {
+    let one = |line: &str| {
+        let mut words = line.strip_prefix("tfd:")?.split_whitespace();
+        let fd = words.next()?.parse().ok()?;
+        let inode = words.find_map(|word| word.strip_prefix("ino:"))?;
+        Some((fd, u64::from_str_radix(inode, 16).ok()?))
+    };
+    text.lines().filter_map(one).collect()
+}
+
+/// Whether a timerfd is armed. True if that cannot be read.
+#[must_use]
+pub fn is_armed(text: &str) -> bool {
+    field(text, "it_value:") != Some("(0, 0)")
+}
+
+/// Whether the descriptor is open for writing only. False if that cannot be read.
+#[must_use]
+pub fn is_write_only(text: &str) -> bool {
+    let flags = field(text, "flags:").and_then(|flags| i32::from_str_radix(flags, 8).ok());
+    flags.is_some_and(|flags| flags & libc::O_ACCMODE == libc::O_WRONLY)
+}
+
+/// Returns the locks on the file that are held through the descriptor. `path` is the file's.
+pub fn locks<'a>(text: &'a str, path: &str) -> impl Iterator<Item = FileLock> + 'a {
+    // An idle connection to a database in WAL mode holds this one (sqlite.org/walformat.html).
+    let may_be_idle = path.ends_with("-shm");
+    text.lines().filter_map(|line| line.strip_prefix("lock:")).map(move |lock| {
+        // 1: POSIX ADVISORY READ 1234 08:01:5678 128 128
+        let words: Vec<&str> = lock.split_whitespace().collect();
+        let is_idle = may_be_idle
+            && matches!(words[..], [_, "POSIX", _, "READ", _, _, first, last]
+                if first == "128" && last == "128");
+        if is_idle { FileLock::SqliteIdle } else { FileLock::Other }
+    })
+}
+
+fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epoll_set_names_what_it_watches() {
+        let text = "pos:\t0\nflags:\t02000002\nmnt_id:\t16\nino:\t1064\n\
+            tfd:        0 events:       19 data:                0  pos:0 ino:dcfeb sdev:f\n\
+            tfd:       12 events:       19 data:                c  pos:0 ino:428 sdev:e\n\
+            tfd:        x events:       19 data: 0 pos:0 ino:1 sdev:e\ntfd: 3\n";
+        assert_eq!(watched(text), [(0, 905_195), (12, 0x428)]);
+    }
+
+    #[test]
+    fn a_timer_is_armed_unless_it_says_that_it_is_not() {
+        let timer = |value: &str| format!("clockid: 1\nticks: 0\nit_value: {value}\n");
+        assert!(!is_armed(&timer("(0, 0)")));
+        assert!(is_armed(&timer("(0, 7)")) && is_armed(&timer("(9, 0)")) && is_armed(""));
+    }
+
+    #[test]
+    fn the_writing_end_of_a_pipe_is_known_by_its_flags() {
+        assert!(is_write_only("pos:\t0\nflags:\t01\n") && is_write_only("flags:\t0100001\n"));
+        for other in ["flags:\t00\n", "flags:\t02000002\n", "flags:\tx\n", ""] {
+            assert!(!is_write_only(other), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_lock_of_an_idle_database_is_excepted() {
+        let lock = |words: &str| format!("pos:\t0\nlock:\t{words}\n");
+        let idle = lock("1: POSIX  ADVISORY  READ 1234 08:01:5678 128 128");
+        let of = |text: &str, path: &str| locks(text, path).collect::<Vec<_>>();
+        assert_eq!(of(&idle, "/data/a.db-shm"), [FileLock::SqliteIdle]);
+        assert_eq!(of(&idle, "/data/a.db"), [FileLock::Other]);
+        for other in [
+            "1: POSIX  ADVISORY  WRITE 1234 08:01:5678 128 128",
+            "1: POSIX  ADVISORY  READ 1234 08:01:5678 120 128",
+            "1: OFDLCK ADVISORY  READ -1 08:01:5678 128 128",
+            "1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF",
+            "nonsense",
+        ] {
+            assert_eq!(of(&lock(other), "/data/a.db-shm"), [FileLock::Other], "{other}");
+        }
+        assert_eq!(of("pos:\t0\n", "/data/a.db"), []);
+    }
+}
