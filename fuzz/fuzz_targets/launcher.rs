@@ -16,7 +16,7 @@ fuzz_target!(|argv: &[u8]| {
         Start::Server(named) => Some(named.identity),
         Start::Shell | Start::Wrapper => None,
     };
-    for identity in named {
+    if let Some(identity) = named {
         assert!(!identity.is_empty(), "an identity has a name");
         assert!(!identity.chars().any(char::is_control), "{identity:?}");
         assert!(identity.len() <= 4096, "{} bytes", identity.len());
