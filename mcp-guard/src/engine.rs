@@ -59,7 +59,7 @@ pub trait Engine: Send + Sync {
     /// Returns whose engine it is. See [`Speaker::may_speak_for`].
     ///
     /// # Errors
-    /// If that cannot be found out. Then nothing that it says about a container counts.
+    /// If that is not known. Then nothing that it says about a container counts.
     fn speaker(&self) -> EngineAnswer<'_, Speaker> {
         cannot(self.name(), "say whose it is")
     }

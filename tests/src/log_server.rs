@@ -37,7 +37,7 @@ const FILE: u32 = 2;
 
 const SOON: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
-/// What the server does with a request.
+/// The server's treatment of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogService {
     Answers,

@@ -1,7 +1,7 @@
 //! Evidence about one server: whether its client can still reach it, and whether it waits for its
 //! client and for nothing else. It is read by `host::evidence` of the agent and judged here.
 //!
-//! Whatever cannot be read is unknown, and unknown never counts as proof.
+//! A fact that cannot be read is unknown, and unknown never counts as proof.
 
 mod connection;
 mod quiescence;

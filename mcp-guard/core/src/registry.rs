@@ -54,7 +54,7 @@ struct LiveProcess {
     /// The parent at birth. Later reparenting does not matter.
     parent: Pid,
     tree: Option<TreeId>,
-    /// What it runs, or what its nearest ancestor with a program runs: shells and wrappers add nothing.
+    /// The program that it or its nearest ancestor runs: shells and wrappers add nothing.
     runs: Option<Running>,
     /// It has run a program itself, and does not only continue what its parent was.
     has_execed: bool,
@@ -138,7 +138,7 @@ pub struct ServerEnd {
     pub started: Time,
 }
 
-/// What begins or continues a server, and when.
+/// An event that begins or continues a server, and its time.
 #[derive(Clone, Copy)]
 struct Sighting<'a> {
     /// When the program was started.

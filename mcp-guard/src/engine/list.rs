@@ -41,7 +41,7 @@ pub struct Paused(Vec<PausedSaid>);
 /// An engine's answer about its paused containers.
 #[derive(Debug)]
 struct PausedSaid {
-    /// `None` if that could not be found out.
+    /// `None` if that is not known.
     by: Option<Speaker>,
     /// `None` if it did not answer.
     ids: Option<BTreeSet<String>>,

@@ -155,7 +155,7 @@ impl Look {
         self.in_container = container.is_some();
         match container.filter(|_| !self.is_container && !is_guests) {
             Some(container) if self.latest.as_ref().is_none_or(|one| one.id != container.id) => {
-                // The host must have made its cgroup, whoever owns it now.
+                // The host must have made its cgroup. It does not matter who owns it now.
                 let is_decided = !is_made_by_the_host(dir, path, container.path)?;
                 self.latest = Some(Latest { id: container.id.to_owned(), is_decided });
             }

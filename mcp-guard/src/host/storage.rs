@@ -77,7 +77,7 @@ fn storage_of(path: &Path) -> Storage {
     match asked.map(|_| answered.recv_timeout(PATIENCE)) {
         Ok(Ok(Ok(kind))) => served(kind).map_or(Storage::Local, Storage::Served),
         Ok(Err(_)) => Storage::Silent,
-        // Nothing is known of it. Whoever opens the file reports why it cannot be.
+        // Nothing is known of it. The program that opens the file reports the reason.
         Ok(Ok(Err(_))) | Err(_) => Storage::Local,
     }
 }

@@ -29,7 +29,7 @@ const PARTS: u32 = 10;
 const SHORTEST: Duration = Duration::from_secs(600);
 /// How many periods are tried, each with half as many servers more: from 60 up to 1,000.
 const TRIES: u32 = 8;
-/// Of those that stay, this share must have started since their ends are known: after a restart, a pool whose
+/// This share of those that stay must have started since their ends are known: after a restart, a pool whose
 /// servers replace each other looks like a leak.
 const KNOWN_SHARE: usize = 6;
 
@@ -41,7 +41,7 @@ pub fn look(
     limits: &Growth,
     room: Option<Room>,
 ) -> Option<Detection> {
-    // Of packages and images alone, ten copies are a leak at every pace.
+    // Ten copies of packages or images alone are a leak at every pace.
     if identity.is_all_launched() {
         return None;
     }

@@ -48,7 +48,7 @@ pub struct ThreadLook {
     pub wait: Wait,
 }
 
-/// What a thread waits for.
+/// The object of a thread's wait.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wait {
     /// In a read of this descriptor.

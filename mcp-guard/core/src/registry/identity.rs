@@ -23,7 +23,7 @@ pub struct Started {
     ended_before: u64,
 }
 
-/// What is left of an identity after one of its servers has ended.
+/// The rest of an identity after one of its servers has ended.
 pub enum Remains {
     Live,
     /// No server is left, and there is nothing to remember.

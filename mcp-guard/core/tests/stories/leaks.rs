@@ -121,7 +121,7 @@ fn servers_that_lose_their_launcher() {
     let report = trace.report();
     let (warned, acted) = first(&report);
     at_warning.sort_unstable();
-    // Of each of the ten, one is wanted.
+    // One of each of the ten is wanted.
     let surplus =
         |second: u64| at_warning.iter().filter(|(at, _)| *at <= second).count().saturating_sub(10);
     assert!(warned.is_some_and(|at| surplus(at) < 45), "{warned:?}");

@@ -99,7 +99,7 @@ impl Descriptors {
         for Descriptor { fd, kind } in &self.0 {
             let Kind::Channel { channel, is_write_only } = kind else { continue };
             let peer = match *channel {
-                // What arrives there is known from elsewhere, or cannot be read by the server.
+                // The client is at the other end, or nothing arrives at all.
                 stdin if stdin == stdio.stdin => PeerIs::Outside,
                 stdout if stdout == stdio.stdout => PeerIs::Nobody,
                 Channel::Pipe(_) if *is_write_only => PeerIs::Nobody,

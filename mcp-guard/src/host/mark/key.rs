@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn marks_of_older_versions_are_ours_until_they_are_signed_whoever_made_the_key() {
+    fn marks_of_older_versions_are_ours_until_they_are_signed() {
         let folder = tempfile::tempdir().unwrap();
         assert!(!unsigned_are_ours(folder.path()));
         Key::prepare(folder.path()).unwrap();

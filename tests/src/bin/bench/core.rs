@@ -16,7 +16,7 @@ const KINDS: [Kind; 2] = [Kind::Package, Kind::Script];
 /// How old the servers are: long enough for every detector.
 const AGE: Duration = Duration::from_secs(7200);
 
-/// What starts a server.
+/// The way in which a server starts.
 #[derive(Clone, Copy)]
 enum Kind {
     /// `npx`, which is counted as a duplicate.

@@ -81,7 +81,7 @@ fn a_server_at_rest_is_quiescent() {
 }
 
 #[test]
-fn whoever_waits_for_something_else_is_at_work() {
+fn a_server_that_waits_for_something_else_is_at_work() {
     let timer = Epoll { fd: 13, has_timeout: true };
     // A timer of a worker's script, and one of the main thread beside V8's own.
     let worker = &[FOREVER, Local, timer.clone()];

@@ -1,4 +1,4 @@
-//! What launchers start: the package of each command line, or none.
+//! Command lines of launchers, each with its package, or none.
 
 use proptest::prelude::*;
 
