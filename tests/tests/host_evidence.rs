@@ -11,7 +11,7 @@ use std::{
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
-use mcp_guard::host::evidence::{Channels, Look, Member, look};
+use mcp_guard::host::evidence::{Channels, Member, ServerLook, look};
 use mcp_guard_core::{
     evidence::{AtWork, Channel, Connection, PeerIs, Wait, at_work},
     id::Pid,
@@ -69,7 +69,7 @@ impl Server {
         pids.into_iter().map(|pid| Member { pid, is_launcher: false }).collect()
     }
 
-    fn look(&self) -> Look {
+    fn look(&self) -> ServerLook {
         look(&self.members(), self.channels).unwrap()
     }
 

@@ -70,7 +70,7 @@ impl Channels {
 
 /// One look at a server.
 #[derive(Clone, Debug)]
-pub struct Look {
+pub struct ServerLook {
     pub connection: Connection,
     pub tree: TreeLook,
 }
@@ -79,7 +79,7 @@ pub struct Look {
 ///
 /// # Errors
 /// If a process is gone, or cannot be read, or if none of them has the channels any more.
-pub fn look(members: &[Member], channels: Channels) -> io::Result<Look> {
+pub fn look(members: &[Member], channels: Channels) -> io::Result<ServerLook> {
     let mut all = Vec::new();
     for member in members {
         let process = OpenProcess::open(member.pid)?;
@@ -106,7 +106,7 @@ pub fn look(members: &[Member], channels: Channels) -> io::Result<Look> {
         });
     }
     let tree = TreeLook { stdin: stdio.stdin, outputs: vec![stdout], processes };
-    Ok(Look { connection: Connection::of(&stdio), tree })
+    Ok(ServerLook { connection: Connection::of(&stdio), tree })
 }
 
 /// Duplicates the descriptor of a channel, whichever process has it.

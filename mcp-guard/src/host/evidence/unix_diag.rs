@@ -63,7 +63,8 @@ fn peer_in(answer: &[u8], inode: u32) -> Option<u64> {
     loop {
         let length = usize::from(half(at)?);
         if half(at + 2)? == UNIX_DIAG_PEER {
-            return word(at + 4).map(u64::from);
+            // A peer that is gone, but not forgotten yet, has no inode any more.
+            return word(at + 4).map(u64::from).filter(|peer| *peer != 0);
         }
         if length < 4 {
             return None;

@@ -66,11 +66,12 @@ fn is_wait(operation: u64) -> bool {
     matches!(operation, libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET)
 }
 
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(test)]
 mod tests {
     use super::*;
 
     /// Lines that were read from real processes.
+    #[cfg(target_arch = "x86_64")]
     #[test]
     fn a_wait_is_read_with_its_timeout() {
         let rest = "0x7ffd0 0x7f00";
