@@ -125,7 +125,8 @@ enum Verb {
         /// Run every check, but do not act.
         #[arg(long)]
         dry_run: bool,
-        /// PID that the refusal names, of a process that runs containers or of a guest: act anyway, on it too.
+        /// Act although the target contains this process, the one that the refusal names: a process that runs
+        /// containers, or one of a guest. It, or the whole guest, is then acted on too.
         #[arg(long, value_name = "PID")]
         despite: Option<u32>,
     },
@@ -145,7 +146,8 @@ enum Verb {
         /// Run every check, but do not act.
         #[arg(long)]
         dry_run: bool,
-        /// PID that the refusal names, of a process that runs containers or of a guest: act anyway, on it too.
+        /// Act although the target contains this process, the one that the refusal names: a process that runs
+        /// containers, or one of a guest. It, or the whole guest, is then acted on too.
         #[arg(long, value_name = "PID")]
         despite: Option<u32>,
     },

@@ -82,7 +82,7 @@ pub struct Detect {
     pub crash: CrashLoop,
 }
 
-/// D: live servers of one identity.
+/// D: live servers of one package or image.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
@@ -119,7 +119,7 @@ impl Default for Duplicates {
     }
 }
 
-/// B: starts of one identity in a short time.
+/// B: starts of one package or image in a short time.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
@@ -243,18 +243,18 @@ impl Default for Tasks {
     }
 }
 
-/// G: steady growth of the live servers of one identity, at any pace. It judges scripts and plain programs; of
-/// packages and images, detector D counts the copies.
+/// G: steady growth in the number of live servers of one script or plain program. (Detector D counts the
+/// copies of packages and images.)
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Growth {
-    /// The number of servers of one identity that started steadily and stay at which the detector warns,
-    /// after ten minutes of growth at the earliest.
+    /// The detector warns if this many servers of one identity have started steadily and are still alive, and
+    /// the growth has lasted at least ten minutes.
     pub warn: usize,
-    /// The number of such servers at which the detector acts.
+    /// The number of servers, counted as for `warn`, at which the detector acts.
     pub act: usize,
-    /// The longest time within which that many must have started.
+    /// Only servers that started within this time count for `warn` and `act`.
     #[serde(with = "DurationText")]
     pub within: Duration,
     /// The response when the detector acts.
@@ -272,7 +272,8 @@ impl Default for Growth {
     }
 }
 
-/// C: servers of one identity that die soon after their start, with a failure. It only warns.
+/// C: servers of one package, image or script that die soon after their start, with a failure. It only
+/// warns.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
