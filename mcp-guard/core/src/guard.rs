@@ -358,10 +358,18 @@ impl Guard {
                 Hold::Freeze => &mut self.freeze,
                 Hold::Clamp => &mut self.clamp,
             };
-            if lease.take().is_some() {
+            if lease.take().is_some() || self.is_ordered(hold) {
                 self.release(hold, end, asked_by, out);
             }
         }
+    }
+
+    /// Whether a hold was ordered whose outcome is not known yet. The executor may still check the cgroup.
+    fn is_ordered(&self, hold: Hold) -> bool {
+        self.under_way.values().any(|expected| match expected {
+            Expected::Contain { response, .. } => Hold::of(*response) == Some(hold),
+            Expected::Release(_) => false,
+        })
     }
 
     fn release(&mut self, hold: Hold, end: End, asked_by: Option<RequestId>, out: &mut Outbox<'_>) {
@@ -373,7 +381,7 @@ impl Guard {
     /// release it.
     pub fn overdue(&mut self, now: Time, hold: Hold, out: &mut Outbox<'_>) {
         let is_early = self.release_again.get(&hold).is_some_and(|at| now < *at);
-        if self.lease(hold).is_none() && !is_early {
+        if self.lease(hold).is_none() && !self.is_ordered(hold) && !is_early {
             self.release(hold, End::LeaseOver, None, out);
         }
     }

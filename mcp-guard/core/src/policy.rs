@@ -82,7 +82,7 @@ pub struct Detect {
     pub crash: CrashLoop,
 }
 
-/// D: live servers of one package or image.
+/// D: live servers of one package.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
@@ -119,7 +119,7 @@ impl Default for Duplicates {
     }
 }
 
-/// B: starts of one package or image in a short time.
+/// B: starts of one package in a short time.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
@@ -243,8 +243,8 @@ impl Default for Tasks {
     }
 }
 
-/// G: steady growth in the number of live servers of one script or plain program. (Detector D counts the
-/// copies of packages and images.)
+/// G: steady growth in the number of live servers of one image, script or plain program. (Detector D counts the
+/// copies of packages.)
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]

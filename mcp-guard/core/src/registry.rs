@@ -97,7 +97,9 @@ impl LiveProcess {
             Position::Launched if self.has_execed => is_same || !new.naming.begins(),
             // A server that starts its own package again is a new start, so that recursion is counted.
             Position::Launched | Position::Program => {
-                is_same && (self.has_execed || !new.naming.begins())
+                // A launched server starts helpers from the cache that it was started from itself.
+                let is_helper = new.naming == Naming::Cached && *position == Position::Launched;
+                is_helper || (is_same && (self.has_execed || !new.naming.begins()))
             }
         };
         let own = match (new.launches, position) {

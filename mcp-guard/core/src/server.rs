@@ -83,13 +83,13 @@ impl Naming {
         }
     }
 
-    /// Returns whether the server is certainly of a kind that MCP clients start: a launcher's package, or a
-    /// container.
+    /// Returns whether the server is certainly of a kind that MCP clients start: a launcher's package. Clients of
+    /// containers are often jobs of a build.
     #[must_use]
     pub fn is_firm(self) -> bool {
         match self {
-            Self::Package | Self::Cached | Self::Image => true,
-            Self::Script | Self::Program | Self::Unclear => false,
+            Self::Package | Self::Cached => true,
+            Self::Image | Self::Script | Self::Program | Self::Unclear => false,
         }
     }
 }

@@ -524,6 +524,38 @@ fn after_an_operators_thaw_detectors_wait_for_the_cool_down() {
     assert_eq!(story.contained(), [(Detector::Duplicates, Response::Clamp); 2]);
 }
 
+/// A large cgroup is checked for some time before the order is carried out.
+#[test]
+fn a_thaw_also_ends_a_clamp_that_is_still_under_way() {
+    let mut story = Story::new(QUICK);
+    for _ in 0..3 {
+        story.server("a");
+    }
+    story.wait(3);
+    assert_eq!(story.contained(), [(Detector::Duplicates, Response::Clamp)]);
+    story.operator(OperatorRequest::Thaw);
+    let release = Action::Release { hold: Hold::Clamp, end: End::Operator };
+    assert_eq!(story.take(), [release]);
+    story.settle(Response::Clamp, Outcome::NotNeeded);
+    assert_eq!(story.state(), "free");
+}
+
+/// Its lease is known only when it is settled.
+#[test]
+fn the_mark_of_an_order_under_way_is_not_overdue() {
+    let mut story = Story::new(QUICK);
+    for _ in 0..3 {
+        story.server("a");
+    }
+    story.wait(3);
+    assert_eq!(story.contained(), [(Detector::Duplicates, Response::Clamp)]);
+    story.step(Input::Overdue { guard: GUARD, hold: Hold::Clamp });
+    assert_eq!(story.take(), []);
+    story.settle(Response::Clamp, Outcome::Failed);
+    story.step(Input::Overdue { guard: GUARD, hold: Hold::Clamp });
+    assert_eq!(story.take(), [Action::Release { hold: Hold::Clamp, end: End::LeaseOver }]);
+}
+
 #[test]
 fn a_failed_action_is_retried_after_the_cool_down() {
     let mut story = Story::new(&format!("{QUICK}[respond]\ncool_down = \"60s\"\n"));

@@ -93,7 +93,8 @@ pub fn freeze(
         let why = tokio::select! {
             signal = ends.signal() => signal,
             over = async { while clock::now() < end { alarm.at(end).await?; } io::Result::Ok(()) } => {
-                over.map_err(Failure::could_not).map(|()| "the lease has ended")?
+                // The freeze must end even if the timer fails.
+                over.map_or("the timer has failed", |()| "the lease has ended")
             }
             // Records the kernel's confirmation when it comes; no other order follows.
             () = hands.record_answers() => "",

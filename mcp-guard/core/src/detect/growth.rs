@@ -45,12 +45,13 @@ pub fn look(
     if identity.is_all_launched() {
         return None;
     }
-    let acts = steady(now, identity, (limits.act, RISING_TO_ACT), limits);
-    let is_higher = identity.live() >= identity.usual() + limits.warn;
-    let warns = || {
-        let steady = steady(now, identity, (limits.warn, RISING_TO_WARN), limits);
-        steady.filter(|_| is_higher)
+    // Load that comes every day and goes again is no leak.
+    let steady = |least: usize, rising| {
+        let is_higher = identity.live() >= identity.usual() + least;
+        is_higher.then(|| steady(now, identity, (least, rising), limits)).flatten()
     };
+    let acts = steady(limits.act, RISING_TO_ACT);
+    let warns = || steady(limits.warn, RISING_TO_WARN);
     let Steady { grown, over } = acts.or_else(warns)?;
     let numbers = [
         ("live", count(identity.live())),

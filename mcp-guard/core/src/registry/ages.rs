@@ -34,6 +34,10 @@ impl<T: Copy + Ord> Ages<T> {
     pub fn remove(&mut self, began: Time, id: T) {
         if let Ok(at) = self.0.binary_search(&(began, id)) {
             self.0.remove(at);
+            // A name that is remembered must not keep the room of its peak.
+            if self.0.len() * 4 < self.0.capacity() {
+                self.0.shrink_to(self.0.len() * 2);
+            }
         }
     }
 

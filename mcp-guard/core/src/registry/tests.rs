@@ -98,6 +98,19 @@ fn a_server_that_starts_itself_again_is_a_new_start() {
     assert_eq!(fixture.live("figma-mcp"), (2, 2));
 }
 
+/// A test runner starts its workers from the cache that it was started from.
+#[test]
+fn helpers_from_the_cache_belong_to_the_server_that_starts_them() {
+    let mut fixture = Fixture::new();
+    start_server(&mut fixture, 10);
+    for worker in 20..36 {
+        fixture.fork(13, worker);
+        fixture.exec(worker, "node|/c/_npx/0/node_modules/jest-worker/build/child.js");
+    }
+    assert_eq!(fixture.live("figma-mcp"), (1, 1));
+    assert_eq!(fixture.live("jest-worker"), (0, 0));
+}
+
 #[test]
 fn a_server_may_launch_another_package() {
     let mut fixture = Fixture::new();

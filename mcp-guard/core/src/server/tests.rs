@@ -124,10 +124,10 @@ fn the_executable_decides_where_the_first_word_lies() {
 }
 
 #[test]
-fn launchers_and_containers_are_firm() {
+fn packages_are_firm() {
     use Naming::{Cached, Image, Package, Program, Script, Unclear};
     let firm = [Package, Cached, Image, Script, Program, Unclear].map(Naming::is_firm);
-    assert_eq!(firm, [true, true, true, false, false, false]);
+    assert_eq!(firm, [true, true, false, false, false, false]);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::mpsc::{Receiver, Sender, TryRecvError, channel},
     thread,
     time::{Duration, Instant},
@@ -54,10 +55,13 @@ fn serve(begun: &Receiver<(Look, Done)>) {
         }
         let Some((mut look, done)) = looks.pop_front() else { continue };
         let end = Instant::now() + SLICE;
-        match look.go_on(&|| Instant::now() < end) {
-            Ok(true) => done(Ok(look.into_facts())),
-            Ok(false) => looks.push_back((look, done)),
-            Err(error) => done(Err(error)),
+        // A panic must not end the thread: nobody would ever be answered again.
+        let went_on = catch_unwind(AssertUnwindSafe(|| look.go_on(&|| Instant::now() < end)));
+        match went_on {
+            Ok(Ok(true)) => done(Ok(look.into_facts())),
+            Ok(Ok(false)) => looks.push_back((look, done)),
+            Ok(Err(error)) => done(Err(error)),
+            Err(_) => done(Err(io::Error::other("the look at the cgroup panicked"))),
         }
     }
 }
