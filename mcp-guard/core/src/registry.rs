@@ -338,9 +338,11 @@ impl Registry {
             let before = self.processes.get(&pid).map(|known| (known.tree, known.parent));
             let Some((tree, parent)) = before else {
                 self.observe(now, &process, grammar);
+                // Its children may be known: only the record of its own birth was lost.
+                found.insert(pid);
                 continue;
             };
-            let has_found_parent = found.contains(&parent);
+            let has_found_parent = found.contains(&parent) || self.adopt(&process);
             if has_found_parent {
                 self.begin_again(pid);
             }
@@ -348,6 +350,20 @@ impl Registry {
             if has_found_parent || self.tree_of(pid) != tree {
                 found.insert(pid);
             }
+        }
+    }
+
+    /// Gives a process its parent, if the record of its birth was lost and it was taken for a start of its own.
+    fn adopt(&mut self, seen: &Observed) -> bool {
+        let has_parent = seen.parent != seen.pid && self.holds(seen.parent);
+        match self.processes.get_mut(&seen.pid) {
+            Some(known)
+                if known.parent == Pid(0) && has_parent && !seen.command.argv.is_empty() =>
+            {
+                known.parent = seen.parent;
+                true
+            }
+            Some(_) | None => false,
         }
     }
 

@@ -198,6 +198,44 @@ fn a_server_joins_a_launcher_that_only_a_rescan_finds() {
     assert_eq!(fixture.live("@s/p"), (1, 0));
 }
 
+/// The record of the birth of its leaf was lost, so the leaf was taken for a server without a launcher.
+#[test]
+fn a_leaf_whose_birth_was_lost_joins_its_launcher() {
+    let leaf = "node|/c/_npx/0/node_modules/.bin/figma-mcp";
+    let mut fixture = Fixture::new();
+    fixture.exec(9, "gateway");
+    fixture.fork(9, 10);
+    fixture.exec(10, "npm exec figma-mcp");
+    fixture.exec(11, leaf);
+    assert_eq!(fixture.live("figma-mcp").1, 2);
+    let ticks = |pid: u32| fixture.registry.processes[&Pid(pid)].born.0 / TICK_NS;
+    let seen = vec![
+        observed(9, 1, ticks(9), "gateway"),
+        observed(10, 9, ticks(10), "npm exec figma-mcp"),
+        observed(11, 10, ticks(11), leaf),
+    ];
+    fixture.registry.reconcile(Time(fixture.now), seen, &GRAMMAR);
+    assert_eq!(fixture.live("figma-mcp").1, 1);
+}
+
+#[test]
+fn a_leaf_joins_a_launcher_whose_birth_was_lost() {
+    let leaf = "node|/c/_npx/0/node_modules/.bin/figma-mcp";
+    let mut fixture = Fixture::new();
+    fixture.exec(9, "gateway");
+    // The parent is not known.
+    fixture.fork(10, 11);
+    fixture.exec(11, leaf);
+    let ticks = |pid: u32| fixture.registry.processes[&Pid(pid)].born.0 / TICK_NS;
+    let seen = vec![
+        observed(9, 1, ticks(9), "gateway"),
+        observed(10, 9, ticks(9) + 1, "npm exec figma-mcp"),
+        observed(11, 10, ticks(11), leaf),
+    ];
+    fixture.registry.reconcile(Time(fixture.now), seen, &GRAMMAR);
+    assert_eq!(fixture.live("figma-mcp").1, 1);
+}
+
 #[test]
 fn a_record_read_after_the_rescan_that_saw_its_process_changes_nothing() {
     let mut registry = Registry::default();
