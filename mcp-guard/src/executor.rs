@@ -24,7 +24,6 @@ use mcp_guard_core::{
 };
 use tokio::sync::mpsc;
 
-pub use self::check::LONGEST_LOOK;
 pub use self::hold::{is_marked, is_unclamped, marks, together};
 pub use self::limit::forbids;
 pub use self::steps::raise_command;

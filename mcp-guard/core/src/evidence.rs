@@ -7,7 +7,7 @@ mod connection;
 mod quiescence;
 
 pub use self::{
-    connection::{Channel, Connection, PollFlags, Stdio},
+    connection::{Channel, Connection, PollFlags},
     quiescence::{
         AtWork, EpollSet, FileLock, OpenChannel, PeerIs, ProcessLook, Runtime, ThreadLook,
         TreeLook, Wait, Waker, at_work,

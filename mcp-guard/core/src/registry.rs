@@ -26,7 +26,7 @@ use crate::{
 
 /// Maximum number of processes tracked per guard. The kernel's default for a whole host is 32,768.
 pub const MAX_PROCESSES: usize = 65_536;
-/// Maximum number of live identities per guard, once for what launchers and container clients start, and once for
+/// Maximum number of live identities per guard, once for the packages of launchers, and once for
 /// all other programs. Those beyond it share the name [`OTHER_IDENTITIES`] and are not acted on, because they are
 /// not a single package. A build has hundreds of programs, and must not take the places of packages.
 pub const MAX_IDENTITIES: usize = 1024;
@@ -162,7 +162,7 @@ pub struct Registry {
     changed: BTreeSet<Arc<str>>,
     /// Live servers that are not plain programs.
     live_servers: usize,
-    /// Live identities of launchers and container clients, and all others.
+    /// Live identities of packages, and all others.
     live_identities: [usize; 2],
     /// Processes not tracked because [`MAX_PROCESSES`] was reached.
     pub overflowed: u64,
@@ -210,7 +210,7 @@ impl Registry {
         self.grouped(Some)
     }
 
-    /// Returns the identity and the processes of each live server that a launcher or a container client started,
+    /// Returns the identity and the processes of each live server of a package,
     /// with all programs that it started.
     #[must_use]
     pub fn launched(&self) -> Vec<(String, Vec<Pid>)> {

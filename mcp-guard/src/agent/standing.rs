@@ -17,14 +17,7 @@ use mcp_guard_core::{
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::Agent;
-use crate::{
-    executor::LONGEST_LOOK,
-    host::{
-        cgroup::Cgroup,
-        clock,
-        facts::{Look, LookThread},
-    },
-};
+use crate::host::{cgroup::Cgroup, clock, facts::LookThread};
 
 /// Interval between two checks of a guard that may be acted on. An action checks by itself.
 const ALLOWED_AGAIN: Duration = Duration::from_secs(60);
@@ -70,18 +63,15 @@ impl Standings {
         if self.under_way.contains(&guard) {
             return None;
         }
-        let end = Instant::now() + LONGEST_LOOK;
-        let mut look = Look::begin(cgroup).ok()?;
-        if look.go_on(&|| Instant::now() < end).ok()? {
-            return Some(look.into_facts());
-        }
-        self.under_way.insert(guard);
-        let (to_loop, cgroup) = (self.to_loop.clone(), cgroup.id());
-        self.looks.end(look, move |found| {
+        let (to_loop, id) = (self.to_loop.clone(), cgroup.id());
+        let found = self.looks.look(cgroup, move |found| {
             // The receiver is gone only when the program ends.
-            let _ = to_loop.send(Looked { guard, cgroup, found });
+            let _ = to_loop.send(Looked { guard, cgroup: id, found });
         });
-        None
+        if found.is_none() {
+            self.under_way.insert(guard);
+        }
+        found?.ok()
     }
 
     /// Notes the end of an order. If the executor refused it, the core does not know why yet.

@@ -1,10 +1,7 @@
 //! Checks a cgroup by the bystander rules right before an order changes it, on facts that are read for
-//! that order. Of a large cgroup they are read on another thread, so that the loop goes on meanwhile.
+//! that order. Those of a large cgroup are read on another thread, so that the loop goes on meanwhile.
 
-use std::{
-    io,
-    time::{Duration, Instant},
-};
+use std::io;
 
 use mcp_guard_core::{
     audit::Subject,
@@ -17,11 +14,8 @@ use mcp_guard_core::{
 use super::{Executor, LateAnswer, OrderId, UnderWay, still_there};
 use crate::{
     guards::{Guards, Held},
-    host::facts::{Look, LookThread},
+    host::facts::{self, LookThread},
 };
-
-/// How long the loop itself looks at a cgroup.
-pub const LONGEST_LOOK: Duration = Duration::from_millis(10);
 
 /// The facts of a cgroup, or why they cannot be read.
 pub type FactsFound = io::Result<BystanderFacts>;
@@ -56,25 +50,19 @@ impl Executor {
 
     /// Looks at the cgroup of an order, and carries the order out once the look is over.
     pub(super) fn check(&mut self, order: OrderId, held: &mut Held, then: AfterCheck) {
-        let end = Instant::now() + LONGEST_LOOK;
-        let ends = self.looks.is_some();
-        let looked = Look::begin(&held.cgroup).and_then(|mut look| {
-            let is_over = look.go_on(&|| !ends || Instant::now() < end)?;
-            Ok((look, is_over))
-        });
-        let found = match (looked, &self.looks) {
-            (Ok((look, false)), Some(looks)) => {
-                let (ticket, answers) = (order.ticket, self.to_answers.clone());
-                // The receiver is gone only when the program ends.
-                looks.end(look, move |found| {
-                    let _ = answers.send((ticket, LateAnswer::Look(found)));
-                });
-                let checked = UnderCheck { order, subject: held.subject.clone(), then };
-                self.under_way.insert(ticket, UnderWay::Check(checked));
-                return;
-            }
-            (Ok((look, _)), _) => Ok(look.into_facts()),
-            (Err(error), _) => Err(error),
+        let (ticket, answers) = (order.ticket, self.to_answers.clone());
+        let answer = move |found| {
+            // The receiver is gone only when the program ends.
+            let _ = answers.send((ticket, LateAnswer::Look(found)));
+        };
+        let found = match &self.looks {
+            Some(looks) => looks.look(&held.cgroup, answer),
+            None => Some(facts::gather(&held.cgroup)),
+        };
+        let Some(found) = found else {
+            let checked = UnderCheck { order, subject: held.subject.clone(), then };
+            self.under_way.insert(ticket, UnderWay::Check(checked));
+            return;
         };
         self.checked(order, held, then, found);
     }

@@ -10,12 +10,10 @@ mod descriptors;
 mod peers;
 mod unix_diag;
 
-use std::{collections::BTreeSet, io, os::fd::OwnedFd};
+use std::{io, os::fd::OwnedFd};
 
 use mcp_guard_core::{
-    evidence::{
-        Channel, Connection, PollFlags, ProcessLook, Runtime, Stdio, ThreadLook, TreeLook, Wait,
-    },
+    evidence::{Channel, Connection, PollFlags, ProcessLook, Runtime, ThreadLook, TreeLook, Wait},
     id::Pid,
 };
 use rustix::{
@@ -86,27 +84,25 @@ pub fn look(members: &[Member], channels: Channels) -> io::Result<ServerLook> {
         let descriptors = Descriptors::of(&process)?;
         all.push((*member, process, descriptors));
     }
-    let own: BTreeSet<_> = all.iter().flat_map(|(.., own)| own.channels()).collect();
-    let written: BTreeSet<_> = all.iter().flat_map(|(.., own)| own.written_pipes()).collect();
-    let mut peers = Peers::new(own, written);
-    let stdin = flags(&duplicate(&all, channels.stdin)?)?;
-    let stdout = flags(&duplicate(&all, channels.stdout)?)?;
-    let stdio = Stdio { stdin: (channels.stdin, stdin), stdout: (channels.stdout, stdout) };
+    let own = all.iter().flat_map(|(.., descriptors)| &descriptors.channels);
+    let mut peers = Peers::new(own.map(|own| (own.channel, own.is_write_only)));
+    let stdin = (channels.stdin, flags(&duplicate(&all, channels.stdin)?)?);
+    let stdout = (channels.stdout, flags(&duplicate(&all, channels.stdout)?)?);
     let mut processes = Vec::new();
-    for (member, process, descriptors) in &all {
+    for (member, process, descriptors) in all {
         processes.push(ProcessLook {
             pid: member.pid,
-            runtime: runtime(process),
+            runtime: runtime(&process),
             is_launcher: member.is_launcher,
-            threads: threads(process, member.pid)?,
-            epolls: descriptors.epolls(),
+            threads: threads(&process, member.pid)?,
             channels: descriptors.open_channels(&mut peers, member.pid, channels)?,
-            wakers: descriptors.wakers(),
-            locks: descriptors.locks(),
+            epolls: descriptors.epolls,
+            wakers: descriptors.wakers,
+            locks: descriptors.locks,
         });
     }
-    let tree = TreeLook { stdin: stdio.stdin, outputs: vec![stdout], processes };
-    Ok(ServerLook { connection: Connection::of(&stdio), tree })
+    let tree = TreeLook { stdin, outputs: vec![stdout.1], processes };
+    Ok(ServerLook { connection: Connection::of(stdin, stdout), tree })
 }
 
 /// Duplicates the descriptor of a channel, whichever process has it.

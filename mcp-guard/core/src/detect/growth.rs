@@ -4,9 +4,10 @@
 //! others may have ended meanwhile. Start times are enough for that, so nothing is remembered, a pace of one a
 //! minute and one of nine a day are the same, and a restart of the agent loses nothing but the ends before it.
 //!
-//! It catches a leak of any program that D does not count: `node FILE`, `python -m`, `uv run`, a browser, a Go binary. It must not be raised
-//! by a pool that starts at once and stays, by load that comes and goes, by servers that replace each other, or by a
-//! build. The height of which it warns is silent when it comes again, if it has once ended by itself.
+//! It catches a leak of any program that D does not count: `node FILE`, `python -m`, `uv run`, `docker run`, a
+//! browser, a Go binary. It must not be raised by a pool that starts at once and stays, by load that comes and goes,
+//! by servers that replace each other, or by a build. If a number of servers has been reached before and has fallen
+//! again by itself, reaching it again is no growth.
 //!
 //! The numbers: real leaks start 9 a day to 6 a minute, and end none. Forty users with a server each, or an
 //! autoscaler, stay below `act`.
@@ -41,7 +42,7 @@ pub fn look(
     limits: &Growth,
     room: Option<Room>,
 ) -> Option<Detection> {
-    // Ten copies of packages or images alone are a leak at every pace.
+    // D counts them: ten copies of a package are a leak at every pace.
     if identity.is_all_launched() {
         return None;
     }

@@ -58,13 +58,6 @@ impl PollFlags {
     }
 }
 
-/// A server's stdin and stdout, with what poll(2) says of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stdio {
-    pub stdin: (Channel, PollFlags),
-    pub stdout: (Channel, PollFlags),
-}
-
 /// Whether a server's client can reach it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connection {
@@ -78,11 +71,14 @@ pub enum Connection {
 }
 
 impl Connection {
-    /// Judges by the far ends. A pipe without a writer reports HUP, one without a reader ERR. A socket
-    /// whose peer does not write any more reports RDHUP, one whose peer is gone also HUP.
+    /// Judges by what poll(2) says of a server's stdin and stdout. A pipe without a writer reports
+    /// HUP, one without a reader ERR. A socket whose peer does not write any more reports RDHUP, one
+    /// whose peer is gone also HUP.
     #[must_use]
-    pub fn of(ends: &Stdio) -> Self {
-        let Stdio { stdin: (input, reads), stdout: (output, writes) } = *ends;
+    pub fn of(
+        (input, reads): (Channel, PollFlags),
+        (output, writes): (Channel, PollFlags),
+    ) -> Self {
         let has_writer = match input {
             Channel::Pipe(_) => !reads.has(PollFlags::HUP),
             Channel::Socket(_) => !reads.has(PollFlags::HUP) && !reads.has(PollFlags::RDHUP),
@@ -158,11 +154,9 @@ mod tests {
             ((Socket(1), 0x2011), (Socket(2), 0x2015), Disconnected),
             ((Socket(1), 0x2011), (Pipe(2), 0x8), Disconnected),
         ] {
-            let ends = Stdio {
-                stdin: (stdin.0, PollFlags(stdin.1)),
-                stdout: (stdout.0, PollFlags(stdout.1)),
-            };
-            assert_eq!(Connection::of(&ends), expected, "{ends:?}");
+            let [reads, writes] = [stdin.1, stdout.1].map(PollFlags);
+            let found = Connection::of((stdin.0, reads), (stdout.0, writes));
+            assert_eq!(found, expected, "{stdin:?} {stdout:?}");
         }
     }
 }

@@ -42,7 +42,7 @@ pub struct Identity {
     pub processes: usize,
     /// All live servers.
     pub(super) live: Ages<(TreeId, u64)>,
-    /// Those of launchers and container clients, by when they were last used, or started. Nothing else is certain to
+    /// Those of packages, by when they were last used, or started. Nothing else is certain to
     /// be a server, so nothing else is counted as a duplicate.
     idle: Ages<TreeId>,
     has_launched: bool,
@@ -79,13 +79,13 @@ impl Identity {
         self.live.len()
     }
 
-    /// Returns whether a launcher or a container client has started a server of it.
+    /// Returns whether it is that of a package.
     #[must_use]
     pub fn is_package(&self) -> bool {
         self.has_launched
     }
 
-    /// Counts the live servers of launchers and container clients that are at least `age` old, and were not used for
+    /// Counts the live servers of a package that are at least `age` old, and were not used for
     /// as long. Where use is not known, none was used.
     #[must_use]
     pub fn launched_idle(&self, now: Time, age: Duration) -> usize {
@@ -104,7 +104,7 @@ impl Identity {
         now.checked_before(age).map_or(0, |moment| self.live.until(moment))
     }
 
-    /// Returns whether launchers and container clients started all live servers.
+    /// Returns whether all live servers are of a package.
     #[must_use]
     pub fn is_all_launched(&self) -> bool {
         self.idle.len() == self.live.len()
@@ -116,7 +116,7 @@ impl Identity {
         self.live.nth_oldest(n)
     }
 
-    /// Counts the starts by launchers and container clients less than `age` ago.
+    /// Counts the starts of a package less than `age` ago.
     #[must_use]
     pub fn starts_within(&self, now: Time, age: Duration) -> usize {
         self.recent.len() - self.recent.partition_point(|start| now.since(*start) >= age)

@@ -16,77 +16,63 @@ use crate::host::{
 /// Most descriptors of a process that are looked at.
 const MAX: usize = 4096;
 
-pub struct Descriptors(Vec<Descriptor>);
-
-struct Descriptor {
-    fd: u32,
-    kind: Opened,
+#[derive(Default)]
+pub struct Descriptors {
+    pub channels: Vec<OwnChannel>,
+    pub epolls: Vec<EpollSet>,
+    pub wakers: Vec<Waker>,
+    pub locks: Vec<FileLock>,
 }
 
-enum Opened {
-    Channel { channel: Channel, is_write_only: bool },
-    Epoll(Vec<(u32, u64)>),
-    Waker(Waker),
-    File(Vec<FileLock>),
+/// A descriptor of a pipe or a socket.
+pub struct OwnChannel {
+    pub fd: u32,
+    pub channel: Channel,
+    /// It is the writing end of a pipe.
+    pub is_write_only: bool,
 }
 
 impl Descriptors {
     /// Reads them. One that is closed meanwhile is left out.
     pub fn of(process: &OpenProcess) -> io::Result<Self> {
-        let mut all = Vec::new();
+        let mut all = Self::default();
         for fd in process.descriptors(MAX)? {
-            match Descriptor::read(process, fd) {
-                Ok(Some(kind)) => all.push(Descriptor { fd, kind }),
-                Ok(None) => {}
-                Err(error) if process::is_gone(&error) => {}
-                Err(error) => return Err(error),
+            match all.add(process, fd) {
+                Err(error) if !process::is_gone(&error) => return Err(error),
+                Ok(()) | Err(_) => {}
             }
         }
-        Ok(Self(all))
+        Ok(all)
     }
 
-    /// Its pipes and sockets.
-    pub fn channels(&self) -> impl Iterator<Item = Channel> + '_ {
-        self.0.iter().filter_map(|one| match one.kind {
-            Opened::Channel { channel, .. } => Some(channel),
-            Opened::Epoll(_) | Opened::Waker(_) | Opened::File(_) => None,
-        })
+    fn add(&mut self, process: &OpenProcess, fd: u32) -> io::Result<()> {
+        let link = process.descriptor(fd)?;
+        if let Some(channel) = Channel::parse(&link) {
+            let is_pipe = matches!(channel, Channel::Pipe(_));
+            let is_write_only = is_pipe && fdinfo::is_write_only(&process.fdinfo(fd)?);
+            self.channels.push(OwnChannel { fd, channel, is_write_only });
+            return Ok(());
+        }
+        match link.as_str() {
+            "anon_inode:[eventpoll]" => {
+                let inodes = fdinfo::watched(&process.fdinfo(fd)?);
+                self.epolls.push(EpollSet { fd, inodes });
+            }
+            "anon_inode:[timerfd]" if !fdinfo::is_armed(&process.fdinfo(fd)?) => {}
+            "anon_inode:[timerfd]" => self.wakers.push(Waker::Timer),
+            "anon_inode:inotify" | "anon_inode:[fanotify]" => self.wakers.push(Waker::Files),
+            "anon_inode:[io_uring]" => self.wakers.push(Waker::IoUring),
+            path if path.starts_with('/') && !path.starts_with("/dev/") => {
+                self.locks.extend(fdinfo::locks(&process.fdinfo(fd)?, path));
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     /// Returns a descriptor of this channel.
     pub fn with(&self, wanted: Channel) -> Option<u32> {
-        let is_it = |one: &&Descriptor| match one.kind {
-            Opened::Channel { channel, .. } => channel == wanted,
-            Opened::Epoll(_) | Opened::Waker(_) | Opened::File(_) => false,
-        };
-        self.0.iter().find(is_it).map(|one| one.fd)
-    }
-
-    pub fn epolls(&self) -> Vec<EpollSet> {
-        let sets = self.0.iter().filter_map(|one| match &one.kind {
-            Opened::Epoll(watched) => {
-                let inodes = watched.iter().map(|(_, inode)| *inode).collect();
-                Some(EpollSet { fd: one.fd, inodes })
-            }
-            Opened::Channel { .. } | Opened::Waker(_) | Opened::File(_) => None,
-        });
-        sets.collect()
-    }
-
-    pub fn wakers(&self) -> Vec<Waker> {
-        let wakers = self.0.iter().filter_map(|one| match one.kind {
-            Opened::Waker(waker) => Some(waker),
-            Opened::Channel { .. } | Opened::Epoll(_) | Opened::File(_) => None,
-        });
-        wakers.collect()
-    }
-
-    pub fn locks(&self) -> Vec<FileLock> {
-        let locks = self.0.iter().filter_map(|one| match &one.kind {
-            Opened::File(locks) => Some(locks.iter().copied()),
-            Opened::Channel { .. } | Opened::Epoll(_) | Opened::Waker(_) => None,
-        });
-        locks.flatten().collect()
+        self.channels.iter().find(|own| own.channel == wanted).map(|own| own.fd)
     }
 
     pub fn open_channels(
@@ -95,52 +81,17 @@ impl Descriptors {
         pid: Pid,
         stdio: Channels,
     ) -> io::Result<Vec<OpenChannel>> {
-        let mut all = Vec::new();
-        for Descriptor { fd, kind } in &self.0 {
-            let Opened::Channel { channel, is_write_only } = kind else { continue };
-            let peer = match *channel {
+        let open = |&OwnChannel { fd, channel, is_write_only }: &OwnChannel| {
+            let peer = match channel {
                 // The client is at the other end, or nothing arrives at all.
                 stdin if stdin == stdio.stdin => PeerIs::Outside,
                 stdout if stdout == stdio.stdout => PeerIs::Nobody,
-                Channel::Pipe(_) if *is_write_only => PeerIs::Nobody,
+                Channel::Pipe(_) if is_write_only => PeerIs::Nobody,
                 Channel::Pipe(inode) => peers.of_pipe(inode),
                 Channel::Socket(inode) => peers.of_socket(pid, inode)?,
             };
-            all.push(OpenChannel { fd: *fd, channel: *channel, peer });
-        }
-        Ok(all)
-    }
-
-    /// The pipes of which it has a writing end.
-    pub fn written_pipes(&self) -> impl Iterator<Item = u64> + '_ {
-        self.0.iter().filter_map(|one| match one.kind {
-            Opened::Channel { channel: Channel::Pipe(inode), is_write_only: true } => Some(inode),
-            Opened::Channel { .. } | Opened::Epoll(_) | Opened::Waker(_) | Opened::File(_) => None,
-        })
-    }
-}
-
-impl Descriptor {
-    fn read(process: &OpenProcess, fd: u32) -> io::Result<Option<Opened>> {
-        let link = process.descriptor(fd)?;
-        if let Some(channel) = Channel::parse(&link) {
-            let is_pipe = matches!(channel, Channel::Pipe(_));
-            let is_write_only = is_pipe && fdinfo::is_write_only(&process.fdinfo(fd)?);
-            return Ok(Some(Opened::Channel { channel, is_write_only }));
-        }
-        Ok(match link.as_str() {
-            "anon_inode:[eventpoll]" => Some(Opened::Epoll(fdinfo::watched(&process.fdinfo(fd)?))),
-            "anon_inode:[timerfd]" => {
-                let is_armed = fdinfo::is_armed(&process.fdinfo(fd)?);
-                is_armed.then_some(Opened::Waker(Waker::Timer))
-            }
-            "anon_inode:inotify" | "anon_inode:[fanotify]" => Some(Opened::Waker(Waker::Files)),
-            "anon_inode:[io_uring]" => Some(Opened::Waker(Waker::IoUring)),
-            path if path.starts_with('/') && !path.starts_with("/dev/") => {
-                let locks: Vec<_> = fdinfo::locks(&process.fdinfo(fd)?, path).collect();
-                (!locks.is_empty()).then_some(Opened::File(locks))
-            }
-            _ => None,
-        })
+            Ok(OpenChannel { fd, channel, peer })
+        };
+        self.channels.iter().map(open).collect()
     }
 }

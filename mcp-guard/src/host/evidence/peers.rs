@@ -17,14 +17,22 @@ use crate::host::{
 pub struct Peers {
     /// All pipes and sockets of the server.
     own: BTreeSet<Channel>,
-    /// The pipes of which it has a writing end.
+    /// The pipes that it can write to.
     written: BTreeSet<u64>,
     /// The sockets of the network namespace that was read last, and the process in it.
     known: Option<(Pid, net::Sockets, UnixDiag)>,
 }
 
 impl Peers {
-    pub fn new(own: BTreeSet<Channel>, written: BTreeSet<u64>) -> Self {
+    /// `all`: the pipes and sockets of all its processes, and whether each is the writing end of a pipe.
+    pub fn new(all: impl Iterator<Item = (Channel, bool)>) -> Self {
+        let (mut own, mut written) = (BTreeSet::new(), BTreeSet::new());
+        for (channel, is_write_only) in all {
+            own.insert(channel);
+            if is_write_only {
+                written.insert(channel.inode());
+            }
+        }
         Self { own, written, known: None }
     }
 

@@ -12,7 +12,10 @@ use std::{
 use mcp_guard_core::refusal::BystanderFacts;
 
 use super::Look;
+use crate::host::cgroup::Cgroup;
 
+/// How long the thread that needs a look takes it itself.
+const BRIEF: Duration = Duration::from_millis(10);
 /// How long one look goes on before it is the turn of the next.
 const SLICE: Duration = Duration::from_millis(20);
 
@@ -31,9 +34,28 @@ impl LookThread {
         Ok(Self(looks))
     }
 
-    /// Ends a look. `done` gets what was found, on that thread.
-    pub fn end(&self, look: Look, done: impl FnOnce(io::Result<BystanderFacts>) + Send + 'static) {
-        if let Err(unsent) = self.0.send((look, Box::new(done))) {
+    /// Looks at a cgroup. `None` if it is large: the look then goes on on the other thread, and `done` gets
+    /// what is found, there.
+    pub fn look(
+        &self,
+        cgroup: &Cgroup,
+        done: impl FnOnce(io::Result<BystanderFacts>) + Send + 'static,
+    ) -> Option<io::Result<BystanderFacts>> {
+        let end = Instant::now() + BRIEF;
+        let looked = Look::begin(cgroup)
+            .and_then(|mut look| Ok((look.go_on(&|| Instant::now() < end)?, look)));
+        match looked {
+            Ok((true, look)) => Some(Ok(look.into_facts())),
+            Ok((false, look)) => {
+                self.end(look, Box::new(done));
+                None
+            }
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    fn end(&self, look: Look, done: Done) {
+        if let Err(unsent) = self.0.send((look, done)) {
             let (_, done) = unsent.0;
             done(Err(io::Error::other("the thread that looks at cgroups is gone")));
         }

@@ -2,14 +2,13 @@
 
 use mcp_guard_core::evidence::FileLock;
 
-/// Returns what an epoll descriptor watches: descriptors with the inodes they had when they were added.
+/// Returns the inodes of the files that an epoll descriptor watches.
 #[must_use]
-pub fn watched(text: &str) -> Vec<(u32, u64)> {
+pub fn watched(text: &str) -> Vec<u64> {
     let one = |line: &str| {
         let mut words = line.strip_prefix("tfd:")?.split_whitespace();
-        let fd = words.next()?.parse().ok()?;
         let inode = words.find_map(|word| word.strip_prefix("ino:"))?;
-        Some((fd, u64::from_str_radix(inode, 16).ok()?))
+        u64::from_str_radix(inode, 16).ok()
     };
     text.lines().filter_map(one).collect()
 }
@@ -54,8 +53,8 @@ mod tests {
         let text = "pos:\t0\nflags:\t02000002\nmnt_id:\t16\nino:\t1064\n\
             tfd:        0 events:       19 data:                0  pos:0 ino:dcfeb sdev:f\n\
             tfd:       12 events:       19 data:                c  pos:0 ino:428 sdev:e\n\
-            tfd:        x events:       19 data: 0 pos:0 ino:1 sdev:e\ntfd: 3\n";
-        assert_eq!(watched(text), [(0, 905_195), (12, 0x428)]);
+            tfd:       13 events:       19 data: 0 pos:0 ino:x sdev:e\ntfd: 3\n";
+        assert_eq!(watched(text), [905_195, 0x428]);
     }
 
     #[test]
