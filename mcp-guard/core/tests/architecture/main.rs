@@ -116,3 +116,23 @@ fn only_the_executors_steps_write_to_cgroups() {
         }
     }
 }
+
+/// A module is in `name.rs`, and those below it in `name/`. A test of several files begins in
+/// `name/main.rs`.
+#[test]
+fn modules_have_one_style() {
+    let folders = [
+        "fuzz/fuzz_targets",
+        "mcp-guard/core",
+        "mcp-guard/src",
+        "mcp-guard-common/src",
+        "mcp-guard-ebpf/src",
+        "tests",
+        "xtask/src",
+    ];
+    for (path, text) in folders.into_iter().flat_map(|folder| sources(&repository().join(folder))) {
+        assert!(!path.ends_with("mod.rs"), "{}", path.display());
+        let declares_path = text.lines().any(|line| line.trim_start().starts_with("#[path"));
+        assert!(!declares_path, "{} has #[path]", path.display());
+    }
+}

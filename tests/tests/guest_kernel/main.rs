@@ -4,9 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
-#[path = "guest_kernel/lsm.rs"]
 mod lsm;
-#[path = "guest_kernel/programs.rs"]
 mod programs;
 
 use std::{

@@ -1,9 +1,7 @@
 //! Which limit wins when two disagree, as stories with times: the table of `limits` row by row, and every
 //! order in which two events can meet.
 
-mod limits {
-    pub mod orders;
-    pub mod repair;
-    pub mod rows;
-    pub mod world;
-}
+mod orders;
+mod repair;
+mod rows;
+mod world;

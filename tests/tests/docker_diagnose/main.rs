@@ -2,13 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
-#[path = "docker_diagnose/above.rs"]
 mod above;
-#[path = "docker_diagnose/charged.rs"]
 mod charged;
-#[path = "docker_diagnose/file.rs"]
 mod file;
-#[path = "docker_diagnose/hostile.rs"]
 mod hostile;
 
 use std::{
