@@ -125,8 +125,8 @@ enum Verb {
         /// Run every check, but do not act.
         #[arg(long)]
         dry_run: bool,
-        /// Act although the target contains this process, the one that the refusal names: a process that runs
-        /// containers, or one of a guest. It, or the whole guest, is then acted on too.
+        /// Act even though the target contains process PID, which an earlier refusal has named. It runs
+        /// containers, or belongs to a guest. That process, or the whole guest, is then acted on too.
         #[arg(long, value_name = "PID")]
         despite: Option<u32>,
     },
@@ -146,8 +146,8 @@ enum Verb {
         /// Run every check, but do not act.
         #[arg(long)]
         dry_run: bool,
-        /// Act although the target contains this process, the one that the refusal names: a process that runs
-        /// containers, or one of a guest. It, or the whole guest, is then acted on too.
+        /// Act even though the target contains process PID, which an earlier refusal has named. It runs
+        /// containers, or belongs to a guest. That process, or the whole guest, is then acted on too.
         #[arg(long, value_name = "PID")]
         despite: Option<u32>,
     },

@@ -135,7 +135,7 @@ pub struct Burst {
     /// How old a server must be to count for `survivors`.
     #[serde(with = "DurationText")]
     pub survivor_age: Duration,
-    /// The number of starts per second at which the detector acts even without survivors, if the
+    /// The number of starts per second at which the detector acts even without enough `survivors`, if the
     /// rate lasts for `act_for`.
     pub act_rate: usize,
     /// How long the number of starts per second must stay at or above `act_rate`; 1s to 1min.

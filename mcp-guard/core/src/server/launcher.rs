@@ -28,9 +28,9 @@ pub struct Launcher {
     /// Options that take the next word as their value, which is then not the package.
     #[serde(default)]
     pub value_options: Vec<String>,
-    /// Options without a value. If you give this list, the package is unknown whenever an option on the
-    /// command line is in none of the lists, because the next word may be its value. If you do not
-    /// give it, an option that is in none of the lists counts as one without a value.
+    /// Options without a value. Without this list, an option that is in none of the four lists counts as
+    /// one without a value. With this list, the word after such an option may be its value, so the
+    /// package of that command line is unknown.
     #[serde(default)]
     pub flag_options: Option<Vec<String>>,
     /// Options with which the launcher only prints information and runs no package.
