@@ -103,6 +103,16 @@ impl Executor {
             Action::Warn { cause } => {
                 self.audit.write(Record::Warning { guard: held.subject.clone(), cause });
             }
+            Action::RefusalBegins { refusal } => {
+                let (guard, refused) = (held.subject.clone(), refusal.to_string());
+                tracing::warn!(name = guard.name, refused, "no response is possible");
+                self.audit.write(Record::RefusalStart { guard, refused });
+            }
+            Action::RefusalEnds => {
+                let guard = held.subject.clone();
+                tracing::info!(name = guard.name, "responses are possible again");
+                self.audit.write(Record::RefusalEnd { guard });
+            }
             Action::Contain(wanted) => self.check(order, held, AfterCheck::Contain(wanted)),
             Action::Refuse { response, mode, cause, refusal } => {
                 let detail = refusal.to_string();

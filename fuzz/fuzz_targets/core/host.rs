@@ -55,7 +55,7 @@ pub enum Event {
     Attach { guard: Option<u8>, pid: u8, program: Option<u8> },
     Totals { guard: u8, forks: u16, dropped: bool },
     Denials { guard: u8, count: u8 },
-    Standing { guard: u8, refused: bool },
+    Standing { guard: u8, refused: bool, asked: bool },
     Settle { order: u8, outcome: u8 },
     SettleAll,
     ThawedByOther { guard: u8 },
@@ -172,8 +172,8 @@ impl Host {
             Event::Denials { guard, count } => {
                 self.step(Input::Denials { guard: id(guard), count: count.into() });
             }
-            Event::Standing { guard, refused } => {
-                self.step(Input::Standing { guard: id(guard), refusal: rule(refused) });
+            Event::Standing { guard, refused, asked } => {
+                self.step(Input::Standing { guard: id(guard), refusal: rule(refused), asked });
             }
             Event::Settle { order, outcome } => {
                 if !self.orders.is_empty() {
@@ -389,6 +389,8 @@ impl Host {
                 outcome
             }
             Action::Warn { .. }
+            | Action::RefusalBegins { .. }
+            | Action::RefusalEnds
             | Action::Loosen { .. }
             | Action::WriteLimit { .. }
             | Action::LeaveLimit { .. } => outcome,
@@ -414,7 +416,11 @@ impl Host {
                         matches!(order.action, Action::Contain(_) | Action::WriteLimit { .. });
                     let is_refused = stays_refused && refused.contains(&order.guard);
                     assert!(!(changes && is_refused), "a refused guard: {order:?}");
-                    if !matches!(order.action, Action::Warn { .. }) {
+                    let is_record = matches!(
+                        order.action,
+                        Action::Warn { .. } | Action::RefusalBegins { .. } | Action::RefusalEnds
+                    );
+                    if !is_record {
                         self.orders.push(order);
                     }
                 }

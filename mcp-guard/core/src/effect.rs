@@ -87,10 +87,11 @@ pub enum Input {
         guard: GuardId,
         count: u64,
     },
-    /// The bystander rules were checked again.
+    /// The bystander rules were checked again. `asked`: for an operator who waits for an answer.
     Standing {
         guard: GuardId,
         refusal: Option<Refusal>,
+        asked: bool,
     },
     /// The outcome of an order.
     Settled(Settled),
@@ -195,7 +196,8 @@ pub enum Effect {
     Log { guard: GuardId, message: String },
 }
 
-/// One task for the executor. It answers each order once with [`Settled`], except [`Action::Warn`].
+/// One task for the executor. It answers each order once with [`Settled`], except those that only
+/// write a record: [`Action::Warn`], [`Action::RefusalBegins`] and [`Action::RefusalEnds`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Order {
     pub ticket: Ticket,
@@ -210,6 +212,11 @@ pub enum Action {
     Warn {
         cause: Cause,
     },
+    /// From now on, a bystander rule forbids every response.
+    RefusalBegins {
+        refusal: Refusal,
+    },
+    RefusalEnds,
     Contain(Containment),
     /// A decision that a bystander rule forbids.
     Refuse {

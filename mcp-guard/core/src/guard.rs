@@ -1,6 +1,7 @@
 //! One guarded cgroup: its state, and the decisions about it.
 
 mod episodes;
+mod standing;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -78,6 +79,8 @@ pub struct Guard {
     /// The policy no longer names this guard.
     leaves: bool,
     pub refusal: Option<Refusal>,
+    /// When the reason for the refusal was last found.
+    refused_at: Time,
     pub registry: Registry,
     pub rates: Rates,
     /// Processes that were moved in from outside.
@@ -110,6 +113,7 @@ pub struct Guard {
 impl Guard {
     #[must_use]
     pub fn new(
+        now: Time,
         id: GuardId,
         name: String,
         terms: Terms,
@@ -124,6 +128,7 @@ impl Guard {
             limits: Limits::new(id),
             leaves: false,
             refusal,
+            refused_at: now,
             registry: Registry::default(),
             rates: Rates::default(),
             arrivals: 0,
@@ -294,15 +299,6 @@ impl Guard {
             Hold::Freeze => self.freeze,
             Hold::Clamp => self.clamp,
         }
-    }
-
-    /// Takes the current refusal. Once no rule forbids acting, refused responses are decided again.
-    pub fn standing(&mut self, refusal: Option<Refusal>) {
-        if self.refusal.is_some() && refusal.is_none() {
-            self.episodes.act_again(|_| true);
-            self.look_at_all_again();
-        }
-        self.refusal = refusal;
     }
 
     pub fn thawed_by_other(&mut self, now: Time, respond: &Respond, out: &mut Outbox<'_>) {

@@ -23,6 +23,14 @@ pub fn room_for(tasks: u64, servers: u64, headroom: u64) -> u64 {
     tasks.saturating_add(servers.saturating_mul(POOL)).saturating_add(headroom)
 }
 
+/// Returns the limit that a clamp writes over `found`, or `None` if that limit already leaves no more than
+/// the headroom. A clamp never raises a limit.
+#[must_use]
+pub fn clamped(found: Limit, tasks: u64, headroom: u64) -> Option<Limit> {
+    let room = Limit::Tasks(tasks.saturating_add(headroom));
+    (room < found).then_some(room)
+}
+
 /// A limit as the kernel writes it: a number or "max". It serializes the same way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Limit {
@@ -91,6 +99,21 @@ mod tests {
     fn every_number_is_below_max() {
         assert!(Limit::Tasks(u64::MAX) < Limit::Max);
         assert_eq!(Limit::Tasks(25).min(Limit::Max).tasks(), Some(25));
+    }
+
+    #[test]
+    fn a_clamp_only_lowers() {
+        for (found, tasks, headroom, expected) in [
+            (Limit::Max, 30, 20, Some(50)),
+            (Limit::Tasks(51), 30, 20, Some(50)),
+            (Limit::Tasks(50), 30, 20, None),
+            (Limit::Tasks(25), 30, 20, None),
+            (Limit::Tasks(31), 30, 0, Some(30)),
+            (Limit::Max, u64::MAX, 20, Some(u64::MAX)),
+        ] {
+            let expected = expected.map(Limit::Tasks);
+            assert_eq!(clamped(found, tasks, headroom), expected, "{found} {tasks} {headroom}");
+        }
     }
 
     #[test]

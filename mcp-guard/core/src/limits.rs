@@ -15,11 +15,13 @@
 //! (reading facts, asking an engine or systemd) is requested with an effect and answered with an
 //! input.
 
+mod forbidden;
 mod pacing;
 pub mod requests;
 
 use std::{collections::VecDeque, mem, time::Duration};
 
+pub use self::forbidden::{Forbidden, forbidden};
 use self::pacing::{Pacing, Ruling};
 use crate::{
     Time,

@@ -104,7 +104,7 @@ impl Core {
                 }
             }
             Input::Guarded { guard, name, terms, workload, refusal } => {
-                let new = Guard::new(guard, name, terms, workload, refusal);
+                let new = Guard::new(now, guard, name, terms, workload, refusal);
                 self.guards.insert(guard, new);
             }
             Input::Released { guard } => {
@@ -239,7 +239,7 @@ fn feed(guard: &mut Guard, now: Time, input: Input, world: World<'_>, out: &mut 
         Input::Baseline { processes, .. } => guard.registry.reconcile(now, processes, grammar),
         Input::Totals { totals, .. } => guard.totals(now, totals, policy, out),
         Input::Denials { count, .. } => guard.denials(count),
-        Input::Standing { refusal, .. } => guard.standing(refusal),
+        Input::Standing { refusal, asked, .. } => guard.standing(now, refusal, asked, out),
         Input::Settled(settled) => guard.settled(now, &settled, respond, out),
         Input::ThawedByOther { .. } => guard.thawed_by_other(now, respond, out),
         Input::UnclampedByOther { .. } => guard.unclamped_by_other(now, respond, out),

@@ -297,6 +297,7 @@ impl Run {
                 }
                 return;
             }
+            Action::RefusalBegins { .. } | Action::RefusalEnds => return,
             Action::Contain(done) => {
                 if let Some(detector) = done.cause.detector {
                     let (response, identity) = (done.response, done.cause.identity);

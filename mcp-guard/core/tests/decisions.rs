@@ -47,7 +47,7 @@ impl Story {
             next_pid: 100,
         };
         let terms = Terms { mode: Mode::Enforce, highest: Response::Kill, pids_limit: None };
-        let (name, workload) = ("story".into(), None);
+        let (name, workload) = ("story".into(), Some(Box::default()));
         story.step(Input::Guarded { guard: GUARD, name, terms, workload, refusal });
         story
     }
@@ -692,8 +692,32 @@ fn a_refused_response_is_decided_again_when_the_refusal_ends() {
     }
     story.wait(3);
     assert_eq!(story.contained(), []);
-    story.step(Input::Standing { guard: GUARD, refusal: None });
+    story.step(Input::Standing { guard: GUARD, refusal: None, asked: true });
     assert_eq!(story.contained(), [(Detector::Duplicates, Response::Clamp)]);
+}
+
+#[test]
+fn a_refusal_is_recorded_when_it_begins_and_when_its_reason_was_silent_for_a_while() {
+    let mut story = Story::new(QUICK);
+    let check = |story: &mut Story, found: bool, asked: bool| {
+        let refusal = found.then_some(Refusal::HoldsPid1);
+        story.step(Input::Standing { guard: GUARD, refusal, asked });
+        let is_record =
+            |action: &Action| matches!(action, Action::RefusalBegins { .. } | Action::RefusalEnds);
+        story.take().into_iter().filter(is_record).collect::<Vec<_>>()
+    };
+    assert_eq!(check(&mut story, false, false), []);
+    let begins = [Action::RefusalBegins { refusal: Refusal::HoldsPid1 }];
+    assert_eq!(check(&mut story, true, false), begins);
+    for seconds in [9, 5, 9] {
+        story.wait(seconds);
+        assert_eq!(check(&mut story, false, false), [], "silent for {seconds} s only");
+        assert_eq!(check(&mut story, true, false), []);
+    }
+    story.wait(10);
+    assert_eq!(check(&mut story, false, false), [Action::RefusalEnds]);
+    assert_eq!(check(&mut story, true, false), begins);
+    assert_eq!(check(&mut story, false, true), [Action::RefusalEnds], "an operator waits");
 }
 
 #[test]

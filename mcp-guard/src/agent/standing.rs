@@ -1,4 +1,4 @@
-//! Checks the bystander rules again while a guard lasts, and records when a refusal begins and ends.
+//! Checks the bystander rules again while a guard lasts. The core decides when a refusal begins and ends.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,7 +8,6 @@ use std::{
 
 use mcp_guard_core::{
     Time,
-    audit::Record,
     effect::{Input, Settled},
     id::{CgroupId, GuardId},
     incident::Outcome,
@@ -23,17 +22,8 @@ use crate::host::{cgroup::Cgroup, clock, facts::LookThread};
 const ALLOWED_AGAIN: Duration = Duration::from_secs(60);
 /// Interval between two checks of a guard that is refused, so that it is acted on soon after.
 const REFUSED_AGAIN: Duration = Duration::from_secs(1);
-/// A refusal ends when its reason was not seen for this time. A reason that comes and goes would
-/// otherwise fill the audit log.
-const SILENCE: Duration = Duration::from_secs(10);
 /// Most of the loop's time that the checks of one guard may take: one part in this many.
 const SHARE: u32 = 100;
-
-#[derive(Clone, Copy)]
-struct Judged {
-    next: Time,
-    refused_at: Option<Time>,
-}
 
 /// The end of a look on the other thread.
 pub(super) struct Looked {
@@ -45,7 +35,7 @@ pub(super) struct Looked {
 
 /// When each guard is checked again.
 pub(super) struct Standings {
-    guards: BTreeMap<GuardId, Judged>,
+    next: BTreeMap<GuardId, Time>,
     /// Guards that are being looked at on the other thread.
     under_way: BTreeSet<GuardId>,
     looks: LookThread,
@@ -54,7 +44,7 @@ pub(super) struct Standings {
 
 impl Standings {
     pub fn new(looks: LookThread, to_loop: UnboundedSender<Looked>) -> Self {
-        Self { guards: BTreeMap::new(), under_way: BTreeSet::new(), looks, to_loop }
+        Self { next: BTreeMap::new(), under_way: BTreeSet::new(), looks, to_loop }
     }
 
     /// Reads the facts of a cgroup. A large one is looked at on another thread, which ends with a
@@ -77,78 +67,56 @@ impl Standings {
     /// Notes the end of an order. If the executor refused it, the core does not know why yet.
     pub fn settled(&mut self, settled: &Settled) {
         if settled.outcome == Outcome::Refused
-            && let Some(standing) = self.guards.get_mut(&settled.guard)
+            && let Some(next) = self.next.get_mut(&settled.guard)
         {
-            standing.next = Time(0);
+            *next = Time(0);
         }
     }
 
     pub fn forget(&mut self, guard: GuardId) {
-        self.guards.remove(&guard);
+        self.next.remove(&guard);
     }
 
     /// Whether the guard must be checked. A new guard was checked when it began.
     fn is_due(&mut self, guard: GuardId, now: Time, is_refused: bool) -> bool {
-        let standing = self.guards.entry(guard).or_insert_with(|| {
+        let next = self.next.entry(guard).or_insert_with(|| {
             // Not all guards in the same turn.
-            let later = Duration::from_secs(1 + u64::from(guard.0) % ALLOWED_AGAIN.as_secs());
-            Judged { next: now.after(later), refused_at: is_refused.then_some(now) }
+            let own_place = Duration::from_secs(1 + u64::from(guard.0) % ALLOWED_AGAIN.as_secs());
+            now.after(if is_refused { REFUSED_AGAIN } else { own_place })
         });
-        standing.next <= now || (is_refused && standing.refused_at.is_none())
+        *next <= now
     }
 
     /// Notes a check that took `cost`.
     fn checked(&mut self, guard: GuardId, now: Time, is_refused: bool, cost: Duration) {
-        let before = self.guards.get(&guard).and_then(|standing| standing.refused_at);
-        let refused_at = if is_refused { Some(now) } else { before };
-        let again = if refused_at.is_some() { REFUSED_AGAIN } else { ALLOWED_AGAIN };
-        let next = now.after(again.max(cost * SHARE));
-        self.guards.insert(guard, Judged { next, refused_at });
-    }
-
-    /// Whether the reason was seen within [`SILENCE`].
-    fn was_seen(&self, guard: GuardId, now: Time) -> bool {
-        let at = self.guards.get(&guard).and_then(|standing| standing.refused_at);
-        at.is_some_and(|at| now.since(at) < SILENCE)
-    }
-
-    fn ended(&mut self, guard: GuardId, now: Time) {
-        if let Some(standing) = self.guards.get_mut(&guard) {
-            *standing = Judged { next: now.after(ALLOWED_AGAIN), refused_at: None };
-        }
+        let again = if is_refused { REFUSED_AGAIN } else { ALLOWED_AGAIN };
+        self.next.insert(guard, now.after(again.max(cost * SHARE)));
     }
 }
 
 impl Agent {
     /// Checks a guard, for an operator who waits.
     pub(super) fn judge_now(&mut self, guard: GuardId) {
-        if let Some(found) = self.judge(guard) {
-            self.stand(guard, found);
-        }
+        self.judge(guard, true);
     }
 
-    /// Checks a guard if it is time. A refusal that has begun may last for a while longer.
     pub(super) fn judge_if_due(&mut self, guard: GuardId, now: Time) {
         let is_refused = self.is_refused(guard);
-        if !self.standings.is_due(guard, now, is_refused) {
-            return;
-        }
-        if let Some(found) = self.judge(guard)
-            && (found.is_some() || !self.standings.was_seen(guard, now))
-        {
-            self.stand(guard, found);
+        if self.standings.is_due(guard, now, is_refused) {
+            self.judge(guard, false);
         }
     }
 
-    /// Returns what the rules say now; `None` if the cgroup cannot be checked.
-    fn judge(&mut self, guard: GuardId) -> Option<Option<Refusal>> {
-        let held = self.guards.get(guard)?;
+    /// Has the core take what the rules say now. It keeps the last word if the cgroup cannot be checked.
+    fn judge(&mut self, guard: GuardId, asked: bool) {
+        let Some(held) = self.guards.get(guard) else { return };
         let began = Instant::now();
         let facts = self.standings.look(guard, &held.cgroup);
-        let found = facts.as_ref().map(refusal);
-        let is_refused = matches!(found, Some(Some(_)));
-        self.standings.checked(guard, clock::now(), is_refused, began.elapsed());
-        found
+        let cost = began.elapsed();
+        if let Some(facts) = facts {
+            self.step(Input::Standing { guard, refusal: refusal(&facts), asked });
+        }
+        self.standings.checked(guard, clock::now(), self.is_refused(guard), cost);
     }
 
     /// Returns what the rules say about the cgroup of a new guard, as far as that is known at once.
@@ -162,38 +130,10 @@ impl Agent {
         self.standings.under_way.remove(&guard);
         let is_present = self.guards.get(guard).is_some_and(|held| held.cgroup.id() == cgroup);
         if let (true, Ok(facts)) = (is_present, found) {
-            let (now, found) = (clock::now(), refusal(&facts));
-            self.standings.checked(guard, now, found.is_some(), Duration::ZERO);
-            if found.is_some() || !self.standings.was_seen(guard, now) {
-                self.stand(guard, found);
-            }
+            self.step(Input::Standing { guard, refusal: refusal(&facts), asked: false });
+            let is_refused = self.is_refused(guard);
+            self.standings.checked(guard, clock::now(), is_refused, Duration::ZERO);
         }
-    }
-
-    fn stand(&mut self, guard: GuardId, found: Option<Refusal>) {
-        let now = clock::now();
-        if found.is_none() {
-            self.standings.ended(guard, now);
-        }
-        let was_refused = self.is_refused(guard);
-        if let Some(held) = self.guards.get(guard)
-            && !self.guards.is_by_hand(guard)
-        {
-            let subject = held.subject.clone();
-            match &found {
-                Some(refusal) if !was_refused => {
-                    let refused = refusal.to_string();
-                    tracing::warn!(name = subject.name, refused, "no response is possible");
-                    self.executor.audit.write(Record::RefusalStart { guard: subject, refused });
-                }
-                None if was_refused => {
-                    tracing::info!(name = subject.name, "responses are possible again");
-                    self.executor.audit.write(Record::RefusalEnd { guard: subject });
-                }
-                Some(_) | None => {}
-            }
-        }
-        self.step(Input::Standing { guard, refusal: found });
     }
 
     fn is_refused(&self, guard: GuardId) -> bool {
@@ -222,6 +162,8 @@ mod tests {
         let mut standings = standings();
         assert!(!standings.is_due(GUARD, at(0), false));
         assert!(standings.is_due(GUARD, at(2), false), "its own place within the minute");
+        standings.forget(GUARD);
+        assert!(!standings.is_due(GUARD, at(0), true) && standings.is_due(GUARD, at(1), true));
         standings.checked(GUARD, at(2), false, Duration::ZERO);
         assert!(!standings.is_due(GUARD, at(61), false) && standings.is_due(GUARD, at(62), false));
         standings.checked(GUARD, at(62), true, Duration::ZERO);
@@ -229,17 +171,6 @@ mod tests {
         standings.checked(GUARD, at(63), true, Duration::from_millis(500));
         assert!(!standings.is_due(GUARD, at(112), true), "a check that takes long is rare");
         assert!(standings.is_due(GUARD, at(113), true));
-    }
-
-    #[test]
-    fn a_refusal_ends_after_a_silence() {
-        let mut standings = standings();
-        standings.checked(GUARD, at(0), true, Duration::ZERO);
-        standings.checked(GUARD, at(1), false, Duration::ZERO);
-        assert!(standings.was_seen(GUARD, at(9)) && !standings.was_seen(GUARD, at(10)));
-        assert!(standings.is_due(GUARD, at(2), true), "still every second");
-        standings.ended(GUARD, at(10));
-        assert!(!standings.is_due(GUARD, at(69), false));
     }
 
     #[test]

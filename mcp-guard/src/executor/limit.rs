@@ -6,7 +6,7 @@ use mcp_guard_core::{
     diagnose::owner::Standing,
     incident::Outcome,
     limit::Limit,
-    refusal::refusal,
+    limits,
     repair::Write,
 };
 
@@ -164,16 +164,11 @@ pub fn forbids(held: &Held) -> Option<String> {
 
 fn forbidden(held: &Held, found: &FactsFound) -> Option<String> {
     match found {
-        Ok(facts) => refusal(facts)
-            .map(|refusal| refusal.to_string())
-            .or_else(|| steps::is_clamped(&held.cgroup).then(|| CLAMPED.to_owned())),
+        Ok(facts) => limits::forbidden(facts, steps::is_clamped(&held.cgroup))
+            .map(|forbidden| forbidden.to_string()),
         Err(error) => Some(format!("the cgroup cannot be checked: {error}; nothing was written")),
     }
 }
-
-const CLAMPED: &str = "mcp-guard has clamped it, and another limit would end the clamp but not the \
-                       leak; `mcp-guard thaw` restores the limit before the clamp, then this one can \
-                       be written";
 
 /// Returns why a unit's limit must not be written: it would also bind other cgroups of the unit.
 fn binds_more(write: &Write, held: &Held) -> Option<String> {

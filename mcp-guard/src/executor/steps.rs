@@ -10,7 +10,7 @@ use mcp_guard_core::{
     audit::LimitChange,
     id::{Incident, Pid, Ticks},
     incident::{Cause, Hold, Outcome},
-    limit::Limit,
+    limit::{Limit, clamped},
     policy::Mode,
 };
 
@@ -185,16 +185,9 @@ pub fn kill(cgroup: &Cgroup, mode: Mode) -> Step {
 
 /// Returns the limit that a clamp would find, and the one it would write.
 pub fn planned_clamp(cgroup: &Cgroup, headroom: u64) -> io::Result<LimitChange> {
-    let (found, wanted) = clamp_values(cgroup, headroom)?;
-    Ok(LimitChange { found: found.to_string(), wanted: wanted.to_string() })
-}
-
-/// Returns the current limit and the wanted one: the current tasks plus the headroom, but at most
-/// the current limit.
-fn clamp_values(cgroup: &Cgroup, headroom: u64) -> io::Result<(Limit, Limit)> {
     let found = cgroup.pids_max()?;
-    let room = Limit::Tasks(cgroup.pids_current()?.saturating_add(headroom));
-    Ok((found, room.min(found)))
+    let wanted = clamped(found, cgroup.pids_current()?, headroom).unwrap_or(found);
+    Ok(LimitChange { found: found.to_string(), wanted: wanted.to_string() })
 }
 
 pub fn clamp(cgroup: &Cgroup, headroom: u64, mode: Mode, mut mark: Mark) -> Step {
@@ -216,12 +209,12 @@ pub fn clamp(cgroup: &Cgroup, headroom: u64, mode: Mode, mut mark: Mark) -> Step
             let detail = format!("process {other} is outside the guard but shares its pids cgroup");
             return Ok(Step::Settled(Outcome::Refused, detail));
         }
-        let (found, wanted) = clamp_values(cgroup, headroom)?;
-        if wanted == found {
+        let found = cgroup.pids_max()?;
+        let Some(wanted) = clamped(found, cgroup.pids_current()?, headroom) else {
             return Ok(not_ours(&format!(
                 "pids.max {found} already leaves no more than the headroom"
             )));
-        }
+        };
         if mode == Mode::Observe {
             let detail = format!("would write {wanted} to pids.max, now {found}");
             return Ok(Step::Settled(Outcome::WouldDo, detail));

@@ -28,6 +28,21 @@ fn our_clamp_stays_in_force_until_it_is_removed() {
     assert_eq!(world.in_force, Limit::Tasks(60), "the request made meanwhile");
 }
 
+/// Many tasks run, so that the clamp is above every limit that is wanted, and is no brake.
+#[test]
+fn a_clamp_above_the_wanted_limit_stays_in_force_too() {
+    let mut world = World::leaking(Some(90), Some(200));
+    world.clamps_to = Limit::Tasks(150);
+    world.settle_clamp(Outcome::Done);
+    world.ask(60, PolicyThen::Said(Some(90)));
+    world.step(Input::Declared { guard: GUARD, limit: Some(70) });
+    world.wait(30);
+    assert_eq!((world.in_force, world.written.len()), (Limit::Tasks(150), 0));
+    world.thaw();
+    world.wait(30);
+    assert_eq!(world.in_force, Limit::Tasks(60), "the request made meanwhile");
+}
+
 /// A freeze lowers the limit until it ends, and its outcome may take long.
 #[test]
 fn no_limit_is_written_during_a_freeze_and_its_own_limit_is_no_brake() {
@@ -110,6 +125,11 @@ fn the_policy_overrides_the_limit_that_the_engine_stores() {
     world.step(Input::Declared { guard: GUARD, limit: Some(150) });
     world.wait(5);
     assert_eq!((world.stored, world.in_force), (Some(90), Limit::Tasks(90)));
+    (world.stored, world.in_force) = (Some(50), Limit::Tasks(50));
+    world.step(Input::Declared { guard: GUARD, limit: Some(50) });
+    world.wait(5);
+    let now = (world.stored, world.in_force, world.wanted());
+    assert_eq!(now, (Some(50), Limit::Tasks(50), Some(90)), "a lower limit is a brake");
 }
 
 #[test]
@@ -223,10 +243,10 @@ fn an_agent_in_observe_mode_keeps_a_request() {
 fn no_limit_is_written_while_the_guard_is_refused() {
     let mut world = World::new(Some(90), None);
     let refusal = Some(Refusal::HoldsPid1);
-    world.step(Input::Standing { guard: GUARD, refusal });
+    world.step(Input::Standing { guard: GUARD, refusal, asked: true });
     world.wait(30);
     assert_eq!(world.written.len(), 0);
-    world.step(Input::Standing { guard: GUARD, refusal: None });
+    world.step(Input::Standing { guard: GUARD, refusal: None, asked: true });
     world.wait(30);
     assert_eq!(world.in_force, Limit::Tasks(90));
 }
@@ -460,11 +480,11 @@ fn the_second_of_two_writes_is_not_made_over_a_clamp_or_against_a_rule() {
             world.settle_clamp(Outcome::Done);
         } else {
             let refusal = Some(Refusal::HoldsPid1);
-            world.step(Input::Standing { guard: GUARD, refusal });
+            world.step(Input::Standing { guard: GUARD, refusal, asked: true });
         }
         world.answer();
         assert!(world.waiting.is_empty(), "clamped: {is_clamp}");
-        world.step(Input::Standing { guard: GUARD, refusal: None });
+        world.step(Input::Standing { guard: GUARD, refusal: None, asked: true });
         world.thaw();
         world.wait(30);
         assert_eq!(world.in_force, Limit::Tasks(90));

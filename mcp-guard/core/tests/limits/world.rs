@@ -12,27 +12,35 @@ use mcp_guard_core::{
     id::{GuardId, Pid, RequestId, Ticket},
     incident::{Hold, Outcome},
     limit::Limit,
-    policy::{Policy, Response, Workload},
+    policy::{Mode, Policy, Response, Workload},
     repair::Write,
 };
 
 pub const GUARD: GuardId = GuardId(3);
-/// The limit that our clamp writes here.
+/// The limit that our clamp writes here, unless a test sets [`World::clamps_to`].
 pub const CLAMP: Limit = Limit::Tasks(30);
+/// The limit of another program that is a brake: it is below every limit that is wanted here.
+pub const BRAKE: Limit = Limit::Tasks(40);
+/// The limit that a slow freeze leaves.
+const BESIDE_FREEZE: Limit = Limit::Tasks(10);
 const ID: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 
-/// Three servers of one package are duplicates after two seconds.
-const DETECT: &str =
-    "[detect.duplicates]\nwarn = 2\nwarn_age = \"1s\"\nact = 3\nact_age = \"2s\"\n";
+/// Three servers of one package are duplicates after two seconds, and a clamp lasts a minute.
+const RULES: &str = "[detect.duplicates]\nwarn = 2\nwarn_age = \"1s\"\nact = 3\nact_age = \"2s\"\n\
+                     [respond]\nclamp_lease = \"1m\"\n";
 
 /// Returns a policy in enforce mode with this `pids_limit`.
 pub fn policy(pids_limit: Option<u64>) -> Box<Policy> {
     policy_of("enforce", pids_limit)
 }
 
+pub fn observing_policy(pids_limit: Option<u64>) -> Box<Policy> {
+    policy_of("observe", pids_limit)
+}
+
 fn policy_of(mode: &str, pids_limit: Option<u64>) -> Box<Policy> {
     let limit = pids_limit.map_or_else(String::new, |limit| format!("pids_limit = {limit}\n"));
-    let text = format!("mode = \"{mode}\"\n{DETECT}[[guard]]\nname = \"*\"\n{limit}");
+    let text = format!("mode = \"{mode}\"\n{RULES}[[guard]]\nname = \"*\"\n{limit}");
     Box::new(Policy::parse(&text).expect("valid"))
 }
 
@@ -111,11 +119,13 @@ pub fn of_old_docker(mut facts: Facts) -> Facts {
 }
 
 /// A request of the core that waits for an answer.
+#[derive(Clone)]
 pub enum Asked {
     Facts(Ticket),
     Write(Ticket, Write),
 }
 
+#[derive(Clone)]
 pub struct World {
     pub core: Core,
     pub now: Time,
@@ -144,8 +154,15 @@ pub struct World {
     pub disowned: usize,
     /// Writes for a container that is gone.
     stale: Vec<Ticket>,
+    pub clamps_to: Limit,
     /// The limit that our clamp replaced, while the cgroup's mark says that the clamp is in force.
     found: Option<Limit>,
+    /// The limit before a slow freeze, until another program writes one or the freeze ends.
+    unfrozen: Option<Limit>,
+    /// The last limit of another program.
+    pub others: Limit,
+    /// It is in force, and is a brake.
+    pub braked: bool,
     /// A clamp that is ordered and has no outcome yet.
     pub clamp: Option<Ticket>,
 }
@@ -157,7 +174,7 @@ impl World {
     }
 
     pub fn observing(pids_limit: Option<u64>, stored: Option<u64>) -> Self {
-        Self::with(policy_of("observe", pids_limit), stored)
+        Self::with(observing_policy(pids_limit), stored)
     }
 
     fn with(policy: Box<Policy>, stored: Option<u64>) -> Self {
@@ -181,7 +198,11 @@ impl World {
             logged: Vec::new(),
             disowned: 0,
             stale: Vec::new(),
+            clamps_to: CLAMP,
             found: None,
+            unfrozen: None,
+            others: Limit::Max,
+            braked: false,
             clamp: None,
         };
         let (name, workload, refusal) = ("gateway".to_owned(), Some(Box::new(workload)), None);
@@ -227,26 +248,38 @@ impl World {
             }
             Action::WriteLimit { write, .. } => {
                 assert!(!self.is_clamped(), "no limit is written over our clamp");
+                assert!(!self.is_frozen(), "no limit is written during a freeze");
+                let guard = self.core.guard(GUARD).expect("guarded");
+                assert!(guard.refusal.is_none(), "no limit is written against a rule");
+                assert_eq!(guard.terms.mode, Mode::Enforce, "observing writes nothing");
+                assert!(!self.braked, "no limit is written over a brake");
                 self.waiting.push(Asked::Write(*ticket, write.clone()));
             }
             Action::LeaveLimit { outcome, detail, .. } => {
                 self.left.push((*outcome, detail.clone()))
             }
             Action::Release { hold: Hold::Clamp, .. } => {
-                if let Some(found) = self.found.take() {
-                    self.in_force = found;
+                // A limit of another program stays.
+                let is_ours = self.unfrozen() == self.clamps_to;
+                if let Some(found) = self.found.take().filter(|_| is_ours) {
+                    *self.unfrozen.as_mut().unwrap_or(&mut self.in_force) = found;
                 }
             }
-            Action::Disown { .. } => {
-                self.found = None;
+            Action::Release { hold: Hold::Freeze, .. } => self.allow_growth(),
+            Action::Disown { hold, .. } => {
                 self.disowned += 1;
+                match hold {
+                    Hold::Freeze => self.allow_growth(),
+                    Hold::Clamp => self.found = None,
+                }
             }
             Action::Contain(_)
             | Action::Warn { .. }
+            | Action::RefusalBegins { .. }
+            | Action::RefusalEnds
             | Action::Refuse { .. }
             | Action::Renew { .. }
-            | Action::Loosen { .. }
-            | Action::Release { .. } => {}
+            | Action::Loosen { .. } => {}
         }
     }
 
@@ -255,13 +288,41 @@ impl World {
         self.core.guard(GUARD).is_some_and(|guard| guard.lease(Hold::Clamp).is_some())
     }
 
+    fn is_frozen(&self) -> bool {
+        self.core.guard(GUARD).is_some_and(|guard| guard.lease(Hold::Freeze).is_some())
+    }
+
     pub fn settle_clamp(&mut self, outcome: Outcome) {
         let Some(ticket) = self.clamp.take() else { return };
         if outcome == Outcome::Done {
-            self.found = Some(self.in_force);
-            self.in_force = CLAMP;
+            // Beneath a freeze, the clamp is in force once the freeze has ended.
+            let now = self.unfrozen.as_mut().unwrap_or(&mut self.in_force);
+            self.found = Some(*now);
+            *now = self.clamps_to;
         }
         self.settle(ticket, outcome);
+    }
+
+    /// Another program writes the limit.
+    pub fn write(&mut self, limit: Limit) {
+        self.write_ourselves(limit);
+        (self.others, self.braked) = (limit, limit == BRAKE);
+    }
+
+    fn write_ourselves(&mut self, limit: Limit) {
+        (self.unfrozen, self.in_force, self.braked) = (None, limit, false);
+    }
+
+    /// A freeze ends.
+    fn allow_growth(&mut self) {
+        if let Some(before) = self.unfrozen.take() {
+            self.in_force = before;
+        }
+    }
+
+    /// Returns the limit that is in force without our freeze.
+    fn unfrozen(&self) -> Limit {
+        self.unfrozen.unwrap_or(self.in_force)
     }
 
     fn settle(&mut self, ticket: Ticket, outcome: Outcome) {
@@ -280,9 +341,13 @@ impl World {
 
     /// One second passes, and the agent checks the limit. Waiting requests get no answer.
     pub fn look(&mut self) {
-        self.now = self.now.after(Duration::from_secs(1));
+        self.look_after(1);
+    }
+
+    pub fn look_after(&mut self, seconds: u64) {
+        self.now = self.now.after(Duration::from_secs(seconds));
         self.step(Input::Totals { guard: GUARD, totals: Totals::default() });
-        if self.is_clamped() && self.in_force != CLAMP {
+        if self.is_clamped() && self.unfrozen() != self.clamps_to {
             self.step(Input::UnclampedByOther { guard: GUARD });
         }
         self.step(Input::LimitSeen { guard: GUARD, seen: self.seen() });
@@ -313,9 +378,14 @@ impl World {
                 }
                 match write {
                     Write::Docker { limit } => {
-                        (self.stored, self.in_force) = (Some(limit), Limit::Tasks(limit));
+                        self.stored = Some(limit);
+                        self.write_ourselves(Limit::Tasks(limit));
                     }
-                    Write::PidsMax { limit } => self.in_force = Limit::Tasks(limit),
+                    // The executor checks again, right before it writes.
+                    Write::PidsMax { .. } if self.is_clamped() => {
+                        return self.settle(ticket, Outcome::NotOurs);
+                    }
+                    Write::PidsMax { limit } => self.write_ourselves(Limit::Tasks(limit)),
                     // The processes are in a cgroup below the unit's, which this write does not change.
                     Write::TasksMax { .. } => {}
                     Write::Podman { .. } => panic!("it is a Docker container"),
@@ -345,8 +415,8 @@ impl World {
                 self.stale.push(*ticket);
             }
         }
-        (self.in_force, self.stored, self.request, self.found) = (Limit::Max, None, None, None);
-        self.clamp = None;
+        (self.stored, self.request, self.found, self.clamp) = (None, None, None, None);
+        self.write(Limit::Max);
         let workload = Workload { name: guard.name.clone(), ..Workload::default() };
         let (name, terms, refusal) = (guard.name, guard.terms, None);
         let workload = Some(Box::new(workload));
@@ -366,6 +436,23 @@ impl World {
     pub fn freeze(&mut self) {
         let lease = Duration::from_secs(3600);
         self.operator(OperatorRequest::Freeze { lease, dry_run: false, despite: None });
+    }
+
+    /// Freezes for a minute, slowly, so that the limit is lowered beside it.
+    pub fn freeze_slowly(&mut self) {
+        let lease = Duration::from_secs(60);
+        self.operator(OperatorRequest::Freeze { lease, dry_run: false, despite: None });
+        if self.is_frozen() && self.unfrozen.is_none() && BESIDE_FREEZE < self.in_force {
+            self.unfrozen = Some(self.in_force);
+            self.in_force = BESIDE_FREEZE;
+        }
+    }
+
+    /// The servers that leaked end.
+    pub fn leak_ends(&mut self) {
+        for pid in (100..103).map(Pid) {
+            self.step(Input::Exit { guard: GUARD, pid, code: 0 });
+        }
     }
 
     fn operator(&mut self, request: OperatorRequest) {

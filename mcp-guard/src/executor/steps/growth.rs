@@ -7,7 +7,7 @@ use std::io;
 use mcp_guard_core::{
     Time,
     incident::{Hold, Outcome},
-    limit::Limit,
+    limit::{Limit, clamped},
     policy::Mode,
 };
 
@@ -51,10 +51,9 @@ fn lower(cgroup: &Cgroup) -> io::Result<String> {
     if let Some(other) = super::bystander(cgroup)? {
         return Ok(format!("pids.max is not lowered: process {other} outside the guard shares it"));
     }
-    let wanted = Limit::Tasks(cgroup.pids_current()?);
-    if now <= wanted {
+    let Some(wanted) = clamped(now, cgroup.pids_current()?, 0) else {
         return Ok(format!("pids.max {now} already leaves no room"));
-    }
+    };
     new.before = clamp.is_some().then(|| now.to_string());
     new.wrote = Some(wanted.to_string());
     mark::write(dir, Hold::Clamp, &new)?;
@@ -81,11 +80,10 @@ pub fn clamp_beneath(
     mode: Mode,
 ) -> io::Result<Step> {
     let found = beside.found.as_deref().and_then(Limit::parse).unwrap_or(Limit::Max);
-    let wanted = Limit::Tasks(cgroup.pids_current()?.saturating_add(headroom)).min(found);
-    if wanted == found {
+    let Some(wanted) = clamped(found, cgroup.pids_current()?, headroom) else {
         let detail = format!("pids.max {found} already leaves no more than the headroom");
         return Ok(super::not_ours(&detail));
-    }
+    };
     if mode == Mode::Observe {
         let detail = format!("would write {wanted} to pids.max, {found} before a freeze");
         return Ok(Step::Settled(Outcome::WouldDo, detail));

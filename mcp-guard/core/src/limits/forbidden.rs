@@ -1,0 +1,54 @@
+//! Whether a limit may be written at all. This is asked on fresh facts right before each write, by the
+//! agent and by `mcp-guard repair`.
+
+use std::fmt;
+
+use crate::refusal::{BystanderFacts, Refusal, refusal};
+
+/// Why no limit of a cgroup is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Forbidden {
+    Bystander(Refusal),
+    /// A clamp of ours is in force.
+    Clamped,
+}
+
+impl fmt::Display for Forbidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bystander(refusal) => refusal.fmt(f),
+            Self::Clamped => f.write_str(
+                "mcp-guard has clamped it, and another limit would end the clamp but not the leak; \
+                 `mcp-guard thaw` restores the limit before the clamp, then this one can be written",
+            ),
+        }
+    }
+}
+
+/// Returns why no limit may be written, or `None` if it may. `is_clamped`: a clamp is in force, of this
+/// process or another one of ours. The limit beside a freeze is no clamp.
+#[must_use]
+pub fn forbidden(facts: &BystanderFacts, is_clamped: bool) -> Option<Forbidden> {
+    let refused = refusal(facts).map(Forbidden::Bystander);
+    refused.or_else(|| is_clamped.then_some(Forbidden::Clamped))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_clamp_overrides_a_repair_by_hand() {
+        let facts =
+            BystanderFacts { path: "/x".into(), own: "/agent".into(), ..Default::default() };
+        assert_eq!(forbidden(&facts, true), Some(Forbidden::Clamped));
+        assert_eq!(forbidden(&facts, false), None);
+    }
+
+    #[test]
+    fn a_rule_is_named_before_a_clamp_that_a_thaw_would_end() {
+        let facts = BystanderFacts { holds_pid_1: true, path: "/x".into(), ..Default::default() };
+        let refused = Some(Forbidden::Bystander(Refusal::HoldsPid1));
+        assert_eq!((forbidden(&facts, true), forbidden(&facts, false)), (refused.clone(), refused));
+    }
+}
