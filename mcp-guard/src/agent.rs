@@ -13,20 +13,15 @@ mod rescan;
 mod standing;
 mod start;
 mod turn;
+mod unguarded;
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    panic::AssertUnwindSafe,
-    path::PathBuf,
-    time::Duration,
-};
+use std::{collections::VecDeque, panic::AssertUnwindSafe, path::PathBuf, time::Duration};
 
 use futures_util::FutureExt as _;
 use mcp_guard_core::{
     Core, Time,
     audit::Record,
     effect::{Effect, Input, Settled},
-    id::CgroupId,
     incident::End,
     policy::Policy,
 };
@@ -36,7 +31,6 @@ use tokio::{io::unix::AsyncFd, signal::unix::Signal, sync::mpsc};
 use self::{
     askers::Askers,
     counting::Counting,
-    guarding::{Disbelieved, Unguardable},
     known::KnownEngines,
     limits::Upkeep,
     notify::Notify,
@@ -44,6 +38,7 @@ use self::{
     rescan::{Reading, Rescans},
     standing::{Looked, Standings},
     turn::Turns,
+    unguarded::Unguarded,
 };
 use crate::{
     control::{lock::Lock, server},
@@ -53,13 +48,7 @@ use crate::{
         reconcile::{self, Unsigned},
     },
     guards::{Guards, Held},
-    host::{
-        bpf::KernelOptions,
-        clock::{self, Sleep},
-        layout::Layout,
-        observer::Observer,
-        poll::Alarm,
-    },
+    host::{bpf::KernelOptions, clock, layout::Layout, observer::Observer, poll::Alarm},
 };
 
 /// Longest interval between two reads of the totals, and between two fetches of records that did not wake
@@ -67,8 +56,6 @@ use crate::{
 const TICK: Duration = Duration::from_millis(250);
 /// Interval between two inspections of all running containers, in case the engine's events missed one.
 const ASK_AGAIN: Duration = Duration::from_secs(30);
-/// Earliest retry for a cgroup that could not be guarded. Shorter than [`ASK_AGAIN`].
-const TRY_AGAIN: Duration = Duration::from_secs(20);
 /// Most calls, and most engine events, that wait for the loop.
 const QUEUE: usize = 256;
 
@@ -112,18 +99,11 @@ pub struct Agent {
     upkeep: Upkeep,
     askers: Askers,
     standings: Standings,
-    /// Cgroups that could not be guarded, by id.
-    unguardable: BTreeMap<CgroupId, Unguardable>,
-    /// Cgroups that an engine named without right, by id.
-    disbelieved: BTreeMap<CgroupId, Disbelieved>,
+    unguarded: Unguarded,
     layout: Layout,
     observer: Observer,
     notify: Notify,
-    started: Time,
-    next_tick: Time,
-    next_look: Time,
     turns: Turns,
-    sleep: Sleep,
 }
 
 struct Sources {
@@ -184,7 +164,7 @@ impl Agent {
         loop {
             let wake = self.wait(sources).await?;
             self.turns.begin();
-            if self.sleep.is_over() {
+            if self.turns.sleep.is_over() {
                 self.step(Input::Woke);
             }
             // Records come first for every wake, so that an answer is up to date.
@@ -207,7 +187,8 @@ impl Agent {
     /// Waits for the next source. The ring has priority but cannot starve the others: a turn drains a
     /// bounded part of it and then checks the others.
     async fn wait(&mut self, sources: &mut Sources) -> anyhow::Result<Wake> {
-        let due = self.core.next_deadline().map_or(self.next_tick, |at| at.min(self.next_tick));
+        let tick = self.turns.next_tick;
+        let due = self.core.next_deadline().map_or(tick, |at| at.min(tick));
         let deadline = if self.counting.has_unread { clock::now() } else { due };
         let Sources {
             ring,

@@ -7,6 +7,7 @@ mod compose;
 mod host;
 mod labels;
 mod runtime;
+mod target;
 mod trusted;
 
 use std::{
@@ -22,8 +23,8 @@ use mcp_guard_core::{
     id::Pid,
 };
 
-pub use self::host::host;
 use self::trusted::Volumes;
+pub use self::{host::host, target::facts_of};
 use crate::{
     engine::{self, Details, Engine, EngineId, Engines, Listed},
     host::{
@@ -96,8 +97,9 @@ impl Snapshot {
         engines: Engines,
         requests: Requests,
         observer: Observer,
-    ) -> std::io::Result<Self> {
-        Self::reaching(Reach::Whole, engines, requests, BTreeMap::new(), observer).await
+    ) -> Result<Self, String> {
+        let taken = Self::reaching(Reach::Whole, engines, requests, BTreeMap::new(), observer);
+        taken.await.map_err(|error| format!("cannot read this host: {error}"))
     }
 
     /// Takes a snapshot of only what the repair of a limit needs. It reads no other container and

@@ -122,7 +122,7 @@ impl Agent {
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: process::this(),
-            uptime_ms: u64::try_from(now.since(self.started).as_millis()).unwrap_or(u64::MAX),
+            uptime_ms: u64::try_from(now.since(self.turns.started).as_millis()).unwrap_or(u64::MAX),
             mode: self.core.policy().mode,
             guards: guards.collect(),
             losses: self.counting.losses(),

@@ -15,7 +15,7 @@ use mcp_guard_core::{
     policy::{Mode, Response, Terms, Workload},
 };
 
-use super::{Agent, TRY_AGAIN};
+use super::Agent;
 use crate::{
     control::wire::EngineState,
     engine::{Container, EngineEvent, EngineId, Speaker},
@@ -23,28 +23,6 @@ use crate::{
     guards::{Held, Role},
     host::{cgroup::Cgroup, clock},
 };
-
-/// Interval after which the same warning about a cgroup is logged again.
-const WARN_AGAIN: Duration = Duration::from_secs(3600);
-
-/// A cgroup that was not seen for this time is gone. Engines report containers every [`super::ASK_AGAIN`].
-const GONE: Duration = Duration::from_secs(90);
-/// A cgroup that could not be guarded.
-pub(super) struct Unguardable {
-    try_again: Time,
-    warned: Time,
-    /// The latest attempt, or the latest time when it was too early for one.
-    seen: Time,
-}
-
-/// A cgroup that an engine named without right.
-pub(super) struct Disbelieved {
-    /// Whether the policy would guard it.
-    is_named: bool,
-    warned: Time,
-    /// The latest time that it was named.
-    seen: Time,
-}
 
 impl Agent {
     pub(super) fn engine_event(&mut self, engine: EngineId, event: EngineEvent) {
@@ -86,17 +64,12 @@ impl Agent {
         self.guard_container(cgroup, container);
     }
 
-    /// Ignores what a user's engine says about a container of somebody else, and records it once per
-    /// [`WARN_AGAIN`].
+    /// Ignores what a user's engine says about a container of somebody else, and records it once in a while.
     fn disbelieve(&mut self, by: Speaker, cgroup: Cgroup, container: Container) {
-        let now = clock::now();
         let is_named = self.core.policy().terms(&workload_of(&container, &cgroup)).is_some();
-        self.disbelieved.retain(|_, one| now.since(one.warned) < WARN_AGAIN);
-        if let Some(one) = self.disbelieved.get_mut(&cgroup.id()) {
-            (one.is_named, one.seen) = (is_named, now);
+        if !self.unguarded.disbelieve(clock::now(), cgroup.id(), is_named) {
             return;
         }
-        self.disbelieved.insert(cgroup.id(), Disbelieved { is_named, warned: now, seen: now });
         let reason = format!(
             "{by} names it, and that user does not own it; what the engine says about it is ignored"
         );
@@ -165,11 +138,8 @@ impl Agent {
     /// by its record.
     fn guard(&mut self, mut held: Held, terms: Terms, workload: Workload) -> Option<GuardId> {
         let now = clock::now();
-        if let Some(one) = self.unguardable.get_mut(&held.cgroup.id()) {
-            one.seen = now;
-            if now < one.try_again {
-                return None;
-            }
+        if self.unguarded.must_wait(now, held.cgroup.id()) {
+            return None;
         }
         // Their remains would look like an overlap.
         self.free_slots();
@@ -184,7 +154,7 @@ impl Agent {
             self.counting.end(guard, held.cgroup.id());
             return None;
         }
-        self.unguardable.remove(&held.cgroup.id());
+        self.unguarded.is_guarded(held.cgroup.id());
         let refusal = self.first_refusal(guard, &held.cgroup);
         let name = held.subject.name.clone();
         let Terms { mode, highest, .. } = terms;
@@ -241,32 +211,18 @@ impl Agent {
         idlest.min_by(|a, b| a.1.total_cmp(&b.1).then(a.2.cmp(&b.2))).map(|(guard, ..)| guard)
     }
 
-    /// Counts the cgroups that the policy names and that are not guarded: those that could not be, and
-    /// those of which only an engine that is not believed has told.
+    /// Counts the cgroups that the policy names and that are not guarded.
     pub(super) fn unguarded(&self, now: Time) -> usize {
-        let is_there = |seen: Time| now.since(seen) < GONE;
-        let unguardable = self.unguardable.values().filter(|one| is_there(one.seen));
-        let disbelieved = self.disbelieved.iter().filter(|(cgroup, one)| {
-            let is_known =
-                self.unguardable.contains_key(cgroup) || self.guards.of_cgroup(**cgroup).is_some();
-            one.is_named && is_there(one.seen) && !is_known
-        });
-        unguardable.count() + disbelieved.count()
+        self.unguarded.count(now, |cgroup| self.guards.of_cgroup(cgroup).is_some())
     }
 
-    /// Schedules the next attempt, and records why this one failed, once per [`WARN_AGAIN`].
+    /// Records why a cgroup cannot be guarded, once in a while.
     fn warn_unguardable(&mut self, now: Time, held: &Held, why: &dyn Display) {
-        // Drops entries that are due for another warning, and those of removed cgroups.
-        self.unguardable.retain(|_, one| now.since(one.warned) < WARN_AGAIN);
-        let try_again = now.after(TRY_AGAIN);
-        let entry = self.unguardable.entry(held.cgroup.id());
-        let audit = &mut self.executor.audit;
-        entry.and_modify(|one| one.try_again = try_again).or_insert_with(|| {
+        if self.unguarded.could_not(now, held.cgroup.id()) {
             tracing::error!(name = held.subject.name, %why, "cannot guard the cgroup");
             let (guard, reason) = (held.subject.clone(), why.to_string());
-            audit.write(Record::GuardRefused { guard, reason });
-            Unguardable { try_again, warned: now, seen: now }
-        });
+            self.executor.audit.write(Record::GuardRefused { guard, reason });
+        }
     }
 
     /// Refuses a cgroup that is above or below one that is guarded already. Not all cgroups below it are
@@ -308,7 +264,7 @@ impl Agent {
         };
         // A slot or map entry may be free now.
         let now = clock::now();
-        self.unguardable.values_mut().for_each(|one| one.try_again = now);
+        self.unguarded.try_again(now);
         // A guard that only an operator has named is not counted.
         if is_watched {
             self.counting.end(guard, held.cgroup.id());

@@ -1,6 +1,6 @@
 //! Starts the agent. Everything that can fail fails here, before the agent reports that it is ready.
 
-use std::{collections::BTreeMap, path::Path};
+use std::path::Path;
 
 use anyhow::Context as _;
 use mcp_guard_core::{Core, audit::Record, effect::Input, incident::End, policy::Mode};
@@ -21,6 +21,7 @@ use super::{
     rescan::{Reading, Rescans},
     standing::{Looked, Standings},
     turn::Turns,
+    unguarded::Unguarded,
 };
 use crate::{
     audit::Audit,
@@ -29,7 +30,7 @@ use crate::{
     guards::Guards,
     host::{
         bpf::Kernel,
-        clock::{self, Sleep},
+        clock,
         facts::LookThread,
         kernel,
         layout::Layout,
@@ -74,16 +75,11 @@ impl Agent {
             upkeep: Upkeep { requests, reader, to_news },
             askers: Askers::default(),
             standings: Standings::new(looks, to_looked),
-            unguardable: BTreeMap::new(),
-            disbelieved: BTreeMap::new(),
+            unguarded: Unguarded::default(),
             layout,
             observer,
             notify: Notify::from_environment(),
-            started: now,
-            next_tick: now,
-            next_look: now,
-            turns: Turns::default(),
-            sleep: Sleep::since_now(),
+            turns: Turns::since(now),
         };
         let mode = agent.begin(unsigned).await;
         let sources = agent.listen(&options.run_dir, news, readings, looked)?;

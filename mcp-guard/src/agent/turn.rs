@@ -15,7 +15,8 @@ use super::{Agent, TICK, notify::Shown, rescan::Reading};
 use crate::{
     executor::{is_gone, is_marked, is_unclamped, marks},
     host::{
-        bpf, clock,
+        bpf,
+        clock::{self, Sleep},
         mark::{self, Mark},
         process,
     },
@@ -62,14 +63,14 @@ impl Agent {
         if self.core.next_deadline().is_some_and(|deadline| deadline <= now) {
             self.step_at(now, Input::Tick);
         }
-        if now < self.next_tick {
+        if now < self.turns.next_tick {
             return;
         }
-        self.next_tick = now.after(TICK);
+        self.turns.next_tick = now.after(TICK);
         self.counting.kernel.flush_log();
         let late = || self.observer.has_answered_late();
         let watched = self.guards.watched();
-        let is_look = now >= self.next_look;
+        let is_look = now >= self.turns.next_look;
         let must_rescan =
             self.counting.must_look_again(now, late) || is_look && self.counting.lost_nameless();
         if must_rescan {
@@ -87,7 +88,7 @@ impl Agent {
         self.rescans.queue_due(now);
         self.read_next();
         if is_look {
-            self.next_look = now.after(LOOK);
+            self.turns.next_look = now.after(LOOK);
             self.counting.kernel.settle_left_out(&self.guards.watched());
             self.guards.ids().into_iter().for_each(|guard| self.look(guard));
             self.look_at_limits();
@@ -255,9 +256,13 @@ impl Agent {
     }
 }
 
-/// The longest turns of the loop. While one lasts, nothing else is handled.
-#[derive(Default)]
+/// When turns of the loop are due, and how long they last. While one lasts, nothing else is handled.
 pub(super) struct Turns {
+    /// When the agent started.
+    pub started: Time,
+    pub next_tick: Time,
+    next_look: Time,
+    pub sleep: Sleep,
     began: Option<Instant>,
     /// Since this time; `before` is of the period before.
     since: Option<Instant>,
@@ -266,6 +271,19 @@ pub(super) struct Turns {
 }
 
 impl Turns {
+    pub fn since(now: Time) -> Self {
+        Self {
+            started: now,
+            next_tick: now,
+            next_look: now,
+            sleep: Sleep::since_now(),
+            began: None,
+            since: None,
+            longest: Duration::ZERO,
+            before: Duration::ZERO,
+        }
+    }
+
     pub fn begin(&mut self) {
         self.began = Some(Instant::now());
     }

@@ -9,7 +9,6 @@ use std::{
 
 use clap::Args;
 use mcp_guard_core::{
-    container::{container_in, is_container_id},
     diagnose::{
         compose,
         facts::{Facts, SCHEMA, Source, Unreadable},
@@ -17,18 +16,17 @@ use mcp_guard_core::{
         report::{Report, Verdict},
     },
     escape::visible,
-    target::{Candidate, NoMatch, Target, choose},
+    target::Target,
 };
 use serde_json::json;
 
 use super::{Exit, Failure, HostOptions, out, run::read_policy, runtime};
 use crate::{
     control::{client, lock},
-    engine::Listed,
     host::observer::Observer,
     render,
     requests::Requests,
-    snapshot::Snapshot,
+    snapshot::{self, Snapshot},
 };
 
 /// Largest saved snapshot, in bytes; 65,536 processes fit.
@@ -72,10 +70,7 @@ pub fn diagnose(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failu
         (None, target) => {
             let target = target.as_deref().unwrap_or_default();
             let headroom = headroom(&arguments.policy)?;
-            runtime()?.block_on(async {
-                let snapshot = snapshot(host, Observer::start()).await?.with_headroom(headroom);
-                one(&snapshot, target).await
-            })?
+            runtime()?.block_on(facts_of(host, Observer::start(), target, headroom))?
         }
     };
     if let Some(file) = &arguments.save {
@@ -88,7 +83,8 @@ pub fn diagnose(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failu
             .map_err(|error| Failure::could_not(format!("{}: {error}", file.display())))?;
     }
     let report = judge(&facts);
-    out::answer(&show(&report, arguments.json)?);
+    let text = show(&report, arguments.json)?;
+    out::answer(&text);
     Ok(exit(&report))
 }
 
@@ -183,90 +179,20 @@ fn exit(report: &Report) -> Exit {
 
 pub async fn snapshot(host: &HostOptions, observer: Observer) -> Result<Snapshot, Failure> {
     let requests = Requests::new(&host.state_dir);
-    let taken = Snapshot::take(host.engines(), requests, observer).await;
-    taken.map_err(|error| Failure::could_not(format!("cannot read this host: {error}")))
+    Snapshot::take(host.engines(), requests, observer).await.map_err(Failure::could_not)
 }
 
-pub async fn one(snapshot: &Snapshot, text: &str) -> Result<Facts, Failure> {
-    match Target::parse(text).map_err(Failure::usage)? {
-        Target::Container(name) | Target::Docker(name) => named(snapshot, &name).await,
-        Target::Unit(name) => {
-            let facts = snapshot.unit(&name).await.map_err(Failure::could_not)?;
-            facts.ok_or_else(|| Failure::could_not(format!("unit {name} is not running")))
-        }
-        Target::Cgroup(path) => {
-            let own = container_in(&path).filter(|found| found.path == path);
-            let container = container_of(snapshot, own.map(|found| found.id)).await;
-            Ok(match container {
-                Some(facts) => facts,
-                None => snapshot.cgroup(&path).await,
-            })
-        }
-        Target::Pid(pid) => {
-            let none = || Failure::could_not(format!("there is no process {pid}"));
-            let path = snapshot.cgroup_of(pid).ok_or_else(none)?;
-            let container = container_in(path).map(|found| found.id);
-            Ok(match container_of(snapshot, container).await {
-                Some(facts) => facts,
-                None => snapshot.cgroup(path).await,
-            })
-        }
-    }
-}
-
-/// Reads a container's facts through its engine, which knows more than the cgroup shows.
-async fn container_of(snapshot: &Snapshot, id: Option<&str>) -> Option<Facts> {
-    let id = id.filter(|id| snapshot.lists(id) != Some(false))?;
-    snapshot.container(id).await
-}
-
-/// Reads the facts of the container with this name. A full id works even if no list could be read; if no
-/// engine answers, its cgroup is read.
-async fn named(snapshot: &Snapshot, name: &str) -> Result<Facts, Failure> {
-    let gone = || {
-        Failure::could_not(format!(
-            "{name}: the container ended while it was being read, or a user's engine lists it and \
-             that user does not own it"
-        ))
-    };
-    match chosen(snapshot, name) {
-        Ok(id) => snapshot.container(&id).await.ok_or_else(gone),
-        Err(failure) => {
-            let id = Some(name).filter(|name| is_container_id(name));
-            if let Some(facts) = container_of(snapshot, id).await {
-                return Ok(facts);
-            }
-            let path = id.and_then(|id| snapshot.cgroup_of_container(id)).ok_or(failure)?;
-            Ok(snapshot.cgroup(&path).await)
-        }
-    }
-}
-
-fn chosen(snapshot: &Snapshot, name: &str) -> Result<String, Failure> {
-    let candidate = |one: &Listed| Candidate { id: one.id.clone(), name: one.name.clone() };
-    let all: Vec<Candidate> = snapshot.running().iter().map(candidate).collect();
-    match choose(name, &all) {
-        Ok(found) => Ok(found.id.clone()),
-        Err(NoMatch::None) => {
-            // Other unreadable sources do not affect the lookup of a name.
-            let engine = |what: &Source| matches!(what, Source::Engine | Source::Containers);
-            let why = snapshot.unreadable().iter().filter(|one| engine(&one.what));
-            let why: String = why.map(|one| format!("; {one}")).collect();
-            // Only a complete list proves that there is no such container.
-            Err(Failure::could_not(match snapshot.lists(name) {
-                Some(_) => format!("no running container is called {name:?}{why}"),
-                None => format!("{name:?} cannot be looked up{why}; cgroup:/PATH needs no engine"),
-            }))
-        }
-        Err(NoMatch::Several(found)) => {
-            let names: Vec<String> =
-                found.iter().map(|one| format!("{:.12} {}", one.id, one.name)).collect();
-            Err(Failure::could_not(format!(
-                "{name:?} is ambiguous; it may mean {}",
-                names.join(", ")
-            )))
-        }
-    }
+/// Takes a snapshot, and reads the facts of one target in it.
+pub async fn facts_of(
+    host: &HostOptions,
+    observer: Observer,
+    target: &str,
+    headroom: Option<u64>,
+) -> Result<Facts, Failure> {
+    let target = Target::parse(target).map_err(Failure::usage)?;
+    let requests = Requests::new(&host.state_dir);
+    let taken = snapshot::facts_of(&target, host.engines(), requests, observer, headroom).await;
+    taken.map_err(Failure::could_not)
 }
 
 /// Saves the text with mode 0600, because it contains command lines. It writes a new file and renames it,

@@ -23,7 +23,7 @@ use mcp_guard_core::{
 use self::watch::AgentWatch;
 use super::{
     Exit, Failure, HostOptions,
-    diagnose::{DEFAULT_POLICY, headroom, one, snapshot},
+    diagnose::{DEFAULT_POLICY, facts_of, headroom, snapshot},
     hands::{Ends, need_root, open_audit, read_layout},
     out,
     resolve::resolve,
@@ -67,8 +67,7 @@ pub fn repair(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failure
     runtime()?.block_on(async {
         // One observer for all reads: each process that hangs occupies one of its threads.
         let observer = Observer::start();
-        let snapshot = snapshot(host, observer.clone()).await?.with_headroom(headroom);
-        let facts = one(&snapshot, &arguments.target).await?;
+        let facts = facts_of(host, observer.clone(), &arguments.target, headroom).await?;
         let headroom = headroom.unwrap_or(HEADROOM);
         let wanted = Wanted { limit: arguments.limit, force: arguments.force, headroom };
         let plan = match repair::plan(&facts, wanted) {

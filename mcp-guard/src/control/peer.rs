@@ -9,6 +9,8 @@ use std::{
 use rustix::fs::stat;
 use tokio::net::UnixStream;
 
+use crate::host::proc::fdinfo;
+
 /// Why a peer gets no answer. The text completes "the agent refused the call: ".
 #[derive(Debug, thiserror::Error)]
 pub enum Stranger {
@@ -59,11 +61,9 @@ fn pidfd(stream: &UnixStream) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Checks what the kernel shows of a pidfd (pidfd_open(2)): `NSpid` has the pid in our namespace, and one
-/// for each namespace below it.
+/// Checks what the kernel shows of a pidfd.
 fn check_info(info: &str) -> Result<(), Stranger> {
-    let pids = info.lines().find_map(|line| line.strip_prefix("NSpid:"));
-    let pids: Vec<&str> = pids.unwrap_or_default().split_whitespace().take(2).collect();
+    let pids: Vec<&str> = fdinfo::pids(info).take(2).collect();
     match pids[..] {
         ["-1", ..] => Err(Stranger::Ended),
         // Its namespace is not even below ours.

@@ -23,7 +23,7 @@ use mcp_guard_common::{
 };
 use mcp_guard_core::id::{CgroupId, GuardId};
 
-use super::{btf, mapped::MappedArray};
+use super::{btf, mapped::MappedArray, proc::fdinfo};
 
 /// The BPF object. It is built by `cargo xtask ebpf`, and committed with the hash of its sources.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/mcp-guard.bpf.o");
@@ -424,9 +424,7 @@ impl Kernel {
         let misses = |file: &File| {
             let mut text = [0; 1024];
             let length = file.read_at(&mut text, 0).ok()?;
-            let text = String::from_utf8_lossy(&text[..length]);
-            let line = text.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?;
-            line.trim().parse::<u64>().ok()
+            fdinfo::recursion_misses(&String::from_utf8_lossy(&text[..length]))
         };
         self.misses.iter().filter_map(misses).sum()
     }

@@ -109,11 +109,23 @@ pub fn may_preempt_programs() -> bool {
 /// Returns the maximum number of tasks on this host, if the kernel shows it.
 #[must_use]
 pub fn most_tasks() -> Option<u64> {
-    let number = |name| {
-        let text = fs::read_to_string(Path::new("/proc/sys/kernel").join(name)).ok()?;
-        text.trim().parse().ok()
-    };
-    ["pid_max", "threads-max"].into_iter().filter_map(number).min()
+    [pid_max(), threads_max()].into_iter().flatten().min()
+}
+
+/// Returns the number of pids that this host can have, if the kernel shows it.
+#[must_use]
+pub fn pid_max() -> Option<u64> {
+    number("/proc/sys/kernel/pid_max")
+}
+
+/// Returns the number of threads that this host may have, if the kernel shows it.
+#[must_use]
+pub fn threads_max() -> Option<u64> {
+    number("/proc/sys/kernel/threads-max")
+}
+
+fn number(file: &str) -> Option<u64> {
+    fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
 #[cfg(test)]

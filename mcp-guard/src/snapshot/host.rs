@@ -21,7 +21,6 @@ pub fn hidden(census: &Census) -> Vec<Unreadable> {
 /// Reads the facts about the host itself.
 #[must_use]
 pub fn host(layout: &Layout) -> HostFacts {
-    let number = |file: &str| fs::read_to_string(file).ok()?.trim().parse().ok();
     let words = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let about_cgroups = |word: &&str| word.contains("cgroup");
     let cgroups = match layout.kind {
@@ -36,8 +35,8 @@ pub fn host(layout: &Layout) -> HostFacts {
         pids_enabled: pids_enabled(&fs::read_to_string("/proc/cgroups").unwrap_or_default()),
         boot_words: words.split_whitespace().filter(about_cgroups).map(str::to_owned).collect(),
         nsdelegate: layout.nsdelegate,
-        threads_max: number("/proc/sys/kernel/threads-max"),
-        pid_max: number("/proc/sys/kernel/pid_max"),
+        threads_max: kernel::threads_max(),
+        pid_max: kernel::pid_max(),
         tasks: census::host_tasks(),
         pid_namespace: None,
         docker_api_version: std::env::var("DOCKER_API_VERSION").ok(),

@@ -22,7 +22,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
             "requests", "snapshot",
         ],
     ),
-    ("control", &[]),
+    ("control", &["host::proc::fdinfo"]),
     ("engine", &["host::cgroup"]),
     ("executor", &["audit", "engine", "guards", "host", "owner"]),
     ("guards", &["engine", "host::cgroup"]),

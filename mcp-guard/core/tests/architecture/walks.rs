@@ -1,126 +1,218 @@
-//! ARCHITECTURE.md walks through the code by function names. Each of them must exist.
+//! ARCHITECTURE.md walks through the code by function names, as nested lists: a function that stands below
+//! another one is called by it.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fs};
 
-use crate::{repository, tokens::tokens};
+use crate::{
+    repository,
+    tokens::{Token, tokens},
+};
 
 /// The headings of the walks.
 const WALKS: [&str; 2] = ["### One fork", "### One diagnosis"];
 /// The fewest functions in a walk. A shorter one leaves out too much.
-const FEWEST: usize = 10;
+const FEWEST: usize = 20;
 
-/// A file and a function in it. The path is relative to `mcp-guard/`.
-type Step<'a> = (&'a str, &'a str);
+/// A function in a walk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Step<'a> {
+    depth: usize,
+    /// Path relative to `mcp-guard/`.
+    file: &'a str,
+    function: &'a str,
+}
 
 #[test]
-fn walks_name_functions_that_exist() {
+fn each_function_of_a_walk_is_called_by_the_one_above_it_and_in_this_order() {
     let text = fs::read_to_string(repository().join("ARCHITECTURE.md")).expect("readable");
-    let all = below(&text, "## Walks").expect("a section of walks");
-    for heading in WALKS {
-        let walk = below(all, heading).unwrap_or_else(|| panic!("no {heading:?}"));
-        assert!(steps(walk).expect(heading).len() >= FEWEST, "{heading}: too few functions");
-    }
-    for (file, function) in steps(all).expect("functions") {
+    let source = |file: &str| {
         let text = fs::read_to_string(repository().join("mcp-guard").join(file));
-        let text = text.unwrap_or_else(|error| panic!("{file}: {error}"));
-        assert!(defines(&text, function), "{file} has no fn {function}");
+        text.unwrap_or_else(|error| panic!("{file}: {error}"))
+    };
+    for heading in WALKS {
+        let walk = walk(&text, heading);
+        assert!(walk.len() >= FEWEST, "{heading}: too few functions");
+        for (at, step) in walk.iter().enumerate() {
+            let bodies = bodies(&source(step.file), step.function);
+            assert!(!bodies.is_empty(), "{} has no fn {}", step.file, step.function);
+            let called: Vec<&str> = below(&walk, at).map(|step| step.function).collect();
+            assert!(
+                bodies.iter().any(|body| calls_in_order(body, &called)),
+                "{}: {} does not call {called:?} in this order",
+                step.file,
+                step.function,
+            );
+        }
     }
 }
 
-/// A walk goes from one module to another at most once, and comes back at most once.
 #[test]
-fn walks_cross_each_boundary_once_each_way() {
+fn a_walk_goes_from_one_part_to_another_only_once() {
     let text = fs::read_to_string(repository().join("ARCHITECTURE.md")).expect("readable");
     for heading in WALKS {
-        let walk = steps(below(&text, heading).expect(heading)).expect(heading);
-        if let Some((from, to)) = crossed_twice(&walk) {
+        if let Some((from, to)) = crossed_twice(&walk(&text, heading)) {
             panic!("{heading} goes from {from} to {to} twice");
         }
     }
 }
 
-/// Returns the first boundary that is crossed twice in the same direction.
-fn crossed_twice<'a>(walk: &[Step<'a>]) -> Option<(&'a str, &'a str)> {
-    let mut seen = BTreeSet::new();
-    let modules: Vec<&str> = walk.iter().map(|(file, _)| module(file)).collect();
-    let mut crossings = modules.windows(2).map(|pair| (pair[0], pair[1]));
-    crossings.find(|(from, to)| from != to && !seen.insert((*from, *to)))
+fn walk<'a>(text: &'a str, heading: &str) -> Vec<Step<'a>> {
+    let section = section(text, heading).unwrap_or_else(|| panic!("no {heading:?}"));
+    steps(section).unwrap_or_else(|error| panic!("{heading}: {error}"))
 }
 
-/// Returns the crate of a file, or, for a file of the agent, its top-level module.
-fn module(file: &str) -> &str {
-    match file.strip_prefix("src/") {
-        Some(inside) => inside.split(['/', '.']).next().unwrap_or(inside),
-        None => file.trim_start_matches("../").split('/').next().unwrap_or(file),
-    }
-}
-
-/// Returns the text below a heading, up to the next heading of the same or a higher rank.
-fn below<'a>(text: &'a str, heading: &str) -> Option<&'a str> {
-    let rank = |line: &str| line.bytes().take_while(|sign| *sign == b'#').count();
+/// Returns the text below a heading, up to the next heading.
+fn section<'a>(text: &'a str, heading: &str) -> Option<&'a str> {
     let start = text.find(&format!("\n{heading}\n"))? + heading.len() + 2;
-    let mut end = start;
-    for line in text[start..].split_inclusive('\n') {
-        if (1..=rank(heading)).contains(&rank(line)) {
-            break;
-        }
-        end += line.len();
-    }
-    Some(&text[start..end])
+    let rest = &text[start..];
+    Some(rest.find("\n#").map_or(rest, |end| &rest[..end + 1]))
 }
 
-/// Returns every `path/to/file.rs: function` in backticks.
+/// Returns the function of each item of a list.
 ///
 /// # Errors
-/// If a file is named in another form, or if a numbered step names no function.
+/// If an item does not begin with `path/to/file.rs: function` in backticks, or is deeper than one level
+/// below the item before it.
 fn steps(text: &str) -> Result<Vec<Step<'_>>, String> {
-    let mut found = Vec::new();
-    for step in text.lines().filter(|line| !line.starts_with('#')) {
-        let before = found.len();
-        for span in step.split('`').skip(1).step_by(2).filter(|span| span.contains(".rs")) {
-            let is_path = |path: &str| Path::new(path).extension().is_some_and(|end| end == "rs");
-            let pair = span.split_once(": ").filter(|(path, _)| is_path(path));
-            found.push(pair.ok_or_else(|| format!("`{span}` is not `path/to/file.rs: function`"))?);
+    let mut found: Vec<Step<'_>> = Vec::new();
+    for line in text.lines() {
+        let Some(item) = line.trim_start().strip_prefix("- ") else { continue };
+        let depth = (line.len() - item.len() - 2) / 2;
+        let named = item.strip_prefix('`').and_then(|item| item.split_once('`'));
+        let (file, function) = named
+            .and_then(|(named, _)| named.split_once(".rs: "))
+            .ok_or_else(|| format!("{item:?} does not begin with `path/to/file.rs: function`"))?;
+        let file = &item[1..file.len() + ".rs".len() + 1];
+        if depth > found.last().map_or(0, |last| last.depth + 1) {
+            return Err(format!("{item:?} is too deep"));
         }
-        let numbered = step.starts_with(|sign: char| sign.is_ascii_digit());
-        if numbered && found.len() == before {
-            return Err(format!("no function in {step:?}"));
-        }
+        found.push(Step { depth, file, function });
     }
     Ok(found)
 }
 
-fn defines(text: &str, function: &str) -> bool {
-    tokens(text).windows(2).any(|pair| pair[0].text == "fn" && pair[1].text == function)
+/// Returns the steps directly below one.
+fn below<'a, 'b>(walk: &'b [Step<'a>], at: usize) -> impl Iterator<Item = &'b Step<'a>> {
+    let depth = walk[at].depth;
+    let inside = walk[at + 1..].iter().take_while(move |step| step.depth > depth);
+    inside.filter(move |step| step.depth == depth + 1)
+}
+
+/// Returns the body of each function of this name.
+fn bodies(text: &str, function: &str) -> Vec<Vec<Token>> {
+    let tokens = tokens(text);
+    let is_it = |at: &usize| tokens[*at].text == "fn" && tokens[*at + 1].text == function;
+    let starts = (0..tokens.len().saturating_sub(1)).filter(is_it);
+    starts.map(|start| body(&tokens[start..])).collect()
+}
+
+/// Returns what is between the first brace and the one that closes it.
+fn body(tokens: &[Token]) -> Vec<Token> {
+    let mut depth = 0_usize;
+    let inside = tokens.iter().skip_while(|token| token.text != "{");
+    inside
+        .take_while(|token| {
+            match token.text.as_str() {
+                "{" => depth += 1,
+                "}" => depth -= 1,
+                _ => {}
+            }
+            depth > 0
+        })
+        .cloned()
+        .collect()
+}
+
+fn calls_in_order(body: &[Token], functions: &[&str]) -> bool {
+    let mut rest = body.iter();
+    functions.iter().all(|function| rest.any(|token| token.text == *function))
+}
+
+/// Returns the first boundary that is crossed twice in the same direction.
+fn crossed_twice<'a>(walk: &[Step<'a>]) -> Option<(&'a str, &'a str)> {
+    let mut seen = BTreeSet::new();
+    // The part of each step that the current one is below.
+    let mut parts: Vec<&str> = Vec::new();
+    for step in walk {
+        parts.truncate(step.depth);
+        let caller = parts.last().copied();
+        let part = part(step.file).or(caller).unwrap_or(step.file);
+        if let Some(caller) = caller.filter(|caller| *caller != part)
+            && !seen.insert((caller, part))
+        {
+            return Some((caller, part));
+        }
+        parts.push(part);
+    }
+    None
+}
+
+/// Returns the part that a file belongs to. `None` for what is on the side of its caller.
+fn part(file: &str) -> Option<&str> {
+    let Some(inside) = file.strip_prefix("src/") else {
+        return file.trim_start_matches("../").split('/').next();
+    };
+    let module = inside.split(['/', '.']).next();
+    module.filter(|module| !["audit", "engine", "host"].contains(module))
+}
+
+const LIST: &str = "\
+In one part:
+
+- `src/a.rs: read` reads it.
+  - `src/host/b.rs: open` opens it, and so on.
+  - `core/src/c.rs: judge` judges it.
+    - `core/src/d.rs: look` looks.
+- `src/a.rs: write` writes it.
+";
+
+#[test]
+fn steps_are_found_with_their_depth_and_malformed_ones_are_errors() {
+    let found = steps(LIST).unwrap();
+    let found: Vec<_> = found.iter().map(|step| (step.depth, step.file, step.function)).collect();
+    let expected = [
+        (0, "src/a.rs", "read"),
+        (1, "src/host/b.rs", "open"),
+        (1, "core/src/c.rs", "judge"),
+        (2, "core/src/d.rs", "look"),
+        (0, "src/a.rs", "write"),
+    ];
+    assert_eq!(found, expected);
+    for bad in ["- See `src/a.rs: read`.", "- `src/a.rs::read` it.", "- It reads.", "  - `a.rs: b`"]
+    {
+        assert!(steps(bad).is_err(), "{bad}");
+    }
 }
 
 #[test]
-fn steps_are_found_and_malformed_ones_are_errors() {
-    let text = "1. Reads it (`src/a.rs: read`), then `src/b/c.rs: judge_all`, not `Held`.\n";
-    assert_eq!(steps(text).unwrap(), [("src/a.rs", "read"), ("src/b/c.rs", "judge_all")]);
-    assert!(steps("See `src/a.rs::read`.").is_err());
-    assert!(steps("1. Reads it.").is_err());
+fn only_what_is_directly_below_is_called() {
+    let walk = steps(LIST).unwrap();
+    let called = |at| below(&walk, at).map(|step| step.function).collect::<Vec<_>>();
+    assert_eq!((called(0), called(2), called(4)), (vec!["open", "judge"], vec!["look"], vec![]));
 }
 
 #[test]
-fn a_section_ends_at_the_next_heading_of_its_rank() {
+fn a_section_ends_at_the_next_heading() {
     let text = "# A\n\n## Walks\n\n### One\n1\n\n### Two\n2\n\n## B\n";
-    assert_eq!(below(text, "## Walks"), Some("\n### One\n1\n\n### Two\n2\n\n"));
-    assert_eq!(below(text, "### One"), Some("1\n\n"));
-    assert_eq!(below(text, "### Three"), None);
+    assert_eq!(section(text, "### One"), Some("1\n\n"));
+    assert_eq!(section(text, "### Two"), Some("2\n\n"));
+    assert_eq!(section(text, "### Three"), None);
 }
 
 #[test]
-fn only_code_defines_a_function() {
-    assert!(defines("impl A { pub async fn go<T>() {} }", "go"));
-    assert!(!defines("// fn go()\nfn gone() { go(); }", "go"));
+fn only_calls_in_the_body_and_in_order_count() {
+    let text = "// fn go() { last(); }\nfn go<T>(a: T) { if first() { x.second(); } \"third()\"; }\nfn third() {}";
+    let [body] = &bodies(text, "go")[..] else { panic!("one body") };
+    assert!(calls_in_order(body, &["first", "second"]));
+    assert!(!calls_in_order(body, &["second", "first"]));
+    assert!(!calls_in_order(body, &["third"]));
+    assert!(bodies(text, "gone").is_empty());
 }
 
 #[test]
 fn a_boundary_that_is_crossed_twice_is_found() {
-    let walk = |files: &[&'static str]| files.iter().map(|file| (*file, "f")).collect::<Vec<_>>();
-    let there_and_back = ["src/cli.rs", "core/src/a.rs", "core/src/b.rs", "src/cli/out.rs"];
-    assert_eq!(crossed_twice(&walk(&there_and_back)), None);
-    let again = ["src/cli.rs", "core/src/a.rs", "src/cli/out.rs", "core/src/b.rs"];
-    assert_eq!(crossed_twice(&walk(&again)), Some(("cli", "core")));
+    let walk = steps(LIST).unwrap();
+    assert_eq!(crossed_twice(&walk), None, "an adapter is on the side of its caller");
+    let again = format!("{LIST}  - `core/src/c.rs: judge` judges again.\n");
+    assert_eq!(crossed_twice(&steps(&again).unwrap()), Some(("a", "core")));
 }

@@ -8,10 +8,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mcp_guard_core::id::Pid;
+
 use super::leak;
 use crate::{
     cli::Failure,
-    host::{cgroupfs::Events, layout::Layout},
+    host::{
+        cgroupfs::{self, Events},
+        layout::Layout,
+    },
 };
 
 /// The demo's policy: the shipped detector with shortened ages.
@@ -109,16 +114,15 @@ impl Scratch {
     }
 
     pub fn launchers(&self) -> usize {
-        let is_launcher = |pid: &String| {
+        let is_launcher = |pid: &Pid| {
             fs::read(format!("/proc/{pid}/cmdline"))
                 .is_ok_and(|line| line.starts_with(b"npm\0exec\0"))
         };
         self.pids().iter().filter(|pid| is_launcher(pid)).count()
     }
 
-    fn pids(&self) -> Vec<String> {
-        let procs = fs::read_to_string(self.unified.join("cgroup.procs")).unwrap_or_default();
-        procs.lines().map(str::to_owned).collect()
+    fn pids(&self) -> Vec<Pid> {
+        cgroupfs::pids(&fs::read(self.unified.join("cgroup.procs")).unwrap_or_default())
     }
 
     pub fn clean_up(&mut self) -> Result<(), Failure> {

@@ -40,6 +40,18 @@ pub fn locks<'a>(text: &'a str, path: &str) -> impl Iterator<Item = FileLock> + 
     })
 }
 
+/// Returns the pids that a pidfd shows: the one in our namespace, and one for each namespace below it. 0 if
+/// the process is in none of them, -1 if it has ended (pidfd_open(2)).
+pub fn pids(text: &str) -> impl Iterator<Item = &str> {
+    field(text, "NSpid:").unwrap_or_default().split_whitespace()
+}
+
+/// Returns how many runs of a BPF program the kernel skipped because it already ran on that CPU.
+#[must_use]
+pub fn recursion_misses(text: &str) -> Option<u64> {
+    field(text, "recursion_misses:")?.parse().ok()
+}
+
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
 }
@@ -62,6 +74,16 @@ mod tests {
         let timer = |value: &str| format!("clockid: 1\nticks: 0\nit_value: {value}\n");
         assert!(!is_armed(&timer("(0, 0)")));
         assert!(is_armed(&timer("(0, 7)")) && is_armed(&timer("(9, 0)")) && is_armed(""));
+    }
+
+    #[test]
+    fn a_pidfd_shows_its_pids_and_a_program_its_missed_runs() {
+        let pidfd = |pids: &str| format!("pos:\t0\nPid:\t7\nNSpid:\t{pids}\n");
+        let pids = |text: &str| pids(text).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(pids(&pidfd("451\t7\t1")), ["451", "7", "1"]);
+        assert_eq!((pids(&pidfd("-1")), pids("Pid:\t451\n")), (vec!["-1".to_owned()], vec![]));
+        assert_eq!(recursion_misses("prog_type:\t26\nrecursion_misses:\t12\n"), Some(12));
+        assert_eq!(recursion_misses("prog_type:\t26\n"), None);
     }
 
     #[test]
