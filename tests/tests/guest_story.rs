@@ -175,9 +175,14 @@ impl Story {
         assert_eq!(guard.guard.pids.iter().map(|pid| pid.0).collect::<BTreeSet<_>>(), listed);
         let launchers = listed.iter().filter(|pid| is_launcher(**pid)).count();
         assert_eq!(guard.guard.identities[IDENTITY].live, launchers);
-        // A launcher, its shell and the node that it starts have no identity of their own.
-        let is_part = |name: &&String| ["npm", "npx", "node", "sh"].contains(&name.as_str());
-        assert_eq!(guard.guard.identities.keys().find(is_part), None);
+        // Nothing that is a part of the server has an identity of its own: no launcher, shell or node, and
+        // not the program of the package.
+        let parts = ["npm", "npx", "node", "timeout", "env", "sh", "bash", "dash", "busybox"];
+        let is_part = |name: &&String| {
+            name.as_str() != IDENTITY && (parts.contains(&name.as_str()) || name.contains("magic"))
+        };
+        let identities = &guard.guard.identities;
+        assert_eq!(identities.keys().find(is_part), None, "{identities:?}");
         assert_eq!(guard.container.as_deref(), Some(self.container.id.as_str()));
         assert!(!guard.paused, "the engine did not pause it");
     }

@@ -154,6 +154,20 @@ fn a_panic_releases_every_hold() {
     }
 }
 
+#[test]
+fn a_prompt_freeze_leaves_the_limit_of_a_clamp_as_it_is() {
+    let scene = contained(Clamp, "300s");
+    let (target, clamp) = (format!("cgroup:{}", scene.cgroup.path()), scene.holds());
+    let frozen = scene.agent.cli(&["freeze", "--for", "60s", &target]).unwrap();
+    assert!(frozen.status.success(), "{frozen:?}");
+    let both = scene.holds();
+    assert!(both.freeze && both.frozen && both.freeze_mark.is_some(), "{both:?}");
+    assert_eq!((both.pids_max, both.clamp_mark), (clamp.pids_max, clamp.clamp_mark));
+    let thawed = scene.agent.cli(&["thaw", &target]).unwrap();
+    assert!(thawed.status.success(), "{thawed:?}");
+    scene.assert_released();
+}
+
 /// Kills the agent. Its hold stays behind as an orphan, with its mark.
 fn orphaned(response: Response) -> Scene {
     let mut scene = contained(response, "300s");
@@ -411,9 +425,10 @@ fn a_forged_mark_holds_nothing_and_raises_no_limit() {
         // Neither frozen nor raised to "max".
         assert_eq!(cgroup.read("cgroup.freeze").unwrap().trim(), "0");
         assert_eq!(Holds::of(&cgroup).unwrap(), Holds::nothing(50));
-        // Only the note that the limit stays as it is.
-        let attributes = listed(&cgroup).replace("trusted.mcp-guard.kept", "");
-        assert!(!attributes.contains("mcp-guard"), "{attributes}");
+        // Only the note that the limit stays as it is, for `doctor`.
+        let (unified, pids) = (cgroup.unified_dir(), cgroup.pids_dir());
+        assert!(ours(pids).iter().eq(["trusted.mcp-guard.kept"]), "{:?}", ours(pids));
+        assert!(unified == pids || ours(unified).is_empty(), "{:?}", ours(unified));
     }
     let said = std::fs::read_to_string(agent.audit_path()).unwrap();
     assert_eq!(said.matches("forged and is removed; pids.max is not changed").count(), 2, "{said}");
@@ -421,12 +436,11 @@ fn a_forged_mark_holds_nothing_and_raises_no_limit() {
     assert!(!said.contains(FORGED), "{said}");
 }
 
-/// Returns the names of the attributes of a cgroup.
-fn listed(cgroup: &FixtureCgroup) -> String {
-    let names = |dir: &Path| {
-        let mut names = vec![0; 4096];
-        let length = flistxattr(File::open(dir).unwrap(), &mut names[..]).unwrap();
-        String::from_utf8_lossy(&names[..length]).into_owned()
-    };
-    names(cgroup.unified_dir()) + &names(cgroup.pids_dir())
+/// Returns the names of our attributes on a cgroup.
+fn ours(dir: &Path) -> Vec<String> {
+    let mut names = vec![0; 4096];
+    let length = flistxattr(File::open(dir).unwrap(), &mut names[..]).unwrap();
+    let names = String::from_utf8_lossy(&names[..length]).into_owned();
+    let names = names.split('\0').filter(|name| name.contains("mcp-guard"));
+    names.map(str::to_owned).collect()
 }

@@ -44,6 +44,8 @@ const FOUND: u64 = 1500;
 /// A bound for the time from the decision until `cgroup.freeze` is written, in a debug build beside other
 /// work. A release build needs a fraction of it.
 const BOUND_MS: f64 = 100.0;
+/// A request that makes the agent's loop panic. Only debug builds accept it.
+const PANIC: &[u8] = b"{\"method\":\"io.mcpguard.Panic\",\"parameters\":{}}\0";
 /// Forks until it may not, and would go on after that.
 const FORKS: &str = "while :; do sleep 600 & sleep 0.05; done 2>/dev/null";
 
@@ -322,27 +324,42 @@ fn a_kill_is_done_when_the_last_task_ends() {
     }
 }
 
+/// How an agent ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AgentEnd {
+    Terminated,
+    Panics,
+    Killed,
+}
+
 #[test]
 fn the_end_of_the_agent_gives_back_what_is_still_stopping() {
-    for signal in [Signal::TERM, Signal::KILL] {
+    for end in [AgentEnd::Terminated, AgentEnd::Panics, AgentEnd::Killed] {
         let mut scene = blocked();
         scene.request(&["freeze", "--for", "120s"]);
         scene.assert_stopping();
-        scene.agent.signal(signal).unwrap();
+        match end {
+            AgentEnd::Terminated => scene.agent.signal(Signal::TERM).unwrap(),
+            AgentEnd::Panics => drop(scene.agent.converse(PANIC, 1).unwrap()),
+            AgentEnd::Killed => scene.agent.signal(Signal::KILL).unwrap(),
+        }
         let status = scene.agent.ended().unwrap();
-        if signal == Signal::TERM {
-            assert!(status.success(), "{status}");
-            let said = scene.outcomes(Response::Freeze);
-            assert_eq!(said.last().unwrap().1, Outcome::NotNeeded);
-        } else {
-            assert_eq!(status.signal(), Some(9));
+        assert_eq!(status.success(), end == AgentEnd::Terminated, "{status}");
+        if end == AgentEnd::Killed {
             let output = scene.agent.cli(&["thaw", "--owned"]).unwrap();
             assert_eq!(output.status.code(), Some(0), "{output:?}");
+        } else {
+            let said = scene.outcomes(Response::Freeze);
+            assert_eq!(said.last().unwrap().1, Outcome::NotNeeded, "{end:?}");
         }
         scene.assert_released();
         let audit = scene.agent.audit().unwrap();
         let ended = |record: &&Record| matches!(record, Record::Release { outcome: Some(_), .. });
-        assert_eq!(audit.iter().filter(ended).count(), 1, "one hold, one release: {audit:?}");
+        assert_eq!(
+            audit.iter().filter(ended).count(),
+            1,
+            "{end:?}: one hold, one release: {audit:?}"
+        );
     }
 }
 
