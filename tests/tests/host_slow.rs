@@ -13,7 +13,7 @@ use std::{
     any::Any,
     fs,
     io::Write as _,
-    os::unix::{net::UnixStream, process::ExitStatusExt as _},
+    os::unix::net::UnixStream,
     process::{Child, Command, Stdio},
     time::Duration,
 };

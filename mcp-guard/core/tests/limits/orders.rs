@@ -103,7 +103,7 @@ const STAGES: [Stage; 6] = [
     Stage::Clamped,
 ];
 
-/// Who names the limit of 90 at the start.
+/// The source of the limit of 90 at the start.
 #[derive(Clone, Copy, Debug)]
 enum Source {
     Policy,
