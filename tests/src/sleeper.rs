@@ -2,11 +2,12 @@
 
 use std::{
     fs,
+    io::{BufRead as _, BufReader},
     path::Path,
     process::{Child, Command},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{agent::DEADLINE, cgroup::FixtureCgroup, wait::until};
 
@@ -39,6 +40,14 @@ impl Sleeper {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Returns the first line that it writes to its piped output.
+    pub fn line(&mut self) -> Result<String> {
+        let output = self.child.stdout.take().context("its output is not piped")?;
+        let mut line = String::new();
+        BufReader::new(output).read_line(&mut line)?;
+        Ok(line.trim_end().to_owned())
     }
 
     pub fn lives(&mut self) -> Result<bool> {

@@ -375,10 +375,87 @@ fn containers_side_by_side_are_refused_but_nested_ones_are_not() {
         assert_refused(&cli(verb, &target(&above)), "2 containers side by side");
     }
     chown(above.unified_dir(), Some(65534), None).unwrap();
-    assert_allowed(&above, "its owner can make as many as he likes");
+    assert_allowed(&above, "its owner can make as many as he likes, and no engine started them");
     drop(other);
     assert_untouched(&above);
     assert!(sleeper.lives().unwrap());
+}
+
+/// The engine of a user, in a cgroup of his. It makes cgroups in another one of his, as K3s or Docker without
+/// root does in its service.
+struct UsersEngine {
+    monitors: Vec<Sleeper>,
+    programs: Programs,
+    above: FixtureCgroup,
+    outside: FixtureCgroup,
+}
+
+impl UsersEngine {
+    fn new() -> Self {
+        let (above, outside) = (cgroup("rootless"), cgroup("rootless-engine"));
+        for place in [&above, &outside] {
+            chown(place.unified_dir(), Some(65534), None).unwrap();
+        }
+        let programs = Programs::new();
+        fs::copy("/bin/sh", programs.0.path().join("conmon")).unwrap();
+        Self { monitors: Vec::new(), programs, above, outside }
+    }
+
+    /// Makes a cgroup, and moves into it a process in namespaces of its own, the child of its monitor.
+    fn makes(&mut self, name: &str) -> FixtureCgroup {
+        let cgroup = self.above.child(name).unwrap();
+        chown(cgroup.unified_dir(), Some(65534), None).unwrap();
+        let monitor = self.programs.0.path().join("conmon");
+        let users = ["--reuid", NOBODY, "--clear-groups", "unshare", "--user", "--map-root-user"];
+        let starts = ["-c", "unshare --mount sleep 600 & echo $! && wait"].map(OsStr::new);
+        let run = users.map(OsStr::new).into_iter().chain(["--pid".as_ref(), monitor.as_os_str()]);
+        let mut command = words("setpriv", run.chain(starts));
+        command.stdout(Stdio::piped());
+        let mut monitor = Sleeper::run(&self.outside, command, &monitor).unwrap();
+        let started = monitor.line().unwrap();
+        self.monitors.push(monitor);
+        let sleep = fs::canonicalize("/bin/sleep").unwrap();
+        let runs = || Ok(fs::read_link(format!("/proc/{started}/exe"))? == sleep);
+        assert!(until(DEADLINE, runs).unwrap());
+        fs::write(cgroup.unified_dir().join("cgroup.procs"), started).unwrap();
+        cgroup
+    }
+
+    /// Makes the engine one that anybody can replace.
+    fn is_anybodys(&self) {
+        fs::set_permissions(self.programs.0.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    }
+}
+
+#[test]
+fn containers_of_a_users_engine_are_refused_side_by_side() {
+    let mut engine = UsersEngine::new();
+    let first = engine.makes(&"a".repeat(64));
+    assert_allowed(&engine.above, "one container");
+    let second = engine.makes(&"b".repeat(64));
+    for verb in REAL {
+        assert_refused(&cli(verb, &target(&engine.above)), "2 containers side by side");
+    }
+    for container in [&first, &second] {
+        assert_allowed(container, "one of them");
+    }
+    assert_untouched(&engine.above);
+    engine.is_anybodys();
+    assert_allowed(&engine.above, "nothing says that an engine started them");
+}
+
+#[test]
+fn a_guest_of_a_users_engine_is_refused() {
+    let mut engine = UsersEngine::new();
+    let guest = engine.makes("lxc.payload.web");
+    for verb in REAL {
+        for place in [&guest, &engine.above] {
+            assert_refused(&cli(verb, &target(place)), "the whole of lxc.payload.web");
+        }
+    }
+    assert_untouched(&engine.above);
+    engine.is_anybodys();
+    assert_allowed(&guest, "nothing says that an engine started it");
 }
 
 /// Returns the processes in `cgroup` with this number of pids, one for each pid namespace.

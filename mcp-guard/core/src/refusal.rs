@@ -170,7 +170,8 @@ pub fn refusal_by_place(facts: &BystanderFacts) -> Option<Refusal> {
 }
 
 /// Whether `path` is the cgroup `other`, or one above it.
-fn holds(path: &str, other: &str) -> bool {
+#[must_use]
+pub fn holds(path: &str, other: &str) -> bool {
     other.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 

@@ -1,6 +1,7 @@
 //! The facts that [`mcp_guard_core::refusal`] judges, read again each time.
 
 mod guests;
+mod outside;
 mod program;
 mod thread;
 
@@ -17,7 +18,7 @@ use mcp_guard_core::{
 };
 
 pub use self::thread::LookThread;
-use self::{guests::Guests, program::Programs};
+use self::{guests::Guests, outside::Outside, program::Programs};
 use super::{
     cgroup::{Cgroup, Dir, PopulatedWalk, WalkStep},
     proc::membership::Membership,
@@ -56,6 +57,8 @@ fn path_of(pid: &str) -> io::Result<String> {
 /// A container below the cgroup. Its cgroups are visited one after the other.
 struct Latest {
     id: String,
+    /// The host made its cgroup. It does not matter who owns it now.
+    is_hosts: bool,
     /// It need not be looked at any more.
     is_decided: bool,
 }
@@ -155,9 +158,9 @@ impl Look {
         self.in_container = container.is_some();
         match container.filter(|_| !self.is_container && !is_guests) {
             Some(container) if self.latest.as_ref().is_none_or(|one| one.id != container.id) => {
-                // The host must have made its cgroup. It does not matter who owns it now.
-                let is_decided = !is_made_by_the_host(dir, path, container.path)?;
-                self.latest = Some(Latest { id: container.id.to_owned(), is_decided });
+                let is_hosts = is_made_by_the_host(dir, path, container.path)?;
+                let id = container.id.to_owned();
+                self.latest = Some(Latest { id, is_hosts, is_decided: false });
             }
             Some(_) => {}
             None => self.latest = None,
@@ -174,27 +177,24 @@ impl Look {
         if pid == Pid(0) {
             return Ok(());
         }
+        let Some(walk) = &self.walk else { return Ok(()) };
+        let (Some((dir, _)), Some(whole)) = (walk.here(), walk.first()) else { return Ok(()) };
+        let outside = Outside { programs: &self.programs, whole };
         if let Some(latest) = self.latest.as_mut().filter(|latest| !latest.is_decided) {
             // Each container has a mount namespace of its own, and is counted by it, once. A directory
             // that only has the name of a container has none.
-            latest.is_decided = match self.programs.mounts_of(pid) {
-                Ok(mounts) if self.programs.are_hosts(mounts) => false,
-                Ok(mounts) => {
-                    self.facts.containers += usize::from(self.mounts.insert(mounts));
-                    true
-                }
-                Err(error) if process::is_gone(&error) => false,
+            let mounts = self.programs.mounts_of(pid);
+            let is_contained = match &mounts {
+                Ok(mounts) => !self.programs.are_hosts(*mounts),
                 // It may have its own.
-                Err(_) => {
-                    self.facts.containers += 1;
-                    true
-                }
+                Err(error) => !process::is_gone(error),
             };
+            latest.is_decided = is_contained && (latest.is_hosts || outside.started(pid)?);
+            if latest.is_decided && mounts.map_or(true, |mounts| self.mounts.insert(mounts)) {
+                self.facts.containers += 1;
+            }
         }
-        self.guests.process(pid)?;
-        let Some((dir, _)) = self.walk.as_ref().and_then(PopulatedWalk::here) else {
-            return Ok(());
-        };
+        self.guests.process(pid, &outside)?;
         if let Some(engine) = self.programs.engine(pid, dir, self.in_container)?
             && self.facts.engines.len() < MAX_ENGINES
         {

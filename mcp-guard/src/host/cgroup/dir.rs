@@ -1,14 +1,20 @@
 //! An open directory of a cgroup, and its files.
 
 use std::{
-    ffi::CStr,
+    ffi::{CStr, OsStr},
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
 };
 
 use mcp_guard_core::id::{CgroupId, Pid};
 use rustix::{
-    fs::{Access, AtFlags, Mode, OFlags, accessat, fgetxattr, fstat, openat},
+    fs::{
+        Access, AtFlags, Mode, OFlags, ResolveFlags, accessat, fgetxattr, fstat, openat, openat2,
+    },
     io::Errno,
 };
 
@@ -61,6 +67,35 @@ impl Dir {
     pub(super) fn above(&self) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self(openat(&self.0, "..", flags, Mode::empty())?))
+    }
+
+    /// Opens a cgroup at or below this one, without following links or leaving the tree.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub(super) fn below(&self, path: &Path) -> io::Result<Self> {
+        let inside = path.strip_prefix("/").unwrap_or(path);
+        if inside.as_os_str().is_empty() {
+            return self.try_clone();
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH
+            | ResolveFlags::NO_SYMLINKS
+            | ResolveFlags::NO_MAGICLINKS
+            | ResolveFlags::NO_XDEV;
+        Ok(Self(openat2(&self.0, inside, flags, Mode::empty(), resolve)?))
+    }
+
+    /// Opens another cgroup of the same tree. `own`: the path of this one.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn elsewhere(&self, own: &str, path: &[u8]) -> io::Result<Self> {
+        let mut root = self.try_clone()?;
+        for _ in own.split('/').filter(|name| !name.is_empty()) {
+            root = root.above()?;
+        }
+        root.below(Path::new(OsStr::from_bytes(path)))
     }
 
     /// Returns the owner of the cgroup that is this many levels above.

@@ -13,7 +13,7 @@ use mcp_guard_core::{
     id::Pid,
     incident::Hold,
 };
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use super::{Cgroup, Dir, dir::MAX_PROCS, pids::Pids};
 use crate::host::{
@@ -152,21 +152,10 @@ fn open_unified(layout: &Layout, path: &Path) -> Result<Dir, Error> {
 
 /// Opens a directory below a mount point without following links or leaving the mount.
 fn open_below(mount: &Path, path: &Path) -> Result<Dir, Error> {
-    let open = || -> rustix::io::Result<std::os::fd::OwnedFd> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = openat(CWD, mount, flags, Mode::empty())?;
-        let inside = path.strip_prefix("/").unwrap_or(path);
-        if inside.as_os_str().is_empty() {
-            return Ok(root);
-        }
-        let resolve = ResolveFlags::BENEATH
-            | ResolveFlags::NO_SYMLINKS
-            | ResolveFlags::NO_MAGICLINKS
-            | ResolveFlags::NO_XDEV;
-        openat2(&root, inside, flags, Mode::empty(), resolve)
-    };
-    let opened = open().map(Dir::from);
-    opened.map_err(|source| Error::Open { path: show(path), source: source.into() })
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = openat(CWD, mount, flags, Mode::empty()).map_err(io::Error::from);
+    let opened = root.and_then(|root| Dir::from(root).below(path));
+    opened.map_err(|source| Error::Open { path: show(path), source })
 }
 
 /// Returns the container's own part of a process's cgroup path. Without a container, returns the

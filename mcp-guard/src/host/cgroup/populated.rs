@@ -50,6 +50,12 @@ impl PopulatedWalk {
         self.way.last().map(|level| (&level.dir, level.path.as_str()))
     }
 
+    /// Returns the first cgroup and its path. `None` if the walk is over.
+    #[must_use]
+    pub fn first(&self) -> Option<(&Dir, &str)> {
+        self.way.first().map(|level| (&level.dir, level.path.as_str()))
+    }
+
     /// Whether the present cgroup is the first one.
     #[must_use]
     pub fn is_first(&self) -> bool {

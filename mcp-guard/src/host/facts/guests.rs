@@ -7,7 +7,7 @@ use mcp_guard_core::{
     refusal::Guest,
 };
 
-use super::is_made_by_the_host;
+use super::{is_made_by_the_host, outside::Outside};
 use crate::host::{
     cgroup::Dir,
     process::{self, OpenProcess},
@@ -21,7 +21,8 @@ pub struct Guests {
     /// The path of the cgroup.
     whole: String,
     found: Vec<GuestsSeen>,
-    /// The path of the latest guest, and whether it is one. Its cgroups are visited one after the other.
+    /// The path of the latest guest, and whether the host made it. Its cgroups are visited one after the
+    /// other.
     latest: Option<(String, bool)>,
 }
 
@@ -45,15 +46,15 @@ impl Guests {
     pub fn enter(&mut self, guest: Option<&str>, dir: &Dir, path: &str) -> io::Result<()> {
         let is_known = |(latest, _): &(String, bool)| Some(latest.as_str()) == guest;
         if !self.latest.as_ref().is_some_and(is_known) {
-            let is_one = guest.map(|guest| is_made_by_the_host(dir, path, guest)).transpose()?;
-            self.latest = guest.map(str::to_owned).zip(is_one);
+            let is_hosts = guest.map(|guest| is_made_by_the_host(dir, path, guest)).transpose()?;
+            self.latest = guest.map(str::to_owned).zip(is_hosts);
         }
         Ok(())
     }
 
     /// Looks at a process of the present cgroup.
-    pub fn process(&mut self, pid: Pid) -> io::Result<()> {
-        let Some((guest, true)) = &self.latest else { return Ok(()) };
+    pub fn process(&mut self, pid: Pid, outside: &Outside<'_>) -> io::Result<()> {
+        let Some((guest, is_hosts)) = &self.latest else { return Ok(()) };
         let known = self.found.last().filter(|seen| seen.guest.path == *guest);
         if known.is_some_and(|seen| seen.is_init) {
             return Ok(());
@@ -69,7 +70,8 @@ impl Guests {
             Err(error) if process::is_gone(&error) => return Ok(()),
             Err(error) => return Err(error),
         };
-        if is_init || is_better {
+        let is_one = *is_hosts || (is_init && outside.started(pid)?);
+        if is_one && (is_init || is_better) {
             self.found.pop_if(|seen| seen.guest.path == *guest);
             if self.found.len() < MAX_GUESTS {
                 let guest = Guest { path: guest.clone(), pid, start };

@@ -71,6 +71,19 @@ impl Programs {
         self.mounts.contains(&mounts)
     }
 
+    /// Whether the program of a process has an engine's name. `None` if that cannot be read. Almost every
+    /// process is told apart by this one system call.
+    pub fn has_engines_name(&self, pid: Pid) -> Option<bool> {
+        let mut exe = [MaybeUninit::uninit(); PATH_MAX];
+        match readlinkat_raw(&self.proc, format!("{pid}/exe"), &mut exe) {
+            Ok((exe, _)) => Some(engine_name(exe).is_some()),
+            Err(error) if process::is_gone(&error.into()) => Some(false),
+            // No engine is that deep in a tree, and anybody can make a path that is too long.
+            Err(Errno::NAMETOOLONG) => Some(false),
+            Err(_) => None,
+        }
+    }
+
     /// Returns the process if it is an engine. One that has ended meanwhile is none. If its program
     /// cannot be looked at, its name decides, but only for a process that may be an engine at all.
     pub fn engine(
@@ -79,15 +92,10 @@ impl Programs {
         cgroup: &Dir,
         in_container: bool,
     ) -> io::Result<Option<EngineProcess>> {
-        // Almost every process ends here, after one system call.
-        let mut exe = [MaybeUninit::uninit(); PATH_MAX];
-        match readlinkat_raw(&self.proc, format!("{pid}/exe"), &mut exe) {
-            Ok((exe, _)) if engine_name(exe).is_none() => return Ok(None),
-            Ok(_) => {}
-            Err(error) if process::is_gone(&error.into()) => return Ok(None),
-            // No engine is that deep in a tree, and anybody can make a path that is too long.
-            Err(Errno::NAMETOOLONG) => return Ok(None),
-            Err(_) => return self.by_name(pid, cgroup, in_container),
+        match self.has_engines_name(pid) {
+            Some(false) => return Ok(None),
+            Some(true) => {}
+            None => return self.by_name(pid, cgroup, in_container),
         }
         match self.look(pid, cgroup, in_container) {
             Err(error) if process::is_gone(&error) => Ok(None),
