@@ -97,7 +97,7 @@ impl Orphans {
 }
 
 #[test]
-fn a_key_that_is_removed_is_written_again_by_the_agent() {
+fn a_key_that_is_removed_or_changed_is_written_again_by_the_agent() {
     let cgroup = FixtureCgroup::new("key").unwrap();
     let mut agent = Agent::start(&observing(&cgroup)).unwrap();
     let path = Path::new(FOLDER).join("mark.key");
@@ -105,6 +105,8 @@ fn a_key_that_is_removed_is_written_again_by_the_agent() {
     let folder = Folder::moved();
     agent.wait_until("the key is back", |_| Ok(path.exists())).unwrap();
     assert_eq!(fs::read(&path).unwrap(), before);
+    fs::write(&path, "short").unwrap();
+    agent.wait_until("the key is back", |_| Ok(fs::read(&path)? == before)).unwrap();
     folder.restore();
 }
 

@@ -95,8 +95,10 @@ impl Agent {
             self.guard_named_cgroups();
             match mark::keep_key() {
                 Ok(false) => {}
-                Ok(true) => tracing::warn!("the key for marks was removed; it is written again"),
-                Err(error) => tracing::error!(%error, "the key for marks was removed"),
+                Ok(true) => {
+                    tracing::warn!("the key for marks was removed or changed; it is written again");
+                }
+                Err(error) => tracing::error!(%error, "the key for marks cannot be kept"),
             }
             for (cause, count) in self.counting.new_losses() {
                 self.executor.audit.write(Record::Loss { cause, count });

@@ -122,8 +122,8 @@ pub fn all_are_signed() -> io::Result<()> {
     key::unsigned_are_signed(Path::new(FOLDER))
 }
 
-/// Writes the key's file again if it was removed: without it, the next agent could not tell our marks from
-/// forged ones. Returns whether it was.
+/// Writes the key's file again if it was removed or changed: without it, the next agent could not tell our
+/// marks from forged ones. Returns whether it was written.
 ///
 /// # Errors
 /// It cannot be written.

@@ -15,7 +15,7 @@ use std::{
 
 use hmac::{Hmac, Mac as _};
 use rustix::{
-    fs::{Access, AtFlags, CWD, Mode, OFlags, accessat, linkat, open},
+    fs::{AtFlags, CWD, Mode, OFlags, linkat, open},
     io::Errno,
 };
 use sha2::Sha256;
@@ -23,6 +23,8 @@ use sha2::Sha256;
 /// Where the key is, whatever `--run-dir` says: every process of ours must find it.
 pub const FOLDER: &str = "/run/mcp-guard";
 const NAME: &str = "mark.key";
+/// The name of the key's file until it takes the place of another.
+const NEW: &str = "mark.key.new";
 /// Exists from the making of the first key until the marks of older versions, which have no code, are
 /// signed. The process that makes the key may be another than the one that signs them.
 const UNSIGNED: &str = "unsigned-are-ours";
@@ -118,27 +120,44 @@ impl Key {
     /// Writes the key's file. Returns false if there is one already.
     fn publish(&self, folder: &Path) -> io::Result<bool> {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        // It gets its name when it is complete, and only if no other process was faster.
+        self.write(folder, NAME)
+    }
+
+    /// Writes a file that has its name once it is complete. Returns false if another one has that name.
+    fn write(&self, folder: &Path, name: &str) -> io::Result<bool> {
         let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
         let mut file = File::from(open(folder, flags, Mode::from_raw_mode(0o600))?);
         file.write_all(&self.bytes)?;
         let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
-        match linkat(CWD, unnamed, CWD, folder.join(NAME), AtFlags::SYMLINK_FOLLOW) {
+        match linkat(CWD, unnamed, CWD, folder.join(name), AtFlags::SYMLINK_FOLLOW) {
             Ok(()) => Ok(true),
             Err(Errno::EXIST) => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Writes the key's file again if it was removed. Returns whether it was.
+    /// Writes the key's file again if it does not have this key, or if another user may read or write it.
+    /// Returns whether it was written.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// It cannot be read or written.
     pub fn keep(&self, folder: &Path) -> io::Result<bool> {
-        if accessat(CWD, folder.join(NAME), Access::EXISTS, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
-            return Ok(false);
+        match Self::existing(folder) {
+            Ok(Some(found)) if found.bytes == self.bytes => Ok(false),
+            Ok(None) => self.publish(folder),
+            Ok(Some(_)) | Err(KeyError::Unfit(_)) => self.replace(folder).map(|()| true),
+            Err(error @ KeyError::Unread(_)) => Err(error.into()),
         }
-        self.publish(folder)
+    }
+
+    /// Puts the key's file in the place of what is there. At any time there is one or the other.
+    fn replace(&self, folder: &Path) -> io::Result<()> {
+        let new = folder.join(NEW);
+        remove(&new)?;
+        if !self.write(folder, NEW)? {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        fs::rename(new, folder.join(NAME))
     }
 
     /// Returns the code of a text.
@@ -169,7 +188,12 @@ pub fn unsigned_are_ours(folder: &Path) -> bool {
 /// # Errors
 /// It cannot be noted.
 pub fn unsigned_are_signed(folder: &Path) -> io::Result<()> {
-    match fs::remove_file(folder.join(UNSIGNED)) {
+    remove(&folder.join(UNSIGNED))
+}
+
+/// Removes a file if there is one.
+fn remove(file: &Path) -> io::Result<()> {
+    match fs::remove_file(file) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
@@ -177,7 +201,7 @@ pub fn unsigned_are_signed(folder: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 
     use super::*;
 
@@ -210,22 +234,23 @@ mod tests {
         assert!(!unsigned_are_ours(folder.path()));
     }
 
+    /// Each makes the file one that is no secret of ours.
+    const SPOIL: [fn(&Path); 3] = [
+        |path| fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap(),
+        |path| fs::write(path, "short").unwrap(),
+        |path| {
+            fs::rename(path, path.with_extension("old")).unwrap();
+            symlink(path.with_extension("old"), path).unwrap();
+        },
+    ];
+
     #[test]
     fn a_key_that_another_user_may_know_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(NAME);
-        let open = |path: &Path| {
-            fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
-        };
-        let shorten = |path: &Path| fs::write(path, "short").unwrap();
-        let link = |path: &Path| {
-            fs::rename(path, path.with_extension("old")).unwrap();
-            symlink(path.with_extension("old"), path).unwrap();
-        };
-        for spoil in [open as fn(&Path), shorten, link] {
+        for spoil in SPOIL {
             let before = Key::prepare(folder.path()).unwrap();
             unsigned_are_signed(folder.path()).unwrap();
-            spoil(&path);
+            spoil(&folder.path().join(NAME));
             assert!(matches!(Key::existing(folder.path()), Err(KeyError::Unfit(_))));
             let after = Key::prepare(folder.path()).unwrap();
             assert!(!after.is_code_of(&before.code(TEXT), TEXT));
@@ -244,14 +269,26 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_was_removed_is_written_again() {
+    fn a_key_that_was_removed_or_changed_is_written_again() {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path().join("run");
         let key = Key::prepare(&run).unwrap();
-        assert!(!key.keep(&run).unwrap());
-        fs::remove_dir_all(&run).unwrap();
-        assert!(key.keep(&run).unwrap());
-        let read = Key::existing(&run).unwrap().unwrap();
-        assert!(read.is_code_of(&key.code(TEXT), TEXT));
+        let another: fn(&Path) = |path| fs::write(path, [7; LENGTH]).unwrap();
+        let users: fn(&Path) = |path| chown(path, Some(1000), None).unwrap();
+        let gone: fn(&Path) = |path| fs::remove_dir_all(path.parent().unwrap()).unwrap();
+        let half_replaced: fn(&Path) = |path| {
+            fs::write(path.with_file_name(NEW), "").unwrap();
+            fs::write(path, "").unwrap();
+        };
+        let spoil = SPOIL.into_iter().chain([another, gone, half_replaced]);
+        let may_chown = rustix::process::geteuid().is_root();
+        for spoil in spoil.chain(may_chown.then_some(users)) {
+            assert!(!key.keep(&run).unwrap());
+            spoil(&run.join(NAME));
+            assert!(key.keep(&run).unwrap());
+            let read = Key::existing(&run).unwrap().unwrap();
+            assert!(read.is_code_of(&key.code(TEXT), TEXT));
+            assert!(!run.join(NEW).exists());
+        }
     }
 }
