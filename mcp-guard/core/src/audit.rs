@@ -81,7 +81,7 @@ pub enum Record {
         /// For a clamp: the limit found, and the limit to be written.
         #[serde(skip_serializing_if = "Option::is_none")]
         pids_max: Option<LimitChange>,
-        /// Processes in the cgroup at that moment.
+        /// Processes in the cgroup at that moment, if they were counted.
         #[serde(skip_serializing_if = "Option::is_none")]
         processes: Option<u64>,
         /// The engine's process that the operator gave up for this action.

@@ -62,7 +62,7 @@ pub enum Outcome {
     Done,
     /// Written and in force, but tasks have not stopped or ended yet. `Done` follows when they have.
     Requested,
-    /// The hold ended before the kernel confirmed it.
+    /// The hold ended before the kernel confirmed it, or the order before its cgroup was checked.
     NotNeeded,
     /// Observe mode or a dry run: all checks passed, and the last step was skipped.
     WouldDo,

@@ -32,8 +32,8 @@ pub struct BystanderFacts {
     pub guests: Vec<Guest>,
     /// Number of containers below `path`, without those in its guests. 0 if `path` is in a container.
     pub containers: usize,
-    /// Number of processes in the cgroup and below it. No rule judges it.
-    pub processes: usize,
+    /// Number of processes in the cgroup and below it; `None` if they were not counted. No rule judges it.
+    pub processes: Option<usize>,
 }
 
 /// A process that runs containers.

@@ -86,13 +86,9 @@ impl Executor {
         checked: UnderCheck,
         found: FactsFound,
     ) {
-        let UnderCheck { order, subject, then } = checked;
-        match still_there(guards, order.guard, &subject) {
-            Some(held) => self.checked(order, held, then, found),
-            None => {
-                let detail = "the cgroup was removed meanwhile".to_owned();
-                self.settle(order, Outcome::NotOurs, detail);
-            }
+        match still_there(guards, checked.order.guard, &checked.subject) {
+            Some(held) => self.checked(checked.order, held, checked.then, found),
+            None => self.drop(checked, Outcome::NotOurs, "the cgroup was removed meanwhile"),
         }
     }
 
@@ -117,10 +113,135 @@ impl Executor {
         let is_it = |one: &UnderWay| matches!(one, UnderWay::Check(checked) if is_it(checked));
         let ended: Vec<_> = self.under_way.extract_if(.., |_, one| is_it(one)).collect();
         for (_, one) in ended {
-            if let UnderWay::Check(UnderCheck { order, .. }) = one {
-                let detail = "it ended before the cgroup was checked; nothing was done".to_owned();
-                self.settle(order, Outcome::NotNeeded, detail);
+            if let UnderWay::Check(checked) = one {
+                let detail = "it ended before the cgroup was checked; nothing was done";
+                self.drop(checked, Outcome::NotNeeded, detail);
             }
         }
+    }
+
+    /// Records and settles an order that is not carried out.
+    fn drop(&mut self, checked: UnderCheck, outcome: Outcome, detail: &str) {
+        let UnderCheck { order, subject, then } = checked;
+        let said = (outcome, detail.to_owned());
+        match then {
+            AfterCheck::Contain(wanted) => {
+                self.intend(&order, &subject, &wanted, None, None);
+                self.outcome(order, subject, wanted.response, said, None);
+            }
+            AfterCheck::WriteLimit(write, reason) | AfterCheck::LeaveLimit(write, reason, _) => {
+                self.drop_limit(order, subject, (write, reason), said);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use mcp_guard_core::{
+        Time,
+        audit::{Line, Record},
+        id::{CgroupId, GuardId, Incident, Ticket, Tickets},
+        incident::Cause,
+        policy::{Mode, Response},
+    };
+
+    use super::*;
+    use crate::{audit::Audit, engine::Engines, host::layout::Layout};
+
+    fn subject() -> Subject {
+        Subject { name: "gw".into(), cgroup: "/gw".into(), cgroup_id: CgroupId(7) }
+    }
+
+    fn freeze() -> AfterCheck {
+        AfterCheck::Contain(Containment {
+            response: Response::Freeze,
+            mode: Mode::Enforce,
+            cause: Cause::operator(),
+            lease: Duration::from_secs(60),
+            headroom: 0,
+            decided: Time(0),
+            despite: None,
+        })
+    }
+
+    fn limit() -> AfterCheck {
+        AfterCheck::WriteLimit(Write::PidsMax { limit: 40 }, "operator".into())
+    }
+
+    /// Has orders under check, ends them, and returns how they are settled and what the log has of each.
+    fn ended(
+        orders: impl IntoIterator<Item = AfterCheck>,
+        end: impl Fn(&mut Executor, &[Ticket]),
+    ) -> (Vec<Outcome>, Vec<Record>) {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("audit.jsonl");
+        let audit = Audit::open(&log).unwrap();
+        let mut executor = Executor::new(audit, Layout::read().unwrap(), Engines::default());
+        let mut tickets = Tickets::default();
+        let tickets: Vec<Ticket> = orders
+            .into_iter()
+            .map(|then| {
+                let ticket = tickets.draw();
+                let order = OrderId { ticket, guard: GuardId(3), incident: Incident::from("a-1") };
+                let checked = UnderCheck { order, subject: subject(), then };
+                executor.under_way.insert(ticket, UnderWay::Check(checked));
+                ticket
+            })
+            .collect();
+        end(&mut executor, &tickets);
+        let settled = std::iter::from_fn(|| executor.settled()).map(|one| one.outcome).collect();
+        assert!(!executor.has_orders_under_way());
+        drop(executor);
+        let text = std::fs::read_to_string(&log).unwrap();
+        let record = |line| serde_json::from_str::<Line>(line).unwrap().record;
+        (settled, text.lines().map(record).collect())
+    }
+
+    #[test]
+    fn an_order_that_ends_under_its_check_is_in_the_log() {
+        let abandon = |executor: &mut Executor, _: &[Ticket]| {
+            executor.abandon_check(&subject(), Hold::Clamp);
+            assert!(executor.settled().is_none(), "another hold");
+            executor.abandon_check(&subject(), Hold::Freeze);
+        };
+        let (settled, log) = ended([freeze()], abandon);
+        assert_eq!(settled, [Outcome::NotNeeded]);
+        let [Record::Intent { processes, lease_ms, .. }, Record::Outcome { outcome, detail, .. }] =
+            &log[..]
+        else {
+            panic!("{log:?}")
+        };
+        assert_eq!((*processes, *lease_ms), (None, Some(60_000)), "they were not counted");
+        assert_eq!(*outcome, Outcome::NotNeeded);
+        assert!(detail.contains("nothing was done"), "{detail}");
+    }
+
+    #[test]
+    fn all_orders_under_check_are_in_the_log_when_the_agent_ends() {
+        let (settled, log) =
+            ended([freeze(), limit()], |executor, _| executor.abandon_all_checks());
+        assert_eq!(settled, [Outcome::NotNeeded; 2]);
+        let [_, _, Record::Limit { outcome: None, .. }, Record::Limit { outcome, found, .. }] =
+            &log[..]
+        else {
+            panic!("{log:?}")
+        };
+        assert_eq!((*outcome, found.as_str()), (Some(Outcome::NotNeeded), "not read"));
+    }
+
+    #[test]
+    fn an_order_whose_cgroup_is_removed_under_its_check_is_in_the_log() {
+        let removed = |executor: &mut Executor, tickets: &[Ticket]| {
+            for ticket in tickets {
+                let found = LateAnswer::Look(Ok(BystanderFacts::default()));
+                executor.take_answer(&mut Guards::new(), *ticket, found);
+            }
+        };
+        let (settled, log) = ended([freeze(), limit()], removed);
+        assert_eq!(settled, [Outcome::NotOurs; 2]);
+        assert_eq!(log.len(), 4, "{log:?}");
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mcp_guard_core::{
-    audit::{Record, Subject, Timing},
+    audit::{LimitChange, Record, Subject, Timing},
     effect::Containment,
     incident::{Cause, Outcome},
     policy::{Mode, Response},
@@ -35,20 +35,8 @@ impl Executor {
             }
             Response::Record | Response::Freeze | Response::Kill => None,
         };
-        let processes = found.as_ref().map_or(0, |facts| facts.processes as u64);
-        let lease_ms = (wanted.lease > Duration::ZERO)
-            .then(|| u64::try_from(wanted.lease.as_millis()).unwrap_or(u64::MAX));
-        self.audit.write(Record::Intent {
-            incident: order.incident.clone(),
-            guard: held.subject.clone(),
-            response,
-            mode: wanted.mode,
-            cause: wanted.cause.clone(),
-            lease_ms,
-            pids_max,
-            processes: Some(processes),
-            despite: wanted.despite,
-        });
+        let processes = found.as_ref().ok().and_then(|facts| facts.processes);
+        self.intend(&order, &held.subject, &wanted, pids_max, processes);
         let deadline = clock::now().after(wanted.lease);
         let mark = self.holder.mark(&order.incident, &wanted.cause, deadline);
         match attempt(held, &wanted, &mark, found) {
@@ -64,6 +52,30 @@ impl Executor {
                 self.await_kernel(order, held, &wanted, (written, until));
             }
         }
+    }
+
+    /// Announces a response. `processes`: how many there are, if they were counted.
+    pub(super) fn intend(
+        &mut self,
+        order: &OrderId,
+        guard: &Subject,
+        wanted: &Containment,
+        pids_max: Option<LimitChange>,
+        processes: Option<usize>,
+    ) {
+        let lease_ms = (wanted.lease > Duration::ZERO)
+            .then(|| u64::try_from(wanted.lease.as_millis()).unwrap_or(u64::MAX));
+        self.audit.write(Record::Intent {
+            incident: order.incident.clone(),
+            guard: guard.clone(),
+            response: wanted.response,
+            mode: wanted.mode,
+            cause: wanted.cause.clone(),
+            lease_ms,
+            pids_max,
+            processes: processes.map(|processes| processes as u64),
+            despite: wanted.despite,
+        });
     }
 
     pub(super) fn refuse(

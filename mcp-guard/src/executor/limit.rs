@@ -101,6 +101,20 @@ impl Executor {
         None
     }
 
+    /// Writes both records of a write that ends before its cgroup was checked.
+    pub(super) fn drop_limit(
+        &mut self,
+        order: OrderId,
+        subject: Subject,
+        (write, reason): (Write, String),
+        (outcome, detail): (Outcome, String),
+    ) {
+        let found = "not read".to_owned();
+        let dropped = LimitWrite { order, subject, container: None, write, reason, found };
+        self.audit.write(dropped.record(None, String::new()));
+        self.close(dropped, outcome, detail);
+    }
+
     /// Ends a write with its owner's answer. A write is done only if its limit is read back.
     pub(super) fn end_limit(
         &mut self,

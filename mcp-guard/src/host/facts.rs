@@ -167,7 +167,7 @@ impl Look {
         }
         self.facts.holds_pid_1 |= pids.contains(&Pid(1));
         self.facts.holds_the_agent |= pids.contains(&process::this());
-        self.facts.processes += pids.len();
+        *self.facts.processes.get_or_insert(0) += pids.len();
         self.pids = pids.into_iter();
         Ok(())
     }
@@ -226,5 +226,6 @@ mod tests {
         assert!(gather(&cgroup("/x")).is_err(), "it has no list of processes");
         let root = gather(&cgroup("/")).unwrap();
         assert!(refusal_by_place(&root).is_some());
+        assert_eq!(root.processes, None);
     }
 }
