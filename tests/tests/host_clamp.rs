@@ -7,7 +7,8 @@
 )]
 
 use std::{
-    os::unix::process::ExitStatusExt as _,
+    fs::File,
+    os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
     process::{Command, Stdio},
 };
 
@@ -20,10 +21,12 @@ use mcp_guard_tests::{
     agent::Agent,
     cgroup::FixtureCgroup,
     holds::Holds,
-    leak::LeakPolicy,
+    leak::{Leak, LeakPolicy},
     node::{POOL, Script, Server},
+    sleeper::Sleeper,
     workload,
 };
+use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, unlinkat};
 
 /// The limit that the owner set before the clamp.
 const FOUND: u64 = 400;
@@ -148,4 +151,64 @@ fn ten_servers_create_their_pools_at_once_and_none_aborts() {
     assert_eq!(scene.use_pools(), count);
     assert_eq!(scene.end_servers(), 0, "a server aborted");
     scene.assert_released();
+}
+
+/// Cgroups inside each other whose names are as long as possible, and four times as long when they are
+/// escaped. Removed on drop.
+struct Nested(Vec<OwnedFd>);
+
+impl Nested {
+    const NAME: &[u8] = &[0xff; 255];
+
+    fn new(cgroup: &FixtureCgroup, depth: usize) -> Self {
+        let mut nested = Self(vec![File::open(cgroup.unified_dir()).unwrap().into()]);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        for _ in 0..depth {
+            let above = nested.0.last().unwrap();
+            mkdirat(above, Self::NAME, 0o755.into()).unwrap();
+            let dir = openat(above, Self::NAME, flags, Mode::empty()).unwrap();
+            nested.0.push(dir);
+        }
+        nested
+    }
+
+    /// Moves a process into the innermost one. It stays in its pids cgroup of version 1.
+    fn take(&self, sleeper: &Sleeper) {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let door = openat(self.0.last().unwrap(), "cgroup.procs", flags, Mode::empty()).unwrap();
+        rustix::io::write(door, sleeper.pid().to_string().as_bytes()).unwrap();
+    }
+}
+
+impl Drop for Nested {
+    fn drop(&mut self) {
+        self.0.pop();
+        while let Some(above) = self.0.pop() {
+            let _ = unlinkat(above, Self::NAME, AtFlags::REMOVEDIR);
+        }
+    }
+}
+
+/// The processes of a container are no bystanders of its clamp, in any cgroup that it makes. At a depth of 20
+/// the kernel cannot name that cgroup either.
+#[test]
+fn deep_cgroups_of_a_container_prevent_no_clamp() {
+    for depth in [5, 20] {
+        let cgroup = FixtureCgroup::new("clamp-deep").unwrap();
+        cgroup.set_pids_max(FOUND).unwrap();
+        let nested = Nested::new(&cgroup, depth);
+        let sleeper = Sleeper::start(&cgroup).unwrap();
+        nested.take(&sleeper);
+        let _leak = Leak::start(&cgroup, 4).unwrap();
+        let mut agent = Agent::start(&LeakPolicy::enforcing(&cgroup, "clamp").toml()).unwrap();
+        let clamp = |record: &Record| match record {
+            Record::Outcome { response: Response::Clamp, outcome, detail, .. } => {
+                Some((*outcome, detail.clone()))
+            }
+            _ => None,
+        };
+        let (outcome, detail) = agent.await_record("clamped", clamp).unwrap();
+        assert_eq!(outcome, Outcome::Done, "{depth}: {detail}");
+        drop(sleeper);
+    }
 }

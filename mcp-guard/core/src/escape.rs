@@ -74,12 +74,13 @@ pub fn cgroup_path_below(parent: &str, name: &[u8]) -> String {
 }
 
 /// Returns whether a path was too long, and names only the cgroups above.
-#[must_use]
-pub fn is_cut_path(path: &str) -> bool {
+fn is_cut_path(path: &str) -> bool {
     path.ends_with(CUT)
 }
 
-fn cgroup_name(name: &[u8]) -> String {
+/// Returns the name of a cgroup as [`cgroup_path`] writes it.
+#[must_use]
+pub fn cgroup_name(name: &[u8]) -> String {
     match std::str::from_utf8(name) {
         Ok(text) if !text.starts_with('?') && visible(text) == text => text.to_owned(),
         _ => format!("?{}", escape(name, MAX_PATH)),

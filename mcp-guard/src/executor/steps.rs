@@ -243,9 +243,11 @@ pub fn clamp(cgroup: &Cgroup, headroom: u64, mode: Mode, mut mark: Mark) -> Step
 fn bystander(cgroup: &Cgroup) -> io::Result<Option<Pid>> {
     // The guard's own processes are read second, so that one born in between is among them.
     let Some(limited) = cgroup.sharing_pids()? else { return Ok(None) };
-    let own = cgroup.members(|_| true)?.map(|members| members.processes).unwrap_or_default();
-    let own: BTreeSet<Pid> = own.into_iter().collect();
-    let is_other = |pid: &Pid| !own.contains(pid) && process::runs(*pid);
+    let own = cgroup.members(|_| true)?.unwrap_or_default();
+    let processes: BTreeSet<Pid> = own.processes.into_iter().collect();
+    // The kernel names no cgroup as deep as those that were not entered. A container makes them.
+    let is_hidden = |pid| own.too_deep > 0 && process::is_nested_too_deep(pid);
+    let is_other = |pid: &Pid| !processes.contains(pid) && process::runs(*pid) && !is_hidden(*pid);
     Ok(limited.into_iter().find(is_other))
 }
 

@@ -283,6 +283,17 @@ pub fn runs(pid: Pid) -> bool {
     without_argv(pid).is_some()
 }
 
+/// Whether the path of its cgroup is longer than any that the kernel shows.
+#[must_use]
+pub fn is_nested_too_deep(pid: Pid) -> bool {
+    const LONGEST: usize = libc::PATH_MAX.cast_unsigned() as usize - 1;
+    match OpenProcess::open(pid).and_then(|process| process.membership()) {
+        // It is cut.
+        Ok(membership) => membership.unified().is_some_and(|path| path.len() >= LONGEST),
+        Err(error) => error.raw_os_error() == Some(libc::ENAMETOOLONG),
+    }
+}
+
 /// Returns the state of a task, as a letter of proc_pid_stat(5). `None` if it is gone.
 #[must_use]
 pub fn state(task: Pid) -> Option<u8> {

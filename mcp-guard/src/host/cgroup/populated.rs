@@ -5,20 +5,20 @@ use std::{
     io,
 };
 
-use mcp_guard_core::{
-    escape::{cgroup_path_below, is_cut_path},
-    id::Pid,
-};
+use mcp_guard_core::{escape::cgroup_name, id::Pid};
 use rustix::fs::FileType;
 
 use super::{Dir, dir::MAX_PROCS};
+
+/// Most bytes of a path below the first cgroup, however long it is when it is escaped.
+const PATH_MAX: usize = libc::PATH_MAX.cast_unsigned() as usize;
 
 /// A walk through a cgroup, and through those below it that are populated: they, or a cgroup below them,
 /// have a process. Their number is bounded by that of processes. A cgroup without processes costs a few
 /// system calls and no memory, so that nobody can hide a process behind thousands of them.
 ///
 /// Each cgroup is entered before its children are listed. One whose path is longer than any program can
-/// open is not entered: it would cost a descriptor for each level of a tree as deep as a container likes.
+/// open is not entered: it would cost descriptors for each level of a tree as deep as a container likes.
 pub struct PopulatedWalk {
     /// The cgroups from the first one to the present one.
     way: Vec<PopulatedLevel>,
@@ -40,7 +40,7 @@ impl PopulatedWalk {
     /// # Errors
     /// If the process has no descriptors left.
     pub fn begin(dir: &Dir, path: &str) -> io::Result<Self> {
-        let first = PopulatedLevel::new(dir.try_clone()?, path.to_owned());
+        let first = PopulatedLevel::new(dir.try_clone()?, path.to_owned(), 0);
         Ok(Self { way: vec![first], too_deep: 0 })
     }
 
@@ -83,7 +83,7 @@ impl PopulatedWalk {
             }
         };
         match level.enter(&name) {
-            Ok(Some(below)) if is_cut_path(&below.path) => self.too_deep += 1,
+            Ok(Some(below)) if below.length > PATH_MAX => self.too_deep += 1,
             Ok(Some(below)) => {
                 self.way.push(below);
                 return Ok(WalkStep::Entered);
@@ -113,6 +113,7 @@ impl PopulatedWalk {
 }
 
 /// The processes in a cgroup and below it.
+#[derive(Default)]
 pub struct Members {
     /// Without those of another pid namespace.
     pub processes: Vec<Pid>,
@@ -148,13 +149,15 @@ impl Dir {
 struct PopulatedLevel {
     dir: Dir,
     path: String,
+    /// Bytes of the path below the first cgroup, which are fewer than those of `path` if that is escaped.
+    length: usize,
     /// `None` if it is not listed yet.
     children: Option<rustix::fs::Dir>,
 }
 
 impl PopulatedLevel {
-    fn new(dir: Dir, path: String) -> Self {
-        Self { dir, path, children: None }
+    fn new(dir: Dir, path: String, length: usize) -> Self {
+        Self { dir, path, length, children: None }
     }
 
     /// Returns the name of the next child.
@@ -180,8 +183,9 @@ impl PopulatedLevel {
             return Ok(None);
         }
         let dir = self.dir.child(name)?;
-        let parent = self.path.trim_end_matches('/');
-        Ok(Some(Self::new(dir, cgroup_path_below(parent, name.to_bytes()))))
+        let path = format!("{}/{}", self.path.trim_end_matches('/'), cgroup_name(name.to_bytes()));
+        let length = self.length + 1 + name.to_bytes().len();
+        Ok(Some(Self::new(dir, path, length)))
     }
 }
 
@@ -259,7 +263,8 @@ mod tests {
         };
         let top = open(folder.path());
         list(&top, "7\n0\n");
-        let name = CString::new("x".repeat(255)).unwrap();
+        // Escaped, it is four times as long.
+        let name = CString::new([0xff; 255]).unwrap();
         let mut dir = top.try_clone().unwrap();
         for pid in 100..120 {
             rustix::fs::mkdirat(&dir, &*name, 0o755.into()).unwrap();
