@@ -71,7 +71,7 @@ impl Agent {
             return;
         }
         let reason = format!(
-            "{by} names it, and that user does not own it; what the engine says about it is ignored"
+            "{by} names it, and may not speak for it; what the engine says about it is ignored"
         );
         let guard = Held::new(cgroup, &container.name, Some(container.id), false).subject;
         tracing::warn!(name = guard.name, cgroup = guard.cgroup, reason, "not guarding");

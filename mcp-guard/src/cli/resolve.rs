@@ -67,8 +67,8 @@ async fn container(host: &HostOptions, layout: &Layout, name: &str) -> Result<He
         Cgroup::of_process(layout, found.init, Some(&found.id)).map_err(Failure::could_not)?;
     if !by.may_speak_for(&cgroup) {
         return Err(Failure::could_not(format!(
-            "{by} says that {} is the container {}, and that user does not own it: this engine is \
-             not believed; cgroup:/PATH or pid:N names a target without an engine",
+            "{by} says that {} is the container {}, and may not speak for it: this engine is not \
+             believed; cgroup:/PATH or pid:N names a target without an engine",
             cgroup.path(),
             chosen.name
         )));

@@ -1,94 +1,216 @@
 //! Whose word an engine's answer is, and about which cgroups it counts.
 
-use std::{fmt, fs, io, os::unix::fs::MetadataExt as _};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    ffi::OsString,
+    fmt, fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Component, Path, PathBuf},
+};
 
 use tokio::net::UnixStream;
 
 use crate::host::cgroup::Cgroup;
 
 /// The user whose engine answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Speaker(u32);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Speaker {
+    User(u32),
+    /// Nobody knows who answers: more than one user could put another engine there.
+    Anybody,
+}
 
 impl Speaker {
-    #[must_use]
-    pub fn user(uid: u32) -> Self {
-        Self(uid)
-    }
-
     /// Finds out whose engine serves a socket: the user who serves it, or who could put another one
-    /// there, because a folder on the way to it or to what it is linked to is his.
+    /// there, because a folder that is looked into on the way to it is his.
     ///
     /// # Errors
     /// If nobody listens.
     pub(super) async fn at(socket: &str) -> io::Result<Self> {
         let served_by = UnixStream::connect(socket).await?.peer_cred()?.uid();
-        let mut owners = vec![served_by];
-        let socket = std::path::absolute(socket)?;
-        for path in [fs::canonicalize(&socket)?, socket] {
-            for folder in path.ancestors().skip(1) {
-                owners.push(fs::metadata(folder)?.uid());
-            }
-        }
-        Ok(Self(owners.into_iter().find(|uid| *uid != 0).unwrap_or(0)))
+        let mut users = users_on_the_way(&std::path::absolute(socket)?)?;
+        users.insert(Self::User(served_by));
+        users.remove(&Self::User(0));
+        let mut users = users.into_iter();
+        Ok(match (users.next(), users.next()) {
+            (None, _) => Self::User(0),
+            (Some(one), None) => one,
+            (Some(_), Some(_)) => Self::Anybody,
+        })
     }
 
     /// Whether its word counts for every cgroup: it is the system's, or that of our own user, who
     /// could do by himself whatever we do.
     #[must_use]
     pub fn is_trusted(self) -> bool {
-        self.0 == 0 || self.0 == rustix::process::geteuid().as_raw()
+        match self {
+            Self::User(uid) => uid == 0 || uid == rustix::process::geteuid().as_raw(),
+            Self::Anybody => false,
+        }
     }
 
     /// Whether the word of this engine counts for a cgroup: that of another user's engine for what was
     /// delegated to this user.
     #[must_use]
     pub fn may_speak_for(self, cgroup: &Cgroup) -> bool {
-        self.is_trusted() || cgroup.is_delegated_to(self.0).unwrap_or(false)
+        let is_delegated = match self {
+            Self::User(uid) => cgroup.is_delegated_to(uid).unwrap_or(false),
+            Self::Anybody => false,
+        };
+        self.is_trusted() || is_delegated
     }
+}
+
+/// Most links that are followed on the way to a socket, as many as the kernel follows.
+const MOST_LINKS: usize = 40;
+
+/// Returns the users who could lead the way to a socket elsewhere: each folder on it is looked into, also
+/// those behind links. Links themselves give no right: to change one, its folder must be written to.
+fn users_on_the_way(socket: &Path) -> io::Result<BTreeSet<Speaker>> {
+    let mut users = BTreeSet::new();
+    let mut way: VecDeque<OsString> = names(socket).collect();
+    let (mut folder, mut links) = (PathBuf::from("/"), 0);
+    while let Some(name) = way.pop_front() {
+        let inside = fs::metadata(&folder)?;
+        if name == ".." {
+            folder.pop();
+            continue;
+        }
+        let path = folder.join(name);
+        let entry = fs::symlink_metadata(&path)?;
+        users.extend(users_of(&inside, &entry));
+        if !entry.is_symlink() {
+            folder = path;
+            continue;
+        }
+        links += 1;
+        if links > MOST_LINKS {
+            return Err(io::Error::from_raw_os_error(libc::ELOOP));
+        }
+        let target = fs::read_link(&path)?;
+        if target.is_absolute() {
+            folder = PathBuf::from("/");
+        }
+        for name in names(&target).collect::<Vec<_>>().into_iter().rev() {
+            way.push_front(name);
+        }
+    }
+    Ok(users)
+}
+
+fn names(path: &Path) -> impl Iterator<Item = OsString> + '_ {
+    path.components().filter_map(|part| match part {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    })
+}
+
+/// Returns the users who could put something else in the place of `entry`, which is in `folder`.
+fn users_of(folder: &fs::Metadata, entry: &fs::Metadata) -> [Speaker; 2] {
+    let (owner, group, mode) = (folder.uid(), folder.gid(), folder.mode());
+    // A group with the number of its user has no other members.
+    let is_groups = mode & 0o020 != 0 && group != 0 && group != owner;
+    let others = match (is_groups || mode & 0o002 != 0, mode & 0o1000 != 0) {
+        (false, _) => Speaker::User(owner),
+        (true, true) => Speaker::User(entry.uid()),
+        (true, false) => Speaker::Anybody,
+    };
+    [Speaker::User(owner), others]
 }
 
 impl fmt::Display for Speaker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the engine of user {}", self.0)
+        match self {
+            Self::User(uid) => write!(f, "the engine of user {uid}"),
+            Self::Anybody => write!(f, "an engine whose socket several users can replace"),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        os::unix::fs::{chown, symlink},
-        path::Path,
-    };
+    use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 
     use tokio::net::UnixListener;
 
     use super::*;
 
-    async fn at(socket: &Path) -> io::Result<u32> {
-        Speaker::at(socket.to_str().unwrap()).await.map(|speaker| speaker.0)
+    async fn at(socket: &Path) -> io::Result<Speaker> {
+        Speaker::at(socket.to_str().unwrap()).await
+    }
+
+    fn me() -> Speaker {
+        Speaker::User(rustix::process::geteuid().as_raw())
     }
 
     #[tokio::test]
     async fn an_engine_is_that_of_its_server_or_of_the_owner_of_a_folder() {
-        let me = rustix::process::geteuid().as_raw();
         let (place, users) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let below = place.path().join("below");
         fs::create_dir(&below).unwrap();
         let real = below.join("docker.sock");
         assert!(at(&real).await.is_err());
         let _listener = UnixListener::bind(&real).unwrap();
-        assert_eq!(at(&real).await.unwrap(), me);
+        assert_eq!(at(&real).await.unwrap(), me());
         let linked = users.path().join("docker.sock");
         symlink(&real, &linked).unwrap();
-        assert_eq!(at(&linked).await.unwrap(), me);
-        if me == 0 {
+        assert_eq!(at(&linked).await.unwrap(), me());
+        if me() == Speaker::User(0) {
             chown(users.path(), Some(1000), None).unwrap();
-            assert_eq!(at(&linked).await.unwrap(), 1000, "this user could link to another");
+            let one = Speaker::User(1000);
+            assert_eq!(at(&linked).await.unwrap(), one, "this user could link to another");
             chown(users.path(), Some(0), None).unwrap();
             chown(place.path(), Some(1001), None).unwrap();
-            assert_eq!(at(&real).await.unwrap(), 1001, "this user could replace the folder");
-            assert_eq!(at(&linked).await.unwrap(), 1001, "also behind a link");
+            let other = Speaker::User(1001);
+            assert_eq!(at(&real).await.unwrap(), other, "this user could replace the folder");
+            assert_eq!(at(&linked).await.unwrap(), other, "also behind a link");
+            chown(users.path(), Some(1000), None).unwrap();
+            assert_eq!(at(&linked).await.unwrap(), Speaker::Anybody, "either could");
+        }
+    }
+
+    /// The way goes through a folder that is neither above the name nor above the socket.
+    #[tokio::test]
+    async fn an_engine_is_that_of_the_owner_of_a_link_in_the_middle_of_the_way() {
+        let [place, users, first] = std::array::from_fn(|_| tempfile::tempdir().unwrap());
+        let real = place.path().join("docker.sock");
+        let _listener = UnixListener::bind(&real).unwrap();
+        symlink(place.path(), users.path().join("second")).unwrap();
+        // As /var/run is a link to ../run.
+        let up = Path::new("..").join(users.path().file_name().unwrap()).join("second");
+        symlink(up, first.path().join("first")).unwrap();
+        let named = first.path().join("first/docker.sock");
+        assert_eq!(at(&named).await.unwrap(), me());
+        if me() == Speaker::User(0) {
+            chown(users.path(), Some(1000), None).unwrap();
+            assert_eq!(at(&named).await.unwrap(), Speaker::User(1000), "he can change his link");
+        }
+        symlink("loop", first.path().join("loop")).unwrap();
+        assert!(users_on_the_way(&first.path().join("loop")).is_err());
+    }
+
+    #[tokio::test]
+    async fn an_engine_is_nobodys_if_several_users_may_write_to_a_folder() {
+        let place = tempfile::tempdir().unwrap();
+        let real = place.path().join("docker.sock");
+        let _listener = UnixListener::bind(&real).unwrap();
+        for (mode, expected) in
+            [(0o755, me()), (0o777, Speaker::Anybody), (0o1777, me()), (0o700, me())]
+        {
+            fs::set_permissions(place.path(), fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(at(&real).await.unwrap(), expected, "{mode:o}");
+        }
+        if me() == Speaker::User(0) {
+            chown(place.path(), None, Some(1000)).unwrap();
+            fs::set_permissions(place.path(), fs::Permissions::from_mode(0o770)).unwrap();
+            assert_eq!(at(&real).await.unwrap(), Speaker::Anybody, "a group of users");
+            chown(place.path(), Some(1000), Some(1000)).unwrap();
+            assert_eq!(at(&real).await.unwrap(), Speaker::User(1000), "a user's own group");
+            chown(place.path(), Some(0), Some(0)).unwrap();
+            fs::set_permissions(place.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+            chown(&real, Some(1000), None).unwrap();
+            assert_eq!(at(&real).await.unwrap(), Speaker::User(1000), "he may remove what is his");
         }
     }
 }

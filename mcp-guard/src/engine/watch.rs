@@ -214,7 +214,7 @@ mod tests {
         let engine = Socket::new("/nonexistent", Duration::from_secs(10));
         let (to, mut reported) = mpsc::channel(8);
         let events = EngineEvents::new(EngineId::default(), to);
-        let mut stream = Stream::new(&engine, Speaker::user(0), &events);
+        let mut stream = Stream::new(&engine, Speaker::User(0), &events);
         let container = Container {
             id: "0".repeat(64),
             name: "one".to_owned(),

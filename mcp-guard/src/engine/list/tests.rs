@@ -116,7 +116,7 @@ fn engines(all: impl IntoIterator<Item = Arc<dyn Engine>>) -> Engines {
 }
 
 fn one(says: Says) -> Arc<dyn Engine> {
-    Arc::new(One { says, by: Speaker::user(0) })
+    Arc::new(One { says, by: Speaker::User(0) })
 }
 
 fn ones(says: &[Says]) -> Engines {
@@ -187,14 +187,14 @@ async fn a_users_engine_pauses_containers_of_that_user_only() {
     let me = rustix::process::geteuid().as_raw();
     for (says, known) in [(Says::Paused, false), (Says::Nothing, true)] {
         for (user, is_paused) in [(me, true), (me + 1, false)] {
-            let engine: Arc<dyn Engine> = Arc::new(One { says, by: Speaker::user(user) });
+            let engine: Arc<dyn Engine> = Arc::new(One { says, by: Speaker::User(user) });
             let paused = engines([engine]).paused().await;
             assert_eq!(paused.includes(Some(ID), &cgroup, known), is_paused, "{user}");
         }
     }
     if me == 0 {
         fchown(cgroup.dir(), Some(Uid::from_raw(1000)), None).unwrap();
-        let engine: Arc<dyn Engine> = Arc::new(One { says: Says::Paused, by: Speaker::user(1000) });
+        let engine: Arc<dyn Engine> = Arc::new(One { says: Says::Paused, by: Speaker::User(1000) });
         assert!(engines([engine]).paused().await.includes(Some(ID), &cgroup, false));
     }
 }
