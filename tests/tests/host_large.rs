@@ -11,22 +11,36 @@
 use std::{
     collections::BTreeSet,
     fs,
+    os::unix::fs::PermissionsExt as _,
+    path::PathBuf,
     process::{Child, Command, Stdio},
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
     time::{Duration, Instant},
 };
 
-use mcp_guard::host::bpf::{Kernel, KernelOptions};
+use mcp_guard::host::{
+    bpf::{Kernel, KernelOptions},
+    cgroup::Cgroup,
+    facts,
+    layout::Layout,
+};
 use mcp_guard_core::{
     audit::Record,
     id::{CgroupId, GuardId},
     incident::Outcome,
     policy::Response,
+    refusal::BystanderFacts,
 };
 use mcp_guard_tests::{
     agent::{Agent, DEADLINE},
     cgroup::FixtureCgroup,
     holds::Holds,
     leak::observing,
+    sleeper::Sleeper,
     wait,
 };
 
@@ -107,6 +121,94 @@ fn a_container_with_thousands_of_cgroups_is_frozen_and_stalls_no_loop() {
         longest_turn(&agent)
     );
     assert!(longest_turn(&agent) < LONGEST_TURN, "{:?}", longest_turn(&agent));
+}
+
+/// A cgroup whose processes move from one cgroup below it to the next, in the order in which the kernel lists
+/// these. They have the name of an engine, so that each look at one takes time.
+struct Runaway {
+    cgroup: FixtureCgroup,
+    dirs: Vec<PathBuf>,
+    pids: Vec<i32>,
+    shell: Child,
+    programs: tempfile::TempDir,
+}
+
+impl Drop for Runaway {
+    fn drop(&mut self) {
+        let _ = self.shell.kill();
+        let _ = self.shell.wait();
+    }
+}
+
+impl Runaway {
+    fn new(cgroups: usize, processes: usize) -> Self {
+        let programs = tempfile::tempdir().unwrap();
+        fs::set_permissions(programs.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let program = programs.path().join("dockerd");
+        fs::copy("/bin/sleep", &program).unwrap();
+        let cgroup = FixtureCgroup::new("runaway").unwrap();
+        for number in 0..cgroups {
+            fs::create_dir(cgroup.unified_dir().join(number.to_string())).unwrap();
+        }
+        let entries = fs::read_dir(cgroup.unified_dir()).unwrap().map(|entry| entry.unwrap());
+        let dirs = entries.filter(|entry| entry.file_type().unwrap().is_dir());
+        let dirs = dirs.map(|entry| entry.path()).collect();
+        let starts = format!(
+            "for n in $(seq {processes}); do {} 600 & done; exec sleep 600",
+            program.display()
+        );
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "65534", "--clear-groups", "sh", "-c", &starts]);
+        let shell = cgroup.spawn(command).unwrap();
+        let all = processes + 1;
+        let has_all = || cgroup.procs().is_ok_and(|pids| pids.len() == all);
+        cgroup.wait_until("its processes", DEADLINE, has_all).unwrap();
+        let pids = cgroup.procs().unwrap();
+        Self { cgroup, dirs, pids, shell, programs }
+    }
+
+    fn run(&self, goes_on: &AtomicBool) {
+        for dir in self.dirs.iter().cycle() {
+            let door = fs::File::options().write(true).open(dir.join("cgroup.procs")).unwrap();
+            for pid in &self.pids {
+                if !goes_on.load(Ordering::Relaxed) {
+                    return;
+                }
+                rustix::io::write(&door, pid.to_string().as_bytes()).unwrap();
+            }
+        }
+    }
+
+    /// Looks at it while its processes run away.
+    fn facts(&self) -> (Option<BystanderFacts>, Duration) {
+        let held = Cgroup::open(&Layout::read().unwrap(), self.cgroup.path()).unwrap();
+        let (goes_on, (done, is_done)) = (AtomicBool::new(true), mpsc::channel());
+        thread::scope(|scope| {
+            scope.spawn(|| self.run(&goes_on));
+            scope.spawn(move || {
+                let _ = done.send(facts::gather(&held).unwrap());
+            });
+            let began = Instant::now();
+            let found = is_done.recv_timeout(3 * DEADLINE).ok();
+            goes_on.store(false, Ordering::Relaxed);
+            (found, began.elapsed())
+        })
+    }
+}
+
+#[test]
+fn a_check_ends_though_the_processes_move_in_front_of_it() {
+    let runaway = Runaway::new(EMPTY, 200);
+    let (found, took) = runaway.facts();
+    eprintln!("a look at processes that run away took {took:?}");
+    let found = found.expect("the look has no end");
+    assert_eq!(found.engines, [], "they have but the name");
+    assert_eq!(found.processes, Some(runaway.pids.len()), "each is met once");
+    let inside = runaway.cgroup.child("inside").unwrap();
+    let engine = Sleeper::start_as(&inside, &runaway.programs.path().join("dockerd")).unwrap();
+    let (found, _) = runaway.facts();
+    let engines = found.expect("the look has no end").engines;
+    assert_eq!(engines.iter().map(|one| one.pid.0).collect::<Vec<_>>(), [engine.pid()]);
 }
 
 /// A guard that begins with more cgroups than are followed one by one counts in each of them, also once

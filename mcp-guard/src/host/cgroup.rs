@@ -7,6 +7,8 @@ mod dir;
 mod find;
 mod pids;
 mod populated;
+mod scan;
+mod step;
 mod tasks;
 mod walk;
 
@@ -22,7 +24,8 @@ use tokio::io::{Interest, unix::AsyncFd};
 pub use self::{
     dir::Dir,
     find::Error,
-    populated::{Members, PopulatedWalk, WalkStep},
+    populated::{Members, PopulatedWalk},
+    step::WalkStep,
     tasks::TaskCount,
 };
 use self::{pids::Pids, walk::Visit};

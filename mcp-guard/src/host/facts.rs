@@ -54,7 +54,7 @@ fn path_of(pid: &str) -> io::Result<String> {
     Ok(cgroup_path(unified).trim_end_matches('/').to_owned())
 }
 
-/// A container below the cgroup. Its cgroups are visited one after the other.
+/// A container below the cgroup. Most often, its cgroups are visited one after the other.
 struct Latest {
     id: String,
     /// The host made its cgroup. It does not matter who owns it now.
@@ -124,6 +124,10 @@ impl Look {
                 let Some(walk) = &mut self.walk else { return Ok(true) };
                 match walk.step()? {
                     WalkStep::Entered => self.enter()?,
+                    WalkStep::Again => {
+                        self.forget();
+                        self.enter()?;
+                    }
                     WalkStep::Passed => {}
                     WalkStep::Over => return Ok(true),
                 }
@@ -140,11 +144,20 @@ impl Look {
         BystanderFacts { guests: self.guests.found(), ..self.facts }
     }
 
+    /// Forgets what was found so far.
+    fn forget(&mut self) {
+        let BystanderFacts { path, own, init, .. } = std::mem::take(&mut self.facts);
+        self.guests = Guests::of(&path);
+        self.facts = BystanderFacts { path, own, init, ..BystanderFacts::default() };
+        self.latest = None;
+        self.mounts.clear();
+    }
+
     /// Looks at the cgroup that the walk has entered, and lists its processes.
     fn enter(&mut self) -> io::Result<()> {
-        let Some(walk) = &self.walk else { return Ok(()) };
-        let Some((dir, path)) = walk.here() else { return Ok(()) };
+        let Some(walk) = &mut self.walk else { return Ok(()) };
         let pids = walk.processes_here()?;
+        let Some((dir, path)) = walk.here() else { return Ok(()) };
         let container = container_in(path);
         let guest = guest_in(path);
         self.guests.enter(guest, dir, path)?;

@@ -8,14 +8,21 @@ use std::{
 use mcp_guard_core::{escape::cgroup_name, id::Pid};
 use rustix::fs::FileType;
 
-use super::{Dir, dir::MAX_PROCS};
+use super::{Dir, dir::MAX_PROCS, scan::ProcessScan, step::WalkStep};
 
 /// Most bytes of a path below the first cgroup, however long it is when it is escaped.
 const PATH_MAX: usize = libc::PATH_MAX.cast_unsigned() as usize;
+/// Most cgroups and processes that a walk meets from cgroup to cgroup: twice as many cgroups as all guards
+/// have room for.
+const MOST_MET: usize = 2 * super::walk::MAX_DESCENDANTS;
 
 /// A walk through a cgroup, and through those below it that are populated: they, or a cgroup below them,
-/// have a process. Their number is bounded by that of processes. A cgroup without processes costs a few
-/// system calls and no memory, so that nobody can hide a process behind thousands of them.
+/// have a process. A cgroup without processes costs a few system calls and no memory, so that nobody can
+/// hide a process behind thousands of them.
+///
+/// It goes from cgroup to cgroup. Somebody inside can make cgroups in front of it, and move processes into
+/// them, without end. So a walk that does not come to its end begins again, and goes from process to process:
+/// there is an end of them.
 ///
 /// Each cgroup is entered before its children are listed. One whose path is longer than any program can
 /// open is not entered: it would cost descriptors for each level of a tree as deep as a container likes.
@@ -23,15 +30,10 @@ pub struct PopulatedWalk {
     /// The cgroups from the first one to the present one.
     way: Vec<PopulatedLevel>,
     too_deep: usize,
-}
-
-/// The result of one step of a walk, which takes a few system calls.
-pub enum WalkStep {
-    /// It entered a cgroup, which is [`PopulatedWalk::here`] now.
-    Entered,
-    /// It passed something that is not entered.
-    Passed,
-    Over,
+    /// Number of cgroups and processes that it met.
+    met: usize,
+    /// `None` while it goes from cgroup to cgroup.
+    scan: Option<ProcessScan>,
 }
 
 impl PopulatedWalk {
@@ -41,25 +43,20 @@ impl PopulatedWalk {
     /// If the process has no descriptors left.
     pub fn begin(dir: &Dir, path: &str) -> io::Result<Self> {
         let first = PopulatedLevel::new(dir.try_clone()?, path.to_owned(), 0);
-        Ok(Self { way: vec![first], too_deep: 0 })
+        Ok(Self { way: vec![first], too_deep: 0, met: 0, scan: None })
     }
 
     /// Returns the present cgroup and its path. `None` if the walk is over.
     #[must_use]
     pub fn here(&self) -> Option<(&Dir, &str)> {
-        self.way.last().map(|level| (&level.dir, level.path.as_str()))
+        let last = self.way.last().map(|level| (&level.dir, level.path.as_str()));
+        self.scan.as_ref().and_then(ProcessScan::here).or(last)
     }
 
     /// Returns the first cgroup and its path. `None` if the walk is over.
     #[must_use]
     pub fn first(&self) -> Option<(&Dir, &str)> {
         self.way.first().map(|level| (&level.dir, level.path.as_str()))
-    }
-
-    /// Whether the present cgroup is the first one.
-    #[must_use]
-    pub fn is_first(&self) -> bool {
-        self.way.len() == 1
     }
 
     /// Number of populated cgroups that were not entered, because they are nested too deep.
@@ -72,7 +69,18 @@ impl PopulatedWalk {
     /// If the first cgroup is gone, or if a cgroup cannot be opened or listed. Others that disappear
     /// are passed.
     pub fn step(&mut self) -> io::Result<WalkStep> {
-        let is_first = self.is_first();
+        if self.met > MOST_MET && self.scan.is_none() {
+            return self.begin_again();
+        }
+        if let Some(scan) = &mut self.scan {
+            let step = scan.step()?;
+            if step == WalkStep::Over {
+                self.way.clear();
+            }
+            return Ok(step);
+        }
+        self.met += 1;
+        let is_first = self.way.len() == 1;
         let Some(level) = self.way.last_mut() else { return Ok(WalkStep::Over) };
         let name = match level.next_child() {
             Ok(Some(name)) => name,
@@ -95,19 +103,34 @@ impl PopulatedWalk {
         Ok(WalkStep::Passed)
     }
 
-    /// Returns the processes of the present cgroup alone; none if it is gone.
+    fn begin_again(&mut self) -> io::Result<WalkStep> {
+        self.way.truncate(1);
+        self.too_deep = 0;
+        let Some(first) = self.way.first() else { return Ok(WalkStep::Over) };
+        self.scan = Some(ProcessScan::begin(&first.dir, &first.path)?);
+        Ok(WalkStep::Again)
+    }
+
+    /// Returns the processes of the present cgroup alone; none if it is gone. A walk from process to process
+    /// returns one at a time.
     ///
     /// # Errors
     /// If the first cgroup is gone, or if a list cannot be read to the end.
-    pub fn processes_here(&self) -> io::Result<Vec<Pid>> {
-        let Some((dir, _)) = self.here() else { return Ok(Vec::new()) };
-        match dir.own_processes(MAX_PROCS) {
+    pub fn processes_here(&mut self) -> io::Result<Vec<Pid>> {
+        if let Some(scan) = &self.scan {
+            return Ok(scan.process_here().into_iter().collect());
+        }
+        let Some(level) = self.way.last() else { return Ok(Vec::new()) };
+        let is_first = self.way.len() == 1;
+        match level.dir.own_processes(MAX_PROCS) {
             // The kernel does not list the processes of a threaded cgroup. If one is below the first
             // cgroup, the domain above it lists them, so only the first cgroup must answer.
-            Err(error) if !self.is_first() && (is_gone(&error) || is_threaded(&error)) => {
-                Ok(Vec::new())
+            Err(error) if !is_first && (is_gone(&error) || is_threaded(&error)) => Ok(Vec::new()),
+            read => {
+                let processes = read?;
+                self.met += processes.len();
+                Ok(processes)
             }
-            read => read,
         }
     }
 }
@@ -136,6 +159,7 @@ impl Dir {
             }
             match walk.step()? {
                 WalkStep::Entered => processes.extend(walk.processes_here()?),
+                WalkStep::Again => processes.clear(),
                 WalkStep::Passed => {}
                 WalkStep::Over => break,
             }
@@ -223,7 +247,7 @@ mod tests {
         loop {
             match walk.step().unwrap() {
                 WalkStep::Entered => seen.push(walk.here().unwrap().1.to_owned()),
-                WalkStep::Passed => {}
+                WalkStep::Passed | WalkStep::Again => {}
                 WalkStep::Over => break,
             }
         }

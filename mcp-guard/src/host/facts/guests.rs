@@ -21,8 +21,8 @@ pub struct Guests {
     /// The path of the cgroup.
     whole: String,
     found: Vec<GuestsSeen>,
-    /// The path of the latest guest, and whether the host made it. Its cgroups are visited one after the
-    /// other.
+    /// The path of the latest guest, and whether the host made it. Most often, its cgroups are visited one
+    /// after the other.
     latest: Option<(String, bool)>,
 }
 
@@ -55,7 +55,7 @@ impl Guests {
     /// Looks at a process of the present cgroup.
     pub fn process(&mut self, pid: Pid, outside: &Outside<'_>) -> io::Result<()> {
         let Some((guest, is_hosts)) = &self.latest else { return Ok(()) };
-        let known = self.found.last().filter(|seen| seen.guest.path == *guest);
+        let known = self.found.iter().find(|seen| seen.guest.path == *guest);
         if known.is_some_and(|seen| seen.is_init) {
             return Ok(());
         }
@@ -72,7 +72,7 @@ impl Guests {
         };
         let is_one = *is_hosts || (is_init && outside.started(pid)?);
         if is_one && (is_init || is_better) {
-            self.found.pop_if(|seen| seen.guest.path == *guest);
+            self.found.retain(|seen| seen.guest.path != *guest);
             if self.found.len() < MAX_GUESTS {
                 let guest = Guest { path: guest.clone(), pid, start };
                 self.found.push(GuestsSeen { guest, is_init });
