@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 
 pub use self::hold::{is_marked, is_unclamped, marks, together};
 pub use self::limit::forbids;
-pub use self::steps::raise_command;
+pub use self::steps::{is_clamped, raise_command};
 use self::{
     check::{AfterCheck, FactsFound, UnderCheck},
     confirm::{Awaited, KernelAnswer},

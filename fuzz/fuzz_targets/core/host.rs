@@ -211,6 +211,7 @@ impl Host {
                     tasks: tasks.map(u64::from),
                     request,
                     agent_goes_on: false,
+                    clamped: false,
                 };
                 self.step(Input::LimitSeen { guard: id(guard), seen });
             }

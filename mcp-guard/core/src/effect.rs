@@ -154,6 +154,8 @@ pub struct SeenLimit {
     /// An agent is lowering this limit. Set only for `repair`, which then leaves the work to the
     /// agent.
     pub agent_goes_on: bool,
+    /// A clamp of ours is in force. Set only for `repair`; the agent knows its clamps.
+    pub clamped: bool,
 }
 
 /// A limit that an operator requested.

@@ -33,6 +33,8 @@ use crate::{
 /// Delay before a clamp is decided again if it had nothing to lower, or if another process had
 /// already clamped the cgroup.
 const LEFT_ALONE: Duration = Duration::from_secs(600);
+/// How long a clamp waits at least for a limit that is being written.
+const WRITE_ENDS: Duration = Duration::from_secs(1);
 /// Delay before a failed release is retried.
 const RELEASE_RETRY: Duration = Duration::from_secs(10);
 /// How long the processes inside are watched after a clamp.
@@ -417,10 +419,11 @@ impl Guard {
         Rules { mode, policy: pids_limit, headroom: respond.clamp_headroom }
     }
 
-    /// Returns false while a hold is in force, or while a bystander rule forbids acting on this
-    /// guard. A freeze lowers the limit as well.
+    /// Returns false while a hold is in force or a clamp is ordered, or while a bystander rule forbids
+    /// acting on this guard. A freeze lowers the limit as well.
     fn may_write_limits(&self) -> bool {
-        self.clamp.is_none() && self.freeze.is_none() && self.refusal.is_none()
+        let is_clamped = self.clamp.is_some() || self.is_ordered(Hold::Clamp);
+        !is_clamped && self.freeze.is_none() && self.refusal.is_none()
     }
 
     /// `host`: the maximum number of tasks on the host.
@@ -515,6 +518,10 @@ impl Guard {
         respond: &Respond,
         out: &mut Outbox<'_>,
     ) -> Option<Time> {
+        if self.limits.is_writing() {
+            // Its owner may write at any time, and would overwrite the clamp.
+            self.episodes.delay(Response::Clamp, now.after(WRITE_ENDS));
+        }
         let Follows { warn, respond: asked, respond_at } =
             self.episodes.note(now, &detection, self.terms.highest);
         if let Some(cause) = warn {

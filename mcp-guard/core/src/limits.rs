@@ -4,7 +4,7 @@
 //!
 //! | in force | against | wins |
 //! |---|---|---|
-//! | our clamp | any limit that we would write | the clamp, until it is released |
+//! | our clamp | any limit that we would write | the clamp, until it is released; it waits for a write under way |
 //! | a write over our clamp | our clamp | the write; a detector may clamp again after the cool-down |
 //! | an operator's request | the policy | the request, until the policy's number changes |
 //! | the policy | the limit that the engine stores | the policy |
@@ -256,6 +256,9 @@ impl Limits {
     }
 
     pub fn look(&mut self, now: Time, rules: &Rules, seen: &SeenLimit, out: &mut Outbox<'_>) {
+        if self.ends_at_a_clamp(seen) {
+            return;
+        }
         match self.aim {
             Aim::Hold => self.note_request(rules, seen, out),
             Aim::Once { limit, stored, .. } => {
@@ -278,6 +281,14 @@ impl Limits {
         let ticket = out.tickets.draw();
         self.reading = Some(ticket);
         out.push(Effect::ReadFacts { guard: self.guard, ticket });
+    }
+
+    /// A clamp of ours ends a `repair`.
+    fn ends_at_a_clamp(&mut self, seen: &SeenLimit) -> bool {
+        if seen.clamped {
+            self.fail(Forbidden::Clamped.to_string());
+        }
+        seen.clamped
     }
 
     /// While an agent lowers the limit, `repair` waits until it is reached. A limit below the
@@ -318,6 +329,9 @@ impl Limits {
             return;
         }
         self.reading = None;
+        if seen.is_some_and(|seen| self.ends_at_a_clamp(seen)) {
+            return;
+        }
         if let (Aim::Hold, Some(seen)) = (self.aim, seen) {
             // Plan for a request that was made in the meantime.
             self.note_request(rules, seen, out);

@@ -234,7 +234,7 @@ impl Run {
         let Totals { process_forks, thread_forks, process_exits, thread_exits, .. } = self.totals;
         let tasks = (process_forks + thread_forks).saturating_sub(process_exits + thread_exits);
         let (in_force, tasks) = (Limit::Max, Some(tasks));
-        SeenLimit { in_force, tasks, request: None, agent_goes_on: false }
+        SeenLimit { in_force, tasks, request: None, agent_goes_on: false, clamped: false }
     }
 
     fn feed(&mut self, event: &TraceEvent) {

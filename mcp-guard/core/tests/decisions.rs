@@ -175,6 +175,7 @@ fn a_warning_says_when_the_limit_is_reached() {
         tasks: Some(tasks),
         request: None,
         agent_goes_on: false,
+        clamped: false,
     };
     for minute in 1..=6 {
         story.server("figma-mcp");

@@ -53,7 +53,7 @@ impl Agent {
         let in_force = held.cgroup.pids_max().ok()?;
         let tasks = held.cgroup.pids_current().ok();
         let request = held.container.as_deref().and_then(|id| self.upkeep.requests.get(id));
-        Some(SeenLimit { in_force, tasks, request, agent_goes_on: false })
+        Some(SeenLimit { in_force, tasks, request, agent_goes_on: false, clamped: false })
     }
 
     /// Asks the reader for facts. Returns a failed answer at once if the reader is gone.

@@ -30,7 +30,7 @@ use super::{
     runtime,
 };
 use crate::{
-    executor::{Executor, forbids},
+    executor::{Executor, forbids, is_clamped},
     guards::{Guards, Role},
     host::{clock, layout::LayoutKind, observer::Observer},
     render,
@@ -353,11 +353,12 @@ impl<'a> Repair<'a> {
         };
         let gone = || Failure::could_not(format!("{target}: it ended in the meantime"));
         let cgroup = &self.guards.get(TARGET).ok_or_else(gone)?.cgroup;
+        let clamped = is_clamped(cgroup);
         let tasks = cgroup.pids_current().map_err(failed)?;
         let in_force = cgroup.pids_max().map_err(failed)?;
         let request = self.id.as_deref().and_then(|id| self.requests.get(id));
         let agent_goes_on = self.agent.goes_on(self.announced.limit);
-        Ok(SeenLimit { in_force, tasks: Some(tasks), request, agent_goes_on })
+        Ok(SeenLimit { in_force, tasks: Some(tasks), request, agent_goes_on, clamped })
     }
 
     /// Stores the request before the first write, so that a later `repair` can continue it and an agent aims

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    compose::judged,
+    compose,
     facts::{Clamp, Compose, ContainerFacts, Facts, Level, Process, Says, SubjectKind, Unit},
     owner::survives,
 };
@@ -49,7 +49,7 @@ impl<'a> View<'a> {
         let init = facts.container.as_ref().map(|container| container.init);
         let mut moved_in = facts.roots();
         moved_in.retain(|process| Some(process.pid) != init);
-        let compose = facts.compose.as_ref().map(judged);
+        let compose = facts.compose.as_ref().map(compose::judged);
         let (file, filled) = match compose.as_ref().map(|compose| &compose.says) {
             Some(Says::Limit { value, filled, .. }) => {
                 (u64::try_from(*value).ok().filter(|limit| *limit > 0), *filled)

@@ -157,6 +157,12 @@ impl Episodes {
         self.act_again(|acted| acted == response);
     }
 
+    /// Blocks `response` until `at`, or for longer if it is already blocked.
+    pub fn delay(&mut self, response: Response, at: Time) {
+        let earliest = self.retry_at.entry(response).or_default();
+        *earliest = at.max(*earliest);
+    }
+
     /// Blocks all responses until `at`.
     pub fn wait_until(&mut self, at: Time) {
         self.not_before = at;

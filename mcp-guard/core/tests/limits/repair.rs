@@ -1,5 +1,7 @@
 //! Limits as `mcp-guard repair` drives them.
 
+mod orders;
+
 use std::time::Duration;
 
 use mcp_guard_core::{
@@ -49,6 +51,7 @@ impl Repair {
                 tasks: Some(10),
                 request,
                 agent_goes_on: false,
+                clamped: false,
             },
             stored: None,
             unread: false,
@@ -95,6 +98,7 @@ impl Repair {
                     self.carry_out(effects);
                 }
                 Effect::Act(Order { ticket, action: Action::WriteLimit { write, .. }, .. }) => {
+                    assert!(!self.seen.clamped, "no limit is written over a clamp");
                     if self.is_refused() {
                         self.settle(ticket, Outcome::Failed);
                         continue;
@@ -135,7 +139,7 @@ impl Repair {
     }
 
     fn settle(&mut self, ticket: Ticket, outcome: Outcome) {
-        let detail = String::new();
+        let detail = if outcome == Outcome::Done { "" } else { "refused by the owner" }.to_owned();
         let settled = Settled { ticket, guard: GUARD, outcome, detail };
         let mut effects = Vec::new();
         let mut out = Outbox { tickets: &mut self.tickets, effects: &mut effects };
@@ -430,11 +434,29 @@ fn a_waiting_plan_is_renewed_after_a_minute() {
 }
 
 #[test]
-fn a_repair_that_may_not_write_ends() {
+fn our_clamp_ends_a_repair() {
+    for first in [true, false] {
+        let mut repair = Repair::to(40, false);
+        repair.seen.tasks = Some(300);
+        if !first {
+            repair.wait(1);
+        }
+        let written = repair.written.len();
+        (repair.seen.clamped, repair.seen.tasks) = (true, Some(10));
+        repair.wait(60);
+        let Some(Ended::Failed(why)) = repair.limits.ended() else { panic!("it goes on") };
+        assert!(why.contains("mcp-guard has clamped it"), "{why}");
+        assert_eq!(repair.written.len(), written, "from the start: {first}");
+    }
+}
+
+#[test]
+fn a_clamp_that_comes_while_facts_are_read_ends_a_repair() {
     let mut repair = Repair::to(40, false);
-    repair.seen.tasks = Some(300);
-    repair.limits.abandon("mcp-guard has clamped it".to_owned());
-    repair.wait(1);
-    assert!(matches!(repair.limits.ended(), Some(Ended::Failed(why)) if why.contains("clamped")));
-    assert!(repair.written.is_empty());
+    let mut effects = Vec::new();
+    let mut out = Outbox { tickets: &mut repair.tickets, effects: &mut effects };
+    repair.limits.look(repair.now, &repair.rules, &repair.seen, &mut out);
+    repair.seen.clamped = true;
+    repair.carry_out(effects);
+    assert!(matches!(repair.limits.ended(), Some(Ended::Failed(_))) && repair.written.is_empty());
 }

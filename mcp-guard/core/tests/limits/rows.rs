@@ -469,24 +469,46 @@ fn servers_that_have_ended_keep_no_room() {
 }
 
 #[test]
-fn the_second_of_two_writes_is_not_made_over_a_clamp_or_against_a_rule() {
-    for is_clamp in [true, false] {
-        let mut world = World::leaking(Some(90), None);
-        world.engine = of_old_podman;
-        world.look();
+fn a_clamp_waits_until_both_writes_of_a_limit_have_ended() {
+    let mut world = World::new(Some(90), None);
+    world.engine = of_old_podman;
+    world.look();
+    world.answer();
+    for write in writes_of_old_podman(90) {
+        assert!(matches!(&world.waiting[..], [Asked::Write(_, waiting)] if *waiting == write));
+        world.leak();
+        world.look_after(5);
+        assert_eq!(world.clamp, None, "{write:?} is under way");
         world.answer();
-        assert!(matches!(world.waiting[..], [Asked::Write(_, Write::PidsMax { .. })]));
-        if is_clamp {
-            world.settle_clamp(Outcome::Done);
-        } else {
-            let refusal = Some(Refusal::HoldsPid1);
-            world.step(Input::Standing { guard: GUARD, refusal, asked: true });
-        }
-        world.answer();
-        assert!(world.waiting.is_empty(), "clamped: {is_clamp}");
-        world.step(Input::Standing { guard: GUARD, refusal: None, asked: true });
-        world.thaw();
-        world.wait(30);
-        assert_eq!(world.in_force, Limit::Tasks(90));
     }
+    world.look();
+    world.settle_clamp(Outcome::Done);
+    world.wait(30);
+    assert_eq!((world.in_force, world.written.len()), (CLAMP, 2));
+}
+
+#[test]
+fn no_limit_is_written_over_a_clamp_that_is_ordered() {
+    let mut world = World::leaking(Some(90), None);
+    world.wait(30);
+    assert!(world.written.is_empty());
+    world.settle_clamp(Outcome::Failed);
+    world.wait(30);
+    assert_eq!(world.in_force, Limit::Tasks(90));
+}
+
+#[test]
+fn the_second_of_two_writes_is_not_made_against_a_rule() {
+    let mut world = World::new(Some(90), None);
+    world.engine = of_old_podman;
+    world.look();
+    world.answer();
+    assert!(matches!(world.waiting[..], [Asked::Write(_, Write::PidsMax { .. })]));
+    let refusal = Some(Refusal::HoldsPid1);
+    world.step(Input::Standing { guard: GUARD, refusal, asked: true });
+    world.answer();
+    assert!(world.waiting.is_empty());
+    world.step(Input::Standing { guard: GUARD, refusal: None, asked: true });
+    world.wait(30);
+    assert_eq!(world.in_force, Limit::Tasks(90));
 }

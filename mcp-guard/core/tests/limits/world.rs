@@ -9,10 +9,11 @@ use mcp_guard_core::{
     effect::{
         Action, Effect, Input, LimitRequest, OperatorRequest, Order, PolicyThen, SeenLimit, Settled,
     },
-    id::{GuardId, Pid, RequestId, Ticket},
+    id::{GuardId, Pid, RequestId, Ticket, Ticks},
     incident::{Hold, Outcome},
     limit::Limit,
     policy::{Mode, Policy, Response, Workload},
+    registry::Observed,
     repair::Write,
 };
 
@@ -165,6 +166,8 @@ pub struct World {
     pub braked: bool,
     /// A clamp that is ordered and has no outcome yet.
     pub clamp: Option<Ticket>,
+    /// It was ordered in observe mode.
+    observes: bool,
 }
 
 impl World {
@@ -182,7 +185,7 @@ impl World {
         let terms = policy.terms(&workload).expect("every name is guarded");
         let mut world = Self {
             core: Core::new(*policy),
-            now: Time(1_000_000_000),
+            now: Time(60_000_000_000),
             in_force: stored.map_or(Limit::Max, Limit::Tasks),
             stored,
             tasks: Some(10),
@@ -204,6 +207,7 @@ impl World {
             others: Limit::Max,
             braked: false,
             clamp: None,
+            observes: false,
         };
         let (name, workload, refusal) = ("gateway".to_owned(), Some(Box::new(workload)), None);
         world.step(Input::Guarded { guard: GUARD, name, terms, workload, refusal });
@@ -226,6 +230,18 @@ impl World {
         world
     }
 
+    /// Three servers of one package are found, and have lived for a while.
+    pub fn leak(&mut self) {
+        let ten_ms = 10_000_000;
+        let servers = (100..103).map(|pid| Observed {
+            pid: Pid(pid),
+            start_ticks: Ticks((self.now.0 - 3_000_000_000) / ten_ms),
+            parent: Pid(1),
+            command: b"npx\0-y\0figma-mcp\0".to_vec().into(),
+        });
+        self.step(Input::Baseline { guard: GUARD, processes: servers.collect() });
+    }
+
     pub fn step(&mut self, input: Input) {
         let mut effects = Vec::new();
         self.core.step(self.now, input, &mut effects);
@@ -244,10 +260,14 @@ impl World {
         let Order { ticket, action, .. } = &order;
         match action {
             Action::Contain(wanted) if wanted.response == Response::Clamp => {
+                let is_write = |asked: &Asked| matches!(asked, Asked::Write(write, _) if !self.stale.contains(write));
+                assert!(!self.waiting.iter().any(is_write), "a clamp waits for a write");
                 self.clamp = Some(*ticket);
+                self.observes = wanted.mode == Mode::Observe;
             }
             Action::WriteLimit { write, .. } => {
                 assert!(!self.is_clamped(), "no limit is written over our clamp");
+                assert_eq!(self.clamp, None, "no limit is written over a clamp that is ordered");
                 assert!(!self.is_frozen(), "no limit is written during a freeze");
                 let guard = self.core.guard(GUARD).expect("guarded");
                 assert!(guard.refusal.is_none(), "no limit is written against a rule");
@@ -294,6 +314,7 @@ impl World {
 
     pub fn settle_clamp(&mut self, outcome: Outcome) {
         let Some(ticket) = self.clamp.take() else { return };
+        let outcome = if self.observes { Outcome::WouldDo } else { outcome };
         if outcome == Outcome::Done {
             // Beneath a freeze, the clamp is in force once the freeze has ended.
             let now = self.unfrozen.as_mut().unwrap_or(&mut self.in_force);
@@ -336,6 +357,7 @@ impl World {
             tasks: self.tasks,
             request: self.request,
             agent_goes_on: false,
+            clamped: false,
         }
     }
 

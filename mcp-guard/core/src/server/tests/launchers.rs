@@ -166,7 +166,7 @@ fn a_package_without_a_name_is_no_identity() {
 proptest! {
     /// However `#!` rewrites the command line, the identity is the one that the caller typed.
     #[test]
-    fn the_interpreter_form_means_the_same(name in "p[a-z0-9]{0,20}", version in "[0-9.]{1,5}") {
+    fn the_interpreter_form_means_the_same(name in "[a-z][a-z0-9-]{0,20}", version in "[0-9.]{1,5}") {
         let typed = package(&format!("npx|-y|{name}@{version}"));
         let kernel = package(&format!("/usr/bin/env|node|/usr/bin/npx|-y|{name}@{version}"));
         prop_assert_eq!(typed.as_deref(), Some(name.as_str()));
