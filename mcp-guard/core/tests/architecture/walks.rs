@@ -35,10 +35,10 @@ fn each_function_of_a_walk_is_called_by_the_one_above_it_and_in_this_order() {
         for (at, step) in walk.iter().enumerate() {
             let bodies = bodies(&source(step.file), step.function);
             assert!(!bodies.is_empty(), "{} has no fn {}", step.file, step.function);
-            let called: Vec<&str> = below(&walk, at).map(|step| step.function).collect();
+            let called: Vec<Step<'_>> = below(&walk, at).copied().collect();
             assert!(
                 bodies.iter().any(|body| calls_in_order(body, &called)),
-                "{}: {} does not call {called:?} in this order",
+                "{}: {} does not call these in this order: {called:?}",
                 step.file,
                 step.function,
             );
@@ -123,9 +123,25 @@ fn body(tokens: &[Token]) -> Vec<Token> {
         .collect()
 }
 
-fn calls_in_order(body: &[Token], functions: &[&str]) -> bool {
-    let mut rest = body.iter();
-    functions.iter().all(|function| rest.any(|token| token.text == *function))
+fn calls_in_order(body: &[Token], called: &[Step<'_>]) -> bool {
+    let mut rest = 0..body.len();
+    called.iter().all(|step| rest.any(|at| calls(body, at, step)))
+}
+
+/// Whether the function is called here, as `f(`, `module::f(` or `x.f(`, or passed on as `module::f`.
+fn calls(body: &[Token], at: usize, step: &Step<'_>) -> bool {
+    let text = |at: Option<usize>| at.and_then(|at| body.get(at)).map_or("", |token| &token.text);
+    if text(Some(at)) != step.function {
+        return false;
+    }
+    let is_called = text(at.checked_add(1)) == "(";
+    if text(at.checked_sub(1)) != "::" {
+        return is_called;
+    }
+    let before = text(at.checked_sub(2));
+    let is_type = before.starts_with(|sign: char| sign.is_uppercase());
+    let mut modules = step.file.trim_end_matches(".rs").split('/');
+    is_type || modules.any(|module| module == before)
 }
 
 /// Returns the first boundary that is crossed twice in the same direction.
@@ -201,11 +217,15 @@ fn a_section_ends_at_the_next_heading() {
 
 #[test]
 fn only_calls_in_the_body_and_in_order_count() {
-    let text = "// fn go() { last(); }\nfn go<T>(a: T) { if first() { x.second(); } \"third()\"; }\nfn third() {}";
+    let text = "// fn go() { last(); }\nfn go<T>(a: T) { let name = first(); x.second(); \"third()\"; y.map(a::fourth); b::fifth(); }\nfn third() {}";
     let [body] = &bodies(text, "go")[..] else { panic!("one body") };
-    assert!(calls_in_order(body, &["first", "second"]));
-    assert!(!calls_in_order(body, &["second", "first"]));
-    assert!(!calls_in_order(body, &["third"]));
+    let calls = |functions: &[&'static str]| {
+        let step = |function: &&'static str| Step { depth: 1, file: "src/x/a.rs", function };
+        calls_in_order(body, &functions.iter().map(step).collect::<Vec<_>>())
+    };
+    assert!(calls(&["first", "second", "fourth"]));
+    assert!(!calls(&["second", "first"]));
+    assert!(!calls(&["third"]) && !calls(&["fifth"]) && !calls(&["name"]));
     assert!(bodies(text, "gone").is_empty());
 }
 
