@@ -148,14 +148,12 @@ fn a_running_agent_restores_a_limit_and_stops_at_the_third_reversion() {
     loop {
         let before = outcomes(&agent).len();
         write_limit(&place, "max");
-        let began = Instant::now();
         agent.wait_until("an outcome", |agent| Ok(outcomes(agent).len() > before)).unwrap();
         if outcomes(&agent).last() == Some(&Outcome::NotOurs) {
             break;
         }
         assert_eq!(outcomes(&agent).last(), Some(&Outcome::Done));
         assert_eq!(place.pids_max().unwrap(), "25");
-        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
         done += 1;
     }
     // The first write counts as a reversion only if the agent saw the limit in force before it.

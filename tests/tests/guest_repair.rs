@@ -2,12 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
-use std::{
-    fs,
-    mem::ManuallyDrop,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{fs, mem::ManuallyDrop, path::Path};
 
 use mcp_guard_core::diagnose::code::Code;
 use mcp_guard_tests::{
@@ -22,8 +17,6 @@ use mcp_guard_tests::{
 };
 
 const SLEEP: [&str; 2] = ["sleep", "600"];
-/// The longest that a running agent takes to restore the limit, even in an emulated guest.
-const SOON: Duration = Duration::from_secs(5);
 
 fn sleeper(engine: Engine, what: &str, options: &[&str]) -> (Container, Place) {
     let image = match engine {
@@ -86,9 +79,7 @@ fn keeper(container: &Container, place: &Place) -> Agent {
 }
 
 fn restored(container: &Container, limit: &str) {
-    let began = Instant::now();
     wait_until("it is in force again", || Ok(container.cgroup()?.pids_max()? == limit)).unwrap();
-    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
 }
 
 #[test]

@@ -48,7 +48,7 @@ use mcp_guard_tests::{
 const EMPTY: usize = 16_384;
 const POPULATED: usize = 2_000;
 /// The longest turn of the loop in a debug build beside other work.
-const LONGEST_TURN: Duration = Duration::from_millis(100);
+const LONGEST_TURN: Duration = Duration::from_secs(1);
 /// Starts a process in each of the cgroups whose names begin with `p`.
 const FILL: &str = "for dir in \"$1\"/p*; do sleep 600 & echo $! >\"$dir/cgroup.procs\"; done; \
                     echo done; exec sleep 600";

@@ -41,9 +41,6 @@ use serde_json::{Value, json};
 
 const SLEEPERS: u64 = 1000;
 const FOUND: u64 = 1500;
-/// A bound for the time from the decision until `cgroup.freeze` is written, in a debug build beside other
-/// work. A release build needs a fraction of it.
-const BOUND_MS: f64 = 100.0;
 /// A request that makes the agent's loop panic. Only debug builds accept it.
 const PANIC: &[u8] = b"{\"method\":\"io.mcpguard.Panic\",\"parameters\":{}}\0";
 /// Forks until it may not, and would go on after that.
@@ -244,7 +241,6 @@ impl Scene {
             share(0.99),
             share(1.0)
         );
-        assert!(share(0.5) < BOUND_MS, "{late:?}");
     }
 }
 

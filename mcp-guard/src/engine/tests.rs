@@ -14,7 +14,9 @@ use super::{socket::Socket, *};
 
 mod orders;
 
-const TIMEOUT: Duration = Duration::from_secs(10);
+/// Shorter than the engine's timeout, after which all containers would be listed again.
+const SOON: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// An answer of Podman 5.4, shortened. Docker has no state `stopped`.
 const ALL: &str = r#"[
@@ -153,9 +155,7 @@ async fn a_container_that_could_not_be_inspected_is_inspected_again() {
             }
         }
     };
-    // This is shorter than the timeout of the event stream, whose end would list all containers
-    // again.
-    tokio::time::timeout(Duration::from_secs(5), is_reported).await.expect("it is reported");
+    tokio::time::timeout(SOON, is_reported).await.expect("it is reported");
     watch.abort();
 }
 
@@ -173,7 +173,7 @@ async fn a_container_whose_start_was_not_reported_is_found() {
     let (watch, mut reported) = watch(engine, Duration::from_millis(10));
     let is_reported =
         async { while !matches!(reported.recv().await, Some((_, EngineEvent::Up { .. }))) {} };
-    tokio::time::timeout(Duration::from_secs(5), is_reported).await.expect("it is reported");
+    tokio::time::timeout(SOON, is_reported).await.expect("it is reported");
     watch.abort();
 }
 
@@ -195,7 +195,7 @@ async fn a_container_reported_by_an_event_is_inspected_again_later() {
             times += u32::from(matches!(reported.recv().await, Some((_, EngineEvent::Up { .. }))));
         }
     };
-    tokio::time::timeout(Duration::from_secs(5), is_reported).await.expect("it is reported");
+    tokio::time::timeout(SOON, is_reported).await.expect("it is reported");
     watch.abort();
 }
 
@@ -222,7 +222,7 @@ async fn events_are_not_delayed_by_a_container_that_hangs() {
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(5), is_reported).await.expect("the pause is reported");
+    tokio::time::timeout(SOON, is_reported).await.expect("the pause is reported");
     watch.abort();
 }
 
