@@ -31,6 +31,13 @@ pub fn clamped(found: Limit, tasks: u64, headroom: u64) -> Option<Limit> {
     (room < found).then_some(room)
 }
 
+/// Returns the limit of a clamp that is loosened by this number of tasks: at most the limit `found` before
+/// the clamp.
+#[must_use]
+pub fn loosened(clamp: u64, by: u64, found: Limit) -> Limit {
+    Limit::Tasks(clamp.saturating_add(by)).min(found)
+}
+
 /// A limit as the kernel writes it: a number or "max". It serializes the same way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Limit {
@@ -114,6 +121,13 @@ mod tests {
             let expected = expected.map(Limit::Tasks);
             assert_eq!(clamped(found, tasks, headroom), expected, "{found} {tasks} {headroom}");
         }
+    }
+
+    #[test]
+    fn a_clamp_is_loosened_to_the_limit_before_it_at_most() {
+        assert_eq!(loosened(50, 20, Limit::Max), Limit::Tasks(70));
+        assert_eq!(loosened(50, 20, Limit::Tasks(60)), Limit::Tasks(60));
+        assert_eq!(loosened(u64::MAX, 20, Limit::Max), Limit::Tasks(u64::MAX));
     }
 
     #[test]

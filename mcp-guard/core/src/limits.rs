@@ -21,7 +21,7 @@ pub mod requests;
 
 use std::{collections::VecDeque, mem, time::Duration};
 
-pub use self::forbidden::{Forbidden, forbidden};
+pub use self::forbidden::{Forbidden, forbidden, forbidden_there};
 use self::pacing::{Pacing, Ruling};
 use crate::{
     Time,

@@ -92,7 +92,9 @@ impl Executor {
         held.cgroup.find_pids(&self.layout);
         let found =
             held.cgroup.pids_max().map_or_else(|error| error.to_string(), |max| max.to_string());
-        let forbidden = forbidden(held, facts).or_else(|| binds_more(&write, held));
+        let forbidden = forbidden(held, facts).or_else(|| {
+            limits::forbidden_there(&write, &held.subject.cgroup).map(|one| one.to_string())
+        });
         let (subject, container) = (held.subject.clone(), held.container.clone());
         let announced = LimitWrite { order, subject, container, write, reason, found };
         self.audit.write(announced.record(None, String::new()));
@@ -182,15 +184,6 @@ fn forbidden(held: &Held, found: &FactsFound) -> Option<String> {
             .map(|forbidden| forbidden.to_string()),
         Err(error) => Some(format!("the cgroup cannot be checked: {error}; nothing was written")),
     }
-}
-
-/// Returns why a unit's limit must not be written: it would also bind other cgroups of the unit.
-fn binds_more(write: &Write, held: &Held) -> Option<String> {
-    let Write::TasksMax { unit, .. } = write else { return None };
-    let cgroup = &held.subject.cgroup;
-    Standing::of(cgroup, unit).is_none().then(|| {
-        format!("{unit} is not the unit of {cgroup} alone; its limit would also bind bystanders")
-    })
 }
 
 #[cfg(test)]

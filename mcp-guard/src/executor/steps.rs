@@ -10,7 +10,7 @@ use mcp_guard_core::{
     audit::LimitChange,
     id::{Incident, Pid, Ticks},
     incident::{Cause, Hold, Outcome},
-    limit::{Limit, clamped},
+    limit::{Limit, clamped, loosened},
     policy::Mode,
 };
 
@@ -361,7 +361,7 @@ pub fn loosen(cgroup: &Cgroup, by: u64) -> (Outcome, String) {
         let (Limit::Tasks(tasks), true) = (now, mark.wrote_limit(now)) else {
             return Ok(left(&format!("another process has set pids.max to {now}")));
         };
-        let wanted = Limit::Tasks(tasks.saturating_add(by)).min(found);
+        let wanted = loosened(tasks, by, found);
         // Both values count as ours until the new one is in force.
         mark.before = Some(now.to_string());
         mark.wrote = Some(wanted.to_string());

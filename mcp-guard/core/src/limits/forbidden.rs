@@ -3,7 +3,11 @@
 
 use std::fmt;
 
-use crate::refusal::{BystanderFacts, Refusal, refusal};
+use crate::{
+    diagnose::owner::Standing,
+    refusal::{BystanderFacts, Refusal, refusal},
+    repair::Write,
+};
 
 /// Why no limit of a cgroup is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,6 +15,11 @@ pub enum Forbidden {
     Bystander(Refusal),
     /// A clamp of ours is in force.
     Clamped,
+    /// The unit's limit would also bind other cgroups of the unit.
+    BindsMore {
+        unit: String,
+        cgroup: String,
+    },
 }
 
 impl fmt::Display for Forbidden {
@@ -21,8 +30,20 @@ impl fmt::Display for Forbidden {
                 "mcp-guard has clamped it, and another limit would end the clamp but not the leak; \
                  `mcp-guard thaw` restores the limit before the clamp, then this one can be written",
             ),
+            Self::BindsMore { unit, cgroup } => write!(
+                f,
+                "{unit} is not the unit of {cgroup} alone; its limit would also bind bystanders"
+            ),
         }
     }
+}
+
+/// Returns why a limit must not be written there, whatever the state of the cgroup.
+#[must_use]
+pub fn forbidden_there(write: &Write, cgroup: &str) -> Option<Forbidden> {
+    let Write::TasksMax { unit, .. } = write else { return None };
+    let binds_more = Standing::of(cgroup, unit).is_none();
+    binds_more.then(|| Forbidden::BindsMore { unit: unit.clone(), cgroup: cgroup.to_owned() })
 }
 
 /// Returns why no limit may be written, or `None` if it may. `is_clamped`: a clamp is in force, of this
@@ -43,6 +64,20 @@ mod tests {
             BystanderFacts { path: "/x".into(), own: "/agent".into(), ..Default::default() };
         assert_eq!(forbidden(&facts, true), Some(Forbidden::Clamped));
         assert_eq!(forbidden(&facts, false), None);
+    }
+
+    #[test]
+    fn the_limit_of_a_unit_is_written_only_for_its_own_cgroup_or_payload() {
+        let tasks_max =
+            |unit: &str| Write::TasksMax { unit: unit.into(), limit: 40, runtime: true };
+        let own = "/system.slice/gateway.service";
+        assert_eq!(forbidden_there(&tasks_max("gateway.service"), own), None);
+        for (unit, cgroup) in [("system.slice", own), ("gateway.service", "/system.slice")] {
+            let (unit, cgroup) = (unit.to_owned(), cgroup.to_owned());
+            let forbidden = forbidden_there(&tasks_max(&unit), &cgroup);
+            assert_eq!(forbidden, Some(Forbidden::BindsMore { unit, cgroup }));
+        }
+        assert_eq!(forbidden_there(&Write::PidsMax { limit: 40 }, "/x"), None);
     }
 
     #[test]
