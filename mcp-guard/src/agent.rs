@@ -4,6 +4,7 @@
 mod askers;
 mod calls;
 mod counting;
+mod evidence;
 mod guarding;
 mod known;
 mod limits;
@@ -31,6 +32,7 @@ use tokio::{io::unix::AsyncFd, signal::unix::Signal, sync::mpsc};
 use self::{
     askers::Askers,
     counting::Counting,
+    evidence::{Lookers, Sighted},
     known::KnownEngines,
     limits::Upkeep,
     notify::Notify,
@@ -79,6 +81,7 @@ enum Wake {
     News(News),
     Read(Reading),
     Looked(Looked),
+    Sighted(Sighted),
     Time,
     Stop(&'static str),
 }
@@ -94,6 +97,8 @@ pub struct Agent {
     counting: Counting,
     /// Readings of `/proc` after lost records.
     rescans: Rescans,
+    /// Looks at servers.
+    lookers: Lookers,
     engines: KnownEngines,
     /// Inputs for decisions about limits.
     upkeep: Upkeep,
@@ -113,6 +118,7 @@ struct Sources {
     news: mpsc::UnboundedReceiver<News>,
     readings: mpsc::UnboundedReceiver<Reading>,
     looked: mpsc::UnboundedReceiver<Looked>,
+    evidence: mpsc::UnboundedReceiver<Sighted>,
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
@@ -177,8 +183,10 @@ impl Agent {
                 Wake::News(news) => self.news(news),
                 Wake::Read(reading) => self.take_reading(reading),
                 Wake::Looked(looked) => self.looked(looked),
+                Wake::Sighted(found) => self.take_evidence(found),
                 Wake::Stop(reason) => return Ok(reason),
             }
+            self.read_stdio();
             self.tick();
             self.turns.end();
         }
@@ -197,6 +205,7 @@ impl Agent {
             news,
             readings,
             looked,
+            evidence,
             terminate,
             interrupt,
             hangup,
@@ -220,6 +229,9 @@ impl Agent {
         if let Ok(looked) = looked.try_recv() {
             return Ok(Wake::Looked(looked));
         }
+        if let Ok(found) = evidence.try_recv() {
+            return Ok(Wake::Sighted(found));
+        }
         tokio::select! {
             biased;
             _ = terminate.recv() => Ok(Wake::Stop("SIGTERM")),
@@ -236,6 +248,7 @@ impl Agent {
             Some(news) = news.recv() => Ok(Wake::News(news)),
             Some(reading) = readings.recv() => Ok(Wake::Read(reading)),
             Some(looked) = looked.recv() => Ok(Wake::Looked(looked)),
+            Some(found) = evidence.recv() => Ok(Wake::Sighted(found)),
             passed = alarm.at(deadline) => passed.map(|()| Wake::Time).map_err(Into::into),
         }
     }
@@ -270,6 +283,7 @@ impl Agent {
                 self.executor.apply(&mut self.guards, order);
             }
             Effect::Rescan { guard } => self.rescans.lost(clock::now(), guard),
+            Effect::ReadStdio { guard, pid } => self.lookers.want_stdio(guard, pid),
             Effect::ReadDenials { guard } => return self.denials(guard),
             Effect::ReadFacts { guard, ticket } => return self.ask_for_facts(guard, ticket),
             Effect::ForgetRequest { guard, at } => self.forget_request(guard, at),

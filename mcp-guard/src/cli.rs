@@ -110,11 +110,7 @@ enum Verb {
     /// Run the agent: watch, detect and contain.
     Run(run::Arguments),
     /// Show the guarded cgroups: servers, counts, rates, and whether records were lost.
-    Status {
-        /// Print JSON instead of text.
-        #[arg(long)]
-        json: bool,
-    },
+    Status(status::Arguments),
     /// Freeze every process of a target for a limited time.
     Freeze {
         /// Container name, id or id prefix; docker:NAME, unit:NAME, cgroup:/path or pid:N.
@@ -203,7 +199,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
     let host = cli.host;
     match cli.verb {
         Verb::Run(arguments) => run::run(&host, &arguments),
-        Verb::Status { json } => status::status(&host, json),
+        Verb::Status(arguments) => status::status(&host, &arguments),
         Verb::Freeze { target, lease, dry_run, despite } => {
             hands::freeze(&host, &target, lease, How { dry_run, despite })
         }

@@ -2,12 +2,16 @@
 
 pub mod repair;
 mod report;
+mod servers;
 
 use std::{collections::BTreeMap, time::Duration};
 
 use mcp_guard_core::{escape::visible, rates::PerSecond, status::IdentityStatus};
 
-pub use self::report::{report, table};
+pub use self::{
+    report::{report, table},
+    servers::servers,
+};
 use crate::control::wire::{Status, WatchedStatus};
 
 #[must_use]
@@ -95,7 +99,7 @@ fn watched(watched: &WatchedStatus) -> String {
     text += &rates("launcher starts", &guard.starts_per_second);
     text += &rates("forks", &guard.forks_per_second);
     text += &rates("execs", &guard.execs_per_second);
-    text + &servers(&guard.identities)
+    text + &counts(&guard.identities)
 }
 
 fn rates(what: &str, rates: &PerSecond) -> String {
@@ -103,18 +107,27 @@ fn rates(what: &str, rates: &PerSecond) -> String {
 }
 
 /// Lists the servers, the most numerous first.
-fn servers(identities: &BTreeMap<String, IdentityStatus>) -> String {
+fn counts(identities: &BTreeMap<String, IdentityStatus>) -> String {
     let mut all: Vec<_> = identities.iter().collect();
     all.sort_by(|a, b| b.1.live.cmp(&a.1.live).then(a.0.cmp(b.0)));
     if all.is_empty() {
         return "  no servers started by npm exec, npx, uvx or similar launchers\n".to_owned();
     }
-    let mut text = "  servers   live   starts   peak   oldest   starts/s (60 s)\n".to_owned();
+    let mut text =
+        "  live  used  idle  disconnected  orphaned   oldest   memory  starts   peak  server\n"
+            .to_owned();
     for (name, one) in all {
-        let oldest = one.oldest_seconds.map_or_else(|| "-".to_owned(), |age| format!("{age} s"));
+        let oldest = one.oldest_seconds.map_or_else(|| "-".to_owned(), servers::short);
         text += &format!(
-            "          {:>6}   {:>6}  {:>5}   {oldest:>6}   {:>7.2}   {name}\n",
-            one.live, one.starts, one.live_peak, one.starts_per_second.sixty
+            "{:>6} {:>5} {:>5}  {:>12}  {:>8}  {oldest:>7} {:>8} {:>7} {:>6}  {name}\n",
+            one.live,
+            one.used,
+            one.idle,
+            one.disconnected,
+            one.orphaned,
+            servers::mebibytes(one.memory_bytes),
+            one.starts,
+            one.live_peak,
         );
     }
     text

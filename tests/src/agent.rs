@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
-use mcp_guard::control::wire::{Status, WatchedStatus};
+use mcp_guard::control::wire::{Servers, Status, WatchedStatus};
 use mcp_guard_core::audit::{Line, Record};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -89,6 +89,16 @@ impl Agent {
         let output = self.cli(&["status", "--json"])?;
         serde_json::from_slice(&output.stdout)
             .with_context(|| format!("no status: {}", String::from_utf8_lossy(&output.stderr)))
+    }
+
+    /// Returns the servers of a target, given by the path of its cgroup; of all guards without it.
+    pub fn servers(&self, target: &[&str]) -> anyhow::Result<Servers> {
+        let targets: Vec<String> = target.iter().map(|path| format!("cgroup:{path}")).collect();
+        let mut arguments = vec!["status", "--servers", "--json"];
+        arguments.extend(targets.iter().map(String::as_str));
+        let output = self.cli(&arguments)?;
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("no servers: {}", String::from_utf8_lossy(&output.stderr)))
     }
 
     /// Returns the guard of a cgroup.

@@ -11,12 +11,24 @@ use std::{
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
-use mcp_guard::host::evidence::{Channels, Member, ServerLook, look};
+use mcp_guard::host::{
+    evidence::{ServerLook, look, stdio},
+    process::OpenProcess,
+};
 use mcp_guard_core::{
-    evidence::{AtWork, Channel, Connection, PeerIs, Wait, at_work},
+    evidence::{AtWork, Channel, Channels, Connection, PeerIs, StdioAtExec, Wait, at_work},
     id::Pid,
+    registry::Member,
 };
 use mcp_guard_tests::{agent::DEADLINE, wait};
+
+/// Returns the channels of a process, if it has any.
+fn channels(pid: u32) -> Option<Channels> {
+    match stdio(Pid(pid)).unwrap().1 {
+        StdioAtExec::Are(channels) => Some(channels),
+        StdioAtExec::Other | StdioAtExec::Unread => None,
+    }
+}
 
 /// A program with its stdio. Killed and reaped on drop, with all that it has started.
 struct Server {
@@ -43,7 +55,7 @@ impl Server {
         command.args(&words[1..]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.stderr(Stdio::null()).spawn().unwrap();
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
-        let channels = Channels::of(Pid(child.id())).unwrap().unwrap();
+        let channels = channels(child.id()).unwrap();
         Self { child, channels, stdin, stdout }
     }
 
@@ -66,7 +78,12 @@ impl Server {
             pids.extend(children.split_whitespace().map(|pid| Pid(pid.parse().unwrap())));
             next += 1;
         }
-        pids.into_iter().map(|pid| Member { pid, is_launcher: false }).collect()
+        // One may end meanwhile.
+        let member = |pid| {
+            let start_ticks = OpenProcess::open(pid).and_then(|process| process.start_ticks());
+            Some(Member { pid, start_ticks: start_ticks.ok()?, is_launcher: false })
+        };
+        pids.into_iter().filter_map(member).collect()
     }
 
     fn look(&self) -> ServerLook {
@@ -186,7 +203,7 @@ fn stdio_is_known_by_its_inodes_wherever_it_moves() {
     let mut server = Server::start(&["sh", "-c", script]);
     server.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
     server.await_verdict("it has moved", |verdict| {
-        verdict.is_none() && Channels::of(Pid(server.child.id())).unwrap().is_none()
+        verdict.is_none() && channels(server.child.id()).is_none()
     });
 }
 
@@ -205,7 +222,7 @@ fn a_connection_is_judged_by_what_the_client_has_closed() {
     command.arg("600").stdin(end(&server)).stdout(end(&server)).stderr(Stdio::null());
     let child = command.spawn().unwrap();
     drop((command, server));
-    let channels = Channels::of(Pid(child.id())).unwrap().unwrap();
+    let channels = channels(child.id()).unwrap();
     let sockets = Server { child, channels, stdin: None, stdout: None };
     assert_eq!(sockets.look().connection, Connection::Connected);
     client.shutdown(Shutdown::Write).unwrap();
@@ -235,7 +252,7 @@ fn a_terminal_a_file_or_a_fifo_says_nothing_about_a_client() {
         let mut command = Command::new("sleep");
         command.arg("600").stdin(file(stdin, false)).stdout(file(stdout, true));
         let mut child = command.spawn().unwrap();
-        let channels = Channels::of(Pid(child.id())).unwrap();
+        let channels = channels(child.id());
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(channels, None, "{stdin} {stdout}");

@@ -433,6 +433,7 @@ impl Host {
                     self.gone(guard);
                 }
                 Effect::Rescan { .. }
+                | Effect::ReadStdio { .. }
                 | Effect::ReadDenials { .. }
                 | Effect::ForgetRequest { .. }
                 | Effect::Log { .. } => {}

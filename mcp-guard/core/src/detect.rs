@@ -1,11 +1,14 @@
 //! The detectors: pure functions from the state of a guard to detections.
 
+pub mod burning;
 pub mod burst;
 pub mod crash;
+pub mod disconnected;
 pub mod duplicates;
 pub mod emergency;
 pub mod forecast;
 pub mod growth;
+pub mod headroom;
 pub mod raw;
 pub mod schedule;
 pub mod tasks;

@@ -7,12 +7,13 @@ use mcp_guard_common::Totals;
 use crate::{
     Time,
     diagnose::facts::Facts,
-    id::{GuardId, Pid, RequestId, Ticket, Tickets},
+    evidence::{ServerSeen, StdioAtExec},
+    id::{GuardId, Pid, RequestId, Ticket, Tickets, Ticks},
     incident::{Cause, End, Hold, Outcome},
     limit::Limit,
     policy::{Mode, Policy, Response, Terms, Workload},
     refusal::{Despite, Refusal},
-    registry::Observed,
+    registry::{Observed, TreeId},
     repair::Write,
     server::CommandLine,
 };
@@ -62,6 +63,18 @@ pub enum Input {
     Used {
         guard: GuardId,
         pid: Pid,
+    },
+    /// The answer to [`Effect::ReadStdio`].
+    StdioRead {
+        guard: GuardId,
+        pid: Pid,
+        start_ticks: Ticks,
+        stdio: StdioAtExec,
+    },
+    /// Some servers of the guard were looked at.
+    Looked {
+        guard: GuardId,
+        servers: Vec<(TreeId, ServerSeen)>,
     },
     /// A process was moved into a cgroup of `guard`. `None` is a cgroup outside every guard. `seen`
     /// is what `/proc` showed soon after.
@@ -185,6 +198,9 @@ pub enum Effect {
     Act(Order),
     /// Records were lost: read the processes of the guard again. Answered by [`Input::Baseline`].
     Rescan { guard: GuardId },
+    /// A process has just begun a server: read its stdin and stdout, before it moves them. Answered by
+    /// [`Input::StdioRead`], if the process still lives.
+    ReadStdio { guard: GuardId, pid: Pid },
     /// Read the guard's [`Input::Denials`] now.
     ReadDenials { guard: GuardId },
     /// Read the facts of the guard for a repair. Answered by [`Input::LimitFacts`].

@@ -3,11 +3,15 @@
 //!
 //! A fact that cannot be read is unknown, and unknown never counts as proof.
 
+mod abandoned;
 mod connection;
+mod known;
 mod quiescence;
 
 pub use self::{
-    connection::{Channel, Connection, PollFlags},
+    abandoned::is_busy,
+    connection::{Channel, Channels, Connection, PollFlags},
+    known::{Activity, Contact, Known, ServerSeen, StdioAtExec, Use},
     quiescence::{
         AtWork, EpollSet, FileLock, OpenChannel, PeerIs, ProcessLook, Runtime, ThreadLook,
         TreeLook, Wait, Waker, at_work,

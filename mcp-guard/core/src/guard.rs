@@ -15,11 +15,12 @@ use self::episodes::{Episodes, Follows};
 use crate::{
     Time,
     detect::{
-        self, Detection, crash::Crashes, emergency::Aged, forecast::Room, raw, schedule::Schedule,
-        sooner, tasks::Floors,
+        self, Detection, burning, crash::Crashes, disconnected, emergency::Aged, forecast::Room,
+        headroom::Shortage, raw, schedule::Schedule, sooner, tasks::Floors,
     },
     diagnose::facts::Facts,
     effect::{Action, Containment, Effect, OperatorRequest, Outbox, SeenLimit, Settled},
+    evidence::ServerSeen,
     id::{GuardId, Pid, RequestId, Ticket},
     incident::{Cause, Detector, End, Hold, Outcome},
     limit::room_for,
@@ -27,7 +28,7 @@ use crate::{
     policy::{Mode, Policy, Respond, Response, Terms, Workload},
     rates::Rates,
     refusal::{Despite, Refusal},
-    registry::Registry,
+    registry::{Registry, TreeId},
 };
 
 /// Delay before a clamp is decided again if it had nothing to lower, or if another process had
@@ -42,6 +43,8 @@ const CLAMP_WATCH: Duration = Duration::from_secs(30);
 /// Longest silence about further departures.
 const DEPARTURES_LOGGED: Duration = Duration::from_secs(600);
 const SIGABRT: u32 = 6;
+/// A look is believed for this many times the interval between two looks.
+const FRESH: u32 = 4;
 
 /// The period for which a hold is ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +106,9 @@ pub struct Guard {
     episodes: Episodes,
     clamp_watch: ClampWatch,
     floors: Floors,
+    shortage: Shortage,
+    /// What the last look has found of servers that nobody can reach.
+    left_behind: Vec<Detection>,
     crashes: Crashes,
     /// The limit in force and the tasks, when they were last read; `None` if there is no limit.
     filled: Option<(u64, u64)>,
@@ -145,6 +151,8 @@ impl Guard {
             episodes: Episodes::default(),
             clamp_watch: ClampWatch::default(),
             floors: Floors::default(),
+            shortage: Shortage::default(),
+            left_behind: Vec::new(),
             crashes: Crashes::default(),
             filled: None,
             schedule: Schedule::default(),
@@ -185,6 +193,7 @@ impl Guard {
         for detection in detections.into_iter().flatten() {
             self.note(now, detection, &policy.respond, out);
         }
+        self.note_left_behind(now, &policy.respond, out);
         // Episodes end after a silence, which no other input reports.
         self.episodes.forget_quiet(now);
         self.again = self.episodes.identities();
@@ -204,6 +213,30 @@ impl Guard {
         let Some(end) = exited.and_then(|exited| exited.server) else { return };
         if let Some(found) = self.crashes.look(now, &end, code, &policy.detect.crash) {
             self.note(now, found, &policy.respond, out);
+        }
+    }
+
+    /// Takes the looks at some servers.
+    pub fn looked(
+        &mut self,
+        now: Time,
+        servers: &[(TreeId, ServerSeen)],
+        policy: &Policy,
+        out: &mut Outbox<'_>,
+    ) {
+        self.registry.looked(now, policy.evidence.every, servers);
+        let (woke, detect) = (self.woke.unwrap_or_default(), &policy.detect);
+        let fresh = FRESH * policy.evidence.every;
+        let all = || self.registry.servers();
+        self.left_behind = disconnected::look((now, woke), fresh, all(), &detect.disconnected);
+        self.left_behind.extend(burning::look(now, fresh, all(), &detect.burning));
+        self.note_left_behind(now, &policy.respond, out);
+    }
+
+    /// Between two looks, the episodes of the last one go on.
+    fn note_left_behind(&mut self, now: Time, respond: &Respond, out: &mut Outbox<'_>) {
+        for detection in self.left_behind.clone() {
+            self.note(now, detection, respond, out);
         }
     }
 
@@ -422,8 +455,12 @@ impl Guard {
     /// Returns false while a hold is in force or a clamp is ordered, or while a bystander rule forbids
     /// acting on this guard. A freeze lowers the limit as well.
     fn may_write_limits(&self) -> bool {
+        !self.is_held() && self.refusal.is_none()
+    }
+
+    fn is_held(&self) -> bool {
         let is_clamped = self.clamp.is_some() || self.is_ordered(Hold::Clamp);
-        !is_clamped && self.freeze.is_none() && self.refusal.is_none()
+        is_clamped || self.freeze.is_some()
     }
 
     /// `host`: the maximum number of tasks on the host.
@@ -440,8 +477,13 @@ impl Guard {
         if let Some(tasks) = seen.tasks
             && let Some(found) = self.floors.look(now, tasks, host, &policy.detect.tasks)
         {
-            self.episodes.looked(&[Detector::Tasks], None);
-            if let Some(detection) = found {
+            self.episodes.looked(&[Detector::Tasks, Detector::Headroom], None);
+            // A limit of ours is close on purpose.
+            let limit = seen.in_force.tasks().filter(|_| !self.is_held());
+            let limits = &policy.detect.headroom;
+            let short =
+                limit.and_then(|limit| self.shortage.look(now, &self.floors, limit, limits));
+            for detection in found.into_iter().chain(short) {
                 self.note(now, detection, respond, out);
             }
         }
@@ -474,6 +516,9 @@ impl Guard {
 
     /// Runs the detectors if something may have changed, and handles expired leases.
     pub fn evaluate(&mut self, now: Time, policy: &Policy, out: &mut Outbox<'_>) {
+        for pid in self.registry.take_begun() {
+            out.push(Effect::ReadStdio { guard: self.id, pid });
+        }
         let mut names = self.registry.take_changed();
         names.append(&mut self.again);
         names.extend(self.schedule.due(now));

@@ -29,6 +29,15 @@ pub enum Detector {
     /// Crash loop of one identity.
     #[serde(rename = "C")]
     Crash,
+    /// Servers of one identity that nobody can reach.
+    #[serde(rename = "O")]
+    Disconnected,
+    /// Such servers that use much of a CPU.
+    #[serde(rename = "K")]
+    Burning,
+    /// Little is left of the limit.
+    #[serde(rename = "H")]
+    Headroom,
 }
 
 /// Why something is done, with the numbers that led to the decision.

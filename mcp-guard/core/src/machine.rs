@@ -95,14 +95,7 @@ impl Core {
                     guard.evaluate(now, &self.policy, &mut out);
                 }
             }
-            Input::Policy(policy) => {
-                self.grammar = Grammar::extended_by(&policy.launcher);
-                self.policy = *policy;
-                for guard in self.guards.values_mut() {
-                    guard.apply_policy(&self.policy);
-                    guard.evaluate(now, &self.policy, &mut out);
-                }
-            }
+            Input::Policy(policy) => self.apply(now, *policy, effects),
             Input::Guarded { guard, name, terms, workload, refusal } => {
                 let new = Guard::new(now, guard, name, terms, workload, refusal);
                 self.guards.insert(guard, new);
@@ -125,6 +118,8 @@ impl Core {
             | Input::Exec { guard, .. }
             | Input::Exit { guard, .. }
             | Input::Used { guard, .. }
+            | Input::StdioRead { guard, .. }
+            | Input::Looked { guard, .. }
             | Input::Baseline { guard, .. }
             | Input::Totals { guard, .. }
             | Input::Denials { guard, .. }
@@ -147,6 +142,16 @@ impl Core {
                 feed(guard, now, input, world, &mut out);
                 guard.evaluate(now, &self.policy, &mut out);
             }
+        }
+    }
+
+    fn apply(&mut self, now: Time, policy: Policy, effects: &mut Vec<Effect>) {
+        let mut out = Outbox { tickets: &mut self.tickets, effects };
+        self.grammar = Grammar::extended_by(&policy.launcher);
+        self.policy = policy;
+        for guard in self.guards.values_mut() {
+            guard.apply_policy(&self.policy);
+            guard.evaluate(now, &self.policy, &mut out);
         }
     }
 
@@ -202,6 +207,8 @@ fn place(last_seen_in: &mut BTreeMap<Pid, GuardId>, input: &Input) {
         | Input::Woke
         | Input::Attach { .. }
         | Input::Used { .. }
+        | Input::StdioRead { .. }
+        | Input::Looked { .. }
         | Input::Totals { .. }
         | Input::Denials { .. }
         | Input::Standing { .. }
@@ -236,6 +243,10 @@ fn feed(guard: &mut Guard, now: Time, input: Input, world: World<'_>, out: &mut 
         }
         Input::Exit { pid, code, .. } => guard.exited(now, (pid, code), policy, out),
         Input::Used { pid, .. } => guard.registry.used(now, pid),
+        Input::StdioRead { pid, start_ticks, stdio, .. } => {
+            guard.registry.stdio_read(now, pid, start_ticks, stdio);
+        }
+        Input::Looked { servers, .. } => guard.looked(now, &servers, policy, out),
         Input::Baseline { processes, .. } => guard.registry.reconcile(now, processes, grammar),
         Input::Totals { totals, .. } => guard.totals(now, totals, policy, out),
         Input::Denials { count, .. } => guard.denials(count),

@@ -63,6 +63,7 @@ pub struct Policy {
     pub mode: Mode,
     pub detect: Detect,
     pub respond: Respond,
+    pub evidence: Looks,
     /// The first match applies. Without any rule, every container is guarded.
     pub guard: Vec<Rule>,
     pub launcher: Vec<Launcher>,
@@ -80,6 +81,9 @@ pub struct Detect {
     pub tasks: Tasks,
     pub growth: Growth,
     pub crash: CrashLoop,
+    pub headroom: Headroom,
+    pub disconnected: Disconnected,
+    pub burning: Burning,
 }
 
 /// D: live servers of one package.
@@ -294,6 +298,78 @@ impl Default for CrashLoop {
     }
 }
 
+/// H: the tasks of a container come close to its limit. It judges the floor, as `[detect.tasks]` does, and only
+/// warns.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, deny_unknown_fields)]
+pub struct Headroom {
+    /// The floor at which the detector warns, as a percentage of the limit in force.
+    pub warn_percent: u64,
+}
+
+impl Default for Headroom {
+    fn default() -> Self {
+        Self { warn_percent: 80 }
+    }
+}
+
+/// O: servers that stay although nobody can write to them or read from them any more. It only warns.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, deny_unknown_fields)]
+pub struct Disconnected {
+    /// The detector warns about a server of a package or an image if it is disconnected and does nothing for this
+    /// long.
+    #[serde(with = "DurationText")]
+    pub age: Duration,
+    /// The detector warns about any other server, or one that is at work or can still be read from, after this
+    /// time.
+    #[serde(with = "DurationText")]
+    pub other_age: Duration,
+    /// Identities of other servers to which `age` applies, with `*` and `?` as in the `name` of a guard.
+    pub servers: Vec<Pattern>,
+}
+
+impl Default for Disconnected {
+    fn default() -> Self {
+        let [age, other_age] = [60, 600].map(Duration::from_secs);
+        Self { age, other_age, servers: Vec::new() }
+    }
+}
+
+/// K: disconnected servers that use at least half of a CPU. It only warns.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, deny_unknown_fields)]
+pub struct Burning {
+    /// How long a server must have used that much.
+    #[serde(with = "DurationText")]
+    pub age: Duration,
+}
+
+impl Default for Burning {
+    fn default() -> Self {
+        Self { age: Duration::from_secs(60) }
+    }
+}
+
+/// How the agent looks at servers: whether they are used, and whether their clients can reach them.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, deny_unknown_fields)]
+pub struct Looks {
+    /// The time between two looks at a server; 1s to 1h. A look reads three files of each of its processes.
+    #[serde(with = "DurationText")]
+    pub every: Duration,
+}
+
+impl Default for Looks {
+    fn default() -> Self {
+        Self { every: Duration::from_secs(30) }
+    }
+}
+
 /// How responses are carried out.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -374,6 +450,13 @@ impl From<String> for Pattern {
     }
 }
 
+impl Pattern {
+    #[must_use]
+    pub fn matches(&self, text: &str) -> bool {
+        self.0.matches(text)
+    }
+}
+
 /// The subject that rules are matched against: a container, or a cgroup that no engine knows.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Workload {
@@ -432,7 +515,8 @@ impl Policy {
     }
 
     fn validate(&self) -> Result<(), String> {
-        let Detect { duplicates, burst, emergency, raw, tasks, growth, crash } = &self.detect;
+        let Detect { duplicates, burst, emergency, raw, tasks, growth, crash, headroom, .. } =
+            &self.detect;
         let at_least_one = [
             ("detect.duplicates.warn", duplicates.warn),
             ("detect.duplicates.warn_in_use", duplicates.warn_in_use),
@@ -450,6 +534,10 @@ impl Policy {
             ("detect.tasks.grown_1m", usize::try_from(tasks.grown_1m).unwrap_or(usize::MAX)),
             ("detect.tasks.grown_10m", usize::try_from(tasks.grown_10m).unwrap_or(usize::MAX)),
             ("detect.tasks.grown_1h", usize::try_from(tasks.grown_1h).unwrap_or(usize::MAX)),
+            (
+                "detect.headroom.warn_percent",
+                usize::try_from(headroom.warn_percent).unwrap_or(usize::MAX),
+            ),
             (
                 "detect.tasks.host_percent",
                 usize::try_from(tasks.host_percent).unwrap_or(usize::MAX),
@@ -472,6 +560,9 @@ impl Policy {
         }
         if emergency.within < second || emergency.within > Duration::from_secs(3600) {
             return Err("detect.emergency.within must lie between 1s and 1h".to_owned());
+        }
+        if self.evidence.every < second || self.evidence.every > Duration::from_secs(3600) {
+            return Err("evidence.every must lie between 1s and 1h".to_owned());
         }
         self.respond.validate()?;
         match self.guard.iter().position(|rule| !rule.names_something()) {

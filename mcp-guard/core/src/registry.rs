@@ -7,6 +7,7 @@
 
 mod ages;
 mod identity;
+mod servers;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,10 +17,17 @@ use std::{
     time::Duration,
 };
 
-pub use self::identity::{Identity, MAX_STARTS, STARTS_KEPT};
-use self::identity::{Remains, Started, TreeId};
+pub use self::{
+    identity::{Identity, MAX_STARTS, STARTS_KEPT, TreeId},
+    servers::{LiveServer, Member, ToLookAt},
+};
+use self::{
+    identity::{Remains, Started},
+    servers::Origin,
+};
 use crate::{
     Time,
+    evidence::Known,
     id::{Pid, Ticks},
     server::{CommandLine, Grammar, Named, Naming, Start},
 };
@@ -58,6 +66,8 @@ struct LiveProcess {
     runs: Option<Running>,
     /// It has run a program itself, and does not only continue what its parent was.
     has_execed: bool,
+    /// It is a shell or a wrapper, and starts what it was told to start.
+    is_wrapper: bool,
 }
 
 /// A program that runs as a part of a server.
@@ -80,7 +90,7 @@ enum Position {
 
 impl LiveProcess {
     fn alone(born: Time) -> Self {
-        Self { born, parent: Pid(0), tree: None, runs: None, has_execed: false }
+        Self { born, parent: Pid(0), tree: None, runs: None, has_execed: false, is_wrapper: false }
     }
 
     /// Returns the position of a new program of this process in its present server, or `None` if it is a new
@@ -123,6 +133,8 @@ struct Tree {
     /// The server whose process started it.
     outer: Option<TreeId>,
     members: u32,
+    origin: Origin,
+    known: Known,
 }
 
 /// A process that has left the registry.
@@ -160,6 +172,8 @@ pub struct Registry {
     /// Identities whose servers have started or ended since they were last taken. Detectors run for these
     /// only.
     changed: BTreeSet<Arc<str>>,
+    /// Processes that have just begun a server.
+    begun: Vec<Pid>,
     /// Live servers that are not plain programs.
     live_servers: usize,
     /// Live identities of packages, and all others.
@@ -254,7 +268,8 @@ impl Registry {
             Some(parent) => (parent.tree, parent.runs.clone()),
             None => (None, None),
         };
-        self.add(child, LiveProcess { born, parent, tree, runs, has_execed: false });
+        let (has_execed, is_wrapper) = (false, false);
+        self.add(child, LiveProcess { born, parent, tree, runs, has_execed, is_wrapper });
     }
 
     pub fn exec(
@@ -300,18 +315,31 @@ impl Registry {
 
     /// Notes that a process did something: its server is in use, and those around it are.
     pub fn used(&mut self, now: Time, pid: Pid) {
-        let mut at = self.tree_of(pid);
+        self.note_use(now, self.tree_of(pid));
+        self.server_active(now, self.tree_of(pid));
+    }
+
+    fn note_use(&mut self, now: Time, mut at: Option<TreeId>) {
+        for _ in 0..MAX_NESTED {
+            let Some(tree) = at.and_then(|id| self.trees.get_mut(&id)) else { return };
+            tree.known.used(now);
+            at = tree.outer;
+        }
+    }
+
+    /// Lets a server, and those around it, count as idle from `since` on.
+    fn server_active(&mut self, since: Time, mut at: Option<TreeId>) {
         // Bounded: servers are not nested deeper.
         for _ in 0..MAX_NESTED {
             let Some((id, tree)) = at.and_then(|id| Some((id, self.trees.get_mut(&id)?))) else {
                 return;
             };
-            let before = mem::replace(&mut tree.active, now);
+            let before = mem::replace(&mut tree.active, since);
             at = tree.outer;
             if tree.naming.is_firm()
                 && let Some(identity) = self.identities.get_mut(&tree.identity)
             {
-                identity.used(before, now, id);
+                identity.used(before, since, id);
                 self.changed.insert(tree.identity.clone());
             }
         }
@@ -399,8 +427,9 @@ impl Registry {
     }
 
     fn run(&mut self, pid: Pid, seen: Sighting<'_>) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        process.is_wrapper = !matches!(seen.start, Start::Server(_));
         let Start::Server(named) = seen.start else { return };
-        let Some(process) = self.processes.get(&pid) else { return };
         let is_clear = named.naming != Naming::Unclear;
         let joined = process.position_of(named);
         if joined.is_none() && is_clear {
@@ -421,6 +450,7 @@ impl Registry {
             true => named.identity.as_str().into(),
             false => OTHER_IDENTITIES.into(),
         };
+        let origin = self.origin_of(pid, seen.at != seen.learned);
         let Some(process) = self.processes.get_mut(&pid) else { return };
         self.next_tree += 1;
         let id = TreeId(self.next_tree);
@@ -434,9 +464,12 @@ impl Registry {
             self.changed.insert(identity.clone());
         }
         self.live_servers += usize::from(named.naming != Naming::Program);
-        let naming = named.naming;
-        self.trees
-            .insert(id, Tree { identity, started, naming, active: seen.at, outer, members: 1 });
+        let (naming, known, active) = (named.naming, Known::default(), seen.at);
+        let tree = Tree { identity, started, naming, active, outer, members: 1, origin, known };
+        self.trees.insert(id, tree);
+        if seen.learned.since(seen.at) < servers::PROMPT {
+            self.begun.push(pid);
+        }
         self.leave(outer);
     }
 

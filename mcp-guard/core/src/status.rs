@@ -1,5 +1,7 @@
 //! The status of a guard, as it is shown to operators. Its JSON is that of these types.
 
+mod servers;
+
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use mcp_guard_common::Totals;
@@ -7,12 +9,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Time,
+    evidence::Contact,
     guard::Guard,
     id::{GuardId, Pid},
     incident::Hold,
     policy::{Mode, Response},
     rates::PerSecond,
 };
+
+pub use self::servers::{ClientStatus, ServerStatus};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct GuardStatus {
@@ -77,7 +82,25 @@ pub struct IdentityStatus {
     pub live_peak: usize,
     pub oldest_seconds: Option<u64>,
     pub starts_per_second: PerSecond,
+    /// Live servers that are known to have done something in the last minute.
+    #[serde(default)]
+    pub used: usize,
+    /// Live servers that are known to have done nothing in the last minute.
+    #[serde(default)]
+    pub idle: usize,
+    /// Live servers that nobody can reach.
+    #[serde(default)]
+    pub disconnected: usize,
+    /// Live servers whose client is gone.
+    #[serde(default)]
+    pub orphaned: usize,
+    /// Memory of its servers that no file backs, as far as it was read.
+    #[serde(default)]
+    pub memory_bytes: u64,
 }
+
+/// A server that did nothing for this long is idle.
+const IDLE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct TotalsStatus {
@@ -100,18 +123,25 @@ impl GuardStatus {
 
     #[must_use]
     pub fn of(now: Time, guard: &Guard, totals_now: Totals) -> Self {
+        let states = states(now, guard);
         let identities: BTreeMap<_, _> = guard
             .registry
             .identities()
             .filter(|(_, identity)| identity.is_package() || identity.live() > 0)
             .map(|(name, identity)| {
                 let starts = |window| rate(identity.starts_within(now, window), window);
+                let state = states.get(name).copied().unwrap_or_default();
                 let status = IdentityStatus {
                     starts: identity.starts,
                     live: identity.live(),
                     live_peak: identity.live_peak,
                     oldest_seconds: identity.nth_oldest(1).map(|at| now.since(at).as_secs()),
                     starts_per_second: PerSecond::of(starts),
+                    used: state.used,
+                    idle: state.idle,
+                    disconnected: state.disconnected,
+                    orphaned: state.orphaned,
+                    memory_bytes: state.memory,
                 };
                 (name.to_owned(), status)
             })
@@ -142,6 +172,30 @@ impl GuardStatus {
             execs_per_second: per_second(|totals| totals.execs),
         }
     }
+}
+
+/// How many servers of one identity are in which state.
+#[derive(Clone, Copy, Default)]
+struct States {
+    used: usize,
+    idle: usize,
+    disconnected: usize,
+    orphaned: usize,
+    memory: u64,
+}
+
+fn states(now: Time, guard: &Guard) -> BTreeMap<&str, States> {
+    let mut all: BTreeMap<&str, States> = BTreeMap::new();
+    for server in guard.registry.servers() {
+        let states = all.entry(server.identity).or_default();
+        let idle = server.known.idle(now);
+        states.used += usize::from(server.known.was_used(now, IDLE));
+        states.idle += usize::from(idle.is_some_and(|idle| idle >= IDLE));
+        states.disconnected += usize::from(server.known.contact == Contact::Disconnected);
+        states.orphaned += usize::from(server.is_orphaned == Some(true));
+        states.memory = states.memory.saturating_add(server.known.memory.unwrap_or_default());
+    }
+    all
 }
 
 fn rate(events: usize, window: Duration) -> f64 {

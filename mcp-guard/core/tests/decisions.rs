@@ -70,6 +70,8 @@ impl Story {
                 | Effect::ForgetRequest { .. }
                 | Effect::Unguard { .. }
                 | Effect::Log { .. }) => self.others.push(other),
+                // There is no process to read.
+                Effect::ReadStdio { .. } => {}
             }
         }
     }

@@ -6,7 +6,7 @@ use mcp_guard_core::{
     container::container_in,
     effect::{Input, OperatorRequest},
     id::GuardId,
-    status::GuardState,
+    status::{GuardState, ServerStatus},
 };
 
 use super::{
@@ -16,7 +16,9 @@ use super::{
 use crate::{
     control::{
         server::Waiting,
-        wire::{Call, Status, TargetCgroup, WatchedStatus, failed},
+        wire::{
+            Call, GetServers, GuardServers, Servers, Status, TargetCgroup, WatchedStatus, failed,
+        },
     },
     guards::Held,
     host::{cgroup::Cgroup, clock, process},
@@ -25,11 +27,15 @@ use crate::{
 /// Allowed leases in milliseconds: one second to one day.
 const LEASES_MS: std::ops::RangeInclusive<u64> = 1_000..=86_400_000;
 
+/// Most servers in one answer. Reading them must not delay the loop, and a person cannot read more.
+const MOST_SERVERS: usize = 10_000;
+
 impl Agent {
     pub(super) fn answer(&mut self, waiting: Waiting) {
         let Waiting { call, reply } = waiting;
         match call {
             Call::Status => send(reply, self.status()),
+            Call::Servers(asked) => send(reply, self.servers(&asked)),
             // The CLI checks this too, but other clients may call.
             Call::Freeze { lease_ms, .. } if !LEASES_MS.contains(&lease_ms) => {
                 send_reply(reply, failed("lease_ms must be between 1000 and 86400000"));
@@ -84,6 +90,32 @@ impl Agent {
         let container = container_in(cgroup.path()).map(|found| found.id.to_owned());
         let held = Held::new(cgroup, &target.name, container, target.paused);
         self.hold_by_hand(held).ok_or_else(|| "all guard slots are taken".to_owned())
+    }
+
+    /// Lists single servers.
+    fn servers(&self, asked: &GetServers) -> Servers {
+        let (now, mut room, mut left_out) = (clock::now(), MOST_SERVERS, 0);
+        let mut guards = Vec::new();
+        for guard in self.guards.watched() {
+            let (Some(held), Some(state)) = (self.guards.get(guard), self.core.guard(guard)) else {
+                continue;
+            };
+            let subject = &held.subject;
+            if asked.cgroup_id.is_some_and(|id| id != subject.cgroup_id) {
+                continue;
+            }
+            let mut servers = ServerStatus::all(now, state, asked.identity.as_deref());
+            left_out += servers.len().saturating_sub(room);
+            servers.truncate(room);
+            room -= servers.len();
+            guards.push(GuardServers {
+                name: subject.name.clone(),
+                cgroup: subject.cgroup.clone(),
+                cgroup_id: subject.cgroup_id,
+                servers,
+            });
+        }
+        Servers { guards, left_out }
     }
 
     /// Reports the current state. It decides nothing and does not change the core.

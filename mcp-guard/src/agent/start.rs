@@ -14,6 +14,7 @@ use super::{
     ASK_AGAIN, Agent, AgentOptions, QUEUE, Sources,
     askers::Askers,
     counting::Counting,
+    evidence::{Lookers, Sighted},
     known::KnownEngines,
     limits::Upkeep,
     notify::Notify,
@@ -65,12 +66,17 @@ impl Agent {
         let (to_looked, looked) = mpsc::unbounded_channel();
         let rescans = Rescans::start(observer.clone(), read)
             .context("cannot start the thread that reads processes after a loss")?;
+        // One answer per lane and per batch is under way.
+        let (to_evidence, evidence) = mpsc::unbounded_channel();
+        let lookers = Lookers::start(now, &to_evidence)
+            .context("cannot start the threads that look at servers")?;
         let mut agent = Self {
             core: Core::new(options.policy),
             guards: Guards::new(),
             executor,
             counting: Counting::new(kernel, now),
             rescans,
+            lookers,
             engines: KnownEngines::new(engines),
             upkeep: Upkeep { requests, reader, to_news },
             askers: Askers::default(),
@@ -82,7 +88,7 @@ impl Agent {
             turns: Turns::since(now),
         };
         let mode = agent.begin(unsigned).await;
-        let sources = agent.listen(&options.run_dir, news, readings, looked)?;
+        let sources = agent.listen(&options.run_dir, news, readings, looked, evidence)?;
         tracing::info!(%mode, "mcp-guard {} is watching", env!("CARGO_PKG_VERSION"));
         Ok((agent, sources))
     }
@@ -94,6 +100,7 @@ impl Agent {
         news: mpsc::UnboundedReceiver<News>,
         readings: mpsc::UnboundedReceiver<Reading>,
         looked: mpsc::UnboundedReceiver<Looked>,
+        evidence: mpsc::UnboundedReceiver<Sighted>,
     ) -> anyhow::Result<Sources> {
         let (to_loop, calls) = mpsc::channel(QUEUE);
         let (to_events, engine_events) = mpsc::channel(QUEUE);
@@ -108,6 +115,7 @@ impl Agent {
             news,
             readings,
             looked,
+            evidence,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,

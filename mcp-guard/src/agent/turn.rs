@@ -87,6 +87,7 @@ impl Agent {
         self.free_slots();
         self.rescans.queue_due(now);
         self.read_next();
+        self.look_at_servers();
         if is_look {
             self.turns.next_look = now.after(LOOK);
             self.counting.kernel.settle_left_out(&self.guards.watched());

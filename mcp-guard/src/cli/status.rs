@@ -1,28 +1,75 @@
-//! `status`: shows what the agent reports about itself and its guards.
+//! `status`: shows what the agent reports about itself, its guards and their servers.
 
-use super::{Exit, Failure, HostOptions, out};
+use mcp_guard_core::id::CgroupId;
+use serde::Serialize;
+
+use super::{Exit, Failure, HostOptions, out, resolve::resolve, runtime};
 use crate::{
-    control::{client, lock, wire::WatchedStatus},
+    control::{
+        client, lock,
+        wire::{GetServers, WatchedStatus},
+    },
     render,
 };
 
-pub fn status(host: &HostOptions, json: bool) -> Result<Exit, Failure> {
-    let status = client::status(&lock::socket(&host.run_dir)).map_err(|error| {
-        let hint = "; start it with `mcp-guard run`, as root";
-        Failure::could_not(format!("{error}{}", if no_agent(&error) { hint } else { "" }))
-    })?;
-    let text = if json {
-        serde_json::to_string(&status).map_err(Failure::could_not)?
-    } else {
-        render::status(&status)
-    };
-    out::answer(&text);
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// Show only this guard: container name, id or id prefix; docker:NAME, unit:NAME, cgroup:/path or pid:N.
+    target: Option<String>,
+    /// List single servers: their age, how long they did nothing, whether their client can reach them, and who
+    /// started them.
+    #[arg(long)]
+    servers: bool,
+    /// List only the servers of this identity.
+    #[arg(long, value_name = "IDENTITY", requires = "servers")]
+    server: Option<String>,
+    /// Print JSON instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn status(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failure> {
+    let Arguments { target, servers, server, json } = arguments;
+    let target = target.as_deref().map(|target| cgroup_id(host, target)).transpose()?;
+    if *servers {
+        let asked = GetServers { cgroup_id: target, identity: server.clone() };
+        let servers = client::call(&lock::socket(&host.run_dir), &asked).map_err(unanswered)?;
+        is_guarded(target.is_none() || !servers.guards.is_empty())?;
+        print(&servers, *json, render::servers)?;
+        return Ok(Exit::Done);
+    }
+    let mut status = client::status(&lock::socket(&host.run_dir)).map_err(unanswered)?;
+    if let Some(target) = target {
+        status.guards.retain(|one| one.cgroup_id == target);
+        is_guarded(!status.guards.is_empty())?;
+    }
+    print(&status, *json, render::status)?;
     let is_wrong = |one: &WatchedStatus| one.pids_left || one.guard.refused.is_some();
     let is_lost = status.audit_lost > 0 || status.unguarded > 0;
     let is_wrong = is_lost || status.guards.iter().any(is_wrong);
     Ok(if is_wrong { Exit::Wrong } else { Exit::Done })
 }
 
-fn no_agent(error: &client::Error) -> bool {
-    matches!(error, client::Error::NoAgent(_))
+fn cgroup_id(host: &HostOptions, target: &str) -> Result<CgroupId, Failure> {
+    Ok(runtime()?.block_on(resolve(host, target))?.cgroup.id())
+}
+
+fn is_guarded(is_guarded: bool) -> Result<(), Failure> {
+    if is_guarded { Ok(()) } else { Err(Failure::could_not("the target is not guarded")) }
+}
+
+fn print<T: Serialize>(answer: &T, json: bool, text: fn(&T) -> String) -> Result<(), Failure> {
+    let text = if json {
+        serde_json::to_string(answer).map_err(Failure::could_not)?
+    } else {
+        text(answer)
+    };
+    out::answer(&text);
+    Ok(())
+}
+
+fn unanswered(error: client::Error) -> Failure {
+    let no_agent = matches!(error, client::Error::NoAgent(_));
+    let hint = if no_agent { "; start it with `mcp-guard run`, as root" } else { "" };
+    Failure::could_not(format!("{error}{hint}"))
 }

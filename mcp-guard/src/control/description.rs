@@ -3,18 +3,19 @@
 use std::fmt::Write as _;
 
 use mcp_guard_core::{
+    evidence::Contact,
     incident::Outcome,
     policy::{Mode, Response},
     rates::PerSecond,
     refusal::Despite,
-    status::{GuardState, GuardStatus, IdentityStatus, TotalsStatus},
+    status::{ClientStatus, GuardState, GuardStatus, IdentityStatus, ServerStatus, TotalsStatus},
 };
 
 use super::{
     varlink::{Fields, Types, fields, named, plain, words},
     wire::{
-        Answer, EngineState, Failed, Freeze, GetStatus, INTERFACE, Kill, Method, Status,
-        TargetCgroup, Thaw, WatchedStatus,
+        Answer, EngineState, Failed, Freeze, GetServers, GetStatus, GuardServers, INTERFACE, Kill,
+        Method, Servers, Status, TargetCgroup, Thaw, WatchedStatus,
     },
 };
 
@@ -25,6 +26,8 @@ pub fn description() -> String {
     let methods = [
         "# The agent's status, as `mcp-guard status --json` prints it.".to_owned(),
         method::<GetStatus>(&mut types),
+        "\n# The live servers, as `mcp-guard status --servers --json` prints them.".to_owned(),
+        method::<GetServers>(&mut types),
         "\n# The target is a cgroup of the unified tree, given by path and id; the two must still match."
             .to_owned(),
         method::<Freeze>(&mut types),
@@ -53,6 +56,21 @@ fn list<T: Fields>(types: &mut Types) -> String {
 }
 
 fields!(GetStatus {});
+fields!(GetServers { cgroup_id, identity });
+fields!(Servers { guards, left_out });
+fields!(GuardServers { name, cgroup, cgroup_id, servers });
+fields!(ServerStatus {
+    identity,
+    pid,
+    processes,
+    age_seconds,
+    idle_seconds,
+    contact,
+    orphaned,
+    memory_bytes,
+    client,
+});
+fields!(ClientStatus { pid, name });
 fields!(Freeze { target: flattened, lease_ms, dry_run: optional, despite });
 fields!(Thaw { target: flattened });
 fields!(Kill { target: flattened, dry_run: optional, despite });
@@ -102,7 +120,18 @@ fields!(GuardStatus {
     execs_per_second,
     starts_per_second,
 });
-fields!(IdentityStatus { starts, live, live_peak, oldest_seconds, starts_per_second });
+fields!(IdentityStatus {
+    starts,
+    live,
+    live_peak,
+    oldest_seconds,
+    starts_per_second,
+    used,
+    idle,
+    disconnected,
+    orphaned,
+    memory_bytes,
+});
 fields!(TotalsStatus {
     process_forks,
     thread_forks,
@@ -114,7 +143,7 @@ fields!(TotalsStatus {
     dropped,
 });
 
-named! { Despite => "Despite", WatchedStatus => "Guard", IdentityStatus => "Identity", TotalsStatus => "Totals" }
+named! { Despite => "Despite", WatchedStatus => "Guard", GuardServers => "GuardServers", ServerStatus => "Server", ClientStatus => "Client", IdentityStatus => "Identity", TotalsStatus => "Totals" }
 
 words!(Mode { Observe, Enforce });
 words!(Response { Record, Clamp, Freeze, Kill });
@@ -126,5 +155,6 @@ plain! {
     // "away: WHY".
     Outcome => "string",
     GuardState => "string",
+    Contact => "string",
     EngineState => "string",
 }

@@ -4,7 +4,9 @@ use serde_json::{Value, json};
 
 use super::{
     description::description,
-    wire::{Call, CallMessage, Freeze, GetStatus, INTERFACE, Kill, Method, Reply, Thaw},
+    wire::{
+        Call, CallMessage, Freeze, GetServers, GetStatus, INTERFACE, Kill, Method, Reply, Thaw,
+    },
 };
 
 /// A reply that needs no loop, or a call for the loop.
@@ -43,6 +45,7 @@ fn call(method: &str, parameters: Value) -> Option<serde_json::Result<Call>> {
     Some(match method {
         // It takes no parameters, and ignores any.
         GetStatus::NAME => Ok(Call::Status),
+        GetServers::NAME => GetServers::read(parameters).map(Call::Servers),
         Freeze::NAME => {
             Freeze::read(parameters).map(|Freeze { target, lease_ms, dry_run, despite }| {
                 Call::Freeze { target, lease_ms, dry_run, despite }

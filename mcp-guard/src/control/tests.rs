@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mcp_guard_core::{
+    evidence::Contact,
     id::{CgroupId, Pid, Ticks},
     incident::Outcome,
     policy::{Mode, Response},
     rates::PerSecond,
     refusal::Despite,
-    status::{GuardState, GuardStatus, IdentityStatus, TotalsStatus},
+    status::{ClientStatus, GuardState, GuardStatus, IdentityStatus, ServerStatus, TotalsStatus},
 };
 use serde_json::{Value, json};
 
@@ -16,8 +17,8 @@ use super::{
     description::description,
     request::{Asked, read},
     wire::{
-        Answer, EngineState, Freeze, GetStatus, INTERFACE, Kill, Method, Status, TargetCgroup,
-        Thaw, WatchedStatus, failed,
+        Answer, EngineState, Freeze, GetServers, GetStatus, GuardServers, INTERFACE, Kill, Method,
+        Servers, Status, TargetCgroup, Thaw, WatchedStatus, failed,
     },
 };
 
@@ -147,6 +148,11 @@ fn guard(mode: Mode, highest: Response, state: GuardState) -> WatchedStatus {
         live_peak: 3,
         oldest_seconds: Some(60),
         starts_per_second: per_second(),
+        used: 1,
+        idle: 1,
+        disconnected: 1,
+        orphaned: 0,
+        memory_bytes: 4096,
     };
     let totals = TotalsStatus {
         process_forks: 1,
@@ -210,6 +216,27 @@ fn status(engine: EngineState) -> Status {
     }
 }
 
+fn servers(contact: Contact) -> Servers {
+    let server = ServerStatus {
+        identity: "@acme/server".to_owned(),
+        pid: Pid(7),
+        processes: 2,
+        age_seconds: 60,
+        idle_seconds: Some(5),
+        contact,
+        orphaned: Some(false),
+        memory_bytes: Some(4096),
+        client: Some(ClientStatus { pid: Pid(1), name: Some("gateway".to_owned()) }),
+    };
+    let guard = GuardServers {
+        name: "gateway".to_owned(),
+        cgroup: "/docker/a".to_owned(),
+        cgroup_id: CgroupId(7),
+        servers: vec![server],
+    };
+    Servers { guards: vec![guard], left_out: 0 }
+}
+
 #[test]
 fn messages_have_exactly_the_described_fields() {
     let described = read_description();
@@ -232,6 +259,15 @@ fn messages_have_exactly_the_described_fields() {
     let away = EngineState::Away("no such file".to_owned());
     let engines = [EngineState::None, EngineState::Connecting, EngineState::Connected, away];
     described.check_call(&GetStatus {}, &engines.map(status));
+    let asked = GetServers { cgroup_id: Some(CgroupId(7)), identity: Some("a".to_owned()) };
+    let contacts = [
+        Contact::Unknown,
+        Contact::NoStdio,
+        Contact::Connected,
+        Contact::Closing,
+        Contact::Disconnected,
+    ];
+    described.check_call(&asked, &contacts.map(servers));
     let despite = Some(Despite { pid: Pid(7), start_ticks: Ticks(70) });
     let freeze = Freeze { target: target(), lease_ms: 5, dry_run: true, despite };
     described.check_call(&freeze, &answers);
@@ -242,7 +278,7 @@ fn messages_have_exactly_the_described_fields() {
     described.check_fields(&failure.parameters, &described.errors["Failed"], "Failed");
     // The description has no other methods and errors.
     let names: Vec<&str> = described.methods.keys().map(String::as_str).collect();
-    assert_eq!(names, ["Freeze", "Kill", "Status", "Thaw"]);
+    assert_eq!(names, ["Freeze", "Kill", "Servers", "Status", "Thaw"]);
     assert_eq!(described.errors.len(), 1);
 }
 
@@ -258,6 +294,13 @@ fn fields_that_may_be_missing_are_described_as_optional() {
     let is_missing = |name: &str| sent.get(name).is_none_or(Value::is_null);
     for (name, kind) in fields(&described.types["Guard"]) {
         assert_eq!(is_missing(name), kind.starts_with('?'), "{name}: {kind}");
+    }
+    let mut unknown = servers(Contact::Unknown).guards.remove(0).servers.remove(0);
+    (unknown.idle_seconds, unknown.orphaned, unknown.memory_bytes) = (None, None, None);
+    unknown.client = None;
+    let sent = serde_json::to_value(unknown).unwrap();
+    for (name, kind) in fields(&described.types["Server"]) {
+        assert_eq!(sent[name].is_null(), kind.starts_with('?'), "{name}: {kind}");
     }
 }
 

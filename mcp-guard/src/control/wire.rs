@@ -7,7 +7,7 @@ use mcp_guard_core::{
     incident::Outcome,
     policy::Mode,
     refusal::Despite,
-    status::GuardStatus,
+    status::{GuardStatus, ServerStatus},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -36,6 +36,7 @@ pub struct Reply {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Call {
     Status,
+    Servers(GetServers),
     Freeze {
         target: TargetCgroup,
         lease_ms: u64,
@@ -192,6 +193,37 @@ pub struct GetStatus {}
 impl Method for GetStatus {
     const NAME: &'static str = "Status";
     type Reply = Status;
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetServers {
+    /// Of this guard; of all guards without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup_id: Option<CgroupId>,
+    /// Of this identity; of all identities without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<String>,
+}
+
+impl Method for GetServers {
+    const NAME: &'static str = "Servers";
+    type Reply = Servers;
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Servers {
+    pub guards: Vec<GuardServers>,
+    /// Servers that are not listed, because there are too many.
+    pub left_out: usize,
+}
+
+/// The live servers of one guard, the oldest first.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct GuardServers {
+    pub name: String,
+    pub cgroup: String,
+    pub cgroup_id: CgroupId,
+    pub servers: Vec<ServerStatus>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -8,19 +8,26 @@
 
 mod descriptors;
 mod peers;
+mod survey;
 mod unix_diag;
 
 use std::{io, os::fd::OwnedFd};
 
 use mcp_guard_core::{
-    evidence::{Channel, Connection, PollFlags, ProcessLook, Runtime, ThreadLook, TreeLook, Wait},
-    id::Pid,
+    evidence::{
+        Channel, Channels, Connection, PollFlags, ProcessLook, Runtime, StdioAtExec, ThreadLook,
+        TreeLook, Wait,
+    },
+    id::{Pid, Ticks},
+    registry::Member,
 };
 use rustix::{
     event::{PollFd, PollFlags as Flags, Timespec, poll},
+    fs::fstat,
     process::{PidfdGetfdFlags, pidfd_getfd},
 };
 
+pub use self::survey::survey;
 use self::{descriptors::Descriptors, peers::Peers};
 use super::{
     proc::syscall,
@@ -30,40 +37,29 @@ use super::{
 /// Most threads of a process that are looked at.
 const MAX_THREADS: usize = 1024;
 
-/// A process of a server.
-#[derive(Clone, Copy, Debug)]
-pub struct Member {
-    pub pid: Pid,
-    /// It has started the rest of the server, and waits for the end of that.
-    pub is_launcher: bool,
+/// Reads what a process has as stdin and stdout, and its start time.
+///
+/// # Errors
+/// If the process is gone.
+pub fn stdio(pid: Pid) -> io::Result<(Ticks, StdioAtExec)> {
+    let process = OpenProcess::open(pid)?;
+    let stdio = stdio_of(&process)?;
+    Ok((process.start_ticks()?, stdio))
 }
 
-/// The pipes or sockets that are a process's stdin and stdout.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Channels {
-    pub stdin: Channel,
-    pub stdout: Channel,
-}
-
-impl Channels {
-    /// Reads them from descriptors 0 and 1, right after an exec. `None` if one of them is neither a
-    /// pipe nor a socket.
-    ///
-    /// # Errors
-    /// If the process is gone.
-    pub fn of(pid: Pid) -> io::Result<Option<Self>> {
-        let process = OpenProcess::open(pid)?;
-        let channel = |fd: u32| -> io::Result<Option<Channel>> {
-            match process.descriptor(fd) {
-                Ok(link) => Ok(Channel::parse(&link)),
-                // It was closed.
-                Err(error) if process::is_gone(&error) && process.stat().is_ok() => Ok(None),
-                Err(error) => Err(error),
-            }
-        };
-        let (stdin, stdout) = (channel(0)?, channel(1)?);
-        Ok(stdin.zip(stdout).map(|(stdin, stdout)| Self { stdin, stdout }))
-    }
+fn stdio_of(process: &OpenProcess) -> io::Result<StdioAtExec> {
+    let channel = |fd: u32| -> io::Result<Option<Channel>> {
+        match process.descriptor(fd) {
+            Ok(link) => Ok(Channel::parse(&link)),
+            // It was closed.
+            Err(error) if process::is_gone(&error) && process.stat().is_ok() => Ok(None),
+            Err(error) => Err(error),
+        }
+    };
+    Ok(match (channel(0)?, channel(1)?) {
+        (Some(stdin), Some(stdout)) => StdioAtExec::Are(Channels { stdin, stdout }),
+        _ => StdioAtExec::Other,
+    })
 }
 
 /// One look at a server.
@@ -73,24 +69,40 @@ pub struct ServerLook {
     pub tree: TreeLook,
 }
 
+/// A process that is being looked at.
+struct Opened {
+    member: Member,
+    process: OpenProcess,
+    descriptors: Descriptors,
+}
+
+impl Opened {
+    fn of(member: &Member) -> io::Result<Self> {
+        let process = open(member)?;
+        let descriptors = Descriptors::of(&process)?;
+        Ok(Self { member: *member, process, descriptors })
+    }
+}
+
 /// Looks at a server with these processes.
 ///
 /// # Errors
 /// If a process is gone, or cannot be read, or if none of them has the channels any more.
 pub fn look(members: &[Member], channels: Channels) -> io::Result<ServerLook> {
-    let mut all = Vec::new();
-    for member in members {
-        let process = OpenProcess::open(member.pid)?;
-        let descriptors = Descriptors::of(&process)?;
-        all.push((*member, process, descriptors));
-    }
-    let own = all.iter().flat_map(|(.., descriptors)| &descriptors.channels);
-    let mut peers = Peers::new(own.map(|own| (own.channel, own.is_write_only)));
+    let all = members.iter().map(Opened::of).collect::<io::Result<Vec<_>>>()?;
     let stdin = (channels.stdin, flags(&duplicate(&all, channels.stdin)?)?);
     let stdout = (channels.stdout, flags(&duplicate(&all, channels.stdout)?)?);
-    let mut processes = Vec::new();
-    for (member, process, descriptors) in all {
-        processes.push(ProcessLook {
+    let processes = look_into(all, channels)?;
+    let tree = TreeLook { stdin, outputs: vec![stdout.1], processes };
+    Ok(ServerLook { connection: Connection::of(stdin, stdout), tree })
+}
+
+/// Looks at what the processes of a server have open, and for what their threads wait.
+fn look_into(all: Vec<Opened>, channels: Channels) -> io::Result<Vec<ProcessLook>> {
+    let own = all.iter().flat_map(|one| &one.descriptors.channels);
+    let mut peers = Peers::new(own.map(|own| (own.channel, own.is_write_only)));
+    let look = |Opened { member, process, descriptors }: Opened| {
+        Ok(ProcessLook {
             pid: member.pid,
             runtime: runtime(&process),
             is_launcher: member.is_launcher,
@@ -99,27 +111,43 @@ pub fn look(members: &[Member], channels: Channels) -> io::Result<ServerLook> {
             epolls: descriptors.epolls,
             wakers: descriptors.wakers,
             locks: descriptors.locks,
-        });
+        })
+    };
+    all.into_iter().map(look).collect()
+}
+
+/// # Errors
+/// If the process is gone, also if another one has its pid.
+fn open(member: &Member) -> io::Result<OpenProcess> {
+    let process = OpenProcess::open(member.pid)?;
+    if process.start_ticks()? != member.start_ticks {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
     }
-    let tree = TreeLook { stdin, outputs: vec![stdout.1], processes };
-    Ok(ServerLook { connection: Connection::of(stdin, stdout), tree })
+    Ok(process)
 }
 
 /// Duplicates the descriptor of a channel, whichever process has it.
-fn duplicate(all: &[(Member, OpenProcess, Descriptors)], channel: Channel) -> io::Result<OwnedFd> {
+fn duplicate(all: &[Opened], channel: Channel) -> io::Result<OwnedFd> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for (member, _, descriptors) in all {
+    for Opened { member, descriptors, .. } in all {
         let Some(fd) = descriptors.with(channel).and_then(|fd| i32::try_from(fd).ok()) else {
             continue;
         };
-        let duplicate = process::pidfd(member.pid)
-            .and_then(|pidfd| Ok(pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty())?));
-        match duplicate {
+        match duplicate_of(member.pid, fd, channel) {
             Ok(duplicate) => return Ok(duplicate),
             Err(error) => last = error,
         }
     }
     Err(last)
+}
+
+/// Duplicates a descriptor of a process. Fails if it is not of this channel any more.
+fn duplicate_of(pid: Pid, fd: i32, channel: Channel) -> io::Result<OwnedFd> {
+    let duplicate = pidfd_getfd(process::pidfd(pid)?, fd, PidfdGetfdFlags::empty())?;
+    if fstat(&duplicate)?.st_ino != channel.inode() {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    Ok(duplicate)
 }
 
 fn flags(fd: &OwnedFd) -> io::Result<PollFlags> {

@@ -1,6 +1,7 @@
 //! Parsers for the files below `/proc`. They take text and return values, and read no files.
 
 pub mod fdinfo;
+pub mod io;
 pub mod membership;
 pub mod mount;
 pub mod net;

@@ -13,6 +13,7 @@ use rustix::{
 };
 
 use super::proc::{
+    io::Io,
     membership::Membership,
     net::Sockets,
     stat::{self, Stat},
@@ -162,6 +163,22 @@ impl OpenProcess {
         self.text(&format!("fdinfo/{fd}"), 256 * 1024)
     }
 
+    /// Returns its counters, and the bytes of its memory that no file backs.
+    ///
+    /// # Errors
+    /// If the process is gone, or the kernel does not show them to us.
+    pub fn usage(&self) -> io::Result<Usage> {
+        let (stat, status) = (self.stat()?, self.read("status", 64 * 1024)?);
+        let odd = || io::Error::other("its counters cannot be parsed");
+        let io = Io::parse(&self.text("io", 4096)?).ok_or_else(odd)?;
+        Ok(Usage {
+            io,
+            context_switches: status::context_switches(&status).ok_or_else(odd)?,
+            cpu: stat.cpu,
+            memory: status::anonymous_memory(&status),
+        })
+    }
+
     /// Reads in which system call one of its threads waits.
     ///
     /// # Errors
@@ -222,6 +239,17 @@ impl OpenProcess {
         let fd = openat(&self.dir, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         read_at_most(&fd, limit)
     }
+}
+
+/// The counters of a process, see proc_pid_io(5), proc_pid_status(5) and proc_pid_stat(5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    pub io: Io,
+    /// Of its first thread.
+    pub context_switches: u64,
+    pub cpu: Ticks,
+    /// `None` if it has no memory any more.
+    pub memory: Option<u64>,
 }
 
 /// A namespace, by the device and inode of its file.

@@ -30,17 +30,23 @@ impl Room {
         grown: usize,
         over: Duration,
     ) -> Option<String> {
-        let left = self.limit.checked_sub(self.tasks)? as f64;
+        let left = self.limit.checked_sub(self.tasks)?;
         let per_process = self.tasks as f64 / self.processes.max(1) as f64;
         let per_server = per_process * processes as f64 / servers.max(1) as f64;
         let pace = per_server * grown as f64 / over.as_secs_f64().max(1.0);
-        let seconds = left / pace;
-        let is_near = pace > 0.0 && seconds < FARTHEST_S;
-        is_near.then(|| {
-            let time = in_words(Duration::from_secs_f64(seconds));
-            format!("at this pace the limit of {} is reached in {time}", self.limit)
-        })
+        reached(self.limit, left, pace)
     }
+}
+
+/// Returns when the limit is reached at a pace in tasks a second, if `left` tasks fit until then.
+#[must_use]
+pub fn reached(limit: u64, left: u64, pace: f64) -> Option<String> {
+    let seconds = left as f64 / pace;
+    let is_near = pace > 0.0 && seconds < FARTHEST_S;
+    is_near.then(|| {
+        let time = in_words(Duration::from_secs_f64(seconds));
+        format!("at this pace the limit of {limit} is reached in {time}")
+    })
 }
 
 /// Returns the two largest units: `3 h 10 min`.

@@ -81,6 +81,20 @@ impl Floors {
         Some(Detection::new(Detector::Tasks, None, &numbers, act))
     }
 
+    /// Returns the latest floor.
+    #[must_use]
+    pub fn latest(&self) -> Option<u64> {
+        self.past.back().map(|(_, floor)| *floor)
+    }
+
+    /// Returns by how much the floor has grown, within an hour at most, and in which time.
+    #[must_use]
+    pub fn grown(&self, now: Time) -> Option<(u64, Duration)> {
+        let (at, oldest) = self.past.front()?;
+        let grown = self.latest()?.checked_sub(*oldest).filter(|grown| *grown > 0)?;
+        Some((grown, now.since(*at)))
+    }
+
     /// Returns the lowest floor within `window`.
     fn least_within(&self, now: Time, window: Duration) -> u64 {
         let recent = self.past.iter().rev().take_while(|(at, _)| now.since(*at) <= window);

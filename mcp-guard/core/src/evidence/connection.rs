@@ -31,6 +31,13 @@ impl Channel {
     }
 }
 
+/// The pipes or sockets that are a server's stdin and stdout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Channels {
+    pub stdin: Channel,
+    pub stdout: Channel,
+}
+
 /// The flags that poll(2) reports for a descriptor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PollFlags(pub u16);
@@ -83,15 +90,19 @@ impl Connection {
             Channel::Pipe(_) => !reads.has(PollFlags::HUP),
             Channel::Socket(_) => !reads.has(PollFlags::HUP) && !reads.has(PollFlags::RDHUP),
         };
-        let has_reader = match output {
-            Channel::Pipe(_) => !writes.has(PollFlags::ERR),
-            Channel::Socket(_) => !writes.has(PollFlags::HUP),
-        };
-        match (has_writer, has_reader) {
+        match (has_writer, has_reader(output, writes)) {
             (true, _) => Self::Connected,
             (false, true) => Self::Closing,
             (false, false) => Self::Disconnected,
         }
+    }
+}
+
+/// Whether anybody can read what is written to a server's stdout.
+pub(super) fn has_reader(output: Channel, flags: PollFlags) -> bool {
+    match output {
+        Channel::Pipe(_) => !flags.has(PollFlags::ERR),
+        Channel::Socket(_) => !flags.has(PollFlags::HUP),
     }
 }
 

@@ -1,3 +1,5 @@
+mod servers;
+
 use std::sync::LazyLock;
 
 use proptest::prelude::*;

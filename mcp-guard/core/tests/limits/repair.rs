@@ -114,6 +114,7 @@ impl Repair {
                 }
                 Effect::Act(_)
                 | Effect::Rescan { .. }
+                | Effect::ReadStdio { .. }
                 | Effect::ReadDenials { .. }
                 | Effect::ForgetRequest { .. }
                 | Effect::Unguard { .. }

@@ -251,7 +251,10 @@ impl World {
                 Effect::ReadFacts { ticket, .. } => self.waiting.push(Asked::Facts(ticket)),
                 Effect::ForgetRequest { .. } => self.request = None,
                 Effect::Log { message, .. } => self.logged.push(message),
-                Effect::Rescan { .. } | Effect::ReadDenials { .. } | Effect::Unguard { .. } => {}
+                Effect::Rescan { .. }
+                | Effect::ReadStdio { .. }
+                | Effect::ReadDenials { .. }
+                | Effect::Unguard { .. } => {}
             }
         }
     }

@@ -55,7 +55,8 @@ impl Peers {
             Some(SocketState::UnixConnected) => match diag.peer(inode)? {
                 Some(peer) if self.own.contains(&Channel::Socket(peer)) => PeerIs::Inside,
                 Some(_) => PeerIs::Outside,
-                None => PeerIs::Unknown,
+                // It is gone.
+                None => PeerIs::Nobody,
             },
         })
     }

@@ -10,6 +10,8 @@ pub struct Stat {
     pub parent: Pid,
     pub start: Ticks,
     pub threads: u64,
+    /// The time that all its threads ran, those that ended included.
+    pub cpu: Ticks,
     pub zombie: bool,
     /// Whether it is a zombie or exiting with all of its threads. The first thread may end before
     /// the others.
@@ -27,8 +29,8 @@ impl Stat {
         let text = std::str::from_utf8(stat.get(after_name..)?).ok()?;
         let fields: Vec<&str> = text.split_whitespace().collect();
         let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
-        // The index is the manual's field number minus three: state 3, ppid 4, flags 9, threads 20,
-        // start 22.
+        // The index is the manual's field number minus three: state 3, ppid 4, flags 9, utime 14,
+        // stime 15, threads 20, start 22.
         let zombie = matches!(*fields.first()?, "Z" | "X" | "x");
         let threads = number(17)?;
         let first_ends = zombie || number(6)? & PF_EXITING != 0;
@@ -36,6 +38,7 @@ impl Stat {
             parent: Pid(u32::try_from(number(1)?).ok()?),
             start: Ticks(number(19)?),
             threads,
+            cpu: Ticks(number(11)?.saturating_add(number(12)?)),
             zombie,
             ending: threads <= 1 && first_ends,
             first_ends,
@@ -61,6 +64,7 @@ mod tests {
             parent: Pid(7),
             start: Ticks(9912),
             threads: 1,
+            cpu: Ticks(11),
             zombie: false,
             ending: false,
             first_ends: false,

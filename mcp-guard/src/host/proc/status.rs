@@ -24,6 +24,28 @@ pub fn uids(status: &[u8]) -> Option<(u32, u32)> {
     Some((uids.next()?.ok()?, uids.next()?.ok()?))
 }
 
+/// Returns the bytes of memory that no file backs.
+#[must_use]
+pub fn anonymous_memory(status: &[u8]) -> Option<u64> {
+    let status = String::from_utf8_lossy(status);
+    let kibibytes = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+    };
+    Some(kibibytes("RssAnon:")?.saturating_add(kibibytes("RssShmem:")?).saturating_mul(1024))
+}
+
+/// Returns how often its first thread has stopped to run.
+#[must_use]
+pub fn context_switches(status: &[u8]) -> Option<u64> {
+    let status = String::from_utf8_lossy(status);
+    let count = |name: &str| -> Option<u64> {
+        status.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
+    };
+    let switches = [count("voluntary_ctxt_switches:")?, count("nonvoluntary_ctxt_switches:")?];
+    Some(switches[0].saturating_add(switches[1]))
+}
+
 /// Whether it is the first process of a pid namespace directly below ours.
 #[must_use]
 pub fn is_init_below(status: &[u8]) -> bool {
@@ -55,6 +77,18 @@ mod tests {
             assert!(!is_init_below(status(other).as_bytes()), "{other}");
         }
         assert!(!is_init_below(b"Name:\tsh\n"));
+    }
+
+    #[test]
+    fn memory_and_switches_are_read_from_lines_of_their_own() {
+        let status = b"Name:\tRssAnon:\t1 kB\nVmRSS:\t  9000 kB\nRssAnon:\t    3000 kB\n\
+            RssFile:\t    5000 kB\nRssShmem:\t    1000 kB\n\
+            voluntary_ctxt_switches:\t150\nnonvoluntary_ctxt_switches:\t5\n";
+        assert_eq!(anonymous_memory(status), Some(4000 * 1024));
+        assert_eq!(context_switches(status), Some(155));
+        // A zombie has no memory.
+        let zombie = b"Name:\tx\nState:\tZ (zombie)\n";
+        assert_eq!((anonymous_memory(zombie), context_switches(zombie)), (None, None));
     }
 
     #[test]

@@ -1,0 +1,157 @@
+//! O: servers stay although nobody can write to them or read from them any more.
+//!
+//! It catches servers that outlive their client: a gateway that was killed, a session that ended. A server of a
+//! launcher or an image that is disconnected and does nothing is told soon. It must not be raised soon by work that
+//! looks alike, a job that got all of its input and whose client waits for the result or is gone on purpose: whatever
+//! is only closing, is at work, or is another program, is told much later. What is not known is not told.
+//!
+//! The numbers: a well-behaved server ends within a second when its client is gone, and a slow one within the ten
+//! seconds that MCP clients wait before they send signals.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::{Detection, count};
+use crate::{
+    Time,
+    evidence::Contact,
+    incident::Detector,
+    policy::Disconnected,
+    registry::{LiveServer, OTHER_IDENTITIES},
+    server::Naming,
+};
+
+/// The servers of one identity that stay.
+#[derive(Clone, Copy, Default)]
+struct Left {
+    abandoned: usize,
+    others: usize,
+    longest: Duration,
+}
+
+/// Returns the detections of a guard. `woke`: when the host last woke. `fresh`: how old a look may be.
+pub fn look<'a>(
+    (now, woke): (Time, Time),
+    fresh: Duration,
+    servers: impl Iterator<Item = LiveServer<'a>>,
+    limits: &Disconnected,
+) -> Vec<Detection> {
+    let mut all: BTreeMap<&str, Left> = BTreeMap::new();
+    for server in servers {
+        match server.known.contact {
+            Contact::Closing | Contact::Disconnected => {}
+            Contact::Unknown | Contact::NoStdio | Contact::Connected => continue,
+        }
+        let Some(time) = server.known.contact_for(now, fresh) else { continue };
+        let time = time.min(now.since(woke));
+        let is_abandoned = server.known.is_abandoned() && is_server(&server, limits);
+        let age = if is_abandoned { limits.age } else { limits.other_age };
+        if time < age || server.identity == OTHER_IDENTITIES {
+            continue;
+        }
+        let left = all.entry(server.identity).or_default();
+        if is_abandoned {
+            left.abandoned += 1
+        } else {
+            left.others += 1
+        }
+        left.longest = left.longest.max(time);
+    }
+    let detection = |(identity, left): (&str, Left)| {
+        let numbers = [
+            ("abandoned", count(left.abandoned)),
+            ("other", count(left.others)),
+            ("longest_s", left.longest.as_secs()),
+        ];
+        Detection::new(Detector::Disconnected, Some(identity), &numbers, None)
+    };
+    all.into_iter().map(detection).collect()
+}
+
+/// Whether it is certainly started by a client and for it alone.
+fn is_server(server: &LiveServer<'_>, limits: &Disconnected) -> bool {
+    let is_by_name = match server.naming {
+        Naming::Package | Naming::Cached | Naming::Image => true,
+        Naming::Script | Naming::Program | Naming::Unclear => false,
+    };
+    is_by_name || limits.servers.iter().any(|name| name.matches(server.identity))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        evidence::{Activity, Known, ServerSeen},
+        policy::Policy,
+    };
+
+    const SECOND: u64 = 1_000_000_000;
+
+    /// A server that is looked at every 30 s, for `seconds`.
+    fn known(contact: Contact, is_busy: Option<bool>, seconds: u64) -> Known {
+        let mut known = Known::default();
+        for at in 0..=seconds / 30 {
+            let activity = Some(Activity::default());
+            let seen = ServerSeen { contact, is_busy, activity, ..ServerSeen::default() };
+            known.take(Time(at * 30 * SECOND), &seen);
+        }
+        known
+    }
+
+    fn found(naming: Naming, known: &Known, now: u64, limits: &Disconnected) -> Option<(u64, u64)> {
+        let server = LiveServer::example("a-mcp", naming, known);
+        let fresh = Duration::from_secs(120);
+        let all = look((Time(now * SECOND), Time(0)), fresh, std::iter::once(server), limits);
+        let one = all.first()?;
+        assert_eq!(one.act, None);
+        Some((one.cause.numbers["abandoned"], one.cause.numbers["other"]))
+    }
+
+    #[test]
+    fn what_is_abandoned_is_told_soon_and_all_else_late() {
+        use Contact::{Closing, Connected, Disconnected, NoStdio, Unknown};
+        let (soon, late) = (Some((1, 0)), Some((0, 1)));
+        // What is told after 30 s, 60 s, 9 min and 10 min.
+        for (naming, contact, is_busy, expected) in [
+            (Naming::Package, Disconnected, Some(false), [None, soon, soon, soon]),
+            (Naming::Cached, Disconnected, Some(false), [None, soon, soon, soon]),
+            (Naming::Image, Disconnected, Some(false), [None, soon, soon, soon]),
+            (Naming::Script, Disconnected, Some(false), [None, None, None, late]),
+            (Naming::Program, Disconnected, Some(false), [None, None, None, late]),
+            // A `psql` that waits for its reply.
+            (Naming::Package, Disconnected, Some(true), [None, None, None, late]),
+            (Naming::Package, Disconnected, None, [None, None, None, late]),
+            // `echo job | docker exec -i`.
+            (Naming::Package, Closing, None, [None, None, None, late]),
+            (Naming::Package, Connected, None, [None; 4]),
+            (Naming::Package, NoStdio, None, [None; 4]),
+            (Naming::Package, Unknown, Some(false), [None; 4]),
+        ] {
+            let told = [30, 60, 540, 600].map(|seconds| {
+                let known = known(contact, is_busy, seconds);
+                found(naming, &known, seconds, &Default::default())
+            });
+            assert_eq!(told, expected, "{naming:?} {contact} {is_busy:?}");
+        }
+    }
+
+    #[test]
+    fn a_program_that_the_policy_names_is_a_server_too() {
+        let limits = Policy::parse("[detect.disconnected]\nservers = [\"a-*\"]")
+            .unwrap()
+            .detect
+            .disconnected;
+        let known = known(Contact::Disconnected, Some(false), 60);
+        assert_eq!(found(Naming::Program, &known, 60, &limits), Some((1, 0)));
+    }
+
+    #[test]
+    fn an_old_look_or_a_host_that_slept_proves_nothing() {
+        let known = known(Contact::Disconnected, Some(false), 60);
+        assert_eq!(found(Naming::Package, &known, 180, &Default::default()), Some((1, 0)));
+        assert_eq!(found(Naming::Package, &known, 181, &Default::default()), None);
+        let server = LiveServer::example("a", Naming::Package, &known);
+        let now = (Time(70 * SECOND), Time(60 * SECOND));
+        let all = look(now, Duration::MAX, std::iter::once(server), &Default::default());
+        assert_eq!(all, []);
+    }
+}

@@ -1,0 +1,87 @@
+//! Whether a server that nobody can reach is at work all the same: it may be a job that got all of its input, and
+//! whose result is a change elsewhere.
+//!
+//! Its timers do not count: most servers that outlive their client have one.
+
+use super::{
+    connection::Channels,
+    quiescence::{PeerIs, ProcessLook, Wait, Waker},
+};
+
+/// Judges one look at all processes of a server.
+#[must_use]
+pub fn is_busy(processes: &[ProcessLook], stdio: Channels) -> bool {
+    processes.iter().any(|process| {
+        let leaves = process.channels.iter().any(|open| match open.peer {
+            PeerIs::Inside | PeerIs::Nobody => false,
+            PeerIs::Outside | PeerIs::Listening | PeerIs::Unknown => open.channel != stdio.stdin,
+        });
+        let works = process.threads.iter().any(|thread| match thread.wait {
+            Wait::Epoll { .. }
+            | Wait::Local
+            | Wait::Child
+            | Wait::Timed(_)
+            | Wait::Unreadable(_) => false,
+            // Of a pipe or a socket: see above. Of anything else, it waits for a disk or a device.
+            Wait::Read(fd) => process.channels.iter().all(|open| open.fd != fd),
+            Wait::Call(_) | Wait::Runs | Wait::Unread => true,
+        });
+        leaves || works || process.wakers.contains(&Waker::IoUring)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        evidence::{Channel, OpenChannel, Runtime, ThreadLook},
+        id::Pid,
+    };
+
+    const STDIO: Channels = Channels { stdin: Channel::Pipe(1), stdout: Channel::Pipe(2) };
+
+    fn process(wait: Wait, peer: Option<PeerIs>) -> ProcessLook {
+        let open = |(fd, inode, peer)| OpenChannel { fd, channel: Channel::Socket(inode), peer };
+        let stdin = OpenChannel { fd: 0, channel: STDIO.stdin, peer: PeerIs::Outside };
+        ProcessLook {
+            pid: Pid(7),
+            runtime: Runtime::Other,
+            is_launcher: false,
+            threads: vec![ThreadLook { tid: Pid(7), wait }],
+            epolls: Vec::new(),
+            channels: peer.map(|peer| open((3, 3, peer))).into_iter().chain([stdin]).collect(),
+            wakers: Vec::new(),
+            locks: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_server_that_only_waits_is_not_busy() {
+        let at_rest = [
+            Wait::Epoll { fd: 5, has_timeout: true },
+            Wait::Timed("nanosleep"),
+            Wait::Local,
+            Wait::Child,
+            Wait::Unreadable("poll"),
+            Wait::Read(0),
+        ];
+        for wait in at_rest {
+            assert!(!is_busy(&[process(wait.clone(), None)], STDIO), "{wait:?}");
+            assert!(!is_busy(&[process(wait.clone(), Some(PeerIs::Inside))], STDIO), "{wait:?}");
+            // It waits for a database, or serves others.
+            for peer in [PeerIs::Outside, PeerIs::Listening, PeerIs::Unknown] {
+                assert!(is_busy(&[process(wait.clone(), Some(peer))], STDIO), "{wait:?} {peer:?}");
+            }
+        }
+        // `fsync`, `flock`, a read of a file.
+        for wait in [Wait::Runs, Wait::Unread, Wait::Call(74), Wait::Call(73), Wait::Read(9)] {
+            let one = process(Wait::Local, None);
+            assert!(is_busy(&[one, process(wait.clone(), None)], STDIO), "{wait:?}");
+        }
+        let mut ring = process(Wait::Local, None);
+        ring.wakers = vec![Waker::Timer, Waker::Files];
+        assert!(!is_busy(&[ring.clone()], STDIO));
+        ring.wakers.push(Waker::IoUring);
+        assert!(is_busy(&[ring], STDIO));
+    }
+}

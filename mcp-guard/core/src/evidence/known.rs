@@ -1,0 +1,346 @@
+//! What is known of one server from the looks at it so far.
+
+use std::{fmt, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::connection::{Channel, Channels, Connection, PollFlags, has_reader};
+use crate::Time;
+
+/// What stdin and stdout of a server were when it was executed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StdioAtExec {
+    /// They were not read in time.
+    #[default]
+    Unread,
+    /// One of them was neither a pipe nor a socket, and so says nothing about a client.
+    Other,
+    Are(Channels),
+}
+
+/// Whether a server's client can reach it, as far as that is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Contact {
+    #[default]
+    Unknown,
+    /// Its stdin or its stdout is neither a pipe nor a socket.
+    NoStdio,
+    /// See [`Connection`].
+    Connected,
+    Closing,
+    Disconnected,
+}
+
+impl Contact {
+    /// Judges by what poll(2) says of a server's stdin and stdout, each `None` if no process of the server has
+    /// it any more.
+    #[must_use]
+    pub fn of(stdin: Option<(Channel, PollFlags)>, stdout: Option<(Channel, PollFlags)>) -> Self {
+        match (stdin, stdout) {
+            (Some(stdin), Some(stdout)) => match Connection::of(stdin, stdout) {
+                Connection::Connected => Self::Connected,
+                Connection::Closing => Self::Closing,
+                Connection::Disconnected => Self::Disconnected,
+            },
+            // Node closes its stdin at its end.
+            (None, Some((output, flags))) if !has_reader(output, flags) => Self::Disconnected,
+            // It has closed them itself, as a daemon does.
+            (_, None) | (None, Some(_)) => Self::Unknown,
+        }
+    }
+}
+
+impl fmt::Display for Contact {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "unknown",
+            Self::NoStdio => "no-stdio",
+            Self::Connected => "connected",
+            Self::Closing => "closing",
+            Self::Disconnected => "disconnected",
+        })
+    }
+}
+
+/// Counters of all processes of a server together. Each grows when the server does something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Activity {
+    pub processes: u64,
+    /// Bytes read and written, and calls that did so.
+    pub io: u64,
+    pub context_switches: u64,
+    /// In clock ticks.
+    pub cpu: u64,
+    /// Bytes that are to reach a disk.
+    pub written: u64,
+}
+
+/// One look at a server. Whatever could not be read is unknown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServerSeen {
+    /// Read by the look itself, if it was not read at the exec.
+    pub stdio: StdioAtExec,
+    pub contact: Contact,
+    pub activity: Option<Activity>,
+    /// Bytes of memory that no file backs.
+    pub memory: Option<u64>,
+    /// Of a disconnected server: whether it is at work all the same.
+    pub is_busy: Option<bool>,
+}
+
+/// What a look adds about the use of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Its counters could not be read.
+    Unknown,
+    /// They were read for the first time, so it may have done something right before.
+    Begins,
+    Idle,
+    /// It did something since the look before.
+    Used,
+}
+
+/// What the looks at one server add up to.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    pub stdio: StdioAtExec,
+    pub contact: Contact,
+    pub memory: Option<u64>,
+    /// When the last look was taken.
+    looked: Time,
+    activity: Option<Activity>,
+    /// The first of the looks that have seen the present activity. It did nothing since.
+    idle_since: Option<Time>,
+    /// The last look that found that it, or a server inside it, had done something.
+    used: Option<Time>,
+    /// The first of the looks that have seen the present contact, and what the server had done until then.
+    contact_since: (Time, Option<Activity>),
+    is_busy: Option<bool>,
+    /// Since when each look found that it had used much of a CPU.
+    burns_since: Option<Time>,
+}
+
+/// The share of a CPU from which on a server burns it: one part in this many.
+const BURNS: u64 = 2;
+/// A server that used less than one part in this many of a CPU hardly did anything.
+const HARDLY: u64 = 100;
+/// Clock ticks of a CPU in a second, see `TICK_NS` of the registry.
+const TICKS: u64 = 100;
+
+impl Known {
+    /// Takes a look. Returns what it adds about the use of the server.
+    pub fn take(&mut self, now: Time, seen: &ServerSeen) -> Use {
+        if self.stdio == StdioAtExec::Unread {
+            self.stdio = seen.stdio;
+        }
+        if self.contact != seen.contact {
+            (self.contact, self.contact_since) = (seen.contact, (now, seen.activity));
+        }
+        (self.memory, self.is_busy) = (seen.memory, seen.is_busy);
+        let since = self.looked;
+        let burns = self
+            .activity
+            .zip(seen.activity)
+            .is_some_and(|(before, after)| ran_more_than(before, after, now.since(since), BURNS));
+        self.burns_since = if burns { self.burns_since.or(Some(since)) } else { None };
+        self.looked = now;
+        let found = match (self.activity, seen.activity) {
+            (_, None) => Use::Unknown,
+            (None, Some(_)) => Use::Begins,
+            (Some(before), Some(after)) if before == after => Use::Idle,
+            (Some(_), Some(_)) => Use::Used,
+        };
+        match found {
+            Use::Unknown => self.idle_since = None,
+            Use::Begins | Use::Used => self.idle_since = Some(now),
+            Use::Idle => {}
+        }
+        self.activity = seen.activity;
+        if found == Use::Used {
+            self.used = Some(now);
+        }
+        found
+    }
+
+    /// Notes that it did something, or that a server inside it did.
+    pub fn used(&mut self, now: Time) {
+        self.idle_since = self.idle_since.map(|_| now);
+        self.used = Some(now);
+    }
+
+    /// Whether it is known to have done something within this time.
+    #[must_use]
+    pub fn was_used(&self, now: Time, within: Duration) -> bool {
+        self.used.is_some_and(|used| now.since(used) < within)
+    }
+
+    /// Returns for how long it is known to have done nothing. `None` if that is not known.
+    #[must_use]
+    pub fn idle(&self, now: Time) -> Option<Duration> {
+        self.idle_since.map(|since| now.since(since))
+    }
+
+    /// Returns for how long its contact is known to be as it is. `None` if the last look is older than `fresh`.
+    #[must_use]
+    pub fn contact_for(&self, now: Time, fresh: Duration) -> Option<Duration> {
+        let is_fresh = self.contact != Contact::Unknown && now.since(self.looked) <= fresh;
+        is_fresh.then(|| now.since(self.contact_since.0))
+    }
+
+    /// Whether it is disconnected, and is known to have done nothing else since then: hardly anything ran, and
+    /// nothing was written to a file.
+    #[must_use]
+    pub fn is_abandoned(&self) -> bool {
+        let (since, then) = self.contact_since;
+        let (Some(before), Some(after)) = (then, self.activity) else { return false };
+        let is_still = before.written == after.written
+            && !ran_more_than(before, after, self.looked.since(since), HARDLY);
+        self.contact == Contact::Disconnected && self.is_busy == Some(false) && is_still
+    }
+
+    /// Returns for how long it has used at least half of a CPU.
+    #[must_use]
+    pub fn burns(&self, now: Time) -> Option<Duration> {
+        self.burns_since.map(|since| now.since(since))
+    }
+}
+
+/// Whether the CPU time between two looks is at least one part in `share` of `elapsed`.
+fn ran_more_than(before: Activity, after: Activity, elapsed: Duration, share: u64) -> bool {
+    // A process that ended takes its time with it.
+    let ticks = after.cpu.saturating_sub(before.cpu);
+    let elapsed = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX) / 1000 * TICKS;
+    elapsed > 0 && ticks.saturating_mul(share) >= elapsed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evidence::Channel::{Pipe, Socket};
+
+    #[test]
+    fn a_server_that_has_closed_its_stdin_is_disconnected_if_nobody_reads_its_stdout() {
+        let [input, open, closed] = [(Pipe(1), 0x10), (Pipe(2), 0x4), (Pipe(2), 0x8)]
+            .map(|(channel, flags)| (channel, PollFlags(flags)));
+        let hung_up = (Socket(2), PollFlags(0x2015));
+        for (stdin, stdout, expected) in [
+            (Some(input), Some(open), Contact::Closing),
+            (Some(input), Some(closed), Contact::Disconnected),
+            (None, Some(closed), Contact::Disconnected),
+            (None, Some(hung_up), Contact::Disconnected),
+            (None, Some(open), Contact::Unknown),
+            (Some(input), None, Contact::Unknown),
+            (None, None, Contact::Unknown),
+        ] {
+            assert_eq!(Contact::of(stdin, stdout), expected, "{stdin:?} {stdout:?}");
+        }
+    }
+
+    fn look(activity: Option<u64>) -> ServerSeen {
+        let activity = activity.map(|cpu| Activity { cpu, ..Activity::default() });
+        ServerSeen { activity, ..ServerSeen::default() }
+    }
+
+    #[test]
+    fn a_server_is_idle_since_the_first_look_that_saw_its_activity() {
+        let second = |at: u64| Time(at * 1_000_000_000);
+        let mut known = Known::default();
+        assert_eq!(known.idle(second(9)), None);
+        // Each row: time, what was seen, what that says, for how long it is idle.
+        for (at, activity, expected, idle) in [
+            (10, Some(5), Use::Begins, Some(0)),
+            (40, Some(5), Use::Idle, Some(30)),
+            (70, Some(6), Use::Used, Some(0)),
+            (100, Some(6), Use::Idle, Some(30)),
+            // What is not known is no proof, neither of use nor of idleness.
+            (130, None, Use::Unknown, None),
+            (160, Some(6), Use::Begins, Some(0)),
+            (190, Some(6), Use::Idle, Some(30)),
+        ] {
+            assert_eq!(known.take(second(at), &look(activity)), expected, "{at}");
+            assert_eq!(known.idle(second(at)).map(|idle| idle.as_secs()), idle, "{at}");
+        }
+    }
+
+    /// Each look is 30 s after the one before, with so many ticks more than it.
+    fn looks(contact: Contact, ticks: &[u64]) -> (Known, Time) {
+        let (mut known, mut cpu, mut now) = (Known::default(), 0, Time(1_000_000_000));
+        for more in ticks {
+            cpu += more;
+            now = now.after(Duration::from_secs(30));
+            let activity = Some(Activity { cpu, ..Activity::default() });
+            known.take(
+                now,
+                &ServerSeen { activity, contact, is_busy: Some(false), ..ServerSeen::default() },
+            );
+        }
+        (known, now)
+    }
+
+    #[test]
+    fn a_server_burns_while_each_look_finds_half_of_a_cpu() {
+        let burns = |ticks: &[u64]| {
+            let (known, now) = looks(Contact::Disconnected, ticks);
+            known.burns(now).map(|time| time.as_secs())
+        };
+        assert_eq!(burns(&[9000]), None, "nothing is known of the time before the first look");
+        assert_eq!(burns(&[0, 1500]), Some(30));
+        assert_eq!(burns(&[0, 1500, 3000, 1500]), Some(90));
+        assert_eq!(burns(&[0, 1500, 1400, 1500]), Some(30));
+        assert_eq!(burns(&[0, 1499]), None);
+    }
+
+    #[test]
+    fn a_server_is_abandoned_if_it_does_hardly_anything_since_its_client_went() {
+        let is_abandoned = |contact, ticks: &[u64]| looks(contact, ticks).0.is_abandoned();
+        assert!(is_abandoned(Contact::Disconnected, &[500, 0, 0]));
+        assert!(is_abandoned(Contact::Disconnected, &[500, 20, 20]), "a timer");
+        assert!(!is_abandoned(Contact::Disconnected, &[500, 0, 60]), "one percent of 60 s");
+        assert!(!is_abandoned(Contact::Closing, &[500, 0, 0]));
+        let (mut known, now) = looks(Contact::Disconnected, &[1, 0]);
+        let activity = Some(Activity { cpu: 1, written: 4096, ..Activity::default() });
+        let contact = Contact::Disconnected;
+        let writes =
+            ServerSeen { activity, contact, is_busy: Some(false), ..ServerSeen::default() };
+        known.take(now, &writes);
+        assert!(!known.is_abandoned(), "it wrote to a file");
+        let (mut known, now) = looks(Contact::Disconnected, &[1, 0]);
+        known.take(
+            now,
+            &ServerSeen {
+                is_busy: None,
+                contact,
+                activity: looks(contact, &[1]).0.activity,
+                ..writes
+            },
+        );
+        assert!(!known.is_abandoned(), "it is not known whether it is at work");
+    }
+
+    #[test]
+    fn the_contact_of_an_old_look_is_not_known() {
+        let (known, now) = looks(Contact::Closing, &[0, 0, 0]);
+        let seconds = |later: u64, fresh: u64| {
+            let time = known
+                .contact_for(now.after(Duration::from_secs(later)), Duration::from_secs(fresh));
+            time.map(|time| time.as_secs())
+        };
+        assert_eq!(seconds(0, 60), Some(60));
+        assert_eq!(seconds(60, 60), Some(120));
+        assert_eq!(seconds(61, 60), None);
+        assert_eq!(Known::default().contact_for(Time(0), Duration::MAX), None);
+    }
+
+    #[test]
+    fn stdio_that_was_read_at_the_exec_stays() {
+        let mut known = Known { stdio: StdioAtExec::Other, ..Known::default() };
+        let channels = Channels { stdin: Pipe(1), stdout: Pipe(2) };
+        let found = ServerSeen { stdio: StdioAtExec::Are(channels), ..ServerSeen::default() };
+        known.take(Time(1), &found);
+        assert_eq!(known.stdio, StdioAtExec::Other);
+        let mut late = Known::default();
+        late.take(Time(1), &found);
+        assert_eq!(late.stdio, StdioAtExec::Are(channels));
+    }
+}

@@ -1,0 +1,223 @@
+//! Single servers: who started them, which are worth a look, and what the looks have shown.
+
+use std::{collections::BTreeMap, mem, time::Duration};
+
+use super::{Position, Registry, Tree, TreeId, ticks};
+use crate::{
+    Time,
+    evidence::{Known, ServerSeen, StdioAtExec, Use},
+    id::{Pid, Ticks},
+    server::Naming,
+};
+
+/// How many shells and wrappers may stand between a server and its client.
+const MAX_WRAPPERS: usize = 4;
+/// Most processes of a server that are looked at. A larger one is not known.
+pub(super) const MAX_MEMBERS: usize = 256;
+
+/// How long after its start a server still has its stdio where it was: the Python SDK of MCP needs longer to load.
+pub(super) const PROMPT: Duration = Duration::from_secs(1);
+
+/// The processes from which a server came.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Origin {
+    root: Pid,
+    /// Known by the time of its birth, because its pid may be given to another one.
+    parent: Option<(Pid, Time)>,
+    /// The nearest ancestor that is neither a shell nor a wrapper.
+    client: Option<(Pid, Time)>,
+    /// It was found in `/proc`, so its parent may be the one that adopted it.
+    is_found: bool,
+}
+
+/// A process of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    pub pid: Pid,
+    pub start_ticks: Ticks,
+    /// It has started the rest of the server, and waits for the end of that.
+    pub is_launcher: bool,
+}
+
+/// A server that is worth a look.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ToLookAt {
+    pub server: TreeId,
+    pub stdio: StdioAtExec,
+    /// Empty if there are too many.
+    pub members: Vec<Member>,
+}
+
+/// A live server, and what is known of it.
+#[derive(Clone, Copy, Debug)]
+pub struct LiveServer<'a> {
+    pub id: TreeId,
+    pub identity: &'a str,
+    pub naming: Naming,
+    /// The process that began it. It may be gone.
+    pub root: Pid,
+    pub started: Time,
+    pub processes: u32,
+    /// The process that started it, if it is known and lives.
+    pub client: Option<Pid>,
+    /// Whether the process that started it is gone. `None` if that is not known.
+    pub is_orphaned: Option<bool>,
+    pub known: &'a Known,
+}
+
+#[cfg(test)]
+impl<'a> LiveServer<'a> {
+    /// For tests of what is said about a single server.
+    pub fn example(identity: &'a str, naming: Naming, known: &'a Known) -> Self {
+        Self {
+            id: TreeId(1),
+            identity,
+            naming,
+            root: Pid(7),
+            started: Time(0),
+            processes: 1,
+            client: None,
+            is_orphaned: None,
+            known,
+        }
+    }
+}
+
+impl Registry {
+    /// Returns the servers that are one of several of their identity, or are at least `age` old.
+    #[must_use]
+    pub fn to_look_at(&self, now: Time, age: Duration) -> Vec<ToLookAt> {
+        let has_copies = |tree: &Tree| {
+            self.identities.get(&tree.identity).is_some_and(|identity| identity.live() > 1)
+        };
+        let is_worth = |tree: &Tree| now.since(tree.started.at) >= age || has_copies(tree);
+        let one = |(id, tree): (&TreeId, &Tree)| (*id, (tree.known.stdio, Vec::new()));
+        let mut all: BTreeMap<TreeId, (StdioAtExec, Vec<Member>)> =
+            self.trees.iter().filter(|(_, tree)| is_worth(tree)).map(one).collect();
+        for (pid, process) in &self.processes {
+            let Some((_, members)) = process.tree.and_then(|tree| all.get_mut(&tree)) else {
+                continue;
+            };
+            // One more than allowed, so that it can be told from as many as allowed.
+            if members.len() <= MAX_MEMBERS {
+                let is_launcher = process.has_execed
+                    && process.runs.as_ref().is_some_and(|run| run.position == Position::Launcher);
+                let start_ticks = ticks(process.born);
+                members.push(Member { pid: *pid, start_ticks, is_launcher });
+            }
+        }
+        let looked = |(server, (stdio, mut members)): (TreeId, (StdioAtExec, Vec<Member>))| {
+            if members.len() > MAX_MEMBERS {
+                members.clear();
+            }
+            ToLookAt { server, stdio, members }
+        };
+        all.into_iter().map(looked).collect()
+    }
+
+    /// Returns the processes that have begun a server since the last call, and whose stdio can be read in time.
+    pub fn take_begun(&mut self) -> Vec<Pid> {
+        mem::take(&mut self.begun)
+    }
+
+    /// Notes what a process has as stdin and stdout that has just begun a server.
+    pub fn stdio_read(&mut self, now: Time, pid: Pid, start: Ticks, stdio: StdioAtExec) {
+        let Some(process) = self.processes.get(&pid) else { return };
+        if ticks(process.born) == start
+            && let Some(tree) = process.tree.and_then(|tree| self.trees.get_mut(&tree))
+            && tree.origin.root == pid
+            && now.since(tree.started.at) < PROMPT
+        {
+            tree.known.stdio = stdio;
+        }
+    }
+
+    /// Takes the looks at some servers. `every`: when the next ones come, at the earliest.
+    pub fn looked(&mut self, now: Time, every: Duration, seen: &[(TreeId, ServerSeen)]) {
+        for (id, seen) in seen {
+            let found = self.trees.get_mut(id).map(|tree| tree.known.take(now, seen));
+            if found == Some(Use::Used) {
+                self.note_use(now, Some(*id));
+            }
+            // Until the next look, nothing says that its use has ended. The first look says nothing of the time
+            // right before it.
+            if matches!(found, Some(Use::Begins | Use::Used)) {
+                self.server_active(now.after(every), Some(*id));
+            }
+        }
+    }
+
+    /// Returns all live servers, the oldest of them first.
+    pub fn servers(&self) -> impl Iterator<Item = LiveServer<'_>> {
+        self.trees.iter().map(|(id, tree)| {
+            let Origin { root, parent, client, is_found } = tree.origin;
+            let is_gone = |process: Option<(Pid, Time)>| process.map(|one| !self.lives(one));
+            let is_orphaned = match (is_gone(parent), is_gone(client)) {
+                (Some(true), _) | (_, Some(true)) => Some(true),
+                (Some(false), Some(false)) if !is_found => Some(false),
+                _ => None,
+            };
+            LiveServer {
+                id: *id,
+                identity: &tree.identity,
+                naming: tree.naming,
+                root,
+                started: tree.started.at,
+                processes: tree.members,
+                client: client.filter(|client| self.lives(*client)).map(|(pid, _)| pid),
+                is_orphaned,
+                known: &tree.known,
+            }
+        })
+    }
+
+    /// Returns the process that began each server, or the oldest one that is left of it.
+    #[must_use]
+    pub fn eldest(&self) -> BTreeMap<TreeId, Pid> {
+        let mut eldest = BTreeMap::new();
+        for (_, pid) in &self.births {
+            if let Some(tree) = self.tree_of(*pid) {
+                eldest.entry(tree).or_insert(*pid);
+            }
+        }
+        for (id, tree) in &self.trees {
+            let root = tree.origin.root;
+            if self.tree_of(root) == Some(*id) {
+                eldest.insert(*id, root);
+            }
+        }
+        eldest
+    }
+
+    /// Returns the identity of the server that a process belongs to.
+    #[must_use]
+    pub fn identity_of(&self, pid: Pid) -> Option<&str> {
+        self.tree_of(pid).and_then(|tree| self.trees.get(&tree)).map(|tree| &*tree.identity)
+    }
+
+    fn lives(&self, (pid, born): (Pid, Time)) -> bool {
+        self.processes.get(&pid).is_some_and(|process| process.born == born)
+    }
+
+    /// Returns the origin of a server that this process begins.
+    pub(super) fn origin_of(&self, root: Pid, is_found: bool) -> Origin {
+        let parent_of = |pid: Pid| {
+            let process = self.processes.get(&pid)?;
+            let parent = self.processes.get(&process.parent)?;
+            // A younger one has got its pid.
+            (parent.born <= process.born).then_some((process.parent, parent.born))
+        };
+        let parent = parent_of(root);
+        let mut client = parent;
+        for _ in 0..MAX_WRAPPERS {
+            let is_wrapper = |(pid, _): (Pid, Time)| {
+                self.processes.get(&pid).is_some_and(|process| process.is_wrapper)
+            };
+            match client {
+                Some(wrapper) if is_wrapper(wrapper) => client = parent_of(wrapper.0),
+                Some(_) | None => break,
+            }
+        }
+        Origin { root, parent, client, is_found }
+    }
+}

@@ -1,0 +1,57 @@
+//! The status of single servers.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Time, evidence::Contact, guard::Guard, id::Pid, registry::LiveServer};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServerStatus {
+    pub identity: String,
+    /// The process that began it, or the oldest one that is left.
+    pub pid: Pid,
+    pub processes: u32,
+    pub age_seconds: u64,
+    /// For how long it is known to have done nothing; `None` if that is not known.
+    pub idle_seconds: Option<u64>,
+    /// Whether its client can reach it.
+    pub contact: Contact,
+    /// Whether the process that started it is gone; `None` if that is not known.
+    pub orphaned: Option<bool>,
+    /// Memory that no file backs; `None` if it was not read yet.
+    pub memory_bytes: Option<u64>,
+    /// The program that started it, if it is in the same guard and lives.
+    pub client: Option<ClientStatus>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientStatus {
+    pub pid: Pid,
+    /// Its identity, if it is a server too.
+    pub name: Option<String>,
+}
+
+impl ServerStatus {
+    /// Returns the servers of a guard, the oldest first; those of one identity if it is given.
+    #[must_use]
+    pub fn all(now: Time, guard: &Guard, identity: Option<&str>) -> Vec<Self> {
+        let registry = &guard.registry;
+        let eldest = registry.eldest();
+        let is_asked = |name: &str| identity.is_none_or(|identity| identity == name);
+        let servers = registry.servers().filter(|server| is_asked(server.identity));
+        let status = |server: LiveServer<'_>| Self {
+            identity: server.identity.to_owned(),
+            pid: eldest.get(&server.id).copied().unwrap_or(server.root),
+            processes: server.processes,
+            age_seconds: now.since(server.started).as_secs(),
+            idle_seconds: server.known.idle(now).map(|idle| idle.as_secs()),
+            contact: server.known.contact,
+            orphaned: server.is_orphaned,
+            memory_bytes: server.known.memory,
+            client: server.client.map(|pid| ClientStatus {
+                pid,
+                name: registry.identity_of(pid).map(str::to_owned),
+            }),
+        };
+        servers.map(status).collect()
+    }
+}

@@ -1,0 +1,177 @@
+//! What the looks at single servers change: who is counted as a duplicate, and who is told of.
+
+#![allow(
+    clippy::wildcard_enum_match_arm,
+    reason = "a test fails at each effect that it does not expect"
+)]
+
+use std::time::Duration;
+
+use mcp_guard_common::Totals;
+use mcp_guard_core::{
+    Core, Time,
+    effect::{Action, Effect, Input},
+    evidence::{Activity, Contact, ServerSeen},
+    id::{GuardId, Pid},
+    incident::Detector,
+    policy::{Mode, Policy, Response, Terms},
+};
+
+const GUARD: GuardId = GuardId(3);
+/// A little later than they are due, as on a real host.
+const EVERY: u64 = 31;
+
+/// A guard whose servers are looked at again and again.
+struct Story {
+    core: Core,
+    seconds: u64,
+    warned: Vec<(Detector, u64)>,
+    acted: Vec<(Detector, Response)>,
+}
+
+impl Story {
+    fn new() -> Self {
+        let core = Core::new(Policy::default());
+        let mut story = Self { core, seconds: 1000, warned: Vec::new(), acted: Vec::new() };
+        let terms = Terms { mode: Mode::Enforce, highest: Response::Freeze, pids_limit: None };
+        let (name, workload, refusal) = ("story".to_owned(), None, None);
+        story.step(Input::Guarded { guard: GUARD, name, terms, workload, refusal });
+        story
+    }
+
+    /// Starts servers of one package, so slowly that it is no burst.
+    fn start(&mut self, count: u32, look: impl Fn(usize, u64) -> ServerSeen) {
+        for server in 0..count {
+            let (now, pid) = (self.now(), Pid(100 + server));
+            self.step(Input::Fork { guard: GUARD, born: now, child: pid, parent: Pid(1) });
+            let command = b"npx\0-y\0figma-mcp\0".to_vec().into();
+            self.step(Input::Exec { guard: GUARD, born: now, pid, command });
+            self.wait(7, &look);
+        }
+    }
+
+    fn now(&self) -> Time {
+        Time(self.seconds * 1_000_000_000)
+    }
+
+    fn step(&mut self, input: Input) {
+        let mut effects = Vec::new();
+        self.core.step(self.now(), input, &mut effects);
+        for effect in effects {
+            match effect {
+                Effect::Act(order) => match order.action {
+                    Action::Warn { cause } => {
+                        self.warned.extend(cause.detector.map(|one| (one, self.seconds)));
+                    }
+                    Action::Contain(wanted) => {
+                        let by = wanted.cause.detector;
+                        self.acted.extend(by.map(|by| (by, wanted.response)));
+                    }
+                    other => panic!("{other:?}"),
+                },
+                Effect::ReadStdio { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// Time passes. `look` says what is seen of the server with this number, at this second.
+    fn wait(&mut self, seconds: u64, look: impl Fn(usize, u64) -> ServerSeen) {
+        for _ in 0..seconds {
+            self.seconds += 1;
+            if self.seconds.is_multiple_of(EVERY) {
+                let registry = &self.core.guard(GUARD).expect("it is guarded").registry;
+                let age = Duration::from_secs(30);
+                let servers = registry.to_look_at(self.now(), age).into_iter().enumerate();
+                let servers = servers.map(|(at, one)| (one.server, look(at, self.seconds)));
+                self.step(Input::Looked { guard: GUARD, servers: servers.collect() });
+            }
+            self.step(Input::Totals { guard: GUARD, totals: Totals::default() });
+            self.step(Input::Tick);
+        }
+    }
+
+    fn warnings(&self, by: Detector) -> usize {
+        self.warned.iter().filter(|(detector, _)| *detector == by).count()
+    }
+}
+
+fn seen(cpu: u64, contact: Contact) -> ServerSeen {
+    let activity = Some(Activity { cpu, ..Activity::default() });
+    ServerSeen { activity, contact, is_busy: Some(false), ..ServerSeen::default() }
+}
+
+#[test]
+fn forty_servers_in_use_are_told_and_left_alone() {
+    let mut story = Story::new();
+    let used = |_, now| seen(now, Contact::Connected);
+    story.start(40, used);
+    story.wait(7200, used);
+    assert_eq!((story.warned.len(), story.warnings(Detector::Duplicates)), (1, 1));
+    assert_eq!(story.acted, []);
+}
+
+#[test]
+fn copies_that_nobody_uses_are_acted_upon() {
+    // Of twenty, so many are used.
+    for (used, is_leak) in [(20, false), (11, false), (10, true), (0, true)] {
+        let look = |at, now| seen(if at < used { now } else { 7 }, Contact::Connected);
+        let mut story = Story::new();
+        story.start(20, look);
+        story.wait(600, look);
+        let expected = if is_leak { &[(Detector::Duplicates, Response::Clamp)][..] } else { &[] };
+        assert_eq!(story.acted, expected, "{used} of 20");
+    }
+}
+
+#[test]
+fn where_use_is_not_known_age_decides() {
+    let mut story = Story::new();
+    story.start(10, |_, _| ServerSeen::default());
+    story.wait(60, |_, _| ServerSeen::default());
+    assert_eq!(story.acted, [(Detector::Duplicates, Response::Clamp)]);
+}
+
+/// Whether it did something right before the first look is not known.
+#[test]
+fn a_server_is_not_idle_before_two_looks_have_seen_the_same() {
+    let mut story = Story::new();
+    let idle = |_, _| seen(7, Contact::Connected);
+    story.start(10, idle);
+    let (begun, mut seconds) = (story.seconds, 0);
+    while story.acted.is_empty() && seconds < 300 {
+        story.wait(1, idle);
+        seconds = story.seconds - begun;
+    }
+    // The last one started 22 s before the first look at it, and may be in use until the next one.
+    assert_eq!(seconds + 7, 22 + 30 + 60);
+}
+
+#[test]
+fn a_server_that_nobody_can_reach_is_told_once() {
+    let mut story = Story::new();
+    let [left, reached] =
+        [Contact::Disconnected, Contact::Connected].map(|contact| move |_, _| seen(7, contact));
+    story.start(1, left);
+    let began = story.seconds;
+    story.wait(3600, left);
+    let told: Vec<u64> = story.warned.iter().map(|(_, at)| at - began).collect();
+    assert_eq!((story.warnings(Detector::Disconnected), told.len()), (1, 1), "{told:?}");
+    // The first look at it comes when it is half a minute old.
+    assert!((83..=150).contains(&told[0]), "{told:?}");
+    assert_eq!(story.acted, []);
+    story.wait(120, reached);
+    story.wait(300, left);
+    assert_eq!(story.warnings(Detector::Disconnected), 2, "it is a new episode");
+}
+
+#[test]
+fn a_server_that_burns_a_cpu_for_nobody_is_told() {
+    for (contact, warnings) in [(Contact::Disconnected, 1), (Contact::Connected, 0)] {
+        let burns = |_, now| seen(now * 90, contact);
+        let mut story = Story::new();
+        story.start(1, burns);
+        story.wait(599, burns);
+        assert_eq!((story.warnings(Detector::Burning), story.acted.len()), (warnings, 0));
+    }
+}

@@ -1,0 +1,132 @@
+//! A look at one of many servers: a few system calls for each of its processes.
+
+use std::io;
+
+use mcp_guard_core::{
+    evidence::{Activity, Channel, Channels, Contact, PollFlags, ServerSeen, StdioAtExec, is_busy},
+    id::Pid,
+    registry::{Member, ToLookAt},
+};
+
+use super::{Opened, descriptors::Descriptors, duplicate_of, flags, look_into, open, stdio_of};
+use crate::host::process::{OpenProcess, is_gone};
+
+/// Most descriptors of a process among which a channel is looked for.
+const MAX: usize = 4096;
+
+/// The processes of a server that live.
+type Living = Vec<(Member, OpenProcess)>;
+
+/// Looks at a server. What cannot be read stays unknown.
+#[must_use]
+pub fn survey(server: &ToLookAt) -> ServerSeen {
+    let mut living = Living::new();
+    for member in &server.members {
+        match open(member) {
+            Ok(process) => living.push((*member, process)),
+            Err(error) if is_gone(&error) => {}
+            Err(_) => return ServerSeen::default(),
+        }
+    }
+    if living.is_empty() {
+        return ServerSeen::default();
+    }
+    let (activity, memory) = usage(&living).unwrap_or_default();
+    let stdio = match server.stdio {
+        StdioAtExec::Unread => found_late(&living).unwrap_or_default(),
+        read @ (StdioAtExec::Other | StdioAtExec::Are(_)) => read,
+    };
+    let contact = match stdio {
+        StdioAtExec::Unread => Contact::Unknown,
+        StdioAtExec::Other => Contact::NoStdio,
+        StdioAtExec::Are(channels) => {
+            let of = |channel| polled(&living, channel);
+            match (of(channels.stdin), of(channels.stdout)) {
+                (Ok(stdin), Ok(stdout)) => Contact::of(stdin, stdout),
+                _ => Contact::Unknown,
+            }
+        }
+    };
+    let is_busy = match (contact, stdio) {
+        (Contact::Disconnected, StdioAtExec::Are(channels)) => works(server, channels).ok(),
+        _ => None,
+    };
+    ServerSeen { stdio, contact, activity, memory, is_busy }
+}
+
+/// Whether a server that nobody can reach is at work all the same.
+fn works(server: &ToLookAt, channels: Channels) -> io::Result<bool> {
+    let opened = server.members.iter().map(Opened::of).collect::<io::Result<Vec<_>>>()?;
+    Ok(is_busy(&look_into(opened, channels)?, channels))
+}
+
+fn usage(living: &Living) -> io::Result<(Option<Activity>, Option<u64>)> {
+    let (mut activity, mut memory) = (Activity::default(), 0_u64);
+    // A launcher that only waits for its child has timers of its own: `npm exec` goes on for minutes.
+    let has_started = living.iter().any(|(member, _)| !member.is_launcher);
+    for (member, process) in living {
+        let usage = match process.usage() {
+            Ok(usage) => usage,
+            Err(error) if is_gone(&error) => continue,
+            Err(error) => return Err(error),
+        };
+        memory = memory.saturating_add(usage.memory.unwrap_or_default());
+        if member.is_launcher && has_started {
+            continue;
+        }
+        activity.processes += 1;
+        activity.io = activity.io.wrapping_add(usage.io.moved);
+        activity.written = activity.written.wrapping_add(usage.io.written);
+        activity.context_switches = activity.context_switches.wrapping_add(usage.context_switches);
+        activity.cpu = activity.cpu.wrapping_add(usage.cpu.0);
+    }
+    Ok((Some(activity), Some(memory)))
+}
+
+/// Finds the stdio of a server whose exec was not seen. Its first process may have moved it meanwhile: then it is
+/// not known which of its pipes and sockets it was.
+fn found_late(living: &Living) -> io::Result<StdioAtExec> {
+    let is_member = |pid: Pid| living.iter().any(|(member, _)| member.pid == pid);
+    for (_, process) in living {
+        if is_member(process.stat()?.parent) {
+            continue;
+        }
+        return Ok(match stdio_of(process)? {
+            are @ StdioAtExec::Are(_) => are,
+            StdioAtExec::Unread | StdioAtExec::Other => {
+                let has_any = |(_, process): &(Member, OpenProcess)| {
+                    Descriptors::of(process).map_or(true, |all| !all.channels.is_empty())
+                };
+                if living.iter().any(has_any) { StdioAtExec::Unread } else { StdioAtExec::Other }
+            }
+        });
+    }
+    Ok(StdioAtExec::Unread)
+}
+
+/// Polls a channel through whichever process has it. `None` if none has it any more.
+fn polled(living: &Living, channel: Channel) -> io::Result<Option<(Channel, PollFlags)>> {
+    for (member, process) in living {
+        // Most have it where it was.
+        let has = |fd: &u32| {
+            process.descriptor(*fd).is_ok_and(|link| Channel::parse(&link) == Some(channel))
+        };
+        let fd = match [0, 1].into_iter().find(has) {
+            Some(fd) => Some(fd),
+            None => match process.descriptors(MAX) {
+                Ok(all) => all.into_iter().find(has),
+                Err(error) if is_gone(&error) => None,
+                Err(error) => return Err(error),
+            },
+        };
+        let Some(fd) = fd.and_then(|fd| i32::try_from(fd).ok()) else { continue };
+        match duplicate_of(member.pid, fd, channel) {
+            Ok(duplicate) => return Ok(Some((channel, flags(&duplicate)?))),
+            // It was closed, or the process has ended.
+            Err(error)
+                if matches!(error.raw_os_error(), None | Some(libc::EBADF | libc::ESRCH)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}

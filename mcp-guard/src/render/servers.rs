@@ -1,0 +1,92 @@
+//! Single servers, for people.
+
+use mcp_guard_core::{escape::visible, status::ServerStatus};
+
+use crate::control::wire::{GuardServers, Servers};
+
+/// The columns: process, age, idle, memory, state, client, server.
+const HEAD: &str = "  process     age    idle   memory  state                    client\n";
+
+#[must_use]
+pub fn servers(servers: &Servers) -> String {
+    let mut text: String = servers.guards.iter().map(of_guard).collect();
+    if servers.guards.is_empty() {
+        text += "nothing is guarded\n";
+    }
+    if servers.left_out > 0 {
+        text += &format!("\n{} more servers are not shown; name a target\n", servers.left_out);
+    }
+    text
+}
+
+fn of_guard(guard: &GuardServers) -> String {
+    let mut text = format!("{}\n  cgroup {} id {}\n", guard.name, guard.cgroup, guard.cgroup_id);
+    if guard.servers.is_empty() {
+        return text + "  no servers\n";
+    }
+    text += HEAD;
+    let mut before = "";
+    for server in &guard.servers {
+        if before != server.identity {
+            text += &format!("  {}\n", visible(&server.identity));
+            before = &server.identity;
+        }
+        text += &line(server);
+    }
+    text
+}
+
+fn line(server: &ServerStatus) -> String {
+    let ServerStatus { pid, age_seconds, idle_seconds, memory_bytes, contact, orphaned, .. } =
+        server;
+    let age = short(*age_seconds);
+    let idle = idle_seconds.map_or_else(|| "-".to_owned(), short);
+    let memory = memory_bytes.map_or_else(|| "-".to_owned(), mebibytes);
+    let state = match orphaned {
+        Some(true) => format!("{contact}, orphaned"),
+        Some(false) | None => contact.to_string(),
+    };
+    let client = match &server.client {
+        Some(client) => match &client.name {
+            Some(name) => format!("{}, pid {}", visible(name), client.pid),
+            None => format!("pid {}", client.pid),
+        },
+        None if *orphaned == Some(true) => "gone".to_owned(),
+        None => "unknown".to_owned(),
+    };
+    format!("{pid:>9} {age:>7} {idle:>7} {memory:>8}  {state:<23}  {client}\n")
+}
+
+/// Returns a time in its largest unit, rounded down.
+pub(super) fn short(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+pub(super) fn mebibytes(bytes: u64) -> String {
+    format!("{} MB", bytes >> 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::short;
+
+    #[test]
+    fn a_time_has_one_unit() {
+        for (seconds, text) in [
+            (0, "0 s"),
+            (119, "119 s"),
+            (120, "2 min"),
+            (7199, "119 min"),
+            (7200, "2 h"),
+            (172_799, "47 h"),
+            (172_800, "2 d"),
+        ] {
+            assert_eq!(short(seconds), text);
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! Single servers, as `status --servers` lists them: whether each is used, and whether its client can reach it.
+
+#![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    path::Path,
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+};
+
+use mcp_guard_core::{
+    evidence::Contact,
+    id::Pid,
+    status::{ClientStatus, ServerStatus},
+};
+use mcp_guard_tests::{agent::Agent, cgroup::FixtureCgroup};
+
+/// Moves its stdio a second after its start, as the Python SDK of MCP does.
+const MOVES: &str = r#"
+use POSIX qw(dup2);
+select(undef, undef, undef, 1);
+dup2(0, 6); dup2(1, 7);
+open(my $null, "+<", "/dev/null");
+dup2(fileno($null), 0); dup2(fileno($null), 1);
+POSIX::write(7, "moved\n", 6);
+open(my $in, "<&=", 6);
+while (sysread($in, my $bytes, 100)) { POSIX::write(7, $bytes, length $bytes) }
+"#;
+
+/// Starts a server with sockets as its stdio, and says its pid.
+const GATEWAY: &str = "
+const server = require('child_process').spawn('sleep', ['601'], { stdio: 'pipe' });
+require('fs').writeSync(1, `${server.pid}\\n`);
+setInterval(() => {}, 1 << 30);
+";
+
+/// A program with pipes. Killed and reaped on drop.
+struct Server {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: Option<ChildStdout>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Server {
+    fn start(cgroup: &FixtureCgroup, words: &[&str]) -> Self {
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = cgroup.spawn(command).unwrap();
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+        Self { child, stdin, stdout }
+    }
+
+    /// Sends a line, and waits for the same line.
+    fn ask(&mut self) {
+        self.stdin.as_mut().unwrap().write_all(b"hello\n").unwrap();
+        let mut answer = [0; 6];
+        self.stdout.as_mut().unwrap().read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"hello\n");
+    }
+
+    fn pid(&self) -> Pid {
+        Pid(self.child.id())
+    }
+}
+
+struct Scene {
+    cgroup: FixtureCgroup,
+    agent: Agent,
+}
+
+impl Scene {
+    fn new(what: &str) -> Self {
+        let cgroup = FixtureCgroup::new(what).unwrap();
+        let agent = Agent::start(&policy(&cgroup)).unwrap();
+        Self { cgroup, agent }
+    }
+
+    fn servers(&self) -> Vec<ServerStatus> {
+        let listed = self.agent.servers(&[]).unwrap();
+        listed.guards.into_iter().flat_map(|guard| guard.servers).collect()
+    }
+
+    /// Waits until the server of a process is listed like this.
+    fn await_server(&mut self, pid: Pid, what: &str, is_it: impl Fn(&ServerStatus) -> bool) {
+        let cgroup = &self.cgroup;
+        let mut last = None;
+        let reached = self.agent.wait_until(what, |agent| {
+            let listed = agent.servers(&[cgroup.path()])?.guards.remove(0);
+            last = listed.servers.into_iter().find(|server| server.pid == pid);
+            Ok(last.as_ref().is_some_and(&is_it))
+        });
+        assert!(reached.is_ok(), "{what}: {last:?} {reached:?}");
+    }
+
+    fn await_contact(&mut self, pid: Pid, contact: Contact) {
+        self.await_server(pid, &contact.to_string(), |server| server.contact == contact);
+    }
+}
+
+fn policy(cgroup: &FixtureCgroup) -> String {
+    format!("[evidence]\nevery = \"1s\"\n[[guard]]\ncgroup = \"{}\"\n", cgroup.path())
+}
+
+fn script(folder: &Path, name: &str, text: &str) -> String {
+    let path = folder.join(name);
+    fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn each_server_is_listed_with_whether_its_client_can_reach_it() {
+    let mut scene = Scene::new("contact");
+    let start = |words: &[&str]| Server::start(&scene.cgroup, words);
+    // Copies are looked at however young they are.
+    let [mut first, mut second] = [start(&["cat"]), start(&["cat"])];
+    let [mut third, fourth] = [start(&["sleep", "600"]), start(&["sleep", "600"])];
+    let mut null = Command::new("sleep");
+    null.arg("600").stdin(Stdio::null());
+    let child = scene.cgroup.spawn(null).unwrap();
+    let null = Server { child, stdin: None, stdout: None };
+    for (server, contact) in [
+        (&first, Contact::Connected),
+        (&second, Contact::Connected),
+        (&third, Contact::Connected),
+        (&fourth, Contact::Connected),
+        (&null, Contact::NoStdio),
+    ] {
+        scene.await_contact(server.pid(), contact);
+    }
+    first.ask();
+    second.ask();
+    drop(third.stdin.take());
+    scene.await_contact(third.pid(), Contact::Closing);
+    drop(third.stdout.take());
+    scene.await_contact(third.pid(), Contact::Disconnected);
+    scene.await_contact(fourth.pid(), Contact::Connected);
+    // The looks keep no pipe open: an end of file still ends a server.
+    drop(first.stdin.take());
+    assert!(first.child.wait().unwrap().success());
+}
+
+/// A server without copies is looked at when it is half a minute old, long after it has moved its stdio.
+#[test]
+fn stdio_that_is_moved_was_read_at_the_exec() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut scene = Scene::new("moves");
+    let moves = script(folder.path(), "moves.pl", MOVES);
+    let mut server = Server::start(&scene.cgroup, &["perl", &moves]);
+    let mut said = [0; 6];
+    server.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+    let fd = fs::read_link(format!("/proc/{}/fd/0", server.pid())).unwrap();
+    assert_eq!(fd.to_str(), Some("/dev/null"));
+    scene.await_contact(server.pid(), Contact::Connected);
+    server.ask();
+    drop(server.stdin.take());
+    assert!(server.child.wait().unwrap().success());
+}
+
+#[test]
+fn a_server_is_idle_until_its_client_asks_it() {
+    let mut scene = Scene::new("idle");
+    let start = || Server::start(&scene.cgroup, &["cat"]);
+    let (mut asked, left_alone) = (start(), start());
+    let is_idle = |server: &ServerStatus| server.idle_seconds.is_some_and(|idle| idle >= 4);
+    // It is asked before each look at the list.
+    let cgroup = scene.cgroup.path().to_owned();
+    let (one, other) = (asked.pid(), left_alone.pid());
+    scene
+        .agent
+        .wait_until("the other is idle", |agent| {
+            asked.ask();
+            let listed = agent.servers(&[&cgroup])?.guards.remove(0).servers;
+            let of = |pid: Pid| listed.iter().find(|server| server.pid == pid);
+            assert!(!of(one).is_some_and(is_idle), "{listed:?}");
+            Ok(of(other).is_some_and(is_idle))
+        })
+        .unwrap();
+    scene.await_server(one, "idle too", is_idle);
+    assert!(scene.servers().iter().all(|server| server.memory_bytes.is_some()));
+}
+
+#[test]
+fn a_server_outlives_its_client() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut scene = Scene::new("orphan");
+    let gateway = script(folder.path(), "gateway.js", GATEWAY);
+    let mut gateways = [(); 2].map(|()| Server::start(&scene.cgroup, &["node", &gateway]));
+    let servers = gateways.each_mut().map(|gateway| {
+        let mut said = String::new();
+        BufReader::new(gateway.stdout.as_mut().unwrap()).read_line(&mut said).unwrap();
+        Pid(said.trim().parse().unwrap())
+    });
+    let [mut first, second] = gateways;
+    for (server, gateway) in servers.iter().zip([&first, &second]) {
+        let client = ClientStatus { pid: gateway.pid(), name: Some(gateway_name(folder.path())) };
+        scene.await_server(*server, "its client is known", |server| {
+            server.contact == Contact::Connected
+                && server.orphaned == Some(false)
+                && server.client.as_ref() == Some(&client)
+        });
+    }
+    first.child.kill().unwrap();
+    first.child.wait().unwrap();
+    scene.await_server(servers[0], "it is left", |server| {
+        server.contact == Contact::Disconnected
+            && server.orphaned == Some(true)
+            && server.client.is_none()
+    });
+    scene.await_server(servers[1], "the other is not", |server| server.orphaned == Some(false));
+    let text = scene.agent.cli(&["status", "--servers", "--server", "sleep"]).unwrap();
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.contains("disconnected, orphaned") && text.contains("  gone\n"), "{text}");
+    assert!(text.contains(&format!("pid {}\n", second.pid())), "{text}");
+}
+
+fn gateway_name(folder: &Path) -> String {
+    folder.join("gateway.js").to_str().unwrap().to_owned()
+}
