@@ -6,6 +6,7 @@ mod busy;
 mod core;
 mod cost;
 mod diagnose;
+mod evidence;
 mod latency;
 mod load;
 mod numbers;
@@ -23,7 +24,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-const PARTS: [&str; 6] = ["core", "cost", "latency", "age", "weight", "diagnose"];
+const PARTS: [&str; 7] = ["core", "cost", "latency", "age", "weight", "diagnose", "evidence"];
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -66,6 +67,9 @@ fn run(words: Vec<String>) -> Result<()> {
     }
     if wanted("diagnose") {
         diagnose::measure(&mut report).context("diagnose --all")?;
+    }
+    if wanted("evidence") {
+        evidence::measure(&mut report).context("looks at servers")?;
     }
     say(&report.table());
     if let Some(file) = flags.get("--out") {

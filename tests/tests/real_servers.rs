@@ -1,0 +1,296 @@
+//! Real MCP servers and a real gateway, compared with `status --servers`. It installs packages from npm and PyPI, so
+//! it runs only if it is asked for: `cargo test -p mcp-guard-tests --test real_servers -- --ignored`.
+
+#![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use mcp_guard::host::process::OpenProcess;
+use mcp_guard_core::{evidence::Contact, id::Pid, status::ServerStatus};
+use mcp_guard_tests::{agent::Agent, cgroup::FixtureCgroup, wait};
+use rustix::process::{Signal, kill_process};
+
+/// A Python server needs a second to load, and the first looks must see it settle.
+const PATIENCE: Duration = Duration::from_secs(180);
+/// The interval at which a client writes to a server that is in use.
+const ASKED_EVERY: Duration = Duration::from_secs(20);
+const USED_FOR: Duration = Duration::from_secs(100);
+
+const INITIALIZE: &str = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{"name":"test","version":"1"}}}"#;
+const INITIALIZED: &str = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
+const PING: &str = r#"{"jsonrpc":"2.0","id":2,"method":"ping"}"#;
+
+/// The packages, installed once below `target`.
+fn folder() -> PathBuf {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/real-servers");
+    fs::create_dir_all(&folder).unwrap();
+    let folder = folder.canonicalize().unwrap();
+    let run = |words: &[&str]| {
+        let mut command = Command::new(words[0]);
+        let status = command.args(&words[1..]).current_dir(&folder).status().unwrap();
+        assert!(status.success(), "{words:?}");
+    };
+    if !folder.join("complete").exists() {
+        fs::write(folder.join("package.json"), "{}").unwrap();
+        run(&[
+            "npm",
+            "install",
+            "--no-audit",
+            "--no-fund",
+            "supergateway@3.4.3",
+            "@modelcontextprotocol/server-everything",
+            "@modelcontextprotocol/server-filesystem",
+        ]);
+        run(&["python3", "-m", "venv", "venv"]);
+        run(&["venv/bin/pip", "install", "--quiet", "uv", "mcp-server-time"]);
+        fs::write(folder.join("complete"), "").unwrap();
+    }
+    folder
+}
+
+/// How each kind of server is started, and the identity that it has.
+const SERVERS: [(&str, &str); 4] = [
+    ("npx -y @modelcontextprotocol/server-everything", "@modelcontextprotocol/server-everything"),
+    (
+        "node node_modules/@modelcontextprotocol/server-filesystem/dist/index.js /tmp",
+        "@modelcontextprotocol/server-filesystem",
+    ),
+    ("venv/bin/python -m mcp_server_time", "mcp_server_time"),
+    (
+        "venv/bin/uv run --offline --no-project --python venv/bin/python -m mcp_server_time",
+        "mcp_server_time",
+    ),
+];
+
+/// A server with pipes, and this test as its client. Killed and reaped on drop, with its descendants.
+struct Piped {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Drop for Piped {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Piped {
+    fn start(cgroup: &FixtureCgroup, folder: &Path, line: &str) -> Self {
+        let mut words = line.split(' ');
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).current_dir(folder);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = cgroup.spawn(command).unwrap();
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take().unwrap());
+        let mut server = Self { child, stdin, stdout: BufReader::new(stdout) };
+        server.ask(INITIALIZE);
+        server.write(INITIALIZED);
+        server
+    }
+
+    fn write(&mut self, line: &str) {
+        writeln!(self.stdin.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    /// Sends a request, and reads until its answer.
+    fn ask(&mut self, request: &str) {
+        self.write(request);
+        let mut answer = String::new();
+        while !answer.contains("\"result\"") {
+            answer.clear();
+            assert!(self.stdout.read_line(&mut answer).unwrap() > 0, "it ended: {request}");
+        }
+    }
+
+    fn pid(&self) -> Pid {
+        Pid(self.child.id())
+    }
+}
+
+/// A real gateway with one server. Killed and reaped on drop.
+struct Gateway(Child);
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Gateway {
+    fn start(cgroup: &FixtureCgroup, folder: &Path, line: &str, port: u16) -> Self {
+        let mut command = Command::new("node");
+        command.args(["node_modules/supergateway/dist/index.js", "--stdio", line]);
+        command.args(["--port", &port.to_string(), "--logLevel", "none"]).current_dir(folder);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Self(cgroup.spawn(command).unwrap())
+    }
+
+    fn pid(&self) -> Pid {
+        Pid(self.0.id())
+    }
+}
+
+struct Scene {
+    folder: PathBuf,
+    cgroup: FixtureCgroup,
+    agent: Agent,
+}
+
+impl Scene {
+    fn new(what: &str) -> Self {
+        let cgroup = FixtureCgroup::new(what).unwrap();
+        let policy =
+            format!("[evidence]\nevery = \"5s\"\n[[guard]]\ncgroup = \"{}\"\n", cgroup.path());
+        let agent = Agent::start(&policy).unwrap();
+        Self { folder: folder(), cgroup, agent }
+    }
+
+    fn servers(&self) -> Vec<ServerStatus> {
+        let listed = self.agent.servers(&[]).unwrap();
+        listed.guards.into_iter().flat_map(|guard| guard.servers).collect()
+    }
+
+    /// Waits until a list has this.
+    fn await_list(&self, what: &str, mut is_it: impl FnMut(&[ServerStatus]) -> bool) {
+        let mut last = Vec::new();
+        let reached = wait::until(PATIENCE, || {
+            last = self.servers();
+            Ok(is_it(&last))
+        });
+        assert!(reached.unwrap(), "{what}: {last:#?}");
+    }
+
+    fn show(&self, what: &str) {
+        let shown = self.agent.cli(&["status", "--servers"]).unwrap();
+        println!("{what}:\n{}", String::from_utf8_lossy(&shown.stdout));
+    }
+}
+
+fn of(servers: &[ServerStatus], pid: Pid) -> Option<&ServerStatus> {
+    servers.iter().find(|server| server.pid == pid)
+}
+
+fn is_idle(server: &ServerStatus) -> bool {
+    server.idle_seconds.is_some_and(|idle| idle >= 60)
+}
+
+/// The client is this test, so the stdio are pipes.
+#[test]
+#[ignore = "installs packages"]
+fn servers_with_pipes() {
+    let scene = Scene::new("real-pipes");
+    let start = |line: &str| Piped::start(&scene.cgroup, &scene.folder, line);
+    let mut used: Vec<Piped> = SERVERS.iter().map(|(line, _)| start(line)).collect();
+    let mut idle: Vec<Piped> = SERVERS.iter().map(|(line, _)| start(line)).collect();
+    scene.await_list("all are connected, under their names", |servers| {
+        let is_known = |(one, (_, identity)): (&Piped, &(&str, &str))| {
+            of(servers, one.pid()).is_some_and(|found| {
+                found.contact == Contact::Connected && found.identity == *identity
+            })
+        };
+        used.iter().zip(&SERVERS).all(is_known) && idle.iter().zip(&SERVERS).all(is_known)
+    });
+    // A server that is asked every 20 s is never idle.
+    let (began, mut next) = (Instant::now(), Instant::now());
+    while began.elapsed() < USED_FOR {
+        if Instant::now() >= next {
+            used.iter_mut().for_each(|one| one.ask(PING));
+            next += ASKED_EVERY;
+        }
+        let servers = scene.servers();
+        for one in &used {
+            let found = of(&servers, one.pid()).unwrap();
+            assert!(!is_idle(found), "{found:?}");
+        }
+        thread::sleep(Duration::from_secs(1));
+    }
+    scene.await_list("the others are idle", |servers| {
+        used.iter_mut().for_each(|one| one.ask(PING));
+        idle.iter().all(|one| of(servers, one.pid()).is_some_and(is_idle))
+    });
+    scene.show("used and idle, with pipes");
+    // Without its client's end, each either ends or is closing.
+    idle.iter_mut().for_each(|one| drop(one.stdin.take()));
+    scene.await_list("they end, or are closing", |servers| {
+        idle.iter_mut().all(|one| match one.child.try_wait().unwrap() {
+            Some(_) => of(servers, one.pid()).is_none(),
+            None => of(servers, one.pid()).is_some_and(|found| found.contact == Contact::Closing),
+        })
+    });
+    scene.show("their stdin was closed");
+}
+
+/// The client is supergateway, so the stdio are sockets.
+#[test]
+#[ignore = "installs packages"]
+fn servers_of_a_gateway_that_is_killed() {
+    let scene = Scene::new("real-gateway");
+    let mut gateways: Vec<Gateway> = (0..)
+        .zip(&SERVERS)
+        .map(|(at, (line, _))| Gateway::start(&scene.cgroup, &scene.folder, line, 18_100 + at))
+        .collect();
+    let started_by = |servers: &[ServerStatus], gateway: Pid| {
+        let is_its =
+            |one: &&ServerStatus| one.client.as_ref().is_some_and(|client| client.pid == gateway);
+        servers.iter().find(is_its).cloned()
+    };
+    let mut found = Vec::new();
+    scene.await_list("each gateway has its server", |servers| {
+        found = gateways.iter().filter_map(|gateway| started_by(servers, gateway.pid())).collect();
+        let is_known = |(one, (_, identity)): (&ServerStatus, &(&str, &str))| {
+            one.contact == Contact::Connected
+                && one.orphaned == Some(false)
+                && one.identity == *identity
+        };
+        found.len() == SERVERS.len() && found.iter().zip(&SERVERS).all(is_known)
+    });
+    for one in &found {
+        let name = one.client.as_ref().and_then(|client| client.name.as_deref());
+        assert_eq!(name, Some("supergateway"), "{one:?}");
+    }
+    scene.show("of a gateway");
+    // A server that hangs outlives its client. The others end by themselves.
+    let members: Vec<u32> =
+        scene.cgroup.procs().unwrap().into_iter().map(|pid| pid as u32).collect();
+    let is_gateway = |pid: u32| gateways.iter().any(|gateway| gateway.pid() == Pid(pid));
+    let hung: Vec<u32> = members.into_iter().filter(|pid| !is_gateway(*pid)).collect();
+    hung.iter().for_each(|pid| signal(*pid, Signal::STOP));
+    gateways.iter_mut().for_each(|gateway| {
+        gateway.0.kill().unwrap();
+        gateway.0.wait().unwrap();
+    });
+    scene.await_list("all are disconnected orphans", |servers| {
+        found.iter().all(|one| {
+            of(servers, one.pid).is_some_and(|one| {
+                one.contact == Contact::Disconnected
+                    && one.orphaned == Some(true)
+                    && one.client.is_none()
+            })
+        })
+    });
+    scene.show("the gateway was killed, and the servers hang");
+    hung.iter().for_each(|pid| signal(*pid, Signal::CONT));
+    scene.await_list("what still lives is disconnected", |servers| {
+        found.iter().all(|one| match of(servers, one.pid) {
+            Some(server) => server.contact == Contact::Disconnected,
+            None => OpenProcess::open(one.pid).is_err(),
+        })
+    });
+    thread::sleep(Duration::from_secs(15));
+    scene.show("the servers go on");
+}
+
+fn signal(pid: u32, signal: Signal) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    let _ = kill_process(pid, signal);
+}
