@@ -14,6 +14,7 @@ pub mod leak;
 pub mod lines;
 pub mod log_disk;
 pub mod log_server;
+pub mod lookalike;
 pub mod node;
 pub mod sleeper;
 pub mod systemd;

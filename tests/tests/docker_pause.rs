@@ -23,7 +23,7 @@ use mcp_guard_tests::{
         Container, Place, TICKER, busybox_image, node_image, output, socket, wait_until,
         without_agent,
     },
-    workload,
+    lookalike,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -140,8 +140,7 @@ fn a_container_paused_before_the_agent_started_is_left_alone() {
 
 #[test]
 fn a_paused_container_is_left_alone_by_a_detector() {
-    let programs = workload("launcher-lookalike").unwrap();
-    let mount = format!("{}:/t:ro", programs.parent().unwrap().display());
+    let mount = format!("{}:/t:ro", lookalike::folder().unwrap().display());
     let program = ["/t/launcher-lookalike", "leak", "--package", "figma-mcp", "--count", "3"];
     // The look-alike ends at once if its stdin is not open.
     let options = ["--interactive", "--volume", &mount];

@@ -20,8 +20,8 @@ use mcp_guard_tests::{
         podman::{PodmanService, Quadlet},
         wait_until,
     },
+    lookalike,
     systemd::{default_tasks_max, property, reload_and_start_in},
-    workload,
 };
 use rustix::process::Signal;
 
@@ -163,8 +163,7 @@ fn an_update_is_kept_and_a_raw_limit_is_not() {
 /// Docker and our clamp both write pids.max without systemd's knowledge.
 #[test]
 fn systemd_undoes_a_clamp_and_its_limit_is_left_alone() {
-    let programs = workload("launcher-lookalike").unwrap();
-    let mount = format!("{}:/t:ro", programs.parent().unwrap().display());
+    let mount = format!("{}:/t:ro", lookalike::folder().unwrap().display());
     let program = ["/t/launcher-lookalike", "leak", "--package", "figma-mcp", "--count", "3"];
     // The look-alike ends at once if its stdin is not open.
     let options = ["--interactive", "--volume", &mount, "--pids-limit", "300"];

@@ -8,16 +8,18 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use mcp_guard_tests::flags::Flags;
+use mcp_guard_tests::lookalike::{self, ROLE};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, WaitOptions, getrlimit, setrlimit};
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-/// The hidden variable that says which part of a tree this process plays after its exec.
-const ROLE: &str = "LOOKALIKE_ROLE";
+/// The hidden variable with the folder of the programs of a tree.
+const PROGRAMS: &str = "LOOKALIKE_PROGRAMS";
 /// The hidden variable that makes the leaf exit at once with code 1.
 const CRASH: &str = "LOOKALIKE_CRASH";
 const BIN_DIR: &str = "/opt/npm-cache/_npx/0123456789abcdef/node_modules/.bin";
@@ -76,10 +78,12 @@ impl Leak {
         let end = start + self.bound;
         raise_open_files()?;
         leave_no_zombies()?;
+        let own = std::env::current_exe().context("cannot find this program's path")?;
+        let programs = lookalike::links(&own)?;
         let mut stdins = Vec::new();
         let mut asked_to_end = false;
         while !asked_to_end && (stdins.len() as u64) < self.count && Instant::now() < end {
-            stdins.push(self.start_tree()?);
+            stdins.push(self.start_tree(&programs)?);
             writeln!(std::io::stdout(), "started {}", stdins.len())?;
             // Measured from the beginning, so that slow starts do not lower the rate.
             let next = start + self.every * u32::try_from(stdins.len())?;
@@ -93,9 +97,10 @@ impl Leak {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn start_tree(&self) -> Result<ChildStdin> {
+    fn start_tree(&self, programs: &Path) -> Result<ChildStdin> {
         let role = if self.shell { "npm-shell" } else { "npm" };
-        let mut command = this_program("npm", role)?;
+        let mut command = program(programs, "npm", role);
+        command.env(PROGRAMS, programs);
         command.args(["exec", "--yes", &self.package]).stdin(Stdio::piped()).stdout(Stdio::null());
         if self.crash {
             command.env(CRASH, "1");
@@ -110,7 +115,7 @@ fn npm(package: Option<String>, next: &str) -> Result<ExitCode> {
     let bin = bin_of(&package.context("the package is missing")?);
     if next == "sh" {
         // npm quotes the name; the quotes are part of the argument.
-        wait_for(this_program("sh", "sh")?.args(["-c", &format!("'{bin}'")]))
+        wait_for(program(&programs()?, "sh", "sh").args(["-c", &format!("'{bin}'")]))
     } else {
         wait_for(&mut server(&bin)?)
     }
@@ -124,7 +129,7 @@ fn shell(script: Option<String>) -> Result<ExitCode> {
 
 /// Process C, `node CACHE/_npx/HASH/node_modules/.bin/BIN`.
 fn server(bin: &str) -> Result<Command> {
-    let mut command = this_program("node", "node")?;
+    let mut command = program(&programs()?, "node", "node");
     command.arg(format!("{BIN_DIR}/{bin}"));
     Ok(command)
 }
@@ -138,11 +143,14 @@ fn leaf() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn this_program(name: &str, role: &str) -> Result<Command> {
-    let own = std::env::current_exe().context("cannot find this program's path")?;
-    let mut command = Command::new(own);
+fn programs() -> Result<PathBuf> {
+    std::env::var_os(PROGRAMS).map(PathBuf::from).context("the folder of the programs is missing")
+}
+
+fn program(folder: &Path, name: &str, role: &str) -> Command {
+    let mut command = Command::new(folder.join(name));
     command.arg0(name).env(ROLE, role);
-    Ok(command)
+    command
 }
 
 fn wait_for(command: &mut Command) -> Result<ExitCode> {

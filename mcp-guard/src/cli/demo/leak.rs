@@ -1,25 +1,36 @@
-//! Processes that look like a leaking gateway and its servers. They run this program under other names;
-//! an environment variable that only the demo sets gives each its role.
+//! Processes that look like a leaking gateway and its servers. They run this program through links with other
+//! names; an environment variable that only the demo sets gives each its role.
 
 use std::{
     ffi::OsStr,
     fs,
     io::Read as _,
-    os::unix::process::CommandExt as _,
-    path::Path,
+    os::unix::{fs::symlink, process::CommandExt as _},
+    path::{Path, PathBuf},
     process::{Child, Command, ExitCode, Stdio},
     time::Duration,
 };
 
 const ROLE: &str = "MCP_GUARD_DEMO_ROLE";
 const PLACES: &str = "MCP_GUARD_DEMO_CGROUPS";
+/// The folder of the links.
+const PROGRAMS: &str = "MCP_GUARD_DEMO_PROGRAMS";
 const LEAF: &str = "/opt/npm-cache/_npx/0123456789abcdef/node_modules/.bin/demo-mcp-server";
 
-/// Starts the gateway, which moves itself into the cgroups and then leaks.
-pub fn start(places: &[&Path], servers: u32, every: Duration) -> std::io::Result<Child> {
+/// Starts the gateway, which moves itself into the cgroups and then leaks. `folder` is for the links.
+pub fn start(
+    folder: &Path,
+    places: &[&Path],
+    servers: u32,
+    every: Duration,
+) -> std::io::Result<Child> {
+    for name in ["node", "npm"] {
+        symlink("/proc/self/exe", folder.join(name))?;
+    }
     let places: Vec<_> = places.iter().map(|place| place.as_os_str()).collect();
-    own("gateway", "node")
+    program(folder, "gateway", "node")
         .args(["/srv/gateway.js", &servers.to_string(), &every.as_millis().to_string()])
+        .env(PROGRAMS, folder)
         .env(PLACES, places.join(OsStr::new(":")))
         .stdin(Stdio::piped())
         .spawn()
@@ -37,7 +48,12 @@ pub fn as_demo_process() -> Option<ExitCode> {
 }
 
 fn own(role: &str, name: &str) -> Command {
-    let mut command = Command::new("/proc/self/exe");
+    let folder = std::env::var_os(PROGRAMS).map(PathBuf::from).unwrap_or_default();
+    program(&folder, role, name)
+}
+
+fn program(folder: &Path, role: &str, name: &str) -> Command {
+    let mut command = Command::new(folder.join(name));
     command.arg0(name).env(ROLE, role);
     command
 }

@@ -82,7 +82,7 @@ impl Scratch {
     pub fn start_leak(&mut self, servers: u32, every: Duration) -> Result<(), Failure> {
         let places: Vec<&Path> =
             std::iter::once(self.unified.as_path()).chain(self.pids.as_deref()).collect();
-        let child = leak::start(&places, servers, every)
+        let child = leak::start(&self.folder, &places, servers, every)
             .map_err(|error| Failure::could_not(format!("cannot start the leak: {error}")))?;
         self.leak = Some(child);
         Ok(())
