@@ -5,14 +5,15 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use mcp_guard_common::{Kind, decode};
-use mcp_guard_core::server::Grammar;
+use mcp_guard_core::server::{CommandLine, Grammar};
 
 static GRAMMAR: LazyLock<Grammar> = LazyLock::new(Grammar::default);
 
 fuzz_target!(|record: &[u8]| {
-    let Ok((kind, event, argv)) = decode(record) else { return };
-    assert_eq!(argv.len(), usize::from(event.argv_len));
-    if kind == Kind::Exec {
-        let _ = GRAMMAR.identify(&argv.to_vec().into());
+    let Ok(record) = decode(record) else { return };
+    assert_eq!(record.argv.len(), usize::from(record.event.argv_len));
+    if record.kind == Kind::Exec {
+        let (argv, exe) = (record.argv.to_vec(), Some(record.exe.to_vec()));
+        let _ = GRAMMAR.identify(&CommandLine { argv, exe, cwd: None });
     }
 });

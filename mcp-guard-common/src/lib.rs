@@ -21,15 +21,15 @@ pub const CGROUPS_OF_GUARD: u64 = 1024;
 pub const RING_BYTES: u32 = 1 << 20;
 /// [`Event::guard`] of a task that entered a cgroup outside every guard.
 pub const NO_GUARD: u32 = u32::MAX;
-/// Bytes of argv in a short exec record. Most command lines fit, and copying less is cheaper.
-pub const SHORT_ARGV: usize = 208;
-/// Bytes of argv in a long exec record, the most that is ever read.
-pub const LONG_ARGV: usize = 1024;
+/// Most bytes of an exec record behind its fixed part: the path of the executable and argv share them.
+pub const EXEC_TEXT: usize = 1024;
+/// Bytes that a path of an executable may have, with the null byte behind it. A longer one is left out.
+pub const EXE_ROOM: usize = 256;
 
 /// [`Event::flags`]: argv was longer than the record can hold.
-pub const ARGV_TRUNCATED: u16 = 1;
+pub const ARGV_TRUNCATED: u8 = 1;
 /// [`Event::flags`]: argv could not be read; the record carries none.
-pub const ARGV_UNREAD: u16 = 2;
+pub const ARGV_UNREAD: u8 = 2;
 
 /// Programs whose start wakes the agent at once: the built-in launchers, by base name without suffix.
 pub const LAUNCHERS: [&str; 12] = [
@@ -42,7 +42,7 @@ pub const LAUNCHERS: [&str; 12] = [
 pub enum Kind {
     /// A process was born (threads are only counted).
     Fork = 1,
-    /// A process runs a new program; argv follows the fixed part.
+    /// A process runs a new program; the path of its executable and argv follow the fixed part.
     Exec = 2,
     /// The last thread of a process has ended.
     Exit = 3,
@@ -82,16 +82,21 @@ pub struct Event {
     pub parent: u32,
     /// Exit: the status as `wait(2)` returns it.
     pub exit_code: u32,
-    /// Exec: number of argv bytes that follow.
+    /// Exec: number of argv bytes that follow the path.
     pub argv_len: u16,
-    pub flags: u16,
+    /// Exec: number of bytes of the executable's path, as it was given to `execve`. 0 if it is not known.
+    pub exe_len: u8,
+    pub flags: u8,
 }
 
-/// An exec record as the kernel writes it.
+/// Where the kernel side builds an exec record. Only as much of it is sent as the record has.
 #[repr(C)]
-pub struct ExecRecord<const N: usize> {
+pub struct ExecRecord {
     pub event: Event,
-    pub argv: [u8; N],
+    /// The path of the executable, then argv.
+    pub text: [u8; EXEC_TEXT],
+    /// The verifier adds up the longest path and the longest argv. Nothing here is ever sent.
+    pub room: [u8; EXE_ROOM],
 }
 
 /// The counts of one guard on one CPU. The agent adds up the CPUs. The value of a guard and a CPU is at
@@ -170,29 +175,39 @@ impl Loss {
 const _: () = assert!(size_of::<Event>() == 48);
 const _: () = assert!(size_of::<Totals>() == 64);
 const _: () = assert!(size_of::<Shared>() == 40);
-const _: () = assert!(size_of::<ExecRecord<SHORT_ARGV>>() == 256);
-const _: () = assert!(size_of::<ExecRecord<LONG_ARGV>>() == 1072);
+const _: () = assert!(size_of::<ExecRecord>() == 1328);
 
 /// A record that the kernel programs cannot have written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed;
 
-/// Splits a ring record into kind, fixed part and argv.
+/// A record as it lies in the ring.
+#[derive(Clone, Copy, Debug)]
+pub struct WireRecord<'a> {
+    pub kind: Kind,
+    pub event: Event,
+    /// Empty if it is not known.
+    pub exe: &'a [u8],
+    pub argv: &'a [u8],
+}
+
+/// Splits a ring record into its parts.
 ///
 /// # Errors
-/// If the record is too short, is of an unknown kind, or claims more argv than it carries.
-pub fn decode(record: &[u8]) -> Result<(Kind, Event, &[u8]), Malformed> {
-    let (event, rest) = Event::read_from_prefix(record).map_err(|_| Malformed)?;
+/// If the record is too short, is of an unknown kind, or claims more text than it carries.
+pub fn decode(record: &[u8]) -> Result<WireRecord<'_>, Malformed> {
+    let (event, text) = Event::read_from_prefix(record).map_err(|_| Malformed)?;
     let kind = Kind::from_wire(event.kind).ok_or(Malformed)?;
-    let argv = rest.get(..usize::from(event.argv_len)).ok_or(Malformed)?;
-    Ok((kind, event, argv))
+    let (exe, text) = text.split_at_checked(event.exe_len.into()).ok_or(Malformed)?;
+    let argv = text.get(..event.argv_len.into()).ok_or(Malformed)?;
+    Ok(WireRecord { kind, event, exe, argv })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn record(kind: u32, argv_len: u16, argv: &[u8]) -> ([u8; 64], usize) {
+    fn record(kind: u32, (exe_len, argv_len): (u8, u16), text: &[u8]) -> ([u8; 64], usize) {
         let event = Event {
             time_ns: 7,
             cgroup: 8,
@@ -203,29 +218,31 @@ mod tests {
             parent: 41,
             exit_code: 0,
             argv_len,
+            exe_len,
             flags: 0,
         };
         let mut bytes = [0; 64];
         bytes[..48].copy_from_slice(event.as_bytes());
-        bytes[48..48 + argv.len()].copy_from_slice(argv);
-        (bytes, 48 + argv.len())
+        bytes[48..48 + text.len()].copy_from_slice(text);
+        (bytes, 48 + text.len())
     }
 
     #[test]
     fn a_record_decodes_to_what_was_written() {
-        let (bytes, len) = record(Kind::Exec as u32, 4, b"npm\0");
-        let (kind, event, argv) = decode(&bytes[..len]).expect("well-formed");
-        assert_eq!((kind, event.tgid, event.time_ns), (Kind::Exec, 42, 7));
-        assert_eq!(argv, b"npm\0");
+        let (bytes, len) = record(Kind::Exec as u32, (6, 4), b"/x/npmnpm\0");
+        let found = decode(&bytes[..len]).expect("well-formed");
+        assert_eq!((found.kind, found.event.tgid, found.event.time_ns), (Kind::Exec, 42, 7));
+        assert_eq!((found.exe, found.argv), (&b"/x/npm"[..], &b"npm\0"[..]));
     }
 
     #[test]
     fn damaged_records_are_rejected() {
-        let (bytes, len) = record(Kind::Exec as u32, 4, b"npm\0");
-        assert_eq!(decode(&bytes[..47]).err(), Some(Malformed), "short");
-        assert_eq!(decode(&bytes[..len - 1]).err(), Some(Malformed), "argv beyond the end");
+        let (bytes, len) = record(Kind::Exec as u32, (2, 4), b"/xnpm\0");
+        for short in 0..len {
+            assert_eq!(decode(&bytes[..short]).err(), Some(Malformed), "{short} bytes");
+        }
         for unknown in [0, 5, u32::MAX] {
-            let (bytes, len) = record(unknown, 0, b"");
+            let (bytes, len) = record(unknown, (0, 0), b"");
             assert_eq!(decode(&bytes[..len]).err(), Some(Malformed), "kind {unknown}");
         }
     }

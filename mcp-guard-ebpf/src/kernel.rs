@@ -21,6 +21,7 @@ macro_rules! offsets {
 }
 
 offsets! {
+    OFF_BINPRM_EXEC
     OFF_CGROUP_KN
     OFF_CGROUP_ROOT
     OFF_CGROUP_SELF
@@ -58,6 +59,10 @@ unsafe fn load<T: Copy>(base: Ptr, offset: &Global<u64>) -> T {
 /// A `task_struct` that a tracepoint passed to its program.
 #[derive(Clone, Copy)]
 pub struct Task(pub Ptr);
+
+/// The `linux_binprm` of an exec that has succeeded.
+#[derive(Clone, Copy)]
+pub struct Exec(pub Ptr);
 
 /// A `cgroup` of any hierarchy.
 #[derive(Clone, Copy)]
@@ -140,6 +145,17 @@ impl Task {
             let mm = load(self.0, &OFF_TASK_MM);
             (load(mm, &OFF_MM_ARG_START), load(mm, &OFF_MM_ARG_END))
         }
+    }
+}
+
+impl Exec {
+    /// Returns where the path that was given to `execve` is in the new program's memory, as a string: the
+    /// kernel puts it above the environment (`AT_EXECFN`). For a `#!` script, it is that of the script. It is
+    /// read from there, because a lockdown may forbid to read `bprm->filename`, which is the same.
+    #[inline(always)]
+    pub fn path(self) -> u64 {
+        // SAFETY: `unsigned long exec` of a linux_binprm.
+        unsafe { load(self.0, &OFF_BINPRM_EXEC) }
     }
 }
 

@@ -4,7 +4,10 @@
 //! positive costs a needless wake-up; a false negative delays the record until the agent's next tick.
 
 use aya_ebpf::Global;
-use mcp_guard_common::{LAUNCHERS, SHORT_ARGV};
+use mcp_guard_common::LAUNCHERS;
+
+/// How many bytes of argv are looked at.
+const LOOKED_AT: u64 = 208;
 
 /// Each name, packed by [`word`]. A launcher that only the policy names waits for the tick.
 #[unsafe(no_mangle)]
@@ -38,19 +41,19 @@ const fn word(name: &[u8]) -> u64 {
 /// a register may have, and there are too many names.
 ///
 /// # Safety
-/// `argv` must point to at least [`SHORT_ARGV`] bytes, of which `len` have been written. `scratch`
+/// `argv` must point to at least [`LOOKED_AT`] bytes, of which `len` have been written. `scratch`
 /// must point to memory of our own that does not overlap them.
 #[inline(always)]
 pub unsafe fn may_start(argv: *const u8, len: u64, scratch: *mut u64) -> bool {
     let names = NAMES.load();
-    // SAFETY: the caller guarantees both pointers; `at` is below SHORT_ARGV and below `len`.
+    // SAFETY: the caller guarantees both pointers; `at` is below LOOKED_AT and below `len`.
     unsafe {
         scratch.write_volatile(0);
-        for at in 0..SHORT_ARGV {
-            if at as u64 >= len {
+        for at in 0..LOOKED_AT {
+            if at >= len {
                 break;
             }
-            let byte = argv.add(at).read_volatile();
+            let byte = argv.add(at as usize).read_volatile();
             let seen = scratch.read_volatile();
             if byte == 0 || byte == b'/' || byte == b'.' {
                 if seen != 0 && names.contains(&seen) {

@@ -14,14 +14,17 @@ mod maps;
 use aya_ebpf::{
     Global,
     bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
-    helpers::{bpf_ktime_get_boot_ns, generated::bpf_probe_read_user},
+    helpers::{
+        bpf_ktime_get_boot_ns,
+        generated::{bpf_probe_read_user, bpf_probe_read_user_str},
+    },
     macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
-use kernel::{Cgroup, Task};
+use kernel::{Cgroup, Exec, Task};
 use maps::EVENTS;
 use mcp_guard_common::{
-    ARGV_TRUNCATED, ARGV_UNREAD, Event, ExecRecord, Kind, LONG_ARGV, Loss, NO_GUARD, SHORT_ARGV,
+    ARGV_TRUNCATED, ARGV_UNREAD, EXE_ROOM, EXEC_TEXT, Event, Kind, Loss, NO_GUARD,
 };
 
 /// 0 disables fork, exit and attach records: only totals are kept. The bench measures both modes.
@@ -76,13 +79,8 @@ pub fn exec(ctx: BtfTracePointContext) -> i32 {
     let Some(totals) = maps::totals(guard) else { return 0 };
     // SAFETY: a live map value, and this program alone writes this field.
     unsafe { (*totals).execs += 1 };
-    let (start, end) = task.arguments();
     let event = event(Kind::Exec, guard, cgroup, task, now());
-    if end.wrapping_sub(start) <= SHORT_ARGV as u64 {
-        send_exec::<SHORT_ARGV>(event, start, end);
-    } else {
-        send_exec::<LONG_ARGV>(event, start, end);
-    }
+    send_exec(event, Exec(ctx.arg(2)).path(), task.arguments());
     0
 }
 
@@ -200,6 +198,7 @@ fn event(kind: Kind, guard: u32, cgroup: u64, task: Task, time_ns: u64) -> Event
         parent: 0,
         exit_code: 0,
         argv_len: 0,
+        exe_len: 0,
         flags: 0,
     }
 }
@@ -224,37 +223,43 @@ fn send(event: &Event, payer: u32, number: u64) -> bool {
     is_sent
 }
 
-/// Sends an exec with its argv. A launcher start wakes the agent, which decides on it. Other programs
-/// do not, because a wake-up costs ten times as much as everything else here.
+/// Sends an exec with the path of its executable and its argv. A launcher start wakes the agent, which
+/// decides on it. Other programs do not, because a wake-up costs ten times as much as everything else here.
 #[inline(always)]
-fn send_exec<const N: usize>(mut event: Event, start: u64, end: u64) {
-    let unread = maps::unread_bytes();
-    let guard = event.guard;
-    if !maps::may_send(guard, size_of::<ExecRecord<N>>() as u64, unread, event.time_ns) {
-        return maps::dropped(guard, Loss::OverShare);
-    }
+fn send_exec(mut event: Event, path: u64, (start, end): (u64, u64)) {
     let Some(record) = maps::scratch() else { return };
-    let record = record.cast::<ExecRecord<N>>();
     let wanted = end.wrapping_sub(start);
-    let len = if wanted > N as u64 { N as u64 } else { wanted };
-    // SAFETY: the scratch is an ExecRecord<LONG_ARGV>, N is at least SHORT_ARGV and at most LONG_ARGV, and
-    // `len` is at most N. The fixed part is written last. Only the first `argv_len` bytes of argv are of
-    // this record.
+    let len = if wanted > EXEC_TEXT as u64 { EXEC_TEXT as u64 } else { wanted };
+    let guard = event.guard;
+    // SAFETY: the scratch has room for the longest path and the longest argv. The fixed part is written last.
+    // Only what was read for this record is sent.
     let is_sent = unsafe {
-        let argv = &raw mut (*record).argv;
-        let read = bpf_probe_read_user(argv.cast(), len as u32, start as *const _) == 0;
-        if read {
-            event.argv_len = len as u16;
-            event.flags = if wanted > len { ARGV_TRUNCATED } else { 0 };
-        } else {
+        let text = (&raw mut (*record).text).cast::<u8>();
+        let read = bpf_probe_read_user_str(text.cast(), EXE_ROOM as u32, path as *const _);
+        // The length has the null byte in it. A path that takes all the room was cut, and names nothing.
+        let exe = if read > 0 && read < EXE_ROOM as i64 { read as u64 - 1 } else { 0 };
+        let argv = text.add(exe as usize);
+        let is_read = bpf_probe_read_user(argv.cast(), len as u32, start as *const _) == 0;
+        let total = if is_read { exe + len } else { exe };
+        let total = if total > EXEC_TEXT as u64 { EXEC_TEXT as u64 } else { total };
+        event.exe_len = exe as u8;
+        event.argv_len = (total - exe) as u16;
+        if !is_read {
             maps::count_loss(Loss::ArgvUnread);
             event.flags = ARGV_UNREAD;
+        } else if total - exe < wanted {
+            event.flags = ARGV_TRUNCATED;
+        }
+        let unread = maps::unread_bytes();
+        let bytes = size_of::<Event>() as u64 + total;
+        if !maps::may_send(guard, bytes, unread, event.time_ns) {
+            return maps::dropped(guard, Loss::OverShare);
         }
         let scratch = &raw mut (*record).event.time_ns;
-        let matters = !read || launchers::may_start(argv.cast(), len, scratch);
+        let matters = !is_read || launchers::may_start(argv, total - exe, scratch);
         (*record).event = event;
-        let flags = wake(matters || unread > WAKE_AT.load());
-        EVENTS.output::<ExecRecord<N>>(&*record, flags).is_ok()
+        let record = core::slice::from_raw_parts(record.cast::<u8>(), bytes as usize);
+        EVENTS.output::<[u8]>(record, wake(matters || unread > WAKE_AT.load())).is_ok()
     };
     if !is_sent {
         maps::dropped(guard, Loss::RingFull);

@@ -9,8 +9,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use mcp_guard_common::{
-    CGROUPS_OF_GUARD, ExecRecord, LONG_ARGV, Loss, MAX_CGROUPS, MAX_GUARDS, RING_BYTES, Shared,
-    Totals,
+    CGROUPS_OF_GUARD, ExecRecord, Loss, MAX_CGROUPS, MAX_GUARDS, RING_BYTES, Shared, Totals,
 };
 
 use crate::kernel::{self, Cgroup};
@@ -49,7 +48,7 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 
 /// Where `exec` builds its record. Only that program uses it, and it never runs nested on a CPU.
 #[map]
-static SCRATCH: PerCpuArray<ExecRecord<LONG_ARGV>> = PerCpuArray::with_max_entries(1, 0);
+static SCRATCH: PerCpuArray<ExecRecord> = PerCpuArray::with_max_entries(1, 0);
 
 /// Processes whose end was counted, if the kernel does not report which thread was the last.
 #[map]
@@ -203,7 +202,7 @@ pub fn first_exit(tgid: u32, start: u64) -> bool {
 }
 
 #[inline(always)]
-pub fn scratch() -> Option<*mut ExecRecord<LONG_ARGV>> {
+pub fn scratch() -> Option<*mut ExecRecord> {
     SCRATCH.get_ptr_mut(0)
 }
 

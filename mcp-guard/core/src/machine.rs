@@ -49,6 +49,11 @@ impl Core {
     }
 
     #[must_use]
+    pub fn grammar(&self) -> &Grammar {
+        &self.grammar
+    }
+
+    #[must_use]
     pub fn guard(&self, id: GuardId) -> Option<&Guard> {
         self.guards.get(&id)
     }

@@ -98,7 +98,8 @@ impl LiveProcess {
     fn position_of(&self, new: &Named) -> Option<Position> {
         self.tree?;
         let Running { identity, position } = self.runs.as_ref()?;
-        let is_same = **identity == *new.identity;
+        // Two relative paths of one name may be two files. In one process they are one.
+        let is_same = **identity == *new.identity && (self.has_execed || !new.is_relative);
         let joins = match position {
             // A launcher of another package is a new start. The same one only starts itself again: through `#!`,
             // or by a wrapper script and its shells.

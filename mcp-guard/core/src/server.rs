@@ -53,6 +53,9 @@ pub struct Named {
     pub naming: Naming,
     /// The program runs the server as a child, and waits for it: `npx`, `uv run`, `make`.
     pub launches: bool,
+    /// The identity has a relative path in it, because the working directory is not known. Another server may
+    /// have it, too.
+    pub is_relative: bool,
 }
 
 /// The rule that gave an identity.
@@ -83,6 +86,14 @@ impl Naming {
         }
     }
 
+    /// Returns whether an identity of this kind may be, or contain, a path of a file.
+    fn may_hold_a_path(self) -> bool {
+        match self {
+            Self::Package | Self::Cached | Self::Script => true,
+            Self::Image | Self::Program | Self::Unclear => false,
+        }
+    }
+
     /// Returns whether the server is certainly of a kind that MCP clients start: a launcher's package. Clients of
     /// containers are often jobs of a build.
     #[must_use]
@@ -99,10 +110,23 @@ impl Naming {
 pub struct CommandLine {
     /// NUL-separated, as in `/proc/PID/cmdline`; empty if it could not be read.
     pub argv: Vec<u8>,
-    /// The executable: `/proc/PID/exe`, or the file that was given to `execve`.
+    /// The executable: `/proc/PID/exe`, or the file that was given to `execve`, which may be a script.
     pub exe: Option<Vec<u8>>,
-    /// The working directory, to which a relative path belongs.
+    /// The working directory (`/proc/PID/cwd`), to which a relative path belongs.
     pub cwd: Option<Vec<u8>>,
+}
+
+impl CommandLine {
+    /// Adds what `/proc` shows of the same process, which may run another program by now.
+    #[must_use]
+    pub fn completed_by(self, seen: Self) -> Self {
+        if self.argv.is_empty() {
+            return seen;
+        }
+        let is_same = seen.argv.starts_with(&self.argv);
+        let exe = if executable(&self).is_none() && is_same { seen.exe } else { self.exe };
+        Self { argv: self.argv, exe, cwd: seen.cwd }
+    }
 }
 
 impl From<Vec<u8>> for CommandLine {
@@ -141,13 +165,48 @@ impl Grammar {
     /// Returns what a command line starts. The executable decides if the command line claims another.
     #[must_use]
     pub fn identify(&self, command: &CommandLine) -> Start {
+        let words = self.words(command);
+        let cwd = command.cwd.as_deref().map(argv::text);
+        let cwd = cwd.map(|cwd| cwd.strip_suffix(" (deleted)").unwrap_or(cwd));
+        let mut start = self.walk(&words, Context::top(cwd));
+        if cwd.is_none()
+            && let Start::Server(named) = &mut start
+            && named.naming.may_hold_a_path()
+        {
+            let elsewhere = self.walk(&words, Context::top(Some("/")));
+            named.is_relative = !matches!(elsewhere, Start::Server(other) if other == *named);
+        }
+        start
+    }
+
+    /// Returns whether `/proc` must be asked for more of a process before its server has a name: for the
+    /// executable, if the program was started through a link of the kernel, or for the working directory, if it
+    /// runs a relative file.
+    #[must_use]
+    pub fn lacks(&self, command: &CommandLine) -> bool {
+        let words = self.words(command);
+        let Some(first) = words.first() else { return false };
+        if let Some(tool) = self.tool(argv::program_name(first)) {
+            let claims = !matches!(tool.runs, Runs::Shell | Runs::Wrapper | Runs::Env);
+            let is_relative =
+                || matches!(self.identify(command), Start::Server(named) if named.is_relative);
+            return (claims && executable(command).is_none()) || is_relative();
+        }
+        !claim::names_a_file(first)
+    }
+
+    /// Splits a command line. The first word is the executable, if the command line claims another.
+    fn words<'a>(&self, command: &'a CommandLine) -> Vec<&'a str> {
         let words = argv::split(&command.argv);
-        let words = match command.exe.as_deref().map(argv::text) {
+        match executable(command) {
             Some(exe) => self.checked(exe, words),
             None => words,
-        };
-        self.walk(&words, Context::top(command.cwd.as_deref().map(argv::text)))
+        }
     }
+}
+
+fn executable(command: &CommandLine) -> Option<&str> {
+    claim::executable(argv::text(command.exe.as_deref()?))
 }
 
 #[cfg(test)]

@@ -309,6 +309,7 @@ mod tests {
             parent: 1,
             exit_code: 0,
             argv_len: 0,
+            exe_len: 0,
             flags: 0,
         }
     }

@@ -2,13 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use mcp_guard_common::{ARGV_UNREAD, Kind, NO_GUARD};
+use mcp_guard_common::{Kind, NO_GUARD};
 use mcp_guard_core::{
     Time,
     audit::Record,
     effect::Input,
     id::{GuardId, Pid},
     incident::Hold,
+    registry::ticks,
+    server::CommandLine,
 };
 
 use super::{Agent, TICK, notify::Shown, rescan::Reading};
@@ -233,17 +235,21 @@ impl Agent {
     }
 
     fn input(&self, record: bpf::RingRecord) -> Input {
-        let bpf::RingRecord { kind, event, argv } = record;
+        let bpf::RingRecord { kind, event, exe, argv } = record;
         let (guard, born, pid) = (GuardId(event.guard), Time(event.start_ns), Pid(event.tgid));
         let observe = |pid| self.observer.observe(vec![pid]).pop();
         match kind {
             Kind::Fork => Input::Fork { guard, born, child: pid, parent: Pid(event.parent) },
             Kind::Exec => {
-                // A command line that the kernel side could not read is in `/proc` while the process lives.
-                let unread = event.flags & ARGV_UNREAD != 0;
-                let seen = if unread { observe(pid) } else { None };
-                let seen = seen.map(|seen| seen.command).filter(|seen| !seen.argv.is_empty());
-                let command = seen.unwrap_or_else(|| argv.into());
+                let exe = Some(exe).filter(|exe| !exe.is_empty());
+                let command = CommandLine { argv, exe, cwd: None };
+                // `/proc` has the rest while the process lives.
+                let is_enough = !command.argv.is_empty() && !self.core.grammar().lacks(&command);
+                let seen = if is_enough { None } else { observe(pid) };
+                let command = match seen.filter(|seen| seen.start_ticks == ticks(born)) {
+                    Some(seen) => command.completed_by(seen.command),
+                    None => command,
+                };
                 Input::Exec { guard, born, pid, command }
             }
             Kind::Exit => Input::Exit { guard, pid, code: event.exit_code },

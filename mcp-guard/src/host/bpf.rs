@@ -19,7 +19,7 @@ use aya::{
 };
 use mcp_guard_common::{
     CGROUPS_OF_GUARD, Event, Kind, Loss, MAX_CGROUPS, MAX_GUARDS, RING_BYTES, Shared, Totals,
-    decode,
+    WireRecord, decode,
 };
 use mcp_guard_core::id::{CgroupId, GuardId};
 
@@ -54,7 +54,8 @@ const EPOCH: usize = 4;
 const UNCOUNTED: u64 = 1 << 32;
 
 /// The symbol in the object, the structure, its field, and the field's size in bytes.
-const OFFSETS: [(&str, &str, &str, u64); 19] = [
+const OFFSETS: [(&str, &str, &str, u64); 20] = [
+    ("OFF_BINPRM_EXEC", "linux_binprm", "exec", 8),
     ("OFF_CGROUP_KN", "cgroup", "kn", 8),
     ("OFF_CGROUP_ROOT", "cgroup", "root", 8),
     ("OFF_CGROUP_ROOT_HIERARCHY_ID", "cgroup_root", "hierarchy_id", 4),
@@ -138,6 +139,8 @@ impl Default for KernelOptions {
 pub struct RingRecord {
     pub kind: Kind,
     pub event: Event,
+    /// The file that was given to `execve`. Empty if it is not known.
+    pub exe: Vec<u8>,
     pub argv: Vec<u8>,
 }
 
@@ -442,9 +445,9 @@ impl Kernel {
     pub fn next_record(&mut self) -> Option<RingRecord> {
         while let Some(item) = self.ring.next() {
             match decode(&item) {
-                Ok((kind, event, argv)) => {
-                    let argv = argv.to_vec();
-                    return Some(RingRecord { kind, event, argv });
+                Ok(WireRecord { kind, event, exe, argv }) => {
+                    let (exe, argv) = (exe.to_vec(), argv.to_vec());
+                    return Some(RingRecord { kind, event, exe, argv });
                 }
                 Err(_) => self.malformed += 1,
             }

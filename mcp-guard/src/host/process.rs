@@ -88,6 +88,14 @@ impl OpenProcess {
         Ok(readlinkat(&self.dir, "exe", Vec::new())?.into_bytes())
     }
 
+    /// Returns its working directory, as the kernel shows it.
+    ///
+    /// # Errors
+    /// As for [`OpenProcess::exe`].
+    pub fn cwd(&self) -> io::Result<Vec<u8>> {
+        Ok(readlinkat(&self.dir, "cwd", Vec::new())?.into_bytes())
+    }
+
     /// Returns the metadata of the file of its program, even if that file was removed. The server of
     /// its file system is not asked, because it may not answer.
     ///
@@ -284,9 +292,13 @@ pub(super) fn read_at_most(fd: &OwnedFd, limit: usize) -> io::Result<Vec<u8>> {
 /// line can hang, so call this only through [`super::observer`].
 pub(super) fn observe(pid: Pid) -> Option<Observed> {
     let process = OpenProcess::open(pid).ok()?;
+    let exe = process.exe().ok();
     let argv = process.read("cmdline", MAX_ARGV).ok()?;
-    // The stat line is read second: a process that execs in between is seen as it was before.
-    observed(&process, argv.into())
+    let cwd = process.cwd().ok();
+    // If it runs another program meanwhile, the executable may not be that of the command line.
+    let exe = exe.filter(|exe| process.exe().is_ok_and(|now| now == *exe));
+    // The stat line is read last: a process that execs in between is seen as it was before.
+    observed(&process, CommandLine { argv, exe, cwd })
 }
 
 /// Reads a process without its command line, which cannot hang.
@@ -370,5 +382,8 @@ mod tests {
         assert!(!is_alive(me.pid, Ticks(me.start_ticks.0 + 1)));
         assert!(still_runs(&pidfd(me.pid).expect("we run")));
         assert!(!me.command.argv.is_empty());
+        let path = |path: std::path::PathBuf| Some(path.into_os_string().into_encoded_bytes());
+        assert_eq!(me.command.exe, path(std::env::current_exe().expect("we run")));
+        assert_eq!(me.command.cwd, path(std::env::current_dir().expect("it exists")));
     }
 }

@@ -34,6 +34,7 @@ struct Shown {
     parent: u32,
     start_ticks: u64,
     argv: Vec<u8>,
+    exe: Vec<u8>,
 }
 
 fn shown(pid: u32) -> Shown {
@@ -41,7 +42,10 @@ fn shown(pid: u32) -> Shown {
     let (_, after_name) = stat.rsplit_once(')').unwrap();
     let fields: Vec<&str> = after_name.split_whitespace().collect();
     let argv = fs::read(format!("/proc/{pid}/cmdline")).unwrap();
-    Shown { parent: fields[1].parse().unwrap(), start_ticks: fields[19].parse().unwrap(), argv }
+    let exe =
+        fs::read_link(format!("/proc/{pid}/exe")).unwrap().into_os_string().into_encoded_bytes();
+    let (parent, start_ticks) = (fields[1].parse().unwrap(), fields[19].parse().unwrap());
+    Shown { parent, start_ticks, argv, exe }
 }
 
 /// Returns whether the tracepoint reports which thread was the last of its process.
@@ -83,7 +87,7 @@ fn the_programs_read_the_same_facts_as_proc() {
         if came == Kind::Fork {
             assert_eq!(birth.event.parent, shown.parent);
         }
-        assert_eq!(exec.argv, shown.argv);
+        assert_eq!((&exec.argv, &exec.exe), (&shown.argv, &shown.exe));
         assert_eq!(exit.event.exit_code, if *pid == gateway { SIGKILL } else { 0 });
     }
     let totals = kernel.totals(GUARD).unwrap();

@@ -36,6 +36,14 @@ impl Fixture {
     }
 }
 
+fn exec_in(fixture: &mut Fixture, pid: u32, cwd: Option<&str>, words: &str) {
+    fixture.now += SECOND;
+    let now = Time(fixture.now);
+    let cwd = cwd.map(|cwd| cwd.as_bytes().to_vec());
+    let command = CommandLine { cwd, ..command(words) };
+    fixture.registry.exec(now, now, Pid(pid), &command, &GRAMMAR);
+}
+
 fn command(words: &str) -> CommandLine {
     words.split('|').flat_map(|word| word.bytes().chain([0])).collect::<Vec<u8>>().into()
 }
@@ -370,6 +378,30 @@ fn workers_belong_to_their_parent() {
     fixture.fork(1, 50);
     assert_eq!(fixture.live("/srv/cluster.js"), (1, 1));
     assert_eq!(fixture.registry.trees()[0].1.len(), 34);
+}
+
+/// A gateway and its servers may each be a `server.js` in a folder of their own.
+#[test]
+fn a_relative_file_belongs_to_its_folder() {
+    let mut fixture = Fixture::new();
+    exec_in(&mut fixture, 1, Some("/srv/gateway"), "node|server.js");
+    fixture.fork(1, 10);
+    exec_in(&mut fixture, 10, Some("/srv/time"), "node|server.js");
+    fixture.fork(1, 20);
+    exec_in(&mut fixture, 20, Some("/srv/gateway"), "node|server.js");
+    assert_eq!(fixture.live("/srv/gateway/server.js"), (1, 1), "with its worker");
+    assert_eq!(fixture.live("/srv/time/server.js"), (1, 1));
+}
+
+/// The process may have ended before its folder was read.
+#[test]
+fn a_relative_file_without_its_folder_is_a_server_of_its_own() {
+    let mut fixture = Fixture::new();
+    exec_in(&mut fixture, 1, None, "node|server.js");
+    fixture.fork(1, 10);
+    exec_in(&mut fixture, 10, None, "/usr/bin/env|node|server.js");
+    exec_in(&mut fixture, 10, None, "node|server.js");
+    assert_eq!(fixture.live("server.js"), (2, 2));
 }
 
 #[test]

@@ -29,8 +29,8 @@ pub(super) const SUFFIXES: [&str; 4] = [".js", ".cjs", ".mjs", ".py"];
 pub(super) fn program_name(path: &str) -> &str {
     let name = base_name(path);
     let name = name.strip_prefix('-').unwrap_or(name);
-    if is_python(name) {
-        return "python";
+    if let Some(interpreter) = interpreter(name) {
+        return interpreter;
     }
     let name = SUFFIXES.iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name);
     if let Some(name) = name.strip_suffix("-cli").filter(|name| matches!(*name, "npm" | "npx")) {
@@ -42,10 +42,20 @@ pub(super) fn program_name(path: &str) -> &str {
     }
 }
 
-fn is_python(name: &str) -> bool {
-    ["python", "pypy"].iter().any(|python| {
-        name.strip_prefix(python).is_some_and(|rest| rest.is_empty() || is_version(rest))
-    })
+/// Returns the interpreter whose name is followed by a version, or by nothing.
+fn interpreter(name: &str) -> Option<&'static str> {
+    const NAMES: [(&str, &str); 7] = [
+        ("python", "python"),
+        ("pypy", "python"),
+        ("nodejs", "node"),
+        ("node", "node"),
+        ("ruby", "ruby"),
+        ("php", "php"),
+        ("perl", "perl"),
+    ];
+    let is_rest = |rest: &str| rest.is_empty() || is_version(rest);
+    let found = NAMES.iter().find(|(start, _)| name.strip_prefix(start).is_some_and(is_rest));
+    found.map(|(_, interpreter)| *interpreter)
 }
 
 /// Returns whether `text` is a version, which no program has as its name.

@@ -16,12 +16,29 @@ const ALIASES: [(&str, &str); 3] = [("bun", "bunx"), ("uv", "uvx"), ("podman", "
 /// Executables that run a program of another kind: emulators, and the dynamic linker.
 const LOADERS: [&str; 2] = ["qemu-", "ld-linux"];
 
+/// Returns the executable as a path or a name. `None` if it names no file.
+pub(super) fn executable(exe: &str) -> Option<&str> {
+    let exe = exe.strip_suffix(" (deleted)").unwrap_or(exe);
+    let name = match exe.strip_prefix("/memfd:") {
+        // Somebody made a copy of itself: `memfd:runc_cloned:/proc/self/exe`.
+        Some(name) => Some(name).filter(|name| !name.contains('/')),
+        None => Some(exe).filter(|exe| names_a_file(exe)),
+    };
+    name.filter(|name| !name.is_empty())
+}
+
+/// Returns whether a path says which file it is. Not if it is a link of the kernel, through which a program starts
+/// itself again: `/proc/self/exe`, `/dev/fd/3`.
+pub(super) fn names_a_file(path: &str) -> bool {
+    let is_link = ["/proc/", "/dev/fd/"].iter().any(|folder| path.starts_with(folder));
+    let name = base_name(path);
+    !is_link || (name != "exe" && !name.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 impl Grammar {
     /// Returns the words with the executable as the first, if the first claims another program.
     pub(super) fn checked<'a>(&self, exe: &'a str, words: Vec<&'a str>) -> Vec<&'a str> {
-        let exe = exe.strip_suffix(" (deleted)").unwrap_or(exe);
         match words.first() {
-            _ if exe.is_empty() => words,
             Some(first) if self.agrees(exe, first, &words[1..]) => words,
             Some(_) | None => [exe].into_iter().chain(words.into_iter().skip(1)).collect(),
         }
@@ -56,7 +73,7 @@ impl Grammar {
         }
     }
 
-    fn tool(&self, program: &str) -> Option<&KnownProgram> {
+    pub(super) fn tool(&self, program: &str) -> Option<&KnownProgram> {
         self.tools.iter().find(|tool| tool.is_named(program))
     }
 }

@@ -18,16 +18,17 @@ fn start(exe: Option<&str>, words: &str, cwd: Option<&str>) -> Start {
     plain(GRAMMAR.identify(&CommandLine { argv: joined(words), exe, cwd }))
 }
 
-/// Leaves out whether the program is a launcher.
+/// Leaves out whether the program is a launcher, and whether a path is relative.
 fn plain(mut start: Start) -> Start {
     if let Start::Server(named) = &mut start {
-        named.launches = false;
+        (named.launches, named.is_relative) = (false, false);
     }
     start
 }
 
 fn server(identity: &str, naming: Naming) -> Start {
-    Start::Server(Named { identity: identity.to_owned(), naming, launches: false })
+    let (launches, is_relative) = (false, false);
+    Start::Server(Named { identity: identity.to_owned(), naming, launches, is_relative })
 }
 
 #[test]
@@ -98,6 +99,13 @@ fn the_executable_decides_where_the_first_word_lies() {
         ("/usr/bin/node", "some title with words", "node", Unclear),
         ("/usr/bin/python3.11", "gunicorn: worker [app]", "python", Unclear),
         ("/usr/sbin/nginx", "nginx: master process /usr/sbin/nginx", "nginx", Program),
+        ("/opt/chrome/chrome", "/proc/self/exe|--type=zygote", "chrome", Program),
+        ("/memfd:evil (deleted)", "npx|-y|a", "evil", Program),
+        // It names no file, so the command line is believed.
+        ("/proc/self/exe", "npx|-y|a", "a", Package),
+        ("/dev/fd/7", "npx|-y|a", "a", Package),
+        ("/memfd:runc_cloned:/proc/self/exe (deleted)", "runc|init", "runc init", Program),
+        ("/proc/self/exe", "/proc/self/exe|--type=zygote", "exe", Unclear),
         // The truth, by another name.
         ("/usr/bin/node", "npm exec a", "a", Package),
         ("/usr/bin/npx", "node|/usr/bin/npx|-y|a", "a", Package),
@@ -106,6 +114,10 @@ fn the_executable_decides_where_the_first_word_lies() {
         ("/usr/bin/node", "nodejs|/srv/a.js", "/srv/a.js", Script),
         ("/usr/bin/python3.11", "/srv/venv/bin/python|-m|x", "x", Script),
         ("/home/u/.volta/bin/volta-shim", "npx|-y|a", "a", Package),
+        ("/memfd:npx (deleted)", "npx|-y|a", "a", Package),
+        ("/proc/7/root/usr/bin/node", "figma|/srv/a.js", "/srv/a.js", Script),
+        ("/usr/bin/perl5.36.0", "perl|/srv/a.pl", "/srv/a.pl", Script),
+        ("/usr/bin/php8.2", "php|/srv/a.php", "/srv/a.php", Script),
         ("/usr/local/bin/bun", "bunx|a", "a", Package),
         (
             "/home/u/.local/share/claude/versions/1.0.30",
@@ -121,6 +133,38 @@ fn the_executable_decides_where_the_first_word_lies() {
     for words in ["sh|-c|x", "npx|-y|a"] {
         assert_eq!(start(Some("/bin/busybox"), words, None), Start::Shell, "{words}");
     }
+}
+
+#[test]
+fn a_relative_file_and_a_link_of_the_kernel_need_more_than_the_command_line() {
+    let lacks = |exe: &str, words: &str, cwd: Option<&str>| {
+        let [exe, cwd] = [Some(exe), cwd].map(|text| text.map(|text| text.as_bytes().to_vec()));
+        GRAMMAR.lacks(&CommandLine { argv: joined(words), exe, cwd })
+    };
+    let cases = [
+        ("/usr/bin/node", "node|dist/a.js", true),
+        ("/usr/bin/node", "innocent|dist/a.js", true),
+        ("/usr/bin/env", "env|node|a.js", true),
+        ("/usr/bin/npx", "node|/usr/bin/npx|tsx|src/a.ts", true),
+        ("/usr/bin/uv", "uv|run|--directory|sub|server.py", true),
+        ("/usr/bin/node", "node|/srv/a.js", false),
+        ("/usr/bin/npx", "node|/usr/bin/npx|-y|a", false),
+        ("/usr/bin/python3", "python3|-m|server", false),
+        ("/usr/bin/make", "make|serve", false),
+        ("/usr/bin/gcc", "gcc|-c|a.c", false),
+        ("/bin/sh", "sh|-c|node a.js", false),
+        // The kernel says nothing of the executable.
+        ("/proc/self/exe", "/proc/self/exe|--type=zygote", true),
+        ("/proc/self/exe", "npx|-y|a", true),
+        ("", "npx|-y|a", true),
+        ("/proc/self/exe", "grep|x", false),
+        ("/proc/self/exe", "sh|-c|x", false),
+        ("", "", false),
+    ];
+    for (exe, words, expected) in cases {
+        assert_eq!(lacks(exe, words, None), expected, "{exe}: {words}");
+    }
+    assert!(!lacks("/usr/bin/node", "node|dist/a.js", Some("/srv")));
 }
 
 #[test]

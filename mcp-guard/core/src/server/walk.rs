@@ -3,6 +3,7 @@
 use super::{
     Grammar, Named, Naming, Start,
     argv::{base_name, program_name},
+    claim::names_a_file,
     clean::{bounded, clean},
     options::take,
     path,
@@ -291,6 +292,9 @@ impl Grammar {
             Some((program, _)) if arguments.is_empty() => program.trim_end_matches(':'),
             _ => first,
         };
+        if !names_a_file(program) {
+            return unclear(program);
+        }
         if program.contains('/')
             && let Some(found) = path::script(program, at.cwd).filter(|found| found.is_cached)
         {
@@ -362,7 +366,8 @@ fn joined(tool: &KnownProgram, package: &str, inner: &str) -> String {
 fn named(name: &str, naming: Naming) -> Start {
     let (name, naming) =
         if name.trim().is_empty() { (NAMELESS, Naming::Unclear) } else { (name, naming) };
-    Start::Server(Named { identity: bounded(name), naming, launches: false })
+    let identity = bounded(name);
+    Start::Server(Named { identity, naming, launches: false, is_relative: false })
 }
 
 fn unclear(program: &str) -> Start {
