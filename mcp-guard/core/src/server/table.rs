@@ -453,7 +453,7 @@ pub(super) const TABLE: &[Group] = &[
     Group {
         options: TS_NODE,
         programs: &[("ts-node ts-node-esm", "", Runs::Script(Spec::File))],
-        ..LAUNCHING
+        ..SCRIPTS
     },
     Group {
         options: FASTMCP,
@@ -463,7 +463,7 @@ pub(super) const TABLE: &[Group] = &[
             ("mcp", "run", Runs::Script(Spec::File)),
             ("mcp", "dev", Runs::Script(Spec::File)),
         ],
-        ..LAUNCHING
+        ..SCRIPTS
     },
     Group {
         options: MCP_REMOTE,

@@ -245,7 +245,16 @@ fn launchers_run_their_server_as_a_child() {
     ] {
         assert!(launches(words), "{words}");
     }
-    for words in ["node|a.js", "python|-m|a", "docker|run|-i|a", "bun|a.ts", "/opt/a|serve"] {
+    for words in [
+        "node|a.js",
+        "python|-m|a",
+        "docker|run|-i|a",
+        "bun|a.ts",
+        "/opt/a|serve",
+        "ts-node|a.ts",
+        "fastmcp|run|a.py",
+        "mcp|run|a.py",
+    ] {
         assert!(!launches(words), "{words}");
     }
 }

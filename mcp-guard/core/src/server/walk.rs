@@ -374,11 +374,12 @@ fn unclear(program: &str) -> Start {
     named(&clean(base_name(program)), Naming::Unclear)
 }
 
-/// Returns whether a word may be part of a program's name: a command of it, and no secret.
+/// Returns whether a word may be part of a program's name: a command of it, and no secret. One with a number
+/// may be another in each start: `job-17`.
 fn is_plain(word: &str) -> bool {
     word.len() <= MAX_WORD
         && word.starts_with(|c: char| c.is_ascii_lowercase())
-        && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && word.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')
         && !TRANSPORTS.contains(&word)
         && redact::text(word) == word
 }

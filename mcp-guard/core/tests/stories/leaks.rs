@@ -26,6 +26,7 @@ fn one_a_minute_by_every_kind_of_program() {
     leak(MINUTE, 3, &["docker run -i --rm mcp/time"]);
     leak(MINUTE, 3, &["/bin/sh -c node", "node /srv/x/index.js"]);
     leak(MINUTE, 3, &["claude mcp serve"]);
+    leak(MINUTE, 3, &["/usr/local/bin/tool run job-{}"]);
     leak(MINUTE, 3, &["bun my-mcp-server.js"]);
     leak(MINUTE, 3, &["pnpm exec gitnexus mcp", "node /srv/gitnexus/dist/cli/index.js mcp"]);
 }

@@ -298,6 +298,9 @@ pub(super) const OTHERS: &[Row] = &[
     ("tool|--token|t|serve", "tool", Program),
     ("tool|serve|hunter|two|three", "tool serve hunter", Program),
     ("tool|Word", "tool", Program),
+    // A number may be another one each time.
+    ("tool|job-17", "tool", Program),
+    ("tool|run|session7|x", "tool run", Program),
     ("tool|postgresql://u:p@h/d", "tool", Program),
     ("nginx: master process /usr/sbin/nginx -g daemon off;", "nginx", Program),
     ("https://u:p@h/tool?k=v", "tool", Program),
