@@ -7,6 +7,7 @@
 
 mod ages;
 mod identity;
+mod rescan;
 mod servers;
 
 use std::{
@@ -66,6 +67,8 @@ struct LiveProcess {
     runs: Option<Running>,
     /// It has run a program itself, and does not only continue what its parent was.
     has_execed: bool,
+    /// The command line of that program, as [`CommandLine::fingerprint`].
+    command: u64,
     /// It is a shell or a wrapper, and starts what it was told to start.
     is_wrapper: bool,
 }
@@ -90,7 +93,14 @@ enum Position {
 
 impl LiveProcess {
     fn alone(born: Time) -> Self {
-        Self { born, parent: Pid(0), tree: None, runs: None, has_execed: false, is_wrapper: false }
+        let (parent, has_execed, is_wrapper) = (Pid(0), false, false);
+        Self { born, parent, tree: None, runs: None, has_execed, command: 0, is_wrapper }
+    }
+
+    /// Returns whether it is a launcher itself, and not only one of its shells.
+    fn is_launcher(&self) -> bool {
+        let launches = |runs: &Running| runs.position == Position::Launcher;
+        self.has_execed && self.runs.as_ref().is_some_and(launches)
     }
 
     /// Returns the position of a new program of this process in its present server, or `None` if it is a new
@@ -153,6 +163,14 @@ pub struct ServerEnd {
     pub started: Time,
 }
 
+/// Why a process leaves a server.
+#[derive(Clone, Copy)]
+enum Departure {
+    End,
+    /// It belongs to another server. If it was the last process here, this start was none.
+    Mistake,
+}
+
 /// An event that begins or continues a server, and its time.
 #[derive(Clone, Copy)]
 struct Sighting<'a> {
@@ -161,6 +179,8 @@ struct Sighting<'a> {
     /// When we learned of it: later, if it was found in `/proc`.
     learned: Time,
     start: &'a Start,
+    /// See [`LiveProcess::command`].
+    command: u64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -269,8 +289,7 @@ impl Registry {
             Some(parent) => (parent.tree, parent.runs.clone()),
             None => (None, None),
         };
-        let (has_execed, is_wrapper) = (false, false);
-        self.add(child, LiveProcess { born, parent, tree, runs, has_execed, is_wrapper });
+        self.add(child, LiveProcess { parent, tree, runs, ..LiveProcess::alone(born) });
     }
 
     pub fn exec(
@@ -284,8 +303,8 @@ impl Registry {
         if !self.holds(pid) {
             self.add(pid, LiveProcess::alone(born));
         }
-        let start = &grammar.identify(command);
-        self.run(pid, Sighting { at: now, learned: now, start });
+        let (start, command) = (&grammar.identify(command), command.fingerprint());
+        self.run(pid, Sighting { at: now, learned: now, start, command });
     }
 
     /// Adds a process that was moved in from outside: a `docker exec`, or a container's first
@@ -311,7 +330,7 @@ impl Registry {
     pub fn exit(&mut self, pid: Pid) -> Option<Exited> {
         let process = self.processes.remove(&pid)?;
         self.births.remove(&(process.born, pid));
-        Some(Exited { server: self.leave(process.tree) })
+        Some(Exited { server: self.leave(process.tree, Departure::End) })
     }
 
     /// Notes that a process did something: its server is in use, and those around it are.
@@ -346,85 +365,8 @@ impl Registry {
         }
     }
 
-    /// Makes the registry match what `/proc` shows now. Known processes keep their history.
-    pub fn reconcile(&mut self, now: Time, mut seen: Vec<Observed>, grammar: &Grammar) {
-        seen.sort_unstable_by_key(|process| (process.start_ticks, process.pid));
-        let alive: BTreeMap<Pid, Ticks> =
-            seen.iter().map(|process| (process.pid, process.start_ticks)).collect();
-        let gone: Vec<Pid> = self
-            .processes
-            .iter()
-            .filter(|(pid, known)| alive.get(pid) != Some(&ticks(known.born)))
-            .map(|(pid, _)| *pid)
-            .collect();
-        for pid in gone {
-            self.exit(pid);
-        }
-        // Known processes whose program is found only now, because the record of it was lost.
-        let mut found = BTreeSet::new();
-        for process in seen {
-            let pid = process.pid;
-            let before = self.processes.get(&pid).map(|known| (known.tree, known.parent));
-            let Some((tree, parent)) = before else {
-                self.observe(now, &process, grammar);
-                // Its children may be known: only the record of its own birth was lost.
-                found.insert(pid);
-                continue;
-            };
-            let has_found_parent = found.contains(&parent) || self.adopt(&process);
-            if has_found_parent {
-                self.begin_again(pid);
-            }
-            self.observe(now, &process, grammar);
-            if has_found_parent || self.tree_of(pid) != tree {
-                found.insert(pid);
-            }
-        }
-    }
-
-    /// Gives a process its parent, if the record of its birth was lost and it was taken for a start of its own.
-    fn adopt(&mut self, seen: &Observed) -> bool {
-        let has_parent = seen.parent != seen.pid && self.holds(seen.parent);
-        match self.processes.get_mut(&seen.pid) {
-            Some(known)
-                if known.parent == Pid(0) && has_parent && !seen.command.argv.is_empty() =>
-            {
-                known.parent = seen.parent;
-                true
-            }
-            Some(_) | None => false,
-        }
-    }
-
-    /// Makes a process what its parent turns out to be. Whether it was born before the parent ran that program is
-    /// unknown here, but it is rare.
-    fn begin_again(&mut self, pid: Pid) {
-        let parent = self.processes.get(&pid).map(|known| known.parent);
-        let Some(parent) = parent.and_then(|parent| self.processes.get(&parent)) else { return };
-        let (tree, runs) = (parent.tree, parent.runs.clone());
-        self.enter(tree);
-        let Some(process) = self.processes.get_mut(&pid) else { return };
-        (process.runs, process.has_execed) = (runs, false);
-        let left = mem::replace(&mut process.tree, tree);
-        self.leave(left);
-    }
-
     fn tree_of(&self, pid: Pid) -> Option<TreeId> {
         self.processes.get(&pid)?.tree
-    }
-
-    fn observe(&mut self, now: Time, seen: &Observed, grammar: &Grammar) {
-        let born = Time(seen.start_ticks.0.saturating_mul(TICK_NS));
-        if !self.holds(seen.pid) {
-            self.fork(born, seen.pid, seen.parent);
-        }
-        let Some(known) = self.processes.get(&seen.pid) else { return };
-        // An unreadable command line says nothing, and a process that renamed itself is what it was.
-        if seen.command.argv.is_empty() || known.has_execed {
-            return;
-        }
-        let start = &grammar.identify(&seen.command);
-        self.run(seen.pid, Sighting { at: known.born, learned: now, start });
     }
 
     fn run(&mut self, pid: Pid, seen: Sighting<'_>) {
@@ -442,6 +384,7 @@ impl Registry {
         if let Some(process) = self.processes.get_mut(&pid) {
             process.runs = Some(Running { identity: identity.into(), position });
             process.has_execed = true;
+            process.command = seen.command;
         }
     }
 
@@ -471,7 +414,7 @@ impl Registry {
         if seen.learned.since(seen.at) < servers::PROMPT {
             self.begun.push(pid);
         }
-        self.leave(outer);
+        self.leave(outer, Departure::End);
     }
 
     /// Returns whether `identity` can be tracked separately.
@@ -500,7 +443,7 @@ impl Registry {
     }
 
     /// Counts one process of a server less. Returns the server if that was the last one.
-    fn leave(&mut self, tree: Option<TreeId>) -> Option<ServerEnd> {
+    fn leave(&mut self, tree: Option<TreeId>, departure: Departure) -> Option<ServerEnd> {
         let id = tree?;
         let tree = self.trees.get_mut(&id)?;
         tree.members -= 1;
@@ -515,7 +458,10 @@ impl Registry {
         if identity.matters() {
             self.changed.insert(name.clone());
         }
-        let remains = identity.end((started, active), id, is_firm);
+        let remains = match departure {
+            Departure::End => identity.end((started, active), id, is_firm),
+            Departure::Mistake => identity.withdraw((started, active), id, is_firm),
+        };
         self.live_identities[usize::from(is_firm)] -= usize::from(identity.of_kind(is_firm) == 0);
         match remains {
             Remains::Live => {}

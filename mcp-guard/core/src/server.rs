@@ -28,6 +28,8 @@ mod table;
 mod tool;
 mod walk;
 
+use std::hash::{DefaultHasher, Hasher as _};
+
 pub use self::launcher::Launcher;
 use self::{
     table::{Runs, TABLE},
@@ -117,6 +119,23 @@ pub struct CommandLine {
 }
 
 impl CommandLine {
+    /// Returns a number that two command lines share by chance only.
+    #[must_use]
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(&self.argv);
+        hasher.finish()
+    }
+
+    /// Returns whether the process was started like this: it was not cut, and the process has not overwritten it
+    /// with a title, which is one string, or has more than one null byte behind it.
+    #[must_use]
+    pub fn is_as_started(&self) -> bool {
+        let Some(words) = self.argv.strip_suffix(b"\0") else { return false };
+        let is_path = || self.exe.as_deref() == Some(words);
+        !words.ends_with(b"\0") && (words.contains(&0) || is_path())
+    }
+
     /// Adds what `/proc` shows of the same process, which may run another program by now.
     #[must_use]
     pub fn completed_by(self, seen: Self) -> Self {

@@ -209,16 +209,39 @@ impl Identity {
         is_firm: bool,
     ) -> Remains {
         self.ended += 1;
-        self.live.remove(started.at, (tree, started.ended_before));
-        if is_firm {
-            self.idle.remove(active, tree);
-        }
+        self.remove((started, active), tree, is_firm);
         let live = self.live.len();
         if self.crest >= live + FALL {
             self.usual = self.usual.max(self.crest);
             self.crest = live;
         }
-        match live {
+        self.remains()
+    }
+
+    /// Takes back a start that was none.
+    pub(super) fn withdraw(
+        &mut self,
+        (started, active): (Started, Time),
+        tree: TreeId,
+        is_firm: bool,
+    ) -> Remains {
+        self.starts -= 1;
+        self.remove((started, active), tree, is_firm);
+        if is_firm && let Ok(place) = self.recent.binary_search(&started.at) {
+            self.recent.remove(place);
+        }
+        self.remains()
+    }
+
+    fn remove(&mut self, (started, active): (Started, Time), tree: TreeId, is_firm: bool) {
+        self.live.remove(started.at, (tree, started.ended_before));
+        if is_firm {
+            self.idle.remove(active, tree);
+        }
+    }
+
+    fn remains(&self) -> Remains {
+        match self.live.len() {
             0 if self.has_launched || self.usual > 0 => Remains::Memory,
             0 => Remains::Nothing,
             _ => Remains::Live,

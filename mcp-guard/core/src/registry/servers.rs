@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, mem, time::Duration};
 
-use super::{Position, Registry, Tree, TreeId, ticks};
+use super::{Registry, Tree, TreeId, ticks};
 use crate::{
     Time,
     evidence::{Known, ServerSeen, StdioAtExec, Use},
@@ -100,9 +100,7 @@ impl Registry {
             };
             // One more than allowed, so that it can be told from as many as allowed.
             if members.len() <= MAX_MEMBERS {
-                let is_launcher = process.has_execed
-                    && process.runs.as_ref().is_some_and(|run| run.position == Position::Launcher);
-                let start_ticks = ticks(process.born);
+                let (start_ticks, is_launcher) = (ticks(process.born), process.is_launcher());
                 members.push(Member { pid: *pid, start_ticks, is_launcher });
             }
         }

@@ -1,3 +1,4 @@
+mod rescan;
 mod servers;
 
 use std::sync::LazyLock;
@@ -145,115 +146,6 @@ fn a_reused_pid_is_another_process() {
     assert_eq!(fixture.registry.processes(), 1);
 }
 
-fn observed(pid: u32, parent: u32, start_ticks: u64, words: &str) -> Observed {
-    Observed {
-        pid: Pid(pid),
-        start_ticks: Ticks(start_ticks),
-        parent: Pid(parent),
-        command: command(words),
-    }
-}
-
-#[test]
-fn reconcile_finds_trees_orphans_and_dead_processes() {
-    let mut fixture = Fixture::new();
-    fixture.fork(1, 10);
-    fixture.exec(10, "npx|gone");
-    let seen = vec![
-        observed(20, 1, 900, "npm exec @s/p@1||||"),
-        observed(21, 20, 910, "sh|-c|'p'"),
-        observed(22, 21, 911, "node|/c/_npx/0/node_modules/.bin/p"),
-        observed(30, 1, 100, "node|/c/_npx/0/node_modules/.bin/stranded"),
-        observed(40, 1, 50, "node|/srv/gateway.js"),
-    ];
-    fixture.registry.reconcile(Time(fixture.now), seen.clone(), &GRAMMAR);
-    assert_eq!(fixture.live("gone"), (1, 0));
-    assert_eq!(fixture.live("@s/p"), (1, 1));
-    assert_eq!(fixture.live("stranded"), (1, 1));
-    assert_eq!(fixture.registry.pids(), [20, 21, 22, 30, 40].map(Pid));
-    assert_eq!(
-        fixture.registry.identity("@s/p").and_then(|one| one.nth_oldest(1)),
-        Some(Time(9 * SECOND)),
-        "the tree is as old as its process, even if the agent is younger"
-    );
-    fixture.registry.reconcile(Time(fixture.now), seen, &GRAMMAR);
-    assert_eq!(fixture.live("@s/p"), (1, 1), "a second rescan changes nothing");
-}
-
-/// A nearly full ring has no room for the launcher's exec, but still fits small records. The forks
-/// of its shell and its server are reported, but not that their parent is a launcher.
-#[test]
-fn a_server_joins_a_launcher_that_only_a_rescan_finds() {
-    let mut fixture = Fixture::new();
-    for (parent, child) in [(1, 10), (10, 11), (11, 12), (1, 13)] {
-        fixture.fork(parent, child);
-    }
-    fixture.exec(12, "node|/c/_npx/0/node_modules/.bin/p");
-    let server = "node|/c/_npx/0/node_modules/.bin/p";
-    let seen = vec![
-        observed(10, 1, 100, "npm exec @s/p@1||||"),
-        observed(11, 10, 200, "sh|-c|'p'"),
-        observed(12, 11, 300, server),
-        observed(13, 1, 400, server),
-    ];
-    for _ in 0..2 {
-        fixture.registry.reconcile(Time(fixture.now), seen.clone(), &GRAMMAR);
-        assert_eq!(fixture.live("@s/p"), (1, 1));
-        assert_eq!(fixture.live("p"), (2, 1), "the server without a launcher above it");
-    }
-    fixture.registry.exit(Pid(10));
-    fixture.registry.exit(Pid(11));
-    assert_eq!(fixture.live("@s/p"), (1, 1), "the server still runs");
-    fixture.registry.exit(Pid(12));
-    assert_eq!(fixture.live("@s/p"), (1, 0));
-}
-
-/// The record of the birth of its leaf was lost, so the leaf was taken for a server without a launcher.
-#[test]
-fn a_leaf_whose_birth_was_lost_joins_its_launcher() {
-    let leaf = "node|/c/_npx/0/node_modules/.bin/figma-mcp";
-    let mut fixture = Fixture::new();
-    fixture.exec(9, "gateway");
-    fixture.fork(9, 10);
-    fixture.exec(10, "npm exec figma-mcp");
-    fixture.exec(11, leaf);
-    assert_eq!(fixture.live("figma-mcp").1, 2);
-    let ticks = |pid: u32| fixture.registry.processes[&Pid(pid)].born.0 / TICK_NS;
-    let seen = vec![
-        observed(9, 1, ticks(9), "gateway"),
-        observed(10, 9, ticks(10), "npm exec figma-mcp"),
-        observed(11, 10, ticks(11), leaf),
-    ];
-    fixture.registry.reconcile(Time(fixture.now), seen, &GRAMMAR);
-    assert_eq!(fixture.live("figma-mcp").1, 1);
-}
-
-#[test]
-fn a_leaf_joins_a_launcher_whose_birth_was_lost() {
-    let leaf = "node|/c/_npx/0/node_modules/.bin/figma-mcp";
-    let mut fixture = Fixture::new();
-    fixture.exec(9, "gateway");
-    // The parent is not known.
-    fixture.fork(10, 11);
-    fixture.exec(11, leaf);
-    let ticks = |pid: u32| fixture.registry.processes[&Pid(pid)].born.0 / TICK_NS;
-    let seen = vec![
-        observed(9, 1, ticks(9), "gateway"),
-        observed(10, 9, ticks(9) + 1, "npm exec figma-mcp"),
-        observed(11, 10, ticks(11), leaf),
-    ];
-    fixture.registry.reconcile(Time(fixture.now), seen, &GRAMMAR);
-    assert_eq!(fixture.live("figma-mcp").1, 1);
-}
-
-#[test]
-fn a_record_read_after_the_rescan_that_saw_its_process_changes_nothing() {
-    let mut registry = Registry::default();
-    registry.reconcile(Time(10 * SECOND), vec![observed(20, 1, 900, "npx|a")], &GRAMMAR);
-    registry.fork(Time(9 * SECOND + 5), Pid(20), Pid(1));
-    assert_eq!(registry.identity("a").map(|a| (a.starts, a.live())), Some((1, 1)));
-}
-
 #[test]
 fn identities_beyond_the_bound_share_a_name() {
     let mut registry = Registry::default();
@@ -340,6 +232,20 @@ fn wrappers_and_shells_are_merged_into_the_server_they_start() {
     assert_eq!(fixture.registry.trees().len(), 3);
 }
 
+/// They run the script themselves, so what they start is not the script.
+#[test]
+fn servers_of_a_gateway_that_is_interpreted_are_servers() {
+    for gateway in ["ts-node|/srv/gateway.ts", "fastmcp|run|/srv/gateway.py", "mcp|run|/srv/g.py"] {
+        let mut fixture = Fixture::new();
+        fixture.exec(1, gateway);
+        for pid in 10..13 {
+            fixture.fork(1, pid);
+            fixture.exec(pid, "node|/srv/server.js");
+        }
+        assert_eq!(fixture.live("/srv/server.js"), (3, 3), "{gateway}");
+    }
+}
+
 #[test]
 fn a_server_inside_a_server_is_one_of_its_own() {
     let mut fixture = Fixture::new();
@@ -402,20 +308,6 @@ fn a_relative_file_without_its_folder_is_a_server_of_its_own() {
     exec_in(&mut fixture, 10, None, "/usr/bin/env|node|server.js");
     exec_in(&mut fixture, 10, None, "node|server.js");
     assert_eq!(fixture.live("server.js"), (2, 2));
-}
-
-#[test]
-fn a_process_that_renamed_itself_stays_what_it_was() {
-    let mut fixture = Fixture::new();
-    fixture.exec(1, "/srv/bin/gunicorn|app");
-    let mut renamed = observed(1, 0, 100, "gunicorn: master [app]");
-    renamed.command.exe = Some(b"/usr/bin/python3.11".to_vec());
-    fixture.registry.reconcile(Time(fixture.now), vec![renamed.clone()], &GRAMMAR);
-    assert_eq!(fixture.registry.trees().len(), 1);
-    // One that is found like this has no name, and so no server.
-    renamed.pid = Pid(2);
-    fixture.registry.reconcile(Time(fixture.now), vec![renamed], &GRAMMAR);
-    assert_eq!(fixture.registry.trees(), []);
 }
 
 #[derive(Clone, Debug)]
