@@ -253,12 +253,12 @@ impl Default for Tasks {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Growth {
-    /// The detector warns if this many servers of one identity have started steadily and are still alive, and
-    /// the growth has lasted at least ten minutes.
+    /// The detector warns if this many more servers of one identity are alive than ever before, and the growth
+    /// was steady and has lasted at least ten minutes.
     pub warn: usize,
     /// The number of servers, counted as for `warn`, at which the detector acts.
     pub act: usize,
-    /// Only servers that started within this time count for `warn` and `act`.
+    /// Only a growth that began within this time counts for `warn` and `act`.
     #[serde(with = "DurationText")]
     pub within: Duration,
     /// The response when the detector acts.

@@ -1,16 +1,17 @@
-//! G: servers of one identity start again and again and stay, at any pace.
+//! G: more and more servers of one identity live, at any pace.
 //!
-//! It looks at the servers that live now, youngest first: as many as make a leak must have started steadily, and few
-//! others may have ended meanwhile. Start times are enough for that, so nothing is remembered, a pace of one a
-//! minute and one of nine a day are the same, and a restart of the agent loses nothing but the ends before it.
+//! It looks at how many lived at a time, at most, before each of those that live now was started. If that rose
+//! steadily, up to a number that was never reached before, some of the servers stay: all of them, or one session of
+//! five. Only what lives is remembered, a pace of one a minute and one of nine a day are the same, and a restart of
+//! the agent loses nothing but the ends before it.
 //!
 //! It catches a leak of any program that D does not count: `node FILE`, `python -m`, `uv run`, `docker run`, a
 //! browser, a Go binary. It must not be raised by a pool that starts at once and stays, by load that comes and goes,
-//! by servers that replace each other, or by a build. If a number of servers has been reached before and has fallen
-//! again by itself, reaching it again is no growth.
+//! by servers of sessions that end, by servers that replace each other, or by a build: none of them goes beyond what
+//! it reached before.
 //!
-//! The numbers: real leaks start 9 a day to 6 a minute, and end none. Forty users with a server each, or an
-//! autoscaler, stay below `act`.
+//! The numbers: real leaks start 9 a day to 6 a minute. Forty users with a server each, or an autoscaler, stay below
+//! `act`.
 
 use std::time::Duration;
 
@@ -22,16 +23,18 @@ use crate::{
     registry::{Identity, OTHER_IDENTITIES},
 };
 
-/// The period is cut into ten parts. In this many of them, a server must have started that lives.
+/// The period is cut into ten parts. In this many of them, more must have lived than ever before.
 const RISING_TO_WARN: u32 = 5;
 const RISING_TO_ACT: u32 = 6;
 const PARTS: u32 = 10;
 /// The shortest period. A pool may take minutes to start, and what is faster is for the other detectors.
 const SHORTEST: Duration = Duration::from_secs(600);
-/// How many periods are tried, each with half as many servers more: from 60 up to 1,000.
+/// How many periods are tried, each with half as much growth more: from 60 up to 1,000.
 const TRIES: u32 = 8;
-/// This share of those that stay must have started since their ends are known: after a restart, a pool whose
-/// servers replace each other looks like a leak.
+/// A period that is longer than the one before by less than this part of it shows nothing new.
+const LONGER_BY: u32 = 4;
+/// This share of the growth must have been seen since the ends are known: after a restart, a pool whose servers
+/// replace each other looks like a leak.
 const KNOWN_SHARE: usize = 6;
 
 /// `room`: what the guard has left until its limit.
@@ -46,11 +49,7 @@ pub fn look(
     if identity.is_all_launched() {
         return None;
     }
-    // Load that comes every day and goes again is no leak.
-    let steady = |least: usize, rising| {
-        let is_higher = identity.live() >= identity.usual() + least;
-        is_higher.then(|| steady(now, identity, (least, rising), limits)).flatten()
-    };
+    let steady = |least: usize, rising| steady(now, identity, (least, rising), limits);
     let acts = steady(limits.act, RISING_TO_ACT);
     let warns = || steady(limits.warn, RISING_TO_WARN);
     let Steady { grown, over } = acts.or_else(warns)?;
@@ -80,32 +79,48 @@ fn steady(
     (least, rising): (usize, u32),
     limits: &Growth,
 ) -> Option<Steady> {
-    let mut wanted = least;
+    let (mut wanted, mut looked_at) = (least, Duration::ZERO);
     for _ in 0..TRIES {
-        let from = identity.nth_youngest(wanted)?.min(now.before(SHORTEST));
+        let before = height(identity).checked_sub(wanted)?;
+        let from = identity.began_within(before)?.min(now.before(SHORTEST));
         let over = now.since(from);
         if over > limits.within {
             return None;
         }
-        let grown = identity.stayed_since(from);
-        let is_long = over >= SHORTEST;
-        if is_long && stays(identity, from, grown) && rises(identity, from, over, rising) {
-            return Some(Steady { grown, over });
+        if over >= SHORTEST.max(looked_at + looked_at / LONGER_BY) {
+            let grown = grown_since(identity, from);
+            if is_known(identity, from, grown) && rises(identity, from, over, rising) {
+                return Some(Steady { grown, over });
+            }
+            looked_at = over;
         }
         wanted = wanted.saturating_add(wanted.div_ceil(2));
     }
     None
 }
 
-/// Returns whether a server that lives started in `rising` parts of the period. The latest parts are looked at first:
-/// of a pool that stays, they tell soon enough.
+/// Returns the number that was reached. Sessions come and go, so it is that of the last peak until half of the
+/// servers have ended.
+fn height(identity: &Identity) -> usize {
+    let (live, peak) = (identity.live(), identity.live_peak);
+    if live >= peak.div_ceil(2) { peak } else { live }
+}
+
+/// Returns by how many more servers it is than had lived at a time before.
+fn grown_since(identity: &Identity, from: Time) -> usize {
+    let before = identity.peak_before(from).unwrap_or(identity.live_peak);
+    height(identity).saturating_sub(before)
+}
+
+/// Returns whether more lived than ever before in `rising` parts of the period. The latest parts are looked at
+/// first: of a pool that stays, they tell soon enough.
 fn rises(identity: &Identity, from: Time, over: Duration, rising: u32) -> bool {
     let part = over / PARTS;
-    let (mut later, mut missing) = (0, 0);
+    let (mut later, mut missing) = (identity.live_peak, 0);
     for at in (0..PARTS).rev() {
-        let stayed = identity.stayed_since(from.after(part * at));
-        missing += u32::from(stayed == later);
-        later = stayed;
+        let peak = identity.peak_before(from.after(part * at)).unwrap_or(later);
+        missing += u32::from(peak >= later);
+        later = peak;
         if missing > PARTS - rising {
             return false;
         }
@@ -113,12 +128,10 @@ fn rises(identity: &Identity, from: Time, over: Duration, rising: u32) -> bool {
     true
 }
 
-/// Returns whether fewer than a fifth of the starts have ended, as far as that is known.
-fn stays(identity: &Identity, from: Time, grown: usize) -> bool {
-    let from = from.max(identity.watched());
-    let stayed = identity.stayed_since(from);
-    let ended = identity.ended_since(from);
-    stayed * KNOWN_SHARE >= grown && ended * 4 < count(stayed)
+/// Returns whether enough of a growth happened while ends were known.
+fn is_known(identity: &Identity, from: Time, grown: usize) -> bool {
+    let watched = identity.watched();
+    watched <= from || grown_since(identity, watched) * KNOWN_SHARE >= grown
 }
 
 #[cfg(test)]

@@ -55,6 +55,11 @@ impl<T: Copy + Ord> Ages<T> {
         self.0.get(at).copied()
     }
 
+    /// Returns when the last of those began that come before the first for which `is` is false.
+    pub fn last_of_first(&self, is: impl Fn(T) -> bool) -> Option<Time> {
+        self.nth_oldest(self.0.partition_point(|(_, id)| is(*id)))
+    }
+
     /// Returns when the `n`th oldest began. `n` counts from 1.
     pub fn nth_oldest(&self, n: usize) -> Option<Time> {
         self.0.get(n.checked_sub(1)?).map(|(began, _)| *began)

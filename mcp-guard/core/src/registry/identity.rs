@@ -9,18 +9,18 @@ use crate::Time;
 pub const MAX_STARTS: usize = 4096;
 /// How long a start counts towards a rate.
 pub const STARTS_KEPT: Duration = Duration::from_secs(60);
-/// A fall by this many servers shows that a height was reached by work, and not by a leak.
-const FALL: usize = 10;
+/// An identity that had this many live servers at a time is remembered: to reach that number again is no growth.
+const NOTABLE: usize = 10;
 
 /// The number of a server within its guard. Later ones have higher numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TreeId(pub u64);
 
-/// When a server started, and how many servers of its identity had ended before.
+/// When a server started, and how many of its identity had lived at a time before, at most.
 #[derive(Clone, Copy, Debug)]
 pub struct Started {
     pub at: Time,
-    ended_before: u64,
+    peak_before: usize,
 }
 
 /// The rest of an identity after one of its servers has ended.
@@ -37,24 +37,19 @@ pub enum Remains {
 pub struct Identity {
     /// Servers ever started, including those found when the guard began.
     pub starts: u64,
+    /// The highest number of live servers so far.
     pub live_peak: usize,
     /// Live processes of all its servers.
     pub processes: usize,
-    /// All live servers.
-    pub(super) live: Ages<(TreeId, u64)>,
+    /// All live servers, with the peak before each.
+    pub(super) live: Ages<(TreeId, usize)>,
     /// Those of packages, by when they were last used, or started. Nothing else is certain to
     /// be a server, so nothing else is counted as a duplicate.
     idle: Ages<TreeId>,
     has_launched: bool,
     recent: VecDeque<Time>,
-    /// Servers that have ended since `watched`.
-    ended: u64,
-    /// Since when ends are counted.
+    /// Since when it is watched: what ended before is not known.
     watched: Time,
-    /// The highest number of live servers since the last fall.
-    crest: usize,
-    /// The highest number of live servers from which it fell.
-    usual: usize,
 }
 
 impl Identity {
@@ -67,10 +62,7 @@ impl Identity {
             idle: Ages::default(),
             has_launched: false,
             recent: VecDeque::new(),
-            ended: 0,
             watched,
-            crest: 0,
-            usual: 0,
         }
     }
 
@@ -129,36 +121,24 @@ impl Identity {
         self.starts_within(now, to) - self.starts_within(now, from)
     }
 
-    /// Returns when the `n`th youngest live server started. `n` counts from 1.
+    /// Returns when the youngest live server started before which at most `peak` had lived at a time.
     #[must_use]
-    pub fn nth_youngest(&self, n: usize) -> Option<Time> {
-        self.live.nth_oldest((self.live.len() + 1).checked_sub(n)?)
+    pub fn began_within(&self, peak: usize) -> Option<Time> {
+        self.live.last_of_first(|(_, peak_before)| peak_before <= peak)
     }
 
-    /// Counts the live servers that started at `moment` or later.
+    /// Returns how many had lived at a time, at most, before the first that started at `moment` or later and
+    /// lives.
     #[must_use]
-    pub fn stayed_since(&self, moment: Time) -> usize {
-        self.live.len() - self.live.before(moment)
-    }
-
-    /// Counts the servers that have ended since the first of those that are live now and started at `moment` or
-    /// later.
-    #[must_use]
-    pub fn ended_since(&self, moment: Time) -> u64 {
+    pub fn peak_before(&self, moment: Time) -> Option<usize> {
         let first = self.live.nth(self.live.before(moment));
-        first.map_or(0, |(_, (_, ended_before))| self.ended - ended_before)
+        first.map(|(_, (_, peak_before))| peak_before)
     }
 
     /// Returns since when ends are known.
     #[must_use]
     pub fn watched(&self) -> Time {
         self.watched
-    }
-
-    /// Returns the highest number of live servers from which it fell again, without our doing.
-    #[must_use]
-    pub fn usual(&self) -> usize {
-        self.usual
     }
 
     /// Returns whether detectors look at it: not at the short-lived helpers of a shell script.
@@ -171,17 +151,16 @@ impl Identity {
     }
 
     pub(super) fn start(&mut self, at: Time, tree: TreeId, is_firm: bool) -> Started {
-        let started = Started { at, ended_before: self.ended };
+        let peak_before = self.live_peak;
         self.starts += 1;
-        self.live.insert(at, (tree, self.ended));
-        self.live_peak = self.live_peak.max(self.live.len());
-        self.crest = self.crest.max(self.live.len());
+        self.live.insert(at, (tree, peak_before));
+        self.live_peak = peak_before.max(self.live.len());
         if is_firm {
             self.has_launched = true;
             self.idle.insert(at, tree);
             self.note_start(at);
         }
-        started
+        Started { at, peak_before }
     }
 
     fn note_start(&mut self, at: Time) {
@@ -208,13 +187,7 @@ impl Identity {
         tree: TreeId,
         is_firm: bool,
     ) -> Remains {
-        self.ended += 1;
         self.remove((started, active), tree, is_firm);
-        let live = self.live.len();
-        if self.crest >= live + FALL {
-            self.usual = self.usual.max(self.crest);
-            self.crest = live;
-        }
         self.remains()
     }
 
@@ -234,7 +207,7 @@ impl Identity {
     }
 
     fn remove(&mut self, (started, active): (Started, Time), tree: TreeId, is_firm: bool) {
-        self.live.remove(started.at, (tree, started.ended_before));
+        self.live.remove(started.at, (tree, started.peak_before));
         if is_firm {
             self.idle.remove(active, tree);
         }
@@ -242,7 +215,7 @@ impl Identity {
 
     fn remains(&self) -> Remains {
         match self.live.len() {
-            0 if self.has_launched || self.usual > 0 => Remains::Memory,
+            0 if self.has_launched || self.live_peak >= NOTABLE => Remains::Memory,
             0 => Remains::Nothing,
             _ => Remains::Live,
         }

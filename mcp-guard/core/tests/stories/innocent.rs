@@ -120,6 +120,75 @@ fn servers_of_sessions_that_end() {
     is_left_alone("sessions", &trace.report());
 }
 
+/// Numbers that look like chance and are the same in each run (the generator of MMIX).
+fn chance(seed: u64, below: u64) -> u64 {
+    let step = |x: u64, _| {
+        x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407)
+    };
+    ((0..4).fold(seed, step) >> 33) % below
+}
+
+/// Sessions last from a minute to hours, most of them minutes.
+#[test]
+fn servers_of_sessions_of_every_length() {
+    let mut trace = Trace::new("node /srv/gateway.js");
+    for session in 0..5 * 24 * 30 {
+        let second = session * 2 * MINUTE + chance(session, 100);
+        let pids = trace.start(second, 1, &["node /srv/server.js"]);
+        let lasts = MINUTE << chance(session + 1_000_000, 8);
+        trace.exit(second + lasts, pids[0]);
+    }
+    is_left_alone("sessions of every length", &trace.report());
+}
+
+/// Three bursts of sessions an hour, which all end.
+#[test]
+fn bursts_of_sessions_that_end() {
+    let mut trace = Trace::new("node /srv/gateway.js");
+    for burst in 0..3 * 24 * 3 {
+        for session in 0..30 {
+            let second = burst * 20 * MINUTE + session;
+            let pids = trace.start(second, 1, &["node /srv/server.js"]);
+            trace.exit(second + 15 * MINUTE + chance(burst * 30 + session, 240), pids[0]);
+        }
+    }
+    is_left_alone("bursts of sessions", &trace.report());
+}
+
+/// Backends from 5 to 50 and back, twice a day. Those that came last go first.
+#[test]
+fn a_database_of_programs() {
+    let mut trace = Trace::new("/usr/bin/pooler");
+    let mut live = Vec::new();
+    for minute in 0..7 * 24 * 60 {
+        let wanted = 5 + 45 * (minute % 720_u64).min(720 - minute % 720) / 360;
+        while (live.len() as u64) < wanted {
+            live.extend(trace.start(minute * MINUTE, 1, &["/usr/lib/postgres backend"]));
+        }
+        while live.len() as u64 > wanted
+            && let Some(pid) = live.pop()
+        {
+            trace.exit(minute * MINUTE, pid);
+        }
+    }
+    is_left_alone("a database of programs", &trace.report());
+}
+
+/// A hundred workers that are replaced one after another, for days.
+#[test]
+fn a_pool_that_is_renewed() {
+    let mut trace = Trace::new("node /srv/pool.js");
+    let start = |trace: &mut Trace, second| trace.start(second, 1, &["node /srv/worker.js"])[0];
+    let mut live: VecDeque<u32> = (0..100).map(|at| start(&mut trace, at / 2)).collect();
+    for round in 1..3 * 24 * 12 {
+        let second = round * 5 * MINUTE;
+        let old = live.pop_front();
+        live.push_back(start(&mut trace, second));
+        old.into_iter().for_each(|pid| trace.exit(second + 2, pid));
+    }
+    is_left_alone("a pool that is renewed", &trace.report());
+}
+
 /// Forty users come in the morning and go in the evening.
 #[test]
 fn a_server_for_each_of_forty_users() {

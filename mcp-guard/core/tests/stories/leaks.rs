@@ -145,6 +145,88 @@ fn a_crash_loop_is_told_and_nothing_is_done() {
     assert!(report.warnings[0].t_ns < 30 * SECOND);
 }
 
+/// Returns how many servers stayed until the first warning and the first action. Each session has a server, which
+/// ends with it, unless `stays`.
+fn sessions(
+    every: u64,
+    days: u64,
+    lasts: impl Fn(u64) -> u64,
+    stays: impl Fn(u64) -> bool,
+) -> (Option<usize>, Option<usize>) {
+    let mut trace = Trace::new("node /srv/gateway.js");
+    let mut stayed = Vec::new();
+    for session in 0..days * DAY / every {
+        let second = session * every;
+        let pids = trace.start(second, 1, &["node /srv/server.js"]);
+        if stays(session) {
+            stayed.push(second);
+        } else {
+            trace.exit(second + lasts(session), pids[0]);
+        }
+    }
+    let (warned, acted) = first(&trace.report());
+    let until = |second: Option<u64>| {
+        second.map(|second| stayed.iter().filter(|started| **started <= second).count())
+    };
+    (until(warned), until(acted))
+}
+
+fn is_found(name: &str, (warned, acted): (Option<usize>, Option<usize>)) {
+    assert!(warned.is_some_and(|stayed| stayed < 45), "{name}: warned with {warned:?}");
+    assert!(acted.is_some_and(|stayed| stayed < 100), "{name}: acted with {acted:?}");
+}
+
+/// One session of five or of ten keeps its server.
+#[test]
+fn a_part_of_the_sessions_leaks() {
+    let [fifth, tenth] = [5, 10].map(|part| move |session: u64| session.is_multiple_of(part));
+    is_found("a minute each", sessions(30, 1, |_| MINUTE, fifth));
+    is_found("ten minutes each", sessions(MINUTE, 2, |_| 10 * MINUTE, fifth));
+    is_found("half an hour each", sessions(MINUTE, 2, |_| 30 * MINUTE, tenth));
+    is_found(
+        "some hours each",
+        sessions(10 * MINUTE, 7, |session| HOUR + session % 7 * HOUR, fifth),
+    );
+}
+
+/// Twenty at once, four of which keep their server.
+#[test]
+fn a_part_of_the_sessions_leaks_in_bursts() {
+    let mut trace = Trace::new("node /srv/gateway.js");
+    for burst in 0..2 * 24 * 2 {
+        let second = burst * 30 * MINUTE;
+        for session in 0..20 {
+            let pids = trace.start(second + session, 1, &["node /srv/server.js"]);
+            if session % 5 > 0 {
+                trace.exit(second + 20 * MINUTE + session, pids[0]);
+            }
+        }
+    }
+    let (warned, acted) = first(&trace.report());
+    let stayed = |second: Option<u64>| second.map(|second| 4 * (second / (30 * MINUTE) + 1));
+    assert!(stayed(warned).is_some_and(|many| many < 45), "{warned:?}");
+    assert!(stayed(acted).is_some_and(|many| many < 100), "{acted:?}");
+}
+
+/// Forty users come in the morning and go in the evening, and eight of them leave their server behind.
+#[test]
+fn a_part_of_each_day_leaks() {
+    let mut trace = Trace::new("node /srv/gateway.js");
+    for day in 0..14 {
+        for user in 0..40 {
+            let second = day * DAY + 8 * HOUR + user * 3 * MINUTE;
+            let pids = trace.start(second, 1, &["node /srv/server.js"]);
+            if user % 5 > 0 {
+                trace.exit(day * DAY + 17 * HOUR + user * 2 * MINUTE, pids[0]);
+            }
+        }
+    }
+    let (warned, acted) = first(&trace.report());
+    let stayed = |second: Option<u64>| second.map(|second| 8 * (second / DAY + 1));
+    assert!(stayed(warned).is_some_and(|many| many < 45), "{warned:?}");
+    assert!(stayed(acted).is_some_and(|many| many < 100), "{acted:?}");
+}
+
 /// Ten of a hundred copies are in use, the others are not.
 #[test]
 fn a_leak_beside_copies_in_use() {
