@@ -61,6 +61,8 @@ enum Expected {
         lease: Lease,
         /// The guard counts as frozen since the order: the write comes first, the outcome later.
         freezes: bool,
+        /// A rule forbids it, which is only recorded.
+        refused: bool,
     },
     Release(Hold),
 }
@@ -259,7 +261,7 @@ impl Guard {
         }
         self.limits.settled(now, settled, out);
         match self.under_way.remove(&settled.ticket) {
-            Some(Expected::Contain { response, lease, freezes }) => {
+            Some(Expected::Contain { response, lease, freezes, .. }) => {
                 let ours = matches!(settled.outcome, Outcome::Done | Outcome::Requested);
                 match Hold::of(response) {
                     Some(Hold::Freeze) if ours && !freezes => self.freeze = Some(lease),
@@ -398,7 +400,9 @@ impl Guard {
     /// Whether a hold was ordered whose outcome is not known yet. The executor may still check the cgroup.
     fn is_ordered(&self, hold: Hold) -> bool {
         self.under_way.values().any(|expected| match expected {
-            Expected::Contain { response, .. } => Hold::of(*response) == Some(hold),
+            Expected::Contain { response, refused, .. } => {
+                !refused && Hold::of(*response) == Some(hold)
+            }
             Expected::Release(_) => false,
         })
     }
@@ -572,7 +576,13 @@ impl Guard {
         if let Some(cause) = warn {
             out.act(self.id, Action::Warn { cause });
         }
-        if let Some(response) = asked.filter(|response| *response > Response::Record) {
+        // What is ordered or in force already answers this detector too. Each order has the cgroup checked.
+        let is_answered = |response: &Response| {
+            Hold::of(*response)
+                .is_some_and(|hold| self.lease(hold).is_some() || self.is_ordered(hold))
+        };
+        let asked = asked.filter(|response| *response > Response::Record && !is_answered(response));
+        if let Some(response) = asked {
             let how = (response, self.terms.mode, None);
             self.contain(now, how, detection.cause, (None, None), respond, out);
         }
@@ -608,14 +618,15 @@ impl Guard {
                 decided: now,
             }),
         };
-        let is_ordered = matches!(action, Action::Contain(_)) && mode == Mode::Enforce;
+        let refused = matches!(action, Action::Refuse { .. });
+        let is_ordered = !refused && mode == Mode::Enforce;
         let freezes = is_ordered && response == Response::Freeze && self.freeze.is_none();
         let lease = Lease { since: now, until: now.after(lease) };
         if freezes {
             self.freeze = Some(lease);
         }
         let ticket = out.act_for(self.id, asked_by, action);
-        self.under_way.insert(ticket, Expected::Contain { response, lease, freezes });
+        self.under_way.insert(ticket, Expected::Contain { response, lease, freezes, refused });
     }
 
     /// Counts the live servers.

@@ -132,13 +132,13 @@ fn attempt(held: &Held, wanted: &Containment, mark: &Mark, found: FactsFound) ->
     let facts = match found {
         Ok(facts) => facts,
         Err(error) => {
-            let what = if is_gone(&error) {
-                "the cgroup is gone or was replaced"
+            let (outcome, what) = if is_gone(&error) {
+                (Outcome::NotOurs, "the cgroup is gone or was replaced")
             } else {
-                "the cgroup could not be checked completely"
+                (Outcome::Failed, "the cgroup could not be checked completely")
             };
             let detail = format!("{what} ({error}); nothing was done");
-            return Step::Settled(Outcome::NotOurs, detail);
+            return Step::Settled(outcome, detail);
         }
     };
     if let Some(refusal) = refusal_despite(&facts, wanted.despite) {

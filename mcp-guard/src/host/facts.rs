@@ -78,6 +78,8 @@ pub struct Look {
     programs: Programs,
     guests: Guests,
     latest: Option<Latest>,
+    /// The ids of containers that need not be looked at any more.
+    decided: BTreeSet<String>,
     /// Mount namespaces of containers below the cgroup.
     mounts: BTreeSet<Namespace>,
 }
@@ -102,6 +104,7 @@ impl Look {
             programs: Programs::new()?,
             guests: Guests::of(cgroup.path()),
             latest: None,
+            decided: BTreeSet::new(),
             mounts: BTreeSet::new(),
         };
         if !is_decided {
@@ -150,6 +153,7 @@ impl Look {
         self.guests = Guests::of(&path);
         self.facts = BystanderFacts { path, own, init, ..BystanderFacts::default() };
         self.latest = None;
+        self.decided.clear();
         self.mounts.clear();
     }
 
@@ -173,7 +177,8 @@ impl Look {
             Some(container) if self.latest.as_ref().is_none_or(|one| one.id != container.id) => {
                 let is_hosts = is_made_by_the_host(dir, path, container.path)?;
                 let id = container.id.to_owned();
-                self.latest = Some(Latest { id, is_hosts, is_decided: false });
+                let is_decided = self.decided.contains(&id);
+                self.latest = Some(Latest { id, is_hosts, is_decided });
             }
             Some(_) => {}
             None => self.latest = None,
@@ -203,6 +208,9 @@ impl Look {
                 Err(error) => !process::is_gone(error),
             };
             latest.is_decided = is_contained && (latest.is_hosts || outside.started(pid)?);
+            if latest.is_decided {
+                self.decided.insert(latest.id.clone());
+            }
             if latest.is_decided && mounts.map_or(true, |mounts| self.mounts.insert(mounts)) {
                 self.facts.containers += 1;
             }

@@ -62,7 +62,7 @@ impl PopulatedWalk {
     /// Number of populated cgroups that were not entered, because they are nested too deep.
     #[must_use]
     pub fn too_deep(&self) -> usize {
-        self.too_deep
+        self.too_deep + self.scan.as_ref().map_or(0, ProcessScan::too_deep)
     }
 
     /// # Errors

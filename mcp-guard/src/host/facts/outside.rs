@@ -23,6 +23,8 @@ impl Outside<'_> {
     pub fn started(&self, pid: Pid) -> io::Result<bool> {
         match self.is_child_of_an_engine(pid) {
             Err(error) if process::is_gone(&error) => Ok(false),
+            // A container makes cgroups that are nested too deep to be named, and no engine lives there.
+            Err(error) if error.raw_os_error() == Some(libc::ENAMETOOLONG) => Ok(false),
             looked => looked,
         }
     }
