@@ -3,9 +3,9 @@
 //! A trace is JSON lines: a header, then the forks, execs and exits of one guard, oldest first. The
 //! argv of an exec is what the caller passed. An exec may have the executable (`exe`) and the working directory
 //! (`cwd`), and an exit its status (`code`). A trace
-//! may say when a process did something (`use`).
+//! may say when a process did something (`use`), and since when nobody can write to its standard input (`hup`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mcp_guard_common::Totals;
 use serde::{Deserialize, Serialize};
@@ -13,10 +13,12 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Core, Time,
     effect::{Action, Effect, Input, Order, SeenLimit, Settled},
+    evidence::{Contact, ServerSeen},
     id::{GuardId, Pid},
     incident::{Detector, Outcome},
     limit::Limit,
     policy::{Mode, Policy, Response, Terms, Workload},
+    registry::TreeId,
     server::CommandLine,
 };
 
@@ -80,7 +82,7 @@ enum TraceEvent {
     /// The process did something since the last look at it.
     Use { t: u64, p: Pid },
     /// Nobody can write to its standard input any more.
-    Hup { t: u64 },
+    Hup { t: u64, p: Pid },
 }
 
 impl TraceEvent {
@@ -90,7 +92,7 @@ impl TraceEvent {
             | Self::Exec { t, .. }
             | Self::Exit { t, .. }
             | Self::Use { t, .. }
-            | Self::Hup { t } => *t,
+            | Self::Hup { t, .. } => *t,
         }
     }
 }
@@ -193,6 +195,9 @@ struct Run {
     next_totals: u64,
     last_event: u64,
     totals: Totals,
+    /// Servers to which nobody can write any more.
+    closing: BTreeSet<TreeId>,
+    last_look: Time,
     report: ReplayReport,
 }
 
@@ -204,8 +209,8 @@ impl Run {
         let guarded = Input::Guarded { guard: GUARD, name, terms, workload, refusal: None };
         core.step(Time(0), guarded, &mut Vec::new());
         let report = ReplayReport::default();
-        let (now, totals) = (Time(0), Totals::default());
-        Self { core, now, next_totals: 0, last_event: 0, totals, report }
+        let (now, totals, closing) = (Time(0), Totals::default(), BTreeSet::new());
+        Self { core, now, next_totals: 0, last_event: 0, totals, closing, last_look: now, report }
     }
 
     /// Advances time to `until`, and stops at each deadline of the core.
@@ -222,11 +227,27 @@ impl Run {
                 self.next_totals += if quiet < SETTLED_NS { SECOND_NS } else { STRIDE_NS };
                 self.step(Input::Totals { guard: GUARD, totals: self.totals });
                 self.step(Input::LimitSeen { guard: GUARD, seen: self.seen() });
+                if self.now.since(self.last_look) >= self.core.policy().evidence.every {
+                    self.look();
+                }
             } else {
                 self.step(Input::Tick);
             }
         }
         self.now = self.now.max(until);
+    }
+
+    /// Looks at the servers to which nobody can write. A trace says nothing more about them.
+    fn look(&mut self) {
+        self.last_look = self.now;
+        let Some(guard) = self.core.guard(GUARD) else { return };
+        self.closing.retain(|server| guard.registry.has(*server));
+        if self.closing.is_empty() {
+            return;
+        }
+        let seen = ServerSeen { contact: Contact::Closing, ..ServerSeen::default() };
+        let servers = self.closing.iter().map(|server| (*server, seen)).collect();
+        self.step(Input::Looked { guard: GUARD, servers });
     }
 
     /// Returns the tasks of the trace, which has no limits.
@@ -264,8 +285,11 @@ impl Run {
                 self.step(Input::Exit { guard, pid: *p, code: *code });
             }
             TraceEvent::Use { p, .. } => self.step(Input::Used { guard, pid: *p }),
-            // No detector asks for it yet.
-            TraceEvent::Hup { .. } => {}
+            TraceEvent::Hup { p, .. } => {
+                let registry = self.core.guard(GUARD).map(|guard| &guard.registry);
+                self.closing.extend(registry.and_then(|registry| registry.server_of(*p)));
+                self.look();
+            }
         }
     }
 

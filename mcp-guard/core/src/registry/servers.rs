@@ -187,6 +187,18 @@ impl Registry {
         eldest
     }
 
+    /// Returns the server that a process belongs to.
+    #[must_use]
+    pub fn server_of(&self, pid: Pid) -> Option<TreeId> {
+        self.tree_of(pid)
+    }
+
+    /// Returns whether a server lives.
+    #[must_use]
+    pub fn has(&self, server: TreeId) -> bool {
+        self.trees.contains_key(&server)
+    }
+
     /// Returns the identity of the server that a process belongs to.
     #[must_use]
     pub fn identity_of(&self, pid: Pid) -> Option<&str> {

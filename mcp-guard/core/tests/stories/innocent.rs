@@ -215,3 +215,18 @@ fn forty_users_with_a_copy_of_a_package_each() {
     }
     is_left_alone("forty users", &trace.report());
 }
+
+/// An MCP client closes the input of a server to end it, and a job that got all of its input looks the same.
+#[test]
+fn servers_that_are_closed_and_jobs_without_more_input() {
+    for (command, works) in [("npx -y figma-mcp", 10), ("python3 /srv/job.py", 9 * MINUTE)] {
+        let mut trace = Trace::new("node /srv/gateway.js");
+        for second in (0..3 * DAY).step_by(15 * 60) {
+            let pids = trace.start(second, 1, &[command]);
+            trace.hung_up(second + 1, pids[0]);
+            trace.exit(second + 1 + works, pids[0]);
+        }
+        let report = trace.report();
+        assert_eq!((report.warnings, report.actions), (Vec::new(), Vec::new()), "{command}");
+    }
+}

@@ -1,5 +1,7 @@
 //! Each leak is warned about before 45 surplus servers, and acted upon before 100.
 
+use mcp_guard_core::incident::Detector;
+
 use crate::trace::{DAY, HOUR, MINUTE, SECOND, Trace, first};
 
 /// One server each `every` seconds for `hours`, by a chain of programs. `{}` stands for its number.
@@ -241,4 +243,19 @@ fn a_leak_beside_copies_in_use() {
     let (warned, acted) = first(&trace.report());
     assert!(warned.is_some_and(|at| at < 45 * MINUTE), "{warned:?}");
     assert!(acted.is_some_and(|at| at < 100 * MINUTE), "{acted:?}");
+}
+
+#[test]
+fn servers_that_stay_when_their_client_has_closed_them_are_told_once() {
+    let mut trace = Trace::new("node /srv/gateway.js");
+    let pids: Vec<u32> = (0..3).map(|_| trace.start(MINUTE, 1, &["npx -y figma-mcp"])[0]).collect();
+    pids.iter().for_each(|pid| trace.hung_up(5 * MINUTE, *pid));
+    let later = trace.fork(5 * HOUR, 1);
+    trace.exit(5 * HOUR, later);
+    let report = trace.report();
+    let told: Vec<_> =
+        report.warnings.iter().map(|one| (one.detector, one.t_ns / SECOND)).collect();
+    let [(Detector::Disconnected, second)] = told[..] else { panic!("{told:?}") };
+    assert!((15 * MINUTE..16 * MINUTE).contains(&second), "{second}");
+    assert_eq!(report.actions, []);
 }

@@ -53,6 +53,10 @@ impl Trace {
         self.line(second, "use", pid, "");
     }
 
+    pub fn hung_up(&mut self, second: u64, pid: u32) {
+        self.line(second, "hup", pid, "");
+    }
+
     pub fn crash(&mut self, second: u64, pid: u32) {
         self.line(second, "exit", pid, ",\"code\":256");
     }
