@@ -1,5 +1,6 @@
 //! Adapters to the running kernel and to systemd.
 
+pub mod automount;
 pub mod bpf;
 pub mod btf;
 pub mod census;
@@ -14,9 +15,11 @@ pub mod layout;
 mod mapped;
 pub mod mark;
 pub mod observer;
+pub mod patience;
 pub mod pidns;
 pub mod poll;
 pub mod proc;
 pub mod process;
 pub mod storage;
 pub mod systemd;
+pub mod way;

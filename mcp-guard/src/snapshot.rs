@@ -12,7 +12,10 @@ mod trusted;
 
 use std::{
     collections::BTreeMap,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -52,7 +55,7 @@ enum Reach {
 struct List {
     running: Vec<Listed>,
     /// The volumes of all containers, also of those that are stopped.
-    volumes: Volumes,
+    volumes: Arc<Volumes>,
     /// Whether every engine was asked and answered.
     is_whole: bool,
 }
@@ -61,7 +64,7 @@ impl List {
     fn new(all: Vec<Listed>, is_whole: bool) -> Self {
         let volumes = all.iter().flat_map(|one| one.volumes.clone()).collect();
         let running = all.into_iter().filter(|one| one.runs).collect();
-        Self { running, volumes: Volumes::new(volumes), is_whole }
+        Self { running, volumes: Arc::new(Volumes::new(volumes)), is_whole }
     }
 }
 

@@ -8,6 +8,7 @@ pub mod dead_mount;
 pub mod diagnose;
 pub mod docker;
 pub mod fact;
+pub mod fake_engine;
 pub mod flags;
 pub mod holds;
 pub mod leak;

@@ -7,21 +7,13 @@
     reason = "a test looks for one record and ignores the rest"
 )]
 
-use std::{
-    fs,
-    io::{Read as _, Write as _},
-    os::unix::{
-        fs::chown,
-        net::{UnixListener, UnixStream},
-    },
-    path::Path,
-    thread,
-};
+use std::{fs, os::unix::fs::chown, path::Path};
 
 use mcp_guard_core::{audit::Record, id::Pid, incident::Outcome};
 use mcp_guard_tests::{
     agent::{Agent, command},
     cgroup::FixtureCgroup,
+    fake_engine,
     holds::Holds,
     leak::{Leak, LeakPolicy, observing},
     sleeper::Sleeper,
@@ -200,40 +192,11 @@ fn a_recreated_path_is_another_cgroup() {
 
 /// An engine with one container, which it says is paused. It answers until the test ends.
 fn engine(socket: &Path, id: &str, init: u32) {
-    let listener = UnixListener::bind(socket).unwrap();
-    let list = json!([{ "Id": id, "Names": ["/victim"], "State": "paused" }]).to_string();
     let container = json!({
         "Id": id, "Name": "/victim", "State": { "Running": true, "Paused": true, "Pid": init },
         "HostConfig": { "PidsLimit": 7 }, "Config": { "Image": "i", "Labels": {} },
     });
-    let (id, container) = (id.to_owned(), container.to_string());
-    thread::spawn(move || {
-        let mut streams = Vec::new();
-        for mut stream in listener.incoming().flatten() {
-            let answer = |stream: &mut UnixStream| -> std::io::Result<bool> {
-                let mut request = vec![0; 4096];
-                let length = stream.read(&mut request)?;
-                let request = String::from_utf8_lossy(&request[..length]);
-                let body = match &*request {
-                    _ if request.contains("/events") => {
-                        let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
-                        return stream.write_all(head.as_bytes()).map(|()| true);
-                    }
-                    _ if request.contains(&id) => &container,
-                    _ if request.contains("/containers/json") => &list,
-                    _ => "{}",
-                };
-                let length = body.len();
-                let head =
-                    format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close");
-                stream.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).map(|()| false)
-            };
-            // The stream of events stays open.
-            if let Ok(true) = answer(&mut stream) {
-                streams.push(stream);
-            }
-        }
-    });
+    fake_engine::serve(socket, &container).unwrap();
 }
 
 const USER: u32 = 65534;

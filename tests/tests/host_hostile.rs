@@ -1,11 +1,14 @@
 //! Ways in which a container may try to blind the agent: a process that hangs in the kernel with its memory
-//! locked, and cgroups that fill the map of members. Neither blocks the agent or hides other processes.
+//! locked, cgroups that fill the map of members, and labels that lead to a file system which does not answer.
+//! None blocks the agent or a diagnosis, or hides other processes.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
 use std::{
     fs,
-    process::{Output, Stdio},
+    io::Read as _,
+    os::{fd::OwnedFd, unix::process::CommandExt as _},
+    process::{Command, Output, Stdio},
     thread,
     time::Duration,
 };
@@ -16,6 +19,7 @@ use mcp_guard_tests::{
     agent::{Agent, command},
     cgroup::FixtureCgroup,
     dead_mount::DeadMount,
+    fake_engine,
     leak::{Leak, PACKAGE, observing},
     sleeper::Sleeper,
     wait,
@@ -110,4 +114,76 @@ fn a_full_map_of_cgroups_hides_no_server() {
     }
     assert_eq!(agent.status().unwrap().losses["cgroups-full"], 0, "all of them are counted");
     assert!(leaks.into_iter().all(|leak| leak.end().unwrap().success()));
+}
+
+/// Mounts a file system of a kind, whose server is at the other end of `server`, and runs a command.
+const MOUNT: &str =
+    "mount -i -t \"$1\" -o \"fd=0,$2\" test \"$3\" && shift 3 && exec \"$@\" </dev/null";
+
+/// Diagnoses a container whose labels name a compose file on a file system that only this command sees.
+/// Returns the facts that it saved.
+fn facts_with_a_label(kind: &str, options: &str, server: OwnedFd) -> String {
+    let cgroup = FixtureCgroup::new("label").unwrap();
+    let id = "e".repeat(64);
+    let container = cgroup.child(&id).unwrap();
+    let init = Sleeper::start(&container).unwrap();
+    let folder = tempfile::Builder::new().prefix("mcp-guard-test-").tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::create_dir(at("mounted")).unwrap();
+    let file = at("mounted/web/compose.yml");
+    let labels = json!({
+        "com.docker.compose.project": "web", "com.docker.compose.service": "web",
+        "com.docker.compose.project.config_files": file,
+        "com.docker.compose.project.working_dir": file.parent(),
+    });
+    let state = json!({ "Running": true, "Paused": false, "Pid": init.pid() });
+    let container = json!({
+        "Id": id, "Name": "/web", "State": state, "HostConfig": { "PidsLimit": 7 },
+        "Config": { "Image": "i", "Labels": labels },
+    });
+    fake_engine::serve(&at("engine.sock"), &container).unwrap();
+    let diagnose = command(folder.path(), at("engine.sock").to_str().unwrap()).unwrap();
+    let mut seen_alone = Command::new("unshare");
+    seen_alone.args([
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        MOUNT,
+        "sh",
+        kind,
+        options,
+    ]);
+    seen_alone.arg(at("mounted")).arg(diagnose.get_program()).args(diagnose.get_args());
+    seen_alone.args(["diagnose", "web", "--save"]).arg(at("facts.json"));
+    seen_alone.stdin(server).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // An automounter's own group mounts nothing.
+    let mut child = seen_alone.process_group(0).spawn().unwrap();
+    let ended = wait::until(Duration::from_secs(30), || Ok(child.try_wait()?.is_some())).unwrap();
+    if !ended {
+        child.kill().unwrap();
+    }
+    let output = child.wait_with_output().unwrap();
+    assert!(ended && matches!(output.status.code(), Some(0 | 1)), "{ended} {output:?}");
+    fs::read_to_string(at("facts.json")).unwrap()
+}
+
+#[test]
+fn a_label_mounts_nothing() {
+    let (mut asked, server) = std::io::pipe().unwrap();
+    let group = rustix::process::getpgrp().as_raw_nonzero();
+    let options = format!("pgrp={group},minproto=5,maxproto=5,indirect");
+    let facts = facts_with_a_label("autofs", &options, server.into());
+    assert!(facts.contains("not read: an automounter would mount something for it"), "{facts}");
+    assert_eq!(asked.read(&mut [0; 512]).unwrap(), 0, "the automounter was asked");
+}
+
+#[test]
+fn a_label_that_leads_to_a_dead_server_delays_a_diagnosis_briefly() {
+    let device = fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
+    let server = device.try_clone().unwrap().into();
+    let facts = facts_with_a_label("fuse", "rootmode=40000,user_id=0,group_id=0", server);
+    assert!(facts.contains("not read: no answer within 3s"), "{facts}");
+    drop(device);
 }

@@ -4,12 +4,12 @@
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::mpsc,
-    thread,
     time::Duration,
 };
 
 use rustix::fs::statfs;
+
+use super::patience::{NoAnswer, within};
 
 /// How long a file system may take to say what it is.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -69,16 +69,12 @@ fn trouble(name: &str, path: &Path) -> Option<String> {
 }
 
 fn storage_of(path: &Path) -> Storage {
-    let (path, (answer, answered)) = (path.to_owned(), mpsc::channel());
-    // The thread is left behind if the server never answers.
-    let asked = thread::Builder::new().name("statfs".to_owned()).spawn(move || {
-        let _ = answer.send(kind_of(&path));
-    });
-    match asked.map(|_| answered.recv_timeout(PATIENCE)) {
-        Ok(Ok(Ok(kind))) => served(kind).map_or(Storage::Local, Storage::Served),
-        Ok(Err(_)) => Storage::Silent,
+    let path = path.to_owned();
+    match within(PATIENCE, move || kind_of(&path)) {
+        Ok(Ok(kind)) => served(kind).map_or(Storage::Local, Storage::Served),
+        Err(NoAnswer::Late(_)) => Storage::Silent,
         // Nothing is known of it. The program that opens the file reports the reason.
-        Ok(Ok(Err(_))) | Err(_) => Storage::Local,
+        Ok(Err(_)) | Err(NoAnswer::NoThread(_)) => Storage::Local,
     }
 }
 

@@ -1,13 +1,17 @@
 //! The compose labels of a container.
 
+use std::{sync::Arc, time::Duration};
+
 use mcp_guard_core::{
     diagnose::facts::{Compose, ComposeFile, Content, Keys, Variables},
     escape::{escape, visible_within},
 };
 
 use super::{Reach, Snapshot, compose};
-use crate::engine::Details;
+use crate::{engine::Details, host::patience::within};
 
+/// The time limit for reading the files of a container. A label may lead to a dead file server.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Most bytes kept of a label's text.
 const MAX_LABEL: usize = 1024;
 /// Most bytes kept of a path, or of a message about one.
@@ -20,9 +24,15 @@ impl Snapshot {
         match self.has_list() {
             _ if self.reach == Reach::Limits => {}
             true => {
-                let environment = details.environment_file.as_deref();
-                let volumes = &self.list.volumes;
-                found = compose::read(found, &details.working_dir, environment, volumes);
+                let unread = found.clone();
+                let volumes = Arc::clone(&self.list.volumes);
+                let (folder, environment) =
+                    (details.working_dir.clone(), details.environment_file.clone());
+                let read = move || compose::read(found, &folder, environment.as_deref(), &volumes);
+                found = within(PATIENCE, read).unwrap_or_else(|late| Compose {
+                    content: Some(Content::Unread { why: format!("not read: {late}") }),
+                    ..unread
+                });
             }
             // A container could have written the file that its label names.
             false => {

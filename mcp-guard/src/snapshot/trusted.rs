@@ -14,10 +14,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::{
-    fs::{CWD, Mode, OFlags, ResolveFlags, openat2},
-    io::Errno,
-};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+
+use crate::host::{automount::Automounts, way};
 
 /// Most bytes read of one file.
 const MAX_FILE: u64 = 1 << 20;
@@ -49,6 +48,9 @@ impl fmt::Display for Unread {
 
 impl From<io::Error> for Unread {
     fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::NotFound {
+            return Self::Missing;
+        }
         Self::Because(error.to_string())
     }
 }
@@ -78,14 +80,17 @@ pub fn text(
 
 /// Opens a regular file that belongs to root or a person, in a place where no container can write.
 fn open(path: &Path, volumes: &Volumes) -> Result<(File, u64), Unread> {
+    // A label must not have root mount a file system of its own choice.
+    let automounts = Automounts::read()?;
+    way::follow(path, |folder, entry| match automounts.would_mount(folder, entry) {
+        true => Err(io::Error::other("an automounter would mount something for it")),
+        false => Ok(()),
+    })?;
     // The file is checked before it is opened, because opening a device may have an effect. A link
     // must not lead elsewhere, and a link of /proc leads into other mount namespaces.
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let place = match openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS) {
-        Ok(place) => File::from(place),
-        Err(Errno::NOENT) => return Err(Unread::Missing),
-        Err(error) => return Err(io::Error::from(error).into()),
-    };
+    let place = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS);
+    let place = File::from(place.map_err(io::Error::from)?);
     let meta = place.metadata()?;
     if !meta.is_file() {
         return Err(Unread::Because("it is not a regular file".to_owned()));

@@ -23,7 +23,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
         ],
     ),
     ("control", &["host::proc::fdinfo"]),
-    ("engine", &["host::cgroup"]),
+    ("engine", &["host::cgroup", "host::way"]),
     ("executor", &["audit", "engine", "guards", "host", "owner"]),
     ("guards", &["engine", "host::cgroup"]),
     ("host", &[]),
