@@ -2,6 +2,7 @@
 //! it runs only if it is asked for: `cargo test -p mcp-guard-tests --test real_servers -- --ignored`.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
+#![allow(clippy::print_stdout, reason = "the lists of servers are a result")]
 
 use std::{
     fs,

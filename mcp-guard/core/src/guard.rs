@@ -109,7 +109,7 @@ pub struct Guard {
     clamp_watch: ClampWatch,
     floors: Floors,
     shortage: Shortage,
-    /// What the last look has found of servers that nobody can reach.
+    /// Servers that nobody can reach, as the last look has found them.
     left_behind: Vec<Detection>,
     crashes: Crashes,
     /// The limit in force and the tasks, when they were last read; `None` if there is no limit.
@@ -576,7 +576,7 @@ impl Guard {
         if let Some(cause) = warn {
             out.act(self.id, Action::Warn { cause });
         }
-        // What is ordered or in force already answers this detector too. Each order has the cgroup checked.
+        // A hold that is ordered or in force already answers this detector too. Each order has the cgroup checked.
         let is_answered = |response: &Response| {
             Hold::of(*response)
                 .is_some_and(|hold| self.lease(hold).is_some() || self.is_ordered(hold))

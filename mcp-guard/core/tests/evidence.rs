@@ -1,4 +1,4 @@
-//! What the looks at single servers change: who is counted as a duplicate, and who is told of.
+//! The looks at single servers change which ones count as duplicates, and which ones are reported.
 
 #![allow(
     clippy::wildcard_enum_match_arm,
@@ -113,7 +113,7 @@ fn forty_servers_in_use_are_told_and_left_alone() {
 
 #[test]
 fn copies_that_nobody_uses_are_acted_upon() {
-    // Of twenty, so many are used.
+    // This number of twenty are used.
     for (used, is_leak) in [(20, false), (11, false), (10, true), (0, true)] {
         let look = |at, now| seen(if at < used { now } else { 7 }, Contact::Connected);
         let mut story = Story::new();

@@ -42,7 +42,7 @@ const BATCHES: usize = 64;
 /// A process that has just begun a server.
 type Begun = (GuardId, Pid);
 
-/// What a thread has found.
+/// A finding of a thread.
 pub(super) enum Sighted {
     Stdio(Vec<(GuardId, Pid, Ticks, StdioAtExec)>),
     Servers { lane: usize, guard: GuardId, cgroup: CgroupId, seen: Vec<(TreeId, ServerSeen)> },
@@ -143,7 +143,7 @@ impl Agent {
     pub(super) fn read_stdio(&mut self) {
         if !self.lookers.begun.is_empty() {
             let batch = std::mem::take(&mut self.lookers.begun);
-            // What is left out is looked for later.
+            // Those that are left out are looked for later.
             let _ = self.lookers.stdio.try_send(batch);
         }
     }
@@ -172,7 +172,7 @@ impl Agent {
         let (Some(held), Some(state)) = (self.guards.get(guard), self.core.guard(guard)) else {
             return;
         };
-        // Whoever cannot run does nothing, and that says nothing.
+        // A server that cannot run does nothing, which proves nothing.
         let is_stopped = held.paused || state.lease(Hold::Freeze).is_some();
         let is_hanging =
             self.lookers.lanes.iter().any(|lane| lane.busy.is_some_and(|(_, busy)| busy == guard));

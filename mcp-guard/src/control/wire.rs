@@ -197,10 +197,10 @@ impl Method for GetStatus {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GetServers {
-    /// Of this guard; of all guards without it.
+    /// The guard whose servers are listed; without it, those of all guards are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup_id: Option<CgroupId>,
-    /// Of this identity; of all identities without it.
+    /// The identity whose servers are listed; without it, those of all identities are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<String>,
 }

@@ -35,7 +35,7 @@ impl Automounts {
     #[must_use]
     pub fn would_mount(&self, folder: &Path, entry: &Path) -> bool {
         let is_mounted = self.0.iter().any(|point| point.path == entry && !point.is_automounters);
-        // Of several mounts at one place, the last one is seen.
+        // If there are several mounts at one place, the last one is seen.
         let around = self.0.iter().filter(|point| folder.starts_with(&point.path));
         let around = around.max_by_key(|point| point.path.components().count());
         !is_mounted && around.is_some_and(|point| point.is_automounters)

@@ -253,7 +253,7 @@ impl OpenProcess {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
     pub io: Io,
-    /// Of its first thread.
+    /// Those of its first thread.
     pub context_switches: u64,
     pub cpu: Ticks,
     /// `None` if it has no memory any more.

@@ -110,7 +110,7 @@ mod tests {
     fn what_is_abandoned_is_told_soon_and_all_else_late() {
         use Contact::{Closing, Connected, Disconnected, NoStdio, Unknown};
         let (soon, late) = (Some((1, 0)), Some((0, 1)));
-        // What is told after 30 s, 60 s, 9 min and 10 min.
+        // The warnings after 30 s, 60 s, 9 min and 10 min.
         for (naming, contact, is_busy, expected) in [
             (Naming::Package, Disconnected, Some(false), [None, soon, soon, soon]),
             (Naming::Cached, Disconnected, Some(false), [None, soon, soon, soon]),

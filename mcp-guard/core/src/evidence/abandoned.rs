@@ -22,7 +22,7 @@ pub fn is_busy(processes: &[ProcessLook], stdio: Channels) -> bool {
             | Wait::Child
             | Wait::Timed(_)
             | Wait::Unreadable(_) => false,
-            // Of a pipe or a socket: see above. Of anything else, it waits for a disk or a device.
+            // A read of a pipe or a socket: see above. A read of anything else waits for a disk or a device.
             Wait::Read(fd) => process.channels.iter().all(|open| open.fd != fd),
             Wait::Call(_) | Wait::Runs | Wait::Unread => true,
         });

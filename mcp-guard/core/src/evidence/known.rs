@@ -1,4 +1,4 @@
-//! What is known of one server from the looks at it so far.
+//! The evidence about one server from the looks at it so far.
 
 use std::{fmt, time::Duration};
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::connection::{Channel, Channels, Connection, PollFlags, has_reader};
 use crate::Time;
 
-/// What stdin and stdout of a server were when it was executed.
+/// The stdin and stdout that a server had when it was executed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StdioAtExec {
     /// They were not read in time.
@@ -85,11 +85,11 @@ pub struct ServerSeen {
     pub activity: Option<Activity>,
     /// Bytes of memory that no file backs.
     pub memory: Option<u64>,
-    /// Of a disconnected server: whether it is at work all the same.
+    /// Whether a disconnected server is at work all the same.
     pub is_busy: Option<bool>,
 }
 
-/// What a look adds about the use of a server.
+/// The use of a server, as a look adds to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Use {
     /// Its counters could not be read.
@@ -101,7 +101,7 @@ pub enum Use {
     Used,
 }
 
-/// What the looks at one server add up to.
+/// The sum of the looks at one server.
 #[derive(Clone, Debug, Default)]
 pub struct Known {
     pub stdio: StdioAtExec,
@@ -253,7 +253,7 @@ mod tests {
             (40, Some(5), Use::Idle, Some(30)),
             (70, Some(6), Use::Used, Some(0)),
             (100, Some(6), Use::Idle, Some(30)),
-            // What is not known is no proof, neither of use nor of idleness.
+            // An unknown value is no proof, neither of use nor of idleness.
             (130, None, Use::Unknown, None),
             (160, Some(6), Use::Begins, Some(0)),
             (190, Some(6), Use::Idle, Some(30)),
