@@ -18,6 +18,8 @@ use std::{
     time::Duration,
 };
 
+#[cfg(test)]
+pub use self::ages::STEPS;
 pub use self::{
     identity::{Identity, MAX_STARTS, STARTS_KEPT, TreeId},
     servers::{LiveServer, Member, ToLookAt},

@@ -79,20 +79,24 @@ fn steady(
     (least, rising): (usize, u32),
     limits: &Growth,
 ) -> Option<Steady> {
-    let (mut wanted, mut looked_at) = (least, Duration::ZERO);
+    let longest = now.since(identity.nth_oldest(1)?);
+    let (mut wanted, mut shortest) = (least, SHORTEST);
     for _ in 0..TRIES {
+        if shortest > longest {
+            return None;
+        }
         let before = height(identity).checked_sub(wanted)?;
         let from = identity.began_within(before)?.min(now.before(SHORTEST));
         let over = now.since(from);
         if over > limits.within {
             return None;
         }
-        if over >= SHORTEST.max(looked_at + looked_at / LONGER_BY) {
+        if over >= shortest {
             let grown = grown_since(identity, from);
             if is_known(identity, from, grown) && rises(identity, from, over, rising) {
                 return Some(Steady { grown, over });
             }
-            looked_at = over;
+            shortest = over + over / LONGER_BY;
         }
         wanted = wanted.saturating_add(wanted.div_ceil(2));
     }

@@ -43,12 +43,12 @@ impl<T: Copy + Ord> Ages<T> {
 
     /// Counts those that began at `moment` or before.
     pub fn until(&self, moment: Time) -> usize {
-        self.0.partition_point(|(began, _)| *began <= moment)
+        self.first(|(began, _)| *began <= moment)
     }
 
     /// Counts those that began before `moment`.
     pub fn before(&self, moment: Time) -> usize {
-        self.0.partition_point(|(began, _)| *began < moment)
+        self.first(|(began, _)| *began < moment)
     }
 
     pub fn nth(&self, at: usize) -> Option<(Time, T)> {
@@ -57,13 +57,28 @@ impl<T: Copy + Ord> Ages<T> {
 
     /// Returns when the last of those began that come before the first for which `is` is false.
     pub fn last_of_first(&self, is: impl Fn(T) -> bool) -> Option<Time> {
-        self.nth_oldest(self.0.partition_point(|(_, id)| is(*id)))
+        self.nth_oldest(self.first(|(_, id)| is(*id)))
+    }
+
+    /// Counts those at the beginning for which `is` is true.
+    fn first(&self, is: impl Fn(&(Time, T)) -> bool) -> usize {
+        self.0.partition_point(|one| {
+            #[cfg(test)]
+            STEPS.with(|steps| steps.set(steps.get() + 1));
+            is(one)
+        })
     }
 
     /// Returns when the `n`th oldest began. `n` counts from 1.
     pub fn nth_oldest(&self, n: usize) -> Option<Time> {
         self.0.get(n.checked_sub(1)?).map(|(began, _)| *began)
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Entries that searches of this thread have looked at.
+    pub static STEPS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
 #[cfg(test)]

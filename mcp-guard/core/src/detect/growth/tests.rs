@@ -2,7 +2,7 @@ use super::*;
 use crate::{
     id::Pid,
     policy::Response,
-    registry::Registry,
+    registry::{Registry, STEPS},
     server::{CommandLine, Grammar},
 };
 
@@ -187,4 +187,27 @@ fn servers_that_share_a_name_for_want_of_room_are_not_acted_on() {
     let now = Time(100 * 60 * SECOND);
     let found = look(now, OTHER_IDENTITIES, identity, &Growth::default(), None);
     assert_eq!(found.map(|found| found.act), Some(None));
+}
+
+/// The steps of a look beside so many servers that started at once, while some come and go.
+fn steps(servers: u64) -> u64 {
+    let mut story = Story::new();
+    for _ in 0..servers {
+        story.start(0);
+    }
+    let comes_and_goes = (0..100).map(|at| {
+        let second = HOUR + at;
+        let pid = story.start(second);
+        let before = STEPS.get();
+        story.look(second);
+        story.registry.exit(pid);
+        STEPS.get() - before
+    });
+    comes_and_goes.max().unwrap_or_default()
+}
+
+#[test]
+fn a_look_takes_hardly_more_steps_beside_many_servers() {
+    let (few, many) = (steps(100), steps(20_000));
+    assert!(many <= 3 * few && many <= 400, "{many} steps, and {few} beside 100 servers");
 }
