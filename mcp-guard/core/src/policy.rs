@@ -86,7 +86,7 @@ pub struct Detect {
     pub burning: Burning,
 }
 
-/// D: live servers of one package.
+/// D: live servers of one package that are idle.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
@@ -94,7 +94,7 @@ pub struct Duplicates {
     /// The number of live servers of one identity, each at least `warn_age` old, at which the
     /// detector warns.
     pub warn: usize,
-    /// How old a server must be to count for `warn`.
+    /// How old a server must be to count for `warn`, and for how long it must have been idle.
     #[serde(with = "DurationText")]
     pub warn_age: Duration,
     /// The number of live servers of one identity, each at least `warn_age` old, at which the detector
@@ -103,7 +103,7 @@ pub struct Duplicates {
     /// The number of live servers of one identity, each at least `act_age` old, at which the
     /// detector acts.
     pub act: usize,
-    /// How old a server must be to count for `act`.
+    /// How old a server must be to count for `act`, and for how long it must have been idle.
     #[serde(with = "DurationText")]
     pub act_age: Duration,
     /// The response when the detector acts.
@@ -314,7 +314,7 @@ impl Default for Headroom {
     }
 }
 
-/// O: servers that stay although nobody can write to them or read from them any more. It only warns.
+/// O: servers that stay although nobody can write to them any more. It only warns.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
@@ -323,8 +323,8 @@ pub struct Disconnected {
     /// long.
     #[serde(with = "DurationText")]
     pub age: Duration,
-    /// The detector warns about any other server, or one that is at work or can still be read from, after this
-    /// time.
+    /// How long it takes instead if a disconnected server is of another kind or still works, or if somebody can
+    /// still read from the server.
     #[serde(with = "DurationText")]
     pub other_age: Duration,
     /// Identities of other servers to which `age` applies, with `*` and `?` as in the `name` of a guard.
