@@ -247,8 +247,8 @@ impl Default for Tasks {
     }
 }
 
-/// G: steady growth in the number of live servers of one image, script or plain program. (Detector D counts the
-/// copies of packages.)
+/// G: steady growth in the number of live servers of one identity. Copies of a package only count for `act`:
+/// detector D warns about them, but it does not act on copies that are in use.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]

@@ -125,6 +125,18 @@ fn copies_that_nobody_uses_are_acted_upon() {
 }
 
 #[test]
+fn copies_that_nobody_can_reach_are_not_in_use_because_of_a_timer() {
+    for (contact, is_leak) in [(Contact::Disconnected, true), (Contact::Connected, false)] {
+        let look = |_, now| seen(now / EVERY, contact);
+        let mut story = Story::new();
+        story.start(20, look);
+        story.wait(600, look);
+        let by_duplicates = [(Detector::Duplicates, Response::Clamp)];
+        assert_eq!(story.acted == by_duplicates, is_leak, "{contact:?}: {:?}", story.acted);
+    }
+}
+
+#[test]
 fn where_use_is_not_known_age_decides() {
     let mut story = Story::new();
     story.start(10, |_, _| ServerSeen::default());

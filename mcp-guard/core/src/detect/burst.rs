@@ -19,7 +19,7 @@ pub fn look(
     limits: &Burst,
 ) -> (Option<Detection>, Option<Time>) {
     let detection = detection((now, woke), name, identity, limits);
-    let survivor = detection.as_ref().and_then(|_| identity.nth_idlest(limits.survivors));
+    let survivor = detection.as_ref().and_then(|_| identity.nth_oldest(limits.survivors));
     let awake = survivor.map(|start| start.max(woke));
     (detection, comes_of_age(now, awake, limits.survivor_age))
 }
@@ -38,7 +38,8 @@ fn detection(
         return None;
     }
     let is_awake = now.since(woke) >= limits.survivor_age;
-    let survivors = if is_awake { identity.launched_idle(now, limits.survivor_age) } else { 0 };
+    // By age, whether they are in use or not: a server of a few seconds is always at work.
+    let survivors = if is_awake { identity.live_aged(now, limits.survivor_age) } else { 0 };
     let numbers = [
         ("starts_1s", count(identity.starts_in_second(now, 0))),
         ("starts_10s", count(ten)),

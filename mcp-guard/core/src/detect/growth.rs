@@ -6,7 +6,7 @@
 //! the agent loses nothing but the ends before it.
 //!
 //! It catches a leak of any program that D does not count: `node FILE`, `python -m`, `uv run`, `docker run`, a
-//! browser, a Go binary. It must not be raised by a pool that starts at once and stays, by load that comes and goes,
+//! browser, a Go binary. It also acts on packages whose copies are never idle. It must not be raised by a pool that starts at once and stays, by load that comes and goes,
 //! by servers of sessions that end, by servers that replace each other, or by a build: none of them goes beyond what
 //! it reached before.
 //!
@@ -45,13 +45,11 @@ pub fn look(
     limits: &Growth,
     room: Option<Room>,
 ) -> Option<Detection> {
-    // D counts them: ten copies of a package are a leak at every pace.
-    if identity.is_all_launched() {
-        return None;
-    }
     let steady = |least: usize, rising| steady(now, identity, (least, rising), limits);
     let acts = steady(limits.act, RISING_TO_ACT);
-    let warns = || steady(limits.warn, RISING_TO_WARN);
+    // D warns about packages, and acts on those that are idle. Copies that leak and have a timer never are.
+    let is_package = identity.is_all_launched();
+    let warns = || steady(limits.warn, RISING_TO_WARN).filter(|_| !is_package);
     let Steady { grown, over } = acts.or_else(warns)?;
     let numbers = [
         ("live", count(identity.live())),

@@ -133,13 +133,18 @@ impl Registry {
     /// Takes the looks at some servers. `every`: when the next ones come, at the earliest.
     pub fn looked(&mut self, now: Time, every: Duration, seen: &[(TreeId, ServerSeen)]) {
         for (id, seen) in seen {
-            let found = self.trees.get_mut(id).map(|tree| tree.known.take(now, seen));
-            if found == Some(Use::Used) {
+            let Some(tree) = self.trees.get_mut(id) else { continue };
+            let found = tree.known.take(now, seen);
+            // It only runs a timer: nobody can reach it any more.
+            if tree.known.is_abandoned() {
+                continue;
+            }
+            if found == Use::Used {
                 self.note_use(now, Some(*id));
             }
             // Until the next look, nothing says that its use has ended. The first look says nothing of the time
             // right before it.
-            if matches!(found, Some(Use::Begins | Use::Used)) {
+            if matches!(found, Use::Begins | Use::Used) {
                 self.server_active(now.after(every), Some(*id));
             }
         }

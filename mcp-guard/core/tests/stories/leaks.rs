@@ -229,6 +229,20 @@ fn a_part_of_each_day_leaks() {
     assert!(stayed(acted).is_some_and(|many| many < 100), "{acted:?}");
 }
 
+/// A timer runs in each copy, so that none of them is ever idle.
+#[test]
+fn a_package_whose_copies_have_timers() {
+    let mut trace = Trace::new("node /srv/gateway.js");
+    for number in 1..=3 * HOUR / MINUTE {
+        let pids =
+            trace.start(number * MINUTE, 1, &["npx -y mcp-remote", "node /c/_npx/0/mcp-remote"]);
+        (number * MINUTE..3 * HOUR).step_by(20).for_each(|second| trace.used(second, pids[0]));
+    }
+    let (warned, acted) = first(&trace.report());
+    assert!(warned.is_some_and(|at| at < 45 * MINUTE), "{warned:?}");
+    assert!(acted.is_some_and(|at| at < 100 * MINUTE), "{acted:?}");
+}
+
 /// Ten of a hundred copies are in use, the others are not.
 #[test]
 fn a_leak_beside_copies_in_use() {
