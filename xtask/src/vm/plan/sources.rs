@@ -13,8 +13,13 @@ pub fn tests() -> Vec<Test> {
     let mut all = Vec::new();
     for (program, file) in modules(&folder) {
         add(&mut all, &program, "", &file);
-        for (module, file) in modules(&folder.join(&program)) {
-            add(&mut all, &program, &format!("{module}::"), &file);
+    }
+    let entries = fs::read_dir(&folder).unwrap().flatten().map(|entry| entry.path());
+    for folder in entries.filter(|path| path.join("main.rs").exists()) {
+        let program = folder.file_name().unwrap().to_string_lossy().into_owned();
+        for (module, file) in modules(&folder) {
+            let path = if module == "main" { String::new() } else { format!("{module}::") };
+            add(&mut all, &program, &path, &file);
         }
     }
     all
