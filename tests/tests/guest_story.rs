@@ -32,6 +32,7 @@ const ACTS: u64 = 3;
 fn policy(name: &str, response: &str) -> String {
     format!(
         "mode = \"enforce\"\n\
+         [evidence]\nevery = \"1s\"\n\
          [detect.duplicates]\nwarn = 2\nwarn_age = \"1s\"\nact = {ACTS}\nact_age = \"2s\"\n\
          response = \"{response}\"\n\
          [detect.burst]\nwarn_10s = 100\nwarn_60s = 100\n\
