@@ -34,8 +34,8 @@ use crate::{
 /// Delay before a clamp is decided again if it had nothing to lower, or if another process had
 /// already clamped the cgroup.
 const LEFT_ALONE: Duration = Duration::from_secs(600);
-/// How long a clamp waits at least for a limit that is being written.
-const WRITE_ENDS: Duration = Duration::from_secs(1);
+/// How long a detector waits at least for an order that is under way.
+const ORDER_ENDS: Duration = Duration::from_secs(1);
 /// Delay before a failed release is retried.
 const RELEASE_RETRY: Duration = Duration::from_secs(10);
 /// How long the processes inside are watched after a clamp.
@@ -567,21 +567,24 @@ impl Guard {
         respond: &Respond,
         out: &mut Outbox<'_>,
     ) -> Option<Time> {
+        // A container chooses the names of its packages, and each order has the whole cgroup checked. So the
+        // others wait for the end of one, which may be a dry run.
+        for hold in Hold::ALL {
+            if self.is_ordered(hold) {
+                self.episodes.delay(hold.into(), now.after(ORDER_ENDS));
+            }
+        }
         if self.limits.is_writing() {
             // Its owner may write at any time, and would overwrite the clamp.
-            self.episodes.delay(Response::Clamp, now.after(WRITE_ENDS));
+            self.episodes.delay(Response::Clamp, now.after(ORDER_ENDS));
         }
         let Follows { warn, respond: asked, respond_at } =
             self.episodes.note(now, &detection, self.terms.highest);
         if let Some(cause) = warn {
             out.act(self.id, Action::Warn { cause });
         }
-        // A hold that is ordered or in force already answers this detector too. Each order has the cgroup checked.
-        let is_answered = |response: &Response| {
-            Hold::of(*response)
-                .is_some_and(|hold| self.lease(hold).is_some() || self.is_ordered(hold))
-        };
-        let asked = asked.filter(|response| *response > Response::Record && !is_answered(response));
+        // A hold of ours answers this detector too.
+        let asked = asked.filter(|response| *response > Response::Record && !self.holds(*response));
         if let Some(response) = asked {
             let how = (response, self.terms.mode, None);
             self.contain(now, how, detection.cause, (None, None), respond, out);

@@ -91,7 +91,7 @@ pub struct IdentityStatus {
     /// Live servers that nobody can reach.
     #[serde(default)]
     pub disconnected: usize,
-    /// Live servers whose client is gone.
+    /// Live servers whose parent is gone, the process that started them.
     #[serde(default)]
     pub orphaned: usize,
     /// Memory of its servers that no file backs, as far as it was read.

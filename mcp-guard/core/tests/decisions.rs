@@ -684,6 +684,29 @@ fn an_operator_gives_up_the_engine_that_the_refusal_names_and_no_other() {
     }
 }
 
+/// A dry run of an operator is checked for some time, and a leak is found meanwhile.
+#[test]
+fn a_dry_run_that_is_under_way_delays_a_detector_and_does_not_answer_it() {
+    for response in [Response::Freeze, Response::Clamp] {
+        let mut story = Story::new(&format!("{QUICK}response = \"{response}\"\n"));
+        let lease = Duration::from_secs(60);
+        story.operator(OperatorRequest::Freeze { lease, dry_run: true, despite: None });
+        let (dry_run, _) = story.unsettled.remove(0);
+        story.take();
+        for _ in 0..3 {
+            story.server("a");
+        }
+        story.wait(3);
+        let asked = [(Detector::Duplicates, response)];
+        let expected = if response == Response::Freeze { &[][..] } else { &asked };
+        assert_eq!(story.contained(), expected);
+        story.step(Input::Settled(settled(dry_run, Outcome::WouldDo)));
+        story.wait(2);
+        let expected = if response == Response::Freeze { &asked[..] } else { &[] };
+        assert_eq!(story.contained(), expected, "it asks once");
+    }
+}
+
 #[test]
 fn a_refused_response_is_decided_again_when_the_refusal_ends() {
     let mut story = Story::refused(QUICK, Some(Refusal::HoldsPid1));

@@ -1,9 +1,9 @@
 //! O: servers stay although nobody can write to them or read from them any more.
 //!
 //! It catches servers that outlive their client: a gateway that was killed, a session that ended. A server of a
-//! launcher or an image that is disconnected and does nothing is told soon. It must not be raised soon by work that
-//! looks alike, a job that got all of its input and whose client waits for the result or is gone on purpose: whatever
-//! is only closing, is at work, or is another program, is told much later. What is not known is not told.
+//! launcher or an image that is disconnected and does nothing causes a warning soon. Work can look the same: a job has
+//! got all of its input, and its client waits for the result or is gone on purpose. So a server that is only closing,
+//! that is at work, or that is another program causes a warning much later, and an unknown state causes none.
 //!
 //! The numbers: a well-behaved server ends within a second when its client is gone, and a slow one within the ten
 //! seconds that MCP clients wait before they send signals.

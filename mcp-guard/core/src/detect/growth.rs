@@ -6,9 +6,9 @@
 //! the agent loses nothing but the ends before it.
 //!
 //! It catches a leak of any program that D does not count: `node FILE`, `python -m`, `uv run`, `docker run`, a
-//! browser, a Go binary. It also acts on packages whose copies are never idle. It must not be raised by a pool that starts at once and stays, by load that comes and goes,
-//! by servers of sessions that end, by servers that replace each other, or by a build: none of them goes beyond what
-//! it reached before.
+//! browser, a Go binary. It also acts on packages whose copies are never idle. It must not be raised by a pool that
+//! starts at once and stays, by load that comes and goes, by servers of sessions that end, by servers that replace
+//! each other, or by a build: none of them goes beyond what it reached before.
 //!
 //! The numbers: real leaks start 9 a day to 6 a minute. Forty users with a server each, or an autoscaler, stay below
 //! `act`.

@@ -100,7 +100,7 @@ fn second(repair: &mut Repair) {
     }
 }
 
-/// Returns the words by which a repair says that it ended because of this event.
+/// Returns a part of the message of a repair that this event has ended.
 fn reason(event: Event) -> Option<&'static str> {
     match event {
         Event::Clamped => Some("clamped"),
