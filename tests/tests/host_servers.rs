@@ -219,6 +219,10 @@ fn a_server_outlives_its_client() {
     let text = String::from_utf8(text.stdout).unwrap();
     assert!(text.contains("disconnected, orphaned") && text.contains("  gone\n"), "{text}");
     assert!(text.contains(&format!("pid {}\n", second.pid())), "{text}");
+    let misspelt = scene.agent.cli(&["status", "--servers", "--server", "slep"]).unwrap();
+    assert_eq!(misspelt.status.code(), Some(2), "{misspelt:?}");
+    let said = String::from_utf8(misspelt.stderr).unwrap();
+    assert!(said.contains("no live server is called \"slep\""), "{said}");
 }
 
 fn gateway_name(folder: &Path) -> String {

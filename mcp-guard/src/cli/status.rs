@@ -35,6 +35,12 @@ pub fn status(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failure
         let asked = GetServers { cgroup_id: target, identity: server.clone() };
         let servers = client::call(&lock::socket(&host.run_dir), &asked).map_err(unanswered)?;
         is_guarded(target.is_none() || !servers.guards.is_empty())?;
+        let is_found = servers.guards.iter().any(|guard| !guard.servers.is_empty());
+        if let Some(name) = server.as_ref().filter(|_| !*json && !is_found) {
+            let why =
+                format!("no live server is called {name:?}; `mcp-guard status` lists their names");
+            return Err(Failure::could_not(why));
+        }
         print(&servers, *json, render::servers)?;
         return Ok(Exit::Done);
     }
@@ -55,7 +61,8 @@ fn cgroup_id(host: &HostOptions, target: &str) -> Result<CgroupId, Failure> {
 }
 
 fn is_guarded(is_guarded: bool) -> Result<(), Failure> {
-    if is_guarded { Ok(()) } else { Err(Failure::could_not("the target is not guarded")) }
+    let why = "the target is not guarded; `mcp-guard status` lists the cgroups that are";
+    if is_guarded { Ok(()) } else { Err(Failure::could_not(why)) }
 }
 
 fn print<T: Serialize>(answer: &T, json: bool, text: fn(&T) -> String) -> Result<(), Failure> {

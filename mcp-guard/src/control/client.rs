@@ -19,7 +19,7 @@ pub enum Error {
     /// No agent listens.
     #[error("no agent answers at {0}")]
     NoAgent(String),
-    #[error("the agent answers root only")]
+    #[error("the agent answers root only; run the command with sudo")]
     NotRoot,
     #[error(
         "the agent did not answer within {ANSWER:?}; see `systemctl status mcp-guard` and its log"

@@ -14,7 +14,10 @@ pub fn servers(servers: &Servers) -> String {
         text += "nothing is guarded\n";
     }
     if servers.left_out > 0 {
-        text += &format!("\n{} more servers are not shown; name a target\n", servers.left_out);
+        text += &format!(
+            "\n{} more servers are not shown; name a target, or one identity with --server\n",
+            servers.left_out
+        );
     }
     text
 }
@@ -25,8 +28,11 @@ fn of_guard(guard: &GuardServers) -> String {
         return text + "  no servers\n";
     }
     text += HEAD;
+    // The oldest comes first in each group.
+    let mut all: Vec<&ServerStatus> = guard.servers.iter().collect();
+    all.sort_by(|a, b| a.identity.cmp(&b.identity));
     let mut before = "";
-    for server in &guard.servers {
+    for server in all {
         if before != server.identity {
             text += &format!("  {}\n", visible(&server.identity));
             before = &server.identity;
