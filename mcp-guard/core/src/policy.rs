@@ -247,8 +247,8 @@ impl Default for Tasks {
     }
 }
 
-/// G: steady growth in the number of live servers of one identity. Copies of a package only count for `act`:
-/// detector D warns about them, but it does not act on copies that are in use.
+/// G: steady growth in the number of live servers of one identity. `warn` does not apply to packages, because
+/// detector D warns about their copies. `act` does, because D never acts on copies that are in use.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
