@@ -124,8 +124,8 @@ impl Executor {
             }
             Action::Release { hold, end } => self.release(order, held, hold, end),
             Action::Disown { hold, end } => self.disown(order, held, hold, end),
-            Action::WriteLimit { write, reason } => {
-                self.check(order, held, AfterCheck::WriteLimit(write, reason));
+            Action::WriteLimit { write, over, reason } => {
+                self.check(order, held, AfterCheck::WriteLimit(write, over, reason));
             }
             Action::LeaveLimit { write, reason, outcome, detail } => {
                 let said = (outcome, detail);

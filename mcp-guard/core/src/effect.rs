@@ -263,9 +263,10 @@ pub enum Action {
         hold: Hold,
         end: End,
     },
-    /// Write a limit at its owner.
+    /// Write a limit at its owner. `over`: the limit in force when this was decided.
     WriteLimit {
         write: Write,
+        over: Limit,
         reason: String,
     },
     /// Run all checks of a write and make both its audit records, but write nothing.

@@ -61,8 +61,8 @@ enum Expected {
         lease: Lease,
         /// The guard counts as frozen since the order: the write comes first, the outcome later.
         freezes: bool,
-        /// A rule forbids it, which is only recorded.
-        refused: bool,
+        /// It is not refused, and no dry run of an operator.
+        acts: bool,
     },
     Release(Hold),
 }
@@ -399,10 +399,12 @@ impl Guard {
 
     /// Whether a hold was ordered whose outcome is not known yet. The executor may still check the cgroup.
     fn is_ordered(&self, hold: Hold) -> bool {
+        self.is_under_way(hold.into())
+    }
+
+    fn is_under_way(&self, wanted: Response) -> bool {
         self.under_way.values().any(|expected| match expected {
-            Expected::Contain { response, refused, .. } => {
-                !refused && Hold::of(*response) == Some(hold)
-            }
+            Expected::Contain { response, acts, .. } => *acts && *response == wanted,
             Expected::Release(_) => false,
         })
     }
@@ -568,10 +570,10 @@ impl Guard {
         out: &mut Outbox<'_>,
     ) -> Option<Time> {
         // A container chooses the names of its packages, and each order has the whole cgroup checked. So the
-        // others wait for the end of one, which may be a dry run.
-        for hold in Hold::ALL {
-            if self.is_ordered(hold) {
-                self.episodes.delay(hold.into(), now.after(ORDER_ENDS));
+        // others wait for the end of one.
+        for response in [Response::Clamp, Response::Freeze, Response::Kill] {
+            if self.is_under_way(response) {
+                self.episodes.delay(response, now.after(ORDER_ENDS));
             }
         }
         if self.limits.is_writing() {
@@ -622,6 +624,7 @@ impl Guard {
             }),
         };
         let refused = matches!(action, Action::Refuse { .. });
+        let acts = !refused && (mode == Mode::Enforce || asked_by.is_none());
         let is_ordered = !refused && mode == Mode::Enforce;
         let freezes = is_ordered && response == Response::Freeze && self.freeze.is_none();
         let lease = Lease { since: now, until: now.after(lease) };
@@ -629,7 +632,7 @@ impl Guard {
             self.freeze = Some(lease);
         }
         let ticket = out.act_for(self.id, asked_by, action);
-        self.under_way.insert(ticket, Expected::Contain { response, lease, freezes, refused });
+        self.under_way.insert(ticket, Expected::Contain { response, lease, freezes, acts });
     }
 
     /// Counts the live servers.

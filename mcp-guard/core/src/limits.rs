@@ -4,7 +4,7 @@
 //!
 //! | in force | against | wins |
 //! |---|---|---|
-//! | our clamp | any limit that we would write | the clamp, until it is released; it waits for a write under way |
+//! | our clamp | any limit that we would write | the clamp, until it is released; it waits for a write under way, as long as that is waited for |
 //! | a write over our clamp | our clamp | the write; a detector may clamp again after the cool-down |
 //! | an operator's request | the policy | the request, until the policy's number changes |
 //! | the policy | the limit that the engine stores | the policy |
@@ -21,7 +21,7 @@ pub mod requests;
 
 use std::{collections::VecDeque, mem, time::Duration};
 
-pub use self::forbidden::{Forbidden, forbidden, forbidden_there};
+pub use self::forbidden::{Forbidden, forbidden, forbidden_there, overtaken};
 use self::pacing::{Pacing, Ruling};
 use crate::{
     Time,
@@ -102,6 +102,8 @@ pub struct Limits {
     /// Writes that follow the one in progress, and the state that they lead to.
     waiting: VecDeque<Write>,
     then: Option<Then>,
+    /// The limit in force when they were decided on.
+    over: Limit,
     /// In the agent: the last plan, kept while it can write nothing until tasks end. In `repair`:
     /// the last plan that could be made.
     plan: Option<Plan>,
@@ -159,6 +161,7 @@ impl Limits {
             writing: None,
             waiting: VecDeque::new(),
             then: None,
+            over: Limit::Max,
             plan: None,
             plan_until: Time::default(),
             reason: String::new(),
@@ -437,6 +440,7 @@ impl Limits {
                     (self.follows, self.followed_from) = (true, Some(seen.in_force));
                     return self.pacing.waits(now);
                 }
+                self.over = seen.in_force;
                 self.begin(now, mode, plan, next, out);
             }
         }
@@ -489,8 +493,8 @@ impl Limits {
 
     fn write_next(&mut self, now: Time, out: &mut Outbox<'_>) {
         let Some(write) = self.waiting.pop_front() else { return self.all_written(now) };
-        let reason = self.reason.clone();
-        self.writing = Some(out.act(self.guard, Action::WriteLimit { write, reason }));
+        let (reason, over) = (self.reason.clone(), self.over);
+        self.writing = Some(out.act(self.guard, Action::WriteLimit { write, over, reason }));
     }
 
     pub fn settled(&mut self, now: Time, settled: &Settled, out: &mut Outbox<'_>) {

@@ -684,26 +684,39 @@ fn an_operator_gives_up_the_engine_that_the_refusal_names_and_no_other() {
     }
 }
 
-/// A dry run of an operator is checked for some time, and a leak is found meanwhile.
+/// A dry run of an operator changes nothing, however long its check takes.
 #[test]
-fn a_dry_run_that_is_under_way_delays_a_detector_and_does_not_answer_it() {
-    for response in [Response::Freeze, Response::Clamp] {
+fn a_dry_run_that_is_under_way_neither_answers_nor_delays_a_detector() {
+    for response in [Response::Freeze, Response::Clamp, Response::Kill] {
         let mut story = Story::new(&format!("{QUICK}response = \"{response}\"\n"));
         let lease = Duration::from_secs(60);
         story.operator(OperatorRequest::Freeze { lease, dry_run: true, despite: None });
-        let (dry_run, _) = story.unsettled.remove(0);
+        story.operator(OperatorRequest::Kill { dry_run: true, despite: None });
         story.take();
         for _ in 0..3 {
             story.server("a");
         }
         story.wait(3);
+        assert_eq!(story.contained(), [(Detector::Duplicates, response)]);
+    }
+}
+
+/// A container chooses the names of its packages, and each order has the whole cgroup checked.
+#[test]
+fn an_order_that_is_under_way_delays_those_of_other_packages() {
+    for response in [Response::Clamp, Response::Kill] {
+        let mut story = Story::new(&format!("{QUICK}response = \"{response}\"\n"));
+        for package in ["a", "a", "a", "b", "b", "b"] {
+            story.server(package);
+        }
+        story.wait(3);
         let asked = [(Detector::Duplicates, response)];
-        let expected = if response == Response::Freeze { &[][..] } else { &asked };
-        assert_eq!(story.contained(), expected);
-        story.step(Input::Settled(settled(dry_run, Outcome::WouldDo)));
-        story.wait(2);
-        let expected = if response == Response::Freeze { &asked[..] } else { &[] };
-        assert_eq!(story.contained(), expected, "it asks once");
+        assert_eq!(story.contained(), asked, "one at a time");
+        story.wait(5);
+        assert_eq!(story.contained(), []);
+        story.settle(response, Outcome::Failed);
+        story.wait(61);
+        assert_eq!(story.contained(), asked, "one again, after the cool-down");
     }
 }
 

@@ -7,6 +7,7 @@ use mcp_guard_core::{
     audit::Subject,
     effect::Containment,
     incident::{Hold, Outcome},
+    limit::Limit,
     refusal::BystanderFacts,
     repair::Write,
 };
@@ -23,7 +24,8 @@ pub type FactsFound = io::Result<BystanderFacts>;
 /// The part of an order that follows its check.
 pub enum AfterCheck {
     Contain(Containment),
-    WriteLimit(Write, String),
+    /// The limit is that in force when the write was decided on.
+    WriteLimit(Write, Limit, String),
     LeaveLimit(Write, String, (Outcome, String)),
 }
 
@@ -70,8 +72,8 @@ impl Executor {
     fn checked(&mut self, order: OrderId, held: &mut Held, then: AfterCheck, found: FactsFound) {
         match then {
             AfterCheck::Contain(wanted) => self.contain(order, held, wanted, found),
-            AfterCheck::WriteLimit(write, reason) => {
-                self.write_limit(order, held, (write, reason), &found);
+            AfterCheck::WriteLimit(write, over, reason) => {
+                self.write_limit(order, held, (write, over, reason), &found);
             }
             AfterCheck::LeaveLimit(write, reason, said) => {
                 self.leave_limit(order, held, (write, reason), said, &found);
@@ -88,7 +90,11 @@ impl Executor {
     ) {
         match still_there(guards, checked.order.guard, &checked.subject) {
             Some(held) => self.checked(checked.order, held, checked.then, found),
-            None => self.drop(checked, Outcome::NotOurs, "the cgroup was removed meanwhile"),
+            None => self.drop(
+                checked,
+                Outcome::NotOurs,
+                "the guard ended meanwhile, or its cgroup was removed",
+            ),
         }
     }
 
@@ -129,7 +135,7 @@ impl Executor {
                 self.intend(&order, &subject, &wanted, None, None);
                 self.outcome(order, subject, wanted.response, said, None);
             }
-            AfterCheck::WriteLimit(write, reason) | AfterCheck::LeaveLimit(write, reason, _) => {
+            AfterCheck::WriteLimit(write, _, reason) | AfterCheck::LeaveLimit(write, reason, _) => {
                 self.drop_limit(order, subject, (write, reason), said);
             }
         }
@@ -168,7 +174,7 @@ mod tests {
     }
 
     fn limit() -> AfterCheck {
-        AfterCheck::WriteLimit(Write::PidsMax { limit: 40 }, "operator".into())
+        AfterCheck::WriteLimit(Write::PidsMax { limit: 40 }, Limit::Max, "operator".into())
     }
 
     /// Has orders under check, ends them, and returns how they are settled and what the log has of each.

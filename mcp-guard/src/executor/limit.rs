@@ -47,10 +47,12 @@ impl Executor {
         &mut self,
         order: OrderId,
         held: &mut Held,
-        (write, reason): (Write, String),
+        (write, over, reason): (Write, Limit, String),
         found: &FactsFound,
     ) {
-        let Some(announced) = self.announce(order, held, (write, reason), found) else { return };
+        let Some(announced) = self.announce(order, held, (write, Some(over), reason), found) else {
+            return;
+        };
         let ask = OwnerQuestion {
             write: announced.write.clone(),
             cgroup: announced.subject.cgroup.clone(),
@@ -71,29 +73,33 @@ impl Executor {
         &mut self,
         order: OrderId,
         held: &mut Held,
-        what: (Write, String),
+        (write, reason): (Write, String),
         (outcome, detail): (Outcome, String),
         found: &FactsFound,
     ) {
-        if let Some(announced) = self.announce(order, held, what, found) {
+        if let Some(announced) = self.announce(order, held, (write, None, reason), found) {
             self.close(announced, outcome, detail);
         }
     }
 
     /// Writes the record before a write. Returns `None` if the write is forbidden or the cgroup is
-    /// gone. That is then recorded, and the order is settled.
+    /// gone. That is then recorded, and the order is settled. `over`: see [`limits::overtaken`].
     fn announce(
         &mut self,
         order: OrderId,
         held: &mut Held,
-        (write, reason): (Write, String),
+        (write, over, reason): (Write, Option<Limit>, String),
         facts: &FactsFound,
     ) -> Option<LimitWrite> {
         held.cgroup.find_pids(&self.layout);
-        let found =
-            held.cgroup.pids_max().map_or_else(|error| error.to_string(), |max| max.to_string());
+        let read = held.cgroup.pids_max();
+        let overtaken = over
+            .zip(read.as_ref().ok())
+            .and_then(|(over, found)| limits::overtaken(&write, over, *found));
+        let found = read.map_or_else(|error| error.to_string(), |max| max.to_string());
         let forbidden = forbidden(held, facts).or_else(|| {
-            limits::forbidden_there(&write, &held.subject.cgroup).map(|one| one.to_string())
+            let there = limits::forbidden_there(&write, &held.subject.cgroup);
+            there.or(overtaken).map(|one| one.to_string())
         });
         let (subject, container) = (held.subject.clone(), held.container.clone());
         let announced = LimitWrite { order, subject, container, write, reason, found };
@@ -150,7 +156,10 @@ fn read_back(
     kept: Option<Limit>,
 ) -> (Outcome, String) {
     let Some(held) = held else {
-        return (Outcome::NotOurs, "the cgroup was removed meanwhile".to_owned());
+        return (
+            Outcome::NotOurs,
+            "the guard ended meanwhile, or its cgroup was removed".to_owned(),
+        );
     };
     match &announced.write {
         Write::PidsMax { limit } => steps::limit(&held.cgroup, Limit::Tasks(*limit)),

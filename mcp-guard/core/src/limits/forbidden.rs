@@ -5,6 +5,7 @@ use std::fmt;
 
 use crate::{
     diagnose::owner::Standing,
+    limit::Limit,
     refusal::{BystanderFacts, Refusal, refusal},
     repair::Write,
 };
@@ -15,6 +16,8 @@ pub enum Forbidden {
     Bystander(Refusal),
     /// A clamp of ours is in force.
     Clamped,
+    /// A lower limit was set after the write was decided on.
+    Lowered(Limit),
     /// The unit's limit would also bind other cgroups of the unit.
     BindsMore {
         unit: String,
@@ -30,12 +33,24 @@ impl fmt::Display for Forbidden {
                 "mcp-guard has clamped it, and another limit would end the clamp but not the leak; \
                  `mcp-guard thaw` restores the limit before the clamp, then this one can be written",
             ),
+            Self::Lowered(found) => write!(
+                f,
+                "pids.max was lowered to {found} meanwhile, and a lower limit is left alone"
+            ),
             Self::BindsMore { unit, cgroup } => write!(
                 f,
                 "{unit} is not the unit of {cgroup} alone; its limit would also bind bystanders"
             ),
         }
     }
+}
+
+/// Returns why a write is not made that was decided on while `over` was in force, if `found` is in force now. A
+/// lower limit than both that and the new one is a brake, or belongs to a freeze.
+#[must_use]
+pub fn overtaken(write: &Write, over: Limit, found: Limit) -> Option<Forbidden> {
+    let is_lowered = found < over && found < Limit::Tasks(write.limit());
+    is_lowered.then_some(Forbidden::Lowered(found))
 }
 
 /// Returns why a limit must not be written there, whatever the state of the cgroup.
@@ -78,6 +93,23 @@ mod tests {
             assert_eq!(forbidden, Some(Forbidden::BindsMore { unit, cgroup }));
         }
         assert_eq!(forbidden_there(&Write::PidsMax { limit: 40 }, "/x"), None);
+    }
+
+    #[test]
+    fn a_limit_that_was_lowered_meanwhile_is_left_alone() {
+        let tasks = Limit::Tasks;
+        for (over, found, lowered) in [
+            (Limit::Max, Limit::Max, false),
+            (Limit::Max, tasks(500), false),
+            (Limit::Max, tasks(40), true),
+            // It was there before, and an operator replaces it.
+            (tasks(40), tasks(40), false),
+            (tasks(500), tasks(90), false),
+            (tasks(500), tasks(89), true),
+        ] {
+            let forbidden = overtaken(&Write::Docker { limit: 90 }, over, found);
+            assert_eq!(forbidden, lowered.then_some(Forbidden::Lowered(found)), "{over} {found}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Two events meet in every order, at every stage of a repair, with a policy that names a limit and with one
 //! that leaves it to the engine. In each case the table's winner is in force in the end, and no request waits
-//! for ever. [`World`] panics if a limit is written over a clamp, a brake or a freeze, or against a rule.
+//! for ever. [`World`] panics if a limit is ordered over a clamp, a brake or a freeze, or against a rule, and if a
+//! brake is overwritten.
 
 use mcp_guard_core::{
     effect::{Input, PolicyThen},

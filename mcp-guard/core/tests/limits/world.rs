@@ -1,6 +1,6 @@
 //! A container with a limit, an engine that stores one, and everything that writes it.
 
-use std::{mem, time::Duration};
+use std::{collections::BTreeMap, mem, time::Duration};
 
 use mcp_guard_common::Totals;
 use mcp_guard_core::{
@@ -12,6 +12,7 @@ use mcp_guard_core::{
     id::{GuardId, Pid, RequestId, Ticket, Ticks},
     incident::{Hold, Outcome},
     limit::Limit,
+    limits::overtaken,
     policy::{Mode, Policy, Response, Workload},
     registry::Observed,
     repair::Write,
@@ -149,6 +150,8 @@ pub struct World {
     pub next_refused: bool,
     /// Requests of the core without an answer yet, oldest first.
     pub waiting: Vec<Asked>,
+    /// The limit in force when each write was decided on.
+    over: BTreeMap<Ticket, Limit>,
     pub written: Vec<Write>,
     pub left: Vec<(Outcome, String)>,
     pub logged: Vec<String>,
@@ -196,6 +199,7 @@ impl World {
             next_unread: false,
             next_refused: false,
             waiting: Vec::new(),
+            over: BTreeMap::new(),
             written: Vec::new(),
             left: Vec::new(),
             logged: Vec::new(),
@@ -268,7 +272,8 @@ impl World {
                 self.clamp = Some(*ticket);
                 self.observes = wanted.mode == Mode::Observe;
             }
-            Action::WriteLimit { write, .. } => {
+            Action::WriteLimit { write, over, .. } => {
+                self.over.insert(*ticket, *over);
                 assert!(!self.is_clamped(), "no limit is written over our clamp");
                 assert_eq!(self.clamp, None, "no limit is written over a clamp that is ordered");
                 assert!(!self.is_frozen(), "no limit is written during a freeze");
@@ -401,6 +406,11 @@ impl World {
                 if self.refuses || mem::take(&mut self.next_refused) {
                     return self.settle(ticket, Outcome::Failed);
                 }
+                // The executor looks at the limit again, right before it asks the owner.
+                if overtaken(&write, self.over[&ticket], self.in_force).is_some() {
+                    return self.settle(ticket, Outcome::Refused);
+                }
+                assert!(!self.braked, "no brake is overwritten");
                 match write {
                     Write::Docker { limit } => {
                         self.stored = Some(limit);
