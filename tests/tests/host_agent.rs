@@ -167,14 +167,18 @@ fn an_operators_freeze_thaw_and_kill_go_through_the_agent() {
         Record::Outcome { response, outcome, .. } => Some((response.to_string(), *outcome)),
         _ => None,
     };
-    let recorded: Vec<_> = agent.audit().unwrap().iter().filter_map(outcomes).collect();
+    let recorded =
+        |agent: &Agent| agent.audit().unwrap().iter().filter_map(outcomes).collect::<Vec<_>>();
+    // The log is written by a thread of its own.
+    agent.wait_until("all outcomes", |agent| Ok(recorded(agent).len() >= 4)).unwrap();
     let expected = [
         ("freeze", Outcome::WouldDo),
         ("freeze", Outcome::Done),
         ("kill", Outcome::WouldDo),
         ("kill", Outcome::Done),
     ];
-    assert_eq!(recorded, expected.map(|(response, outcome)| (response.to_owned(), outcome)));
+    let expected = expected.map(|(response, outcome)| (response.to_owned(), outcome));
+    assert_eq!(recorded(&agent), expected);
     agent.signal(rustix::process::Signal::TERM).unwrap();
     assert!(agent.ended().unwrap().success());
 }
