@@ -14,7 +14,7 @@ fuzz_target!(|text: &[u8]| {
     let shown = render::report(&report, false);
     let hidden = |one: char| one.is_control() && one != '\n';
     assert!(!shown.contains(hidden), "{shown:?}");
-    let _ = render::table(&[report.clone()]);
+    let _ = render::table(std::slice::from_ref(&report));
     serde_json::to_string(&report).expect("a report is JSON");
     for limit in [None, Some(1), Some(100)] {
         for force in [false, true] {

@@ -28,12 +28,19 @@ open(my $in, "<&=", 6);
 while (sysread($in, my $bytes, 100)) { POSIX::write(7, $bytes, length $bytes) }
 "#;
 
-/// Starts a server with sockets as its stdio, and says its pid.
-const GATEWAY: &str = "
-const server = require('child_process').spawn('sleep', ['601'], { stdio: 'pipe' });
-require('fs').writeSync(1, `${server.pid}\\n`);
-setInterval(() => {}, 1 << 30);
-";
+/// Starts a server with sockets as its stdio, as node does, and says its pid.
+const GATEWAY: &str = r#"
+use Socket;
+socketpair(my $client, my $server, AF_UNIX, SOCK_STREAM, PF_UNSPEC) or die;
+my $pid = fork // die;
+if (!$pid) {
+    open(STDIN, "<&", $server); open(STDOUT, ">&", $server);
+    exec "sleep", "601";
+}
+close $server;
+syswrite STDOUT, "$pid\n";
+sleep 1 while 1;
+"#;
 
 /// A program with pipes. Killed and reaped on drop.
 struct Server {
@@ -191,8 +198,8 @@ fn a_server_is_idle_until_its_client_asks_it() {
 fn a_server_outlives_its_client() {
     let folder = tempfile::tempdir().unwrap();
     let mut scene = Scene::new("orphan");
-    let gateway = script(folder.path(), "gateway.js", GATEWAY);
-    let mut gateways = [(); 2].map(|()| Server::start(&scene.cgroup, &["node", &gateway]));
+    let gateway = script(folder.path(), "gateway.pl", GATEWAY);
+    let mut gateways = [(); 2].map(|()| Server::start(&scene.cgroup, &["perl", &gateway]));
     let servers = gateways.each_mut().map(|gateway| {
         let mut said = String::new();
         BufReader::new(gateway.stdout.as_mut().unwrap()).read_line(&mut said).unwrap();
@@ -226,5 +233,5 @@ fn a_server_outlives_its_client() {
 }
 
 fn gateway_name(folder: &Path) -> String {
-    folder.join("gateway.js").to_str().unwrap().to_owned()
+    folder.join("gateway.pl").to_str().unwrap().to_owned()
 }

@@ -14,6 +14,7 @@ pub fn run(setup: bool, no_test: bool) -> Result<u8> {
         None => step("clippy of the kernel side", ebpf::clippy)?,
         Some(reason) => say(&format!("clippy of the kernel side: not run: {reason}")),
     }
+    step("clippy of the fuzz targets", fuzz::clippy)?;
     step("doc", doc)?;
     step("plain English", english::check)?;
     step("ebpf --check", ebpf::check)?;

@@ -56,6 +56,14 @@ pub fn check_format() -> Result<()> {
         .context("fuzz is not formatted; run `cargo fmt` in it")
 }
 
+/// Checks that the fuzz targets compile, without nightly and its sanitizer.
+pub fn clippy() -> Result<()> {
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(folder()).args(["clippy", "--locked", "--quiet", "--target-dir"]);
+    cargo.arg(workspace::target()).args(["--", "-D", "warnings"]);
+    program::run(&mut cargo).context("clippy reported problems in the fuzz targets")
+}
+
 fn fuzz(targets: &[String], time: Duration) -> Result<Counts> {
     build()?;
     let job = |target: &String| -> Job<'_, Result<()>> {

@@ -262,7 +262,13 @@ impl Host {
                 let totals = self.totals.get(&guard).copied().unwrap_or_default();
                 self.step(Input::Totals { guard, totals });
                 let (in_force, tasks) = (Limit::Tasks(100), Some(0));
-                let seen = SeenLimit { in_force, tasks, request: None, agent_goes_on: false };
+                let seen = SeenLimit {
+                    in_force,
+                    tasks,
+                    request: None,
+                    clamped: false,
+                    agent_goes_on: false,
+                };
                 self.step(Input::LimitSeen { guard, seen });
             }
             while let Some(read) = self.reads.pop() {
@@ -335,8 +341,13 @@ impl Host {
             1 => Ok(Box::new(of_old_podman(facts(stored, in_force)))),
             _ => Ok(Box::new(facts(stored, in_force))),
         };
-        let seen =
-            Some(SeenLimit { in_force, tasks: Some(9), request: None, agent_goes_on: false });
+        let seen = Some(SeenLimit {
+            in_force,
+            tasks: Some(9),
+            request: None,
+            clamped: false,
+            agent_goes_on: false,
+        });
         self.step(Input::LimitFacts { guard, ticket, facts, seen });
     }
 
