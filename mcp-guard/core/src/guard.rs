@@ -51,6 +51,8 @@ const FRESH: u32 = 4;
 pub struct Lease {
     pub since: Time,
     pub until: Time,
+    /// An operator asked for it.
+    pub is_operators: bool,
 }
 
 /// An order whose outcome the guard needs.
@@ -580,8 +582,13 @@ impl Guard {
             // Its owner may write at any time, and would overwrite the clamp.
             self.episodes.delay(Response::Clamp, now.after(ORDER_ENDS));
         }
+        let is_operators = |lease: Option<Lease>| lease.is_some_and(|lease| lease.is_operators);
+        let operators =
+            Hold::ALL.map(|hold| (Response::from(hold), is_operators(self.lease(hold))));
         let Follows { warn, respond: asked, respond_at } =
-            self.episodes.note(now, &detection, self.terms.highest);
+            self.episodes.note(now, &detection, self.terms.highest, |response| {
+                operators.contains(&(response, true))
+            });
         if let Some(cause) = warn {
             out.act(self.id, Action::Warn { cause });
         }
@@ -627,7 +634,7 @@ impl Guard {
         let acts = !refused && (mode == Mode::Enforce || asked_by.is_none());
         let is_ordered = !refused && mode == Mode::Enforce;
         let freezes = is_ordered && response == Response::Freeze && self.freeze.is_none();
-        let lease = Lease { since: now, until: now.after(lease) };
+        let lease = Lease { since: now, until: now.after(lease), is_operators: asked_by.is_some() };
         if freezes {
             self.freeze = Some(lease);
         }
@@ -653,7 +660,7 @@ impl Guard {
         let Some(clamp) = self.clamp.filter(is_over) else { return };
         if self.episodes.still_ask() {
             let lease = respond.clamp_lease;
-            self.clamp = Some(Lease { since: clamp.since, until: now.after(lease) });
+            self.clamp = Some(Lease { until: now.after(lease), ..clamp });
             out.act(self.id, Action::Renew { lease });
         } else {
             self.clamp = None;

@@ -621,6 +621,37 @@ fn a_freeze_that_two_detectors_ask_for_is_ordered_once() {
     assert_eq!(story.contained(), [(Detector::Duplicates, Response::Freeze)], "a new episode");
 }
 
+/// A detector finds a leak while an operator's freeze is in force, three times. The freeze answers it, and is
+/// no act of the detector.
+#[test]
+fn an_operators_freezes_use_up_no_act_of_a_detector() {
+    let mut story = Story::new(&format!("{QUICK}response = \"freeze\"\n"));
+    let once = [(Detector::Duplicates, Response::Freeze)];
+    let lease = Duration::from_secs(3600);
+    for _ in 0..3 {
+        story.operator(OperatorRequest::Freeze { lease, dry_run: false, despite: None });
+        story.settle(Response::Freeze, Outcome::Done);
+        // The leak is there from the first round on, so that all rounds are one episode.
+        if story.next_pid == 100 {
+            for _ in 0..3 {
+                story.server("a");
+            }
+        }
+        story.wait(61);
+        assert_eq!(story.contained(), [], "an operator has frozen it");
+        story.operator(OperatorRequest::Thaw);
+        story.wait(58);
+        assert_eq!(story.contained(), [], "a thaw is followed by the cool-down");
+    }
+    for seconds in [3, 300 + 61, 300 + 61] {
+        story.wait(seconds);
+        assert_eq!(story.contained(), once);
+        story.settle(Response::Freeze, Outcome::Done);
+    }
+    story.wait(3600);
+    assert_eq!(story.contained(), [], "three times, and no more");
+}
+
 #[test]
 fn a_failing_clamp_does_not_delay_a_freeze() {
     let mut story = Story::new(QUICK);

@@ -27,7 +27,7 @@ struct Episode {
     warned: bool,
     /// The response that it asked for when it acted.
     acted: Option<Response>,
-    /// How often it has acted.
+    /// How often it has acted. A hold of an operator that answers it is not among them.
     times: u32,
     /// Its detector currently asks for a response.
     acting: bool,
@@ -77,8 +77,14 @@ impl Episodes {
     }
 
     /// Updates the episode of one detection. `highest`: the strongest response that the guard's
-    /// terms allow.
-    pub fn note(&mut self, now: Time, detection: &Detection, highest: Response) -> Follows {
+    /// terms allow. `is_operators`: an operator has made that response already.
+    pub fn note(
+        &mut self,
+        now: Time,
+        detection: &Detection,
+        highest: Response,
+        is_operators: impl Fn(Response) -> bool,
+    ) -> Follows {
         let Detection { cause, act } = detection;
         let mut follows = Follows::default();
         let Some(detector) = cause.detector else { return follows };
@@ -105,7 +111,7 @@ impl Episodes {
                 follows.respond_at = Some(earliest);
             } else {
                 episode.acted = Some(response);
-                episode.times = episode.times.saturating_add(1);
+                episode.times = episode.times.saturating_add(u32::from(!is_operators(response)));
                 follows.respond = Some(response);
             }
         }
