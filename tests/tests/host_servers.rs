@@ -42,6 +42,16 @@ syswrite STDOUT, "$pid\n";
 sleep 1 while 1;
 "#;
 
+/// Answers each line, and does something of its own every half hour.
+const HAS_TIMER: &str = r#"
+while (1) {
+    vec(my $read = "", 0, 1) = 1;
+    select($read, undef, undef, 1800) or next;
+    sysread(STDIN, my $bytes, 100) or exit;
+    syswrite(STDOUT, $bytes);
+}
+"#;
+
 /// A program with pipes. Killed and reaped on drop.
 struct Server {
     child: Child,
@@ -152,6 +162,39 @@ fn each_server_is_listed_with_whether_its_client_can_reach_it() {
     // The looks keep no pipe open: an end of file still ends a server.
     drop(first.stdin.take());
     assert!(first.child.wait().unwrap().success());
+}
+
+#[test]
+fn a_server_that_waits_for_its_client_alone_is_quiescent() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut scene = Scene::new("quiescent");
+    let timer = script(folder.path(), "timer.pl", HAS_TIMER);
+    let start = |words: &[&str]| Server::start(&scene.cgroup, words);
+    let [mut asked, quiet] = [start(&["cat"]), start(&["cat"])];
+    let [timed, _other] = [start(&["perl", &timer]), start(&["perl", &timer])];
+    let (asked_pid, cgroup) = (asked.pid(), scene.cgroup.path().to_owned());
+    scene.await_server(quiet.pid(), "quiescent", |one| one.quiescent == Some(true));
+    scene.await_server(asked_pid, "quiescent too", |one| one.quiescent == Some(true));
+    scene.await_server(timed.pid(), "its timer is seen", |one| {
+        one.quiescent == Some(false)
+            && one.at_work.as_deref().is_some_and(|why| why.contains("waits in select"))
+    });
+    let text = scene.agent.cli(&["status", "--servers"]).unwrap();
+    let text = String::from_utf8(text.stdout).unwrap();
+    for part in ["connected, quiescent", "connected, at work", "waits in select"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    // One that is asked is not known to be quiescent, however shortly it works.
+    scene
+        .agent
+        .wait_until("it is used", |agent| {
+            asked.ask();
+            let listed = agent.servers(&[&cgroup])?.guards.remove(0).servers;
+            let one = listed.into_iter().find(|server| server.pid == asked_pid);
+            Ok(one.is_some_and(|one| one.quiescent.is_none() && one.contact == Contact::Connected))
+        })
+        .unwrap();
+    scene.await_server(asked_pid, "quiescent again", |one| one.quiescent == Some(true));
 }
 
 /// A server without copies is looked at when it is half a minute old, long after it has moved its stdio.

@@ -13,7 +13,7 @@ pub use self::{
     connection::{Channel, Channels, Connection, PollFlags},
     known::{Activity, Contact, Known, ServerSeen, StdioAtExec, Use},
     quiescence::{
-        AtWork, EpollSet, FileLock, OpenChannel, PeerIs, ProcessLook, Runtime, ThreadLook,
-        TreeLook, Wait, Waker, at_work,
+        AtWork, EpollSet, FileLock, OpenChannel, PeerIs, ProcessLook, Quiescence, Runtime,
+        ThreadLook, TreeLook, Wait, Waker, at_work,
     },
 };

@@ -66,6 +66,8 @@ fields!(ServerStatus {
     age_seconds,
     idle_seconds,
     contact,
+    quiescent,
+    at_work,
     orphaned,
     memory_bytes,
     client,

@@ -224,6 +224,8 @@ fn servers(contact: Contact) -> Servers {
         age_seconds: 60,
         idle_seconds: Some(5),
         contact,
+        quiescent: Some(false),
+        at_work: Some("it has not read all of its stdin".to_owned()),
         orphaned: Some(false),
         memory_bytes: Some(4096),
         client: Some(ClientStatus { pid: Pid(1), name: Some("gateway".to_owned()) }),
@@ -297,7 +299,7 @@ fn fields_that_may_be_missing_are_described_as_optional() {
     }
     let mut unknown = servers(Contact::Unknown).guards.remove(0).servers.remove(0);
     (unknown.idle_seconds, unknown.orphaned, unknown.memory_bytes) = (None, None, None);
-    unknown.client = None;
+    (unknown.client, unknown.quiescent, unknown.at_work) = (None, None, None);
     let sent = serde_json::to_value(unknown).unwrap();
     for (name, kind) in fields(&described.types["Server"]) {
         assert_eq!(sent[name].is_null(), kind.starts_with('?'), "{name}: {kind}");

@@ -4,7 +4,7 @@ use mcp_guard_core::{escape::visible, status::ServerStatus};
 
 use crate::control::wire::{GuardServers, Servers};
 
-/// The columns: process, age, idle, memory, state, client, server.
+/// Why a server is at work stands below it.
 const HEAD: &str = "  process     age    idle   memory  state                    client\n";
 
 #[must_use]
@@ -48,9 +48,14 @@ fn line(server: &ServerStatus) -> String {
     let age = short(*age_seconds);
     let idle = idle_seconds.map_or_else(|| "-".to_owned(), short);
     let memory = memory_bytes.map_or_else(|| "-".to_owned(), mebibytes);
-    let state = match orphaned {
-        Some(true) => format!("{contact}, orphaned"),
-        Some(false) | None => contact.to_string(),
+    let mut state = contact.to_string();
+    if *orphaned == Some(true) {
+        state += ", orphaned";
+    }
+    state += match server.quiescent {
+        Some(true) => ", quiescent",
+        Some(false) => ", at work",
+        None => "",
     };
     let client = match &server.client {
         Some(client) => match &client.name {
@@ -60,7 +65,11 @@ fn line(server: &ServerStatus) -> String {
         None if *orphaned == Some(true) => "gone".to_owned(),
         None => "unknown".to_owned(),
     };
-    format!("{pid:>9} {age:>7} {idle:>7} {memory:>8}  {state:<23}  {client}\n")
+    let at_work = server.at_work.as_deref().map(|why| format!("{:>36}  {}\n", "", visible(why)));
+    format!(
+        "{pid:>9} {age:>7} {idle:>7} {memory:>8}  {state:<23}  {client}\n{}",
+        at_work.unwrap_or_default()
+    )
 }
 
 /// Returns a time in its largest unit, rounded down.

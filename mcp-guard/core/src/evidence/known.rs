@@ -4,7 +4,10 @@ use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::connection::{Channel, Channels, Connection, PollFlags, has_reader};
+use super::{
+    connection::{Channel, Channels, Connection, PollFlags, has_reader},
+    quiescence::Quiescence,
+};
 use crate::Time;
 
 /// The stdin and stdout that a server had when it was executed.
@@ -87,6 +90,8 @@ pub struct ServerSeen {
     pub memory: Option<u64>,
     /// Whether a disconnected server is at work all the same.
     pub is_busy: Option<bool>,
+    /// Of a server that is connected and did nothing since the look before.
+    pub quiescence: Quiescence,
 }
 
 /// The use of a server, as a look adds to it.
@@ -107,6 +112,8 @@ pub struct Known {
     pub stdio: StdioAtExec,
     pub contact: Contact,
     pub memory: Option<u64>,
+    /// As the last look has shown it.
+    pub quiescence: Quiescence,
     /// When the last look was taken.
     looked: Time,
     activity: Option<Activity>,
@@ -138,6 +145,7 @@ impl Known {
             (self.contact, self.contact_since) = (seen.contact, (now, seen.activity));
         }
         (self.memory, self.is_busy) = (seen.memory, seen.is_busy);
+        self.quiescence = seen.quiescence;
         let since = self.looked;
         let burns = self
             .activity
@@ -173,6 +181,12 @@ impl Known {
     #[must_use]
     pub fn was_used(&self, now: Time, within: Duration) -> bool {
         self.used.is_some_and(|used| now.since(used) < within)
+    }
+
+    /// Returns what the last look has seen that it had done.
+    #[must_use]
+    pub fn activity(&self) -> Option<Activity> {
+        self.activity
     }
 
     /// Returns for how long it is known to have done nothing. `None` if that is not known.

@@ -49,7 +49,7 @@ pub struct ThreadLook {
 }
 
 /// The object of a thread's wait.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
     /// In a read of this descriptor.
     Read(u32),
@@ -120,8 +120,17 @@ pub enum FileLock {
     Other,
 }
 
+/// Whether a server waits for its client and for nothing else, as far as a look has shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Quiescence {
+    #[default]
+    Unknown,
+    Quiescent,
+    AtWork(AtWork),
+}
+
 /// Why a server is not quiescent.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AtWork {
     /// Bytes that it has not read, or the end of its stdin.
     Unread,
@@ -190,6 +199,13 @@ impl fmt::Display for Wait {
     }
 }
 
+impl From<Option<AtWork>> for Quiescence {
+    /// Takes the answer of [`at_work`].
+    fn from(works: Option<AtWork>) -> Self {
+        works.map_or(Self::Quiescent, Self::AtWork)
+    }
+}
+
 /// Returns why a server is not quiescent, or `None` if it is.
 #[must_use]
 pub fn at_work(tree: &TreeLook) -> Option<AtWork> {
@@ -239,7 +255,7 @@ fn works(process: &ProcessLook, stdin: Channel) -> Option<AtWork> {
     };
     let mut threads = process.threads.iter().enumerate();
     let (_, thread) = threads.find(|thread| !may_wait(thread))?;
-    Some(AtWork::Thread { pid, tid: thread.tid, wait: thread.wait.clone() })
+    Some(AtWork::Thread { pid, tid: thread.tid, wait: thread.wait })
 }
 
 /// Whether a thread waits for `stdin`, without a timeout.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, mem, time::Duration};
 use super::{Registry, Tree, TreeId, ticks};
 use crate::{
     Time,
-    evidence::{Known, ServerSeen, StdioAtExec, Use},
+    evidence::{Activity, Known, ServerSeen, StdioAtExec, Use},
     id::{Pid, Ticks},
     server::Naming,
 };
@@ -44,6 +44,8 @@ pub struct Member {
 pub struct ToLookAt {
     pub server: TreeId,
     pub stdio: StdioAtExec,
+    /// What the last look has seen that it had done.
+    pub activity: Option<Activity>,
     /// Empty if there are too many.
     pub members: Vec<Member>,
 }
@@ -91,11 +93,15 @@ impl Registry {
             self.identities.get(&tree.identity).is_some_and(|identity| identity.live() > 1)
         };
         let is_worth = |tree: &Tree| now.since(tree.started.at) >= age || has_copies(tree);
-        let one = |(id, tree): (&TreeId, &Tree)| (*id, (tree.known.stdio, Vec::new()));
-        let mut all: BTreeMap<TreeId, (StdioAtExec, Vec<Member>)> =
+        let one = |(id, tree): (&TreeId, &Tree)| {
+            let (stdio, activity) = (tree.known.stdio, tree.known.activity());
+            (*id, ToLookAt { server: *id, stdio, activity, members: Vec::new() })
+        };
+        let mut all: BTreeMap<TreeId, ToLookAt> =
             self.trees.iter().filter(|(_, tree)| is_worth(tree)).map(one).collect();
         for (pid, process) in &self.processes {
-            let Some((_, members)) = process.tree.and_then(|tree| all.get_mut(&tree)) else {
+            let Some(ToLookAt { members, .. }) = process.tree.and_then(|tree| all.get_mut(&tree))
+            else {
                 continue;
             };
             // One more than allowed, so that it can be told from as many as allowed.
@@ -104,13 +110,13 @@ impl Registry {
                 members.push(Member { pid: *pid, start_ticks, is_launcher });
             }
         }
-        let looked = |(server, (stdio, mut members)): (TreeId, (StdioAtExec, Vec<Member>))| {
-            if members.len() > MAX_MEMBERS {
-                members.clear();
+        let bounded = |mut one: ToLookAt| {
+            if one.members.len() > MAX_MEMBERS {
+                one.members.clear();
             }
-            ToLookAt { server, stdio, members }
+            one
         };
-        all.into_iter().map(looked).collect()
+        all.into_values().map(bounded).collect()
     }
 
     /// Returns the processes that have begun a server since the last call, and whose stdio can be read in time.

@@ -2,7 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Time, evidence::Contact, guard::Guard, id::Pid, registry::LiveServer};
+use crate::{
+    Time,
+    evidence::{Contact, Quiescence},
+    guard::Guard,
+    id::Pid,
+    registry::LiveServer,
+};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ServerStatus {
@@ -15,6 +21,12 @@ pub struct ServerStatus {
     pub idle_seconds: Option<u64>,
     /// Whether its client can reach it.
     pub contact: Contact,
+    /// Whether it waits for its client and for nothing else; `None` if that is not known.
+    #[serde(default)]
+    pub quiescent: Option<bool>,
+    /// Why it is not quiescent.
+    #[serde(default)]
+    pub at_work: Option<String>,
     /// Whether the process that started it is gone; `None` if that is not known.
     pub orphaned: Option<bool>,
     /// Memory that no file backs; `None` if it was not read yet.
@@ -45,6 +57,15 @@ impl ServerStatus {
             age_seconds: now.since(server.started).as_secs(),
             idle_seconds: server.known.idle(now).map(|idle| idle.as_secs()),
             contact: server.known.contact,
+            quiescent: match server.known.quiescence {
+                Quiescence::Unknown => None,
+                Quiescence::Quiescent => Some(true),
+                Quiescence::AtWork(_) => Some(false),
+            },
+            at_work: match server.known.quiescence {
+                Quiescence::AtWork(why) => Some(why.to_string()),
+                Quiescence::Unknown | Quiescence::Quiescent => None,
+            },
             orphaned: server.is_orphaned,
             memory_bytes: server.known.memory,
             client: server.client.map(|pid| ClientStatus {

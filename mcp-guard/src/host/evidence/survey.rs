@@ -3,12 +3,17 @@
 use std::io;
 
 use mcp_guard_core::{
-    evidence::{Activity, Channel, Channels, Contact, PollFlags, ServerSeen, StdioAtExec, is_busy},
+    evidence::{
+        Activity, Channel, Channels, Contact, PollFlags, Quiescence, ServerSeen, StdioAtExec,
+        at_work, is_busy,
+    },
     id::Pid,
     registry::{Member, ToLookAt},
 };
 
-use super::{Opened, descriptors::Descriptors, duplicate_of, flags, look_into, open, stdio_of};
+use super::{
+    Opened, descriptors::Descriptors, duplicate_of, flags, look, look_into, open, stdio_of,
+};
 use crate::host::process::{OpenProcess, is_gone};
 
 /// Most descriptors of a process among which a channel is looked for.
@@ -51,7 +56,16 @@ pub fn survey(server: &ToLookAt) -> ServerSeen {
         (Contact::Disconnected, StdioAtExec::Are(channels)) => works(server, channels).ok(),
         _ => None,
     };
-    ServerSeen { stdio, contact, activity, memory, is_busy }
+    // One that did something waits for nothing.
+    let is_still = activity.is_some() && activity == server.activity;
+    let quiescence = match (contact, stdio) {
+        (Contact::Connected, StdioAtExec::Are(channels)) if is_still => {
+            look(&server.members, channels)
+                .map_or(Quiescence::Unknown, |look| at_work(&look.tree).into())
+        }
+        _ => Quiescence::Unknown,
+    };
+    ServerSeen { stdio, contact, activity, memory, is_busy, quiescence }
 }
 
 /// Whether a server that nobody can reach is at work all the same.

@@ -36,8 +36,12 @@ pub fn measure(report: &mut Report) -> Result<()> {
     }
     report.section(&format!("a look at each of {SERVERS} servers, {ROUNDS} rounds, CPU time"));
     let looked = servers.0.iter().zip(1..).map(|(child, number)| to_look_at(child.id(), number));
-    let looked = looked.collect::<Result<Vec<_>>>()?;
+    let mut looked = looked.collect::<Result<Vec<_>>>()?;
     report.add_goal("connected", rounds(&looked, Contact::Connected)?, "us", 500.0);
+    for server in &mut looked {
+        server.activity = evidence::survey(server).activity;
+    }
+    report.add_goal("connected, idle", rounds(&looked, Contact::Connected)?, "us", 1000.0);
     for child in &mut servers.0 {
         drop((child.stdin.take(), child.stdout.take()));
     }
@@ -50,7 +54,7 @@ fn to_look_at(pid: u32, number: u64) -> Result<ToLookAt> {
     let (_, stdio) = evidence::stdio(pid)?;
     let start_ticks = OpenProcess::open(pid)?.start_ticks()?;
     let members = vec![Member { pid, start_ticks, is_launcher: false }];
-    Ok(ToLookAt { server: TreeId(number), stdio, members })
+    Ok(ToLookAt { server: TreeId(number), stdio, activity: None, members })
 }
 
 /// Returns the median round, in microseconds a server.
