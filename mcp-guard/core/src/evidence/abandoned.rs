@@ -66,17 +66,17 @@ mod tests {
             Wait::Read(0),
         ];
         for wait in at_rest {
-            assert!(!is_busy(&[process(wait.clone(), None)], STDIO), "{wait:?}");
-            assert!(!is_busy(&[process(wait.clone(), Some(PeerIs::Inside))], STDIO), "{wait:?}");
+            assert!(!is_busy(&[process(wait, None)], STDIO), "{wait:?}");
+            assert!(!is_busy(&[process(wait, Some(PeerIs::Inside))], STDIO), "{wait:?}");
             // It waits for a database, or serves others.
             for peer in [PeerIs::Outside, PeerIs::Listening, PeerIs::Unknown] {
-                assert!(is_busy(&[process(wait.clone(), Some(peer))], STDIO), "{wait:?} {peer:?}");
+                assert!(is_busy(&[process(wait, Some(peer))], STDIO), "{wait:?} {peer:?}");
             }
         }
         // `fsync`, `flock`, a read of a file.
         for wait in [Wait::Runs, Wait::Unread, Wait::Call(74), Wait::Call(73), Wait::Read(9)] {
             let one = process(Wait::Local, None);
-            assert!(is_busy(&[one, process(wait.clone(), None)], STDIO), "{wait:?}");
+            assert!(is_busy(&[one, process(wait, None)], STDIO), "{wait:?}");
         }
         let mut ring = process(Wait::Local, None);
         ring.wakers = vec![Waker::Timer, Waker::Files];

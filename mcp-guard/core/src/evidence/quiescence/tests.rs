@@ -84,8 +84,8 @@ fn a_server_at_rest_is_quiescent() {
 fn a_server_that_waits_for_something_else_is_at_work() {
     let timer = Epoll { fd: 13, has_timeout: true };
     // A timer of a worker's script, and one of the main thread beside V8's own.
-    let worker = &[FOREVER, Local, timer.clone()];
-    let main = &[timer.clone(), Epoll { fd: 9, has_timeout: true }];
+    let worker = &[FOREVER, Local, timer];
+    let main = &[timer, Epoll { fd: 9, has_timeout: true }];
     for (runtime, waits, at) in [
         (Node, worker.as_slice(), 2),
         (Node, main.as_slice(), 0),
@@ -101,7 +101,7 @@ fn a_server_that_waits_for_something_else_is_at_work() {
     ] {
         let found = at_work(&tree(vec![process(runtime, waits)]));
         let tid = thread(at, Local).tid;
-        let expected = AtWork::Thread { pid: Pid(7), tid, wait: waits[at].clone() };
+        let expected = AtWork::Thread { pid: Pid(7), tid, wait: waits[at] };
         assert_eq!(found, Some(expected), "{waits:?}");
     }
 }
@@ -159,7 +159,7 @@ fn more_never_proves_more() {
     let extra = [Read(99), Runs, Call(0), Unread, Timed("nanosleep"), Unreadable("select")];
     for wait in extra {
         for mut server in [node(), python()] {
-            server.threads.push(thread(9, wait.clone()));
+            server.threads.push(thread(9, wait));
             assert!(at_work(&tree(vec![server])).is_some(), "{wait:?}");
         }
     }
