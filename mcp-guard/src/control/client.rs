@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::wire::{CallMessage, GetStatus, INTERFACE, Method, Reply, Status};
+use super::wire::{CallMessage, GetStatus, INTERFACE, Method, NO_SUCH_METHOD, Reply, Status};
 
 /// Longest wait for an answer. The agent confirms a freeze, or fails, in less.
 const ANSWER: Duration = Duration::from_secs(15);
@@ -33,6 +33,11 @@ pub enum Error {
     Cut,
     #[error("cannot talk to the agent: {0}")]
     Io(#[from] io::Error),
+    #[error(
+        "the agent is of an older version, and does not know this call; restart it with `systemctl \
+         restart mcp-guard`"
+    )]
+    Older,
     #[error("the agent refused the call: {0}")]
     Refused(String),
 }
@@ -76,9 +81,39 @@ pub fn call<M: Method>(path: &Path, parameters: &M) -> Result<M::Reply, Error> {
     let reply: Reply = serde_json::from_slice(&answer).map_err(io::Error::from)?;
     match reply.error {
         None => Ok(serde_json::from_value(reply.parameters).map_err(io::Error::from)?),
+        Some(error) if error == NO_SUCH_METHOD => Err(Error::Older),
         Some(error) => {
             let reason = reply.parameters["reason"].as_str().map(str::to_owned);
             Err(Error::Refused(reason.unwrap_or(error)))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::net::UnixListener, thread};
+
+    use super::{super::wire::GetServers, *};
+
+    #[test]
+    fn a_call_that_an_older_agent_does_not_know_says_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let older = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            BufReader::new(&stream).read_until(0, &mut Vec::new()).unwrap();
+            let reply = Reply {
+                error: Some(NO_SUCH_METHOD.to_owned()),
+                parameters: serde_json::json!({ "method": "io.mcpguard.Servers" }),
+            };
+            let mut bytes = serde_json::to_vec(&reply).unwrap();
+            bytes.push(0);
+            stream.write_all(&bytes).unwrap();
+        });
+        let answer = call(&path, &GetServers { cgroup_id: None, identity: None });
+        older.join().unwrap();
+        let said = answer.unwrap_err().to_string();
+        assert!(said.contains("older version") && said.contains("systemctl restart mcp-guard"));
     }
 }

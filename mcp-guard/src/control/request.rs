@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 use super::{
     description::description,
     wire::{
-        Call, CallMessage, Freeze, GetServers, GetStatus, INTERFACE, Kill, Method, Reply, Thaw,
+        Call, CallMessage, Freeze, GetServers, GetStatus, INTERFACE, Kill, Method, NO_SUCH_METHOD,
+        Reply, Thaw,
     },
 };
 
@@ -34,7 +35,7 @@ pub fn read(message: &[u8]) -> Asked {
         Some(Ok(call)) => Asked::Call(call),
         Some(Err(error)) => Asked::Reply(bad_parameter(&error.to_string())),
         None => {
-            let error = Some("org.varlink.service.MethodNotFound".to_owned());
+            let error = Some(NO_SUCH_METHOD.to_owned());
             Asked::Reply(Reply { error, parameters: json!({ "method": method }) })
         }
     }

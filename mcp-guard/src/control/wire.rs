@@ -16,6 +16,8 @@ use serde_json::Value;
 pub const MAX_MESSAGE: usize = 4 << 20;
 
 pub const INTERFACE: &str = "io.mcpguard";
+/// The error of a call of a method that does not exist.
+pub const NO_SUCH_METHOD: &str = "org.varlink.service.MethodNotFound";
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct CallMessage {
