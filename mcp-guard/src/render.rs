@@ -106,6 +106,12 @@ fn rates(what: &str, rates: &PerSecond) -> String {
     format!("    {what:<16}{:>7.2}   {:>7.2}   {:>7.2}\n", rates.one, rates.ten, rates.sixty)
 }
 
+const UNKNOWN: &str = "unknown";
+
+fn known(count: Option<usize>) -> String {
+    count.map_or_else(|| UNKNOWN.to_owned(), |count| count.to_string())
+}
+
 /// Lists the servers, the most numerous first.
 fn counts(identities: &BTreeMap<String, IdentityStatus>) -> String {
     let mut all: Vec<_> = identities.iter().collect();
@@ -114,20 +120,21 @@ fn counts(identities: &BTreeMap<String, IdentityStatus>) -> String {
         return "  no servers started by npm exec, npx, uvx or similar launchers\n".to_owned();
     }
     let mut text =
-        "  live  used  idle  disconnected  orphaned   oldest   memory  starts   peak  server\n"
+        "  live    used    idle  disconnected  orphaned   oldest   memory  starts   peak  server\n"
             .to_owned();
     for (name, one) in all {
         let oldest = one.oldest_seconds.map_or_else(|| "-".to_owned(), servers::short);
         text += &format!(
-            "{:>6} {:>5} {:>5}  {:>12}  {:>8}  {oldest:>7} {:>8} {:>7} {:>6}  {name}\n",
+            "{:>6} {:>7} {:>7}  {:>12}  {:>8}  {oldest:>7} {:>8} {:>7} {:>6}  {name}{}\n",
             one.live,
-            one.used,
-            one.idle,
-            one.disconnected,
-            one.orphaned,
-            servers::mebibytes(one.memory_bytes),
+            known(one.used),
+            known(one.idle),
+            known(one.disconnected),
+            known(one.orphaned),
+            one.memory_bytes.map_or_else(|| UNKNOWN.to_owned(), servers::mebibytes),
             one.starts,
             one.live_peak,
+            servers::old_look(one.look_age_seconds),
         );
     }
     text

@@ -15,6 +15,7 @@ use mcp_guard_core::{
     status::{ClientStatus, ServerStatus},
 };
 use mcp_guard_tests::{agent::Agent, cgroup::FixtureCgroup};
+use rustix::process::{Pid as RawPid, Signal, kill_process};
 
 /// Moves its stdio a second after its start, as the Python SDK of MCP does.
 const MOVES: &str = r#"
@@ -106,15 +107,34 @@ impl Scene {
     }
 
     /// Waits until the server of a process is listed like this.
-    fn await_server(&mut self, pid: Pid, what: &str, is_it: impl Fn(&ServerStatus) -> bool) {
+    fn await_server(&mut self, pid: Pid, what: &str, mut is_it: impl FnMut(&ServerStatus) -> bool) {
         let cgroup = &self.cgroup;
         let mut last = None;
         let reached = self.agent.wait_until(what, |agent| {
             let listed = agent.servers(&[cgroup.path()])?.guards.remove(0);
             last = listed.servers.into_iter().find(|server| server.pid == pid);
-            Ok(last.as_ref().is_some_and(&is_it))
+            Ok(last.as_ref().is_some_and(&mut is_it))
         });
         assert!(reached.is_ok(), "{what}: {last:?} {reached:?}");
+    }
+
+    fn await_idle(&mut self, pid: Pid) {
+        self.await_server(pid, "it is idle", |server| server.idle_seconds >= Some(2));
+    }
+
+    /// Waits until its idle time stands still while it gets older.
+    fn await_no_more_idle(&mut self, pid: Pid) {
+        let mut stands = None;
+        self.await_server(pid, "its idle time stands still", |server| {
+            let ServerStatus { idle_seconds, age_seconds, .. } = server;
+            match stands {
+                Some((idle, since)) if idle == *idle_seconds => *age_seconds >= since + 5,
+                Some(_) | None => {
+                    stands = Some((*idle_seconds, *age_seconds));
+                    false
+                }
+            }
+        });
     }
 
     fn await_contact(&mut self, pid: Pid, contact: Contact) {
@@ -235,6 +255,32 @@ fn a_server_is_idle_until_its_client_asks_it() {
         .unwrap();
     scene.await_server(one, "idle too", is_idle);
     assert!(scene.servers().iter().all(|server| server.memory_bytes.is_some()));
+}
+
+/// Frozen with the cgroup above it, as a slice is by hand; and stopped by a signal.
+#[test]
+fn a_server_that_cannot_run_is_not_idle() {
+    let outer = FixtureCgroup::new("stopped").unwrap();
+    let cgroup = outer.child("inner").unwrap();
+    let agent = Agent::start(&policy(&cgroup)).unwrap();
+    let mut scene = Scene { cgroup, agent };
+    let start = || Server::start(&scene.cgroup, &["cat"]);
+    let (mut first, second) = (start(), start());
+    scene.await_idle(first.pid());
+    fs::write(outer.unified_dir().join("cgroup.freeze"), "1").unwrap();
+    scene.await_no_more_idle(first.pid());
+    fs::write(outer.unified_dir().join("cgroup.freeze"), "0").unwrap();
+    scene.await_idle(first.pid());
+    scene.await_idle(second.pid());
+    kill_process(pid_of(&second), Signal::STOP).unwrap();
+    scene.await_no_more_idle(second.pid());
+    kill_process(pid_of(&second), Signal::CONT).unwrap();
+    scene.await_idle(second.pid());
+    first.ask();
+}
+
+fn pid_of(server: &Server) -> RawPid {
+    RawPid::from_child(&server.child)
 }
 
 #[test]

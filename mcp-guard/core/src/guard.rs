@@ -111,8 +111,10 @@ pub struct Guard {
     clamp_watch: ClampWatch,
     floors: Floors,
     shortage: Shortage,
-    /// Servers that nobody can reach, as the last look has found them.
+    /// Servers that nobody can reach.
     left_behind: Vec<Detection>,
+    /// When they were last searched for, and how many servers had ended until then.
+    searched: (Time, u64),
     crashes: Crashes,
     /// The limit in force and the tasks, when they were last read; `None` if there is no limit.
     filled: Option<(u64, u64)>,
@@ -157,6 +159,7 @@ impl Guard {
             floors: Floors::default(),
             shortage: Shortage::default(),
             left_behind: Vec::new(),
+            searched: (now, 0),
             crashes: Crashes::default(),
             filled: None,
             schedule: Schedule::default(),
@@ -197,7 +200,7 @@ impl Guard {
         for detection in detections.into_iter().flatten() {
             self.note(now, detection, &policy.respond, out);
         }
-        self.note_left_behind(now, &policy.respond, out);
+        self.note_left_behind(now, policy, out);
         // Episodes end after a silence, which no other input reports.
         self.episodes.forget_quiet(now);
         self.again = self.episodes.identities();
@@ -229,18 +232,28 @@ impl Guard {
         out: &mut Outbox<'_>,
     ) {
         self.registry.looked(now, policy.evidence.every, servers);
+        self.search_left_behind(now, policy);
+        self.note_left_behind(now, policy, out);
+    }
+
+    fn search_left_behind(&mut self, now: Time, policy: &Policy) {
+        self.searched = (now, self.registry.ended());
         let (woke, detect) = (self.woke.unwrap_or_default(), &policy.detect);
         let fresh = FRESH * policy.evidence.every;
         let all = || self.registry.servers();
         self.left_behind = disconnected::look((now, woke), fresh, all(), &detect.disconnected);
         self.left_behind.extend(burning::look(now, fresh, all(), &detect.burning));
-        self.note_left_behind(now, &policy.respond, out);
     }
 
-    /// Between two looks, the episodes of the last one go on.
-    fn note_left_behind(&mut self, now: Time, respond: &Respond, out: &mut Outbox<'_>) {
+    /// Between two looks, the episodes of the last one go on, while their servers live and the looks are not old.
+    fn note_left_behind(&mut self, now: Time, policy: &Policy, out: &mut Outbox<'_>) {
+        let (since, ended) = self.searched;
+        let is_old = now.since(since) >= policy.evidence.every || ended != self.registry.ended();
+        if is_old && !self.left_behind.is_empty() {
+            self.search_left_behind(now, policy);
+        }
         for detection in self.left_behind.clone() {
-            self.note(now, detection, respond, out);
+            self.note(now, detection, &policy.respond, out);
         }
     }
 
@@ -428,6 +441,7 @@ impl Guard {
     /// Applies a new policy. Existing holds keep the terms that they began with. A guard that the
     /// policy does not name is unguarded once it has no holds and no orders in progress.
     pub fn apply_policy(&mut self, policy: &Policy) {
+        self.registry.expect_looks(policy.evidence.every);
         let Some(workload) = &self.workload else { return };
         let terms = policy.terms(workload);
         self.leaves = terms.is_none();
@@ -538,6 +552,11 @@ impl Guard {
         if self.leaves {
             self.leave(out);
         }
+    }
+
+    /// Names the detectors whose findings have not ended.
+    pub fn findings(&self) -> impl Iterator<Item = Detector> {
+        self.episodes.detectors()
     }
 
     /// Runs the detectors of one identity.

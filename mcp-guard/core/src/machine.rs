@@ -79,7 +79,7 @@ impl Core {
     ) -> Vec<GuardStatus> {
         let status = |guard: &Guard| {
             let totals = totals(guard.id).unwrap_or_else(|| guard.rates.totals());
-            GuardStatus::of(now, guard, totals)
+            GuardStatus::of((now, self.policy.evidence.every), guard, totals)
         };
         self.guards.values().map(status).collect()
     }
@@ -102,7 +102,8 @@ impl Core {
             }
             Input::Policy(policy) => self.apply(now, *policy, effects),
             Input::Guarded { guard, name, terms, workload, refusal } => {
-                let new = Guard::new(now, guard, name, terms, workload, refusal);
+                let mut new = Guard::new(now, guard, name, terms, workload, refusal);
+                new.registry.expect_looks(self.policy.evidence.every);
                 self.guards.insert(guard, new);
             }
             Input::Released { guard } => {

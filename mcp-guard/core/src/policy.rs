@@ -359,7 +359,7 @@ impl Default for Burning {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Looks {
-    /// The time between two looks at a server; 1s to 1h. A look reads three files of each of its processes.
+    /// The time between two looks at a server; 1s to 1h. A look reads four files of each of its processes.
     #[serde(with = "DurationText")]
     pub every: Duration,
 }

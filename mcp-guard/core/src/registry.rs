@@ -25,7 +25,7 @@ pub use self::{
     servers::{LiveServer, Member, ToLookAt},
 };
 use self::{
-    identity::{Remains, Started},
+    identity::{NewServer, Remains},
     servers::Origin,
 };
 use crate::{
@@ -139,7 +139,7 @@ impl LiveProcess {
 #[derive(Clone, Debug)]
 struct Tree {
     identity: Arc<str>,
-    started: Started,
+    started: Time,
     naming: Naming,
     /// When it was last used, or started.
     active: Time,
@@ -201,6 +201,12 @@ pub struct Registry {
     live_servers: usize,
     /// Live identities of packages, and all others.
     live_identities: [usize; 2],
+    /// The latest time that is known.
+    latest: Time,
+    /// The time between two looks at a server.
+    looks_every: Duration,
+    /// How many servers have ended, or were none.
+    ended: u64,
     /// Processes not tracked because [`MAX_PROCESSES`] was reached.
     pub overflowed: u64,
 }
@@ -214,6 +220,17 @@ impl Registry {
     /// Returns the identities that have changed since the last call.
     pub fn take_changed(&mut self) -> BTreeSet<Arc<str>> {
         mem::take(&mut self.changed)
+    }
+
+    /// Sets the time between two looks at a server.
+    pub fn expect_looks(&mut self, every: Duration) {
+        self.looks_every = every;
+    }
+
+    /// Returns a number that grows with each end of a server.
+    #[must_use]
+    pub fn ended(&self) -> u64 {
+        self.ended
     }
 
     /// Live servers of all identities but plain programs.
@@ -286,6 +303,7 @@ impl Registry {
         if self.processes.get(&child).is_some_and(|known| ticks(known.born) == ticks(born)) {
             return; // A rescan found it before its record was read.
         }
+        self.latest = self.latest.max(born);
         self.exit(child); // The pid was reused, so the old process is gone.
         let (tree, runs) = match self.processes.get(&parent) {
             Some(parent) => (parent.tree, parent.runs.clone()),
@@ -404,16 +422,21 @@ impl Registry {
         let known = self.identities.entry(identity.clone());
         let known = known.or_insert_with(|| Identity::new(seen.learned));
         self.live_identities[usize::from(is_firm)] += usize::from(known.of_kind(is_firm) == 0);
-        let started = known.start(seen.at, id, is_firm);
+        let is_new = seen.learned.since(seen.at) < servers::PROMPT;
+        // What a server did before we knew of it says only a look. D waits for that, but not longer than one takes.
+        let active = if is_new { seen.at } else { seen.learned.after(self.looks_every) };
+        let begins = NewServer { at: seen.at, learned: seen.learned, idle: active };
+        known.start(begins, id, is_firm);
         known.processes += 1;
         if known.matters() {
             self.changed.insert(identity.clone());
         }
         self.live_servers += usize::from(named.naming != Naming::Program);
-        let (naming, known, active) = (named.naming, Known::default(), seen.at);
+        let (naming, known, started) = (named.naming, Known::default(), seen.at);
         let tree = Tree { identity, started, naming, active, outer, members: 1, origin, known };
         self.trees.insert(id, tree);
-        if seen.learned.since(seen.at) < servers::PROMPT {
+        self.latest = self.latest.max(seen.learned);
+        if is_new {
             self.begun.push(pid);
         }
         self.leave(outer, Departure::End);
@@ -455,6 +478,8 @@ impl Registry {
             return None;
         }
         let Tree { identity: name, started, naming, active, .. } = self.trees.remove(&id)?;
+        self.ended += 1;
+        identity.turn_to(self.latest);
         self.live_servers -= usize::from(naming != Naming::Program);
         let is_firm = naming.is_firm();
         if identity.matters() {
@@ -470,7 +495,7 @@ impl Registry {
             Remains::Nothing => drop(self.identities.remove(&name)),
             Remains::Memory => self.make_room(),
         }
-        Some(ServerEnd { identity: name, naming, started: started.at })
+        Some(ServerEnd { identity: name, naming, started })
     }
 
     /// Forgets the identities without a live server, if there are too many. First those that hardly started.

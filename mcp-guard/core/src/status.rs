@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Time,
-    evidence::Contact,
+    evidence::{Contact, Known},
     guard::Guard,
     id::{GuardId, Pid},
     incident::Hold,
@@ -82,25 +82,37 @@ pub struct IdentityStatus {
     pub live_peak: usize,
     pub oldest_seconds: Option<u64>,
     pub starts_per_second: PerSecond,
-    /// Live servers that are known to have done something in the last minute.
+    /// Live servers that are known to have done something in the last minute. `None`, here and below, if it is not
+    /// known of any of them.
     #[serde(default)]
-    pub used: usize,
+    pub used: Option<usize>,
     /// Live servers that are known to have done nothing in the last minute.
     #[serde(default)]
-    pub idle: usize,
+    pub idle: Option<usize>,
     /// Live servers that nobody can reach.
     #[serde(default)]
-    pub disconnected: usize,
+    pub disconnected: Option<usize>,
     /// Live servers whose parent is gone, the process that started them.
     #[serde(default)]
-    pub orphaned: usize,
+    pub orphaned: Option<usize>,
     /// Memory of its servers that no file backs, as far as it was read.
     #[serde(default)]
-    pub memory_bytes: u64,
+    pub memory_bytes: Option<u64>,
+    /// The age of the oldest of the last looks at its live servers, if it is older than two intervals between looks.
+    #[serde(default)]
+    pub look_age_seconds: Option<u64>,
 }
 
 /// A server that did nothing for this long is idle.
 const IDLE: Duration = Duration::from_secs(60);
+/// A look is not told apart from the present for this many times the interval between two looks.
+const PRESENT: u32 = 2;
+
+/// Returns the age of the last look at a server, if it is old.
+fn look_age(now: Time, every: Duration, known: &Known) -> Option<u64> {
+    let age = now.since(known.looked()?);
+    (age > PRESENT * every).then_some(age.as_secs())
+}
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct TotalsStatus {
@@ -122,15 +134,15 @@ impl GuardStatus {
     }
 
     #[must_use]
-    pub fn of(now: Time, guard: &Guard, totals_now: Totals) -> Self {
-        let states = states(now, guard);
+    pub fn of((now, every): (Time, Duration), guard: &Guard, totals_now: Totals) -> Self {
+        let states = states(now, every, guard);
         let identities: BTreeMap<_, _> = guard
             .registry
             .identities()
             .filter(|(_, identity)| identity.is_package() || identity.live() > 0)
             .map(|(name, identity)| {
                 let starts = |window| rate(identity.starts_within(now, window), window);
-                let state = states.get(name).copied().unwrap_or_default();
+                let state = states.get(name).copied().unwrap_or(States::NO_SERVERS);
                 let status = IdentityStatus {
                     starts: identity.starts,
                     live: identity.live(),
@@ -142,6 +154,7 @@ impl GuardStatus {
                     disconnected: state.disconnected,
                     orphaned: state.orphaned,
                     memory_bytes: state.memory,
+                    look_age_seconds: state.look_age,
                 };
                 (name.to_owned(), status)
             })
@@ -177,23 +190,46 @@ impl GuardStatus {
 /// How many servers of one identity are in which state.
 #[derive(Clone, Copy, Default)]
 struct States {
-    used: usize,
-    idle: usize,
-    disconnected: usize,
-    orphaned: usize,
-    memory: u64,
+    used: Option<usize>,
+    idle: Option<usize>,
+    disconnected: Option<usize>,
+    orphaned: Option<usize>,
+    memory: Option<u64>,
+    look_age: Option<u64>,
 }
 
-fn states(now: Time, guard: &Guard) -> BTreeMap<&str, States> {
+impl States {
+    const NO_SERVERS: Self = Self {
+        used: Some(0),
+        idle: Some(0),
+        disconnected: Some(0),
+        orphaned: Some(0),
+        memory: Some(0),
+        look_age: None,
+    };
+}
+
+/// Adds a server of which something is known.
+fn add(sum: &mut Option<usize>, is_it: Option<bool>) {
+    if let Some(is_it) = is_it {
+        *sum = Some(sum.unwrap_or_default() + usize::from(is_it));
+    }
+}
+
+fn states(now: Time, every: Duration, guard: &Guard) -> BTreeMap<&str, States> {
     let mut all: BTreeMap<&str, States> = BTreeMap::new();
     for server in guard.registry.servers() {
-        let states = all.entry(server.identity).or_default();
-        let idle = server.known.idle(now);
-        states.used += usize::from(server.known.was_used(now, IDLE));
-        states.idle += usize::from(idle.is_some_and(|idle| idle >= IDLE));
-        states.disconnected += usize::from(server.known.contact == Contact::Disconnected);
-        states.orphaned += usize::from(server.is_orphaned == Some(true));
-        states.memory = states.memory.saturating_add(server.known.memory.unwrap_or_default());
+        let (known, states) = (server.known, all.entry(server.identity).or_default());
+        let (idle, was_used) = (known.idle(), known.was_used(now, IDLE));
+        add(&mut states.used, (was_used || idle.is_some()).then_some(was_used));
+        add(&mut states.idle, idle.map(|idle| idle >= IDLE));
+        let is_known = known.contact != Contact::Unknown;
+        add(&mut states.disconnected, is_known.then(|| known.contact == Contact::Disconnected));
+        add(&mut states.orphaned, server.is_orphaned);
+        if let Some(memory) = known.memory {
+            states.memory = Some(states.memory.unwrap_or_default().saturating_add(memory));
+        }
+        states.look_age = states.look_age.max(look_age(now, every, known));
     }
     all
 }

@@ -15,6 +15,8 @@ use mcp_guard_core::{
     id::{GuardId, Pid},
     incident::Detector,
     policy::{Mode, Policy, Response, Terms},
+    registry::{Observed, ticks},
+    status::ServerStatus,
 };
 
 const GUARD: GuardId = GuardId(3);
@@ -84,7 +86,11 @@ impl Story {
                 let age = Duration::from_secs(30);
                 let servers = registry.to_look_at(self.now(), age).into_iter().enumerate();
                 let servers = servers.map(|(at, one)| (one.server, look(at, self.seconds)));
-                self.step(Input::Looked { guard: GUARD, servers: servers.collect() });
+                let servers: Vec<_> = servers.collect();
+                // As the agent does.
+                if !servers.is_empty() {
+                    self.step(Input::Looked { guard: GUARD, servers });
+                }
             }
             self.step(Input::Totals { guard: GUARD, totals: Totals::default() });
             self.step(Input::Tick);
@@ -122,6 +128,22 @@ fn copies_that_nobody_uses_are_acted_upon() {
         let expected = if is_leak { &[(Detector::Duplicates, Response::Clamp)][..] } else { &[] };
         assert_eq!(story.acted, expected, "{used} of 20");
     }
+}
+
+/// A container is paused for a backup, or frozen by hand.
+#[test]
+fn time_in_which_copies_cannot_run_does_not_count() {
+    let (begun, pause) = (1000 + 20 * 7, 3600);
+    let look = |_, now| ServerSeen {
+        is_stopped: (begun..begun + pause).contains(&now),
+        ..seen(7, Contact::Connected)
+    };
+    let mut story = Story::new();
+    story.start(20, look);
+    story.wait(pause, look);
+    assert_eq!(story.acted, []);
+    story.wait(160, look);
+    assert_eq!(story.acted, [(Detector::Duplicates, Response::Clamp)]);
 }
 
 #[test]
@@ -175,6 +197,91 @@ fn a_server_that_nobody_can_reach_is_told_once() {
     story.wait(120, reached);
     story.wait(300, left);
     assert_eq!(story.warnings(Detector::Disconnected), 2, "it is a new episode");
+}
+
+#[test]
+fn a_server_that_is_gone_is_not_told_any_more() {
+    let left = |_, now| seen(now * 90, Contact::Disconnected);
+    let mut story = Story::new();
+    story.start(1, left);
+    story.wait(700, left);
+    let findings = |story: &Story| {
+        let guard = story.core.guard(GUARD).expect("it is guarded");
+        guard.findings().collect::<Vec<_>>()
+    };
+    assert_eq!(findings(&story), [Detector::Disconnected, Detector::Burning]);
+    story.step(Input::Exit { guard: GUARD, pid: Pid(100), code: 0 });
+    story.wait(60, left);
+    assert_eq!(findings(&story), []);
+}
+
+/// The processes of a guard that were there before the agent.
+fn found(count: u32, ages: u64) -> Story {
+    let mut story = Story::new();
+    let born = Time((story.seconds - ages) * 1_000_000_000);
+    let seen = |pid| Observed {
+        pid: Pid(pid),
+        start_ticks: ticks(born),
+        parent: Pid(1),
+        command: b"npx\0-y\0figma-mcp\0".to_vec().into(),
+    };
+    let processes = (100..100 + count).map(seen).collect();
+    story.step(Input::Baseline { guard: GUARD, processes });
+    story
+}
+
+#[test]
+fn servers_that_were_there_before_the_agent_are_judged_after_a_look() {
+    let mut story = found(20, 900);
+    let used = |_, now| seen(now, Contact::Connected);
+    story.wait(3600, used);
+    assert_eq!((story.warnings(Detector::Duplicates), &story.acted[..]), (0, &[][..]));
+    let mut idle = found(20, 900);
+    idle.wait(200, |_, _| seen(7, Contact::Connected));
+    assert_eq!(idle.acted, [(Detector::Duplicates, Response::Clamp)]);
+}
+
+/// As in a guard in which all looks hang.
+#[test]
+fn servers_that_are_never_looked_at_are_judged_by_age() {
+    let mut story = found(20, 900);
+    let never = |_, _| ServerSeen::default();
+    story.wait(30 + 59, never);
+    assert_eq!(story.acted, []);
+    story.wait(2, never);
+    assert_eq!(story.acted, [(Detector::Duplicates, Response::Clamp)]);
+}
+
+#[test]
+fn status_tells_the_unknown_from_none_and_an_old_look_from_the_present() {
+    let mut story = Story::new();
+    let status = |story: &Story, later| {
+        let now = story.now().after(Duration::from_secs(later));
+        let mut guard = story.core.status(now).remove(0);
+        let identity = guard.identities.remove("figma-mcp").expect("it lives");
+        let listed = story.core.guard(GUARD).expect("it is guarded");
+        let every = Duration::from_secs(30);
+        let mut servers = ServerStatus::all((now, every), listed, None);
+        assert_eq!(servers.remove(0).look_age_seconds, identity.look_age_seconds);
+        identity
+    };
+    let idle = |_, _| ServerSeen { memory: Some(7), ..seen(7, Contact::Connected) };
+    story.start(2, |_, _| ServerSeen::default());
+    let new = status(&story, 0);
+    assert_eq!((new.used, new.idle, new.disconnected), (None, None, None));
+    assert_eq!((new.memory_bytes, new.look_age_seconds), (None, None));
+    story.wait(4 * EVERY, idle);
+    let known = status(&story, 0);
+    assert_eq!((known.used, known.idle, known.disconnected), (Some(0), Some(2), Some(0)));
+    assert_eq!((known.memory_bytes, known.look_age_seconds), (Some(14), None));
+    let seconds = story.seconds % EVERY;
+    assert_eq!(status(&story, 60 - seconds).look_age_seconds, None);
+    assert_eq!(status(&story, 61 - seconds).look_age_seconds, Some(61));
+    for pid in [100, 101] {
+        story.step(Input::Exit { guard: GUARD, pid: Pid(pid), code: 0 });
+    }
+    let gone = story.core.status(story.now()).remove(0).identities.remove("figma-mcp");
+    assert_eq!(gone.map(|one| (one.live, one.used, one.orphaned)), Some((0, Some(0), Some(0))));
 }
 
 #[test]

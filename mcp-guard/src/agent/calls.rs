@@ -95,6 +95,7 @@ impl Agent {
     /// Lists single servers.
     fn servers(&self, asked: &GetServers) -> Servers {
         let (now, mut room, mut left_out) = (clock::now(), MOST_SERVERS, 0);
+        let every = self.core.policy().evidence.every;
         let mut guards = Vec::new();
         for guard in self.guards.watched() {
             let (Some(held), Some(state)) = (self.guards.get(guard), self.core.guard(guard)) else {
@@ -104,7 +105,7 @@ impl Agent {
             if asked.cgroup_id.is_some_and(|id| id != subject.cgroup_id) {
                 continue;
             }
-            let mut servers = ServerStatus::all(now, state, asked.identity.as_deref());
+            let mut servers = ServerStatus::all((now, every), state, asked.identity.as_deref());
             left_out += servers.len().saturating_sub(room);
             servers.truncate(room);
             room -= servers.len();

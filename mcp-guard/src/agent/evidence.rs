@@ -17,13 +17,15 @@ use mcp_guard_core::{
     effect::Input,
     evidence::{ServerSeen, StdioAtExec},
     id::{CgroupId, GuardId, Pid, Ticks},
-    incident::Hold,
     registry::{ToLookAt, TreeId},
 };
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::Agent;
-use crate::host::{clock, evidence};
+use crate::host::{
+    clock,
+    evidence::{self, Freezers},
+};
 
 /// Lanes on which servers are looked at.
 const LANES: usize = 2;
@@ -75,11 +77,15 @@ pub(super) struct Lookers {
 impl Lookers {
     /// # Errors
     /// A thread cannot be created.
-    pub fn start(now: Time, found: &UnboundedSender<Sighted>) -> io::Result<Self> {
+    pub fn start(
+        now: Time,
+        freezers: &Freezers,
+        found: &UnboundedSender<Sighted>,
+    ) -> io::Result<Self> {
         let lane = |at: usize| {
             let (thread, wanted) = mpsc::channel();
-            let found = found.clone();
-            let look = move || look(at, &wanted, &found);
+            let (freezers, found) = (freezers.clone(), found.clone());
+            let look = move || look(at, &freezers, &wanted, &found);
             thread::Builder::new().name("evidence".to_owned()).spawn(look)?;
             Ok(Lane { thread, busy: None, is_reported: false })
         };
@@ -121,12 +127,17 @@ impl Lookers {
 }
 
 /// Looks at the servers of one guard after the other.
-fn look(lane: usize, wanted: &mpsc::Receiver<ToLook>, found: &UnboundedSender<Sighted>) {
+fn look(
+    lane: usize,
+    freezers: &Freezers,
+    wanted: &mpsc::Receiver<ToLook>,
+    found: &UnboundedSender<Sighted>,
+) {
     for ToLook { guard, cgroup, servers } in wanted {
         let mut seen = Vec::with_capacity(servers.len());
         let mut began = Instant::now();
         for server in servers {
-            seen.push((server.server, evidence::survey(&server)));
+            seen.push((server.server, evidence::survey(&server, freezers)));
             let worked = began.elapsed();
             if worked >= WORK {
                 thread::sleep(worked * REST);
@@ -172,11 +183,9 @@ impl Agent {
         let (Some(held), Some(state)) = (self.guards.get(guard), self.core.guard(guard)) else {
             return;
         };
-        // A server that cannot run does nothing, which proves nothing.
-        let is_stopped = held.paused || state.lease(Hold::Freeze).is_some();
         let is_hanging =
             self.lookers.lanes.iter().any(|lane| lane.busy.is_some_and(|(_, busy)| busy == guard));
-        if is_stopped || is_hanging {
+        if is_hanging {
             return;
         }
         let (now, cgroup) = (clock::now(), held.cgroup.id());

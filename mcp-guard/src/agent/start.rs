@@ -32,6 +32,7 @@ use crate::{
     host::{
         bpf::Kernel,
         clock,
+        evidence::Freezers,
         facts::LookThread,
         kernel,
         layout::Layout,
@@ -68,7 +69,7 @@ impl Agent {
             .context("cannot start the thread that reads processes after a loss")?;
         // One answer per lane and per batch is under way.
         let (to_evidence, evidence) = mpsc::unbounded_channel();
-        let lookers = Lookers::start(now, &to_evidence)
+        let lookers = Lookers::start(now, &Freezers::of(&layout), &to_evidence)
             .context("cannot start the threads that look at servers")?;
         let mut agent = Self {
             core: Core::new(options.policy),

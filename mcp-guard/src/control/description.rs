@@ -70,6 +70,7 @@ fields!(ServerStatus {
     at_work,
     orphaned,
     memory_bytes,
+    look_age_seconds,
     client,
 });
 fields!(ClientStatus { pid, name });
@@ -133,6 +134,7 @@ fields!(IdentityStatus {
     disconnected,
     orphaned,
     memory_bytes,
+    look_age_seconds,
 });
 fields!(TotalsStatus {
     process_forks,

@@ -148,11 +148,12 @@ fn guard(mode: Mode, highest: Response, state: GuardState) -> WatchedStatus {
         live_peak: 3,
         oldest_seconds: Some(60),
         starts_per_second: per_second(),
-        used: 1,
-        idle: 1,
-        disconnected: 1,
-        orphaned: 0,
-        memory_bytes: 4096,
+        used: Some(1),
+        idle: Some(1),
+        disconnected: Some(1),
+        orphaned: Some(0),
+        memory_bytes: Some(4096),
+        look_age_seconds: Some(61),
     };
     let totals = TotalsStatus {
         process_forks: 1,
@@ -227,6 +228,7 @@ fn servers(contact: Contact) -> Servers {
         quiescent: Some(false),
         at_work: Some("it has not read all of its stdin".to_owned()),
         orphaned: Some(false),
+        look_age_seconds: Some(61),
         memory_bytes: Some(4096),
         client: Some(ClientStatus { pid: Pid(1), name: Some("gateway".to_owned()) }),
     };
@@ -292,14 +294,25 @@ fn fields_that_may_be_missing_are_described_as_optional() {
     (empty.guard.refused, empty.container, empty.pids_max) = (None, None, None);
     (empty.pids_current, empty.pids_wanted, empty.pids_policy) = (None, None, None);
     empty.stopping = None;
+    let mut empty_identities = empty.guard.identities.clone();
+    assert!(!empty_identities.is_empty());
     let sent = serde_json::to_value(empty).unwrap();
     let is_missing = |name: &str| sent.get(name).is_none_or(Value::is_null);
     for (name, kind) in fields(&described.types["Guard"]) {
         assert_eq!(is_missing(name), kind.starts_with('?'), "{name}: {kind}");
     }
+    for one in empty_identities.values_mut() {
+        (one.used, one.idle, one.disconnected, one.orphaned) = (None, None, None, None);
+        (one.memory_bytes, one.oldest_seconds, one.look_age_seconds) = (None, None, None);
+        let sent = serde_json::to_value(one).unwrap();
+        for (name, kind) in fields(&described.types["Identity"]) {
+            assert_eq!(sent[name].is_null(), kind.starts_with('?'), "{name}: {kind}");
+        }
+    }
     let mut unknown = servers(Contact::Unknown).guards.remove(0).servers.remove(0);
     (unknown.idle_seconds, unknown.orphaned, unknown.memory_bytes) = (None, None, None);
     (unknown.client, unknown.quiescent, unknown.at_work) = (None, None, None);
+    unknown.look_age_seconds = None;
     let sent = serde_json::to_value(unknown).unwrap();
     for (name, kind) in fields(&described.types["Server"]) {
         assert_eq!(sent[name].is_null(), kind.starts_with('?'), "{name}: {kind}");

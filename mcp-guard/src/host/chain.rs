@@ -100,7 +100,13 @@ mod tests {
             fs::write(own.join(file), text).unwrap();
         }
         let pids = Some(PidsTree { mount: mount.path().to_owned(), v1 });
-        let layout = Layout { kind: LayoutKind::Unified, unified: None, pids, nsdelegate: None };
+        let layout = Layout {
+            kind: LayoutKind::Unified,
+            unified: None,
+            pids,
+            v1_freezer: None,
+            nsdelegate: None,
+        };
         (mount, layout)
     }
 

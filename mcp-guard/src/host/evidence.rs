@@ -8,6 +8,7 @@
 
 mod descriptors;
 mod peers;
+mod stopped;
 mod survey;
 mod unix_diag;
 
@@ -27,10 +28,10 @@ use rustix::{
     process::{PidfdGetfdFlags, pidfd_getfd},
 };
 
-pub use self::survey::survey;
 use self::{descriptors::Descriptors, peers::Peers};
+pub use self::{stopped::Freezers, survey::survey};
 use super::{
-    proc::syscall,
+    proc::{stat::Stat, syscall},
     process::{self, OpenProcess},
 };
 
@@ -119,11 +120,16 @@ fn look_into(all: Vec<Opened>, channels: Channels) -> io::Result<Vec<ProcessLook
 /// # Errors
 /// If the process is gone, also if another one has its pid.
 fn open(member: &Member) -> io::Result<OpenProcess> {
+    Ok(open_with_stat(member)?.0)
+}
+
+fn open_with_stat(member: &Member) -> io::Result<(OpenProcess, Stat)> {
     let process = OpenProcess::open(member.pid)?;
-    if process.start_ticks()? != member.start_ticks {
+    let stat = process.stat()?;
+    if stat.start != member.start_ticks {
         return Err(io::Error::from_raw_os_error(libc::ESRCH));
     }
-    Ok(process)
+    Ok((process, stat))
 }
 
 /// Duplicates the descriptor of a channel, whichever process has it.

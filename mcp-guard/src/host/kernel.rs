@@ -135,7 +135,13 @@ mod tests {
 
     fn layout(root: &Path) -> Layout {
         let pids = Some(PidsTree { mount: root.to_owned(), v1: false });
-        Layout { kind: LayoutKind::Unified, unified: Some(root.to_owned()), pids, nsdelegate: None }
+        Layout {
+            kind: LayoutKind::Unified,
+            unified: Some(root.to_owned()),
+            pids,
+            v1_freezer: None,
+            nsdelegate: None,
+        }
     }
 
     #[test]
@@ -172,8 +178,13 @@ mod tests {
 
     #[test]
     fn version_1_alone_is_not_enough() {
-        let legacy =
-            Layout { kind: LayoutKind::Legacy, unified: None, pids: None, nsdelegate: None };
+        let legacy = Layout {
+            kind: LayoutKind::Legacy,
+            unified: None,
+            pids: None,
+            v1_freezer: None,
+            nsdelegate: None,
+        };
         let error = check(&legacy).expect_err("there is no version 2 tree");
         assert!(error.to_string().contains("no cgroup version 2 tree"), "{error}");
     }

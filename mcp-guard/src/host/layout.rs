@@ -28,6 +28,8 @@ pub struct Layout {
     /// Mount point of the version 2 tree.
     pub unified: Option<PathBuf>,
     pub pids: Option<PidsTree>,
+    /// Mount point of the version 1 freezer, with which engines pause containers beside such a hierarchy.
+    pub v1_freezer: Option<PathBuf>,
     /// Whether the version 2 tree is mounted with `nsdelegate`, which makes a cgroup namespace a
     /// boundary of rights.
     pub nsdelegate: Option<bool>,
@@ -66,7 +68,7 @@ impl Layout {
     #[must_use]
     pub fn parse(mountinfo: &[u8], unified_has_pids: impl Fn(&Path) -> bool) -> Self {
         let mut unified = None;
-        let mut v1_pids = None;
+        let (mut v1_pids, mut v1_freezer) = (None, None);
         let mut any_v1 = false;
         let mut nsdelegate = None;
         for line in mountinfo.split(|byte| *byte == b'\n') {
@@ -79,6 +81,9 @@ impl Layout {
                 }
                 b"cgroup" => {
                     any_v1 = true;
+                    if mount.has(b"freezer") {
+                        v1_freezer = v1_freezer.or(Some(mount.point.clone()));
+                    }
                     if mount.has(b"pids") {
                         v1_pids = v1_pids.or(Some(mount.point));
                     }
@@ -99,7 +104,7 @@ impl Layout {
             }
             (None, _) => None,
         };
-        Self { kind, unified, pids, nsdelegate }
+        Self { kind, unified, pids, v1_freezer, nsdelegate }
     }
 }
 
@@ -109,7 +114,7 @@ mod tests {
 
     const V2: &str = "30 24 0:26 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw,nsdelegate";
     const HYBRID: &str = "31 24 0:27 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n\
-        32 24 0:28 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+        32 24 0:28 / /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer\n\
         33 24 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw";
 
     fn parse(text: &str, pids_in_v2: bool) -> Layout {
@@ -127,6 +132,11 @@ mod tests {
         assert_eq!(hybrid.kind, LayoutKind::Hybrid);
         assert_eq!(hybrid.unified, Some("/sys/fs/cgroup/unified".into()));
         assert_eq!(hybrid.pids, Some(PidsTree { mount: "/sys/fs/cgroup/pids".into(), v1: true }));
+
+        assert_eq!(
+            (v2.v1_freezer, hybrid.v1_freezer),
+            (None, Some("/sys/fs/cgroup/freezer".into()))
+        );
 
         let legacy = parse(HYBRID.rsplit_once('\n').map_or("", |(rest, _)| rest), false);
         assert_eq!((legacy.kind, legacy.unified), (LayoutKind::Legacy, None));

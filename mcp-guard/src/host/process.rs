@@ -176,13 +176,13 @@ impl OpenProcess {
     /// # Errors
     /// If the process is gone, or the kernel does not show them to us.
     pub fn usage(&self) -> io::Result<Usage> {
-        let (stat, status) = (self.stat()?, self.read("status", 64 * 1024)?);
+        let (cpu, status) = (self.stat()?.cpu, self.read("status", 64 * 1024)?);
         let odd = || io::Error::other("its counters cannot be parsed");
         let io = Io::parse(&self.text("io", 4096)?).ok_or_else(odd)?;
         Ok(Usage {
             io,
             context_switches: status::context_switches(&status).ok_or_else(odd)?,
-            cpu: stat.cpu,
+            cpu,
             memory: status::anonymous_memory(&status),
         })
     }

@@ -66,8 +66,9 @@ fn line(server: &ServerStatus) -> String {
         None => "unknown".to_owned(),
     };
     let at_work = server.at_work.as_deref().map(|why| format!("{:>36}  {}\n", "", visible(why)));
+    let old = old_look(server.look_age_seconds);
     format!(
-        "{pid:>9} {age:>7} {idle:>7} {memory:>8}  {state:<23}  {client}\n{}",
+        "{pid:>9} {age:>7} {idle:>7} {memory:>8}  {state:<23}  {client}{old}\n{}",
         at_work.unwrap_or_default()
     )
 }
@@ -83,12 +84,41 @@ pub(super) fn short(seconds: u64) -> String {
 }
 
 pub(super) fn mebibytes(bytes: u64) -> String {
-    format!("{} MB", bytes >> 20)
+    format!("{} MiB", bytes >> 20)
+}
+
+/// Tells that what is shown is not of the present.
+pub(super) fn old_look(age: Option<u64>) -> String {
+    age.map_or_else(String::new, |age| format!("  (last look {} ago)", short(age)))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::short;
+    use mcp_guard_core::{evidence::Contact, id::Pid};
+
+    use super::*;
+
+    #[test]
+    fn an_old_look_is_told() {
+        let mut server = ServerStatus {
+            identity: "a".to_owned(),
+            pid: Pid(7),
+            processes: 1,
+            age_seconds: 7200,
+            idle_seconds: Some(60),
+            contact: Contact::Connected,
+            quiescent: None,
+            at_work: None,
+            orphaned: None,
+            memory_bytes: Some(5 << 20),
+            look_age_seconds: None,
+            client: None,
+        };
+        let now = "        7     2 h    60 s    5 MiB  connected                unknown\n";
+        assert_eq!(line(&server), now);
+        server.look_age_seconds = Some(300);
+        assert!(line(&server).ends_with("unknown  (last look 5 min ago)\n"));
+    }
 
     #[test]
     fn a_time_has_one_unit() {

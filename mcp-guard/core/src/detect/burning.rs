@@ -30,7 +30,7 @@ pub fn look<'a>(
         let is_left = server.known.contact == Contact::Disconnected
             && server.known.contact_for(now, fresh).is_some()
             && server.identity != OTHER_IDENTITIES;
-        let burns = server.known.burns(now).filter(|time| is_left && *time >= limits.age);
+        let burns = server.known.burns().filter(|time| is_left && *time >= limits.age);
         if let Some(time) = burns {
             let (servers, longest) = all.entry(server.identity).or_default();
             (*servers, *longest) = (*servers + 1, time.max(*longest));

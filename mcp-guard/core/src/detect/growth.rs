@@ -104,13 +104,13 @@ fn steady(
 /// Returns the number that was reached. Sessions come and go, so it is that of the last peak until half of the
 /// servers have ended.
 fn height(identity: &Identity) -> usize {
-    let (live, peak) = (identity.live(), identity.live_peak);
+    let (live, peak) = (identity.live(), identity.peak());
     if live >= peak.div_ceil(2) { peak } else { live }
 }
 
 /// Returns by how many more servers it is than had lived at a time before.
 fn grown_since(identity: &Identity, from: Time) -> usize {
-    let before = identity.peak_before(from).unwrap_or(identity.live_peak);
+    let before = identity.peak_before(from).unwrap_or(identity.peak());
     height(identity).saturating_sub(before)
 }
 
@@ -118,7 +118,7 @@ fn grown_since(identity: &Identity, from: Time) -> usize {
 /// first: of a pool that stays, they tell soon enough.
 fn rises(identity: &Identity, from: Time, over: Duration, rising: u32) -> bool {
     let part = over / PARTS;
-    let (mut later, mut missing) = (identity.live_peak, 0);
+    let (mut later, mut missing) = (identity.peak(), 0);
     for at in (0..PARTS).rev() {
         let peak = identity.peak_before(from.after(part * at)).unwrap_or(later);
         missing += u32::from(peak >= later);

@@ -1,6 +1,6 @@
 //! The evidence about one server from the looks at it so far.
 
-use std::{fmt, time::Duration};
+use std::{fmt, mem, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -82,6 +82,8 @@ pub struct Activity {
 /// One look at a server. Whatever could not be read is unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ServerSeen {
+    /// One of its processes could not run: it is frozen, or stopped by a signal or a debugger. All else is unknown.
+    pub is_stopped: bool,
     /// Read by the look itself, if it was not read at the exec.
     pub stdio: StdioAtExec,
     pub contact: Contact,
@@ -104,6 +106,8 @@ pub enum Use {
     Idle,
     /// It did something since the look before.
     Used,
+    /// It could not run.
+    Stopped,
 }
 
 /// The sum of the looks at one server.
@@ -115,7 +119,8 @@ pub struct Known {
     /// As the last look has shown it.
     pub quiescence: Quiescence,
     /// When the last look was taken.
-    looked: Time,
+    looked: Option<Time>,
+    was_stopped: bool,
     activity: Option<Activity>,
     /// The first of the looks that have seen the present activity. It did nothing since.
     idle_since: Option<Time>,
@@ -138,6 +143,11 @@ const TICKS: u64 = 100;
 impl Known {
     /// Takes a look. Returns what it adds about the use of the server.
     pub fn take(&mut self, now: Time, seen: &ServerSeen) -> Use {
+        let since = self.looked.replace(now).unwrap_or(now);
+        let was_stopped = mem::replace(&mut self.was_stopped, seen.is_stopped);
+        if seen.is_stopped {
+            return self.stood_still(now.since(since));
+        }
         if self.stdio == StdioAtExec::Unread {
             self.stdio = seen.stdio;
         }
@@ -146,15 +156,15 @@ impl Known {
         }
         (self.memory, self.is_busy) = (seen.memory, seen.is_busy);
         self.quiescence = seen.quiescence;
-        let since = self.looked;
         let burns = self
             .activity
             .zip(seen.activity)
             .is_some_and(|(before, after)| ran_more_than(before, after, now.since(since), BURNS));
         self.burns_since = if burns { self.burns_since.or(Some(since)) } else { None };
-        self.looked = now;
         let found = match (self.activity, seen.activity) {
             (_, None) => Use::Unknown,
+            // A thaw makes the threads run, so nothing tells what they did besides.
+            (Some(_), Some(_)) if was_stopped => Use::Begins,
             (None, Some(_)) => Use::Begins,
             (Some(before), Some(after)) if before == after => Use::Idle,
             (Some(_), Some(_)) => Use::Used,
@@ -162,13 +172,27 @@ impl Known {
         match found {
             Use::Unknown => self.idle_since = None,
             Use::Begins | Use::Used => self.idle_since = Some(now),
-            Use::Idle => {}
+            Use::Idle | Use::Stopped => {}
         }
         self.activity = seen.activity;
         if found == Use::Used {
             self.used = Some(now);
         }
         found
+    }
+
+    /// Leaves out the time since the look before: it could do nothing, for a part of it at least.
+    fn stood_still(&mut self, time: Duration) -> Use {
+        self.idle_since = self.idle_since.map(|since| since.after(time));
+        self.contact_since.0 = self.contact_since.0.after(time);
+        (self.burns_since, self.quiescence) = (None, Quiescence::Unknown);
+        Use::Stopped
+    }
+
+    /// Returns when it was last looked at.
+    #[must_use]
+    pub fn looked(&self) -> Option<Time> {
+        self.looked
     }
 
     /// Notes that it did something, or that a server inside it did.
@@ -189,17 +213,19 @@ impl Known {
         self.activity
     }
 
-    /// Returns for how long it is known to have done nothing. `None` if that is not known.
+    /// Returns for how long it had done nothing when it was last looked at, although it could run. `None` if that is
+    /// not known.
     #[must_use]
-    pub fn idle(&self, now: Time) -> Option<Duration> {
-        self.idle_since.map(|since| now.since(since))
+    pub fn idle(&self) -> Option<Duration> {
+        Some(self.looked?.since(self.idle_since?))
     }
 
-    /// Returns for how long its contact is known to be as it is. `None` if the last look is older than `fresh`.
+    /// Returns for how long its contact was known to be as it is when it was last looked at. `None` if the last look
+    /// is older than `fresh`.
     #[must_use]
     pub fn contact_for(&self, now: Time, fresh: Duration) -> Option<Duration> {
-        let is_fresh = self.contact != Contact::Unknown && now.since(self.looked) <= fresh;
-        is_fresh.then(|| now.since(self.contact_since.0))
+        let looked = self.looked.filter(|looked| now.since(*looked) <= fresh)?;
+        (self.contact != Contact::Unknown).then(|| looked.since(self.contact_since.0))
     }
 
     /// Whether it is disconnected, and is known to have done nothing else since then: hardly anything ran, and
@@ -209,14 +235,14 @@ impl Known {
         let (since, then) = self.contact_since;
         let (Some(before), Some(after)) = (then, self.activity) else { return false };
         let is_still = before.written == after.written
-            && !ran_more_than(before, after, self.looked.since(since), HARDLY);
+            && !ran_more_than(before, after, self.looked.unwrap_or(since).since(since), HARDLY);
         self.contact == Contact::Disconnected && self.is_busy == Some(false) && is_still
     }
 
-    /// Returns for how long it has used at least half of a CPU.
+    /// Returns for how long it had used at least half of a CPU when it was last looked at.
     #[must_use]
-    pub fn burns(&self, now: Time) -> Option<Duration> {
-        self.burns_since.map(|since| now.since(since))
+    pub fn burns(&self) -> Option<Duration> {
+        Some(self.looked?.since(self.burns_since?))
     }
 }
 
@@ -260,7 +286,7 @@ mod tests {
     fn a_server_is_idle_since_the_first_look_that_saw_its_activity() {
         let second = |at: u64| Time(at * 1_000_000_000);
         let mut known = Known::default();
-        assert_eq!(known.idle(second(9)), None);
+        assert_eq!(known.idle(), None);
         // Each row: time, what was seen, what that says, for how long it is idle.
         for (at, activity, expected, idle) in [
             (10, Some(5), Use::Begins, Some(0)),
@@ -273,8 +299,46 @@ mod tests {
             (190, Some(6), Use::Idle, Some(30)),
         ] {
             assert_eq!(known.take(second(at), &look(activity)), expected, "{at}");
-            assert_eq!(known.idle(second(at)).map(|idle| idle.as_secs()), idle, "{at}");
+            assert_eq!(known.idle().map(|idle| idle.as_secs()), idle, "{at}");
         }
+    }
+
+    #[test]
+    fn time_in_which_a_server_could_not_run_is_not_idle() {
+        let second = |at: u64| Time(at * 1_000_000_000);
+        let mut known = Known::default();
+        let stopped = ServerSeen { is_stopped: true, ..ServerSeen::default() };
+        // Each row: time, what was seen, what that says, for how long it is idle.
+        for (at, seen, expected, idle) in [
+            (10, stopped, Use::Stopped, None),
+            (40, look(Some(5)), Use::Begins, Some(0)),
+            (70, look(Some(5)), Use::Idle, Some(30)),
+            (100, stopped, Use::Stopped, Some(30)),
+            (1000, stopped, Use::Stopped, Some(30)),
+            // The thaw itself makes it run a little.
+            (1030, look(Some(6)), Use::Begins, Some(0)),
+            (1060, look(Some(6)), Use::Idle, Some(30)),
+            (1090, stopped, Use::Stopped, Some(30)),
+            (1120, look(Some(6)), Use::Begins, Some(0)),
+        ] {
+            assert_eq!(known.take(second(at), &seen), expected, "{at}");
+            assert_eq!(known.idle().map(|idle| idle.as_secs()), idle, "{at}");
+        }
+    }
+
+    #[test]
+    fn time_in_which_a_server_could_not_run_is_not_time_without_its_client() {
+        let (mut known, mut now) = looks(Contact::Disconnected, &[1, 0, 0]);
+        let time = |known: &Known, now| {
+            let time = known.contact_for(now, Duration::from_secs(60));
+            time.map(|time| time.as_secs())
+        };
+        for _ in 0..10 {
+            now = now.after(Duration::from_secs(30));
+            known.take(now, &ServerSeen { is_stopped: true, ..ServerSeen::default() });
+            assert_eq!((time(&known, now), known.is_abandoned()), (Some(60), true));
+        }
+        assert_eq!(known.burns(), None);
     }
 
     /// Each look is 30 s after the one before, with so many ticks more than it.
@@ -295,8 +359,8 @@ mod tests {
     #[test]
     fn a_server_burns_while_each_look_finds_half_of_a_cpu() {
         let burns = |ticks: &[u64]| {
-            let (known, now) = looks(Contact::Disconnected, ticks);
-            known.burns(now).map(|time| time.as_secs())
+            let (known, _) = looks(Contact::Disconnected, ticks);
+            known.burns().map(|time| time.as_secs())
         };
         assert_eq!(burns(&[9000]), None, "nothing is known of the time before the first look");
         assert_eq!(burns(&[0, 1500]), Some(30));
@@ -341,7 +405,7 @@ mod tests {
             time.map(|time| time.as_secs())
         };
         assert_eq!(seconds(0, 60), Some(60));
-        assert_eq!(seconds(60, 60), Some(120));
+        assert_eq!(seconds(60, 60), Some(60));
         assert_eq!(seconds(61, 60), None);
         assert_eq!(Known::default().contact_for(Time(0), Duration::MAX), None);
     }

@@ -67,6 +67,10 @@ impl Episodes {
         }
     }
 
+    pub fn detectors(&self) -> impl Iterator<Item = Detector> {
+        self.episodes.keys().map(|(detector, _)| *detector)
+    }
+
     /// Returns the identities that have an episode.
     pub fn identities(&self) -> BTreeSet<Arc<str>> {
         self.episodes

@@ -41,6 +41,11 @@ impl<T: Copy + Ord> Ages<T> {
         }
     }
 
+    /// Visits all of them. Their order must stay.
+    pub fn for_each(&mut self, mut change: impl FnMut(Time, &mut T)) {
+        self.0.iter_mut().for_each(|(began, one)| change(*began, one));
+    }
+
     /// Counts those that began at `moment` or before.
     pub fn until(&self, moment: Time) -> usize {
         self.first(|(began, _)| *began <= moment)

@@ -1,6 +1,6 @@
 //! The servers of one identity in one guard: when they started, and how many stay.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{cmp::Ordering, collections::VecDeque, time::Duration};
 
 use super::ages::Ages;
 use crate::Time;
@@ -12,15 +12,56 @@ pub const STARTS_KEPT: Duration = Duration::from_secs(60);
 /// An identity that had this many live servers at a time is remembered: to reach that number again is no growth.
 const NOTABLE: usize = 10;
 
+/// How long a number of live servers is remembered: longer than the growth of a leak takes. A service that was once
+/// large must not hide a later leak for ever.
+const PEAK_DAYS: u64 = 14;
+const DAY_NS: u64 = 86_400_000_000_000;
+
 /// The number of a server within its guard. Later ones have higher numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TreeId(pub u64);
 
-/// When a server started, and how many of its identity had lived at a time before, at most.
+/// A live server, and how many of its identity lived when it started.
 #[derive(Clone, Copy, Debug)]
-pub struct Started {
-    pub at: Time,
+pub(super) struct Counted {
+    id: TreeId,
+    live_before: usize,
+    /// At a time before, at most.
     peak_before: usize,
+}
+
+impl Counted {
+    fn alone(id: TreeId) -> Self {
+        Self { id, live_before: 0, peak_before: 0 }
+    }
+}
+
+impl PartialEq for Counted {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+}
+
+impl Eq for Counted {}
+
+impl PartialOrd for Counted {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Counted {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.id.cmp(&other.id)
+    }
+}
+
+/// When a server started, when we learned of it, and since when it counts as idle.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NewServer {
+    pub at: Time,
+    pub learned: Time,
+    pub idle: Time,
 }
 
 /// The rest of an identity after one of its servers has ended.
@@ -39,10 +80,14 @@ pub struct Identity {
     pub starts: u64,
     /// The highest number of live servers so far.
     pub live_peak: usize,
+    /// The highest number in `days`.
+    peak: usize,
+    /// The highest number of live servers on each day with a start or an end, for [`PEAK_DAYS`].
+    days: VecDeque<(u64, usize)>,
     /// Live processes of all its servers.
     pub processes: usize,
     /// All live servers, with the peak before each.
-    pub(super) live: Ages<(TreeId, usize)>,
+    pub(super) live: Ages<Counted>,
     /// Those of packages, by when they were last used, or started. Nothing else is certain to
     /// be a server, so nothing else is counted as a duplicate.
     idle: Ages<TreeId>,
@@ -57,6 +102,8 @@ impl Identity {
         Self {
             starts: 0,
             live_peak: 0,
+            peak: 0,
+            days: VecDeque::new(),
             processes: 0,
             live: Ages::default(),
             idle: Ages::default(),
@@ -124,7 +171,7 @@ impl Identity {
     /// Returns when the youngest live server started before which at most `peak` had lived at a time.
     #[must_use]
     pub fn began_within(&self, peak: usize) -> Option<Time> {
-        self.live.last_of_first(|(_, peak_before)| peak_before <= peak)
+        self.live.last_of_first(|one| one.peak_before <= peak)
     }
 
     /// Returns how many had lived at a time, at most, before the first that started at `moment` or later and
@@ -132,7 +179,13 @@ impl Identity {
     #[must_use]
     pub fn peak_before(&self, moment: Time) -> Option<usize> {
         let first = self.live.nth(self.live.before(moment));
-        first.map(|(_, (_, peak_before))| peak_before)
+        first.map(|(_, one)| one.peak_before)
+    }
+
+    /// Returns the highest number of live servers of the last weeks.
+    #[must_use]
+    pub fn peak(&self) -> usize {
+        self.peak
     }
 
     /// Returns since when ends are known.
@@ -150,17 +203,59 @@ impl Identity {
         if is_firm { self.idle.len() } else { self.live.len() - self.idle.len() }
     }
 
-    pub(super) fn start(&mut self, at: Time, tree: TreeId, is_firm: bool) -> Started {
-        let peak_before = self.live_peak;
+    pub(super) fn start(&mut self, start: NewServer, id: TreeId, is_firm: bool) {
+        let NewServer { at, learned, idle } = start;
+        self.turn_to(learned);
+        let (live_before, peak_before) = (self.live.len(), self.peak);
         self.starts += 1;
-        self.live.insert(at, (tree, peak_before));
-        self.live_peak = peak_before.max(self.live.len());
+        self.live.insert(at, Counted { id, live_before, peak_before });
+        let live = self.live.len();
+        self.peak = self.peak.max(live);
+        self.live_peak = self.live_peak.max(live);
+        if let Some((_, most)) = self.days.back_mut() {
+            *most = live.max(*most);
+        }
         if is_firm {
             self.has_launched = true;
-            self.idle.insert(at, tree);
+            self.idle.insert(idle, id);
             self.note_start(at);
         }
-        Started { at, peak_before }
+    }
+
+    /// Begins a new day if it is one, and forgets an old one.
+    pub(super) fn turn_to(&mut self, now: Time) {
+        let today = now.0 / DAY_NS;
+        if self.days.back().is_some_and(|(last, _)| *last >= today) {
+            return;
+        }
+        // Nothing has started or ended since the last day.
+        self.days.push_back((today, self.live.len()));
+        while self.days.front().is_some_and(|(day, _)| day + PEAK_DAYS < today) {
+            self.days.pop_front();
+        }
+        let peak = self.days.iter().map(|(_, most)| *most).max().unwrap_or_default();
+        if peak < self.peak {
+            self.peak = peak;
+            self.count_again();
+        }
+    }
+
+    /// Counts how many had lived before each server, from what is still remembered.
+    fn count_again(&mut self) {
+        let oldest = self.days.front().map_or(0, |(day, _)| *day);
+        let (mut days, most, mut before) = (self.days.iter().peekable(), self.peak, 0);
+        let mut older = 0;
+        self.live.for_each(|began, one| {
+            let began = began.0 / DAY_NS;
+            while let Some((_, peak)) = days.next_if(|(day, _)| *day < began) {
+                before = before.max(*peak);
+            }
+            // Of forgotten days, only what lives is known.
+            let live_before = if began < oldest { older } else { one.live_before };
+            before = before.max(live_before).min(most);
+            one.peak_before = before;
+            older += 1;
+        });
     }
 
     fn note_start(&mut self, at: Time) {
@@ -183,7 +278,7 @@ impl Identity {
     /// `active`: when it was last used, or started.
     pub(super) fn end(
         &mut self,
-        (started, active): (Started, Time),
+        (started, active): (Time, Time),
         tree: TreeId,
         is_firm: bool,
     ) -> Remains {
@@ -194,20 +289,20 @@ impl Identity {
     /// Takes back a start that was none.
     pub(super) fn withdraw(
         &mut self,
-        (started, active): (Started, Time),
+        (started, active): (Time, Time),
         tree: TreeId,
         is_firm: bool,
     ) -> Remains {
         self.starts -= 1;
         self.remove((started, active), tree, is_firm);
-        if is_firm && let Ok(place) = self.recent.binary_search(&started.at) {
+        if is_firm && let Ok(place) = self.recent.binary_search(&started) {
             self.recent.remove(place);
         }
         self.remains()
     }
 
-    fn remove(&mut self, (started, active): (Started, Time), tree: TreeId, is_firm: bool) {
-        self.live.remove(started.at, (tree, started.peak_before));
+    fn remove(&mut self, (started, active): (Time, Time), tree: TreeId, is_firm: bool) {
+        self.live.remove(started, Counted::alone(tree));
         if is_firm {
             self.idle.remove(active, tree);
         }
@@ -215,7 +310,7 @@ impl Identity {
 
     fn remains(&self) -> Remains {
         match self.live.len() {
-            0 if self.has_launched || self.live_peak >= NOTABLE => Remains::Memory,
+            0 if self.has_launched || self.peak >= NOTABLE => Remains::Memory,
             0 => Remains::Nothing,
             _ => Remains::Live,
         }

@@ -15,6 +15,7 @@ use crate::{
 impl Registry {
     /// Makes the registry match what `/proc` shows now. Known processes keep their history.
     pub fn reconcile(&mut self, now: Time, mut seen: Vec<Observed>, grammar: &Grammar) {
+        self.latest = self.latest.max(now);
         seen.sort_unstable_by_key(|process| (process.start_ticks, process.pid));
         self.remove_all_but(&seen);
         let mut parents: BTreeSet<Pid> = self.processes.values().map(|one| one.parent).collect();

@@ -15,6 +15,9 @@ const MAX_WRAPPERS: usize = 4;
 /// Most processes of a server that are looked at. A larger one is not known.
 pub(super) const MAX_MEMBERS: usize = 256;
 
+/// A look is expected after this many times the usual interval, at the latest.
+const LATEST: u32 = 4;
+
 /// How long after its start a server still has its stdio where it was: the Python SDK of MCP needs longer to load.
 pub(super) const PROMPT: Duration = Duration::from_secs(1);
 
@@ -92,7 +95,7 @@ impl Registry {
         let has_copies = |tree: &Tree| {
             self.identities.get(&tree.identity).is_some_and(|identity| identity.live() > 1)
         };
-        let is_worth = |tree: &Tree| now.since(tree.started.at) >= age || has_copies(tree);
+        let is_worth = |tree: &Tree| now.since(tree.started) >= age || has_copies(tree);
         let one = |(id, tree): (&TreeId, &Tree)| {
             let (stdio, activity) = (tree.known.stdio, tree.known.activity());
             (*id, ToLookAt { server: *id, stdio, activity, members: Vec::new() })
@@ -130,7 +133,7 @@ impl Registry {
         if ticks(process.born) == start
             && let Some(tree) = process.tree.and_then(|tree| self.trees.get_mut(&tree))
             && tree.origin.root == pid
-            && now.since(tree.started.at) < PROMPT
+            && now.since(tree.started) < PROMPT
         {
             tree.known.stdio = stdio;
         }
@@ -138,9 +141,17 @@ impl Registry {
 
     /// Takes the looks at some servers. `every`: when the next ones come, at the earliest.
     pub fn looked(&mut self, now: Time, every: Duration, seen: &[(TreeId, ServerSeen)]) {
+        self.latest = self.latest.max(now);
         for (id, seen) in seen {
             let Some(tree) = self.trees.get_mut(id) else { continue };
+            // On a host with many servers, the next look comes as late as this one did.
+            let gap = tree.known.looked().map_or(every, |before| now.since(before));
+            let next = now.after(gap.clamp(every, every * LATEST));
             let found = tree.known.take(now, seen);
+            if found == Use::Stopped {
+                self.server_active(next, Some(*id));
+                continue;
+            }
             // It only runs a timer: nobody can reach it any more.
             if tree.known.is_abandoned() {
                 continue;
@@ -151,7 +162,7 @@ impl Registry {
             // Until the next look, nothing says that its use has ended. The first look says nothing of the time
             // right before it.
             if matches!(found, Use::Begins | Use::Used) {
-                self.server_active(now.after(every), Some(*id));
+                self.server_active(next, Some(*id));
             }
         }
     }
@@ -171,7 +182,7 @@ impl Registry {
                 identity: &tree.identity,
                 naming: tree.naming,
                 root,
-                started: tree.started.at,
+                started: tree.started,
                 processes: tree.members,
                 client: client.filter(|client| self.lives(*client)).map(|(pid, _)| pid),
                 is_orphaned,

@@ -1,7 +1,10 @@
 //! The status of single servers.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
+use super::look_age;
 use crate::{
     Time,
     evidence::{Contact, Quiescence},
@@ -17,7 +20,8 @@ pub struct ServerStatus {
     pub pid: Pid,
     pub processes: u32,
     pub age_seconds: u64,
-    /// For how long it is known to have done nothing; `None` if that is not known.
+    /// For how long it had done nothing when it was last looked at, although it could run; `None` if that is not
+    /// known.
     pub idle_seconds: Option<u64>,
     /// Whether its client can reach it.
     pub contact: Contact,
@@ -31,6 +35,9 @@ pub struct ServerStatus {
     pub orphaned: Option<bool>,
     /// Memory that no file backs; `None` if it was not read yet.
     pub memory_bytes: Option<u64>,
+    /// The age of the last look at it, if it is older than two intervals between looks.
+    #[serde(default)]
+    pub look_age_seconds: Option<u64>,
     /// The program that started it, if it is in the same guard and lives.
     pub client: Option<ClientStatus>,
 }
@@ -45,7 +52,7 @@ pub struct ClientStatus {
 impl ServerStatus {
     /// Returns the servers of a guard, the oldest first; those of one identity if it is given.
     #[must_use]
-    pub fn all(now: Time, guard: &Guard, identity: Option<&str>) -> Vec<Self> {
+    pub fn all((now, every): (Time, Duration), guard: &Guard, identity: Option<&str>) -> Vec<Self> {
         let registry = &guard.registry;
         let eldest = registry.eldest();
         let is_asked = |name: &str| identity.is_none_or(|identity| identity == name);
@@ -55,7 +62,7 @@ impl ServerStatus {
             pid: eldest.get(&server.id).copied().unwrap_or(server.root),
             processes: server.processes,
             age_seconds: now.since(server.started).as_secs(),
-            idle_seconds: server.known.idle(now).map(|idle| idle.as_secs()),
+            idle_seconds: server.known.idle().map(|idle| idle.as_secs()),
             contact: server.known.contact,
             quiescent: match server.known.quiescence {
                 Quiescence::Unknown => None,
@@ -68,6 +75,7 @@ impl ServerStatus {
             },
             orphaned: server.is_orphaned,
             memory_bytes: server.known.memory,
+            look_age_seconds: look_age(now, every, server.known),
             client: server.client.map(|pid| ClientStatus {
                 pid,
                 name: registry.identity_of(pid).map(str::to_owned),

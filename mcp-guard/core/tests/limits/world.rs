@@ -9,12 +9,11 @@ use mcp_guard_core::{
     effect::{
         Action, Effect, Input, LimitRequest, OperatorRequest, Order, PolicyThen, SeenLimit, Settled,
     },
-    id::{GuardId, Pid, RequestId, Ticket, Ticks},
+    id::{GuardId, Pid, RequestId, Ticket},
     incident::{Hold, Outcome},
     limit::Limit,
     limits::overtaken,
     policy::{Mode, Policy, Response, Workload},
-    registry::Observed,
     repair::Write,
 };
 
@@ -234,16 +233,16 @@ impl World {
         world
     }
 
-    /// Three servers of one package are found, and have lived for a while.
+    /// Three servers of one package have lived for a while.
     pub fn leak(&mut self) {
-        let ten_ms = 10_000_000;
-        let servers = (100..103).map(|pid| Observed {
-            pid: Pid(pid),
-            start_ticks: Ticks((self.now.0 - 3_000_000_000) / ten_ms),
-            parent: Pid(1),
-            command: b"npx\0-y\0figma-mcp\0".to_vec().into(),
-        });
-        self.step(Input::Baseline { guard: GUARD, processes: servers.collect() });
+        let (now, born) = (self.now, self.now.before(Duration::from_secs(3)));
+        self.now = born;
+        for pid in (100..103).map(Pid) {
+            let command = b"npx\0-y\0figma-mcp\0".to_vec().into();
+            self.step(Input::Exec { guard: GUARD, born, pid, command });
+        }
+        self.now = now;
+        self.step(Input::Tick);
     }
 
     pub fn step(&mut self, input: Input) {

@@ -126,7 +126,13 @@ fn ones(says: &[Says]) -> Engines {
 /// A folder in place of a cgroup.
 fn cgroup(folder: &tempfile::TempDir) -> Cgroup {
     let dir = Dir::from(OwnedFd::from(File::open(folder.path()).unwrap()));
-    let layout = Layout { kind: LayoutKind::Unified, unified: None, pids: None, nsdelegate: None };
+    let layout = Layout {
+        kind: LayoutKind::Unified,
+        unified: None,
+        pids: None,
+        v1_freezer: None,
+        nsdelegate: None,
+    };
     Cgroup::at(&dir, "/x", Hold::Freeze, &layout).unwrap()
 }
 

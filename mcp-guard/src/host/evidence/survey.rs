@@ -12,7 +12,8 @@ use mcp_guard_core::{
 };
 
 use super::{
-    Opened, descriptors::Descriptors, duplicate_of, flags, look, look_into, open, stdio_of,
+    Freezers, Opened, descriptors::Descriptors, duplicate_of, flags, look, look_into,
+    open_with_stat, stdio_of, stopped,
 };
 use crate::host::process::{OpenProcess, is_gone};
 
@@ -24,17 +25,24 @@ type Living = Vec<(Member, OpenProcess)>;
 
 /// Looks at a server. What cannot be read stays unknown.
 #[must_use]
-pub fn survey(server: &ToLookAt) -> ServerSeen {
-    let mut living = Living::new();
+pub fn survey(server: &ToLookAt, freezers: &Freezers) -> ServerSeen {
+    let (mut living, mut stats) = (Living::new(), Vec::new());
     for member in &server.members {
-        match open(member) {
-            Ok(process) => living.push((*member, process)),
+        match open_with_stat(member) {
+            Ok((process, stat)) => {
+                living.push((*member, process));
+                stats.push(stat);
+            }
             Err(error) if is_gone(&error) => {}
             Err(_) => return ServerSeen::default(),
         }
     }
     if living.is_empty() {
         return ServerSeen::default();
+    }
+    let opened = living.iter().map(|(_, process)| process);
+    if stopped::any(opened.zip(&stats), freezers) {
+        return ServerSeen { is_stopped: true, ..ServerSeen::default() };
     }
     let (activity, memory) = usage(&living).unwrap_or_default();
     let stdio = match server.stdio {
@@ -65,7 +73,7 @@ pub fn survey(server: &ToLookAt) -> ServerSeen {
         }
         _ => Quiescence::Unknown,
     };
-    ServerSeen { stdio, contact, activity, memory, is_busy, quiescence }
+    ServerSeen { is_stopped: false, stdio, contact, activity, memory, is_busy, quiescence }
 }
 
 /// Whether a server that nobody can reach is at work all the same.

@@ -10,6 +10,12 @@ impl Membership {
         Self(text)
     }
 
+    /// Returns the whole file.
+    #[must_use]
+    pub fn text(&self) -> &[u8] {
+        &self.0
+    }
+
     /// Returns the path in the unified tree.
     #[must_use]
     pub fn unified(&self) -> Option<&[u8]> {
@@ -19,8 +25,18 @@ impl Membership {
     /// Returns the path in the version 1 hierarchy that has the pids controller.
     #[must_use]
     pub fn v1_pids(&self) -> Option<&[u8]> {
+        self.v1(b"pids")
+    }
+
+    /// Returns the path in the version 1 hierarchy that has the freezer.
+    #[must_use]
+    pub fn v1_freezer(&self) -> Option<&[u8]> {
+        self.v1(b"freezer")
+    }
+
+    fn v1(&self, controller: &[u8]) -> Option<&[u8]> {
         self.path(|_, controllers| {
-            controllers.split(|byte| *byte == b',').any(|one| one == b"pids")
+            controllers.split(|byte| *byte == b',').any(|one| one == controller)
         })
     }
 
@@ -45,7 +61,8 @@ mod tests {
     #[test]
     fn the_line_of_each_hierarchy_is_found() {
         let hybrid = membership(b"4:name=pids:/b\n3:pids,misc:/a\n0::/c\n");
-        assert_eq!(hybrid.v1_pids(), Some(&b"/a"[..]));
+        assert_eq!((hybrid.v1_pids(), hybrid.v1_freezer()), (Some(&b"/a"[..]), None));
+        assert_eq!(membership(b"2:freezer:/d\n0::/c").v1_freezer(), Some(&b"/d"[..]));
         assert_eq!(hybrid.unified(), Some(&b"/c"[..]));
         assert_eq!(membership(b"0::/c").v1_pids(), None);
         assert_eq!(membership(b"3:pids:/a").unified(), None);

@@ -13,6 +13,8 @@ pub struct Stat {
     /// The time that all its threads ran, those that ended included.
     pub cpu: Ticks,
     pub zombie: bool,
+    /// Whether its first thread was stopped by a signal or a debugger.
+    pub stopped: bool,
     /// Whether it is a zombie or exiting with all of its threads. The first thread may end before
     /// the others.
     pub ending: bool,
@@ -32,6 +34,7 @@ impl Stat {
         // The index is the manual's field number minus three: state 3, ppid 4, flags 9, utime 14,
         // stime 15, threads 20, start 22.
         let zombie = matches!(*fields.first()?, "Z" | "X" | "x");
+        let stopped = matches!(*fields.first()?, "T" | "t");
         let threads = number(17)?;
         let first_ends = zombie || number(6)? & PF_EXITING != 0;
         Some(Self {
@@ -40,6 +43,7 @@ impl Stat {
             threads,
             cpu: Ticks(number(11)?.saturating_add(number(12)?)),
             zombie,
+            stopped,
             ending: threads <= 1 && first_ends,
             first_ends,
         })
@@ -66,11 +70,16 @@ mod tests {
             threads: 1,
             cpu: Ticks(11),
             zombie: false,
+            stopped: false,
             ending: false,
             first_ends: false,
         };
         assert_eq!(Stat::parse(stat), Some(expected));
         assert_eq!((state(stat), state(b"42 (x)")), (Some(b'S'), None));
+        for (state, expected) in [("T", true), ("t", true), ("S", false), ("D", false)] {
+            let text = String::from_utf8_lossy(stat).replace(" S ", &format!(" {state} "));
+            assert!(Stat::parse(text.as_bytes()).is_some_and(|stat| stat.stopped == expected));
+        }
         let zombie = b"42 (x) Z 7 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 9912 0 0\n";
         assert!(Stat::parse(zombie).is_some_and(|stat| stat.ending));
         let exiting = b"42 (x) R 7 1 1 0 -1 4194564 1 2 3 4 5 6 7 8 20 0 1 0 9912 0 0\n";

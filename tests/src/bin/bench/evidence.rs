@@ -4,7 +4,9 @@ use crate::numbers::quantile;
 use crate::report::Report;
 use crate::tell;
 use anyhow::{Context, Result};
-use mcp_guard::host::{evidence, process::OpenProcess};
+use mcp_guard::host::evidence::{self, Freezers};
+use mcp_guard::host::layout::Layout;
+use mcp_guard::host::process::OpenProcess;
 use mcp_guard_core::evidence::Contact;
 use mcp_guard_core::id::Pid;
 use mcp_guard_core::registry::{Member, ToLookAt, TreeId};
@@ -38,8 +40,9 @@ pub fn measure(report: &mut Report) -> Result<()> {
     let looked = servers.0.iter().zip(1..).map(|(child, number)| to_look_at(child.id(), number));
     let mut looked = looked.collect::<Result<Vec<_>>>()?;
     report.add_goal("connected", rounds(&looked, Contact::Connected)?, "us", 500.0);
+    let freezers = Freezers::of(&Layout::read()?);
     for server in &mut looked {
-        server.activity = evidence::survey(server).activity;
+        server.activity = evidence::survey(server, &freezers).activity;
     }
     report.add_goal("connected, idle", rounds(&looked, Contact::Connected)?, "us", 1000.0);
     for child in &mut servers.0 {
@@ -59,11 +62,12 @@ fn to_look_at(pid: u32, number: u64) -> Result<ToLookAt> {
 
 /// Returns the median round, in microseconds a server.
 fn rounds(servers: &[ToLookAt], expected: Contact) -> Result<f64> {
+    let freezers = Freezers::of(&Layout::read()?);
     let mut took = Vec::new();
     for _ in 0..ROUNDS {
         let began = cpu_time();
         for server in servers {
-            let found = evidence::survey(server).contact;
+            let found = evidence::survey(server, &freezers).contact;
             anyhow::ensure!(found == expected, "{found} instead of {expected}");
         }
         took.push((cpu_time() - began) * 1e6 / f64::from(SERVERS));

@@ -177,6 +177,47 @@ fn load_that_comes_and_goes_is_told_once() {
     assert!(story.warnings <= 1, "{} warnings", story.warnings);
 }
 
+/// It had many sessions once, and weeks later begins to leak.
+#[test]
+fn a_service_that_was_once_large_does_not_hide_a_leak_for_ever() {
+    let mut story = Story::new();
+    let all: Vec<Pid> = (0..200).map(|_| story.start(0)).collect();
+    all[..190].iter().for_each(|pid| drop(story.registry.exit(*pid)));
+    let peaks = |story: &Story| {
+        let identity = story.registry.identity("/srv/server.js").expect("it lives");
+        (identity.live_peak, identity.peak())
+    };
+    // One a day comes and goes.
+    for day in 1..=16 {
+        let pid = story.start(day * 24 * HOUR);
+        story.look(day * 24 * HOUR);
+        assert_eq!(peaks(&story), (200, if day <= 14 { 200 } else { 11 }), "{day}");
+        story.registry.exit(pid);
+    }
+    let leaks = 16 * 24 * HOUR;
+    for number in 1..=100 {
+        story.start(leaks + number * 600);
+        story.look(leaks + number * 600);
+    }
+    assert!(story.warned.is_some_and(|at| at <= 31), "{:?}", story.warned);
+    assert!(story.acted.is_some_and(|at| at <= 90), "{:?}", story.acted);
+}
+
+/// It begins while the large number is remembered.
+#[test]
+fn a_leak_is_seen_from_its_beginning_when_a_peak_is_forgotten() {
+    let mut story = Story::new();
+    let all: Vec<Pid> = (0..200).map(|_| story.start(0)).collect();
+    all[..190].iter().for_each(|pid| drop(story.registry.exit(*pid)));
+    for number in 0..15 * 8 {
+        let second = 24 * HOUR + number * 3 * HOUR;
+        story.start(second);
+        story.look(second);
+    }
+    assert_eq!(story.warned, Some(10 + 14 * 8 + 1), "at the end of the fourteenth day");
+    assert_eq!(story.acted, None, "8 a day");
+}
+
 #[test]
 fn servers_that_share_a_name_for_want_of_room_are_not_acted_on() {
     let mut story = Story::new();
