@@ -1,4 +1,5 @@
-//! Facts that tests detect about this kernel, for the table of kernels in docs/kernels.md.
+//! Facts that tests detect about this kernel, for the table of kernels in docs/kernels.md, and figures that
+//! are only printed.
 
 use std::{fmt::Display, fs::File, io::Write as _};
 
@@ -10,4 +11,9 @@ pub fn record(name: &str, value: impl Display) -> Result<()> {
     let file = File::options().create(true).append(true).open(&path);
     let mut file = file.context("cannot open the file of facts")?;
     Ok(writeln!(file, "{name}={value}")?)
+}
+
+/// Like [`record`], for a figure that is another one in each run.
+pub fn measure(name: &str, value: impl Display) -> Result<()> {
+    record(&format!("measured {name}"), value)
 }

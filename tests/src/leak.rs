@@ -25,14 +25,19 @@ impl Leak {
     /// Like [`Leak::start`], for servers of another package.
     pub fn of(package: &str, cgroup: &FixtureCgroup, count: usize) -> Result<Self> {
         let before = leaves(cgroup)?;
-        let mut command = Command::new(workload("launcher-lookalike")?);
-        command.args(["leak", "--package", package, "--count", &count.to_string()]);
-        command.stdin(Stdio::piped()).stdout(Stdio::null());
-        let leak = Self { gateway: cgroup.spawn(command)? };
+        let leak = Self::begin(cgroup, package, &["--count", &count.to_string()])?;
         cgroup.wait_until("the servers are up", crate::agent::DEADLINE, || {
             leaves(cgroup).is_ok_and(|leaves| leaves == before + count)
         })?;
         Ok(leak)
+    }
+
+    /// Starts a gateway with these arguments, and does not wait for its servers.
+    pub fn begin(cgroup: &FixtureCgroup, package: &str, more: &[&str]) -> Result<Self> {
+        let mut command = Command::new(workload("launcher-lookalike")?);
+        command.args(["leak", "--package", package]).args(more);
+        command.stdin(Stdio::piped()).stdout(Stdio::null());
+        Ok(Self { gateway: cgroup.spawn(command)? })
     }
 
     /// Closes the gateway's stdin, which makes it end its servers, and waits until it has ended.

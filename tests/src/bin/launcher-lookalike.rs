@@ -2,9 +2,10 @@
 //! and the open stdin of `npm exec`, at a small fraction of the cost.
 //!
 //! `launcher-lookalike leak --package PKG [--count N] [--every MS] [--shell] [--crash] [--for
-//! SECONDS]` is the gateway. It starts N trees and keeps their stdins open. When its own stdin
+//! SECONDS] [--touch MIB]` is the gateway. It starts N trees and keeps their stdins open. When its own stdin
 //! reaches EOF or its time is up, even before the last tree has started, it closes their stdins,
-//! which ends them. So give it a pipe, not /dev/null. The trees also end if a signal kills it.
+//! which ends them. So give it a pipe, not /dev/null. The trees also end if a signal kills it. With
+//! `--touch`, each server writes to this much memory, again and again.
 
 use anyhow::{Context, Result, bail, ensure};
 use mcp_guard_tests::flags::Flags;
@@ -22,6 +23,9 @@ use std::time::{Duration, Instant};
 const PROGRAMS: &str = "LOOKALIKE_PROGRAMS";
 /// The hidden variable that makes the leaf exit at once with code 1.
 const CRASH: &str = "LOOKALIKE_CRASH";
+/// The hidden variable that makes the leaf write to so many MiB of memory until its stdin ends.
+const TOUCH: &str = "LOOKALIKE_TOUCH";
+const PAGE: usize = 4096;
 const BIN_DIR: &str = "/opt/npm-cache/_npx/0123456789abcdef/node_modules/.bin";
 
 fn main() -> ExitCode {
@@ -55,11 +59,12 @@ struct Leak {
     bound: Duration,
     shell: bool,
     crash: bool,
+    touch: u64,
 }
 
 impl Leak {
     fn parse(words: impl Iterator<Item = String>) -> Result<Self> {
-        let keys = ["--package", "--count", "--every", "--for"];
+        let keys = ["--package", "--count", "--every", "--for", "--touch"];
         let flags = Flags::parse(words, &keys, &["--shell", "--crash"])?;
         let leak = Self {
             package: flags.need("--package")?.to_string(),
@@ -68,6 +73,7 @@ impl Leak {
             bound: Duration::from_secs(flags.number("--for", 120)?),
             shell: flags.has("--shell"),
             crash: flags.has("--crash"),
+            touch: flags.number("--touch", 0)?,
         };
         ensure!(leak.count <= 1000, "--count must be at most 1000");
         Ok(leak)
@@ -105,6 +111,9 @@ impl Leak {
         if self.crash {
             command.env(CRASH, "1");
         }
+        if self.touch > 0 {
+            command.env(TOUCH, self.touch.to_string());
+        }
         let mut child = command.spawn().context("cannot start a tree")?;
         child.stdin.take().context("a tree has no stdin")
     }
@@ -138,9 +147,27 @@ fn leaf() -> Result<ExitCode> {
     if std::env::var_os(CRASH).is_some() {
         return Ok(ExitCode::from(1));
     }
+    if let Ok(size) = std::env::var(TOUCH) {
+        touch(size.parse()?)?;
+    }
     let mut bytes = [0; 64];
     while std::io::stdin().lock().read(&mut bytes).context("cannot read stdin")? > 0 {}
     Ok(ExitCode::SUCCESS)
+}
+
+/// Writes to each page of so many MiB, again and again, until stdin ends.
+fn touch(size: usize) -> Result<()> {
+    let mut memory = vec![0_u8; size << 20];
+    loop {
+        // 4 MiB between two looks: each page may have to come from the disk.
+        for part in memory.chunks_mut(1024 * PAGE) {
+            part.iter_mut().step_by(PAGE).for_each(|byte| *byte = byte.wrapping_add(1));
+            std::hint::black_box(part);
+            if stdin_ends_before(Instant::now())? {
+                return Ok(());
+            }
+        }
+    }
 }
 
 fn programs() -> Result<PathBuf> {

@@ -109,7 +109,7 @@ struct Spared {
     reason: &'static str,
 }
 
-const SPARED: [Spared; 15] = [
+const SPARED: [Spared; 17] = [
     Spared {
         images: &["trixie", "bookworm"],
         tests: &["host_agent::a_log_on_a_file_system_with_a_server"],
@@ -146,6 +146,18 @@ const SPARED: [Spared; 15] = [
         tests: &["host_", "guest_unit"],
         up_to: Extent::Quick,
         reason: "little in it depends on the guest: cargo xtask test and --full run it here",
+    },
+    Spared {
+        images: &["bookworm"],
+        tests: &["guest_thrash"],
+        up_to: Extent::Usual,
+        reason: "cargo xtask test runs it in trixie; --full runs it here",
+    },
+    Spared {
+        images: &["trixie"],
+        tests: &["guest_thrash"],
+        up_to: Extent::Quick,
+        reason: "a guest that swaps is slow: cargo xtask test and --full run it here",
     },
     Spared {
         images: &["trixie"],
