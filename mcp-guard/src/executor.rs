@@ -24,7 +24,7 @@ use mcp_guard_core::{
 };
 use tokio::sync::mpsc;
 
-pub use self::hold::{is_marked, is_unclamped, marks, together};
+pub use self::hold::{is_marked, marks, together, unclamped};
 pub use self::limit::forbids;
 pub use self::steps::{is_clamped, raise_command};
 use self::{
@@ -52,6 +52,8 @@ enum UnderWay {
     Kernel(Awaited),
     /// The owner of a limit writes it.
     Owner(LimitWrite),
+    /// The same, but the order is settled: nobody waits for the owner any more.
+    GivenUp(LimitWrite),
 }
 
 /// The answer to an order that was under way.
@@ -127,6 +129,7 @@ impl Executor {
             Action::WriteLimit { write, over, reason } => {
                 self.check(order, held, AfterCheck::WriteLimit(write, over, reason));
             }
+            Action::GiveUpLimit { write } => self.give_up_limit(write),
             Action::LeaveLimit { write, reason, outcome, detail } => {
                 let said = (outcome, detail);
                 self.check(order, held, AfterCheck::LeaveLimit(write, reason, said));
@@ -168,6 +171,7 @@ impl Executor {
         let is_unsettled = |one: &UnderWay| match one {
             UnderWay::Kernel(awaited) => awaited.is_unsettled(),
             UnderWay::Check(_) | UnderWay::Owner(_) => true,
+            UnderWay::GivenUp(_) => false,
         };
         self.under_way.values().any(is_unsettled) || !self.settled.is_empty()
     }
@@ -184,9 +188,8 @@ impl Executor {
         let limits = self.under_way.extract_if(.., |_, one| of_limits(one));
         for (_, announced) in limits.collect::<Vec<_>>() {
             if let UnderWay::Owner(announced) = announced {
-                let detail =
-                    "the owner did not answer before the agent ended; it may still write the limit";
-                self.end_limit(guards, announced, Err(detail.to_owned()));
+                let detail = "the owner did not answer before the agent ended";
+                self.end_limit(guards, announced, Err(owner::Unwritten::unanswered(detail)));
             }
         }
     }
@@ -199,17 +202,34 @@ impl Executor {
             (Some(UnderWay::Owner(announced)), LateAnswer::Owner(answer)) => {
                 self.end_limit(guards, announced, answer);
             }
+            (Some(UnderWay::GivenUp(announced)), LateAnswer::Owner(answer)) => {
+                self.note_late_limit(guards, announced, answer);
+            }
             (Some(UnderWay::Check(checked)), LateAnswer::Look(found)) => {
                 self.end_check(guards, checked, found);
             }
             // The order was abandoned.
-            (Some(UnderWay::Check(_) | UnderWay::Kernel(_) | UnderWay::Owner(_)) | None, _) => {}
+            (
+                Some(
+                    UnderWay::Check(_)
+                    | UnderWay::Kernel(_)
+                    | UnderWay::Owner(_)
+                    | UnderWay::GivenUp(_),
+                )
+                | None,
+                _,
+            ) => {}
         }
     }
 
     fn settle(&mut self, order: OrderId, outcome: Outcome, detail: String) {
+        self.settle_with(order, outcome, detail, false);
+    }
+
+    /// `may_arrive`: see [`Settled`].
+    fn settle_with(&mut self, order: OrderId, outcome: Outcome, detail: String, may_arrive: bool) {
         let OrderId { ticket, guard, .. } = order;
-        self.settled.push_back(Settled { ticket, guard, outcome, detail });
+        self.settled.push_back(Settled { ticket, guard, outcome, detail, may_arrive });
     }
 
     /// Whether the engine has paused this cgroup through the same `cgroup.freeze` that we write.

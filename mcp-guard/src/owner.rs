@@ -9,7 +9,26 @@ use crate::{
 };
 
 /// An owner's answer: why it failed, or the TasksMax that systemd now keeps, if systemd is the owner.
-pub type OwnerAnswer = Result<Option<Limit>, String>;
+pub type OwnerAnswer = Result<Option<Limit>, Unwritten>;
+
+/// A limit that its owner has not written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unwritten {
+    pub why: String,
+    /// The owner has not answered, and may still write it.
+    pub may_arrive: bool,
+}
+
+impl Unwritten {
+    #[must_use]
+    pub fn unanswered(why: &str) -> Self {
+        Self { why: why.to_owned(), may_arrive: true }
+    }
+
+    fn refused(why: impl ToString) -> Self {
+        Self { why: why.to_string(), may_arrive: false }
+    }
+}
 
 /// A question to an owner: the write and its target.
 #[derive(Clone, Debug)]
@@ -29,7 +48,10 @@ pub async fn ask(ask: OwnerQuestion, engines: &Engines) -> OwnerAnswer {
     let id = ask.container.unwrap_or_default();
     match &ask.write {
         Write::Docker { limit } | Write::Podman { limit } => {
-            let said = |error: engine::Error| error.to_string();
+            let said = |error: engine::Error| Unwritten {
+                why: error.to_string(),
+                may_arrive: error.is_unanswered_change(),
+            };
             engines.update_limit(&id, *limit).await.map_err(said)?;
         }
         Write::TasksMax { unit, limit, runtime } => {
@@ -43,14 +65,21 @@ pub async fn ask(ask: OwnerQuestion, engines: &Engines) -> OwnerAnswer {
 
 /// Sets TasksMax if the unit owns the cgroup by its whole path, and reads back what systemd then keeps.
 async fn tasks_max(cgroup: &str, unit: &str, limit: Limit, runtime: bool) -> OwnerAnswer {
-    let said = |error: systemd::Error| error.to_string();
-    let systemd = Systemd::for_a_write().await.ok_or("systemd is not the init system here")?;
+    let said = |error: systemd::Error| Unwritten::refused(error);
+    let systemd = Systemd::for_a_write().await;
+    let systemd =
+        systemd.ok_or_else(|| Unwritten::refused("systemd is not the init system here"))?;
     let systemd = systemd.map_err(said)?;
     let of_unit = systemd.cgroup_of(unit).await.map_err(said)?.unwrap_or_default();
     if !is_of(cgroup, &of_unit) {
-        return Err(format!("{unit} does not own {cgroup}: its cgroup is {of_unit:?}"));
+        let why = format!("{unit} does not own {cgroup}: its cgroup is {of_unit:?}");
+        return Err(Unwritten::refused(why));
     }
-    systemd.set_tasks_max(unit, limit, runtime).await.map_err(said)?;
+    let written = systemd.set_tasks_max(unit, limit, runtime).await;
+    written.map_err(|error| Unwritten {
+        may_arrive: matches!(error, systemd::Error::Late),
+        why: error.to_string(),
+    })?;
     systemd.tasks_max(unit).await.map_err(said)
 }
 

@@ -59,7 +59,7 @@ pub enum Event {
     Settle { order: u8, outcome: u8 },
     SettleAll,
     ThawedByOther { guard: u8 },
-    UnclampedByOther { guard: u8 },
+    Unclamped { guard: u8 },
     Overdue,
     Freeze { guard: u8, lease_s: u8, dry_run: bool },
     Thaw { guard: u8 },
@@ -185,8 +185,9 @@ impl Host {
             Event::ThawedByOther { guard } => {
                 self.step(Input::ThawedByOther { guard: id(guard) });
             }
-            Event::UnclampedByOther { guard } => {
-                self.step(Input::UnclampedByOther { guard: id(guard) });
+            Event::Unclamped { guard } => {
+                // A limit that is wanted here, so that it may be a late write of ours.
+                self.step(Input::Unclamped { guard: id(guard), found: Limit::Tasks(100) });
             }
             Event::Overdue => self.overdue(),
             Event::Freeze { guard, lease_s, dry_run } => {
@@ -405,10 +406,12 @@ impl Host {
             | Action::RefusalEnds
             | Action::Loosen { .. }
             | Action::WriteLimit { .. }
+            | Action::GiveUpLimit { .. }
             | Action::LeaveLimit { .. } => outcome,
         };
+        let may_arrive = matches!(action, Action::WriteLimit { .. }) && outcome == Outcome::Failed;
         let detail = String::new();
-        self.step(Input::Settled(Settled { ticket, guard, outcome, detail }));
+        self.step(Input::Settled(Settled { ticket, guard, outcome, detail, may_arrive }));
     }
 
     fn step(&mut self, input: Input) {
@@ -430,7 +433,11 @@ impl Host {
                     assert!(!(changes && is_refused), "a refused guard: {order:?}");
                     let is_record = matches!(
                         order.action,
-                        Action::Warn { .. } | Action::RefusalBegins { .. } | Action::RefusalEnds
+                        Action::Warn { .. }
+                            | Action::RefusalBegins { .. }
+                            | Action::RefusalEnds
+                            // The write stays among the orders: its answer comes late.
+                            | Action::GiveUpLimit { .. }
                     );
                     if !is_record {
                         self.orders.push(order);

@@ -112,9 +112,10 @@ pub enum Input {
     ThawedByOther {
         guard: GuardId,
     },
-    /// Another process overwrote the limit that we had lowered.
-    UnclampedByOther {
+    /// The limit that we had lowered is no longer in force, but `found`.
+    Unclamped {
         guard: GuardId,
+        found: Limit,
     },
     /// The cgroup has an expired mark, and the core has no such hold there.
     Overdue {
@@ -216,6 +217,7 @@ pub enum Effect {
 
 /// One task for the executor. It answers each order once with [`Settled`], except those that only
 /// write a record: [`Action::Warn`], [`Action::RefusalBegins`] and [`Action::RefusalEnds`].
+/// [`Action::GiveUpLimit`] settles the write instead, which is settled again if its owner answers late.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Order {
     pub ticket: Ticket,
@@ -269,6 +271,10 @@ pub enum Action {
         over: Limit,
         reason: String,
     },
+    /// Wait no longer for the owner that was asked for the write with this ticket.
+    GiveUpLimit {
+        write: Ticket,
+    },
     /// Run all checks of a write and make both its audit records, but write nothing.
     LeaveLimit {
         write: Write,
@@ -301,6 +307,8 @@ pub struct Settled {
     pub outcome: Outcome,
     /// The values read back, or the error.
     pub detail: String,
+    /// The owner of a limit did not answer, and may still write it.
+    pub may_arrive: bool,
 }
 
 /// Collects the effects of one step. Each order gets its own ticket.

@@ -23,7 +23,7 @@ use crate::{
     evidence::ServerSeen,
     id::{GuardId, Pid, RequestId, Ticket},
     incident::{Cause, Detector, End, Hold, Outcome},
-    limit::room_for,
+    limit::{Limit, room_for},
     limits::{Limits, Rules},
     policy::{Mode, Policy, Respond, Response, Terms, Workload},
     rates::Rates,
@@ -99,6 +99,8 @@ pub struct Guard {
     /// When a departure was last logged.
     departure_logged: Option<Time>,
     clamp: Option<Lease>,
+    /// The cause of the last clamp that was ordered.
+    clamped_for: Cause,
     freeze: Option<Lease>,
     /// Orders without an outcome so far.
     under_way: BTreeMap<Ticket, Expected>,
@@ -110,6 +112,8 @@ pub struct Guard {
     episodes: Episodes,
     clamp_watch: ClampWatch,
     floors: Floors,
+    /// When detector T asks again for a response that had to wait. It looks only every ten seconds.
+    tasks_wait: Option<(Time, Detection)>,
     shortage: Shortage,
     /// Servers that nobody can reach.
     left_behind: Vec<Detection>,
@@ -149,6 +153,7 @@ impl Guard {
             departures: 0,
             departure_logged: None,
             clamp: None,
+            clamped_for: Cause::default(),
             freeze: None,
             under_way: BTreeMap::new(),
             release_again: BTreeMap::new(),
@@ -157,6 +162,7 @@ impl Guard {
             episodes: Episodes::default(),
             clamp_watch: ClampWatch::default(),
             floors: Floors::default(),
+            tasks_wait: None,
             shortage: Shortage::default(),
             left_behind: Vec::new(),
             searched: (now, 0),
@@ -362,14 +368,24 @@ impl Guard {
         }
     }
 
-    /// Disowns the clamp. Unlike a thaw, this says nothing about the leak: systemd and engines
-    /// write the limit whenever they apply their own settings. A detector that still asks may clamp
-    /// again after the cool-down, and may freeze at once.
-    pub fn unclamped_by_other(&mut self, now: Time, respond: &Respond, out: &mut Outbox<'_>) {
-        if self.clamp.take().is_some() {
+    /// Disowns the clamp, because `found` is in force. Unlike a thaw, this says nothing about the leak:
+    /// systemd and engines write the limit whenever they apply their own settings. A detector that still
+    /// asks may clamp again after the cool-down, and may freeze at once. If a write of ours has arrived late,
+    /// the clamp is made again now: nobody wanted it to end.
+    pub fn unclamped(&mut self, now: Time, found: Limit, respond: &Respond, out: &mut Outbox<'_>) {
+        if self.clamp.take().is_none() {
+            return;
+        }
+        if !self.limits.has_arrived(now, found) {
             self.episodes.failed(Response::Clamp, now.after(respond.cool_down));
             let end = End::UnclampedByOther;
             out.act(self.id, Action::Disown { hold: Hold::Clamp, end });
+            return;
+        }
+        out.act(self.id, Action::Disown { hold: Hold::Clamp, end: End::LateWrite });
+        if self.terms.highest >= Response::Clamp && !self.is_under_way(Response::Clamp) {
+            let how = (Response::Clamp, self.terms.mode, None);
+            self.contain(now, how, self.clamped_for.clone(), (None, None), respond, out);
         }
     }
 
@@ -500,18 +516,32 @@ impl Guard {
             && let Some(found) = self.floors.look(now, tasks, host, &policy.detect.tasks)
         {
             self.episodes.looked(&[Detector::Tasks, Detector::Headroom], None);
+            self.tasks_wait = None;
             // A limit of ours is close on purpose.
             let limit = seen.in_force.tasks().filter(|_| !self.is_held());
             let limits = &policy.detect.headroom;
             let short =
                 limit.and_then(|limit| self.shortage.look(now, &self.floors, limit, limits));
             for detection in found.into_iter().chain(short) {
-                self.note(now, detection, respond, out);
+                self.note_tasks(now, detection, respond, out);
             }
         }
         if self.may_write_limits() {
             let rules = self.rules(respond);
             self.limits.look(now, &rules, seen, out);
+        }
+    }
+
+    /// Notes a detection of a detector that counts tasks. A response that has to wait follows when it may.
+    fn note_tasks(
+        &mut self,
+        now: Time,
+        detection: Detection,
+        respond: &Respond,
+        out: &mut Outbox<'_>,
+    ) {
+        if let Some(at) = self.note(now, detection.clone(), respond, out) {
+            self.tasks_wait = Some((at, detection));
         }
     }
 
@@ -533,7 +563,8 @@ impl Guard {
     pub fn next_deadline(&self) -> Option<Time> {
         // A clamp does not end during a freeze.
         let hold = self.freeze.or(self.clamp).map(|hold| hold.until);
-        sooner(self.schedule.next(), hold)
+        let tasks = self.tasks_wait.as_ref().map(|(at, _)| *at);
+        sooner(sooner(self.schedule.next(), tasks), hold)
     }
 
     /// Runs the detectors if something may have changed, and handles expired leases.
@@ -546,6 +577,9 @@ impl Guard {
         names.extend(self.schedule.due(now));
         for name in names {
             self.look_at(now, &name, policy, out);
+        }
+        if let Some((_, detection)) = self.tasks_wait.take_if(|(at, _)| *at <= now) {
+            self.note_tasks(now, detection, &policy.respond, out);
         }
         self.expire(now, &policy.respond, out);
         self.soften(now, &policy.respond, out);
@@ -597,9 +631,9 @@ impl Guard {
                 self.episodes.delay(response, now.after(ORDER_ENDS));
             }
         }
-        if self.limits.is_writing() {
+        if let Some(until) = self.limits.clamp_waits_until() {
             // Its owner may write at any time, and would overwrite the clamp.
-            self.episodes.delay(Response::Clamp, now.after(ORDER_ENDS));
+            self.episodes.delay(Response::Clamp, now.after(ORDER_ENDS).min(until));
         }
         let is_operators = |lease: Option<Lease>| lease.is_some_and(|lease| lease.is_operators);
         let operators =
@@ -637,14 +671,14 @@ impl Guard {
         });
         let refusal = self.refusal.clone().filter(|refusal| !refusal.is_overridden(despite));
         let action = match refusal {
-            Some(refusal) => Action::Refuse { response, mode, cause, refusal },
+            Some(refusal) => Action::Refuse { response, mode, cause: cause.clone(), refusal },
             None => Action::Contain(Containment {
                 response,
                 mode,
                 lease,
                 // On top of the tasks that the executor finds there.
                 headroom: room_for(0, self.servers(), respond.clamp_headroom),
-                cause,
+                cause: cause.clone(),
                 despite,
                 decided: now,
             }),
@@ -656,6 +690,12 @@ impl Guard {
         let lease = Lease { since: now, until: now.after(lease), is_operators: asked_by.is_some() };
         if freezes {
             self.freeze = Some(lease);
+        }
+        if response == Response::Clamp {
+            self.clamped_for = cause;
+            if is_ordered {
+                self.limits.give_up(now, out);
+            }
         }
         let ticket = out.act_for(self.id, asked_by, action);
         self.under_way.insert(ticket, Expected::Contain { response, lease, freezes, acts });

@@ -127,6 +127,8 @@ pub enum End {
     ThawedByOther,
     /// Another process overwrote the limit.
     UnclampedByOther,
+    /// The owner of a limit made a write of ours that was not waited for any more. The clamp is made again.
+    LateWrite,
     /// A new policy no longer names the guard.
     Unguarded,
 }

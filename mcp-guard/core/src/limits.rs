@@ -4,8 +4,9 @@
 //!
 //! | in force | against | wins |
 //! |---|---|---|
-//! | our clamp | any limit that we would write | the clamp, until it is released; it waits for a write under way, as long as that is waited for |
-//! | a write over our clamp | our clamp | the write; a detector may clamp again after the cool-down |
+//! | our clamp | any limit that we would write | the clamp, until it is released; it waits for a write under way, but not for long |
+//! | a late write of ours over our clamp | our clamp | the clamp: it is made again at once |
+//! | another write over our clamp | our clamp | the write; a detector may clamp again after the cool-down |
 //! | an operator's request | the policy | the request, until the policy's number changes |
 //! | the policy | the limit that the engine stores | the policy |
 //! | a lower limit | the wanted limit, except one from `repair` | the lower one: it is another tool's brake |
@@ -16,13 +17,17 @@
 //! input.
 
 mod forbidden;
+mod late;
 mod pacing;
 pub mod requests;
 
 use std::{collections::VecDeque, mem, time::Duration};
 
 pub use self::forbidden::{Forbidden, forbidden, forbidden_there, overtaken};
-use self::pacing::{Pacing, Ruling};
+use self::{
+    late::Late,
+    pacing::{Pacing, Ruling},
+};
 use crate::{
     Time,
     diagnose::{
@@ -40,6 +45,9 @@ use crate::{
 /// How long a plan that has nothing to write is used before the facts are read again: servers may have
 /// ended, and left room that the plan still keeps for them.
 const PLAN_USED: Duration = Duration::from_secs(60);
+/// How long a clamp waits at most for an owner that was asked to write a limit. An engine that hangs answers
+/// after half a minute at best, and a leak does not wait.
+const CLAMP_WAITS: Duration = Duration::from_secs(3);
 
 /// The mode and the policy settings that apply to a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +84,14 @@ enum Then {
     },
 }
 
+/// A write that an owner was asked for.
+#[derive(Clone, Copy, Debug)]
+struct Writing {
+    ticket: Ticket,
+    limit: u64,
+    since: Time,
+}
+
 /// How a repair ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ended {
@@ -98,7 +114,11 @@ pub struct Limits {
     /// Time of the request that a policy change has ended.
     outdated: Option<Duration>,
     reading: Option<Ticket>,
-    writing: Option<Ticket>,
+    writing: Option<Writing>,
+    /// Writes that an owner may still make, although nobody waits for them.
+    late: Late,
+    /// One of these was the last limit seen in force.
+    arrived: Option<u64>,
     /// Writes that follow the one in progress, and the state that they lead to.
     waiting: VecDeque<Write>,
     then: Option<Then>,
@@ -159,6 +179,8 @@ impl Limits {
             outdated: None,
             reading: None,
             writing: None,
+            late: Late::default(),
+            arrived: None,
             waiting: VecDeque::new(),
             then: None,
             over: Limit::Max,
@@ -253,6 +275,35 @@ impl Limits {
         self.writing.is_some()
     }
 
+    /// Returns until when a clamp waits for a write in progress. Its owner would overwrite the clamp.
+    #[must_use]
+    pub fn clamp_waits_until(&self) -> Option<Time> {
+        self.writing.map(|writing| writing.since.after(CLAMP_WAITS))
+    }
+
+    /// Gives up the write in progress, because a clamp waits for it no longer.
+    pub fn give_up(&mut self, now: Time, out: &mut Outbox<'_>) {
+        let Some(Writing { ticket, limit, .. }) = self.writing.take() else { return };
+        self.late.expect(now, ticket, limit);
+        out.act(self.guard, Action::GiveUpLimit { write: ticket });
+        self.failed(now, "the owner did not answer in time");
+    }
+
+    /// Returns whether `limit` was put in force by a write of ours that was not waited for.
+    pub fn has_arrived(&mut self, now: Time, limit: Limit) -> bool {
+        limit.tasks().is_some_and(|limit| self.late.arrives(now, limit))
+    }
+
+    /// Takes note of a late write of ours in force. It is no limit of another program.
+    fn note_arrival(&mut self, now: Time, wanted: Option<u64>, in_force: Limit) {
+        let tasks = in_force.tasks();
+        if tasks != wanted && self.has_arrived(now, in_force) {
+            self.pacing.arrived(tasks);
+            self.arrived = tasks;
+        }
+        self.arrived = self.arrived.filter(|arrived| Some(*arrived) == tasks);
+    }
+
     /// Takes the limit that the engine stores.
     pub fn declare(&mut self, limit: Option<u64>) {
         self.declared = limit;
@@ -272,6 +323,7 @@ impl Limits {
             }
         }
         let wanted = self.wanted(rules.policy);
+        self.note_arrival(now, wanted, seen.in_force);
         if !self.pacing.look(now, wanted, seen.in_force) {
             return;
         }
@@ -382,10 +434,15 @@ impl Limits {
         }
         self.logged_unread = false;
         let wanted = self.wanted(rules.policy);
+        self.note_arrival(now, wanted, seen.in_force);
         let ruling = self.pacing.judge(now, wanted, seen.in_force);
         let (Some(limit), Ruling::Repair | Ruling::GiveUp) = (wanted, ruling) else { return };
         self.reason = match (self.aim, ruling) {
             (Aim::Once { .. }, Ruling::Repair | Ruling::Rest) => "operator".to_owned(),
+            (Aim::Hold, _) if self.arrived.is_some() => format!(
+                "{limit} is wanted, {} is in force: its owner made an earlier write of mcp-guard late",
+                seen.in_force
+            ),
             (Aim::Hold, _) | (_, Ruling::GiveUp) => repair::undone_by(facts, limit, seen.in_force),
         };
         let force = matches!(self.aim, Aim::Once { force: true, .. });
@@ -493,15 +550,21 @@ impl Limits {
 
     fn write_next(&mut self, now: Time, out: &mut Outbox<'_>) {
         let Some(write) = self.waiting.pop_front() else { return self.all_written(now) };
-        let (reason, over) = (self.reason.clone(), self.over);
-        self.writing = Some(out.act(self.guard, Action::WriteLimit { write, over, reason }));
+        let (reason, over, limit) = (self.reason.clone(), self.over, write.limit());
+        let ticket = out.act(self.guard, Action::WriteLimit { write, over, reason });
+        self.writing = Some(Writing { ticket, limit, since: now });
     }
 
     pub fn settled(&mut self, now: Time, settled: &Settled, out: &mut Outbox<'_>) {
-        if self.writing != Some(settled.ticket) {
+        let Some(writing) = self.writing.take_if(|one| one.ticket == settled.ticket) else {
+            if !settled.may_arrive {
+                self.late.answered(now, settled.ticket, settled.outcome == Outcome::Done);
+            }
             return;
+        };
+        if settled.may_arrive {
+            self.late.expect(now, writing.ticket, writing.limit);
         }
-        self.writing = None;
         match settled.outcome {
             Outcome::Done => {
                 self.begun = true;

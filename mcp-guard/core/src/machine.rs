@@ -132,7 +132,7 @@ impl Core {
             | Input::Standing { guard, .. }
             | Input::Settled(Settled { guard, .. })
             | Input::ThawedByOther { guard }
-            | Input::UnclampedByOther { guard }
+            | Input::Unclamped { guard, .. }
             | Input::Overdue { guard, .. }
             | Input::Declared { guard, .. }
             | Input::LimitSeen { guard, .. }
@@ -220,7 +220,7 @@ fn place(last_seen_in: &mut BTreeMap<Pid, GuardId>, input: &Input) {
         | Input::Standing { .. }
         | Input::Settled(_)
         | Input::ThawedByOther { .. }
-        | Input::UnclampedByOther { .. }
+        | Input::Unclamped { .. }
         | Input::Overdue { .. }
         | Input::Operator { .. }
         | Input::Declared { .. }
@@ -259,7 +259,7 @@ fn feed(guard: &mut Guard, now: Time, input: Input, world: World<'_>, out: &mut 
         Input::Standing { refusal, asked, .. } => guard.standing(now, refusal, asked, out),
         Input::Settled(settled) => guard.settled(now, &settled, respond, out),
         Input::ThawedByOther { .. } => guard.thawed_by_other(now, respond, out),
-        Input::UnclampedByOther { .. } => guard.unclamped_by_other(now, respond, out),
+        Input::Unclamped { found, .. } => guard.unclamped(now, found, respond, out),
         Input::Overdue { hold, .. } => guard.overdue(now, hold, out),
         Input::Operator { id, request, .. } => guard.operator(now, (id, request), respond, out),
         Input::Declared { limit, .. } => guard.limits.declare(limit),

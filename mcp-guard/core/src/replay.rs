@@ -335,10 +335,17 @@ impl Run {
             | Action::Release { .. }
             | Action::Disown { .. }
             | Action::WriteLimit { .. }
+            | Action::GiveUpLimit { .. }
             | Action::LeaveLimit { .. } => {}
         }
         let Order { ticket, guard, .. } = order;
-        let settled = Settled { ticket, guard, outcome: Outcome::Done, detail: String::new() };
+        let settled = Settled {
+            ticket,
+            guard,
+            outcome: Outcome::Done,
+            detail: String::new(),
+            may_arrive: false,
+        };
         self.step(Input::Settled(settled));
     }
 

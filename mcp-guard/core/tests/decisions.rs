@@ -122,7 +122,13 @@ impl Story {
         let at = self.unsettled.iter().position(|(_, ordered)| *ordered == response);
         let (ticket, _) = self.unsettled.remove(at.expect("it was ordered"));
         let detail = String::new();
-        self.step(Input::Settled(Settled { ticket, guard: GUARD, outcome, detail }));
+        self.step(Input::Settled(Settled {
+            ticket,
+            guard: GUARD,
+            outcome,
+            detail,
+            may_arrive: false,
+        }));
     }
 
     fn take(&mut self) -> Vec<Action> {
@@ -495,7 +501,7 @@ fn a_freeze_that_another_tool_thawed_is_disowned() {
 #[test]
 fn a_clamp_that_another_tool_undid_is_repeated_after_the_cool_down() {
     let (mut story, _) = clamped("[respond]\ncool_down = \"60s\"\n");
-    story.step(Input::UnclampedByOther { guard: GUARD });
+    story.step(Input::Unclamped { guard: GUARD, found: Limit::Max });
     let end = End::UnclampedByOther;
     assert_eq!(story.take(), [Action::Disown { hold: Hold::Clamp, end }]);
     assert_eq!(story.state(), "free");
@@ -958,7 +964,7 @@ fn a_freeze_under_way_is_thawed_before_its_guard_is_released() {
 }
 
 fn settled(ticket: Ticket, outcome: Outcome) -> Settled {
-    Settled { ticket, guard: GUARD, outcome, detail: String::new() }
+    Settled { ticket, guard: GUARD, outcome, detail: String::new(), may_arrive: false }
 }
 
 #[test]
@@ -975,7 +981,7 @@ fn a_failed_release_is_retried_after_ten_seconds() {
         panic!("{effects:?}")
     };
     let (outcome, detail) = (Outcome::Failed, String::new());
-    let settled = Settled { ticket: *ticket, guard: GUARD, outcome, detail };
+    let settled = Settled { ticket: *ticket, guard: GUARD, outcome, detail, may_arrive: false };
     story.step(Input::Settled(settled));
     assert!(!overdue(&mut story));
     story.now = story.now.after(Duration::from_secs(10));

@@ -178,7 +178,13 @@ mod tests {
         let mut standings = standings();
         standings.checked(GUARD, at(0), false, Duration::ZERO);
         let ticket = mcp_guard_core::id::Tickets::default().draw();
-        let settled = |outcome| Settled { ticket, guard: GUARD, outcome, detail: String::new() };
+        let settled = |outcome| Settled {
+            ticket,
+            guard: GUARD,
+            outcome,
+            detail: String::new(),
+            may_arrive: false,
+        };
         standings.settled(&settled(Outcome::Done));
         assert!(!standings.is_due(GUARD, at(1), false));
         standings.settled(&settled(Outcome::Refused));

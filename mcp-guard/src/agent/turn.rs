@@ -15,7 +15,7 @@ use mcp_guard_core::{
 
 use super::{Agent, TICK, notify::Shown, rescan::Reading};
 use crate::{
-    executor::{is_gone, is_marked, is_unclamped, marks},
+    executor::{is_gone, is_marked, marks, unclamped},
     host::{
         bpf,
         clock::{self, Sleep},
@@ -219,8 +219,10 @@ impl Agent {
         let (Some(held), Some(state)) = (self.guards.get(guard), self.core.guard(guard)) else {
             return;
         };
-        if state.lease(Hold::Clamp).is_some() && is_unclamped(held) {
-            return self.step(Input::UnclampedByOther { guard });
+        if state.lease(Hold::Clamp).is_some()
+            && let Some(found) = unclamped(held)
+        {
+            return self.step(Input::Unclamped { guard, found });
         }
         if state.clamp_is_young(now)
             && let Some(denials) = self.denials(guard)

@@ -11,6 +11,9 @@ pub enum Error {
     Refused { engine: String, source: Bollard },
     #[error("{engine} did not answer within {within:?}")]
     Late { engine: String, within: Duration },
+    /// A change that the engine was asked for, and may still make.
+    #[error("{engine}: no answer within {within:?}")]
+    Unanswered { engine: String, within: Duration },
     #[error("{engine}: {why}")]
     Raw { engine: String, why: String },
     #[error("{engine} cannot {what}")]
@@ -22,6 +25,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the engine was asked for a change that it may still make.
+    #[must_use]
+    pub fn is_unanswered_change(&self) -> bool {
+        matches!(self, Self::Unanswered { .. })
+    }
+
     /// Whether the engine answered that it has no container with that id.
     #[must_use]
     pub fn is_unknown_container(&self) -> bool {

@@ -98,7 +98,13 @@ impl Api {
         let is_change = line.starts_with("POST ");
         let patience = if is_change { CHANGE * self.timeout() } else { self.timeout() };
         let answer = tokio::time::timeout(patience, ask(self.path(), line, body, most)).await;
-        let answer = answer.map_err(|_| failed(format!("no answer within {patience:?}")))?;
+        let answer = answer.map_err(|_| {
+            let engine = self.name();
+            match is_change {
+                true => Error::Unanswered { engine, within: patience },
+                false => Error::Raw { engine, why: format!("no answer within {patience:?}") },
+            }
+        })?;
         let answer = answer.map_err(|error| failed(error.to_string()))?;
         if u64::try_from(answer.len()).is_ok_and(|length| length > most) {
             return Err(failed(format!("the answer is larger than {most} bytes")));

@@ -6,6 +6,7 @@ use std::io;
 use mcp_guard_core::{
     audit::Subject,
     effect::Containment,
+    id::Ticket,
     incident::{Hold, Outcome},
     limit::Limit,
     refusal::BystanderFacts,
@@ -108,6 +109,11 @@ impl Executor {
     /// Drops what was ordered and has not begun, because its hold ends.
     pub(super) fn abandon_check(&mut self, subject: &Subject, hold: Hold) {
         self.abandon_checks(|checked| checked.is_of(subject, hold));
+    }
+
+    /// Drops a write of a limit that has not begun.
+    pub(super) fn abandon_limit_check(&mut self, write: Ticket) {
+        self.abandon_checks(|checked| checked.order.ticket == write);
     }
 
     /// Drops all orders that have not begun, because the agent ends.

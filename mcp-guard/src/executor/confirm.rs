@@ -228,7 +228,10 @@ impl Executor {
     pub fn stopping(&self, held: &Held) -> Option<u64> {
         let awaited = self.under_way.values().filter_map(|one| match one {
             UnderWay::Kernel(awaited) if awaited.subject == held.subject => awaited.left,
-            UnderWay::Check(_) | UnderWay::Kernel(_) | UnderWay::Owner(_) => None,
+            UnderWay::Check(_)
+            | UnderWay::Kernel(_)
+            | UnderWay::Owner(_)
+            | UnderWay::GivenUp(_) => None,
         });
         awaited.map(|left| left.least).max()
     }

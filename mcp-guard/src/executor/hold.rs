@@ -6,6 +6,7 @@ use mcp_guard_core::{
     audit::{Record, Subject},
     id::Incident,
     incident::{Cause, End, Hold, Outcome},
+    limit::Limit,
     policy::{Mode, Response},
 };
 
@@ -74,7 +75,17 @@ impl Executor {
     pub(super) fn disown(&mut self, order: OrderId, held: &Held, hold: Hold, end: End) {
         let subject = &held.subject;
         self.abandon_check(subject, hold);
-        let detail = steps::disown(&held.cgroup, hold);
+        let by = match end {
+            End::LateWrite => "the owner has made a write of mcp-guard late",
+            End::LeaseOver
+            | End::Operator
+            | End::Shutdown
+            | End::Reconcile
+            | End::ThawedByOther
+            | End::UnclampedByOther
+            | End::Unguarded => "another process has changed it",
+        };
+        let detail = steps::disown(&held.cgroup, hold, by);
         if hold == Hold::Freeze {
             self.abandon_freeze(subject);
         }
@@ -103,10 +114,10 @@ pub fn is_marked(held: &Held) -> bool {
     marks(held).iter().any(|(_, mark)| mark.holder == process::this())
 }
 
-/// Whether another process has changed the limit that we had lowered.
+/// Returns the limit that has replaced the one of our clamp.
 #[must_use]
-pub fn is_unclamped(held: &Held) -> bool {
-    steps::is_unclamped(&held.cgroup)
+pub fn unclamped(held: &Held) -> Option<Limit> {
+    steps::unclamped(&held.cgroup)
 }
 
 /// Combines several releases into one outcome, the first that is not `Done`: `Done` means that all

@@ -4,6 +4,7 @@
 use mcp_guard_core::{
     audit::{Record, Subject},
     diagnose::owner::Standing,
+    id::Ticket,
     incident::Outcome,
     limit::Limit,
     limits,
@@ -14,7 +15,7 @@ use super::{Executor, FactsFound, LateAnswer, OrderId, UnderWay, steps, still_th
 use crate::{
     guards::{Guards, Held},
     host::facts,
-    owner::{self, OwnerQuestion},
+    owner::{self, OwnerQuestion, Unwritten},
 };
 
 /// A write that was announced and has not ended.
@@ -136,17 +137,67 @@ impl Executor {
                 &announced,
                 kept,
             ),
-            Err(error) => (Outcome::Failed, error),
+            Err(unwritten) => return self.fail_limit(announced, unwritten),
         };
         self.close(announced, outcome, detail);
     }
 
+    fn fail_limit(&mut self, announced: LimitWrite, unwritten: Unwritten) {
+        let Unwritten { why, may_arrive } = unwritten;
+        let detail = if may_arrive { format!("{why}; it may still arrive") } else { why };
+        self.record_limit(&announced, Outcome::Failed, &detail);
+        self.settle_with(announced.order, Outcome::Failed, detail, may_arrive);
+    }
+
+    /// Ends an order whose owner has not answered, because a clamp waits for it no longer. A write that was not
+    /// sent yet never is.
+    pub(super) fn give_up_limit(&mut self, write: Ticket) {
+        self.abandon_limit_check(write);
+        let announced = match self.under_way.remove(&write) {
+            Some(UnderWay::Owner(announced)) => announced,
+            Some(UnderWay::Check(_) | UnderWay::Kernel(_) | UnderWay::GivenUp(_)) | None => return,
+        };
+        // Written here, once its turn comes.
+        if matches!(announced.write, Write::PidsMax { .. }) {
+            let detail = "a clamp came first; nothing was written".to_owned();
+            return self.close(announced, Outcome::NotNeeded, detail);
+        }
+        let detail = "the owner has not answered, and a clamp waits no longer; it may still arrive";
+        self.record_limit(&announced, Outcome::Failed, detail);
+        self.settle_with(announced.order.clone(), Outcome::Failed, detail.to_owned(), true);
+        self.under_way.insert(write, UnderWay::GivenUp(announced));
+    }
+
+    /// Records the answer of an owner that nobody waited for any more.
+    pub(super) fn note_late_limit(
+        &mut self,
+        guards: &mut Guards,
+        announced: LimitWrite,
+        answer: owner::OwnerAnswer,
+    ) {
+        let held = still_there(guards, announced.order.guard, &announced.subject);
+        let now = held.and_then(|held| held.cgroup.pids_max().ok());
+        let now = now.map_or_else(|| "cannot be read".to_owned(), |now| format!("is {now}"));
+        let (outcome, may_arrive, detail) = match answer {
+            Ok(_) => (Outcome::Done, false, format!("the owner wrote it late; pids.max {now} now")),
+            Err(Unwritten { why, may_arrive }) => (Outcome::Failed, may_arrive, why),
+        };
+        if outcome == Outcome::Done {
+            self.record_limit(&announced, outcome, &detail);
+        }
+        self.settle_with(announced.order, outcome, detail, may_arrive);
+    }
+
     /// Writes the record after a write, and settles the order.
     fn close(&mut self, announced: LimitWrite, outcome: Outcome, detail: String) {
-        let LimitWrite { subject, reason, .. } = &announced;
-        tracing::info!(name = subject.name, ?outcome, detail, reason, "limit");
-        self.audit.write(announced.record(Some(outcome), detail.clone()));
+        self.record_limit(&announced, outcome, &detail);
         self.settle(announced.order, outcome, detail);
+    }
+
+    fn record_limit(&mut self, announced: &LimitWrite, outcome: Outcome, detail: &str) {
+        let LimitWrite { subject, reason, .. } = announced;
+        tracing::info!(name = subject.name, ?outcome, detail, reason, "limit");
+        self.audit.write(announced.record(Some(outcome), detail.to_owned()));
     }
 }
 
@@ -205,34 +256,76 @@ mod tests {
     use super::*;
     use crate::{audit::Audit, engine::Engines, host::layout::Layout};
 
-    #[test]
-    fn a_write_without_an_answer_still_gets_its_outcome_record() {
+    /// Returns an executor that has asked for this write, and its log.
+    fn asked(write: Write) -> (tempfile::TempDir, Executor, Ticket) {
         let folder = tempfile::tempdir().unwrap();
-        let log = folder.path().join("audit.jsonl");
-        let audit = Audit::open(&log).unwrap();
+        let audit = Audit::open(&folder.path().join("audit.jsonl")).unwrap();
         let mut executor = Executor::new(audit, Layout::read().unwrap(), Engines::default());
         let subject = Subject { name: "gw".into(), cgroup: "/gw".into(), cgroup_id: CgroupId(7) };
         let ticket = Tickets::default().draw();
         let order = OrderId { ticket, guard: GuardId(3), incident: Incident::from("a-1") };
-        let announced = LimitWrite {
-            order,
-            subject,
-            container: None,
-            write: Write::PidsMax { limit: 40 },
-            reason: String::new(),
-            found: "max".into(),
-        };
+        let (reason, found) = (String::new(), "max".into());
+        let announced = LimitWrite { order, subject, container: None, write, reason, found };
         executor.under_way.insert(ticket, UnderWay::Owner(announced));
-        let mut guards = Guards::new();
-        executor.abandon_limits(&mut guards);
+        (folder, executor, ticket)
+    }
+
+    fn outcomes(folder: &tempfile::TempDir) -> Vec<(Outcome, String)> {
+        let text = std::fs::read_to_string(folder.path().join("audit.jsonl")).unwrap();
+        let outcome = |line: &str| {
+            let record = serde_json::from_str::<Line>(line).unwrap().record;
+            let Record::Limit { outcome, detail, .. } = record else { panic!("{line}") };
+            outcome.map(|outcome| (outcome, detail))
+        };
+        text.lines().filter_map(outcome).collect()
+    }
+
+    #[test]
+    fn a_write_that_is_given_up_may_arrive_and_its_late_answer_is_recorded() {
+        let refused = Unwritten { why: "no such container".to_owned(), may_arrive: false };
+        for (answer, late) in [(Ok(None), Some(Outcome::Done)), (Err(refused), None)] {
+            let (folder, mut executor, ticket) = asked(Write::Docker { limit: 40 });
+            executor.give_up_limit(ticket);
+            let settled = executor.settled().unwrap();
+            assert_eq!((settled.outcome, settled.may_arrive), (Outcome::Failed, true));
+            assert!(!executor.has_orders_under_way() && !executor.awaits_owners());
+            executor.take_answer(&mut Guards::new(), ticket, LateAnswer::Owner(answer));
+            let settled = executor.settled().unwrap();
+            let expected = late.unwrap_or(Outcome::Failed);
+            assert_eq!((settled.outcome, settled.may_arrive), (expected, false));
+            drop(executor);
+            let outcomes = outcomes(&folder);
+            assert!(outcomes[0].1.contains("it may still arrive"), "{outcomes:?}");
+            let outcomes: Vec<_> = outcomes.into_iter().map(|(outcome, _)| outcome).collect();
+            assert_eq!(
+                outcomes,
+                [Some(Outcome::Failed), late].into_iter().flatten().collect::<Vec<_>>()
+            );
+        }
+    }
+
+    #[test]
+    fn a_write_of_ours_that_is_given_up_is_never_made() {
+        let (folder, mut executor, ticket) = asked(Write::PidsMax { limit: 40 });
+        executor.give_up_limit(ticket);
+        let settled = executor.settled().unwrap();
+        assert_eq!((settled.outcome, settled.may_arrive), (Outcome::NotNeeded, false));
+        executor.take_answer(&mut Guards::new(), ticket, LateAnswer::Owner(Ok(None)));
+        assert!(executor.settled().is_none());
+        drop(executor);
+        assert_eq!(outcomes(&folder).len(), 1);
+    }
+
+    #[test]
+    fn a_write_without_an_answer_still_gets_its_outcome_record() {
+        let (folder, mut executor, ticket) = asked(Write::PidsMax { limit: 40 });
+        executor.abandon_limits(&mut Guards::new());
         let settled = executor.settled().unwrap();
         assert_eq!((settled.ticket, settled.outcome), (ticket, Outcome::Failed));
         assert!(!executor.has_orders_under_way());
         drop(executor);
-        let text = std::fs::read_to_string(&log).unwrap();
-        let line: Line = serde_json::from_str(text.lines().last().unwrap()).unwrap();
-        let Record::Limit { outcome, detail, .. } = line.record else { panic!("{text}") };
-        assert_eq!(outcome, Some(Outcome::Failed));
+        let outcomes = outcomes(&folder);
+        let [(Outcome::Failed, detail)] = &outcomes[..] else { panic!("{outcomes:?}") };
         assert!(detail.contains("did not answer"), "{detail}");
     }
 }

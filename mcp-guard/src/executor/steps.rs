@@ -335,14 +335,11 @@ pub fn is_clamped(cgroup: &Cgroup) -> bool {
     mark.filter(is_clamp).is_some_and(|mark| now.is_ok_and(|now| mark.wrote_limit(now)))
 }
 
-/// Whether the limit differs from the one that our clamp wrote. False if it cannot be read, because
-/// it is unknown then.
-pub fn is_unclamped(cgroup: &Cgroup) -> bool {
-    let Some(dir) = cgroup.pids_dir() else { return false };
-    match (mark::read(dir, Hold::Clamp), cgroup.pids_max()) {
-        (Ok(Some(mark)), Ok(now)) => !mark.wrote_limit(now),
-        _ => false,
-    }
+/// Returns the limit in force if it differs from the one that our clamp wrote. `None` if it cannot be read,
+/// because it is unknown then.
+pub fn unclamped(cgroup: &Cgroup) -> Option<Limit> {
+    let mark = mark::read(cgroup.pids_dir()?, Hold::Clamp).ok()??;
+    cgroup.pids_max().ok().filter(|now| !mark.wrote_limit(*now))
 }
 
 pub fn loosen(cgroup: &Cgroup, by: u64) -> (Outcome, String) {
@@ -399,8 +396,8 @@ pub fn adopt(dir: impl AsFd, hold: Hold, mark: &Mark) -> io::Result<()> {
 }
 
 /// Removes the mark and leaves the state unchanged. A frozen cgroup keeps its mark: without it, nothing
-/// would thaw the cgroup at the end of the lease.
-pub fn disown(cgroup: &Cgroup, hold: Hold) -> String {
+/// would thaw the cgroup at the end of the lease. `by`: who has changed it, as a sentence.
+pub fn disown(cgroup: &Cgroup, hold: Hold, by: &str) -> String {
     let (state, removed) = match hold {
         Hold::Freeze if cgroup.freeze_requested().is_ok_and(|requested| requested) => {
             return "cgroup.freeze is 1; the mark stays until the lease ends".to_owned();
@@ -421,7 +418,7 @@ pub fn disown(cgroup: &Cgroup, hold: Hold) -> String {
         Ok(()) => "the mark is removed".to_owned(),
         Err(error) => format!("the mark cannot be removed: {error}"),
     };
-    format!("another process has changed it: {state}; {mark}")
+    format!("{by}: {state}; {mark}")
 }
 
 fn not_ours(detail: &str) -> Step {

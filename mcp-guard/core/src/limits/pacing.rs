@@ -135,6 +135,11 @@ impl Pacing {
         self.step = self.step.into_iter().chain(in_force.tasks()).min();
     }
 
+    /// Records that a late write of ours put a limit in force. It is no brake, and no reversion.
+    pub fn arrived(&mut self, limit: Option<u64>) {
+        (self.own, self.held) = (limit, false);
+    }
+
     /// Returns whether there is nothing to write until tasks end.
     #[must_use]
     pub fn is_waiting(&self) -> bool {

@@ -50,6 +50,10 @@ enum Event {
     FactsUnread,
     /// The next write fails, or the one under way.
     WriteFails,
+    /// The owner answers no more.
+    OwnerHangs,
+    /// The owner makes the writes that it was asked for, and answers again.
+    OwnerRecovers,
     TasksRise,
     /// The host wakes from a suspend.
     Woke,
@@ -57,7 +61,7 @@ enum Event {
     AnotherGuard,
 }
 
-const EVENTS: [Event; 22] = [
+const EVENTS: [Event; 24] = [
     Event::ClampDone,
     Event::ClampFails,
     Event::LeakEnds,
@@ -77,6 +81,8 @@ const EVENTS: [Event; 22] = [
     Event::EngineUpdated,
     Event::FactsUnread,
     Event::WriteFails,
+    Event::OwnerHangs,
+    Event::OwnerRecovers,
     Event::TasksRise,
     Event::Woke,
     Event::AnotherGuard,
@@ -88,6 +94,10 @@ enum Stage {
     InForce,
     FactsAsked,
     WriteUnderWay,
+    /// An owner that does not answer was asked for a write.
+    OwnerHangs,
+    /// A clamp is in force that did not wait for such an owner.
+    ClampedMeanwhile,
     /// Too many tasks run for the next step.
     StepWaits,
     /// It was undone twice, and is in force again.
@@ -98,10 +108,12 @@ enum Stage {
     Clamped,
 }
 
-const STAGES: [Stage; 7] = [
+const STAGES: [Stage; 9] = [
     Stage::InForce,
     Stage::FactsAsked,
     Stage::WriteUnderWay,
+    Stage::OwnerHangs,
+    Stage::ClampedMeanwhile,
     Stage::StepWaits,
     Stage::UndoneTwice,
     Stage::LeftAlone,
@@ -142,6 +154,14 @@ impl Source {
             Stage::WriteUnderWay => {
                 world.look();
                 world.answer();
+            }
+            Stage::OwnerHangs | Stage::ClampedMeanwhile => {
+                world.hangs = true;
+                world.wait(2);
+                if matches!(stage, Stage::ClampedMeanwhile) {
+                    clamp(&mut world, Outcome::Done);
+                    assert!(world.is_clamped());
+                }
             }
             Stage::StepWaits => {
                 world.tasks = Some(150);
@@ -202,6 +222,8 @@ impl Source {
             }
             Event::FactsUnread => world.next_unread = true,
             Event::WriteFails => world.next_refused = true,
+            Event::OwnerHangs => world.hangs = true,
+            Event::OwnerRecovers => world.recovers(),
             Event::TasksRise => world.tasks = Some(70),
             Event::Woke => world.step(Input::Woke),
             Event::AnotherGuard => world.begin_again(),
@@ -209,11 +231,12 @@ impl Source {
     }
 }
 
-/// A detector asks for a clamp. If a limit is being written, the clamp follows when that has ended.
+/// A detector asks for a clamp. If a limit is being written, the clamp follows when that has ended, and after
+/// three seconds at the latest.
 fn clamp(world: &mut World, outcome: Outcome) {
     world.leak();
     if world.clamp.is_none() {
-        world.wait(2);
+        world.wait(4);
     }
     world.settle_clamp(outcome);
 }
@@ -233,20 +256,25 @@ struct Meeting {
 }
 
 impl Meeting {
-    /// Returns the state of the world four minutes later. Later clamps are outside this test.
+    /// Returns the state of the world four minutes later. Later clamps are outside this test, and an owner that
+    /// hangs answers again after a while.
     fn end(self, mut world: World) -> World {
         self.source.happens(&mut world, self.first);
         if self.seconds > 0 {
             world.look();
+            world.settle_owed_clamp();
         }
         self.source.happens(&mut world, self.second);
-        world.settle_clamp(Outcome::NotOurs);
-        for _ in 0..30 {
+        world.settle_later_clamp();
+        for round in 0..30 {
+            if round == 10 {
+                world.recovers();
+            }
             world.look_after(8);
             while !world.waiting.is_empty() {
                 world.answer();
             }
-            world.settle_clamp(Outcome::NotOurs);
+            world.settle_later_clamp();
         }
         world
     }
@@ -260,7 +288,7 @@ impl Meeting {
     }
 
     fn is_clamped(self) -> bool {
-        let was_clamped = matches!(self.stage, Stage::Clamped);
+        let was_clamped = matches!(self.stage, Stage::Clamped | Stage::ClampedMeanwhile);
         let overwrites = [Event::RawWrite, Event::BrakeIsSet, Event::EngineUpdated];
         match (self.first, self.second) {
             // The clamp that is asked for second is forbidden, is there already, or waits for the cool-down.
@@ -268,6 +296,20 @@ impl Meeting {
                 was_clamped
             }
             (Event::Thaw, Event::ClampDone) => false,
+            // The clamp that is made again fails.
+            (Event::OwnerRecovers, Event::ClampFails)
+                if matches!(self.stage, Stage::ClampedMeanwhile) && self.seconds == 0 =>
+            {
+                false
+            }
+            // Only the late write is seen.
+            (first, Event::OwnerRecovers)
+                if matches!(self.stage, Stage::ClampedMeanwhile)
+                    && overwrites.contains(&first)
+                    && self.seconds == 0 =>
+            {
+                true
+            }
             (first, Event::ClampDone) if was_clamped && overwrites.contains(&first) => false,
             // A leak that is back before the lease is over keeps the clamp.
             (Event::LeakEnds, Event::ClampFails) => was_clamped,
@@ -300,6 +342,8 @@ impl Meeting {
             | Event::EngineUpdated
             | Event::FactsUnread
             | Event::WriteFails
+            | Event::OwnerHangs
+            | Event::OwnerRecovers
             | Event::TasksRise
             | Event::Woke
             | Event::AnotherGuard => limit,
@@ -320,7 +364,10 @@ impl Meeting {
     /// Checks what is in force in the end, as the table says.
     fn check(self, world: &World) {
         let in_force = world.in_force;
-        if self.is_clamped() {
+        let forbids = [Event::RefusalBegins, Event::Observe];
+        let is_forbidden = [self.first, self.second].iter().any(|event| forbids.contains(event));
+        assert!(!world.lost_clamp || is_forbidden, "{self:?}: a late write ended the clamp");
+        if self.is_clamped() && !world.lost_clamp {
             return assert_eq!(in_force, CLAMP, "{self:?}: the clamp");
         }
         assert!(!world.is_clamped(), "{self:?}");

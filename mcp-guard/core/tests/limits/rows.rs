@@ -1,5 +1,7 @@
 //! The table in `limits` of which limit wins, row by row.
 
+use std::time::Duration;
+
 use mcp_guard_core::{
     effect::{Input, PolicyThen},
     incident::Outcome,
@@ -477,7 +479,7 @@ fn a_clamp_waits_until_both_writes_of_a_limit_have_ended() {
     for write in writes_of_old_podman(90) {
         assert!(matches!(&world.waiting[..], [Asked::Write(_, waiting)] if *waiting == write));
         world.leak();
-        world.look_after(5);
+        world.look_after(2);
         assert_eq!(world.clamp, None, "{write:?} is under way");
         world.answer();
     }
@@ -511,4 +513,74 @@ fn the_second_of_two_writes_is_not_made_against_a_rule() {
     world.step(Input::Standing { guard: GUARD, refusal: None, asked: true });
     world.wait(30);
     assert_eq!(world.in_force, Limit::Tasks(90));
+}
+
+/// Returns a world in which an engine that does not answer was asked for 90 a second ago.
+fn hanging() -> World {
+    let mut world = World::new(Some(90), None);
+    world.hangs = true;
+    world.wait(1);
+    assert!(world.waiting.is_empty() && world.written.is_empty());
+    world
+}
+
+#[test]
+fn a_clamp_does_not_wait_for_an_engine_that_does_not_answer() {
+    let mut world = hanging();
+    world.leak();
+    let began = world.now;
+    while world.clamp.is_none() {
+        world.look();
+        assert!(world.now.since(began) <= Duration::from_secs(4), "a leak does not wait");
+    }
+    world.settle_clamp(Outcome::Done);
+    world.wait(60);
+    assert_eq!((world.in_force, world.disowned), (CLAMP, 0));
+    // The engine makes the write now.
+    world.recovers();
+    assert_eq!(world.in_force, Limit::Tasks(90));
+    world.look();
+    assert!(world.clamp.is_some(), "it is clamped again at once");
+    world.settle_clamp(Outcome::Done);
+    world.wait(30);
+    assert_eq!((world.in_force, world.disowned), (CLAMP, 1));
+    world.thaw();
+    world.wait(30);
+    assert_eq!((world.in_force, world.stored), (Limit::Tasks(90), Some(90)));
+    assert_eq!(world.left, [], "no reversion");
+}
+
+/// The write has failed long before, and it is made when nothing is clamped.
+#[test]
+fn a_late_write_of_ours_is_neither_a_brake_nor_a_reversion() {
+    for (asked_for, wanted) in [(90, 120), (90, 80)] {
+        let mut world = hanging();
+        world.wait(40);
+        world.step(Input::Policy(policy(Some(wanted))));
+        world.hangs = false;
+        world.wait(30);
+        assert_eq!(world.in_force, Limit::Tasks(wanted));
+        for _ in 0..2 {
+            world.recovers();
+            assert_ne!(world.in_force, Limit::Max);
+        }
+        assert!(world.written.contains(&Write::Docker { limit: asked_for }));
+        world.wait(30);
+        assert_eq!((world.in_force, &world.left[..]), (Limit::Tasks(wanted), &[][..]));
+    }
+}
+
+/// Detector T looks every ten seconds. Here it asks for a clamp a second after a write began.
+#[test]
+fn a_clamp_for_a_growth_of_tasks_is_made_when_its_wait_ends() {
+    let mut world = World::new(Some(9000), None);
+    world.wait(12);
+    world.tasks = Some(2000);
+    world.wait(17);
+    world.hangs = true;
+    world.write(Limit::Max);
+    world.wait(2);
+    assert_eq!(world.clamp, None, "it waits for the write");
+    world.wait(3);
+    assert!(world.clamp.is_some(), "it does not wait for the next look");
 }

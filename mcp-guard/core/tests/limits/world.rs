@@ -10,7 +10,7 @@ use mcp_guard_core::{
         Action, Effect, Input, LimitRequest, OperatorRequest, Order, PolicyThen, SeenLimit, Settled,
     },
     id::{GuardId, Pid, RequestId, Ticket},
-    incident::{Hold, Outcome},
+    incident::{End, Hold, Outcome},
     limit::Limit,
     limits::overtaken,
     policy::{Mode, Policy, Response, Workload},
@@ -147,6 +147,17 @@ pub struct World {
     pub next_unread: bool,
     /// The next write is refused.
     pub next_refused: bool,
+    /// The owner does not answer, until [`World::recovers`].
+    pub hangs: bool,
+    /// The writes that it was asked for meanwhile, and since when. A write is given up after half a minute
+    /// at the latest.
+    hung: Vec<(Ticket, Write, Time)>,
+    /// A late write of ours put it in force.
+    pub late: Option<Limit>,
+    /// It ended a clamp, which is to be made again at once.
+    owes_clamp: bool,
+    /// It was not, because a rule or the mode forbids it.
+    pub lost_clamp: bool,
     /// Requests of the core without an answer yet, oldest first.
     pub waiting: Vec<Asked>,
     /// The limit in force when each write was decided on.
@@ -197,6 +208,11 @@ impl World {
             refuses: false,
             next_unread: false,
             next_refused: false,
+            hangs: false,
+            hung: Vec::new(),
+            late: None,
+            owes_clamp: false,
+            lost_clamp: false,
             waiting: Vec::new(),
             over: BTreeMap::new(),
             written: Vec::new(),
@@ -282,6 +298,14 @@ impl World {
                 assert!(!self.braked, "no limit is written over a brake");
                 self.waiting.push(Asked::Write(*ticket, write.clone()));
             }
+            Action::GiveUpLimit { write } => {
+                // A write that was not sent to the owner yet never is.
+                self.waiting
+                    .retain(|asked| !matches!(asked, Asked::Write(ticket, _) if ticket == write));
+                let is_hung = self.hung.iter().any(|(ticket, ..)| ticket == write);
+                let outcome = if is_hung { Outcome::Failed } else { Outcome::NotNeeded };
+                self.end(*write, outcome, is_hung);
+            }
             Action::LeaveLimit { outcome, detail, .. } => {
                 self.left.push((*outcome, detail.clone()))
             }
@@ -293,11 +317,17 @@ impl World {
                 }
             }
             Action::Release { hold: Hold::Freeze, .. } => self.allow_growth(),
-            Action::Disown { hold, .. } => {
+            Action::Disown { hold, end } => {
                 self.disowned += 1;
                 match hold {
                     Hold::Freeze => self.allow_growth(),
-                    Hold::Clamp => self.found = None,
+                    Hold::Clamp => {
+                        let is_ours = self.late == Some(self.unfrozen());
+                        let expected = if is_ours { End::LateWrite } else { End::UnclampedByOther };
+                        assert_eq!(*end, expected, "who overwrote the clamp");
+                        self.owes_clamp = is_ours;
+                        self.found = None;
+                    }
                 }
             }
             Action::Contain(_)
@@ -321,6 +351,7 @@ impl World {
 
     pub fn settle_clamp(&mut self, outcome: Outcome) {
         let Some(ticket) = self.clamp.take() else { return };
+        self.owes_clamp = false;
         let outcome = if self.observes { Outcome::WouldDo } else { outcome };
         if outcome == Outcome::Done {
             // Beneath a freeze, the clamp is in force once the freeze has ended.
@@ -331,6 +362,20 @@ impl World {
         self.settle(ticket, outcome);
     }
 
+    /// Settles a clamp that repeats one which a late write has ended. Any other one is left alone.
+    pub fn settle_later_clamp(&mut self) {
+        let is_owed = mem::take(&mut self.owes_clamp);
+        self.lost_clamp |= is_owed && (self.clamp.is_none() || self.observes);
+        self.settle_clamp(if is_owed { Outcome::Done } else { Outcome::NotOurs });
+    }
+
+    /// Settles such a clamp, and no other one.
+    pub fn settle_owed_clamp(&mut self) {
+        if self.owes_clamp {
+            self.settle_later_clamp();
+        }
+    }
+
     /// Another program writes the limit.
     pub fn write(&mut self, limit: Limit) {
         self.write_ourselves(limit);
@@ -339,6 +384,37 @@ impl World {
 
     fn write_ourselves(&mut self, limit: Limit) {
         (self.unfrozen, self.in_force, self.braked) = (None, limit, false);
+        self.late = None;
+    }
+
+    /// The owner makes all writes that it was asked for while it did not answer. The guard has not changed.
+    pub fn recovers(&mut self) {
+        self.hangs = false;
+        for (ticket, write, _) in mem::take(&mut self.hung) {
+            let limit = Limit::Tasks(write.limit());
+            match write {
+                Write::Docker { limit } => self.stored = Some(limit),
+                Write::PidsMax { .. } | Write::TasksMax { .. } | Write::Podman { .. } => {
+                    panic!("only Docker hangs here")
+                }
+            }
+            self.write_ourselves(limit);
+            self.late = Some(limit);
+            self.written.push(write);
+            self.settle(ticket, Outcome::Done);
+        }
+    }
+
+    /// A write that the owner has not answered for half a minute has failed.
+    fn end_hung(&mut self) {
+        let patience = Duration::from_secs(30);
+        let ended: Vec<Ticket> = (self.hung.iter())
+            .filter(|(_, _, since)| self.now.since(*since) >= patience)
+            .map(|(ticket, ..)| *ticket)
+            .collect();
+        for ticket in ended {
+            self.end(ticket, Outcome::Failed, true);
+        }
     }
 
     /// A freeze ends.
@@ -354,8 +430,13 @@ impl World {
     }
 
     fn settle(&mut self, ticket: Ticket, outcome: Outcome) {
+        self.end(ticket, outcome, false);
+    }
+
+    fn end(&mut self, ticket: Ticket, outcome: Outcome, may_arrive: bool) {
         let detail = "as the owner says".to_owned();
-        self.step(Input::Settled(Settled { ticket, guard: GUARD, outcome, detail }));
+        let settled = Settled { ticket, guard: GUARD, outcome, detail, may_arrive };
+        self.step(Input::Settled(settled));
     }
 
     pub fn seen(&self) -> SeenLimit {
@@ -377,8 +458,10 @@ impl World {
         self.now = self.now.after(Duration::from_secs(seconds));
         self.step(Input::Totals { guard: GUARD, totals: Totals::default() });
         if self.is_clamped() && self.unfrozen() != self.clamps_to {
-            self.step(Input::UnclampedByOther { guard: GUARD });
+            let found = self.unfrozen();
+            self.step(Input::Unclamped { guard: GUARD, found });
         }
+        self.end_hung();
         self.step(Input::LimitSeen { guard: GUARD, seen: self.seen() });
     }
 
@@ -401,6 +484,10 @@ impl World {
                 if self.stale.contains(&ticket) {
                     // The executor no longer guards that container. A write to it has no effect here.
                     return self.settle(ticket, Outcome::Done);
+                }
+                // A limit without an owner is written by the executor.
+                if self.hangs && matches!(write, Write::Docker { .. }) {
+                    return self.hung.push((ticket, write, self.now));
                 }
                 if self.refuses || mem::take(&mut self.next_refused) {
                     return self.settle(ticket, Outcome::Failed);
@@ -450,6 +537,8 @@ impl World {
             }
         }
         (self.stored, self.request, self.found, self.clamp) = (None, None, None, None);
+        // Its engine makes no write for a container that is gone.
+        self.hung.clear();
         self.write(Limit::Max);
         let workload = Workload { name: guard.name.clone(), ..Workload::default() };
         let (name, terms, refusal) = (guard.name, guard.terms, None);

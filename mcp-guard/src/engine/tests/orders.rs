@@ -118,6 +118,7 @@ async fn a_change_may_take_longer_than_an_answer() {
         engine.update_limit(&id(), 7).await.unwrap_err(),
         engine.candidates().await.unwrap_err(),
     ];
+    assert_eq!(late.each_ref().map(Error::is_unanswered_change), [false, true, false]);
     let late = late.map(|error| error.to_string());
     let within =
         ["no answer within 100ms", "no answer within 300ms", "did not answer within 200ms"];
