@@ -97,7 +97,7 @@ impl Server {
             // A member may end meanwhile.
             let Ok(look) = look(&self.members(), self.channels) else { return Ok(false) };
             last = at_work(&look.tree);
-            Ok(is_it(last.clone()))
+            Ok(is_it(last))
         });
         assert!(reached.unwrap(), "{what}: {last:?}");
     }
@@ -161,6 +161,20 @@ fn a_server_with_work_is_not_quiescent() {
     let polls =
         Server::start(&["perl", "-e", "vec($r, 0, 1) = 1; select($r, undef, undef, undef)"]);
     polls.await_verdict("it selects", |verdict| is_thread(&verdict, &Wait::Unreadable("select")));
+    for (timeout, expected) in [
+        ("", None),
+        // SO_RCVTIMEO of SOL_SOCKET.
+        ("setsockopt($a, 1, 20, pack('qq', 600, 0));", Some(Wait::Timed("recv"))),
+    ] {
+        let script = format!(
+            "use Socket; socketpair($a, $b, 1, 1, 0); {timeout} $i = 'x'; recv($a, $i, 1, 0)"
+        );
+        let receives = Server::start(&["perl", "-e", &script]);
+        receives.await_verdict("it receives", |verdict| match expected {
+            Some(wait) => is_thread(&verdict, &wait),
+            None => verdict == Some(AtWork::NobodyWaitsForStdin),
+        });
+    }
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("lock");
     let locks = Server::start(&["flock", file.to_str().unwrap(), "cat"]);

@@ -7,6 +7,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader, Write as _},
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     thread,
@@ -48,9 +49,26 @@ fn folder() -> PathBuf {
             "supergateway@3.4.3",
             "@modelcontextprotocol/server-everything",
             "@modelcontextprotocol/server-filesystem",
+            "@modelcontextprotocol/server-memory",
+            "@modelcontextprotocol/server-sequential-thinking",
+            "@notionhq/notion-mcp-server",
+            "@playwright/mcp",
+            "@upstash/context7-mcp",
+            "deno",
+            "figma-mcp",
+            "kubernetes-mcp-server",
+            "n8n-mcp",
         ]);
         run(&["python3", "-m", "venv", "venv"]);
-        run(&["venv/bin/pip", "install", "--quiet", "uv", "mcp-server-time"]);
+        run(&[
+            "venv/bin/pip",
+            "install",
+            "--quiet",
+            "uv",
+            "mcp-server-time",
+            "mcp-server-fetch",
+            "mcp-server-git",
+        ]);
         fs::write(folder.join("complete"), "").unwrap();
     }
     folder
@@ -177,6 +195,72 @@ impl Scene {
     }
 }
 
+/// The state of a server a minute after its last request.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum AtRest {
+    Quiescent,
+    /// Part of the reason why not.
+    AtWork(&'static str),
+    /// Its timers run so often that it is never idle.
+    NeverIdle,
+}
+
+/// Real servers of several runtimes.
+const KINDS: [(&str, AtRest); 17] = [
+    ("node_modules/.bin/mcp-server-everything", AtRest::Quiescent),
+    ("node_modules/.bin/mcp-server-filesystem /tmp", AtRest::Quiescent),
+    ("node_modules/.bin/mcp-server-memory", AtRest::Quiescent),
+    ("node_modules/.bin/mcp-server-sequential-thinking", AtRest::Quiescent),
+    ("node_modules/.bin/figma-mcp", AtRest::Quiescent),
+    ("node_modules/.bin/playwright-mcp", AtRest::Quiescent),
+    ("node_modules/.bin/context7-mcp", AtRest::Quiescent),
+    ("node_modules/.bin/notion-mcp-server", AtRest::Quiescent),
+    ("node_modules/.bin/n8n-mcp", AtRest::NeverIdle),
+    ("venv/bin/mcp-server-time", AtRest::Quiescent),
+    ("venv/bin/mcp-server-fetch", AtRest::Quiescent),
+    ("venv/bin/mcp-server-git", AtRest::Quiescent),
+    ("venv/bin/uvx mcp-server-time", AtRest::Quiescent),
+    (
+        "node_modules/@deno/linux-x64-glibc/deno run -A \
+         node_modules/@modelcontextprotocol/server-memory/dist/index.js",
+        AtRest::Quiescent,
+    ),
+    // A script of node starts the program, which gets the script's stdin.
+    (
+        "node_modules/.bin/kubernetes-mcp-server --kubeconfig kubeconfig",
+        AtRest::AtWork("none of its threads waits for its stdin"),
+    ),
+    // Go. It watches its configuration.
+    (
+        "node_modules/kubernetes-mcp-server-linux-amd64/bin/kubernetes-mcp-server-linux-amd64 \
+         --kubeconfig kubeconfig",
+        AtRest::AtWork("watches files"),
+    ),
+    ("java Answer.java", AtRest::NeverIdle),
+];
+
+/// Names a cluster that does not exist.
+const KUBECONFIG: &str = "
+apiVersion: v1
+kind: Config
+clusters: [{name: a, cluster: {server: \"http://127.0.0.1:9\"}}]
+contexts: [{name: a, context: {cluster: a, user: a}}]
+current-context: a
+users: [{name: a, user: {}}]
+";
+
+/// Answers each line. No Java server of MCP is in the registries of npm and PyPI, and its runtime decides.
+const ANSWER: &str = r#"
+public class Answer {
+    public static void main(String[] words) throws java.io.IOException {
+        var lines = new java.io.BufferedReader(new java.io.InputStreamReader(System.in));
+        while (lines.readLine() != null) {
+            System.out.println("{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{}}");
+        }
+    }
+}
+"#;
+
 fn of(servers: &[ServerStatus], pid: Pid) -> Option<&ServerStatus> {
     servers.iter().find(|server| server.pid == pid)
 }
@@ -229,6 +313,105 @@ fn servers_with_pipes() {
         })
     });
     scene.show("their stdin was closed");
+}
+
+/// Returns what is known of the quiescence of a server.
+fn rest_of(servers: &[ServerStatus], pid: Pid) -> String {
+    let one = of(servers, pid).unwrap();
+    match (one.quiescent, &one.at_work) {
+        (Some(true), None) => "quiescent".to_owned(),
+        (Some(false), Some(why)) => why.clone(),
+        (_, _) => format!("idle for {:?} s", one.idle_seconds),
+    }
+}
+
+/// Prints a table of real servers: whether each is quiescent at rest, and with answers that nobody reads.
+#[test]
+#[ignore = "installs packages"]
+fn each_kind_is_quiescent_at_rest_or_has_a_reason() {
+    let scene = Scene::new("real-quiescence");
+    fs::write(scene.folder.join("kubeconfig"), KUBECONFIG).unwrap();
+    fs::write(scene.folder.join("Answer.java"), ANSWER).unwrap();
+    let mut all: Vec<Piped> =
+        KINDS.iter().map(|(line, _)| Piped::start(&scene.cgroup, &scene.folder, line)).collect();
+    let mut last = Vec::new();
+    let reached = wait::until(PATIENCE, || {
+        let servers = scene.servers();
+        last = all.iter().map(|one| rest_of(&servers, one.pid())).collect::<Vec<String>>();
+        Ok(last.iter().zip(&KINDS).all(|(rest, (_, expected))| match expected {
+            AtRest::Quiescent => rest == "quiescent",
+            AtRest::AtWork(why) => rest.contains(why),
+            AtRest::NeverIdle => rest != "quiescent",
+        }))
+    });
+    for (rest, (line, _)) in last.iter().zip(&KINDS) {
+        println!("at rest | {line} | {rest}");
+    }
+    assert!(reached.unwrap());
+    // The list of tools is larger than a sixtieth of a pipe, and a pipe takes a thousand requests.
+    let list = r#"{"jsonrpc":"2.0","id":9,"method":"tools/list"}"#;
+    all.iter_mut().for_each(|one| (0..1000).for_each(|_| one.write(list)));
+    scene.await_list("all are blocked or busy", |servers| {
+        last = all.iter().map(|one| rest_of(servers, one.pid())).collect();
+        last.iter().zip(&KINDS).all(|(rest, (_, at_rest))| {
+            rest.contains("output is not read") || *at_rest == AtRest::NeverIdle
+        })
+    });
+    for (rest, (line, _)) in last.iter().zip(&KINDS) {
+        println!("answers that nobody reads | {line} | {rest}");
+    }
+}
+
+/// Servers that are in the middle of a request, or are connected to something else.
+#[test]
+#[ignore = "installs packages"]
+fn a_server_in_a_request_is_at_work() {
+    let scene = Scene::new("real-request");
+    // It accepts connections, and never answers.
+    let slow = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let url = format!("http://{}/", slow.local_addr().unwrap());
+    let start = |line: &str| Piped::start(&scene.cgroup, &scene.folder, line);
+    let call = |tool: &str, arguments: &str| {
+        format!(
+            r#"{{"jsonrpc":"2.0","id":3,"method":"tools/call","params":{{"name":"{tool}","arguments":{arguments}}}}}"#
+        )
+    };
+    let mut sleeps = start("node_modules/.bin/mcp-server-everything");
+    sleeps.write(&call("trigger-long-running-operation", r#"{"duration":900,"steps":2}"#));
+    // A gateway that serves others, and one that relays to it.
+    let port = 18_190;
+    let server = "node_modules/.bin/mcp-server-memory";
+    let _gateway = Gateway::start(&scene.cgroup, &scene.folder, server, port);
+    let begun = wait::until(PATIENCE, || Ok(TcpStream::connect(("127.0.0.1", port)).is_ok()));
+    assert!(begun.unwrap());
+    let relays =
+        start(&format!("node_modules/.bin/supergateway --sse http://127.0.0.1:{port}/sse"));
+    let mut fetches = start("venv/bin/mcp-server-fetch --ignore-robots-txt --allow-private-ips");
+    // It gives up after half a minute, and a server is not looked at sooner.
+    scene.await_list("it is at rest", |servers| {
+        of(servers, fetches.pid()).is_some_and(|one| one.quiescent == Some(true))
+    });
+    fetches.write(&call("fetch", &format!(r#"{{"url":"{url}"}}"#)));
+    for (what, server, reason) in [
+        ("a fetch that is not answered", &fetches, "connection to the outside"),
+        ("a tool with a timer", &sleeps, "timeout"),
+    ] {
+        let mut last = String::new();
+        let reached = wait::until(PATIENCE, || {
+            last = rest_of(&scene.servers(), server.pid());
+            Ok(last.contains(reason))
+        });
+        assert!(reached.unwrap(), "{what}: {last}");
+        println!("{what} | {last}");
+    }
+    // A relay has timers too, so it is hardly ever idle.
+    for _ in 0..60 {
+        let last = rest_of(&scene.servers(), relays.pid());
+        assert_ne!(last, "quiescent");
+        thread::sleep(Duration::from_secs(1));
+    }
+    println!("a relay | {}", rest_of(&scene.servers(), relays.pid()));
+    scene.show("in a request");
 }
 
 /// The client is supergateway, so the stdio are sockets.

@@ -25,6 +25,7 @@ use mcp_guard_core::{
 use rustix::{
     event::{PollFd, PollFlags as Flags, Timespec, poll},
     fs::fstat,
+    net::sockopt,
     process::{PidfdGetfdFlags, pidfd_getfd},
 };
 
@@ -107,7 +108,7 @@ fn look_into(all: Vec<Opened>, channels: Channels) -> io::Result<Vec<ProcessLook
             pid: member.pid,
             runtime: runtime(&process),
             is_launcher: member.is_launcher,
-            threads: threads(&process, member.pid)?,
+            threads: threads(&process, member.pid, &descriptors)?,
             channels: descriptors.open_channels(&mut peers, member.pid, channels)?,
             epolls: descriptors.epolls,
             wakers: descriptors.wakers,
@@ -170,13 +171,32 @@ fn runtime(process: &OpenProcess) -> Runtime {
     if matches!(name, b"node" | b"nodejs") { Runtime::Node } else { Runtime::Other }
 }
 
-fn threads(process: &OpenProcess, pid: Pid) -> io::Result<Vec<ThreadLook>> {
+fn threads(
+    process: &OpenProcess,
+    pid: Pid,
+    descriptors: &Descriptors,
+) -> io::Result<Vec<ThreadLook>> {
     let mut tids = process.threads(MAX_THREADS)?;
     // The first thread comes first, then the others in the order of their creation.
     tids.sort_unstable_by_key(|tid| (*tid != pid, *tid));
     let look = |tid: Pid| {
         let wait = process.syscall(tid).map_or(Wait::Unread, |text| syscall::wait(&text));
-        ThreadLook { tid, wait }
+        ThreadLook { tid, wait: with_timeout(pid, wait, descriptors) }
     };
     Ok(tids.into_iter().map(look).collect())
+}
+
+/// Finds out whether a read of a socket ends after some time (`SO_RCVTIMEO` of socket(7)).
+fn with_timeout(pid: Pid, wait: Wait, descriptors: &Descriptors) -> Wait {
+    let Wait::Read(fd) = wait else { return wait };
+    let Some(channel @ Channel::Socket(_)) = descriptors.channel(fd) else { return wait };
+    let timeout = i32::try_from(fd).map_err(io::Error::other).and_then(|fd| {
+        let duplicate = duplicate_of(pid, fd, channel)?;
+        Ok(sockopt::socket_timeout(&duplicate, sockopt::Timeout::Recv)?)
+    });
+    match timeout {
+        Ok(None) => wait,
+        Ok(Some(_)) => Wait::Timed("recv"),
+        Err(_) => Wait::Unread,
+    }
 }

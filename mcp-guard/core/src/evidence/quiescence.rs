@@ -114,9 +114,10 @@ pub enum Waker {
 /// A lock on a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileLock {
-    /// The shared lock that an idle connection to an SQLite database holds: READ at byte 128 of its
-    /// `-shm` file. It holds nobody up.
+    /// A lock that an idle connection to an SQLite database in WAL mode holds. It holds nobody up.
     SqliteIdle,
+    /// A shared flock(2). `uv` holds one on its cache as long as the server runs that it has started.
+    SharedFlock,
     Other,
 }
 
@@ -227,7 +228,12 @@ pub fn at_work(tree: &TreeLook) -> Option<AtWork> {
 
 fn works(process: &ProcessLook, stdin: Channel) -> Option<AtWork> {
     let pid = process.pid;
-    if process.locks.contains(&FileLock::Other) {
+    let holds_up = |lock: &FileLock| match lock {
+        FileLock::SqliteIdle => false,
+        FileLock::SharedFlock => !process.is_launcher,
+        FileLock::Other => true,
+    };
+    if process.locks.iter().any(holds_up) {
         return Some(AtWork::Lock { pid });
     }
     if let Some(by) = process.wakers.first() {

@@ -9,7 +9,7 @@ use mcp_guard_core::{
 
 use super::{Channels, peers::Peers};
 use crate::host::{
-    proc::fdinfo,
+    proc::fdinfo::{self, Lock},
     process::{self, OpenProcess},
 };
 
@@ -35,17 +35,23 @@ pub struct OwnChannel {
 impl Descriptors {
     /// Reads them. One that is closed meanwhile is left out.
     pub fn of(process: &OpenProcess) -> io::Result<Self> {
-        let mut all = Self::default();
+        let (mut all, mut locks) = (Self::default(), Vec::new());
         for fd in process.descriptors(MAX)? {
-            match all.add(process, fd) {
+            match all.add(process, fd, &mut locks) {
                 Err(error) if !process::is_gone(&error) => return Err(error),
                 Ok(()) | Err(_) => {}
             }
         }
+        all.locks = locks.iter().map(|lock| judge(lock, &locks)).collect();
         Ok(all)
     }
 
-    fn add(&mut self, process: &OpenProcess, fd: u32) -> io::Result<()> {
+    fn add(
+        &mut self,
+        process: &OpenProcess,
+        fd: u32,
+        locks: &mut Vec<(String, Lock)>,
+    ) -> io::Result<()> {
         let link = process.descriptor(fd)?;
         if let Some(channel) = Channel::parse(&link) {
             let is_pipe = matches!(channel, Channel::Pipe(_));
@@ -63,7 +69,8 @@ impl Descriptors {
             "anon_inode:inotify" | "anon_inode:[fanotify]" => self.wakers.push(Waker::Files),
             "anon_inode:[io_uring]" => self.wakers.push(Waker::IoUring),
             path if path.starts_with('/') && !path.starts_with("/dev/") => {
-                self.locks.extend(fdinfo::locks(&process.fdinfo(fd)?, path));
+                let text = process.fdinfo(fd)?;
+                locks.extend(fdinfo::locks(&text).map(|lock| (path.to_owned(), lock)));
             }
             _ => {}
         }
@@ -73,6 +80,11 @@ impl Descriptors {
     /// Returns a descriptor of this channel.
     pub fn with(&self, wanted: Channel) -> Option<u32> {
         self.channels.iter().find(|own| own.channel == wanted).map(|own| own.fd)
+    }
+
+    /// Returns the channel of a descriptor.
+    pub fn channel(&self, fd: u32) -> Option<Channel> {
+        self.channels.iter().find(|own| own.fd == fd).map(|own| own.channel)
     }
 
     pub fn open_channels(
@@ -93,5 +105,44 @@ impl Descriptors {
             Ok(OpenChannel { fd, channel, peer })
         };
         self.channels.iter().map(open).collect()
+    }
+}
+
+/// Judges a lock of a process. `all`: its locks, each with the path of its file.
+fn judge((path, lock): &(String, Lock), all: &[(String, Lock)]) -> FileLock {
+    let is_open = |database: &str| {
+        let is_its = |(path, lock): &(String, Lock)| {
+            *lock == Lock::SqliteOpen && path.strip_suffix("-shm") == Some(database)
+        };
+        all.iter().any(is_its)
+    };
+    match lock {
+        Lock::SqliteOpen if path.ends_with("-shm") => FileLock::SqliteIdle,
+        // Without a `-shm` file it is a transaction.
+        Lock::SqliteShared if is_open(path) => FileLock::SqliteIdle,
+        Lock::SharedFlock => FileLock::SharedFlock,
+        Lock::SqliteOpen | Lock::SqliteShared | Lock::Other => FileLock::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_database_is_told_from_one_with_a_transaction() {
+        let of = |locks: &[(&str, Lock)]| {
+            let all: Vec<_> =
+                locks.iter().map(|(path, lock)| ((*path).to_owned(), *lock)).collect();
+            all.iter().map(|lock| judge(lock, &all)).collect::<Vec<_>>()
+        };
+        let (open, shared) = (("/data/a-shm", Lock::SqliteOpen), ("/data/a", Lock::SqliteShared));
+        assert_eq!(of(&[open]), [FileLock::SqliteIdle]);
+        assert_eq!(of(&[open, shared]), [FileLock::SqliteIdle; 2]);
+        assert_eq!(of(&[shared]), [FileLock::Other], "a transaction in delete mode");
+        assert_eq!(of(&[open, ("/data/b", Lock::SqliteShared)])[1], FileLock::Other);
+        assert_eq!(of(&[("/data/a", Lock::SqliteOpen)]), [FileLock::Other]);
+        assert_eq!(of(&[("/data/a-shm", Lock::Other)]), [FileLock::Other]);
+        assert_eq!(of(&[("/cache/.lock", Lock::SharedFlock)]), [FileLock::SharedFlock]);
     }
 }

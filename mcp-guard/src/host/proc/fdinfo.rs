@@ -1,7 +1,5 @@
 //! `/proc/PID/fdinfo/FD`, see proc_pid_fdinfo(5).
 
-use mcp_guard_core::evidence::FileLock;
-
 /// Returns the inodes of the files that an epoll descriptor watches.
 #[must_use]
 pub fn watched(text: &str) -> Vec<u64> {
@@ -26,17 +24,30 @@ pub fn is_write_only(text: &str) -> bool {
     flags.is_some_and(|flags| flags & libc::O_ACCMODE == libc::O_WRONLY)
 }
 
-/// Returns the locks on the file that are held through the descriptor. `path` is the file's.
-pub fn locks<'a>(text: &'a str, path: &str) -> impl Iterator<Item = FileLock> + 'a {
-    // An idle connection to a database in WAL mode holds this one (sqlite.org/walformat.html).
-    let may_be_idle = path.ends_with("-shm");
-    text.lines().filter_map(|line| line.strip_prefix("lock:")).map(move |lock| {
+/// A lock that is held through a descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lock {
+    /// The one that says of an SQLite database in WAL mode that a connection to it is open
+    /// (sqlite.org/walformat.html). It is on the `-shm` file.
+    SqliteOpen,
+    /// The one of a connection that reads a database. In WAL mode, a connection always holds it
+    /// (sqlite.org/lockingv3.html).
+    SqliteShared,
+    SharedFlock,
+    Other,
+}
+
+/// Returns the locks that are held through the descriptor.
+pub fn locks(text: &str) -> impl Iterator<Item = Lock> {
+    text.lines().filter_map(|line| line.strip_prefix("lock:")).map(|lock| {
         // 1: POSIX ADVISORY READ 1234 08:01:5678 128 128
         let words: Vec<&str> = lock.split_whitespace().collect();
-        let is_idle = may_be_idle
-            && matches!(words[..], [_, "POSIX", _, "READ", _, _, first, last]
-                if first == "128" && last == "128");
-        if is_idle { FileLock::SqliteIdle } else { FileLock::Other }
+        match words[..] {
+            [_, "POSIX", _, "READ", _, _, "128", "128"] => Lock::SqliteOpen,
+            [_, "POSIX", _, "READ", _, _, "1073741826", "1073742335"] => Lock::SqliteShared,
+            [_, "FLOCK", _, "READ", ..] => Lock::SharedFlock,
+            _ => Lock::Other,
+        }
     })
 }
 
@@ -95,12 +106,16 @@ mod tests {
     }
 
     #[test]
-    fn only_the_lock_of_an_idle_database_is_excepted() {
+    fn locks_that_hold_nobody_up_are_told_from_others() {
         let lock = |words: &str| format!("pos:\t0\nlock:\t{words}\n");
-        let idle = lock("1: POSIX  ADVISORY  READ 1234 08:01:5678 128 128");
-        let of = |text: &str, path: &str| locks(text, path).collect::<Vec<_>>();
-        assert_eq!(of(&idle, "/data/a.db-shm"), [FileLock::SqliteIdle]);
-        assert_eq!(of(&idle, "/data/a.db"), [FileLock::Other]);
+        let of = |text: &str| locks(text).collect::<Vec<_>>();
+        for (words, expected) in [
+            ("1: POSIX  ADVISORY  READ 1234 08:01:5678 128 128", Lock::SqliteOpen),
+            ("1: POSIX  ADVISORY  READ 1 fe:00:1 1073741826 1073742335", Lock::SqliteShared),
+            ("1: FLOCK  ADVISORY  READ 19907 fe:00:10748523 0 EOF", Lock::SharedFlock),
+        ] {
+            assert_eq!(of(&lock(words)), [expected], "{words}");
+        }
         for other in [
             "1: POSIX  ADVISORY  WRITE 1234 08:01:5678 128 128",
             "1: POSIX  ADVISORY  READ 1234 08:01:5678 120 128",
@@ -108,8 +123,8 @@ mod tests {
             "1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF",
             "nonsense",
         ] {
-            assert_eq!(of(&lock(other), "/data/a.db-shm"), [FileLock::Other], "{other}");
+            assert_eq!(of(&lock(other)), [Lock::Other], "{other}");
         }
-        assert_eq!(of("pos:\t0\n", "/data/a.db"), []);
+        assert_eq!(of("pos:\t0\n"), []);
     }
 }

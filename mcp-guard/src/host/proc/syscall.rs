@@ -34,7 +34,7 @@ fn in_call(number: u64, [first, second, _, fourth, ..]: [u64; 6]) -> Wait {
     #[allow(clippy::cast_possible_truncation, reason = "the kernel cuts them in the same way")]
     let has_timeout = fourth as u32 != u32::MAX;
     match call {
-        libc::SYS_read | libc::SYS_readv => Wait::Read(fd),
+        libc::SYS_read | libc::SYS_readv | libc::SYS_recvfrom => Wait::Read(fd),
         libc::SYS_epoll_pwait => Wait::Epoll { fd, has_timeout },
         #[cfg(target_arch = "x86_64")]
         libc::SYS_epoll_wait => Wait::Epoll { fd, has_timeout },
@@ -94,7 +94,8 @@ mod tests {
             ("61 0xffffffffffffffff 0x7ffd 0x0 0x0 0x0 0x0", Wait::Child),
             ("230 0x0 0x0 0x7ffd 0x0 0x0 0x0", Wait::Timed("nanosleep")),
             ("7 0x7ffd 0x1 0xffffffff 0x0 0x0 0x0", Wait::Unreadable("poll")),
-            ("45 0x3 0x7ffd 0x1 0x0 0x0 0x0", Wait::Call(45)),
+            ("45 0x3 0x7ffd 0x1 0x0 0x0 0x0", Wait::Read(3)),
+            ("47 0x3 0x7ffd 0x0 0x0 0x0 0x0", Wait::Call(47)),
             ("1 0x1 0x7ffd 0x40000 0x0 0x0 0x0", Wait::Call(1)),
         ] {
             assert_eq!(wait(&format!("{line} {rest}\n")), expected, "{line}");

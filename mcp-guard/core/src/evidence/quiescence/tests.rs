@@ -133,6 +133,10 @@ fn what_can_be_reached_or_woken_from_outside_is_at_work() {
         let server = ProcessLook { wakers: vec![by], ..node() };
         assert_eq!(at_work(&tree(vec![server])), Some(AtWork::Woken { pid: Pid(7), by }));
     }
+    let shared = ProcessLook { locks: vec![FileLock::SharedFlock], ..node() };
+    assert_eq!(at_work(&tree(vec![shared.clone()])), Some(AtWork::Lock { pid: Pid(7) }));
+    let launcher = ProcessLook { is_launcher: true, ..shared };
+    assert_eq!(at_work(&tree(vec![launcher, node()])), None);
     let locked = ProcessLook { locks: vec![FileLock::SqliteIdle, FileLock::Other], ..node() };
     assert_eq!(at_work(&tree(vec![locked])), Some(AtWork::Lock { pid: Pid(7) }));
 }
