@@ -102,6 +102,12 @@ impl Server {
         assert!(reached.unwrap(), "{what}: {last:?}");
     }
 
+    /// Another test that starts a program at the same time may hold the far end a moment longer.
+    fn await_connection(&self, connection: Connection) {
+        let reached = wait::until(DEADLINE, || Ok(self.look().connection == connection));
+        assert!(reached.unwrap(), "{connection}");
+    }
+
     fn await_rest(&self) {
         self.await_verdict("at rest", |verdict| verdict.is_none());
     }
@@ -209,6 +215,27 @@ fn a_pair_of_sockets_within_a_server_is_inside() {
     }
 }
 
+/// Node gives its children three sockets. Nothing comes from stderr, unless somebody waits for it.
+#[test]
+fn a_socket_as_stderr_gives_no_work_unless_somebody_waits_for_it() {
+    let reads = "use Socket; sysread(STDERR, my $x, 1)";
+    for (words, expected) in [(&["cat"][..], None), (&["perl", "-e", reads], Some(2))] {
+        let pairs = [(); 3].map(|()| UnixStream::pair().unwrap());
+        let end = |at: usize| Stdio::from(OwnedFd::from(pairs[at].1.try_clone().unwrap()));
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).stdin(end(0)).stdout(end(1)).stderr(end(2));
+        let child = command.spawn().unwrap();
+        drop(command);
+        let channels = channels(child.id()).unwrap();
+        let server = Server { child, channels, stdin: None, stdout: None };
+        server.await_verdict(words[0], |verdict| match (verdict, expected) {
+            (None, None) => true,
+            (Some(AtWork::Thread { wait: Wait::Read(fd), .. }), Some(expected)) => fd == expected,
+            (_, _) => false,
+        });
+    }
+}
+
 /// Some programs move the protocol to other descriptors.
 #[test]
 fn stdio_is_known_by_its_inodes_wherever_it_moves() {
@@ -224,11 +251,11 @@ fn stdio_is_known_by_its_inodes_wherever_it_moves() {
 #[test]
 fn a_connection_is_judged_by_what_the_client_has_closed() {
     let mut pipes = Server::start(&["sleep", "600"]);
-    assert_eq!(pipes.look().connection, Connection::Connected);
+    pipes.await_connection(Connection::Connected);
     drop(pipes.stdin.take());
-    assert_eq!(pipes.look().connection, Connection::Closing);
+    pipes.await_connection(Connection::Closing);
     drop(pipes.stdout.take());
-    assert_eq!(pipes.look().connection, Connection::Disconnected);
+    pipes.await_connection(Connection::Disconnected);
 
     let (client, server) = UnixStream::pair().unwrap();
     let mut command = Command::new("sleep");
@@ -238,11 +265,11 @@ fn a_connection_is_judged_by_what_the_client_has_closed() {
     drop((command, server));
     let channels = channels(child.id()).unwrap();
     let sockets = Server { child, channels, stdin: None, stdout: None };
-    assert_eq!(sockets.look().connection, Connection::Connected);
+    sockets.await_connection(Connection::Connected);
     client.shutdown(Shutdown::Write).unwrap();
-    assert_eq!(sockets.look().connection, Connection::Closing);
+    sockets.await_connection(Connection::Closing);
     drop(client);
-    assert_eq!(sockets.look().connection, Connection::Disconnected);
+    sockets.await_connection(Connection::Disconnected);
 }
 
 /// The look duplicates descriptors for a moment, and must not keep a pipe open.

@@ -102,7 +102,9 @@ pub fn look(members: &[Member], channels: Channels) -> io::Result<ServerLook> {
 /// Looks at what the processes of a server have open, and for what their threads wait.
 fn look_into(all: Vec<Opened>, channels: Channels) -> io::Result<Vec<ProcessLook>> {
     let own = all.iter().flat_map(|one| &one.descriptors.channels);
-    let mut peers = Peers::new(own.map(|own| (own.channel, own.is_write_only)));
+    let epolls = all.iter().flat_map(|one| &one.descriptors.epolls);
+    let watched = epolls.flat_map(|set| set.inodes.iter().copied());
+    let mut peers = Peers::new(own.map(|own| (own.channel, own.is_write_only)), watched);
     let look = |Opened { member, process, descriptors }: Opened| {
         Ok(ProcessLook {
             pid: member.pid,

@@ -248,8 +248,10 @@ fn works(process: &ProcessLook, stdin: Channel) -> Option<AtWork> {
     }
     let may_wait = |(index, thread): &(usize, &ThreadLook)| match thread.wait {
         Wait::Local | Wait::Child | Wait::Epoll { has_timeout: false, .. } => true,
-        // Every other channel has its other end inside: see above.
-        Wait::Read(fd) => process.channels.iter().any(|open| open.fd == fd),
+        Wait::Read(fd) => process
+            .channels
+            .iter()
+            .any(|open| open.fd == fd && (open.channel == stdin || open.peer == PeerIs::Inside)),
         Wait::Epoll { fd, has_timeout: true } => {
             // V8's platform has a thread for delayed tasks. It is the first one that a process of node
             // creates, and runs no script.

@@ -9,10 +9,11 @@ use mcp_guard_core::{
 
 use super::{Channels, peers::Peers};
 use crate::host::{
-    proc::fdinfo::{self, Lock},
+    proc::fdinfo::{self, HeldLock},
     process::{self, OpenProcess},
 };
 
+const STDERR: u32 = 2;
 /// Most descriptors of a process that are looked at.
 const MAX: usize = 4096;
 
@@ -50,7 +51,7 @@ impl Descriptors {
         &mut self,
         process: &OpenProcess,
         fd: u32,
-        locks: &mut Vec<(String, Lock)>,
+        locks: &mut Vec<(String, HeldLock)>,
     ) -> io::Result<()> {
         let link = process.descriptor(fd)?;
         if let Some(channel) = Channel::parse(&link) {
@@ -100,6 +101,10 @@ impl Descriptors {
                 stdout if stdout == stdio.stdout => PeerIs::Nobody,
                 Channel::Pipe(_) if is_write_only => PeerIs::Nobody,
                 Channel::Pipe(inode) => peers.of_pipe(inode),
+                // Node gives its children a socket as stderr. It can only give work to somebody who waits for it.
+                Channel::Socket(inode) if fd == STDERR && !peers.is_watched(inode) => {
+                    PeerIs::Nobody
+                }
                 Channel::Socket(inode) => peers.of_socket(pid, inode)?,
             };
             Ok(OpenChannel { fd, channel, peer })
@@ -109,19 +114,19 @@ impl Descriptors {
 }
 
 /// Judges a lock of a process. `all`: its locks, each with the path of its file.
-fn judge((path, lock): &(String, Lock), all: &[(String, Lock)]) -> FileLock {
+fn judge((path, lock): &(String, HeldLock), all: &[(String, HeldLock)]) -> FileLock {
     let is_open = |database: &str| {
-        let is_its = |(path, lock): &(String, Lock)| {
-            *lock == Lock::SqliteOpen && path.strip_suffix("-shm") == Some(database)
+        let is_its = |(path, lock): &(String, HeldLock)| {
+            *lock == HeldLock::SqliteOpen && path.strip_suffix("-shm") == Some(database)
         };
         all.iter().any(is_its)
     };
     match lock {
-        Lock::SqliteOpen if path.ends_with("-shm") => FileLock::SqliteIdle,
+        HeldLock::SqliteOpen if path.ends_with("-shm") => FileLock::SqliteIdle,
         // Without a `-shm` file it is a transaction.
-        Lock::SqliteShared if is_open(path) => FileLock::SqliteIdle,
-        Lock::SharedFlock => FileLock::SharedFlock,
-        Lock::SqliteOpen | Lock::SqliteShared | Lock::Other => FileLock::Other,
+        HeldLock::SqliteShared if is_open(path) => FileLock::SqliteIdle,
+        HeldLock::SharedFlock => FileLock::SharedFlock,
+        HeldLock::SqliteOpen | HeldLock::SqliteShared | HeldLock::Other => FileLock::Other,
     }
 }
 
@@ -131,18 +136,19 @@ mod tests {
 
     #[test]
     fn an_idle_database_is_told_from_one_with_a_transaction() {
-        let of = |locks: &[(&str, Lock)]| {
+        let of = |locks: &[(&str, HeldLock)]| {
             let all: Vec<_> =
                 locks.iter().map(|(path, lock)| ((*path).to_owned(), *lock)).collect();
             all.iter().map(|lock| judge(lock, &all)).collect::<Vec<_>>()
         };
-        let (open, shared) = (("/data/a-shm", Lock::SqliteOpen), ("/data/a", Lock::SqliteShared));
+        let (open, shared) =
+            (("/data/a-shm", HeldLock::SqliteOpen), ("/data/a", HeldLock::SqliteShared));
         assert_eq!(of(&[open]), [FileLock::SqliteIdle]);
         assert_eq!(of(&[open, shared]), [FileLock::SqliteIdle; 2]);
         assert_eq!(of(&[shared]), [FileLock::Other], "a transaction in delete mode");
-        assert_eq!(of(&[open, ("/data/b", Lock::SqliteShared)])[1], FileLock::Other);
-        assert_eq!(of(&[("/data/a", Lock::SqliteOpen)]), [FileLock::Other]);
-        assert_eq!(of(&[("/data/a-shm", Lock::Other)]), [FileLock::Other]);
-        assert_eq!(of(&[("/cache/.lock", Lock::SharedFlock)]), [FileLock::SharedFlock]);
+        assert_eq!(of(&[open, ("/data/b", HeldLock::SqliteShared)])[1], FileLock::Other);
+        assert_eq!(of(&[("/data/a", HeldLock::SqliteOpen)]), [FileLock::Other]);
+        assert_eq!(of(&[("/data/a-shm", HeldLock::Other)]), [FileLock::Other]);
+        assert_eq!(of(&[("/cache/.lock", HeldLock::SharedFlock)]), [FileLock::SharedFlock]);
     }
 }

@@ -19,13 +19,19 @@ pub struct Peers {
     own: BTreeSet<Channel>,
     /// The pipes that it can write to.
     written: BTreeSet<u64>,
+    /// What its epoll sets watch.
+    watched: BTreeSet<u64>,
     /// The sockets of the network namespace that was read last, and the process in it.
     known: Option<(Pid, net::Sockets, UnixDiag)>,
 }
 
 impl Peers {
     /// `all`: the pipes and sockets of all its processes, and whether each is the writing end of a pipe.
-    pub fn new(all: impl Iterator<Item = (Channel, bool)>) -> Self {
+    /// `watched`: the inodes in all its epoll sets.
+    pub fn new(
+        all: impl Iterator<Item = (Channel, bool)>,
+        watched: impl Iterator<Item = u64>,
+    ) -> Self {
         let (mut own, mut written) = (BTreeSet::new(), BTreeSet::new());
         for (channel, is_write_only) in all {
             own.insert(channel);
@@ -33,7 +39,12 @@ impl Peers {
                 written.insert(channel.inode());
             }
         }
-        Self { own, written, known: None }
+        let watched = watched.collect();
+        Self { own, written, watched, known: None }
+    }
+
+    pub fn is_watched(&self, inode: u64) -> bool {
+        self.watched.contains(&inode)
     }
 
     /// The writer of a pipe that the server reads. A pipe that it also writes is taken for one inside.

@@ -26,7 +26,7 @@ pub fn is_write_only(text: &str) -> bool {
 
 /// A lock that is held through a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lock {
+pub enum HeldLock {
     /// The one that says of an SQLite database in WAL mode that a connection to it is open
     /// (sqlite.org/walformat.html). It is on the `-shm` file.
     SqliteOpen,
@@ -38,15 +38,15 @@ pub enum Lock {
 }
 
 /// Returns the locks that are held through the descriptor.
-pub fn locks(text: &str) -> impl Iterator<Item = Lock> {
+pub fn locks(text: &str) -> impl Iterator<Item = HeldLock> {
     text.lines().filter_map(|line| line.strip_prefix("lock:")).map(|lock| {
         // 1: POSIX ADVISORY READ 1234 08:01:5678 128 128
         let words: Vec<&str> = lock.split_whitespace().collect();
         match words[..] {
-            [_, "POSIX", _, "READ", _, _, "128", "128"] => Lock::SqliteOpen,
-            [_, "POSIX", _, "READ", _, _, "1073741826", "1073742335"] => Lock::SqliteShared,
-            [_, "FLOCK", _, "READ", ..] => Lock::SharedFlock,
-            _ => Lock::Other,
+            [_, "POSIX", _, "READ", _, _, "128", "128"] => HeldLock::SqliteOpen,
+            [_, "POSIX", _, "READ", _, _, "1073741826", "1073742335"] => HeldLock::SqliteShared,
+            [_, "FLOCK", _, "READ", ..] => HeldLock::SharedFlock,
+            _ => HeldLock::Other,
         }
     })
 }
@@ -110,9 +110,9 @@ mod tests {
         let lock = |words: &str| format!("pos:\t0\nlock:\t{words}\n");
         let of = |text: &str| locks(text).collect::<Vec<_>>();
         for (words, expected) in [
-            ("1: POSIX  ADVISORY  READ 1234 08:01:5678 128 128", Lock::SqliteOpen),
-            ("1: POSIX  ADVISORY  READ 1 fe:00:1 1073741826 1073742335", Lock::SqliteShared),
-            ("1: FLOCK  ADVISORY  READ 19907 fe:00:10748523 0 EOF", Lock::SharedFlock),
+            ("1: POSIX  ADVISORY  READ 1234 08:01:5678 128 128", HeldLock::SqliteOpen),
+            ("1: POSIX  ADVISORY  READ 1 fe:00:1 1073741826 1073742335", HeldLock::SqliteShared),
+            ("1: FLOCK  ADVISORY  READ 19907 fe:00:10748523 0 EOF", HeldLock::SharedFlock),
         ] {
             assert_eq!(of(&lock(words)), [expected], "{words}");
         }
@@ -123,7 +123,7 @@ mod tests {
             "1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF",
             "nonsense",
         ] {
-            assert_eq!(of(&lock(other)), [Lock::Other], "{other}");
+            assert_eq!(of(&lock(other)), [HeldLock::Other], "{other}");
         }
         assert_eq!(of("pos:\t0\n"), []);
     }
