@@ -136,6 +136,12 @@ impl CommandLine {
         !words.ends_with(b"\0") && (words.contains(&0) || is_path())
     }
 
+    /// Whether it is known which file runs.
+    #[must_use]
+    pub fn has_executable(&self) -> bool {
+        executable(self).is_some()
+    }
+
     /// Adds what `/proc` shows of the same process, which may run another program by now.
     #[must_use]
     pub fn completed_by(self, seen: Self) -> Self {

@@ -10,7 +10,7 @@ use mcp_guard_core::{
     id::{GuardId, Pid},
     incident::Hold,
     registry::ticks,
-    server::CommandLine,
+    server::{CommandLine, Grammar},
 };
 
 use super::{Agent, TICK, notify::Shown, rescan::Reading};
@@ -20,6 +20,7 @@ use crate::{
         bpf,
         clock::{self, Sleep},
         mark::{self, Mark},
+        observer::Observer,
         process,
     },
 };
@@ -245,13 +246,7 @@ impl Agent {
             Kind::Exec => {
                 let exe = Some(exe).filter(|exe| !exe.is_empty());
                 let command = CommandLine { argv, exe, cwd: None };
-                // `/proc` has the rest while the process lives.
-                let is_enough = !command.argv.is_empty() && !self.core.grammar().lacks(&command);
-                let seen = if is_enough { None } else { observe(pid) };
-                let command = match seen.filter(|seen| seen.start_ticks == ticks(born)) {
-                    Some(seen) => command.completed_by(seen.command),
-                    None => command,
-                };
+                let command = complete(command, (born, pid), self.core.grammar(), &self.observer);
                 Input::Exec { guard, born, pid, command }
             }
             Kind::Exit => Input::Exit { guard, pid, code: event.exit_code },
@@ -264,6 +259,29 @@ impl Agent {
                 Input::Attach { guard, born, pid, seen }
             }
         }
+    }
+}
+
+/// Adds what the record of an exec lacks: `/proc` has it while the process lives.
+fn complete(
+    command: CommandLine,
+    (born, pid): (Time, Pid),
+    grammar: &Grammar,
+    observer: &Observer,
+) -> CommandLine {
+    let has_argv = !command.argv.is_empty();
+    if has_argv && !grammar.lacks(&command) {
+        return command;
+    }
+    // A relative script is common, and only the reading of a command line can hang.
+    let seen = if has_argv && command.has_executable() {
+        process::place(pid)
+    } else {
+        observer.observe(vec![pid]).pop()
+    };
+    match seen.filter(|seen| seen.start_ticks == ticks(born)) {
+        Some(seen) => command.completed_by(seen.command),
+        None => command,
     }
 }
 
@@ -319,5 +337,25 @@ impl Turns {
     /// Returns the longest turn of the last one to two minutes.
     pub fn longest(&self) -> Duration {
         self.longest.max(self.before)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_folder_of_a_relative_script_is_read_although_the_readers_hang() {
+        let me = process::place(process::this()).unwrap();
+        let born = Time(me.start_ticks.0 * 10_000_000);
+        let observer = Observer::that_hangs();
+        let exe = Some(b"/usr/bin/node".to_vec());
+        let command = CommandLine { argv: b"node\0dist/a.js\0".to_vec(), exe, cwd: None };
+        let grammar = Grammar::default();
+        let seen = complete(command.clone(), (born, me.pid), &grammar, &observer);
+        let here = std::env::current_dir().unwrap().into_os_string().into_encoded_bytes();
+        assert_eq!(seen, CommandLine { cwd: Some(here), ..command.clone() });
+        let other = complete(command.clone(), (Time(0), me.pid), &grammar, &observer);
+        assert_eq!(other, command, "another process has its pid");
     }
 }

@@ -74,6 +74,16 @@ impl Observer {
         Self::reading_with(process::observe)
     }
 
+    /// For tests: no read ends.
+    #[cfg(test)]
+    pub(crate) fn that_hangs() -> Self {
+        Self::reading_with(|_| {
+            loop {
+                thread::park();
+            }
+        })
+    }
+
     fn reading_with(read: Read) -> Self {
         let idle: Vec<_> = (0..THREADS).map_while(|_| reading_thread(read).ok()).collect();
         let reads_itself = idle.is_empty();

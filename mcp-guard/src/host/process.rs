@@ -301,6 +301,13 @@ pub(super) fn observe(pid: Pid) -> Option<Observed> {
     observed(&process, CommandLine { argv, exe, cwd })
 }
 
+/// Reads the working directory of a process, but not its command line: that cannot hang.
+pub(crate) fn place(pid: Pid) -> Option<Observed> {
+    let process = OpenProcess::open(pid).ok()?;
+    let cwd = process.cwd().ok();
+    observed(&process, CommandLine { cwd, ..CommandLine::default() })
+}
+
 /// Reads a process without its command line, which cannot hang.
 pub(super) fn without_argv(pid: Pid) -> Option<Observed> {
     observed(&OpenProcess::open(pid).ok()?, CommandLine::default())
