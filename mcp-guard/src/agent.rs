@@ -1,12 +1,14 @@
 //! The agent: one loop on one thread. Its sources only feed it; only the loop has state, and only the
 //! core decides.
 
+mod answers;
 mod askers;
 mod calls;
 mod counting;
 mod evidence;
 mod guarding;
 mod known;
+mod lanes;
 mod limits;
 mod notify;
 mod reader;
@@ -30,10 +32,12 @@ use rustix::mm::{MlockAllFlags, mlockall};
 use tokio::{io::unix::AsyncFd, signal::unix::Signal, sync::mpsc};
 
 use self::{
+    answers::Answers,
     askers::Askers,
     counting::Counting,
-    evidence::{Lookers, Sighted},
+    evidence::Lookers,
     known::KnownEngines,
+    lanes::Sighted,
     limits::Upkeep,
     notify::Notify,
     reader::News,
@@ -103,6 +107,7 @@ pub struct Agent {
     /// Inputs for decisions about limits.
     upkeep: Upkeep,
     askers: Askers,
+    answers: Answers,
     standings: Standings,
     unguarded: Unguarded,
     layout: Layout,
@@ -186,6 +191,7 @@ impl Agent {
                 Wake::Sighted(found) => self.take_evidence(found),
                 Wake::Stop(reason) => return Ok(reason),
             }
+            self.go_on_answering();
             self.read_stdio();
             self.tick();
             self.turns.end();
@@ -197,7 +203,8 @@ impl Agent {
     async fn wait(&mut self, sources: &mut Sources) -> anyhow::Result<Wake> {
         let tick = self.turns.next_tick;
         let due = self.core.next_deadline().map_or(tick, |at| at.min(tick));
-        let deadline = if self.counting.has_unread { clock::now() } else { due };
+        let goes_on = self.counting.has_unread || self.answers.are_waited_for();
+        let deadline = if goes_on { clock::now() } else { due };
         let Sources {
             ring,
             calls,

@@ -117,8 +117,8 @@ pub struct Guard {
     shortage: Shortage,
     /// Servers that nobody can reach.
     left_behind: Vec<Detection>,
-    /// When they were last searched for, and how many servers had ended until then.
-    searched: (Time, u64),
+    /// When they were last searched for, and how many servers had ended until then. `None` after a look.
+    searched: Option<(Time, u64)>,
     crashes: Crashes,
     /// The limit in force and the tasks, when they were last read; `None` if there is no limit.
     filled: Option<(u64, u64)>,
@@ -165,7 +165,7 @@ impl Guard {
             tasks_wait: None,
             shortage: Shortage::default(),
             left_behind: Vec::new(),
-            searched: (now, 0),
+            searched: Some((now, 0)),
             crashes: Crashes::default(),
             filled: None,
             schedule: Schedule::default(),
@@ -230,32 +230,29 @@ impl Guard {
     }
 
     /// Takes the looks at some servers.
-    pub fn looked(
-        &mut self,
-        now: Time,
-        servers: &[(TreeId, ServerSeen)],
-        policy: &Policy,
-        out: &mut Outbox<'_>,
-    ) {
+    pub fn looked(&mut self, now: Time, servers: &[(TreeId, ServerSeen)], policy: &Policy) {
         self.registry.looked(now, policy.evidence.every, servers);
-        self.search_left_behind(now, policy);
-        self.note_left_behind(now, policy, out);
+        // With the next totals: the servers of a large guard come in many parts.
+        self.searched = None;
     }
 
     fn search_left_behind(&mut self, now: Time, policy: &Policy) {
-        self.searched = (now, self.registry.ended());
+        self.searched = Some((now, self.registry.ended()));
         let (woke, detect) = (self.woke.unwrap_or_default(), &policy.detect);
         let fresh = FRESH * policy.evidence.every;
-        let all = || self.registry.servers();
+        let all = || self.registry.unreachable();
         self.left_behind = disconnected::look((now, woke), fresh, all(), &detect.disconnected);
         self.left_behind.extend(burning::look(now, fresh, all(), &detect.burning));
     }
 
     /// Between two looks, the episodes of the last one go on, while their servers live and the looks are not old.
     fn note_left_behind(&mut self, now: Time, policy: &Policy, out: &mut Outbox<'_>) {
-        let (since, ended) = self.searched;
-        let is_old = now.since(since) >= policy.evidence.every || ended != self.registry.ended();
-        if is_old && !self.left_behind.is_empty() {
+        let has_none = self.left_behind.is_empty();
+        let is_new = self.searched.is_some_and(|(since, ended)| {
+            let is_young = now.since(since) < policy.evidence.every;
+            has_none || (is_young && ended == self.registry.ended())
+        });
+        if !is_new {
             self.search_left_behind(now, policy);
         }
         for detection in self.left_behind.clone() {

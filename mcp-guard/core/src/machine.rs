@@ -66,22 +66,20 @@ impl Core {
 
     #[must_use]
     pub fn status(&self, now: Time) -> Vec<GuardStatus> {
-        self.status_with(now, |_| None)
+        self.guards.keys().filter_map(|guard| self.status_of(now, *guard, None)).collect()
     }
 
-    /// Returns the status with the kernel's current totals, if `totals` can read them. They affect
-    /// no decision.
+    /// Returns the status of one guard, with the kernel's current totals if they are given. They affect no decision.
     #[must_use]
-    pub fn status_with(
+    pub fn status_of(
         &self,
         now: Time,
-        totals: impl Fn(GuardId) -> Option<Totals>,
-    ) -> Vec<GuardStatus> {
-        let status = |guard: &Guard| {
-            let totals = totals(guard.id).unwrap_or_else(|| guard.rates.totals());
-            GuardStatus::of((now, self.policy.evidence.every), guard, totals)
-        };
-        self.guards.values().map(status).collect()
+        guard: GuardId,
+        totals: Option<Totals>,
+    ) -> Option<GuardStatus> {
+        let guard = self.guards.get(&guard)?;
+        let totals = totals.unwrap_or_else(|| guard.rates.totals());
+        Some(GuardStatus::of((now, self.policy.evidence.every), guard, totals))
     }
 
     /// Releases all our holds, for a clean end of the agent.
@@ -252,7 +250,7 @@ fn feed(guard: &mut Guard, now: Time, input: Input, world: World<'_>, out: &mut 
         Input::StdioRead { pid, start_ticks, stdio, .. } => {
             guard.registry.stdio_read(now, pid, start_ticks, stdio);
         }
-        Input::Looked { servers, .. } => guard.looked(now, &servers, policy, out),
+        Input::Looked { servers, .. } => guard.looked(now, &servers, policy),
         Input::Baseline { processes, .. } => guard.registry.reconcile(now, processes, grammar),
         Input::Totals { totals, .. } => guard.totals(now, totals, policy, out),
         Input::Denials { count, .. } => guard.denials(count),

@@ -261,7 +261,8 @@ fn status_tells_the_unknown_from_none_and_an_old_look_from_the_present() {
         let identity = guard.identities.remove("figma-mcp").expect("it lives");
         let listed = story.core.guard(GUARD).expect("it is guarded");
         let every = Duration::from_secs(30);
-        let mut servers = ServerStatus::all((now, every), listed, None);
+        let (mut servers, left_out) = ServerStatus::all((now, every), listed, None, 1);
+        assert_eq!((servers.len(), left_out), (1, 1));
         assert_eq!(servers.remove(0).look_age_seconds, identity.look_age_seconds);
         identity
     };

@@ -12,10 +12,12 @@ use tokio::{
 
 use super::{
     ASK_AGAIN, Agent, AgentOptions, QUEUE, Sources,
+    answers::Answers,
     askers::Askers,
     counting::Counting,
-    evidence::{Lookers, Sighted},
+    evidence::Lookers,
     known::KnownEngines,
+    lanes::Sighted,
     limits::Upkeep,
     notify::Notify,
     reader::{FactsReader, News},
@@ -67,9 +69,9 @@ impl Agent {
         let (to_looked, looked) = mpsc::unbounded_channel();
         let rescans = Rescans::start(observer.clone(), read)
             .context("cannot start the thread that reads processes after a loss")?;
-        // One answer per lane and per batch is under way.
+        // One guard per lane, in parts, and one batch is under way.
         let (to_evidence, evidence) = mpsc::unbounded_channel();
-        let lookers = Lookers::start(now, &Freezers::of(&layout), &to_evidence)
+        let lookers = Lookers::start(now, Freezers::of(&layout), &to_evidence)
             .context("cannot start the threads that look at servers")?;
         let mut agent = Self {
             core: Core::new(options.policy),
@@ -81,6 +83,7 @@ impl Agent {
             engines: KnownEngines::new(engines),
             upkeep: Upkeep { requests, reader, to_news },
             askers: Askers::default(),
+            answers: Answers::default(),
             standings: Standings::new(looks, to_looked),
             unguarded: Unguarded::default(),
             layout,

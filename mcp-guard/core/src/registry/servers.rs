@@ -1,11 +1,15 @@
 //! Single servers: who started them, which are worth a look, and what the looks have shown.
 
-use std::{collections::BTreeMap, mem, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    time::Duration,
+};
 
-use super::{Registry, Tree, TreeId, ticks};
+use super::{Identity, Registry, Tree, TreeId, ticks};
 use crate::{
     Time,
-    evidence::{Activity, Known, ServerSeen, StdioAtExec, Use},
+    evidence::{Activity, Contact, Known, ServerSeen, StdioAtExec, Use},
     id::{Pid, Ticks},
     server::Naming,
 };
@@ -169,41 +173,72 @@ impl Registry {
 
     /// Returns all live servers, the oldest of them first.
     pub fn servers(&self) -> impl Iterator<Item = LiveServer<'_>> {
-        self.trees.iter().map(|(id, tree)| {
-            let Origin { root, parent, client, is_found } = tree.origin;
-            let is_gone = |process: Option<(Pid, Time)>| process.map(|one| !self.lives(one));
-            let is_orphaned = match (is_gone(parent), is_gone(client)) {
-                (Some(true), _) | (_, Some(true)) => Some(true),
-                (Some(false), Some(false)) if !is_found => Some(false),
-                _ => None,
-            };
-            LiveServer {
-                id: *id,
-                identity: &tree.identity,
-                naming: tree.naming,
-                root,
-                started: tree.started,
-                processes: tree.members,
-                client: client.filter(|client| self.lives(*client)).map(|(pid, _)| pid),
-                is_orphaned,
-                known: &tree.known,
-            }
-        })
+        self.trees.iter().map(|(id, tree)| self.live(*id, tree))
     }
 
-    /// Returns the process that began each server, or the oldest one that is left of it.
+    /// Returns the live servers of one identity, or all of them, the oldest of them first.
+    pub fn servers_of(&self, identity: Option<&str>) -> impl Iterator<Item = LiveServer<'_>> {
+        let is_asked = move |tree: &Tree| identity.is_none_or(|name| name == &*tree.identity);
+        let trees = self.trees.iter().filter(move |(_, tree)| is_asked(tree));
+        trees.map(|(id, tree)| self.live(*id, tree))
+    }
+
+    /// Counts them.
     #[must_use]
-    pub fn eldest(&self) -> BTreeMap<TreeId, Pid> {
-        let mut eldest = BTreeMap::new();
-        for (_, pid) in &self.births {
-            if let Some(tree) = self.tree_of(*pid) {
-                eldest.entry(tree).or_insert(*pid);
+    pub fn count_of(&self, identity: Option<&str>) -> usize {
+        match identity {
+            Some(name) => self.identity(name).map_or(0, Identity::live),
+            None => self.trees.len(),
+        }
+    }
+
+    /// Returns the live servers that were closing or disconnected at the last look.
+    pub fn unreachable(&self) -> impl Iterator<Item = LiveServer<'_>> {
+        let trees = self.trees.iter().filter(|(_, tree)| match tree.known.contact {
+            Contact::Closing | Contact::Disconnected => true,
+            Contact::Unknown | Contact::NoStdio | Contact::Connected => false,
+        });
+        trees.map(|(id, tree)| self.live(*id, tree))
+    }
+
+    fn live<'a>(&self, id: TreeId, tree: &'a Tree) -> LiveServer<'a> {
+        let Origin { root, parent, client, is_found } = tree.origin;
+        let is_gone = |process: Option<(Pid, Time)>| process.map(|one| !self.lives(one));
+        let is_orphaned = match (is_gone(parent), is_gone(client)) {
+            (Some(true), _) | (_, Some(true)) => Some(true),
+            (Some(false), Some(false)) if !is_found => Some(false),
+            _ => None,
+        };
+        LiveServer {
+            id,
+            identity: &tree.identity,
+            naming: tree.naming,
+            root,
+            started: tree.started,
+            processes: tree.members,
+            client: client.filter(|client| self.lives(*client)).map(|(pid, _)| pid),
+            is_orphaned,
+            known: &tree.known,
+        }
+    }
+
+    /// Returns the process that began each of these servers, or the oldest one that is left of it.
+    #[must_use]
+    pub fn eldest(&self, servers: &[LiveServer<'_>]) -> BTreeMap<TreeId, Pid> {
+        let (mut eldest, mut missing) = (BTreeMap::new(), BTreeSet::new());
+        for LiveServer { id, root, .. } in servers {
+            if self.tree_of(*root) == Some(*id) {
+                eldest.insert(*id, *root);
+            } else {
+                missing.insert(*id);
             }
         }
-        for (id, tree) in &self.trees {
-            let root = tree.origin.root;
-            if self.tree_of(root) == Some(*id) {
-                eldest.insert(*id, root);
+        for (_, pid) in &self.births {
+            if missing.is_empty() {
+                break;
+            }
+            if let Some(tree) = self.tree_of(*pid).filter(|tree| missing.remove(tree)) {
+                eldest.insert(tree, *pid);
             }
         }
         eldest

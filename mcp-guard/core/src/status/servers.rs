@@ -50,13 +50,19 @@ pub struct ClientStatus {
 }
 
 impl ServerStatus {
-    /// Returns the servers of a guard, the oldest first; those of one identity if it is given.
+    /// Returns the servers of a guard, the oldest first; those of one identity if it is given. At most `most`, and
+    /// how many more there are.
     #[must_use]
-    pub fn all((now, every): (Time, Duration), guard: &Guard, identity: Option<&str>) -> Vec<Self> {
+    pub fn all(
+        (now, every): (Time, Duration),
+        guard: &Guard,
+        identity: Option<&str>,
+        most: usize,
+    ) -> (Vec<Self>, usize) {
         let registry = &guard.registry;
-        let eldest = registry.eldest();
-        let is_asked = |name: &str| identity.is_none_or(|identity| identity == name);
-        let servers = registry.servers().filter(|server| is_asked(server.identity));
+        let servers: Vec<_> = registry.servers_of(identity).take(most).collect();
+        let left_out = registry.count_of(identity).saturating_sub(servers.len());
+        let eldest = registry.eldest(&servers);
         let status = |server: LiveServer<'_>| Self {
             identity: server.identity.to_owned(),
             pid: eldest.get(&server.id).copied().unwrap_or(server.root),
@@ -81,6 +87,6 @@ impl ServerStatus {
                 name: registry.identity_of(pid).map(str::to_owned),
             }),
         };
-        servers.map(status).collect()
+        (servers.into_iter().map(status).collect(), left_out)
     }
 }

@@ -14,6 +14,7 @@ mod observer;
 mod peer;
 mod report;
 mod stats;
+mod status;
 mod storm;
 mod weight;
 
@@ -24,7 +25,8 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-const PARTS: [&str; 7] = ["core", "cost", "latency", "age", "weight", "diagnose", "evidence"];
+const PARTS: [&str; 8] =
+    ["core", "cost", "latency", "age", "weight", "diagnose", "evidence", "status"];
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -70,6 +72,9 @@ fn run(words: Vec<String>) -> Result<()> {
     }
     if wanted("evidence") {
         evidence::measure(&mut report).context("looks at servers")?;
+    }
+    if wanted("status") {
+        status::measure(&mut report).context("status of many guards")?;
     }
     say(&report.table());
     if let Some(file) = flags.get("--out") {

@@ -1,0 +1,327 @@
+//! The threads that look at servers.
+//!
+//! Some files below `/proc` wait for the process that they are about (`exec_update_lock` in the kernel), and a read
+//! that waits cannot be given up. So a look that hangs keeps its thread, and another thread takes over: only as many
+//! work at a time as are meant to. A guard has one thread at most.
+
+use std::{
+    io, mem,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use mcp_guard_core::{
+    Time,
+    evidence::{ServerSeen, StdioAtExec},
+    id::{CgroupId, GuardId, Pid, Ticks},
+    registry::{ToLookAt, TreeId},
+};
+use rustix::time::{ClockId, clock_gettime};
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::host::clock;
+
+/// Threads that work at a time.
+const AT_ONCE: usize = 2;
+/// Threads that are created at the start: a host that is full of processes allows none later.
+const AT_START: usize = 6;
+/// Most threads. Each one beyond [`AT_ONCE`] stands for a guard that holds one up.
+const MOST: usize = 64;
+/// After this much work a thread rests [`REST`] times as long, so that it costs a tenth of a CPU at most.
+const WORK: Duration = Duration::from_millis(5);
+const REST: u32 = 9;
+/// Most servers that are told of at once.
+const PART: usize = 256;
+/// A look at one server that takes longer hangs.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A finding of a thread.
+pub(super) enum Sighted {
+    Stdio(Vec<(GuardId, Pid, Ticks, StdioAtExec)>),
+    /// Some servers of a guard, in parts.
+    Servers {
+        lane: usize,
+        guard: GuardId,
+        cgroup: CgroupId,
+        seen: Vec<(TreeId, ServerSeen)>,
+        is_last: bool,
+    },
+}
+
+/// Looks at one server.
+pub(super) type Looker = Arc<dyn Fn(&ToLookAt) -> ServerSeen + Send + Sync>;
+
+/// A guard whose servers are to be looked at.
+pub(super) struct ToLook {
+    pub guard: GuardId,
+    pub cgroup: CgroupId,
+    pub servers: Vec<ToLookAt>,
+}
+
+struct Lane {
+    thread: mpsc::Sender<ToLook>,
+    busy: Option<GuardId>,
+    /// When the look at one server began; 0 between two looks.
+    began: Arc<AtomicU64>,
+    is_reported: bool,
+}
+
+impl Lane {
+    fn hangs(&self, now: Time) -> bool {
+        let began = Time(self.began.load(Ordering::Relaxed));
+        self.busy.is_some() && began != Time(0) && now.since(began) > PATIENCE
+    }
+}
+
+pub(super) struct Lanes {
+    lanes: Vec<Lane>,
+    look: Looker,
+    found: UnboundedSender<Sighted>,
+    /// No further thread could be created.
+    is_short: bool,
+}
+
+impl Lanes {
+    /// # Errors
+    /// A thread cannot be created.
+    pub fn start(look: Looker, found: UnboundedSender<Sighted>) -> io::Result<Self> {
+        let mut lanes = Self { lanes: Vec::new(), look, found, is_short: false };
+        (0..AT_START).try_for_each(|_| lanes.add())?;
+        Ok(lanes)
+    }
+
+    fn add(&mut self) -> io::Result<()> {
+        let (thread, wanted) = mpsc::channel();
+        let began = Arc::<AtomicU64>::default();
+        let number = self.lanes.len();
+        let (look, found, begins) = (self.look.clone(), self.found.clone(), began.clone());
+        let work = move || {
+            let mut pace = Pace::default();
+            for one in wanted {
+                look_at(number, one, &*look, &begins, &mut pace, &found);
+            }
+        };
+        thread::Builder::new().name("evidence".to_owned()).spawn(work)?;
+        self.lanes.push(Lane { thread, busy: None, began, is_reported: false });
+        Ok(())
+    }
+
+    /// Returns a thread that may begin to work.
+    pub fn free(&mut self, now: Time) -> Option<usize> {
+        let work = |lane: &&Lane| lane.busy.is_some() && !lane.hangs(now);
+        if self.lanes.iter().filter(work).count() >= AT_ONCE {
+            return None;
+        }
+        let free = self.lanes.iter().position(|lane| lane.busy.is_none());
+        if free.is_some() || self.lanes.len() >= MOST {
+            return free;
+        }
+        match self.add() {
+            Ok(()) => Some(self.lanes.len() - 1),
+            Err(error) => {
+                if !mem::replace(&mut self.is_short, true) {
+                    tracing::error!(%error, "no thread is left that looks at servers");
+                }
+                None
+            }
+        }
+    }
+
+    /// Whether a thread is at work on this guard, or hangs there.
+    pub fn are_at(&self, guard: GuardId) -> bool {
+        self.lanes.iter().any(|lane| lane.busy == Some(guard))
+    }
+
+    pub fn give(&mut self, lane: usize, wanted: ToLook) {
+        let Some(lane) = self.lanes.get_mut(lane) else { return };
+        let guard = wanted.guard;
+        match lane.thread.send(wanted) {
+            Ok(()) => lane.busy = Some(guard),
+            Err(_) => tracing::error!("a thread that looks at servers is gone"),
+        }
+    }
+
+    /// Notes that a thread has looked at all servers of its guard.
+    pub fn finished(&mut self, lane: usize) {
+        if let Some(lane) = self.lanes.get_mut(lane) {
+            (lane.busy, lane.is_reported) = (None, false);
+        }
+    }
+
+    /// Returns a guard that holds up a thread, once.
+    pub fn hanging(&mut self, now: Time) -> Option<GuardId> {
+        let hangs = |lane: &&mut Lane| !lane.is_reported && lane.hangs(now);
+        let lane = self.lanes.iter_mut().find(hangs)?;
+        lane.is_reported = true;
+        lane.busy
+    }
+}
+
+/// Looks at the servers of one guard.
+fn look_at(
+    lane: usize,
+    wanted: ToLook,
+    look: &dyn Fn(&ToLookAt) -> ServerSeen,
+    begins: &AtomicU64,
+    pace: &mut Pace,
+    found: &UnboundedSender<Sighted>,
+) {
+    let ToLook { guard, cgroup, servers } = wanted;
+    let mut seen: Vec<(TreeId, ServerSeen)> = Vec::new();
+    let tell = |seen: Vec<_>, is_last| {
+        // The loop ends only with the program.
+        let _ = found.send(Sighted::Servers { lane, guard, cgroup, seen, is_last });
+    };
+    for server in servers {
+        let rest = pace.rest(Instant::now());
+        if (rest.is_some() || seen.len() >= PART) && !seen.is_empty() {
+            tell(mem::take(&mut seen), false);
+        }
+        if let Some(rest) = rest {
+            thread::sleep(rest);
+        }
+        let before = cpu_time();
+        begins.store(clock::now().0, Ordering::Relaxed);
+        seen.push((server.server, look(&server)));
+        begins.store(0, Ordering::Relaxed);
+        pace.worked(Instant::now(), cpu_time().saturating_sub(before));
+    }
+    tell(seen, true);
+}
+
+/// Returns the CPU time of this thread: a look that waits costs nothing.
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    let part = |number: i64| u64::try_from(number).unwrap_or_default();
+    Duration::from_secs(part(time.tv_sec)) + Duration::from_nanos(part(time.tv_nsec))
+}
+
+/// How long a thread must rest for its work. All time since the last look counts, also that between two guards.
+#[derive(Default)]
+struct Pace {
+    owed: Duration,
+    ended: Option<Instant>,
+}
+
+impl Pace {
+    fn worked(&mut self, now: Instant, worked: Duration) {
+        self.owed += worked * REST;
+        self.ended = Some(now);
+    }
+
+    /// Returns for how long to rest before the next look.
+    fn rest(&mut self, now: Instant) -> Option<Duration> {
+        let rested = self.ended.replace(now).map_or(Duration::MAX, |ended| now - ended);
+        self.owed = self.owed.saturating_sub(rested);
+        (self.owed >= WORK * REST).then_some(self.owed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::RwLock;
+
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::*;
+
+    fn wanted(guard: u32, servers: u64) -> ToLook {
+        let one = |number| ToLookAt {
+            server: TreeId(u64::from(guard) * 1000 + number),
+            stdio: StdioAtExec::Unread,
+            activity: None,
+            members: Vec::new(),
+        };
+        let servers = (0..servers).map(one).collect();
+        ToLook { guard: GuardId(guard), cgroup: CgroupId(1), servers }
+    }
+
+    /// Each of ten guards holds up a thread for ever.
+    #[test]
+    fn guards_that_hold_up_their_threads_do_not_hold_up_the_others() {
+        static DOOR: RwLock<()> = RwLock::new(());
+        let closed = DOOR.write().unwrap();
+        let (to_found, mut found) = unbounded_channel();
+        let look = |server: &ToLookAt| {
+            if server.server.0 < 11_000 {
+                drop(DOOR.read());
+            }
+            ServerSeen::default()
+        };
+        let mut lanes = Lanes::start(Arc::new(look), to_found).unwrap();
+        let mut now = clock::now();
+        for guard in 1..=10 {
+            let lane = lanes.free(now).expect("those that hang do not count");
+            lanes.give(lane, wanted(guard, 1));
+            assert!(lanes.are_at(GuardId(guard)));
+            // Until it has begun.
+            while lanes.lanes[lane].began.load(Ordering::Relaxed) == 0 {
+                thread::yield_now();
+            }
+            now = clock::now().after(PATIENCE + Duration::from_secs(guard.into()));
+            assert_eq!((lanes.hanging(now), lanes.hanging(now)), (Some(GuardId(guard)), None));
+        }
+        let lane = lanes.free(now).expect("there is another thread");
+        lanes.give(lane, wanted(11, 600));
+        let (mut seen, mut parts) = (0, 0);
+        loop {
+            let Sighted::Servers { guard, seen: part, is_last, .. } =
+                found.blocking_recv().unwrap()
+            else {
+                panic!("something else")
+            };
+            assert!(guard == GuardId(11) && part.len() <= PART);
+            (seen, parts) = (seen + part.len(), parts + 1);
+            if is_last {
+                break;
+            }
+        }
+        assert!(seen == 600 && parts >= 3, "{seen} servers in {parts} parts");
+        lanes.finished(lane);
+        assert!(!lanes.are_at(GuardId(11)));
+        drop(closed);
+    }
+
+    #[test]
+    fn only_two_threads_work_at_a_time() {
+        static DOOR: RwLock<()> = RwLock::new(());
+        let closed = DOOR.write().unwrap();
+        let (to_found, _found) = unbounded_channel();
+        let look = |_: &ToLookAt| {
+            drop(DOOR.read());
+            ServerSeen::default()
+        };
+        let mut lanes = Lanes::start(Arc::new(look), to_found).unwrap();
+        let now = clock::now();
+        for guard in 1..=2 {
+            let lane = lanes.free(now).unwrap();
+            lanes.give(lane, wanted(guard, 1));
+        }
+        assert_eq!(lanes.free(now), None);
+        drop(closed);
+    }
+
+    #[test]
+    fn a_thread_rests_for_its_work_from_the_end_of_the_look() {
+        let (mut pace, mut now) = (Pace::default(), Instant::now());
+        let ms = Duration::from_millis;
+        assert_eq!(pace.rest(now), None);
+        // A look that hung for an hour, and worked for 4 ms.
+        now += ms(3_600_000);
+        pace.worked(now, ms(4));
+        assert_eq!(pace.rest(now), None);
+        // One of the next guard, at once.
+        pace.worked(now + ms(1), ms(4));
+        assert_eq!(pace.rest(now + ms(1)), Some(ms(72)));
+        // It slept longer than it had to.
+        assert_eq!(pace.rest(now + ms(500)), None);
+        pace.worked(now + ms(510), ms(5));
+        assert_eq!(pace.rest(now + ms(510)), Some(ms(45)));
+        assert_eq!(pace.rest(now + ms(530)), None, "the time between two guards is a rest");
+    }
+}
