@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader},
     path::Path,
-    process::{Child, Command},
+    process::{Child, Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -36,6 +36,12 @@ impl Sleeper {
         let runs = || Ok(fs::read_link(&exe)? == program);
         ensure!(until(DEADLINE, runs)?, "{} does not run", program.display());
         Ok(sleeper)
+    }
+
+    /// Starts a command that does nothing for as long, and whose output is read.
+    pub fn spawn(cgroup: &FixtureCgroup, mut command: Command) -> Result<Self> {
+        command.stdout(Stdio::piped());
+        Ok(Self { child: cgroup.spawn(command)? })
     }
 
     pub fn pid(&self) -> u32 {

@@ -33,6 +33,7 @@ use mcp_guard_tests::{
     leak::observing,
     sleeper::Sleeper,
     wait::until,
+    workload,
 };
 use rustix::fs::{XattrFlags, fsetxattr};
 
@@ -379,6 +380,24 @@ fn containers_side_by_side_are_refused_but_nested_ones_are_not() {
     drop(other);
     assert_untouched(&above);
     assert!(sleeper.lives().unwrap());
+}
+
+/// Such a process shows no namespace of its own.
+#[test]
+fn a_container_cannot_leave_the_count_by_ending_its_first_thread() {
+    let above = cgroup("leaderless");
+    let place = |letter: &str| above.child(&letter.repeat(64)).unwrap();
+    let sleep = fs::canonicalize("/bin/sleep").unwrap();
+    let (first, second) = (place("a"), place("b"));
+    let run = |program: &Path| words("unshare", ["--mount".as_ref(), program.as_os_str()]);
+    let mut sleeps = run(&sleep);
+    sleeps.arg("600");
+    let _sleeper = Sleeper::run(&first, sleeps, &sleep).unwrap();
+    let mut alone = Sleeper::spawn(&second, run(&workload("leaderless").unwrap())).unwrap();
+    assert_eq!(alone.line().unwrap(), "the first thread has ended");
+    for verb in DRY {
+        assert_refused(&cli(verb, &target(&above)), "2 containers side by side");
+    }
 }
 
 /// The engine of a user, in a cgroup of his. It makes cgroups in another one of his, as K3s or Docker without

@@ -28,7 +28,7 @@ pub const EVERY_TEST: &str = "*";
 /// The programs that the tests start.
 ///
 /// The agent here is a dev build, which can be made to panic. The tests run it on any host.
-const WORKLOADS: [&str; 3] = ["spawn-workload", "launcher-lookalike", "mcp-guard"];
+const WORKLOADS: [&str; 4] = ["spawn-workload", "launcher-lookalike", "leaderless", "mcp-guard"];
 
 /// One test program and the tests in it.
 pub struct TestProgram {

@@ -22,6 +22,9 @@ use super::proc::{
 
 /// Most bytes read of a command line; the kernel side reads as many.
 const MAX_ARGV: usize = 1024;
+/// Most threads that are asked for a namespace once the first one has ended. One that another process traces
+/// stays there after its end.
+const MOST_ASKED: usize = 64;
 
 /// A process that cannot turn into another one: all reads go through one `/proc/PID` directory,
 /// which still belongs to the process after its death.
@@ -71,13 +74,30 @@ impl OpenProcess {
         self.read("status", 64 * 1024).map_or(true, |status| status::may_trace(&status))
     }
 
-    /// Identifies one of its namespaces: `kind` is the name of a file in `/proc/PID/ns`.
+    /// Identifies one of its namespaces: `kind` is the name of a file in `/proc/PID/ns`. A thread that has
+    /// ended has none, and the first one may end before the others.
     ///
     /// # Errors
-    /// If the process is gone, or the kernel does not show it to us.
+    /// If the process is gone, if the kernel does not show it to us, or if too many of its threads have ended.
     pub fn namespace(&self, kind: &str) -> io::Result<Namespace> {
-        let file = statat(&self.dir, format!("ns/{kind}"), AtFlags::empty())?;
-        Ok(Namespace(file.st_dev, file.st_ino))
+        let in_folder = |folder: &str| {
+            let file = statat(&self.dir, format!("{folder}ns/{kind}"), AtFlags::empty())?;
+            Ok(Namespace(file.st_dev, file.st_ino))
+        };
+        let gone = match in_folder("") {
+            Err(error) if is_gone(&error) => error,
+            read => return read,
+        };
+        for (asked, thread) in self.entries("task")?.enumerate() {
+            if asked == MOST_ASKED {
+                return Err(io::Error::other(format!("{MOST_ASKED} of its threads have ended")));
+            }
+            match in_folder(&format!("task/{}/", thread?)) {
+                Err(error) if is_gone(&error) => {}
+                read => return read,
+            }
+        }
+        Err(gone)
     }
 
     /// Returns the path of its program, as the kernel shows it.
@@ -225,18 +245,25 @@ impl OpenProcess {
 
     /// Returns the entries of a directory that are numbers.
     fn numbers(&self, folder: &str, most: usize) -> io::Result<Vec<u32>> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = openat(&self.dir, folder, flags, Mode::empty())?;
         let mut numbers = Vec::new();
-        for entry in rustix::fs::Dir::new(dir)? {
-            let name = entry?.file_name().to_str().ok().and_then(|name| name.parse().ok());
-            let Some(number) = name else { continue };
+        for number in self.entries(folder)? {
             if numbers.len() == most {
                 return Err(io::Error::other(format!("more than {most} entries in {folder}")));
             }
-            numbers.push(number);
+            numbers.push(number?);
         }
         Ok(numbers)
+    }
+
+    /// Reads the entries of a directory that are numbers, one after the other.
+    fn entries(&self, folder: &str) -> io::Result<impl Iterator<Item = io::Result<u32>> + use<>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = openat(&self.dir, folder, flags, Mode::empty())?;
+        let number = |entry: rustix::io::Result<rustix::fs::DirEntry>| match entry {
+            Ok(entry) => entry.file_name().to_str().ok()?.parse().ok().map(Ok),
+            Err(error) => Some(Err(error.into())),
+        };
+        Ok(rustix::fs::Dir::new(dir)?.filter_map(number))
     }
 
     fn text(&self, file: &str, limit: usize) -> io::Result<String> {
