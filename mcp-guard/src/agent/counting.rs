@@ -15,7 +15,7 @@ use mcp_guard_core::{
 
 use crate::host::{
     bpf::{CGROUPS_FULL, Kernel},
-    cgroup::Cgroup,
+    cgroup::{Cgroup, is_too_deep},
 };
 
 /// Most passes over the map of cgroups for guards that end.
@@ -87,10 +87,10 @@ impl Counting {
             // A container may have any number of them, and none of the rest would have room.
             if is_full { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
         });
-        if is_full {
-            kernel.leave_out_uncounted(guard);
-        } else {
-            walked?;
+        match walked {
+            _ if is_full => kernel.leave_out_uncounted(guard),
+            Err(error) if is_too_deep(&error) => kernel.leave_out_uncounted(guard),
+            walked => walked?,
         }
         kernel.begin_epoch();
         trouble.map_or(Ok(()), Err)

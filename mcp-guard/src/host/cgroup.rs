@@ -6,6 +6,7 @@
 mod dir;
 mod find;
 mod pids;
+mod place;
 mod populated;
 mod scan;
 mod step;
@@ -27,6 +28,7 @@ pub use self::{
     populated::{Members, PopulatedWalk},
     step::WalkStep,
     tasks::TaskCount,
+    walk::is_too_deep,
 };
 use self::{pids::Pids, walk::Visit};
 use super::{cgroupfs::Events, poll, process::read_at_most};

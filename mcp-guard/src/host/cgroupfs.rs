@@ -25,6 +25,16 @@ pub fn keyed(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.parse().ok())
 }
 
+/// Returns the number of cgroups in the hierarchy of a controller, from `/proc/cgroups`, see cgroups(7).
+#[must_use]
+pub fn number_of_cgroups(text: &str, controller: &str) -> Option<u64> {
+    let fields = |line: &'_ str| -> Option<u64> {
+        let mut fields = line.split_whitespace();
+        (fields.next()? == controller).then(|| fields.nth(1)?.parse().ok())?
+    };
+    text.lines().find_map(fields)
+}
+
 /// Whether `cgroup.controllers` or `cgroup.subtree_control` names the pids controller.
 #[must_use]
 pub fn lists_pids(controllers: &str) -> bool {
@@ -51,6 +61,15 @@ mod tests {
         assert_eq!(keyed(memory, "oo"), None);
         assert_eq!(keyed("max many\n", "max"), None);
         assert_eq!(keyed("", "max"), None);
+    }
+
+    #[test]
+    fn the_cgroups_of_a_controller_are_counted() {
+        let text =
+            "#subsys_name\thierarchy\tnum_cgroups\tenabled\nmemory\t4\t51\t1\npids\t8\t7\t1\n";
+        assert_eq!(number_of_cgroups(text, "pids"), Some(7));
+        assert_eq!(number_of_cgroups(text, "pid"), None);
+        assert_eq!(number_of_cgroups("pids 8", "pids"), None);
     }
 
     #[test]

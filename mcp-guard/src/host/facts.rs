@@ -196,8 +196,8 @@ impl Look {
             return Ok(());
         }
         let Some(walk) = &self.walk else { return Ok(()) };
-        let (Some((dir, _)), Some(whole)) = (walk.here(), walk.first()) else { return Ok(()) };
-        let outside = Outside { programs: &self.programs, whole };
+        let Some((dir, _)) = walk.here() else { return Ok(()) };
+        let outside = Outside { programs: &self.programs, whole: walk.first() };
         if let Some(latest) = self.latest.as_mut().filter(|latest| !latest.is_decided) {
             // Each container has a mount namespace of its own, and is counted by it, once. A directory
             // that only has the name of a container has none.

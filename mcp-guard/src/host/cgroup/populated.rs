@@ -1,17 +1,12 @@
 //! Walks through the cgroups that have processes.
 
-use std::{
-    ffi::{CStr, CString},
-    io,
-};
+use std::{ffi::CString, io, sync::Arc};
 
 use mcp_guard_core::{escape::cgroup_name, id::Pid};
 use rustix::fs::FileType;
 
-use super::{Dir, dir::MAX_PROCS, scan::ProcessScan, step::WalkStep};
+use super::{Dir, dir::MAX_PROCS, place::PlaceBelow, scan::ProcessScan, step::WalkStep};
 
-/// Most bytes of a path below the first cgroup, however long it is when it is escaped.
-const PATH_MAX: usize = libc::PATH_MAX.cast_unsigned() as usize;
 /// Most cgroups and processes that a walk meets from cgroup to cgroup: twice as many cgroups as all guards
 /// have room for.
 const MOST_MET: usize = 2 * super::walk::MAX_DESCENDANTS;
@@ -24,11 +19,15 @@ const MOST_MET: usize = 2 * super::walk::MAX_DESCENDANTS;
 /// them, without end. So a walk that does not come to its end begins again, and goes from process to process:
 /// there is an end of them.
 ///
-/// Each cgroup is entered before its children are listed. One whose path is longer than any program can
-/// open is not entered: it would cost descriptors for each level of a tree as deep as a container likes.
+/// Each cgroup is entered before its children are listed. Only the present one is open, however deep the
+/// tree is, and one whose path is longer than any program can open is not entered.
 pub struct PopulatedWalk {
-    /// The cgroups from the first one to the present one.
-    way: Vec<PopulatedLevel>,
+    /// The first cgroup and its path.
+    first: (Dir, String),
+    /// `None` if the walk is over.
+    present: Option<Present>,
+    /// Populated cgroups that were not entered yet, the next one last.
+    pending: Vec<Arc<PlaceBelow>>,
     too_deep: usize,
     /// Number of cgroups and processes that it met.
     met: usize,
@@ -42,21 +41,22 @@ impl PopulatedWalk {
     /// # Errors
     /// If the process has no descriptors left.
     pub fn begin(dir: &Dir, path: &str) -> io::Result<Self> {
-        let first = PopulatedLevel::new(dir.try_clone()?, path.to_owned(), 0);
-        Ok(Self { way: vec![first], too_deep: 0, met: 0, scan: None })
+        let first = (dir.try_clone()?, path.to_owned());
+        let present = Some(Present::new(dir.try_clone()?, path.to_owned(), None));
+        Ok(Self { first, present, pending: Vec::new(), too_deep: 0, met: 0, scan: None })
     }
 
     /// Returns the present cgroup and its path. `None` if the walk is over.
     #[must_use]
     pub fn here(&self) -> Option<(&Dir, &str)> {
-        let last = self.way.last().map(|level| (&level.dir, level.path.as_str()));
-        self.scan.as_ref().and_then(ProcessScan::here).or(last)
+        let present = self.present.as_ref().map(|present| (&present.dir, present.path.as_str()));
+        self.scan.as_ref().and_then(ProcessScan::here).or(present)
     }
 
-    /// Returns the first cgroup and its path. `None` if the walk is over.
+    /// Returns the first cgroup and its path.
     #[must_use]
-    pub fn first(&self) -> Option<(&Dir, &str)> {
-        self.way.first().map(|level| (&level.dir, level.path.as_str()))
+    pub fn first(&self) -> (&Dir, &str) {
+        (&self.first.0, &self.first.1)
     }
 
     /// Number of populated cgroups that were not entered, because they are nested too deep.
@@ -75,39 +75,50 @@ impl PopulatedWalk {
         if let Some(scan) = &mut self.scan {
             let step = scan.step()?;
             if step == WalkStep::Over {
-                self.way.clear();
+                self.present = None;
             }
             return Ok(step);
         }
         self.met += 1;
-        let is_first = self.way.len() == 1;
-        let Some(level) = self.way.last_mut() else { return Ok(WalkStep::Over) };
-        let name = match level.next_child() {
-            Ok(Some(name)) => name,
-            Err(error) if !is_gone(&error) || is_first => return Err(error),
-            Ok(None) | Err(_) => {
-                self.way.pop();
-                return Ok(WalkStep::Passed);
-            }
+        let Some(present) = &mut self.present else { return Ok(WalkStep::Over) };
+        let name = match present.next_child() {
+            Err(error) if is_gone(&error) && !present.is_first() => None,
+            listed => listed?,
         };
-        match level.enter(&name) {
-            Ok(Some(below)) if below.length > PATH_MAX => self.too_deep += 1,
-            Ok(Some(below)) => {
-                self.way.push(below);
-                return Ok(WalkStep::Entered);
-            }
-            Ok(None) => {}
+        let Some(name) = name else { return self.enter_next() };
+        match present.dir.is_populated_below(&name) {
+            Ok(true) => match PlaceBelow::below(present.place.as_ref(), &name) {
+                Some(child) => self.pending.push(child),
+                None => self.too_deep += 1,
+            },
+            Ok(false) => {}
             Err(error) if is_gone(&error) => {}
             Err(error) => return Err(error),
         }
         Ok(WalkStep::Passed)
     }
 
+    fn enter_next(&mut self) -> io::Result<WalkStep> {
+        let Some(next) = self.pending.pop() else {
+            self.present = None;
+            return Ok(WalkStep::Over);
+        };
+        let dir = match next.open(&self.first.0) {
+            Err(error) if is_gone(&error) => return Ok(WalkStep::Passed),
+            opened => opened?,
+        };
+        let below = |above: &str, name: &[u8]| format!("{above}/{}", cgroup_name(name));
+        let path = next.shown(&self.first.1, below);
+        self.present = Some(Present::new(dir, path, Some(next)));
+        Ok(WalkStep::Entered)
+    }
+
     fn begin_again(&mut self) -> io::Result<WalkStep> {
-        self.way.truncate(1);
+        let (dir, path) = &self.first;
+        self.scan = Some(ProcessScan::begin(dir, path)?);
+        self.present = Some(Present::new(dir.try_clone()?, path.clone(), None));
+        self.pending = Vec::new();
         self.too_deep = 0;
-        let Some(first) = self.way.first() else { return Ok(WalkStep::Over) };
-        self.scan = Some(ProcessScan::begin(&first.dir, &first.path)?);
         Ok(WalkStep::Again)
     }
 
@@ -120,12 +131,13 @@ impl PopulatedWalk {
         if let Some(scan) = &self.scan {
             return Ok(scan.process_here().into_iter().collect());
         }
-        let Some(level) = self.way.last() else { return Ok(Vec::new()) };
-        let is_first = self.way.len() == 1;
-        match level.dir.own_processes(MAX_PROCS) {
+        let Some(present) = &self.present else { return Ok(Vec::new()) };
+        match present.dir.own_processes(MAX_PROCS) {
             // The kernel does not list the processes of a threaded cgroup. If one is below the first
             // cgroup, the domain above it lists them, so only the first cgroup must answer.
-            Err(error) if !is_first && (is_gone(&error) || is_threaded(&error)) => Ok(Vec::new()),
+            Err(error) if !present.is_first() && (is_gone(&error) || is_threaded(&error)) => {
+                Ok(Vec::new())
+            }
             read => {
                 let processes = read?;
                 self.met += processes.len();
@@ -169,27 +181,36 @@ impl Dir {
     }
 }
 
-/// A cgroup of a walk, and what is left of its list of children.
-struct PopulatedLevel {
+/// The cgroup that a walk is in, and what is left of its list of children.
+struct Present {
     dir: Dir,
     path: String,
-    /// Bytes of the path below the first cgroup, which are fewer than those of `path` if that is escaped.
-    length: usize,
-    /// `None` if it is not listed yet.
-    children: Option<rustix::fs::Dir>,
+    /// `None`: the first one.
+    place: Option<Arc<PlaceBelow>>,
+    children: Children,
 }
 
-impl PopulatedLevel {
-    fn new(dir: Dir, path: String, length: usize) -> Self {
-        Self { dir, path, length, children: None }
+enum Children {
+    NotListed,
+    Listed(rustix::fs::Dir),
+    Over,
+}
+
+impl Present {
+    fn new(dir: Dir, path: String, place: Option<Arc<PlaceBelow>>) -> Self {
+        Self { dir, path, place, children: Children::NotListed }
+    }
+
+    fn is_first(&self) -> bool {
+        self.place.is_none()
     }
 
     /// Returns the name of the next child.
     fn next_child(&mut self) -> io::Result<Option<CString>> {
-        let children = match &mut self.children {
-            Some(children) => children,
-            None => self.children.insert(rustix::fs::Dir::read_from(&self.dir)?),
-        };
+        if matches!(self.children, Children::NotListed) {
+            self.children = Children::Listed(rustix::fs::Dir::read_from(&self.dir)?);
+        }
+        let Children::Listed(children) = &mut self.children else { return Ok(None) };
         while let Some(entry) = children.read() {
             let entry = entry?;
             let name = entry.file_name();
@@ -198,18 +219,8 @@ impl PopulatedLevel {
                 return Ok(Some(name.to_owned()));
             }
         }
+        self.children = Children::Over;
         Ok(None)
-    }
-
-    /// Opens a child if it is populated.
-    fn enter(&self, name: &CStr) -> io::Result<Option<Self>> {
-        if !self.dir.is_populated_below(name)? {
-            return Ok(None);
-        }
-        let dir = self.dir.child(name)?;
-        let path = format!("{}/{}", self.path.trim_end_matches('/'), cgroup_name(name.to_bytes()));
-        let length = self.length + 1 + name.to_bytes().len();
-        Ok(Some(Self::new(dir, path, length)))
     }
 }
 
@@ -230,6 +241,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::host::cgroup::place::tests::held_open;
 
     fn open(folder: &Path) -> Dir {
         Dir::from(OwnedFd::from(fs::File::open(folder).unwrap()))
@@ -295,7 +307,13 @@ mod tests {
             dir = dir.child(&name).unwrap();
             list(&dir, &format!("{pid}\n"));
         }
-        let members = top.members(|_| true).unwrap().unwrap();
+        drop(dir);
+        let go_on = |_| {
+            let held = held_open(folder.path());
+            assert!(held <= 4, "{held} descriptors: one for each level");
+            true
+        };
+        let members = top.members(go_on).unwrap().unwrap();
         let expected: Vec<_> = [7].into_iter().chain(100..116).map(Pid).collect();
         assert_eq!((members.processes, members.too_deep), (expected, 1), "16 * 256 bytes fit");
         assert!(top.members(|found| found < 10).unwrap().is_none());
