@@ -7,7 +7,7 @@
 )]
 
 use std::{
-    fs::File,
+    fs::{self, File},
     os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
     process::{Command, Stdio},
 };
@@ -189,6 +189,16 @@ impl Drop for Nested {
     }
 }
 
+fn first_clamp(agent: &mut Agent) -> (Outcome, String) {
+    let clamp = |record: &Record| match record {
+        Record::Outcome { response: Response::Clamp, outcome, detail, .. } => {
+            Some((*outcome, detail.clone()))
+        }
+        _ => None,
+    };
+    agent.await_record("clamped", clamp).unwrap()
+}
+
 /// The processes of a container are no bystanders of its clamp, in any cgroup that it makes. At a depth of 20
 /// the kernel cannot name that cgroup either.
 #[test]
@@ -201,14 +211,71 @@ fn deep_cgroups_of_a_container_prevent_no_clamp() {
         nested.take(&sleeper);
         let _leak = Leak::start(&cgroup, 4).unwrap();
         let mut agent = Agent::start(&LeakPolicy::enforcing(&cgroup, "clamp").toml()).unwrap();
-        let clamp = |record: &Record| match record {
-            Record::Outcome { response: Response::Clamp, outcome, detail, .. } => {
-                Some((*outcome, detail.clone()))
-            }
-            _ => None,
-        };
-        let (outcome, detail) = agent.await_record("clamped", clamp).unwrap();
+        let (outcome, detail) = first_clamp(&mut agent);
         assert_eq!(outcome, Outcome::Done, "{depth}: {detail}");
         drop(sleeper);
+    }
+}
+
+/// On a host with version 1 of the pids controller, lists of two trees are compared, and what moves is on
+/// neither or on both.
+#[test]
+fn processes_that_move_between_cgroups_prevent_no_clamp() {
+    for has_cgroups_below in [false, true] {
+        let cgroup = FixtureCgroup::new("clamp-movers").unwrap();
+        cgroup.set_pids_max(FOUND).unwrap();
+        let place = |number: usize| cgroup.unified_dir().join(number.to_string());
+        let places: Vec<_> = (0..32).map(place).collect();
+        places.iter().for_each(|place| fs::create_dir(place).unwrap());
+        // Each look takes longer than a move.
+        (32..3000).for_each(|number| fs::create_dir(place(number)).unwrap());
+        let below = cgroup.pids_dir().join("c");
+        if has_cgroups_below {
+            fs::create_dir(&below).unwrap();
+        }
+        let mover = || {
+            let mut command = Command::new("sh");
+            let moves = "echo moves; while :; do for door; do echo 0 >$door; done; done";
+            command.args(["-c", moves, "sh"]);
+            command.args(places.iter().map(|place| place.join("cgroup.procs")));
+            let mut mover = Sleeper::spawn(&cgroup, command).unwrap();
+            assert_eq!(mover.line().unwrap(), "moves");
+            mover
+        };
+        let movers: Vec<_> = (0..8).map(|_| mover()).collect();
+        let _leak = Leak::start(&cgroup, 4).unwrap();
+        let mut agent = Agent::start(&LeakPolicy::enforcing(&cgroup, "clamp").toml()).unwrap();
+        let (outcome, detail) = first_clamp(&mut agent);
+        assert_eq!(outcome, Outcome::Done, "{detail}");
+        drop(movers);
+    }
+}
+
+/// The first thread of the second one has ended: version 1 shows it in the root.
+#[test]
+fn a_process_outside_that_shares_the_pids_cgroup_prevents_a_clamp() {
+    let leaderless = workload("leaderless").unwrap();
+    let programs = [
+        ("echo starts && exec sleep 600", "starts"),
+        ("exec \"$0\"", "the first thread has ended"),
+    ];
+    for (program, line) in programs {
+        let (cgroup, outside) =
+            (FixtureCgroup::new("clamp").unwrap(), FixtureCgroup::new("clamp-outside").unwrap());
+        cgroup.set_pids_max(FOUND).unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", program]).arg(&leaderless);
+        let mut other = Sleeper::spawn(&outside, command).unwrap();
+        assert_eq!(other.line().unwrap(), line);
+        let is_shared = cgroup.pids_dir() != cgroup.unified_dir();
+        if is_shared {
+            fs::write(cgroup.pids_dir().join("cgroup.procs"), other.pid().to_string()).unwrap();
+        }
+        let _leak = Leak::start(&cgroup, 4).unwrap();
+        let mut agent = Agent::start(&LeakPolicy::enforcing(&cgroup, "clamp").toml()).unwrap();
+        let (outcome, detail) = first_clamp(&mut agent);
+        let found = format!("process {} is outside the guard", other.pid());
+        let is_refused = outcome == Outcome::Refused && detail.contains(&found);
+        assert_eq!(is_refused, is_shared, "{outcome:?} {detail}");
     }
 }

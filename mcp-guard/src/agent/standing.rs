@@ -16,7 +16,11 @@ use mcp_guard_core::{
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::Agent;
-use crate::host::{cgroup::Cgroup, clock, facts::LookThread};
+use crate::host::{
+    cgroup::Cgroup,
+    clock,
+    facts::{LookFound, LookThread, LookWanted},
+};
 
 /// Interval between two checks of a guard that may be acted on. An action checks by itself.
 const ALLOWED_AGAIN: Duration = Duration::from_secs(60);
@@ -30,7 +34,7 @@ pub(super) struct Looked {
     guard: GuardId,
     /// The slot may have another guard by now.
     cgroup: CgroupId,
-    found: io::Result<BystanderFacts>,
+    found: io::Result<LookFound>,
 }
 
 /// When each guard is checked again.
@@ -54,14 +58,14 @@ impl Standings {
             return None;
         }
         let (to_loop, id) = (self.to_loop.clone(), cgroup.id());
-        let found = self.looks.look(cgroup, move |found| {
+        let found = self.looks.look(cgroup, LookWanted::Facts, move |found| {
             // The receiver is gone only when the program ends.
             let _ = to_loop.send(Looked { guard, cgroup: id, found });
         });
         if found.is_none() {
             self.under_way.insert(guard);
         }
-        found?.ok()
+        found?.ok().map(|found| found.facts)
     }
 
     /// Notes the end of an order. If the executor refused it, the core does not know why yet.
@@ -129,8 +133,8 @@ impl Agent {
         let Looked { guard, cgroup, found } = looked;
         self.standings.under_way.remove(&guard);
         let is_present = self.guards.get(guard).is_some_and(|held| held.cgroup.id() == cgroup);
-        if let (true, Ok(facts)) = (is_present, found) {
-            self.step(Input::Standing { guard, refusal: refusal(&facts), asked: false });
+        if let (true, Ok(found)) = (is_present, found) {
+            self.step(Input::Standing { guard, refusal: refusal(&found.facts), asked: false });
             let is_refused = self.is_refused(guard);
             self.standings.checked(guard, clock::now(), is_refused, Duration::ZERO);
         }

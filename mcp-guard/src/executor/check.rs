@@ -9,18 +9,19 @@ use mcp_guard_core::{
     id::Ticket,
     incident::{Hold, Outcome},
     limit::Limit,
-    refusal::BystanderFacts,
+    policy::Response,
     repair::Write,
 };
 
 use super::{Executor, LateAnswer, OrderId, UnderWay, still_there};
 use crate::{
     guards::{Guards, Held},
-    host::facts::{self, LookThread},
+    host::cgroup::Cgroup,
+    host::facts::{self, LookFound, LookThread, LookWanted},
 };
 
 /// The facts of a cgroup, or why they cannot be read.
-pub type FactsFound = io::Result<BystanderFacts>;
+pub type FactsFound = io::Result<LookFound>;
 
 /// The part of an order that follows its check.
 pub enum AfterCheck {
@@ -53,21 +54,39 @@ impl Executor {
 
     /// Looks at the cgroup of an order, and carries the order out once the look is over.
     pub(super) fn check(&mut self, order: OrderId, held: &mut Held, then: AfterCheck) {
-        let (ticket, answers) = (order.ticket, self.to_answers.clone());
-        let answer = move |found| {
-            // The receiver is gone only when the program ends.
-            let _ = answers.send((ticket, LateAnswer::Look(found)));
+        let wanted = match &then {
+            AfterCheck::Contain(wanted) if wanted.response == Response::Clamp => {
+                // On a hybrid host the pids cgroup is found through a process, and the cgroup may have been
+                // empty when its guard began.
+                held.cgroup.find_pids(&self.layout);
+                LookWanted::FactsAndSharing
+            }
+            AfterCheck::Contain(_) | AfterCheck::WriteLimit(..) | AfterCheck::LeaveLimit(..) => {
+                LookWanted::Facts
+            }
         };
-        let found = match &self.looks {
-            Some(looks) => looks.look(&held.cgroup, answer),
-            None => Some(facts::gather(&held.cgroup)),
-        };
-        let Some(found) = found else {
+        let Some(found) = self.look(order.ticket, &held.cgroup, wanted, LateAnswer::Look) else {
             let checked = UnderCheck { order, subject: held.subject.clone(), then };
-            self.under_way.insert(ticket, UnderWay::Check(checked));
+            self.under_way.insert(checked.order.ticket, UnderWay::Check(checked));
             return;
         };
         self.checked(order, held, then, found);
+    }
+
+    /// Looks at a cgroup. `None` if the answer comes later.
+    pub(super) fn look(
+        &self,
+        ticket: Ticket,
+        cgroup: &Cgroup,
+        wanted: LookWanted,
+        answer: impl FnOnce(FactsFound) -> LateAnswer + Send + 'static,
+    ) -> Option<FactsFound> {
+        let Some(looks) = &self.looks else { return Some(facts::look_at(cgroup, wanted)) };
+        let answers = self.to_answers.clone();
+        looks.look(cgroup, wanted, move |found| {
+            // The receiver is gone only when the program ends.
+            let _ = answers.send((ticket, answer(found)));
+        })
     }
 
     fn checked(&mut self, order: OrderId, held: &mut Held, then: AfterCheck, found: FactsFound) {
@@ -155,13 +174,18 @@ mod tests {
     use mcp_guard_core::{
         Time,
         audit::{Line, Record},
-        id::{CgroupId, GuardId, Incident, Ticket, Tickets},
+        id::{CgroupId, GuardId, Incident, Tickets},
         incident::Cause,
-        policy::{Mode, Response},
+        policy::Mode,
+        refusal::BystanderFacts,
     };
 
     use super::*;
-    use crate::{audit::Audit, engine::Engines, host::layout::Layout};
+    use crate::{
+        audit::Audit,
+        engine::Engines,
+        host::{facts::Sharing, layout::Layout},
+    };
 
     fn subject() -> Subject {
         Subject { name: "gw".into(), cgroup: "/gw".into(), cgroup_id: CgroupId(7) }
@@ -248,8 +272,9 @@ mod tests {
     fn an_order_whose_cgroup_is_removed_under_its_check_is_in_the_log() {
         let removed = |executor: &mut Executor, tickets: &[Ticket]| {
             for ticket in tickets {
-                let found = LateAnswer::Look(Ok(BystanderFacts::default()));
-                executor.take_answer(&mut Guards::new(), *ticket, found);
+                let facts = BystanderFacts::default();
+                let found = LookFound { facts, sharing: Sharing::NotLooked };
+                executor.take_answer(&mut Guards::new(), *ticket, LateAnswer::Look(Ok(found)));
             }
         };
         let (settled, log) = ended([freeze(), limit()], removed);

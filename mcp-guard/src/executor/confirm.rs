@@ -8,19 +8,22 @@ use mcp_guard_core::{
     Time,
     audit::{Subject, Timing},
     effect::Containment,
+    id::Ticket,
     incident::Outcome,
     policy::Response,
 };
 use tokio::task::AbortHandle;
 
 use super::{
-    Executor, LateAnswer, OrderId, UnderWay, is_gone, micros, steps, steps::Until, still_there,
+    Executor, FactsFound, LateAnswer, OrderId, UnderWay, is_gone, micros, steps, steps::Until,
+    still_there,
 };
 use crate::{
     guards::{Guards, Held},
     host::{
-        cgroup::{Dir, EventsWatch, TaskCount},
+        cgroup::{Cgroup, Dir, EventsWatch, TaskCount},
         clock,
+        facts::{LookWanted, Sharing},
     },
 };
 
@@ -36,6 +39,8 @@ pub enum KernelAnswer {
     Confirmed,
     /// It takes longer than usual.
     Slow,
+    /// The cgroup of a slow freeze was looked at.
+    Looked(FactsFound),
     /// These tasks have not stopped, or not ended.
     Left(TaskCount),
     /// The cgroup was removed.
@@ -75,6 +80,10 @@ impl Awaited {
 
     fn is_of(&self, subject: &Subject, until: Until) -> bool {
         self.until == until && self.subject == *subject
+    }
+
+    fn stop_growth(&mut self, cgroup: &Cgroup, sharing: io::Result<Sharing>) {
+        self.note = format!("; {}", steps::stop_growth(cgroup, sharing));
     }
 
     fn requested(&self, left: &str) -> String {
@@ -134,7 +143,16 @@ impl Executor {
                 let held = still_there(guards, awaited.order.guard, &awaited.subject);
                 if let (Until::Frozen, Some(held)) = (until, held) {
                     held.cgroup.find_pids(&self.layout);
-                    awaited.note = format!("; {}", steps::stop_growth(&held.cgroup));
+                    let looked = self.who_shares(awaited.order.ticket, &held.cgroup);
+                    if let Some(sharing) = looked {
+                        awaited.stop_growth(&held.cgroup, sharing);
+                    }
+                }
+                self.go_on(awaited);
+            }
+            (_, KernelAnswer::Looked(found)) => {
+                if let Some(held) = still_there(guards, awaited.order.guard, &awaited.subject) {
+                    awaited.stop_growth(&held.cgroup, found.map(|found| found.sharing));
                 }
                 self.go_on(awaited);
             }
@@ -171,6 +189,19 @@ impl Executor {
                 self.go_on(awaited);
             }
         }
+    }
+
+    /// Looks for others that share the pids cgroup. `None` if the answer comes later.
+    fn who_shares(&self, ticket: Ticket, cgroup: &Cgroup) -> Option<io::Result<Sharing>> {
+        if !cgroup.may_share_pids() {
+            return Some(Ok(Sharing::Nobody));
+        }
+        let late = |found| {
+            let answer = KernelAnswer::Looked(found);
+            LateAnswer::Kernel { answer, at: clock::now() }
+        };
+        let found = self.look(ticket, cgroup, LookWanted::FactsAndSharing, late)?;
+        Some(found.map(|found| found.sharing))
     }
 
     fn go_on(&mut self, awaited: Awaited) {

@@ -13,7 +13,7 @@ use mcp_guard_core::{
 use super::{Executor, FactsFound, OrderId, is_gone, micros, steps, steps::Step};
 use crate::{
     guards::Held,
-    host::{clock, mark::Mark},
+    host::{clock, facts::LookFound, mark::Mark},
 };
 
 impl Executor {
@@ -21,21 +21,16 @@ impl Executor {
     pub(super) fn contain(
         &mut self,
         order: OrderId,
-        held: &mut Held,
+        held: &Held,
         wanted: Containment,
         found: FactsFound,
     ) {
         let response = wanted.response;
         let pids_max = match response {
-            Response::Clamp => {
-                // On a hybrid host the pids cgroup is found through a process, and the cgroup may
-                // have been empty when its guard began.
-                held.cgroup.find_pids(&self.layout);
-                steps::planned_clamp(&held.cgroup, wanted.headroom).ok()
-            }
+            Response::Clamp => steps::planned_clamp(&held.cgroup, wanted.headroom).ok(),
             Response::Record | Response::Freeze | Response::Kill => None,
         };
-        let processes = found.as_ref().ok().and_then(|facts| facts.processes);
+        let processes = found.as_ref().ok().and_then(|found| found.facts.processes);
         self.intend(&order, &held.subject, &wanted, pids_max, processes);
         let deadline = clock::now().after(wanted.lease);
         let mark = self.holder.mark(&order.incident, &wanted.cause, deadline);
@@ -129,8 +124,8 @@ impl Executor {
 /// Makes the same checks in every mode, and then takes the step. In observe mode the step writes
 /// nothing.
 fn attempt(held: &Held, wanted: &Containment, mark: &Mark, found: FactsFound) -> Step {
-    let facts = match found {
-        Ok(facts) => facts,
+    let LookFound { facts, sharing } = match found {
+        Ok(found) => found,
         Err(error) => {
             let (outcome, what) = if is_gone(&error) {
                 (Outcome::NotOurs, "the cgroup is gone or was replaced")
@@ -146,7 +141,9 @@ fn attempt(held: &Held, wanted: &Containment, mark: &Mark, found: FactsFound) ->
     }
     match wanted.response {
         Response::Record => Step::Settled(Outcome::Done, "recorded".to_owned()),
-        Response::Clamp => steps::clamp(&held.cgroup, wanted.headroom, wanted.mode, mark.clone()),
+        Response::Clamp => {
+            steps::clamp(&held.cgroup, (wanted.headroom, sharing), wanted.mode, mark.clone())
+        }
         Response::Freeze => steps::freeze(&held.cgroup, held.paused, wanted.mode, mark),
         Response::Kill => steps::kill(&held.cgroup, wanted.mode),
     }

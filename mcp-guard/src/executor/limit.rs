@@ -14,7 +14,7 @@ use mcp_guard_core::{
 use super::{Executor, FactsFound, LateAnswer, OrderId, UnderWay, steps, still_there};
 use crate::{
     guards::{Guards, Held},
-    host::facts,
+    host::facts::{self, LookWanted},
     owner::{self, OwnerQuestion, Unwritten},
 };
 
@@ -235,12 +235,12 @@ fn read_back(
 
 /// Returns why no limit of this cgroup may be written now.
 pub fn forbids(held: &Held) -> Option<String> {
-    forbidden(held, &facts::gather(&held.cgroup))
+    forbidden(held, &facts::look_at(&held.cgroup, LookWanted::Facts))
 }
 
 fn forbidden(held: &Held, found: &FactsFound) -> Option<String> {
     match found {
-        Ok(facts) => limits::forbidden(facts, steps::is_clamped(&held.cgroup))
+        Ok(found) => limits::forbidden(&found.facts, steps::is_clamped(&held.cgroup))
             .map(|forbidden| forbidden.to_string()),
         Err(error) => Some(format!("the cgroup cannot be checked: {error}; nothing was written")),
     }

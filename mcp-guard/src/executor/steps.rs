@@ -3,7 +3,7 @@
 
 mod growth;
 
-use std::{collections::BTreeSet, io, os::fd::AsFd};
+use std::{io, os::fd::AsFd};
 
 use mcp_guard_core::{
     Time,
@@ -20,6 +20,7 @@ use crate::host::{
     cgroup::{Cgroup, Dir, TaskCount},
     cgroupfs::Events,
     clock,
+    facts::Sharing,
     mark::{self, Mark, MarkFound},
     process,
 };
@@ -190,7 +191,13 @@ pub fn planned_clamp(cgroup: &Cgroup, headroom: u64) -> io::Result<LimitChange> 
     Ok(LimitChange { found: found.to_string(), wanted: wanted.to_string() })
 }
 
-pub fn clamp(cgroup: &Cgroup, headroom: u64, mode: Mode, mut mark: Mark) -> Step {
+/// `sharing`: whether others share the pids cgroup.
+pub fn clamp(
+    cgroup: &Cgroup,
+    (headroom, sharing): (u64, Sharing),
+    mode: Mode,
+    mut mark: Mark,
+) -> Step {
     let mut attempt = || -> io::Result<Step> {
         let Some(dir) = cgroup.pids_dir() else {
             return Ok(Step::Settled(
@@ -205,7 +212,7 @@ pub fn clamp(cgroup: &Cgroup, headroom: u64, mode: Mode, mut mark: Mark) -> Step
             Some(_) => return Ok(not_ours("the cgroup is already clamped by mcp-guard")),
             None => {}
         }
-        if let Some(other) = bystander(cgroup)? {
+        if let Some(other) = bystander(cgroup, sharing)? {
             let detail = format!("process {other} is outside the guard but shares its pids cgroup");
             return Ok(Step::Settled(Outcome::Refused, detail));
         }
@@ -240,15 +247,13 @@ pub fn clamp(cgroup: &Cgroup, headroom: u64, mode: Mode, mut mark: Mark) -> Step
 
 /// Returns a process outside the guard that shares its pids cgroup, so that a lower limit would hit it
 /// too.
-fn bystander(cgroup: &Cgroup) -> io::Result<Option<Pid>> {
-    // The guard's own processes are read second, so that one born in between is among them.
-    let Some(limited) = cgroup.sharing_pids()? else { return Ok(None) };
-    let own = cgroup.members(|_| true)?.unwrap_or_default();
-    let processes: BTreeSet<Pid> = own.processes.into_iter().collect();
-    // The kernel names no cgroup as deep as those that were not entered. A container makes them.
-    let is_hidden = |pid| own.too_deep > 0 && process::is_nested_too_deep(pid);
-    let is_other = |pid: &Pid| !processes.contains(pid) && process::runs(*pid) && !is_hidden(*pid);
-    Ok(limited.into_iter().find(is_other))
+fn bystander(cgroup: &Cgroup, sharing: Sharing) -> io::Result<Option<Pid>> {
+    match sharing {
+        Sharing::Nobody => Ok(None),
+        Sharing::With(other) => Ok(Some(other)),
+        Sharing::NotLooked if !cgroup.may_share_pids() => Ok(None),
+        Sharing::NotLooked => Err(io::Error::other("it is not known who shares the pids cgroup")),
+    }
 }
 
 /// Returns the command that gives a cgroup another limit.

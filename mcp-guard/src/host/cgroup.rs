@@ -23,9 +23,11 @@ use mcp_guard_core::id::CgroupId;
 use tokio::io::{Interest, unix::AsyncFd};
 
 pub use self::{
-    dir::Dir,
+    dir::{Dir, MAX_PROCS},
     find::Error,
+    pids::SharedPids,
     populated::{Members, PopulatedWalk},
+    scan::path_in_tree,
     step::WalkStep,
     tasks::TaskCount,
     walk::is_too_deep,

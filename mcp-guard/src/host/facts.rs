@@ -3,6 +3,7 @@
 mod guests;
 mod outside;
 mod program;
+mod sharing;
 mod thread;
 
 use std::{collections::BTreeSet, fs, io};
@@ -17,10 +18,10 @@ use mcp_guard_core::{
     },
 };
 
-pub use self::thread::LookThread;
-use self::{guests::Guests, outside::Outside, program::Programs};
+use self::{guests::Guests, outside::Outside, program::Programs, sharing::SharingLook};
+pub use self::{sharing::Sharing, thread::LookThread};
 use super::{
-    cgroup::{Cgroup, Dir, PopulatedWalk, WalkStep},
+    cgroup::{Cgroup, Dir, PopulatedWalk, SharedPids, WalkStep},
     proc::membership::Membership,
     process::{self, Namespace},
 };
@@ -31,14 +32,36 @@ const INVOCATION: &str = "trusted.invocation_id";
 /// Most engines that are remembered.
 const MAX_ENGINES: usize = 64;
 
+/// The result of a look at a cgroup.
+#[derive(Clone)]
+pub struct LookFound {
+    pub facts: BystanderFacts,
+    pub sharing: Sharing,
+}
+
+/// The extent of a look at a cgroup.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum LookWanted {
+    Facts,
+    FactsAndSharing,
+}
+
 /// Reads all facts of a cgroup, however long that takes.
 ///
 /// # Errors
 /// If the cgroup is gone, or if a process or cgroup in it cannot be read.
 pub fn gather(cgroup: &Cgroup) -> io::Result<BystanderFacts> {
-    let mut look = Look::begin(cgroup)?;
+    Ok(look_at(cgroup, LookWanted::Facts)?.facts)
+}
+
+/// Looks at a cgroup, however long that takes.
+///
+/// # Errors
+/// As for [`gather`].
+pub fn look_at(cgroup: &Cgroup, wanted: LookWanted) -> io::Result<LookFound> {
+    let mut look = Look::begin(cgroup, wanted)?;
     look.go_on(&|| true)?;
-    Ok(look.into_facts())
+    Ok(look.into_found())
 }
 
 /// Whether the host made the cgroup `made`. `dir` is that of `path`, which is `made` or below it.
@@ -69,6 +92,7 @@ pub struct Look {
     facts: BystanderFacts,
     /// `None` if the place of the cgroup decides alone.
     walk: Option<PopulatedWalk>,
+    is_walked: bool,
     /// Processes of the present cgroup that were not looked at yet.
     pids: std::vec::IntoIter<Pid>,
     /// The present cgroup belongs to a container.
@@ -82,12 +106,18 @@ pub struct Look {
     decided: BTreeSet<String>,
     /// Mount namespaces of containers below the cgroup.
     mounts: BTreeSet<Namespace>,
+    wanted: LookWanted,
+    /// The pids cgroup, if it may have processes from outside.
+    pids_cgroup: Option<SharedPids>,
+    /// The last part of the look, once it has begun.
+    sharing_look: Option<SharingLook>,
+    sharing: Sharing,
 }
 
 impl Look {
     /// # Errors
     /// If the cgroup is gone.
-    pub fn begin(cgroup: &Cgroup) -> io::Result<Self> {
+    pub fn begin(cgroup: &Cgroup, wanted: LookWanted) -> io::Result<Self> {
         let facts = BystanderFacts {
             path: cgroup.path().to_owned(),
             own: path_of("self")?,
@@ -98,6 +128,7 @@ impl Look {
         let mut look = Self {
             facts,
             walk: None,
+            is_walked: false,
             pids: Vec::new().into_iter(),
             in_container: false,
             is_container: container_in(cgroup.path()).is_some(),
@@ -106,6 +137,10 @@ impl Look {
             latest: None,
             decided: BTreeSet::new(),
             mounts: BTreeSet::new(),
+            wanted,
+            pids_cgroup: cgroup.shared_pids()?,
+            sharing_look: None,
+            sharing: Sharing::NotLooked,
         };
         if !is_decided {
             look.walk = Some(cgroup.walk_populated()?);
@@ -123,6 +158,10 @@ impl Look {
         loop {
             if let Some(pid) = self.pids.next() {
                 self.process(pid)?;
+            } else if self.is_walked {
+                if self.is_sharing_known()? {
+                    return Ok(true);
+                }
             } else {
                 let Some(walk) = &mut self.walk else { return Ok(true) };
                 match walk.step()? {
@@ -132,7 +171,7 @@ impl Look {
                         self.enter()?;
                     }
                     WalkStep::Passed => {}
-                    WalkStep::Over => return Ok(true),
+                    WalkStep::Over => self.is_walked = true,
                 }
             }
             if !in_time() {
@@ -141,10 +180,40 @@ impl Look {
         }
     }
 
+    /// Has it also look for processes that share the pids cgroup. It may have been over before.
+    pub fn want_sharing(&mut self) {
+        self.wanted = LookWanted::FactsAndSharing;
+    }
+
+    /// Whether it looks for what is wanted.
+    #[must_use]
+    pub fn looks_for(&self, wanted: LookWanted) -> bool {
+        wanted == LookWanted::Facts || self.wanted == LookWanted::FactsAndSharing
+    }
+
+    /// Looks at the next process that may share the pids cgroup. Returns whether there are no more.
+    fn is_sharing_known(&mut self) -> io::Result<bool> {
+        let (Some(walk), Some(pids)) = (&self.walk, &self.pids_cgroup) else { return Ok(true) };
+        if self.wanted == LookWanted::Facts {
+            return Ok(true);
+        }
+        let look = match &mut self.sharing_look {
+            Some(look) => look,
+            None => {
+                let begun = SharingLook::begin(walk.first().0, pids, walk.too_deep() > 0)?;
+                self.sharing_look.insert(begun)
+            }
+        };
+        let known = look.step()?;
+        self.sharing = known.unwrap_or_default();
+        Ok(known.is_some())
+    }
+
     /// Returns what was found. It is complete if the look is over.
     #[must_use]
-    pub fn into_facts(self) -> BystanderFacts {
-        BystanderFacts { guests: self.guests.found(), ..self.facts }
+    pub fn into_found(self) -> LookFound {
+        let facts = BystanderFacts { guests: self.guests.found(), ..self.facts };
+        LookFound { facts, sharing: self.sharing }
     }
 
     /// Forgets what was found so far.

@@ -50,6 +50,28 @@ impl OpenProcess {
         self.read("cgroup", 64 * 1024).map(Membership::new)
     }
 
+    /// Reads the cgroups of one of its threads that have not ended.
+    ///
+    /// # Errors
+    /// If the process is gone, or too many of its threads have ended.
+    pub fn membership_of_a_thread(&self) -> io::Result<Membership> {
+        for thread in self.entries("task")?.take(MOST_ASKED) {
+            let folder = format!("task/{}", thread?);
+            let has_ended = |stat: Vec<u8>| Stat::parse(&stat).is_none_or(|stat| stat.first_ends);
+            match self.read(&format!("{folder}/stat"), 4096).map(has_ended) {
+                Ok(false) => {}
+                Ok(true) => continue,
+                Err(error) if is_gone(&error) => continue,
+                Err(error) => return Err(error),
+            }
+            match self.read(&format!("{folder}/cgroup"), 64 * 1024) {
+                Err(error) if is_gone(&error) => {}
+                read => return read.map(Membership::new),
+            }
+        }
+        Err(io::Error::from_raw_os_error(libc::ESRCH))
+    }
+
     /// Returns the name of the program, at most 15 bytes.
     ///
     /// # Errors
@@ -355,17 +377,6 @@ pub fn this() -> Pid {
 #[must_use]
 pub fn runs(pid: Pid) -> bool {
     without_argv(pid).is_some()
-}
-
-/// Whether the path of its cgroup is longer than any that the kernel shows.
-#[must_use]
-pub fn is_nested_too_deep(pid: Pid) -> bool {
-    const LONGEST: usize = libc::PATH_MAX.cast_unsigned() as usize - 1;
-    match OpenProcess::open(pid).and_then(|process| process.membership()) {
-        // It is cut.
-        Ok(membership) => membership.unified().is_some_and(|path| path.len() >= LONGEST),
-        Err(error) => error.raw_os_error() == Some(libc::ENAMETOOLONG),
-    }
 }
 
 /// Returns the state of a task, as a letter of proc_pid_stat(5). `None` if it is gone.

@@ -14,16 +14,19 @@ use mcp_guard_core::{
 use super::Step;
 use crate::host::{
     cgroup::Cgroup,
+    facts::Sharing,
     mark::{self, BesideFreeze, Mark},
 };
 
 /// Lowers the limit to the present tasks, if the cgroup carries the mark of a freeze. Returns what
 /// was done, for the outcome of the freeze, which is in force either way.
-pub fn stop_growth(cgroup: &Cgroup) -> String {
-    lower(cgroup).unwrap_or_else(|error| format!("pids.max is not lowered: {error}"))
+pub fn stop_growth(cgroup: &Cgroup, sharing: io::Result<Sharing>) -> String {
+    sharing
+        .and_then(|sharing| lower(cgroup, sharing))
+        .unwrap_or_else(|error| format!("pids.max is not lowered: {error}"))
 }
 
-fn lower(cgroup: &Cgroup) -> io::Result<String> {
+fn lower(cgroup: &Cgroup, sharing: Sharing) -> io::Result<String> {
     let Some(mark) = mark::read(cgroup.dir(), Hold::Freeze)? else {
         return Ok("pids.max is not lowered: the mark of the freeze is gone".to_owned());
     };
@@ -48,7 +51,7 @@ fn lower(cgroup: &Cgroup) -> io::Result<String> {
             Mark { found: Some(now.to_string()), freeze: Some(BesideFreeze::default()), ..mark }
         }
     };
-    if let Some(other) = super::bystander(cgroup)? {
+    if let Some(other) = super::bystander(cgroup, sharing)? {
         return Ok(format!("pids.max is not lowered: process {other} outside the guard shares it"));
     }
     let Some(wanted) = clamped(now, cgroup.pids_current()?, 0) else {

@@ -198,6 +198,15 @@ impl Dir {
         self.listed("cgroup.procs", limit)
     }
 
+    /// Returns the first processes in this cgroup alone: about a hundred.
+    pub(super) fn first_processes(&self) -> io::Result<Vec<Pid>> {
+        let mut list = read_at_most(&self.open("cgroup.procs")?, 1024)?;
+        // The last id may be cut.
+        let whole = list.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+        list.truncate(whole);
+        Ok(cgroupfs::pids(&list))
+    }
+
     /// Reads a list of ids. A list of `limit` bytes is an error: a truncated list could end in the
     /// first digits of an id, which name another process.
     pub(super) fn listed(&self, file: &str, limit: usize) -> io::Result<Vec<Pid>> {

@@ -15,7 +15,7 @@ use mcp_guard_core::{
 };
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
-use super::{Cgroup, Dir, dir::MAX_PROCS, pids::Pids};
+use super::{Cgroup, Dir, pids::Pids};
 use crate::host::{
     layout::Layout,
     process::{OpenProcess, pidfd, still_runs},
@@ -134,8 +134,9 @@ impl Cgroup {
             }
             return;
         }
-        // Only its own processes can show it, and there may be thousands of cgroups below.
-        for pid in self.dir.own_processes(MAX_PROCS).unwrap_or_default() {
+        // Only its own processes can show it, and there may be thousands of cgroups below. A few will do, and
+        // those that move away meanwhile must not keep the loop busy.
+        for pid in self.dir.first_processes().unwrap_or_default() {
             if let Ok(Self { id, pids: Some(pids), .. }) = Self::of_process(layout, pid, None)
                 && id == self.id
             {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use cgroups_rs::fs::{MaxValue, pid::PidController};
-use mcp_guard_core::{id::Pid, limit::Limit};
+use mcp_guard_core::limit::Limit;
 
 use super::{Cgroup, Dir};
 use crate::host::{cgroupfs::keyed, clock};
@@ -23,6 +23,9 @@ pub(super) struct Pids {
     pub(super) dir: Dir,
     pub(super) v1: bool,
 }
+
+/// A pids cgroup of version 1.
+pub struct SharedPids(pub(in crate::host) Dir);
 
 impl Cgroup {
     /// Returns the directory that has `pids.max`.
@@ -79,15 +82,20 @@ impl Cgroup {
         Ok(sum)
     }
 
-    /// Returns the processes that share the pids directory. If processes outside the guard are
-    /// among them, a clamp would hit bystanders. `None` if there can be no others, because it is the
-    /// directory of the cgroup itself.
+    /// Whether processes outside this cgroup may be in its pids cgroup. There can be none if that is the
+    /// cgroup itself.
+    #[must_use]
+    pub fn may_share_pids(&self) -> bool {
+        self.pids.as_ref().is_some_and(|pids| pids.v1)
+    }
+
+    /// Opens the pids cgroup once more, if [`Cgroup::may_share_pids`].
     ///
     /// # Errors
-    /// If there is no pids controller, or the cgroup is gone.
-    pub fn sharing_pids(&self) -> io::Result<Option<Vec<Pid>>> {
-        let pids = self.pids.as_ref().ok_or_else(no_pids)?;
-        pids.v1.then(|| pids.dir.processes()).transpose()
+    /// If the process has no descriptors left.
+    pub fn shared_pids(&self) -> io::Result<Option<SharedPids>> {
+        let shared = self.pids.as_ref().filter(|pids| pids.v1);
+        shared.map(|pids| pids.dir.try_clone().map(SharedPids)).transpose()
     }
 
     /// Reads a file of one word. Each guard's are read every second, which cgroups-rs does by path and thrice.

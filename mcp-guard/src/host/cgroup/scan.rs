@@ -182,7 +182,10 @@ fn open(first: &Dir, below: &[u8]) -> io::Result<Dir> {
 }
 
 /// Returns the path of a cgroup as `/proc/PID/cgroup` shows it; that of the root is empty.
-fn path_in_tree(dir: &Dir) -> io::Result<Vec<u8>> {
+///
+/// # Errors
+/// If it is gone, or the process has no descriptors left.
+pub fn path_in_tree(dir: &Dir) -> io::Result<Vec<u8>> {
     let device = fstat(dir)?.st_dev;
     let mut root = dir.try_clone()?;
     loop {

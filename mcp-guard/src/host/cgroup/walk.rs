@@ -7,13 +7,10 @@ use std::{
     sync::Arc,
 };
 
-use mcp_guard_core::{escape::cgroup_path_below, id::Pid};
+use mcp_guard_core::escape::cgroup_path_below;
 use rustix::fs::FileType;
 
-use super::{
-    dir::{Dir, MAX_PROCS},
-    place::PlaceBelow,
-};
+use super::{Dir, place::PlaceBelow};
 use crate::host::cgroupfs::{keyed, number_of_cgroups};
 
 /// Most cgroups visited below one cgroup, the size of the kernel side's membership map.
@@ -23,26 +20,6 @@ pub(super) const MAX_DESCENDANTS: usize = mcp_guard_common::MAX_CGROUPS as usize
 pub(super) type Visit<'a> = &'a mut dyn FnMut(&Dir, &str) -> io::Result<()>;
 
 impl Dir {
-    /// Returns the processes in this cgroup of a version 1 tree and below it, which shows nowhere which
-    /// cgroups are populated. 0, a process of another pid namespace, is left out.
-    ///
-    /// # Errors
-    /// If the cgroup is gone, or its list cannot be read to the end.
-    pub(super) fn processes(&self) -> io::Result<Vec<Pid>> {
-        let mut pids = self.own_processes(MAX_PROCS)?;
-        let mut is_below = false;
-        let visit: Visit<'_> = &mut |dir, _| {
-            if !std::mem::replace(&mut is_below, true) {
-                return Ok(());
-            }
-            pids.extend(dir.own_processes(MAX_PROCS)?);
-            Ok(())
-        };
-        self.descend("", (usize::MAX, usize::MAX), visit, &mut Err)?;
-        pids.retain(|pid| *pid != Pid(0));
-        Ok(pids)
-    }
-
     /// Visits this cgroup, then at most `MAX_DESCENDANTS` below it. `path` is the path of this
     /// cgroup.
     ///
@@ -209,8 +186,10 @@ mod tests {
         path::Path,
     };
 
+    use mcp_guard_core::id::Pid;
+
     use super::*;
-    use crate::host::cgroup::place::tests::held_open;
+    use crate::host::cgroup::{MAX_PROCS, place::tests::held_open};
 
     /// Opens a directory. A walk treats it like a cgroup.
     fn open(folder: &Path) -> Dir {
@@ -227,23 +206,7 @@ mod tests {
         assert!(dir.own_processes(4).is_err());
         let list: String = (0..100_000).map(|n| format!("{}\n", 4_000_000 + n)).collect();
         fs::write(folder.path().join("cgroup.procs"), list).unwrap();
-        assert_eq!(dir.processes().unwrap().len(), 100_000);
-    }
-
-    #[test]
-    fn processes_of_all_cgroups_are_listed_but_none_of_other_namespaces() {
-        let folder = tempfile::tempdir().unwrap();
-        fs::create_dir(folder.path().join("a")).unwrap();
-        fs::write(folder.path().join("cgroup.procs"), "7\n0\n").unwrap();
-        assert_eq!(
-            open(folder.path()).processes().unwrap(),
-            [Pid(7)],
-            "a child may just have been removed"
-        );
-        fs::write(folder.path().join("a/cgroup.procs"), "8\n").unwrap();
-        assert_eq!(open(folder.path()).processes().unwrap(), [7, 8].map(Pid));
-        fs::remove_file(folder.path().join("cgroup.procs")).unwrap();
-        assert!(open(folder.path()).processes().is_err(), "the first cgroup must answer");
+        assert_eq!(dir.own_processes(MAX_PROCS).unwrap().len(), 100_000);
     }
 
     fn count(root: &Path, cgroups: usize) {

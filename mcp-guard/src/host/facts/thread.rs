@@ -1,17 +1,20 @@
 //! A thread for looks that take too long for the loop.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::mpsc::{Receiver, Sender, TryRecvError, channel},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        mpsc::{Receiver, Sender, TryRecvError, channel},
+    },
     thread,
     time::{Duration, Instant},
 };
 
-use mcp_guard_core::refusal::BystanderFacts;
+use mcp_guard_core::id::CgroupId;
 
-use super::Look;
+use super::{Look, LookFound, LookWanted};
 use crate::host::cgroup::Cgroup;
 
 /// How long the thread that needs a look takes it itself.
@@ -19,19 +22,41 @@ const BRIEF: Duration = Duration::from_millis(10);
 /// How long one look goes on before it is the turn of the next.
 const SLICE: Duration = Duration::from_millis(20);
 
-type Done = Box<dyn FnOnce(io::Result<BystanderFacts>) + Send>;
+type Done = Box<dyn FnOnce(io::Result<LookFound>) + Send>;
 
 /// Ends looks that were begun elsewhere. They take turns, so that a large container only waits for itself.
+///
+/// All who need a look at one cgroup at the same time share it. What it tells them is no older, when it is over,
+/// than a look of their own would be at its end.
 #[derive(Clone)]
-pub struct LookThread(Sender<(Look, Done)>);
+pub struct LookThread {
+    begun: Sender<(CgroupId, Look)>,
+    waiting: LooksUnderWay,
+}
+
+/// The looks that are under way, and those who wait for them.
+#[derive(Clone, Default)]
+struct LooksUnderWay(Arc<Mutex<BTreeMap<CgroupId, LookAskers>>>);
+
+struct LookAskers {
+    /// The most that one of them wants.
+    wanted: LookWanted,
+    done: Vec<Done>,
+}
 
 impl LookThread {
     /// # Errors
     /// The thread cannot be created.
     pub fn start() -> io::Result<Self> {
-        let (looks, begun) = channel();
-        thread::Builder::new().name("looks".to_owned()).spawn(move || serve(&begun))?;
-        Ok(Self(looks))
+        let (looks, begun) = Self::new();
+        let waiting = looks.waiting.clone();
+        thread::Builder::new().name("looks".to_owned()).spawn(move || serve(&begun, &waiting))?;
+        Ok(looks)
+    }
+
+    fn new() -> (Self, Receiver<(CgroupId, Look)>) {
+        let (begun, looks) = channel();
+        (Self { begun, waiting: LooksUnderWay::default() }, looks)
     }
 
     /// Looks at a cgroup. `None` if it is large: the look then goes on on the other thread, and `done` gets
@@ -39,30 +64,81 @@ impl LookThread {
     pub fn look(
         &self,
         cgroup: &Cgroup,
-        done: impl FnOnce(io::Result<BystanderFacts>) + Send + 'static,
-    ) -> Option<io::Result<BystanderFacts>> {
+        wanted: LookWanted,
+        done: impl FnOnce(io::Result<LookFound>) + Send + 'static,
+    ) -> Option<io::Result<LookFound>> {
+        let id = cgroup.id();
+        if let Some(askers) = self.waiting.lock().get_mut(&id) {
+            askers.join(wanted, Box::new(done));
+            return None;
+        }
         let end = Instant::now() + BRIEF;
-        let looked = Look::begin(cgroup)
+        let looked = Look::begin(cgroup, wanted)
             .and_then(|mut look| Ok((look.go_on(&|| Instant::now() < end)?, look)));
         match looked {
-            Ok((true, look)) => Some(Ok(look.into_facts())),
+            Ok((true, look)) => Some(Ok(look.into_found())),
             Ok((false, look)) => {
-                self.end(look, Box::new(done));
+                self.hand_over(id, look, LookAskers { wanted, done: vec![Box::new(done)] });
                 None
             }
             Err(error) => Some(Err(error)),
         }
     }
 
-    fn end(&self, look: Look, done: Done) {
-        if let Err(unsent) = self.0.send((look, done)) {
-            let (_, done) = unsent.0;
-            done(Err(io::Error::other("the thread that looks at cgroups is gone")));
+    fn hand_over(&self, id: CgroupId, look: Look, askers: LookAskers) {
+        self.waiting.lock().insert(id, askers);
+        if self.begun.send((id, look)).is_err() {
+            let gone = io::Error::other("the thread that looks at cgroups is gone");
+            self.waiting.answer(id, Err(gone));
         }
     }
 }
 
-fn serve(begun: &Receiver<(Look, Done)>) {
+impl LooksUnderWay {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<CgroupId, LookAskers>> {
+        // Nothing is left half done in it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has a look that is over find more, if somebody wants that. Otherwise nobody joins it any more, and
+    /// those who wait for it are returned.
+    fn end(&self, id: CgroupId, look: &mut Look) -> Option<Vec<Done>> {
+        let mut all = self.lock();
+        if all.get(&id).is_some_and(|askers| !look.looks_for(askers.wanted)) {
+            look.want_sharing();
+            return None;
+        }
+        Some(all.remove(&id).map(|askers| askers.done).unwrap_or_default())
+    }
+
+    fn answer(&self, id: CgroupId, found: io::Result<LookFound>) {
+        let askers = self.lock().remove(&id);
+        tell(askers.map(|askers| askers.done).unwrap_or_default(), &found);
+    }
+}
+
+impl LookAskers {
+    fn join(&mut self, wanted: LookWanted, done: Done) {
+        if wanted == LookWanted::FactsAndSharing {
+            self.wanted = wanted;
+        }
+        self.done.push(done);
+    }
+}
+
+fn tell(askers: Vec<Done>, found: &io::Result<LookFound>) {
+    for done in askers {
+        done(match found {
+            Ok(found) => Ok(found.clone()),
+            Err(error) => Err(match error.raw_os_error() {
+                Some(errno) => io::Error::from_raw_os_error(errno),
+                None => io::Error::new(error.kind(), error.to_string()),
+            }),
+        });
+    }
+}
+
+fn serve(begun: &Receiver<(CgroupId, Look)>, waiting: &LooksUnderWay) {
     let mut looks = VecDeque::new();
     loop {
         let new = if looks.is_empty() {
@@ -75,15 +151,67 @@ fn serve(begun: &Receiver<(Look, Done)>) {
             Err(TryRecvError::Disconnected) if looks.is_empty() => return,
             Err(TryRecvError::Disconnected | TryRecvError::Empty) => {}
         }
-        let Some((mut look, done)) = looks.pop_front() else { continue };
+        let Some((id, mut look)) = looks.pop_front() else { continue };
         let end = Instant::now() + SLICE;
         // A panic must not end the thread: nobody would ever be answered again.
         let went_on = catch_unwind(AssertUnwindSafe(|| look.go_on(&|| Instant::now() < end)));
         match went_on {
-            Ok(Ok(true)) => done(Ok(look.into_facts())),
-            Ok(Ok(false)) => looks.push_back((look, done)),
-            Ok(Err(error)) => done(Err(error)),
-            Err(_) => done(Err(io::Error::other("the look at the cgroup panicked"))),
+            Ok(Ok(true)) => match waiting.end(id, &mut look) {
+                Some(askers) => tell(askers, &Ok(look.into_found())),
+                None => looks.push_back((id, look)),
+            },
+            Ok(Ok(false)) => looks.push_back((id, look)),
+            Ok(Err(error)) => waiting.answer(id, Err(error)),
+            Err(_) => waiting.answer(id, Err(io::Error::other("the look at the cgroup panicked"))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, fs::File, os::fd::OwnedFd};
+
+    use mcp_guard_core::incident::Hold;
+
+    use super::*;
+    use crate::host::{
+        cgroup::Dir,
+        layout::{Layout, LayoutKind},
+    };
+
+    #[test]
+    fn all_who_need_a_look_at_a_cgroup_meanwhile_share_one() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("cgroup.procs"), "").unwrap();
+        let dir = Dir::from(OwnedFd::from(File::open(folder.path()).unwrap()));
+        let layout = Layout {
+            kind: LayoutKind::Unified,
+            unified: None,
+            pids: None,
+            v1_freezer: None,
+            nsdelegate: None,
+        };
+        let cgroup = Cgroup::at(&dir, "/x", Hold::Freeze, &layout).unwrap();
+        let (looks, begun) = LookThread::new();
+        let (answer, answers) = channel();
+        let done = || {
+            let answer = answer.clone();
+            move |found: io::Result<LookFound>| answer.send(found.unwrap().facts.path).unwrap()
+        };
+        let look = Look::begin(&cgroup, LookWanted::Facts).unwrap();
+        let first = LookAskers { wanted: LookWanted::Facts, done: vec![Box::new(done())] };
+        looks.hand_over(cgroup.id(), look, first);
+        for wanted in [LookWanted::Facts, LookWanted::FactsAndSharing, LookWanted::Facts] {
+            assert!(looks.look(&cgroup, wanted, done()).is_none());
+        }
+        let waiting = looks.waiting.clone();
+        assert!(waiting.lock()[&cgroup.id()].wanted == LookWanted::FactsAndSharing);
+        let (id, look) = begun.try_recv().unwrap();
+        assert!(begun.try_recv().is_err(), "one look");
+        looks.begun.send((id, look)).unwrap();
+        drop(looks);
+        serve(&begun, &waiting);
+        assert_eq!(answers.try_iter().collect::<Vec<_>>(), ["/x"; 4]);
+        assert!(waiting.lock().is_empty(), "the next one looks again");
     }
 }
