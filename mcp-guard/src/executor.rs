@@ -56,6 +56,16 @@ enum UnderWay {
     GivenUp(LimitWrite),
 }
 
+impl UnderWay {
+    fn subject(&self) -> &Subject {
+        match self {
+            Self::Check(checked) => checked.subject(),
+            Self::Kernel(awaited) => awaited.subject(),
+            Self::Owner(announced) | Self::GivenUp(announced) => announced.subject(),
+        }
+    }
+}
+
 /// The answer to an order that was under way.
 enum LateAnswer {
     Look(FactsFound),
@@ -174,6 +184,17 @@ impl Executor {
             UnderWay::GivenUp(_) => false,
         };
         self.under_way.values().any(is_unsettled) || !self.settled.is_empty()
+    }
+
+    /// Whether an order for this cgroup is under way, or it carries a mark of ours. Its guard must not end: the
+    /// order would be dropped, and nobody would release the hold.
+    #[must_use]
+    pub fn needs(&self, held: &Held) -> bool {
+        let is_its = |one: &UnderWay| {
+            // An owner that hangs must not keep a guard.
+            !matches!(one, UnderWay::GivenUp(_)) && *one.subject() == held.subject
+        };
+        is_marked(held) || self.under_way.values().any(is_its)
     }
 
     /// Whether the owner of a limit has yet to answer.

@@ -19,7 +19,6 @@ use super::Agent;
 use crate::{
     control::wire::EngineState,
     engine::{Container, EngineEvent, EngineId, Speaker},
-    executor::is_marked,
     guards::{Held, Role},
     host::{cgroup::Cgroup, clock},
 };
@@ -198,8 +197,8 @@ impl Agent {
             let state = self.core.guard(guard)?;
             let is_held = Hold::ALL.iter().any(|hold| state.lease(*hold).is_some());
             // A hold whose release failed has no lease any more, but still its mark.
-            let is_marked = self.guards.get(guard).is_none_or(is_marked);
-            let is_busy = is_held || is_marked || self.askers.wait_for(guard);
+            let is_needed = self.guards.get(guard).is_none_or(|held| self.executor.needs(held));
+            let is_busy = is_held || is_needed || self.askers.wait_for(guard);
             if state.terms.mode != Mode::Observe || is_busy {
                 return None;
             }

@@ -15,7 +15,7 @@ use mcp_guard_core::{
 
 use super::{Agent, TICK, notify::Shown, rescan::Reading};
 use crate::{
-    executor::{is_gone, is_marked, marks, unclamped},
+    executor::{is_gone, marks, unclamped},
     host::{
         bpf,
         clock::{self, Sleep},
@@ -193,13 +193,8 @@ impl Agent {
                 self.step_at(now, Input::Overdue { guard, hold });
             }
             let has_ended = self.guards.is_by_hand(guard) && !self.askers.wait_for(guard);
-            // Not while it carries a mark, whose hold is not released yet, or while tasks end.
-            let is_busy = |held| {
-                is_marked(held)
-                    || self.executor.stopping(held).is_some()
-                    || self.executor.is_checking(held)
-            };
-            if has_ended && !self.guards.get(guard).is_some_and(is_busy) {
+            let is_needed = |held| self.executor.needs(held);
+            if has_ended && !self.guards.get(guard).is_some_and(is_needed) {
                 return self.unguard(guard);
             }
         }

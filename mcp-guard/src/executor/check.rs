@@ -39,6 +39,10 @@ pub struct UnderCheck {
 }
 
 impl UnderCheck {
+    pub(super) fn subject(&self) -> &Subject {
+        &self.subject
+    }
+
     fn is_of(&self, subject: &Subject, hold: Hold) -> bool {
         let AfterCheck::Contain(wanted) = &self.then else { return false };
         self.subject == *subject && Hold::of(wanted.response) == Some(hold)
@@ -168,8 +172,8 @@ impl Executor {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
+pub(super) mod tests {
+    use std::{fs::File, os::fd::OwnedFd, path::Path, time::Duration};
 
     use mcp_guard_core::{
         Time,
@@ -184,7 +188,11 @@ mod tests {
     use crate::{
         audit::Audit,
         engine::Engines,
-        host::{facts::Sharing, layout::Layout},
+        host::{
+            cgroup::Dir,
+            facts::Sharing,
+            layout::{Layout, LayoutKind},
+        },
     };
 
     fn subject() -> Subject {
@@ -192,15 +200,33 @@ mod tests {
     }
 
     fn freeze() -> AfterCheck {
-        AfterCheck::Contain(Containment {
-            response: Response::Freeze,
+        AfterCheck::Contain(containment(Response::Freeze))
+    }
+
+    pub fn containment(response: Response) -> Containment {
+        Containment {
+            response,
             mode: Mode::Enforce,
             cause: Cause::operator(),
             lease: Duration::from_secs(60),
             headroom: 0,
             decided: Time(0),
             despite: None,
-        })
+        }
+    }
+
+    /// A guard whose cgroup is this folder.
+    pub fn held_at(folder: &Path) -> Held {
+        let dir = Dir::from(OwnedFd::from(File::open(folder).unwrap()));
+        let layout = Layout {
+            kind: LayoutKind::Unified,
+            unified: None,
+            pids: None,
+            v1_freezer: None,
+            nsdelegate: None,
+        };
+        let cgroup = Cgroup::at(&dir, "/gw", Hold::Freeze, &layout).unwrap();
+        Held::new(cgroup, "gw", None, false)
     }
 
     fn limit() -> AfterCheck {
@@ -234,6 +260,22 @@ mod tests {
         let text = std::fs::read_to_string(&log).unwrap();
         let record = |line| serde_json::from_str::<Line>(line).unwrap().record;
         (settled, text.lines().map(record).collect())
+    }
+
+    #[test]
+    fn an_executor_needs_a_guard_while_its_order_is_under_check() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut held = held_at(folder.path());
+        let needs = |executor: &mut Executor, held: &Held| {
+            let needs = executor.needs(held);
+            executor.abandon_all_checks();
+            assert!(!executor.needs(held), "the order has ended");
+            needs
+        };
+        held.subject = subject();
+        ended([limit()], |executor, _| assert!(needs(executor, &held)));
+        held.subject.cgroup_id = CgroupId(8);
+        ended([limit()], |executor, _| assert!(!needs(executor, &held), "of another cgroup"));
     }
 
     #[test]

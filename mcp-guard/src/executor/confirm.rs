@@ -78,6 +78,10 @@ impl Awaited {
         !self.is_settled
     }
 
+    pub(super) fn subject(&self) -> &Subject {
+        &self.subject
+    }
+
     fn is_of(&self, subject: &Subject, until: Until) -> bool {
         self.until == until && self.subject == *subject
     }

@@ -148,3 +148,40 @@ fn attempt(held: &Held, wanted: &Containment, mark: &Mark, found: FactsFound) ->
         Response::Kill => steps::kill(&held.cgroup, wanted.mode),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use mcp_guard_core::{Time, id::Incident};
+
+    use super::{
+        super::check::tests::{containment, held_at},
+        *,
+    };
+    use crate::executor::steps::Holder;
+
+    /// Only a cgroup that is gone is none of ours.
+    #[test]
+    fn nothing_is_done_in_a_cgroup_that_cannot_be_looked_at() {
+        let folder = tempfile::tempdir().unwrap();
+        let held = held_at(folder.path());
+        for response in [Response::Record, Response::Clamp, Response::Freeze, Response::Kill] {
+            let wanted = containment(response);
+            let mark = Holder::this_process().mark(&Incident::from("a-1"), &wanted.cause, Time(0));
+            for (errno, expected) in [
+                (libc::EMFILE, Outcome::Failed),
+                (libc::EACCES, Outcome::Failed),
+                (libc::ENODEV, Outcome::NotOurs),
+            ] {
+                let found = Err(io::Error::from_raw_os_error(errno));
+                let Step::Settled(outcome, detail) = attempt(&held, &wanted, &mark, found) else {
+                    panic!("{response} was written")
+                };
+                assert_eq!(outcome, expected, "{detail}");
+                assert!(detail.ends_with("nothing was done"), "{detail}");
+            }
+        }
+        assert_eq!(folder.path().read_dir().unwrap().count(), 0);
+    }
+}

@@ -29,6 +29,10 @@ pub struct LimitWrite {
 }
 
 impl LimitWrite {
+    pub(super) fn subject(&self) -> &Subject {
+        &self.subject
+    }
+
     fn record(&self, outcome: Option<Outcome>, detail: String) -> Record {
         Record::Limit {
             incident: self.order.incident.clone(),
