@@ -52,7 +52,7 @@ enum UnderWay {
     Kernel(Awaited),
     /// The owner of a limit writes it.
     Owner(LimitWrite),
-    /// The same, but the order is settled: nobody waits for the owner any more.
+    /// The owner may still write it, but the order is settled: nobody waits any more.
     GivenUp(LimitWrite),
 }
 

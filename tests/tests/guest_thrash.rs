@@ -22,9 +22,9 @@ const LEAKS: usize = 24;
 /// Memory that is left to everything in the guest, in MiB.
 const LEFT: u64 = 400;
 const SWAP: u64 = 2048;
-/// What each of the two servers touches that thrash from the beginning to the end.
+/// Each of two servers touches this much from the beginning to the end.
 const THRASH: u64 = 350;
-/// What each server of a leak touches.
+/// Each server of a leak touches this much.
 const TOUCH: u64 = 8;
 const PAGES: &str = "/proc/sys/vm/nr_hugepages";
 
@@ -98,11 +98,11 @@ fn policy(leaks: &[FixtureCgroup]) -> String {
 /// The first time of each freeze: from its decision to its write.
 fn times(records: &[Record]) -> Vec<Timing> {
     let mut seen = BTreeSet::new();
-    let frozen = records.iter().filter_map(|record| match record {
-        Record::Outcome { guard, response: Response::Freeze, timing: Some(timing), .. } => {
-            seen.insert(guard.cgroup_id).then_some(*timing)
-        }
-        _ => None,
+    let frozen = records.iter().filter_map(|record| {
+        let Record::Outcome { guard, response: Response::Freeze, timing, .. } = record else {
+            return None;
+        };
+        timing.filter(|_| seen.insert(guard.cgroup_id))
     });
     frozen.collect()
 }
@@ -154,7 +154,6 @@ fn a_leak_that_thrashes_is_frozen_and_the_agent_is_not_swapped_out() {
         "p50 {p50} us, p99 {p99} us, {} freezes, {thrashed} pages swapped in",
         micros.len()
     );
-    println!("{shown}");
     fact::measure("decision to freeze under thrashing", shown).unwrap();
 
     // The memory is free before the agent thaws anything.

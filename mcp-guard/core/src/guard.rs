@@ -368,7 +368,7 @@ impl Guard {
     /// Disowns the clamp, because `found` is in force. Unlike a thaw, this says nothing about the leak:
     /// systemd and engines write the limit whenever they apply their own settings. A detector that still
     /// asks may clamp again after the cool-down, and may freeze at once. If a write of ours has arrived late,
-    /// the clamp is made again now: nobody wanted it to end.
+    /// the clamp is repeated now: nobody wanted it to end.
     pub fn unclamped(&mut self, now: Time, found: Limit, respond: &Respond, out: &mut Outbox<'_>) {
         if self.clamp.take().is_none() {
             return;

@@ -127,7 +127,7 @@ pub enum End {
     ThawedByOther,
     /// Another process overwrote the limit.
     UnclampedByOther,
-    /// The owner of a limit made a write of ours that was not waited for any more. The clamp is made again.
+    /// The owner of a limit made a write of ours that was not waited for any more. The clamp is repeated.
     LateWrite,
     /// A new policy no longer names the guard.
     Unguarded,

@@ -5,7 +5,7 @@
 //! | in force | against | wins |
 //! |---|---|---|
 //! | our clamp | any limit that we would write | the clamp, until it is released; it waits for a write under way, but not for long |
-//! | a late write of ours over our clamp | our clamp | the clamp: it is made again at once |
+//! | a late write of ours over our clamp | our clamp | the clamp: it is repeated at once |
 //! | another write over our clamp | our clamp | the write; a detector may clamp again after the cool-down |
 //! | an operator's request | the policy | the request, until the policy's number changes |
 //! | the policy | the limit that the engine stores | the policy |

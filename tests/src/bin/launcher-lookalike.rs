@@ -155,7 +155,7 @@ fn leaf() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes to each page of so many MiB, again and again, until stdin ends.
+/// Writes to each page of `size` MiB, again and again, until stdin ends.
 fn touch(size: usize) -> Result<()> {
     let mut memory = vec![0_u8; size << 20];
     loop {

@@ -296,7 +296,7 @@ impl Meeting {
                 was_clamped
             }
             (Event::Thaw, Event::ClampDone) => false,
-            // The clamp that is made again fails.
+            // The repeated clamp fails.
             (Event::OwnerRecovers, Event::ClampFails)
                 if matches!(self.stage, Stage::ClampedMeanwhile) && self.seconds == 0 =>
             {

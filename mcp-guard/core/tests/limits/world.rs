@@ -154,7 +154,7 @@ pub struct World {
     hung: Vec<(Ticket, Write, Time)>,
     /// A late write of ours put it in force.
     pub late: Option<Limit>,
-    /// It ended a clamp, which is to be made again at once.
+    /// It ended a clamp, which is to be repeated at once.
     owes_clamp: bool,
     /// It was not, because a rule or the mode forbids it.
     pub lost_clamp: bool,
