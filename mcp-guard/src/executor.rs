@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, VecDeque};
 use mcp_guard_core::{
     Time,
     audit::{Record, Subject},
-    effect::{Action, Order, Settled},
+    effect::{Action, Order, Remark, Settled},
     id::{GuardId, Incident, Ticket},
     incident::Outcome,
 };
@@ -244,13 +244,17 @@ impl Executor {
     }
 
     fn settle(&mut self, order: OrderId, outcome: Outcome, detail: String) {
-        self.settle_with(order, outcome, detail, false);
+        self.settle_with(order, (outcome, detail), None);
     }
 
-    /// `may_arrive`: see [`Settled`].
-    fn settle_with(&mut self, order: OrderId, outcome: Outcome, detail: String, may_arrive: bool) {
+    fn settle_with(
+        &mut self,
+        order: OrderId,
+        (outcome, detail): (Outcome, String),
+        remark: Option<Remark>,
+    ) {
         let OrderId { ticket, guard, .. } = order;
-        self.settled.push_back(Settled { ticket, guard, outcome, detail, may_arrive });
+        self.settled.push_back(Settled { ticket, guard, outcome, detail, remark });
     }
 
     /// Whether the engine has paused this cgroup through the same `cgroup.freeze` that we write.

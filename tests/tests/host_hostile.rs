@@ -14,13 +14,13 @@ use std::{
 };
 
 use mcp_guard_common::MAX_CGROUPS;
-use mcp_guard_core::{audit::Record, id::Pid};
+use mcp_guard_core::{audit::Record, id::Pid, incident::Outcome, policy::Response};
 use mcp_guard_tests::{
     agent::{Agent, command},
     cgroup::FixtureCgroup,
     dead_mount::DeadMount,
     fake_engine,
-    leak::{Leak, PACKAGE, observing},
+    leak::{Leak, LeakPolicy, PACKAGE, observing},
     sleeper::Sleeper,
     wait,
 };
@@ -186,4 +186,44 @@ fn a_label_that_leads_to_a_dead_server_delays_a_diagnosis_briefly() {
     let facts = facts_with_a_label("fuse", "rootmode=40000,user_id=0,group_id=0", server);
     assert!(facts.contains("not read: no answer within 3s"), "{facts}");
     drop(device);
+}
+
+/// While it is frozen, all who use the file system that it serves wait, also outside.
+#[test]
+fn a_leak_beside_a_server_of_a_file_system_is_clamped_and_not_frozen() {
+    let cgroup = FixtureCgroup::new("fuse").unwrap();
+    cgroup.set_pids_max(200).unwrap();
+    let device = fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
+    let mut sleep = Command::new("sleep");
+    sleep.arg("600").stdin(device);
+    let mut server = cgroup.spawn(sleep).unwrap();
+    let leak = Leak::start(&cgroup, 4).unwrap();
+    let policy = LeakPolicy::enforcing(&cgroup, "freeze").toml();
+    let mut agent = Agent::start(&policy).unwrap();
+    let outcome = |of: Response| {
+        move |record: &Record| {
+            let Record::Outcome { response, outcome, detail, .. } = record else { return None };
+            (*response == of).then(|| (*outcome, detail.clone()))
+        }
+    };
+    let (freeze, said) =
+        agent.await_record("the freeze is decided", outcome(Response::Freeze)).unwrap();
+    assert_eq!(freeze, Outcome::Refused);
+    let named = format!("process {} has /dev/fuse open", server.id());
+    assert!(said.contains(&named) && said.contains("clamped instead"), "{said}");
+    let (clamp, said) = agent.await_record("clamped", outcome(Response::Clamp)).unwrap();
+    assert_eq!(clamp, Outcome::Done, "{said}");
+    assert!(!cgroup.is_frozen().unwrap());
+
+    let target = format!("cgroup:{}", cgroup.path());
+    for words in [&["freeze", "--dry-run", &target][..], &["freeze", &target]] {
+        let done = agent.cli(words).unwrap();
+        let said = String::from_utf8_lossy(&done.stdout).into_owned();
+        assert!(said.contains(&named), "{words:?}: {done:?}");
+    }
+    assert!(cgroup.is_frozen().unwrap(), "an operator decides");
+    assert!(agent.cli(&["thaw", &target]).unwrap().status.success());
+    assert!(leak.end().unwrap().success());
+    server.kill().unwrap();
+    server.wait().unwrap();
 }

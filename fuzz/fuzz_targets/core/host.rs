@@ -13,7 +13,8 @@ use mcp_guard_core::{
         ContainerFacts, EngineFacts, EngineKind, Facts, HostFacts, Level, TargetFacts, Unit,
     },
     effect::{
-        Action, Effect, Input, LimitRequest, OperatorRequest, Order, PolicyThen, SeenLimit, Settled,
+        Action, Effect, Input, LimitRequest, OperatorRequest, Order, PolicyThen, Remark, SeenLimit,
+        Settled,
     },
     id::{GuardId, Pid, RequestId, Ticket, Ticks},
     incident::{Hold, Outcome},
@@ -409,9 +410,13 @@ impl Host {
             | Action::GiveUpLimit { .. }
             | Action::LeaveLimit { .. } => outcome,
         };
-        let may_arrive = matches!(action, Action::WriteLimit { .. }) && outcome == Outcome::Failed;
+        let is_fuse = matches!(&action, Action::Contain(wanted) if wanted.spares_fuse);
+        let is_write = matches!(action, Action::WriteLimit { .. });
+        let may_arrive = (is_write && outcome == Outcome::Failed).then_some(Remark::MayArrive);
+        let spared = (is_fuse && outcome == Outcome::Refused).then_some(Remark::ServesFuse);
+        let remark = may_arrive.or(spared);
         let detail = String::new();
-        self.step(Input::Settled(Settled { ticket, guard, outcome, detail, may_arrive }));
+        self.step(Input::Settled(Settled { ticket, guard, outcome, detail, remark }));
     }
 
     fn step(&mut self, input: Input) {

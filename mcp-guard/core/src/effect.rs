@@ -295,6 +295,8 @@ pub struct Containment {
     pub cause: Cause,
     /// The engine's process that the operator gave up.
     pub despite: Option<Despite>,
+    /// Do not freeze where a process serves a FUSE file system: see [`Remark::ServesFuse`].
+    pub spares_fuse: bool,
     /// Kernel time of the record that led to the decision, or the time of the deadline that did.
     pub decided: Time,
 }
@@ -307,8 +309,17 @@ pub struct Settled {
     pub outcome: Outcome,
     /// The values read back, or the error.
     pub detail: String,
+    pub remark: Option<Remark>,
+}
+
+/// A fact that the core needs beside an outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remark {
     /// The owner of a limit did not answer, and may still write it.
-    pub may_arrive: bool,
+    MayArrive,
+    /// It was not frozen, because a process there serves a FUSE file system. All who read there would wait
+    /// for the thaw, also outside.
+    ServesFuse,
 }
 
 /// Collects the effects of one step. Each order gets its own ticket.

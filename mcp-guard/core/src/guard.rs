@@ -19,7 +19,7 @@ use crate::{
         headroom::Shortage, raw, schedule::Schedule, sooner, tasks::Floors,
     },
     diagnose::facts::Facts,
-    effect::{Action, Containment, Effect, OperatorRequest, Outbox, SeenLimit, Settled},
+    effect::{Action, Containment, Effect, OperatorRequest, Outbox, Remark, SeenLimit, Settled},
     evidence::ServerSeen,
     id::{GuardId, Pid, RequestId, Ticket},
     incident::{Cause, Detector, End, Hold, Outcome},
@@ -56,7 +56,7 @@ pub struct Lease {
 }
 
 /// An order whose outcome the guard needs.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Expected {
     Contain {
         response: Response,
@@ -65,6 +65,7 @@ enum Expected {
         freezes: bool,
         /// It is not refused, and no dry run of an operator.
         acts: bool,
+        cause: Cause,
     },
     Release(Hold),
 }
@@ -101,6 +102,8 @@ pub struct Guard {
     clamp: Option<Lease>,
     /// The cause of the last clamp that was ordered.
     clamped_for: Cause,
+    /// It failed, so that no clamp can stand in for a freeze.
+    cannot_clamp: bool,
     freeze: Option<Lease>,
     /// Orders without an outcome so far.
     under_way: BTreeMap<Ticket, Expected>,
@@ -154,6 +157,7 @@ impl Guard {
             departure_logged: None,
             clamp: None,
             clamped_for: Cause::default(),
+            cannot_clamp: false,
             freeze: None,
             under_way: BTreeMap::new(),
             release_again: BTreeMap::new(),
@@ -279,7 +283,16 @@ impl Guard {
         }
         self.limits.settled(now, settled, out);
         match self.under_way.remove(&settled.ticket) {
+            Some(Expected::Contain { lease, cause, .. })
+                if settled.remark == Some(Remark::ServesFuse) =>
+            {
+                self.freeze = self.freeze.filter(|freeze| *freeze != lease);
+                self.clamp_instead(now, cause, respond, out);
+            }
             Some(Expected::Contain { response, lease, freezes, .. }) => {
+                if response == Response::Clamp {
+                    self.cannot_clamp = settled.outcome == Outcome::Failed;
+                }
                 let ours = matches!(settled.outcome, Outcome::Done | Outcome::Requested);
                 match Hold::of(response) {
                     Some(Hold::Freeze) if ours && !freezes => self.freeze = Some(lease),
@@ -298,6 +311,15 @@ impl Guard {
                 self.release_again.remove(&hold);
             }
             None => {}
+        }
+    }
+
+    /// Clamps what is not frozen, because a process in it serves a FUSE file system.
+    fn clamp_instead(&mut self, now: Time, cause: Cause, respond: &Respond, out: &mut Outbox<'_>) {
+        self.episodes.replaced(Response::Freeze, Response::Clamp);
+        if self.clamp.is_none() && !self.is_under_way(Response::Clamp) {
+            let how = (Response::Clamp, self.terms.mode, None);
+            self.contain(now, how, cause, (None, None), respond, out);
         }
     }
 
@@ -677,6 +699,9 @@ impl Guard {
                 headroom: room_for(0, self.servers(), respond.clamp_headroom),
                 cause: cause.clone(),
                 despite,
+                spares_fuse: response == Response::Freeze
+                    && asked_by.is_none()
+                    && !self.cannot_clamp,
                 decided: now,
             }),
         };
@@ -689,13 +714,13 @@ impl Guard {
             self.freeze = Some(lease);
         }
         if response == Response::Clamp {
-            self.clamped_for = cause;
+            self.clamped_for = cause.clone();
             if is_ordered {
                 self.limits.give_up(now, out);
             }
         }
         let ticket = out.act_for(self.id, asked_by, action);
-        self.under_way.insert(ticket, Expected::Contain { response, lease, freezes, acts });
+        self.under_way.insert(ticket, Expected::Contain { response, lease, freezes, acts, cause });
     }
 
     /// Counts the live servers.

@@ -34,7 +34,7 @@ use crate::{
         facts::Facts,
         owner::{Refused, unit_unread},
     },
-    effect::{Action, Effect, LimitRequest, Outbox, SeenLimit, Settled},
+    effect::{Action, Effect, LimitRequest, Outbox, Remark, SeenLimit, Settled},
     id::{GuardId, Ticket},
     incident::Outcome,
     limit::Limit,
@@ -557,12 +557,12 @@ impl Limits {
 
     pub fn settled(&mut self, now: Time, settled: &Settled, out: &mut Outbox<'_>) {
         let Some(writing) = self.writing.take_if(|one| one.ticket == settled.ticket) else {
-            if !settled.may_arrive {
+            if settled.remark != Some(Remark::MayArrive) {
                 self.late.answered(now, settled.ticket, settled.outcome == Outcome::Done);
             }
             return;
         };
-        if settled.may_arrive {
+        if settled.remark == Some(Remark::MayArrive) {
             self.late.expect(now, writing.ticket, writing.limit);
         }
         match settled.outcome {

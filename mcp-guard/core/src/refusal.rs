@@ -32,6 +32,8 @@ pub struct BystanderFacts {
     pub guests: Vec<Guest>,
     /// Number of containers below `path`, without those in its guests. 0 if `path` is in a container.
     pub containers: usize,
+    /// A process that serves a FUSE file system, if one was looked for and found. No rule judges it.
+    pub fuse_server: Option<Pid>,
     /// Number of processes in the cgroup and below it; `None` if they were not counted. No rule judges it.
     pub processes: Option<usize>,
 }

@@ -339,13 +339,8 @@ impl Run {
             | Action::LeaveLimit { .. } => {}
         }
         let Order { ticket, guard, .. } = order;
-        let settled = Settled {
-            ticket,
-            guard,
-            outcome: Outcome::Done,
-            detail: String::new(),
-            may_arrive: false,
-        };
+        let settled =
+            Settled { ticket, guard, outcome: Outcome::Done, detail: String::new(), remark: None };
         self.step(Input::Settled(settled));
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use mcp_guard_common::Totals;
 use mcp_guard_core::{
     Core, Time,
-    effect::{Action, Effect, Input, OperatorRequest, Order, SeenLimit, Settled},
+    effect::{Action, Effect, Input, OperatorRequest, Order, Remark, SeenLimit, Settled},
     id::{GuardId, Pid, RequestId, Ticket, Ticks},
     incident::{Detector, End, Hold, Outcome},
     limit::Limit,
@@ -122,13 +122,7 @@ impl Story {
         let at = self.unsettled.iter().position(|(_, ordered)| *ordered == response);
         let (ticket, _) = self.unsettled.remove(at.expect("it was ordered"));
         let detail = String::new();
-        self.step(Input::Settled(Settled {
-            ticket,
-            guard: GUARD,
-            outcome,
-            detail,
-            may_arrive: false,
-        }));
+        self.step(Input::Settled(Settled { ticket, guard: GUARD, outcome, detail, remark: None }));
     }
 
     fn take(&mut self) -> Vec<Action> {
@@ -658,6 +652,67 @@ fn an_operators_freezes_use_up_no_act_of_a_detector() {
     assert_eq!(story.contained(), [], "three times, and no more");
 }
 
+impl Story {
+    /// The executor finds a process that serves a FUSE file system, and freezes nothing.
+    fn spare(&mut self) {
+        let at = self.unsettled.iter().position(|(_, ordered)| *ordered == Response::Freeze);
+        let (ticket, _) = self.unsettled.remove(at.expect("a freeze was ordered"));
+        let remark = Some(Remark::ServesFuse);
+        let (outcome, detail) = (Outcome::Refused, String::new());
+        self.step(Input::Settled(Settled { ticket, guard: GUARD, outcome, detail, remark }));
+    }
+
+    fn holds(&self, hold: Hold) -> bool {
+        self.core.guard(GUARD).is_some_and(|guard| guard.lease(hold).is_some())
+    }
+}
+
+/// Orders of freezes, and whether each spares a server of a FUSE file system.
+fn spared(actions: &[Action]) -> Vec<bool> {
+    let freezes = actions.iter().filter_map(|action| {
+        let Action::Contain(wanted) = action else { return None };
+        (wanted.response == Response::Freeze).then_some(wanted.spares_fuse)
+    });
+    freezes.collect()
+}
+
+#[test]
+fn a_leak_beside_a_fuse_server_is_clamped_and_not_frozen() {
+    let mut story = Story::new(&format!("{QUICK}response = \"freeze\"\n"));
+    for _ in 0..3 {
+        story.server("a");
+    }
+    story.wait(3);
+    assert_eq!(spared(&story.take()), [true]);
+    story.spare();
+    assert!(!story.holds(Hold::Freeze));
+    assert_eq!(story.contained(), [(Detector::Duplicates, Response::Clamp)], "at once");
+    story.settle(Response::Clamp, Outcome::Done);
+    assert!(story.holds(Hold::Clamp));
+    story.wait(3600);
+    assert_eq!(story.contained(), [], "the clamp lasts while the leak does");
+    assert!(story.holds(Hold::Clamp));
+    // An operator knows what waits, and is told.
+    let lease = Duration::from_secs(60);
+    story.operator(OperatorRequest::Freeze { lease, dry_run: false, despite: None });
+    assert_eq!(spared(&story.take()), [false]);
+}
+
+#[test]
+fn a_leak_beside_a_fuse_server_is_frozen_if_it_cannot_be_clamped() {
+    let mut story = Story::new(&format!("{QUICK}response = \"freeze\"\n"));
+    for _ in 0..3 {
+        story.server("a");
+    }
+    story.wait(3);
+    story.take();
+    story.spare();
+    assert_eq!(story.contained(), [(Detector::Duplicates, Response::Clamp)]);
+    story.settle(Response::Clamp, Outcome::Failed);
+    story.wait(2);
+    assert_eq!(spared(&story.take()), [false]);
+}
+
 #[test]
 fn a_failing_clamp_does_not_delay_a_freeze() {
     let mut story = Story::new(QUICK);
@@ -964,7 +1019,7 @@ fn a_freeze_under_way_is_thawed_before_its_guard_is_released() {
 }
 
 fn settled(ticket: Ticket, outcome: Outcome) -> Settled {
-    Settled { ticket, guard: GUARD, outcome, detail: String::new(), may_arrive: false }
+    Settled { ticket, guard: GUARD, outcome, detail: String::new(), remark: None }
 }
 
 #[test]
@@ -981,7 +1036,7 @@ fn a_failed_release_is_retried_after_ten_seconds() {
         panic!("{effects:?}")
     };
     let (outcome, detail) = (Outcome::Failed, String::new());
-    let settled = Settled { ticket: *ticket, guard: GUARD, outcome, detail, may_arrive: false };
+    let settled = Settled { ticket: *ticket, guard: GUARD, outcome, detail, remark: None };
     story.step(Input::Settled(settled));
     assert!(!overdue(&mut story));
     story.now = story.now.after(Duration::from_secs(10));

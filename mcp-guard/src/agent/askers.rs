@@ -111,7 +111,7 @@ mod tests {
     }
 
     fn settled(ticket: Ticket, outcome: Outcome, detail: &str) -> Settled {
-        Settled { ticket, guard: GUARD, outcome, detail: detail.to_owned(), may_arrive: false }
+        Settled { ticket, guard: GUARD, outcome, detail: detail.to_owned(), remark: None }
     }
 
     #[test]

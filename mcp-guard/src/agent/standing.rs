@@ -58,7 +58,7 @@ impl Standings {
             return None;
         }
         let (to_loop, id) = (self.to_loop.clone(), cgroup.id());
-        let found = self.looks.look(cgroup, LookWanted::Facts, move |found| {
+        let found = self.looks.look(cgroup, LookWanted::FACTS, move |found| {
             // The receiver is gone only when the program ends.
             let _ = to_loop.send(Looked { guard, cgroup: id, found });
         });
@@ -187,7 +187,7 @@ mod tests {
             guard: GUARD,
             outcome,
             detail: String::new(),
-            may_arrive: false,
+            remark: None,
         };
         standings.settled(&settled(Outcome::Done));
         assert!(!standings.is_due(GUARD, at(1), false));

@@ -210,6 +210,8 @@ impl Hands {
             headroom: HEADROOM,
             cause: Cause::operator(),
             despite,
+            // The answer names it, and the operator decides.
+            spares_fuse: false,
             decided: clock::now(),
         }))
         .await

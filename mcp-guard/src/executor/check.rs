@@ -63,10 +63,11 @@ impl Executor {
                 // On a hybrid host the pids cgroup is found through a process, and the cgroup may have been
                 // empty when its guard began.
                 held.cgroup.find_pids(&self.layout);
-                LookWanted::FactsAndSharing
+                LookWanted::SHARING
             }
+            AfterCheck::Contain(wanted) if wanted.response == Response::Freeze => LookWanted::FUSE,
             AfterCheck::Contain(_) | AfterCheck::WriteLimit(..) | AfterCheck::LeaveLimit(..) => {
-                LookWanted::Facts
+                LookWanted::FACTS
             }
         };
         let Some(found) = self.look(order.ticket, &held.cgroup, wanted, LateAnswer::Look) else {
@@ -212,6 +213,7 @@ pub(super) mod tests {
             headroom: 0,
             decided: Time(0),
             despite: None,
+            spares_fuse: false,
         }
     }
 

@@ -87,7 +87,7 @@ impl Awaited {
     }
 
     fn stop_growth(&mut self, cgroup: &Cgroup, sharing: io::Result<Sharing>) {
-        self.note = format!("; {}", steps::stop_growth(cgroup, sharing));
+        self.note.push_str(&format!("; {}", steps::stop_growth(cgroup, sharing)));
     }
 
     fn requested(&self, left: &str) -> String {
@@ -105,6 +105,7 @@ impl Executor {
         held: &Held,
         wanted: &Containment,
         (written, until): (Time, Until),
+        note: String,
     ) {
         let (ticket, answers) = (order.ticket, self.to_answers.clone());
         let answer = move |answer| {
@@ -126,7 +127,7 @@ impl Executor {
             until,
             decided: wanted.decided,
             written,
-            note: String::new(),
+            note,
             is_settled: false,
             left: None,
             watch: watch.abort_handle(),
@@ -204,7 +205,7 @@ impl Executor {
             let answer = KernelAnswer::Looked(found);
             LateAnswer::Kernel { answer, at: clock::now() }
         };
-        let found = self.look(ticket, cgroup, LookWanted::FactsAndSharing, late)?;
+        let found = self.look(ticket, cgroup, LookWanted::SHARING, late)?;
         Some(found.map(|found| found.sharing))
     }
 

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use mcp_guard_core::{
     audit::{LimitChange, Record, Subject, Timing},
-    effect::Containment,
+    effect::{Containment, Remark},
+    id::Pid,
     incident::{Cause, Outcome},
     policy::{Mode, Response},
     refusal::refusal_despite,
@@ -34,8 +35,20 @@ impl Executor {
         self.intend(&order, &held.subject, &wanted, pids_max, processes);
         let deadline = clock::now().after(wanted.lease);
         let mark = self.holder.mark(&order.incident, &wanted.cause, deadline);
+        let fuse = found.as_ref().ok().and_then(|found| found.facts.fuse_server);
+        let fuse = fuse.filter(|_| response == Response::Freeze);
         match attempt(held, &wanted, &mark, found) {
+            Step::Spared(detail) => {
+                let said = (Outcome::Refused, detail.as_str());
+                self.record_outcome(&order, &held.subject, response, said, None);
+                let said = (Outcome::Refused, detail);
+                self.settle_with(order, said, Some(Remark::ServesFuse));
+            }
             Step::Settled(outcome, detail) => {
+                let detail = match fuse.filter(|_| outcome == Outcome::WouldDo) {
+                    Some(pid) => format!("{detail}; {}", serves_fuse(pid)),
+                    None => detail,
+                };
                 let timing = (outcome == Outcome::Done).then(|| Timing {
                     decided_boot_ns: wanted.decided.0,
                     written_us: micros(wanted.decided, clock::now()),
@@ -44,7 +57,8 @@ impl Executor {
                 self.outcome(order, held.subject.clone(), response, (outcome, detail), timing);
             }
             Step::Written(written, until) => {
-                self.await_kernel(order, held, &wanted, (written, until));
+                let note = fuse.map(|pid| format!("; {}", serves_fuse(pid))).unwrap_or_default();
+                self.await_kernel(order, held, &wanted, (written, until), note);
             }
         }
     }
@@ -121,6 +135,12 @@ impl Executor {
     }
 }
 
+fn serves_fuse(pid: Pid) -> String {
+    format!(
+        "process {pid} has /dev/fuse open: all who use a file system that it serves wait while it is frozen"
+    )
+}
+
 /// Makes the same checks in every mode, and then takes the step. In observe mode the step writes
 /// nothing.
 fn attempt(held: &Held, wanted: &Containment, mark: &Mark, found: FactsFound) -> Step {
@@ -138,6 +158,9 @@ fn attempt(held: &Held, wanted: &Containment, mark: &Mark, found: FactsFound) ->
     };
     if let Some(refusal) = refusal_despite(&facts, wanted.despite) {
         return Step::Settled(Outcome::Refused, refusal.to_string());
+    }
+    if let Some(pid) = facts.fuse_server.filter(|_| wanted.spares_fuse) {
+        return Step::Spared(format!("{}; it is clamped instead", serves_fuse(pid)));
     }
     match wanted.response {
         Response::Record => Step::Settled(Outcome::Done, "recorded".to_owned()),

@@ -4,6 +4,7 @@
 use mcp_guard_core::{
     audit::{Record, Subject},
     diagnose::owner::Standing,
+    effect::Remark,
     id::Ticket,
     incident::Outcome,
     limit::Limit,
@@ -150,7 +151,7 @@ impl Executor {
         let Unwritten { why, may_arrive } = unwritten;
         let detail = if may_arrive { format!("{why}; it may still arrive") } else { why };
         self.record_limit(&announced, Outcome::Failed, &detail);
-        self.settle_with(announced.order, Outcome::Failed, detail, may_arrive);
+        self.settle_with(announced.order, (Outcome::Failed, detail), arrives(may_arrive));
     }
 
     /// Ends an order whose owner has not answered, because a clamp waits for it no longer. A write that was not
@@ -168,7 +169,8 @@ impl Executor {
         }
         let detail = "the owner has not answered, and a clamp waits no longer; it may still arrive";
         self.record_limit(&announced, Outcome::Failed, detail);
-        self.settle_with(announced.order.clone(), Outcome::Failed, detail.to_owned(), true);
+        let said = (Outcome::Failed, detail.to_owned());
+        self.settle_with(announced.order.clone(), said, arrives(true));
         self.under_way.insert(write, UnderWay::GivenUp(announced));
     }
 
@@ -189,7 +191,7 @@ impl Executor {
         if outcome == Outcome::Done {
             self.record_limit(&announced, outcome, &detail);
         }
-        self.settle_with(announced.order, outcome, detail, may_arrive);
+        self.settle_with(announced.order, (outcome, detail), arrives(may_arrive));
     }
 
     /// Writes the record after a write, and settles the order.
@@ -203,6 +205,10 @@ impl Executor {
         tracing::info!(name = subject.name, ?outcome, detail, reason, "limit");
         self.audit.write(announced.record(Some(outcome), detail.to_owned()));
     }
+}
+
+fn arrives(may_arrive: bool) -> Option<Remark> {
+    may_arrive.then_some(Remark::MayArrive)
 }
 
 fn read_back(
@@ -239,7 +245,7 @@ fn read_back(
 
 /// Returns why no limit of this cgroup may be written now.
 pub fn forbids(held: &Held) -> Option<String> {
-    forbidden(held, &facts::look_at(&held.cgroup, LookWanted::Facts))
+    forbidden(held, &facts::look_at(&held.cgroup, LookWanted::FACTS))
 }
 
 fn forbidden(held: &Held, found: &FactsFound) -> Option<String> {
@@ -291,12 +297,12 @@ mod tests {
             let (folder, mut executor, ticket) = asked(Write::Docker { limit: 40 });
             executor.give_up_limit(ticket);
             let settled = executor.settled().unwrap();
-            assert_eq!((settled.outcome, settled.may_arrive), (Outcome::Failed, true));
+            assert_eq!((settled.outcome, settled.remark), (Outcome::Failed, arrives(true)));
             assert!(!executor.has_orders_under_way() && !executor.awaits_owners());
             executor.take_answer(&mut Guards::new(), ticket, LateAnswer::Owner(answer));
             let settled = executor.settled().unwrap();
             let expected = late.unwrap_or(Outcome::Failed);
-            assert_eq!((settled.outcome, settled.may_arrive), (expected, false));
+            assert_eq!((settled.outcome, settled.remark), (expected, None));
             drop(executor);
             let outcomes = outcomes(&folder);
             assert!(outcomes[0].1.contains("it may still arrive"), "{outcomes:?}");
@@ -313,7 +319,7 @@ mod tests {
         let (folder, mut executor, ticket) = asked(Write::PidsMax { limit: 40 });
         executor.give_up_limit(ticket);
         let settled = executor.settled().unwrap();
-        assert_eq!((settled.outcome, settled.may_arrive), (Outcome::NotNeeded, false));
+        assert_eq!((settled.outcome, settled.remark), (Outcome::NotNeeded, None));
         executor.take_answer(&mut Guards::new(), ticket, LateAnswer::Owner(Ok(None)));
         assert!(executor.settled().is_none());
         drop(executor);

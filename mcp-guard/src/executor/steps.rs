@@ -28,6 +28,8 @@ use crate::host::{
 /// The result of a step.
 pub enum Step {
     Settled(Outcome, String),
+    /// Not frozen, because of a process that serves a FUSE file system. Why, in words.
+    Spared(String),
     /// Written at this time; the kernel confirms later.
     Written(Time, Until),
 }

@@ -1,5 +1,6 @@
 //! The facts that [`mcp_guard_core::refusal`] judges, read again each time.
 
+mod fuse;
 mod guests;
 mod outside;
 mod program;
@@ -18,7 +19,9 @@ use mcp_guard_core::{
     },
 };
 
-use self::{guests::Guests, outside::Outside, program::Programs, sharing::SharingLook};
+use self::{
+    fuse::FuseServers, guests::Guests, outside::Outside, program::Programs, sharing::SharingLook,
+};
 pub use self::{sharing::Sharing, thread::LookThread};
 use super::{
     cgroup::{Cgroup, Dir, PopulatedWalk, SharedPids, WalkStep},
@@ -41,9 +44,22 @@ pub struct LookFound {
 
 /// The extent of a look at a cgroup.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum LookWanted {
-    Facts,
-    FactsAndSharing,
+pub struct LookWanted {
+    /// Which processes share the pids cgroup: for a limit.
+    sharing: bool,
+    /// Which process serves a FUSE file system: for a freeze.
+    fuse: bool,
+}
+
+impl LookWanted {
+    pub const FACTS: Self = Self { sharing: false, fuse: false };
+    pub const SHARING: Self = Self { sharing: true, fuse: false };
+    pub const FUSE: Self = Self { sharing: false, fuse: true };
+
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self { sharing: self.sharing || other.sharing, fuse: self.fuse || other.fuse }
+    }
 }
 
 /// Reads all facts of a cgroup, however long that takes.
@@ -51,7 +67,7 @@ pub enum LookWanted {
 /// # Errors
 /// If the cgroup is gone, or if a process or cgroup in it cannot be read.
 pub fn gather(cgroup: &Cgroup) -> io::Result<BystanderFacts> {
-    Ok(look_at(cgroup, LookWanted::Facts)?.facts)
+    Ok(look_at(cgroup, LookWanted::FACTS)?.facts)
 }
 
 /// Looks at a cgroup, however long that takes.
@@ -100,6 +116,7 @@ pub struct Look {
     /// The cgroup is, or is in, that of a container: all below it belongs to that container.
     is_container: bool,
     programs: Programs,
+    fuse: FuseServers,
     guests: Guests,
     latest: Option<Latest>,
     /// The ids of containers that need not be looked at any more.
@@ -133,6 +150,7 @@ impl Look {
             in_container: false,
             is_container: container_in(cgroup.path()).is_some(),
             programs: Programs::new()?,
+            fuse: FuseServers::default(),
             guests: Guests::of(cgroup.path()),
             latest: None,
             decided: BTreeSet::new(),
@@ -159,7 +177,8 @@ impl Look {
             if let Some(pid) = self.pids.next() {
                 self.process(pid)?;
             } else if self.is_walked {
-                if self.is_sharing_known()? {
+                let is_fuse_known = !self.wanted.fuse || self.fuse.step();
+                if is_fuse_known && self.is_sharing_known()? {
                     return Ok(true);
                 }
             } else {
@@ -180,21 +199,21 @@ impl Look {
         }
     }
 
-    /// Has it also look for processes that share the pids cgroup. It may have been over before.
-    pub fn want_sharing(&mut self) {
-        self.wanted = LookWanted::FactsAndSharing;
+    /// Has it also look for this. It may have been over before.
+    pub fn want(&mut self, wanted: LookWanted) {
+        self.wanted = self.wanted.and(wanted);
     }
 
     /// Whether it looks for what is wanted.
     #[must_use]
     pub fn looks_for(&self, wanted: LookWanted) -> bool {
-        wanted == LookWanted::Facts || self.wanted == LookWanted::FactsAndSharing
+        self.wanted.and(wanted) == self.wanted
     }
 
     /// Looks at the next process that may share the pids cgroup. Returns whether there are no more.
     fn is_sharing_known(&mut self) -> io::Result<bool> {
         let (Some(walk), Some(pids)) = (&self.walk, &self.pids_cgroup) else { return Ok(true) };
-        if self.wanted == LookWanted::Facts {
+        if !self.wanted.sharing {
             return Ok(true);
         }
         let look = match &mut self.sharing_look {
@@ -212,7 +231,8 @@ impl Look {
     /// Returns what was found. It is complete if the look is over.
     #[must_use]
     pub fn into_found(self) -> LookFound {
-        let facts = BystanderFacts { guests: self.guests.found(), ..self.facts };
+        let (guests, fuse_server) = (self.guests.found(), self.fuse.found());
+        let facts = BystanderFacts { guests, fuse_server, ..self.facts };
         LookFound { facts, sharing: self.sharing }
     }
 
@@ -220,6 +240,7 @@ impl Look {
     fn forget(&mut self) {
         let BystanderFacts { path, own, init, .. } = std::mem::take(&mut self.facts);
         self.guests = Guests::of(&path);
+        self.fuse = FuseServers::default();
         self.facts = BystanderFacts { path, own, init, ..BystanderFacts::default() };
         self.latest = None;
         self.decided.clear();
@@ -285,6 +306,7 @@ impl Look {
             }
         }
         self.guests.process(pid, &outside)?;
+        self.fuse.note(pid);
         if let Some(engine) = self.programs.engine(pid, dir, self.in_container)?
             && self.facts.engines.len() < MAX_ENGINES
         {

@@ -161,6 +161,15 @@ impl Episodes {
         }
     }
 
+    /// Records that another response than the one asked for was made.
+    pub fn replaced(&mut self, asked: Response, by: Response) {
+        for episode in self.episodes.values_mut() {
+            if episode.acted == Some(asked) {
+                episode.acted = Some(by);
+            }
+        }
+    }
+
     /// Blocks `response` until `at`, and then lets episodes ask for it again.
     pub fn failed(&mut self, response: Response, at: Time) {
         self.retry_at.insert(response, at);

@@ -141,7 +141,7 @@ impl Repair {
 
     fn settle(&mut self, ticket: Ticket, outcome: Outcome) {
         let detail = if outcome == Outcome::Done { "" } else { "refused by the owner" }.to_owned();
-        let settled = Settled { ticket, guard: GUARD, outcome, detail, may_arrive: false };
+        let settled = Settled { ticket, guard: GUARD, outcome, detail, remark: None };
         let mut effects = Vec::new();
         let mut out = Outbox { tickets: &mut self.tickets, effects: &mut effects };
         self.limits.settled(self.now, &settled, &mut out);

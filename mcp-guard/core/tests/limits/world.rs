@@ -7,7 +7,8 @@ use mcp_guard_core::{
     Core, Time,
     diagnose::facts::{self, Facts},
     effect::{
-        Action, Effect, Input, LimitRequest, OperatorRequest, Order, PolicyThen, SeenLimit, Settled,
+        Action, Effect, Input, LimitRequest, OperatorRequest, Order, PolicyThen, Remark, SeenLimit,
+        Settled,
     },
     id::{GuardId, Pid, RequestId, Ticket},
     incident::{End, Hold, Outcome},
@@ -435,7 +436,8 @@ impl World {
 
     fn end(&mut self, ticket: Ticket, outcome: Outcome, may_arrive: bool) {
         let detail = "as the owner says".to_owned();
-        let settled = Settled { ticket, guard: GUARD, outcome, detail, may_arrive };
+        let remark = may_arrive.then_some(Remark::MayArrive);
+        let settled = Settled { ticket, guard: GUARD, outcome, detail, remark };
         self.step(Input::Settled(settled));
     }
 

@@ -104,8 +104,9 @@ impl LooksUnderWay {
     /// those who wait for it are returned.
     fn end(&self, id: CgroupId, look: &mut Look) -> Option<Vec<Done>> {
         let mut all = self.lock();
-        if all.get(&id).is_some_and(|askers| !look.looks_for(askers.wanted)) {
-            look.want_sharing();
+        let wanted = all.get(&id).map(|askers| askers.wanted);
+        if let Some(wanted) = wanted.filter(|wanted| !look.looks_for(*wanted)) {
+            look.want(wanted);
             return None;
         }
         Some(all.remove(&id).map(|askers| askers.done).unwrap_or_default())
@@ -119,9 +120,7 @@ impl LooksUnderWay {
 
 impl LookAskers {
     fn join(&mut self, wanted: LookWanted, done: Done) {
-        if wanted == LookWanted::FactsAndSharing {
-            self.wanted = wanted;
-        }
+        self.wanted = self.wanted.and(wanted);
         self.done.push(done);
     }
 }
@@ -198,14 +197,14 @@ mod tests {
             let answer = answer.clone();
             move |found: io::Result<LookFound>| answer.send(found.unwrap().facts.path).unwrap()
         };
-        let look = Look::begin(&cgroup, LookWanted::Facts).unwrap();
-        let first = LookAskers { wanted: LookWanted::Facts, done: vec![Box::new(done())] };
+        let look = Look::begin(&cgroup, LookWanted::FACTS).unwrap();
+        let first = LookAskers { wanted: LookWanted::FACTS, done: vec![Box::new(done())] };
         looks.hand_over(cgroup.id(), look, first);
-        for wanted in [LookWanted::Facts, LookWanted::FactsAndSharing, LookWanted::Facts] {
+        for wanted in [LookWanted::FACTS, LookWanted::SHARING, LookWanted::FACTS] {
             assert!(looks.look(&cgroup, wanted, done()).is_none());
         }
         let waiting = looks.waiting.clone();
-        assert!(waiting.lock()[&cgroup.id()].wanted == LookWanted::FactsAndSharing);
+        assert!(waiting.lock()[&cgroup.id()].wanted == LookWanted::SHARING);
         let (id, look) = begun.try_recv().unwrap();
         assert!(begun.try_recv().is_err(), "one look");
         looks.begun.send((id, look)).unwrap();

@@ -1,0 +1,49 @@
+//! Looks for a process that serves a FUSE file system. While it is frozen, each process that reads there waits, also
+//! outside the cgroup.
+
+use mcp_guard_core::id::Pid;
+
+use crate::host::process::OpenProcess;
+
+/// Most processes that are looked at. Servers live long, and the oldest processes are listed first.
+const MOST: usize = 512;
+/// Most descriptors of a process. One with more is taken for none that serves.
+const DESCRIPTORS: usize = 256;
+
+/// The processes that may be servers. It is a warning and no rule, so that it may end early.
+#[derive(Default)]
+pub struct FuseServers {
+    /// Not looked at yet, the oldest last.
+    left: Option<Vec<Pid>>,
+    seen: Vec<Pid>,
+    found: Option<Pid>,
+}
+
+impl FuseServers {
+    /// Takes note of a process.
+    pub fn note(&mut self, pid: Pid) {
+        if self.seen.len() < MOST {
+            self.seen.push(pid);
+        }
+    }
+
+    /// Looks at the next process. Returns whether there are no more. Only links are read: to look at the files behind
+    /// them could wait for the server.
+    pub fn step(&mut self) -> bool {
+        let seen = &mut self.seen;
+        let left = self.left.get_or_insert_with(|| seen.drain(..).rev().collect());
+        let Some(pid) = left.pop().filter(|_| self.found.is_none()) else { return true };
+        self.found = serves(pid).then_some(pid);
+        false
+    }
+
+    pub fn found(&self) -> Option<Pid> {
+        self.found
+    }
+}
+
+fn serves(pid: Pid) -> bool {
+    let Ok(process) = OpenProcess::open(pid) else { return false };
+    let open = process.descriptors(DESCRIPTORS).unwrap_or_default();
+    open.into_iter().any(|fd| process.descriptor(fd).is_ok_and(|link| link == "/dev/fuse"))
+}
