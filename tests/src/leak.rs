@@ -95,6 +95,8 @@ response = "{response}"
 warn_10s = 1000
 warn_60s = 1000
 act_rate = 1000
+[evidence]
+every = "1s"
 [respond]
 freeze_lease = "{lease}"
 clamp_lease = "{lease}"
