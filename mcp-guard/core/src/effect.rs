@@ -7,7 +7,7 @@ use mcp_guard_common::Totals;
 use crate::{
     Time,
     diagnose::facts::Facts,
-    evidence::{ServerSeen, StdioAtExec},
+    evidence::{ServerSeen, StdioAtExec, Unreaped},
     id::{GuardId, Pid, RequestId, Ticket, Tickets, Ticks},
     incident::{Cause, End, Hold, Outcome},
     limit::Limit,
@@ -75,6 +75,11 @@ pub enum Input {
     Looked {
         guard: GuardId,
         servers: Vec<(TreeId, ServerSeen)>,
+    },
+    /// The zombies of the guard were counted.
+    Unreaped {
+        guard: GuardId,
+        found: Unreaped,
     },
     /// A process was moved into a cgroup of `guard`. `None` is a cgroup outside every guard. `seen`
     /// is what `/proc` showed soon after.

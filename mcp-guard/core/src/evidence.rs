@@ -7,6 +7,7 @@ mod abandoned;
 mod connection;
 mod known;
 mod quiescence;
+mod zombies;
 
 pub use self::{
     abandoned::is_busy,
@@ -16,4 +17,5 @@ pub use self::{
         AtWork, EpollSet, FileLock, OpenChannel, PeerIs, ProcessLook, Quiescence, Runtime,
         ThreadLook, TreeLook, Wait, Waker, at_work,
     },
+    zombies::{Reaper, Unreaped},
 };

@@ -16,11 +16,11 @@ use crate::{
     Time,
     detect::{
         self, Detection, burning, crash::Crashes, disconnected, emergency::Aged, forecast::Room,
-        headroom::Shortage, raw, schedule::Schedule, sooner, tasks::Floors,
+        headroom::Shortage, raw, schedule::Schedule, sooner, tasks::Floors, zombies::Pile,
     },
     diagnose::facts::Facts,
     effect::{Action, Containment, Effect, OperatorRequest, Outbox, Remark, SeenLimit, Settled},
-    evidence::ServerSeen,
+    evidence::{ServerSeen, Unreaped},
     id::{GuardId, Pid, RequestId, Ticket},
     incident::{Cause, Detector, End, Hold, Outcome},
     limit::{Limit, room_for},
@@ -120,6 +120,7 @@ pub struct Guard {
     shortage: Shortage,
     /// Servers that nobody can reach.
     left_behind: Vec<Detection>,
+    pile: Pile,
     /// When they were last searched for, and how many servers had ended until then. `None` after a look.
     searched: Option<(Time, u64)>,
     crashes: Crashes,
@@ -169,6 +170,7 @@ impl Guard {
             tasks_wait: None,
             shortage: Shortage::default(),
             left_behind: Vec::new(),
+            pile: Pile::default(),
             searched: Some((now, 0)),
             crashes: Crashes::default(),
             filled: None,
@@ -240,6 +242,12 @@ impl Guard {
         self.searched = None;
     }
 
+    /// Takes the number of zombies.
+    pub fn unreaped(&mut self, now: Time, found: Unreaped, policy: &Policy) {
+        self.pile.take(now, FRESH * policy.evidence.every, found);
+        self.searched = None;
+    }
+
     fn search_left_behind(&mut self, now: Time, policy: &Policy) {
         self.searched = Some((now, self.registry.ended()));
         let (woke, detect) = (self.woke.unwrap_or_default(), &policy.detect);
@@ -247,6 +255,8 @@ impl Guard {
         let all = || self.registry.unreachable();
         self.left_behind = disconnected::look((now, woke), fresh, all(), &detect.disconnected);
         self.left_behind.extend(burning::look(now, fresh, all(), &detect.burning));
+        let limit = self.filled.map(|(limit, _)| limit);
+        self.left_behind.extend(self.pile.look(now, fresh, limit, &detect.zombies));
     }
 
     /// Between two looks, the episodes of the last one go on, while their servers live and the looks are not old.

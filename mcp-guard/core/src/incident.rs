@@ -38,6 +38,9 @@ pub enum Detector {
     /// Little is left of the limit.
     #[serde(rename = "H")]
     Headroom,
+    /// Zombies pile up.
+    #[serde(rename = "Z")]
+    Zombies,
 }
 
 /// Why something is done, with the numbers that led to the decision.
@@ -53,6 +56,9 @@ pub struct Cause {
     /// When it reaches a limit, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forecast: Option<String>,
+    /// What the warning is about and what helps, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advice: Option<String>,
 }
 
 impl Cause {

@@ -124,6 +124,7 @@ impl Core {
             | Input::Used { guard, .. }
             | Input::StdioRead { guard, .. }
             | Input::Looked { guard, .. }
+            | Input::Unreaped { guard, .. }
             | Input::Baseline { guard, .. }
             | Input::Totals { guard, .. }
             | Input::Denials { guard, .. }
@@ -213,6 +214,7 @@ fn place(last_seen_in: &mut BTreeMap<Pid, GuardId>, input: &Input) {
         | Input::Used { .. }
         | Input::StdioRead { .. }
         | Input::Looked { .. }
+        | Input::Unreaped { .. }
         | Input::Totals { .. }
         | Input::Denials { .. }
         | Input::Standing { .. }
@@ -251,6 +253,7 @@ fn feed(guard: &mut Guard, now: Time, input: Input, world: World<'_>, out: &mut 
             guard.registry.stdio_read(now, pid, start_ticks, stdio);
         }
         Input::Looked { servers, .. } => guard.looked(now, &servers, policy),
+        Input::Unreaped { found, .. } => guard.unreaped(now, found, policy),
         Input::Baseline { processes, .. } => guard.registry.reconcile(now, processes, grammar),
         Input::Totals { totals, .. } => guard.totals(now, totals, policy, out),
         Input::Denials { count, .. } => guard.denials(count),

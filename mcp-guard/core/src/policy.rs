@@ -84,6 +84,7 @@ pub struct Detect {
     pub headroom: Headroom,
     pub disconnected: Disconnected,
     pub burning: Burning,
+    pub zombies: Zombies,
 }
 
 /// D: live servers of one package that are idle.
@@ -351,6 +352,23 @@ pub struct Burning {
 impl Default for Burning {
     fn default() -> Self {
         Self { age: Duration::from_secs(60) }
+    }
+}
+
+/// Z: processes that have ended and that their parent does not reap. It only warns.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, deny_unknown_fields)]
+pub struct Zombies {
+    /// How many there must be, in two looks in a row.
+    pub warn: u64,
+    /// The share of the limit that they fill: that many are enough too, if they are at least 5.
+    pub warn_percent: u64,
+}
+
+impl Default for Zombies {
+    fn default() -> Self {
+        Self { warn: 20, warn_percent: 5 }
     }
 }
 

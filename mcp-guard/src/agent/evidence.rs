@@ -13,6 +13,7 @@ use std::{
 use mcp_guard_core::{
     Time,
     effect::Input,
+    evidence::Unreaped,
     id::{GuardId, Pid},
 };
 use tokio::sync::mpsc::UnboundedSender;
@@ -116,10 +117,16 @@ impl Agent {
         }
         let (now, cgroup) = (clock::now(), held.cgroup.id());
         let servers = state.registry.to_look_at(now, LEAST_AGE);
-        if servers.is_empty() {
+        // Threads are charged as well: the thread that looks counts what lives.
+        let charged = held.cgroup.pids_current().ok();
+        let living = u64::try_from(state.registry.processes()).unwrap_or(u64::MAX);
+        let may_be = |charged: &u64| charged.saturating_sub(living) >= Unreaped::FEWEST;
+        let zombies = charged.filter(may_be).zip(held.cgroup.try_clone_dir().ok());
+        let zombies = zombies.map(|(charged, dir)| (dir, charged));
+        if servers.is_empty() && zombies.is_none() {
             return;
         }
-        self.lookers.lanes.give(lane, ToLook { guard, cgroup, servers });
+        self.lookers.lanes.give(lane, ToLook { guard, cgroup, servers, zombies });
     }
 
     /// Takes what a thread has found.
@@ -128,6 +135,11 @@ impl Agent {
             Sighted::Stdio(all) => {
                 for (guard, pid, start_ticks, stdio) in all {
                     self.step(Input::StdioRead { guard, pid, start_ticks, stdio });
+                }
+            }
+            Sighted::Zombies { guard, cgroup, found } => {
+                if self.guards.get(guard).is_some_and(|held| held.cgroup.id() == cgroup) {
+                    self.step(Input::Unreaped { guard, found });
                 }
             }
             Sighted::Servers { lane, guard, cgroup, seen, is_last } => {

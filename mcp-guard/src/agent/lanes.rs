@@ -17,14 +17,14 @@ use std::{
 
 use mcp_guard_core::{
     Time,
-    evidence::{ServerSeen, StdioAtExec},
+    evidence::{ServerSeen, StdioAtExec, Unreaped},
     id::{CgroupId, GuardId, Pid, Ticks},
     registry::{ToLookAt, TreeId},
 };
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::host::clock;
+use crate::host::{cgroup::Dir, clock, evidence::unreaped};
 
 /// Threads that work at a time.
 const AT_ONCE: usize = 2;
@@ -51,6 +51,11 @@ pub(super) enum Sighted {
         seen: Vec<(TreeId, ServerSeen)>,
         is_last: bool,
     },
+    Zombies {
+        guard: GuardId,
+        cgroup: CgroupId,
+        found: Unreaped,
+    },
 }
 
 /// Looks at one server.
@@ -61,6 +66,8 @@ pub(super) struct ToLook {
     pub guard: GuardId,
     pub cgroup: CgroupId,
     pub servers: Vec<ToLookAt>,
+    /// The cgroup and its number of charged tasks, if it may have zombies.
+    pub zombies: Option<(Dir, u64)>,
 }
 
 struct Lane {
@@ -171,7 +178,12 @@ fn look_at(
     pace: &mut Pace,
     found: &UnboundedSender<Sighted>,
 ) {
-    let ToLook { guard, cgroup, servers } = wanted;
+    let ToLook { guard, cgroup, servers, zombies } = wanted;
+    if let Some((dir, charged)) = zombies
+        && let Some(zombies) = unreaped(&dir, charged)
+    {
+        let _ = found.send(Sighted::Zombies { guard, cgroup, found: zombies });
+    }
     let mut seen: Vec<(TreeId, ServerSeen)> = Vec::new();
     let tell = |seen: Vec<_>, is_last| {
         // The loop ends only with the program.
@@ -238,7 +250,7 @@ mod tests {
             members: Vec::new(),
         };
         let servers = (0..servers).map(one).collect();
-        ToLook { guard: GuardId(guard), cgroup: CgroupId(1), servers }
+        ToLook { guard: GuardId(guard), cgroup: CgroupId(1), servers, zombies: None }
     }
 
     /// Each of ten guards holds up a thread for ever.

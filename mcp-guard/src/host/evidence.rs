@@ -11,6 +11,7 @@ mod peers;
 mod stopped;
 mod survey;
 mod unix_diag;
+mod zombies;
 
 use std::{io, os::fd::OwnedFd};
 
@@ -29,6 +30,7 @@ use rustix::{
     process::{PidfdGetfdFlags, pidfd_getfd},
 };
 
+pub use self::zombies::unreaped;
 use self::{descriptors::Descriptors, peers::Peers};
 pub use self::{stopped::Freezers, survey::survey};
 use super::{

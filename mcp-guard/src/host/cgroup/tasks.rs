@@ -32,17 +32,18 @@ impl Dir {
     /// Counts the tasks in this cgroup and below it.
     #[must_use]
     pub fn tasks(&self) -> TaskCount {
-        self.count(|_| true)
+        self.each_task(|_| true)
     }
 
     /// Counts the tasks that a freeze has not stopped. A freeze wakes every sleeping task, which then
     /// sleeps again once it is frozen. What runs, or cannot be woken (state D), is not frozen yet.
     #[must_use]
     pub fn unstopped_tasks(&self) -> TaskCount {
-        self.count(|task| matches!(process::state(task), Some(b'R' | b'D')))
+        self.each_task(|task| matches!(process::state(task), Some(b'R' | b'D')))
     }
 
-    fn count(&self, counts: impl Fn(Pid) -> bool) -> TaskCount {
+    /// Counts the tasks for which a function returns true.
+    pub fn each_task(&self, mut counts: impl FnMut(Pid) -> bool) -> TaskCount {
         let end = clock::now().after(LONGEST);
         let in_time = || clock::now() < end;
         let mut least = 0;
@@ -90,6 +91,6 @@ mod tests {
             std::thread::sleep(LONGEST);
             true
         };
-        assert_eq!(dir.count(slow).to_string(), "at least 1 task");
+        assert_eq!(dir.each_task(slow).to_string(), "at least 1 task");
     }
 }
