@@ -346,13 +346,12 @@ fn zombies_that_stay_are_told_with_their_parent() {
     scene
         .agent
         .wait_until("they are told", |agent| {
-            let cause = |record| match record {
-                Record::Warning { cause, .. } => Some(cause),
-                _ => None,
+            let is_it = |record: &Record| {
+                matches!(record, Record::Warning { cause, .. } if cause.detector == Some(Detector::Zombies))
             };
-            let mut warned = agent.audit()?.into_iter().filter_map(cause);
-            let told = warned.find(|cause| cause.detector == Some(Detector::Zombies));
-            let Some(cause) = told else { return Ok(false) };
+            let Some(Record::Warning { cause, .. }) = agent.audit()?.into_iter().find(is_it) else {
+                return Ok(false);
+            };
             assert_eq!(cause.numbers["zombies"], 25);
             let advice = format!("process {pid} (perl) does not reap its children");
             assert_eq!(cause.advice, Some(advice));
