@@ -56,7 +56,7 @@ pub struct Cause {
     /// When it reaches a limit, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forecast: Option<String>,
-    /// What the warning is about and what helps, in words.
+    /// The cause of the problem and what helps, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub advice: Option<String>,
 }

@@ -423,7 +423,7 @@ impl Registry {
         let known = known.or_insert_with(|| Identity::new(seen.learned));
         self.live_identities[usize::from(is_firm)] += usize::from(known.of_kind(is_firm) == 0);
         let is_new = seen.learned.since(seen.at) < servers::PROMPT;
-        // What a server did before we knew of it says only a look. D waits for that, but not longer than one takes.
+        // Only a look says what a server did before we knew of it. D waits for that, but not longer than one takes.
         let active = if is_new { seen.at } else { seen.learned.after(self.looks_every) };
         let begins = NewServer { at: seen.at, learned: seen.learned, idle: active };
         known.start(begins, id, is_firm);

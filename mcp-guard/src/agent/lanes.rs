@@ -35,7 +35,7 @@ const MOST: usize = 64;
 /// After this much work a thread rests [`REST`] times as long, so that it costs a tenth of a CPU at most.
 const WORK: Duration = Duration::from_millis(5);
 const REST: u32 = 9;
-/// Most servers that are told of at once.
+/// Most servers in one part of the answer.
 const PART: usize = 256;
 /// A look at one server that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(10);

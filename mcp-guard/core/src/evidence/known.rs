@@ -92,7 +92,7 @@ pub struct ServerSeen {
     pub memory: Option<u64>,
     /// Whether a disconnected server is at work all the same.
     pub is_busy: Option<bool>,
-    /// Of a server that is connected and did nothing since the look before.
+    /// Read only if it is connected and did nothing since the look before.
     pub quiescence: Quiescence,
 }
 

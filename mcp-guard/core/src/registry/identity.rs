@@ -250,7 +250,7 @@ impl Identity {
             while let Some((_, peak)) = days.next_if(|(day, _)| *day < began) {
                 before = before.max(*peak);
             }
-            // Of forgotten days, only what lives is known.
+            // Only what lives is known of the days that are forgotten.
             let live_before = if began < oldest { older } else { one.live_before };
             before = before.max(live_before).min(most);
             one.peak_before = before;

@@ -51,7 +51,7 @@ pub struct Member {
 pub struct ToLookAt {
     pub server: TreeId,
     pub stdio: StdioAtExec,
-    /// What the last look has seen that it had done.
+    /// Its activity in the last look.
     pub activity: Option<Activity>,
     /// Empty if there are too many.
     pub members: Vec<Member>,

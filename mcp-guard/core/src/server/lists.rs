@@ -37,8 +37,8 @@ pub(super) const NPM_FLAGS: &str = "\
     --read-only --rebuild-bundle --save --save-bundle --save-dev --save-exact --save-optional \
     --save-peer --save-prod --packages-all --shrinkwrap --sign-git-commit --sign-git-tag \
     --strict-peer-deps --strict-allow-scripts --strict-ssl --timing --unicode --update-notifier \
-    --workspaces --workspaces-update --yes -B -D -E -O -P -S -a -d -dd -ddd -f -g -iwr -l -n -q \
-    -s -ws -y --always-spawn --desc --ignore-existing --iwr --local --no --no-install \
+    --workspaces --workspaces-update --yes -B -D -E -O -P -S -a -d -dd -ddd -f -g -iwr -l -q -s \
+    -ws -y --always-spawn --desc --ignore-existing --iwr --local --no --no-install \
     --porcelain --quiet --readonly --shell-auto-fallback --silent --verbose --ws --no-*";
 
 // pnpm 10.34.9: the option types in `dist/pnpm.cjs`, and `pnpm dlx --help`.

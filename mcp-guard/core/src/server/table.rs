@@ -116,15 +116,15 @@ const NONE: Syntax = Syntax {
 const NPM: Syntax = Syntax {
     // `npx -c COMMAND` has its package in `-p`, which may follow.
     values: &[lists::NPM_VALUES, "-c --call"],
-    flags: &[lists::NPM_FLAGS],
+    flags: &[lists::NPM_FLAGS, "-n"],
     names: "--package -p",
     places: "-C --prefix",
     information: "-h -H -? --help --usage -v --version --versions",
     truths: true,
     ..NONE
 };
-/// `-n` was `--node-arg` in the npx of npm 6, and is `--no-yes` in npm.
-const NPX: Syntax = Syntax { values: &[lists::NPM_VALUES, "-c --call -n"], ..NPM };
+/// `-n` was `--node-arg` in the npx of npm 6, and is `--no-yes` in npm. So the word behind it may be its value.
+const NPX: Syntax = Syntax { flags: &[lists::NPM_FLAGS], ..NPM };
 const PNPM: Syntax = Syntax {
     values: &[lists::PNPM_VALUES],
     flags: &[lists::PNPM_FLAGS],

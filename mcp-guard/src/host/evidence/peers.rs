@@ -19,7 +19,7 @@ pub struct Peers {
     own: BTreeSet<Channel>,
     /// The pipes that it can write to.
     written: BTreeSet<u64>,
-    /// What its epoll sets watch.
+    /// The inodes in its epoll sets.
     watched: BTreeSet<u64>,
     /// The sockets of the network namespace that was read last, and the process in it.
     known: Option<(Pid, net::Sockets, UnixDiag)>,

@@ -285,6 +285,8 @@ pub(super) const OTHERS: &[Row] = &[
     ("perl|-MFoo=bar|/srv/a.pl", "/srv/a.pl", Script),
     ("perl|-e|1", "perl", Unclear),
     ("poetry|--directory|/srv/x|run|python|server.py", "/srv/x server.py", Script),
+    ("npx|-n|foo-mcp", "npx", Unclear),
+    ("npx|-n|--unknown|foo-mcp", "npx", Unclear),
     ("conda|run|-n|x|foo-mcp|serve", "foo-mcp", Script),
     ("python|-m|mcp_proxy|https://h.example/sse", "mcp-proxy https://h.example/sse", Script),
     ("npm|run|--|--option|value", "npm", Unclear),

@@ -169,7 +169,8 @@ proptest! {
     fn the_interpreter_form_means_the_same(name in "[a-z][a-z0-9-]{0,20}", version in "[0-9.]{1,5}") {
         let typed = package(&format!("npx|-y|{name}@{version}"));
         let kernel = package(&format!("/usr/bin/env|node|/usr/bin/npx|-y|{name}@{version}"));
-        prop_assert_eq!(typed.as_deref(), Some(name.as_str()));
+        // Some names look like a token.
+        prop_assert_eq!(typed.as_deref(), Some(&*crate::redact::name(&name)));
         prop_assert_eq!(typed, kernel);
     }
 }
