@@ -12,13 +12,16 @@ use std::{
 };
 
 use mcp_guard::host::{
-    evidence::{ServerLook, look, stdio},
+    evidence::{Freezers, ServerLook, look, stdio, survey},
     process::OpenProcess,
 };
 use mcp_guard_core::{
-    evidence::{AtWork, Channel, Channels, Connection, PeerIs, StdioAtExec, Wait, at_work},
+    evidence::{
+        AtWork, Channel, Channels, Connection, Contact, FileLock, PeerIs, Quiescence, StdioAtExec,
+        Wait, at_work,
+    },
     id::Pid,
-    registry::Member,
+    registry::{Member, ToLookAt, TreeId},
 };
 use mcp_guard_tests::{agent::DEADLINE, wait};
 
@@ -234,6 +237,57 @@ fn a_socket_as_stderr_gives_no_work_unless_somebody_waits_for_it() {
             (_, _) => false,
         });
     }
+}
+
+/// A look is bounded, however much a server has open.
+#[test]
+fn a_server_with_too_much_open_is_not_known() {
+    let script =
+        "open($all[$_], '<', '/dev/null') or die for (1 .. 8200); $| = 1; print 'opened'; <STDIN>";
+    let many = format!("ulimit -n 8300 && exec perl -e \"{}\"", script.replace('$', "\\$"));
+    let mut server = Server::start(&["sh", "-c", &many]);
+    let mut opened = [0; 6];
+    server.stdout.as_mut().unwrap().read_exact(&mut opened).unwrap();
+    assert!(look(&server.members(), server.channels).is_err());
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let script = format!(
+        "for (1 .. 40) {{ open($all[$_], '>', \"{path}/$_\"); flock($all[$_], 1) or die }} \
+         $| = 1; print 'locked'; <STDIN>"
+    );
+    let mut server = Server::start(&["perl", "-e", &script]);
+    server.stdout.as_mut().unwrap().read_exact(&mut opened).unwrap();
+    assert_eq!(server.look().tree.processes[0].locks, [FileLock::Other]);
+}
+
+/// A server could stop one of its processes to look as if it could not run.
+#[test]
+fn a_server_is_stopped_if_all_of_its_processes_are() {
+    let server = Server::start(&["sh", "-c", "sleep 600 & exec cat"]);
+    let two = wait::until(DEADLINE, || Ok(server.members().len() == 2));
+    assert!(two.unwrap());
+    let members = server.members();
+    let wanted = |activity| ToLookAt {
+        server: TreeId(1),
+        stdio: StdioAtExec::Are(server.channels),
+        activity,
+        members: members.clone(),
+    };
+    let seen = |activity| survey(&wanted(activity), &Freezers::default());
+    let stop = |pid: Pid| {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(pid.0).unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    };
+    stop(members[1].pid);
+    let has_stopped =
+        |one: Pid| wait::until(DEADLINE, || Ok(OpenProcess::open(one)?.stat()?.stopped));
+    assert!(has_stopped(members[1].pid).unwrap());
+    let one = seen(seen(None).activity);
+    assert!(!one.is_stopped && one.contact == Contact::Connected, "{one:?}");
+    assert_eq!(one.quiescence, Quiescence::Unknown);
+    stop(members[0].pid);
+    assert!(wait::until(DEADLINE, || Ok(seen(None).is_stopped)).unwrap());
 }
 
 /// Some programs move the protocol to other descriptors.

@@ -8,6 +8,7 @@ use std::{
     fs,
     io::Read as _,
     os::{fd::OwnedFd, unix::process::CommandExt as _},
+    path::Path,
     process::{Command, Output, Stdio},
     thread,
     time::Duration,
@@ -16,7 +17,7 @@ use std::{
 use mcp_guard_common::MAX_CGROUPS;
 use mcp_guard_core::{audit::Record, id::Pid, incident::Outcome, policy::Response};
 use mcp_guard_tests::{
-    agent::{Agent, command},
+    agent::{Agent, DEADLINE, command},
     cgroup::FixtureCgroup,
     dead_mount::DeadMount,
     fake_engine,
@@ -186,6 +187,34 @@ fn a_label_that_leads_to_a_dead_server_delays_a_diagnosis_briefly() {
     let facts = facts_with_a_label("fuse", "rootmode=40000,user_id=0,group_id=0", server);
     assert!(facts.contains("not read: no answer within 3s"), "{facts}");
     drop(device);
+}
+
+/// A process that names a file like the device is no server, and is frozen.
+#[test]
+fn a_file_with_the_name_of_the_device_spares_nothing() {
+    let cgroup = FixtureCgroup::new("no-fuse").unwrap();
+    cgroup.set_pids_max(200).unwrap();
+    let script = "mount -t tmpfs none /dev && : >/dev/fuse && exec sleep 600 9</dev/fuse";
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--mount", "sh", "-c", script]);
+    let mut forger = cgroup.spawn(unshare).unwrap();
+    let link = format!("/proc/{}/fd/9", forger.id());
+    let is_open = || Ok(fs::read_link(&link).is_ok_and(|to| to == Path::new("/dev/fuse")));
+    assert!(wait::until(DEADLINE, is_open).unwrap());
+    let leak = Leak::start(&cgroup, 4).unwrap();
+    let mut agent = Agent::start(&LeakPolicy::enforcing(&cgroup, "freeze").toml()).unwrap();
+    let frozen = |record: &Record| {
+        let Record::Outcome { response: Response::Freeze, outcome, .. } = record else {
+            return None;
+        };
+        Some(*outcome)
+    };
+    let outcome = agent.await_record("frozen", frozen).unwrap();
+    assert!(matches!(outcome, Outcome::Done | Outcome::Requested), "{outcome:?}");
+    drop(agent);
+    assert!(leak.end().unwrap().success());
+    forger.kill().unwrap();
+    forger.wait().unwrap();
 }
 
 /// While it is frozen, all who use the file system that it serves wait, also outside.

@@ -203,7 +203,7 @@ fn a_server_that_waits_for_its_client_alone_is_quiescent() {
     });
     let text = scene.agent.cli(&["status", "--servers"]).unwrap();
     let text = String::from_utf8(text.stdout).unwrap();
-    for part in ["connected, quiescent", "connected, at work", "waits in select"] {
+    for part in ["connected, quiescent", "connected, not quiescent", "waits in select"] {
         assert!(text.contains(part), "{part}: {text}");
     }
     // One that is asked is not known to be quiescent, however shortly it works.
@@ -352,7 +352,8 @@ fn zombies_that_stay_are_told_with_their_parent() {
             let Some(Record::Warning { cause, .. }) = agent.audit()?.into_iter().find(is_it) else {
                 return Ok(false);
             };
-            assert_eq!(cause.numbers["zombies"], 25);
+            // It may still have made some.
+            assert!((20..=25).contains(&cause.numbers["zombies"]), "{cause:?}");
             let advice = format!("process {pid} (perl) does not reap its children");
             assert_eq!(cause.advice, Some(advice));
             Ok(true)

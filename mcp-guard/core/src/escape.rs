@@ -59,18 +59,23 @@ const CUT: &str = "/?...";
 #[must_use]
 pub fn cgroup_path(bytes: &[u8]) -> String {
     let mut parts = bytes.split(|byte| *byte == b'/');
-    let first = cgroup_name(parts.next().unwrap_or_default());
-    parts.fold(first, |path, part| cgroup_path_below(&path, part))
+    let mut path = cgroup_name(parts.next().unwrap_or_default());
+    parts.for_each(|part| push_cgroup(&mut path, part));
+    path
 }
 
-/// Returns the path of the cgroup `name` below `parent`. Its length is bounded at any depth.
-#[must_use]
-pub fn cgroup_path_below(parent: &str, name: &[u8]) -> String {
-    let name = cgroup_name(name);
-    if parent.len() + name.len() < MAX_PATH {
-        return format!("{parent}/{name}");
+/// Appends the name of a cgroup to the path of the one above it. The length is bounded at any depth.
+pub fn push_cgroup(path: &mut String, name: &[u8]) {
+    if is_cut_path(path) {
+        return;
     }
-    if is_cut_path(parent) { parent.to_owned() } else { format!("{parent}{CUT}") }
+    let name = cgroup_name(name);
+    if path.len() + name.len() < MAX_PATH {
+        path.push('/');
+        path.push_str(&name);
+    } else {
+        path.push_str(CUT);
+    }
 }
 
 /// Returns whether a path was too long, and names only the cgroups above.
@@ -116,7 +121,7 @@ fn cut(mut text: String, limit: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{cgroup_path, cgroup_path_below, escape, is_cgroup_path, visible, visible_within};
+    use super::{cgroup_path, escape, is_cgroup_path, push_cgroup, visible, visible_within};
     use crate::container::container_in;
 
     #[test]
@@ -175,7 +180,8 @@ mod tests {
             assert!(!is_cgroup_path(&path), "{path}");
             assert_eq!(container_in(&path).map(|found| found.path), Some(own.as_str()));
         }
-        let deep = (0..100_000).fold(own.clone(), |path, _| cgroup_path_below(&path, b"x"));
+        let mut deep = own.clone();
+        (0..100_000).for_each(|_| push_cgroup(&mut deep, b"x"));
         assert!(deep.len() <= 4096 + 5 && deep.ends_with("/x/?..."), "{}", deep.len());
         // A cgroup may really have an escaped name. That name is escaped once more.
         let escaped = cgroup_path(b"/a\x1b");

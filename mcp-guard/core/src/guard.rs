@@ -242,6 +242,12 @@ impl Guard {
         self.searched = None;
     }
 
+    /// Whether the last look found zombies that matter.
+    #[must_use]
+    pub fn had_zombies(&self) -> bool {
+        self.pile.had_some()
+    }
+
     /// Takes the number of zombies.
     pub fn unreaped(&mut self, now: Time, found: Unreaped, policy: &Policy) {
         self.pile.take(now, FRESH * policy.evidence.every, found);
@@ -255,7 +261,8 @@ impl Guard {
         let all = || self.registry.unreachable();
         self.left_behind = disconnected::look((now, woke), fresh, all(), &detect.disconnected);
         self.left_behind.extend(burning::look(now, fresh, all(), &detect.burning));
-        let limit = self.filled.map(|(limit, _)| limit);
+        // A limit of ours is close on purpose.
+        let limit = self.filled.map(|(limit, _)| limit).filter(|_| !self.is_held());
         self.left_behind.extend(self.pile.look(now, fresh, limit, &detect.zombies));
     }
 
@@ -301,7 +308,10 @@ impl Guard {
             }
             Some(Expected::Contain { response, lease, freezes, .. }) => {
                 if response == Response::Clamp {
-                    self.cannot_clamp = settled.outcome == Outcome::Failed;
+                    self.cannot_clamp = matches!(
+                        settled.outcome,
+                        Outcome::Failed | Outcome::Refused | Outcome::NotOurs
+                    );
                 }
                 let ours = matches!(settled.outcome, Outcome::Done | Outcome::Requested);
                 match Hold::of(response) {
@@ -402,18 +412,20 @@ impl Guard {
     /// asks may clamp again after the cool-down, and may freeze at once. If a write of ours has arrived late,
     /// the clamp is repeated now: nobody wanted it to end.
     pub fn unclamped(&mut self, now: Time, found: Limit, respond: &Respond, out: &mut Outbox<'_>) {
-        if self.clamp.take().is_none() {
-            return;
-        }
+        let Some(lease) = self.clamp.take() else { return };
         if !self.limits.has_arrived(now, found) {
             self.episodes.failed(Response::Clamp, now.after(respond.cool_down));
+            // It does not last here, so nothing is to be spared for it.
+            self.cannot_clamp = true;
             let end = End::UnclampedByOther;
             out.act(self.id, Action::Disown { hold: Hold::Clamp, end });
             return;
         }
         out.act(self.id, Action::Disown { hold: Hold::Clamp, end: End::LateWrite });
-        if self.terms.highest >= Response::Clamp && !self.is_under_way(Response::Clamp) {
-            let how = (Response::Clamp, self.terms.mode, None);
+        let may = lease.is_operators || self.terms.highest >= Response::Clamp;
+        if may && !self.is_under_way(Response::Clamp) {
+            let mode = if lease.is_operators { Mode::Enforce } else { self.terms.mode };
+            let how = (Response::Clamp, mode, Some(lease.until.since(now)));
             self.contain(now, how, self.clamped_for.clone(), (None, None), respond, out);
         }
     }

@@ -377,7 +377,7 @@ impl Default for Zombies {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Looks {
-    /// The time between two looks at a server; 1s to 1h. A look reads four files of each of its processes.
+    /// The time between two looks at a server; 1s to 1h. A look reads a few files of each of its processes; of a connected server that is idle, also those of its descriptors and threads.
     #[serde(with = "DurationText")]
     pub every: Duration,
 }
@@ -533,8 +533,37 @@ impl Policy {
     }
 
     fn validate(&self) -> Result<(), String> {
-        let Detect { duplicates, burst, emergency, raw, tasks, growth, crash, headroom, .. } =
-            &self.detect;
+        self.detect.validate()?;
+        let second = Duration::from_secs(1);
+        if self.evidence.every < second || self.evidence.every > Duration::from_secs(3600) {
+            return Err("evidence.every must lie between 1s and 1h".to_owned());
+        }
+        self.respond.validate()?;
+        match self.guard.iter().position(|rule| !rule.names_something()) {
+            Some(at) => Err(format!(
+                "guard {} names no container: give name, image, label or cgroup (name = \"*\" for all)",
+                at + 1
+            )),
+            None => self.guard.iter().try_for_each(Rule::validate),
+        }
+    }
+}
+
+impl Detect {
+    fn validate(&self) -> Result<(), String> {
+        let Detect {
+            duplicates,
+            burst,
+            emergency,
+            raw,
+            tasks,
+            growth,
+            crash,
+            headroom,
+            zombies,
+            ..
+        } = self;
+        let number = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         let at_least_one = [
             ("detect.duplicates.warn", duplicates.warn),
             ("detect.duplicates.warn_in_use", duplicates.warn_in_use),
@@ -548,18 +577,14 @@ impl Policy {
             ("detect.crash.warn", crash.warn),
             ("detect.emergency.warn", emergency.warn),
             ("detect.emergency.act", emergency.act),
-            ("detect.raw.warn", usize::try_from(raw.warn).unwrap_or(usize::MAX)),
-            ("detect.tasks.grown_1m", usize::try_from(tasks.grown_1m).unwrap_or(usize::MAX)),
-            ("detect.tasks.grown_10m", usize::try_from(tasks.grown_10m).unwrap_or(usize::MAX)),
-            ("detect.tasks.grown_1h", usize::try_from(tasks.grown_1h).unwrap_or(usize::MAX)),
-            (
-                "detect.headroom.warn_percent",
-                usize::try_from(headroom.warn_percent).unwrap_or(usize::MAX),
-            ),
-            (
-                "detect.tasks.host_percent",
-                usize::try_from(tasks.host_percent).unwrap_or(usize::MAX),
-            ),
+            ("detect.raw.warn", number(raw.warn)),
+            ("detect.tasks.grown_1m", number(tasks.grown_1m)),
+            ("detect.tasks.grown_10m", number(tasks.grown_10m)),
+            ("detect.tasks.grown_1h", number(tasks.grown_1h)),
+            ("detect.headroom.warn_percent", number(headroom.warn_percent)),
+            ("detect.zombies.warn", number(zombies.warn)),
+            ("detect.zombies.warn_percent", number(zombies.warn_percent)),
+            ("detect.tasks.host_percent", number(tasks.host_percent)),
         ];
         if let Some((key, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
             return Err(format!("{key} = 0 would fire without a cause; use at least 1"));
@@ -579,17 +604,7 @@ impl Policy {
         if emergency.within < second || emergency.within > Duration::from_secs(3600) {
             return Err("detect.emergency.within must lie between 1s and 1h".to_owned());
         }
-        if self.evidence.every < second || self.evidence.every > Duration::from_secs(3600) {
-            return Err("evidence.every must lie between 1s and 1h".to_owned());
-        }
-        self.respond.validate()?;
-        match self.guard.iter().position(|rule| !rule.names_something()) {
-            Some(at) => Err(format!(
-                "guard {} names no container: give name, image, label or cgroup (name = \"*\" for all)",
-                at + 1
-            )),
-            None => self.guard.iter().try_for_each(Rule::validate),
-        }
+        Ok(())
     }
 }
 

@@ -700,16 +700,30 @@ fn a_leak_beside_a_fuse_server_is_clamped_and_not_frozen() {
 
 #[test]
 fn a_leak_beside_a_fuse_server_is_frozen_if_it_cannot_be_clamped() {
-    let mut story = Story::new(&format!("{QUICK}response = \"freeze\"\n"));
-    for _ in 0..3 {
-        story.server("a");
+    let clamp_for_freeze = || {
+        let mut story = Story::new(&format!("{QUICK}response = \"freeze\"\n"));
+        for _ in 0..3 {
+            story.server("a");
+        }
+        story.wait(3);
+        story.take();
+        story.spare();
+        assert_eq!(story.contained(), [(Detector::Duplicates, Response::Clamp)]);
+        story
+    };
+    for (outcome, seconds) in
+        [(Outcome::Failed, 2), (Outcome::Refused, 62), (Outcome::NotOurs, 602)]
+    {
+        let mut story = clamp_for_freeze();
+        story.settle(Response::Clamp, outcome);
+        story.wait(seconds);
+        assert_eq!(spared(&story.take()), [false], "{outcome:?}");
     }
-    story.wait(3);
-    story.take();
-    story.spare();
-    assert_eq!(story.contained(), [(Detector::Duplicates, Response::Clamp)]);
-    story.settle(Response::Clamp, Outcome::Failed);
-    story.wait(2);
+    // It does not last: somebody writes over it.
+    let mut story = clamp_for_freeze();
+    story.settle(Response::Clamp, Outcome::Done);
+    story.step(Input::Unclamped { guard: GUARD, found: Limit::Max });
+    story.wait(62);
     assert_eq!(spared(&story.take()), [false]);
 }
 

@@ -44,6 +44,8 @@ pub(super) struct Lookers {
     lanes: Lanes,
     /// Guards that are still to be looked at in this round.
     queue: VecDeque<GuardId>,
+    /// The rest of guards that took long.
+    left: VecDeque<ToLook>,
     next_round: Time,
 }
 
@@ -69,7 +71,14 @@ impl Lookers {
                 let _ = found.send(Sighted::Stdio(batch.into_iter().filter_map(read).collect()));
             }
         })?;
-        Ok(Self { stdio, begun: Vec::new(), lanes, queue: VecDeque::new(), next_round: now })
+        Ok(Self {
+            stdio,
+            begun: Vec::new(),
+            lanes,
+            queue: VecDeque::new(),
+            left: VecDeque::new(),
+            next_round: now,
+        })
     }
 
     /// Has the stdio of a new server read at the end of the turn.
@@ -98,9 +107,14 @@ impl Agent {
         let end = now.after(PREPARING);
         while let Some(lane) = self.lookers.lanes.free(now)
             && clock::now() < end
-            && let Some(guard) = self.lookers.queue.pop_front()
         {
-            self.give(lane, guard);
+            if let Some(guard) = self.lookers.queue.pop_front() {
+                self.give(lane, guard);
+            } else if let Some(rest) = self.lookers.left.pop_front() {
+                self.lookers.lanes.give(lane, rest);
+            } else {
+                break;
+            }
         }
         if let Some(guard) = self.lookers.lanes.hanging(now) {
             let name = self.guards.get(guard).map_or("", |held| held.subject.name.as_str());
@@ -112,21 +126,25 @@ impl Agent {
         let (Some(held), Some(state)) = (self.guards.get(guard), self.core.guard(guard)) else {
             return;
         };
-        if self.lookers.lanes.are_at(guard) {
+        let is_left = self.lookers.left.iter().any(|rest| rest.guard == guard);
+        if is_left || self.lookers.lanes.are_at(guard) {
             return;
         }
         let (now, cgroup) = (clock::now(), held.cgroup.id());
         let servers = state.registry.to_look_at(now, LEAST_AGE);
         // Threads are charged as well: the thread that looks counts what lives.
-        let charged = held.cgroup.pids_current().ok();
+        let charged = held.cgroup.pids_current().unwrap_or_default();
         let living = u64::try_from(state.registry.processes()).unwrap_or(u64::MAX);
-        let may_be = |charged: &u64| charged.saturating_sub(living) >= Unreaped::FEWEST;
-        let zombies = charged.filter(may_be).zip(held.cgroup.try_clone_dir().ok());
-        let zombies = zombies.map(|(charged, dir)| (dir, charged));
-        if servers.is_empty() && zombies.is_none() {
-            return;
+        let may_be = charged.saturating_sub(living) >= Unreaped::FEWEST;
+        let had_some = state.had_zombies();
+        let zombies = may_be.then(|| held.cgroup.charged().ok()).flatten();
+        let zombies = zombies.map(|charged| (charged, had_some));
+        if had_some && !may_be {
+            self.step(Input::Unreaped { guard, found: Unreaped::default() });
         }
-        self.lookers.lanes.give(lane, ToLook { guard, cgroup, servers, zombies });
+        if !servers.is_empty() || zombies.is_some() {
+            self.lookers.lanes.give(lane, ToLook { guard, cgroup, servers, zombies });
+        }
     }
 
     /// Takes what a thread has found.
@@ -137,6 +155,7 @@ impl Agent {
                     self.step(Input::StdioRead { guard, pid, start_ticks, stdio });
                 }
             }
+            Sighted::Rest(rest) => self.lookers.left.push_back(rest),
             Sighted::Zombies { guard, cgroup, found } => {
                 if self.guards.get(guard).is_some_and(|held| held.cgroup.id() == cgroup) {
                     self.step(Input::Unreaped { guard, found });

@@ -5,6 +5,7 @@
 //! work at a time as are meant to. A guard has one thread at most.
 
 use std::{
+    collections::VecDeque,
     io, mem,
     sync::{
         Arc,
@@ -24,7 +25,7 @@ use mcp_guard_core::{
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::host::{cgroup::Dir, clock, evidence::unreaped};
+use crate::host::{cgroup::ChargedTasks, clock, evidence::unreaped};
 
 /// Threads that work at a time.
 const AT_ONCE: usize = 2;
@@ -35,6 +36,8 @@ const MOST: usize = 64;
 /// After this much work a thread rests [`REST`] times as long, so that it costs a tenth of a CPU at most.
 const WORK: Duration = Duration::from_millis(5);
 const REST: u32 = 9;
+/// A guard that takes longer has the rest of its servers looked at after the others.
+const TURN: Duration = Duration::from_secs(2);
 /// Most servers in one part of the answer.
 const PART: usize = 256;
 /// A look at one server that takes longer hangs.
@@ -51,6 +54,8 @@ pub(super) enum Sighted {
         seen: Vec<(TreeId, ServerSeen)>,
         is_last: bool,
     },
+    /// Servers that are to be looked at later, so that the other guards have their turn.
+    Rest(ToLook),
     Zombies {
         guard: GuardId,
         cgroup: CgroupId,
@@ -66,8 +71,8 @@ pub(super) struct ToLook {
     pub guard: GuardId,
     pub cgroup: CgroupId,
     pub servers: Vec<ToLookAt>,
-    /// The cgroup and its number of charged tasks, if it may have zombies.
-    pub zombies: Option<(Dir, u64)>,
+    /// Its pids cgroup if it may have zombies, and whether their parent is asked for.
+    pub zombies: Option<(ChargedTasks, bool)>,
 }
 
 struct Lane {
@@ -179,17 +184,28 @@ fn look_at(
     found: &UnboundedSender<Sighted>,
 ) {
     let ToLook { guard, cgroup, servers, zombies } = wanted;
-    if let Some((dir, charged)) = zombies
-        && let Some(zombies) = unreaped(&dir, charged)
-    {
-        let _ = found.send(Sighted::Zombies { guard, cgroup, found: zombies });
+    if let Some((charged, names_parent)) = zombies {
+        if let Some(rest) = pace.rest(Instant::now()) {
+            thread::sleep(rest);
+        }
+        if let Some(zombies) = pace.work(begins, || unreaped(&charged, names_parent)) {
+            let _ = found.send(Sighted::Zombies { guard, cgroup, found: zombies });
+        }
     }
     let mut seen: Vec<(TreeId, ServerSeen)> = Vec::new();
     let tell = |seen: Vec<_>, is_last| {
         // The loop ends only with the program.
         let _ = found.send(Sighted::Servers { lane, guard, cgroup, seen, is_last });
     };
-    for server in servers {
+    let began = Instant::now();
+    let mut servers = VecDeque::from(servers);
+    while let Some(server) = servers.pop_front() {
+        if began.elapsed() >= TURN && !seen.is_empty() {
+            servers.push_front(server);
+            let servers = servers.into();
+            let _ = found.send(Sighted::Rest(ToLook { guard, cgroup, servers, zombies: None }));
+            break;
+        }
         let rest = pace.rest(Instant::now());
         if (rest.is_some() || seen.len() >= PART) && !seen.is_empty() {
             tell(mem::take(&mut seen), false);
@@ -197,11 +213,7 @@ fn look_at(
         if let Some(rest) = rest {
             thread::sleep(rest);
         }
-        let before = cpu_time();
-        begins.store(clock::now().0, Ordering::Relaxed);
-        seen.push((server.server, look(&server)));
-        begins.store(0, Ordering::Relaxed);
-        pace.worked(Instant::now(), cpu_time().saturating_sub(before));
+        seen.push((server.server, pace.work(begins, || look(&server))));
     }
     tell(seen, true);
 }
@@ -221,6 +233,16 @@ struct Pace {
 }
 
 impl Pace {
+    /// Does a piece of work. `begins` has its time meanwhile.
+    fn work<T>(&mut self, begins: &AtomicU64, work: impl FnOnce() -> T) -> T {
+        let before = cpu_time();
+        begins.store(clock::now().0, Ordering::Relaxed);
+        let result = work();
+        begins.store(0, Ordering::Relaxed);
+        self.worked(Instant::now(), cpu_time().saturating_sub(before));
+        result
+    }
+
     fn worked(&mut self, now: Instant, worked: Duration) {
         self.owed += worked * REST;
         self.ended = Some(now);
@@ -297,6 +319,25 @@ mod tests {
         lanes.finished(lane);
         assert!(!lanes.are_at(GuardId(11)));
         drop(closed);
+    }
+
+    /// A server that takes as long as a whole turn.
+    #[test]
+    fn the_rest_of_a_guard_that_takes_long_comes_after_the_others() {
+        let (to_found, mut found) = unbounded_channel();
+        let look = |_: &ToLookAt| {
+            thread::sleep(TURN);
+            ServerSeen::default()
+        };
+        let mut lanes = Lanes::start(Arc::new(look), to_found).unwrap();
+        let lane = lanes.free(clock::now()).unwrap();
+        lanes.give(lane, wanted(1, 3));
+        let Some(Sighted::Rest(rest)) = found.blocking_recv() else { panic!("all at once") };
+        assert_eq!((rest.guard, rest.servers.len()), (GuardId(1), 2));
+        let told = found.blocking_recv();
+        assert!(
+            matches!(told, Some(Sighted::Servers { seen, is_last: true, .. }) if seen.len() == 1)
+        );
     }
 
     #[test]

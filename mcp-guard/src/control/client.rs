@@ -35,7 +35,7 @@ pub enum Error {
     Io(#[from] io::Error),
     #[error(
         "the agent is of an older version, and does not know this call; restart it with `systemctl \
-         restart mcp-guard`"
+         restart mcp-guard`, which ends all freezes and clamps"
     )]
     Older,
     #[error("the agent refused the call: {0}")]

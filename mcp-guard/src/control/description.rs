@@ -68,6 +68,8 @@ fields!(ServerStatus {
     contact,
     quiescent,
     at_work,
+    abandoned,
+    stopped,
     orphaned,
     memory_bytes,
     look_age_seconds,

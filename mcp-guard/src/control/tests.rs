@@ -227,6 +227,8 @@ fn servers(contact: Contact) -> Servers {
         contact,
         quiescent: Some(false),
         at_work: Some("it has not read all of its stdin".to_owned()),
+        abandoned: Some(true),
+        stopped: false,
         orphaned: Some(false),
         look_age_seconds: Some(61),
         memory_bytes: Some(4096),
@@ -312,6 +314,7 @@ fn fields_that_may_be_missing_are_described_as_optional() {
     let mut unknown = servers(Contact::Unknown).guards.remove(0).servers.remove(0);
     (unknown.idle_seconds, unknown.orphaned, unknown.memory_bytes) = (None, None, None);
     (unknown.client, unknown.quiescent, unknown.at_work) = (None, None, None);
+    unknown.abandoned = None;
     unknown.look_age_seconds = None;
     let sent = serde_json::to_value(unknown).unwrap();
     for (name, kind) in fields(&described.types["Server"]) {

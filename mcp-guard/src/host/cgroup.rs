@@ -25,7 +25,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 pub use self::{
     dir::{Dir, MAX_PROCS},
     find::Error,
-    pids::SharedPids,
+    pids::{ChargedTasks, SharedPids},
     populated::{Members, PopulatedWalk},
     scan::path_in_tree,
     step::WalkStep,

@@ -31,7 +31,10 @@ use rustix::{
 };
 
 pub use self::zombies::unreaped;
-use self::{descriptors::Descriptors, peers::Peers};
+use self::{
+    descriptors::{Descriptors, LookBudget},
+    peers::Peers,
+};
 pub use self::{stopped::Freezers, survey::survey};
 use super::{
     proc::{stat::Stat, syscall},
@@ -81,10 +84,14 @@ struct Opened {
 }
 
 impl Opened {
-    fn of(member: &Member) -> io::Result<Self> {
-        let process = open(member)?;
-        let descriptors = Descriptors::of(&process)?;
-        Ok(Self { member: *member, process, descriptors })
+    fn all(members: &[Member]) -> io::Result<Vec<Self>> {
+        let mut budget = LookBudget::default();
+        let open = |member: &Member| {
+            let process = open(member)?;
+            let descriptors = Descriptors::of(&process, &mut budget)?;
+            Ok(Self { member: *member, process, descriptors })
+        };
+        members.iter().map(open).collect()
     }
 }
 
@@ -93,7 +100,7 @@ impl Opened {
 /// # Errors
 /// If a process is gone, or cannot be read, or if none of them has the channels any more.
 pub fn look(members: &[Member], channels: Channels) -> io::Result<ServerLook> {
-    let all = members.iter().map(Opened::of).collect::<io::Result<Vec<_>>>()?;
+    let all = Opened::all(members)?;
     let stdin = (channels.stdin, flags(&duplicate(&all, channels.stdin)?)?);
     let stdout = (channels.stdout, flags(&duplicate(&all, channels.stdout)?)?);
     let processes = look_into(all, channels)?;

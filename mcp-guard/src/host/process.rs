@@ -8,7 +8,9 @@ use mcp_guard_core::{
     server::CommandLine,
 };
 use rustix::{
-    fs::{AtFlags, CWD, Mode, OFlags, Statx, StatxFlags, openat, readlinkat, statat, statx},
+    fs::{
+        AtFlags, CWD, FileType, Mode, OFlags, Statx, StatxFlags, openat, readlinkat, statat, statx,
+    },
     process::{PidfdFlags, pidfd_open},
 };
 
@@ -188,6 +190,14 @@ impl OpenProcess {
         self.numbers("fd", most)
     }
 
+    /// Returns the lowest numbers of its open descriptors, `most` at most.
+    ///
+    /// # Errors
+    /// If the process is gone, or the kernel does not show them to us.
+    pub fn first_descriptors(&self, most: usize) -> io::Result<Vec<u32>> {
+        self.entries("fd")?.take(most).collect()
+    }
+
     /// Returns its threads.
     ///
     /// # Errors
@@ -203,6 +213,17 @@ impl OpenProcess {
     pub fn descriptor(&self, fd: u32) -> io::Result<String> {
         let link = readlinkat(&self.dir, format!("fd/{fd}"), Vec::new())?;
         Ok(String::from_utf8_lossy(link.as_bytes()).into_owned())
+    }
+
+    /// Returns the number of the character device that a descriptor refers to. `None`: it is something else.
+    ///
+    /// # Errors
+    /// As for [`OpenProcess::descriptor`].
+    pub fn device(&self, fd: u32) -> io::Result<Option<(u32, u32)>> {
+        let flags = AtFlags::STATX_DONT_SYNC;
+        let file = statx(&self.dir, format!("fd/{fd}"), flags, StatxFlags::BASIC_STATS)?;
+        let is_device = FileType::from_raw_mode(file.stx_mode.into()) == FileType::CharacterDevice;
+        Ok(is_device.then_some((file.stx_rdev_major, file.stx_rdev_minor)))
     }
 
     /// Reads `/proc/PID/fdinfo/FD`.
@@ -371,12 +392,6 @@ fn observed(process: &OpenProcess, command: CommandLine) -> Option<Observed> {
 #[must_use]
 pub fn this() -> Pid {
     Pid(std::process::id())
-}
-
-/// Whether a process with this pid exists and is not ending.
-#[must_use]
-pub fn runs(pid: Pid) -> bool {
-    without_argv(pid).is_some()
 }
 
 /// Returns the state of a task, as a letter of proc_pid_stat(5). `None` if it is gone.

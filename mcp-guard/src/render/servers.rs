@@ -4,8 +4,9 @@ use mcp_guard_core::{escape::visible, status::ServerStatus};
 
 use crate::control::wire::{GuardServers, Servers};
 
-/// Why a server is at work stands below it.
-const HEAD: &str = "  process     age    idle   memory  state                    client\n";
+/// The reason why a server is not quiescent stands below it.
+const HEAD: &str =
+    "  process     age    idle   memory  state                               client\n";
 
 #[must_use]
 pub fn servers(servers: &Servers) -> String {
@@ -54,9 +55,17 @@ fn line(server: &ServerStatus) -> String {
     }
     state += match server.quiescent {
         Some(true) => ", quiescent",
-        Some(false) => ", at work",
+        Some(false) => ", not quiescent",
         None => "",
     };
+    state += match server.abandoned {
+        Some(true) => ", abandoned",
+        Some(false) => ", perhaps at work",
+        None => "",
+    };
+    if server.stopped {
+        state += ", stopped";
+    }
     let client = match &server.client {
         Some(client) => match &client.name {
             Some(name) => format!("{}, pid {}", visible(name), client.pid),
@@ -68,7 +77,7 @@ fn line(server: &ServerStatus) -> String {
     let at_work = server.at_work.as_deref().map(|why| format!("{:>36}  {}\n", "", visible(why)));
     let old = old_look(server.look_age_seconds);
     format!(
-        "{pid:>9} {age:>7} {idle:>7} {memory:>8}  {state:<23}  {client}{old}\n{}",
+        "{pid:>9} {age:>7} {idle:>7} {memory:>8}  {state:<34}  {client}{old}\n{}",
         at_work.unwrap_or_default()
     )
 }
@@ -109,12 +118,15 @@ mod tests {
             contact: Contact::Connected,
             quiescent: None,
             at_work: None,
+            abandoned: None,
+            stopped: false,
             orphaned: None,
             memory_bytes: Some(5 << 20),
             look_age_seconds: None,
             client: None,
         };
-        let now = "        7     2 h    60 s    5 MiB  connected                unknown\n";
+        let now =
+            "        7     2 h    60 s    5 MiB  connected                           unknown\n";
         assert_eq!(line(&server), now);
         server.look_age_seconds = Some(300);
         assert!(line(&server).ends_with("unknown  (last look 5 min ago)\n"));

@@ -28,6 +28,10 @@ impl Pile {
         self.last = Some((now, found));
     }
 
+    pub fn had_some(&self) -> bool {
+        self.last.as_ref().is_some_and(|(_, last)| last.zombies >= Unreaped::FEWEST)
+    }
+
     /// `limit`: the one in force, if there is one. `fresh`: how old a look may be.
     pub fn look(
         &self,

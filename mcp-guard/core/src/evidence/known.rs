@@ -195,6 +195,12 @@ impl Known {
         self.looked
     }
 
+    /// Whether it could not run when it was last looked at.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.was_stopped
+    }
+
     /// Notes that it did something, or that a server inside it did.
     pub fn used(&mut self, now: Time) {
         self.idle_since = self.idle_since.map(|_| now);

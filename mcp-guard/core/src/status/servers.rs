@@ -31,6 +31,12 @@ pub struct ServerStatus {
     /// Why it is not quiescent.
     #[serde(default)]
     pub at_work: Option<String>,
+    /// Whether a disconnected server has hardly done anything since then. `None` for all others.
+    #[serde(default)]
+    pub abandoned: Option<bool>,
+    /// It cannot run: it was stopped by a signal or a debugger, or its cgroup is frozen.
+    #[serde(default)]
+    pub stopped: bool,
     /// Whether the process that started it is gone; `None` if that is not known.
     pub orphaned: Option<bool>,
     /// Memory that no file backs; `None` if it was not read yet.
@@ -70,6 +76,9 @@ impl ServerStatus {
             age_seconds: now.since(server.started).as_secs(),
             idle_seconds: server.known.idle().map(|idle| idle.as_secs()),
             contact: server.known.contact,
+            abandoned: (server.known.contact == Contact::Disconnected)
+                .then(|| server.known.is_abandoned()),
+            stopped: server.known.is_stopped(),
             quiescent: match server.known.quiescence {
                 Quiescence::Unknown => None,
                 Quiescence::Quiescent => Some(true),

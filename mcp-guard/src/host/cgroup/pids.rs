@@ -9,9 +9,9 @@ use std::{
 };
 
 use cgroups_rs::fs::{MaxValue, pid::PidController};
-use mcp_guard_core::limit::Limit;
+use mcp_guard_core::{id::Pid, limit::Limit};
 
-use super::{Cgroup, Dir};
+use super::{Cgroup, Dir, TaskCount, tasks::THREADS};
 use crate::host::{cgroupfs::keyed, clock};
 
 /// Longest time for adding up the refused forks.
@@ -27,6 +27,40 @@ pub(super) struct Pids {
 /// A pids cgroup of version 1.
 pub struct SharedPids(pub(in crate::host) Dir);
 
+/// The pids cgroup of some processes, opened once more for a thread that counts its tasks.
+pub struct ChargedTasks(Pids);
+
+impl ChargedTasks {
+    /// Returns `pids.current`: zombies count.
+    ///
+    /// # Errors
+    /// If the cgroup is gone.
+    pub fn current(&self) -> io::Result<u64> {
+        self.0.current()
+    }
+
+    /// Counts the tasks that live. `each` is called for every one.
+    pub fn living(&self, mut each: impl FnMut(Pid)) -> TaskCount {
+        let list = if self.0.v1 { "tasks" } else { THREADS };
+        self.0.dir.each_task(list, |task| {
+            each(task);
+            true
+        })
+    }
+}
+
+impl Pids {
+    fn current(&self) -> io::Result<u64> {
+        self.read("pids.current", |text| text.parse().ok())
+    }
+
+    /// Reads a file of one word. Each guard's are read every second, which cgroups-rs does by path and thrice.
+    fn read<T>(&self, file: &str, parse: impl Fn(&str) -> Option<T>) -> io::Result<T> {
+        let text = self.dir.read_word(file)?;
+        parse(&text).ok_or_else(|| io::Error::other(format!("{file} cannot be parsed: {text}")))
+    }
+}
+
 impl Cgroup {
     /// Returns the directory that has `pids.max`.
     #[must_use]
@@ -37,7 +71,7 @@ impl Cgroup {
     /// # Errors
     /// If there is no pids controller, or the cgroup is gone.
     pub fn pids_max(&self) -> io::Result<Limit> {
-        self.read_pids("pids.max", Limit::parse)
+        self.pids.as_ref().ok_or_else(no_pids)?.read("pids.max", Limit::parse)
     }
 
     /// # Errors
@@ -55,7 +89,7 @@ impl Cgroup {
     /// # Errors
     /// If there is no pids controller, or the cgroup is gone.
     pub fn pids_current(&self) -> io::Result<u64> {
-        self.read_pids("pids.current", |text| text.parse().ok())
+        self.pids.as_ref().ok_or_else(no_pids)?.current()
     }
 
     /// Returns how many forks the limit of this cgroup has refused since it was created. Version 1,
@@ -98,10 +132,11 @@ impl Cgroup {
         shared.map(|pids| pids.dir.try_clone().map(SharedPids)).transpose()
     }
 
-    /// Reads a file of one word. Each guard's are read every second, which cgroups-rs does by path and thrice.
-    fn read_pids<T>(&self, file: &str, parse: impl Fn(&str) -> Option<T>) -> io::Result<T> {
-        let text = self.pids.as_ref().ok_or_else(no_pids)?.dir.read_word(file)?;
-        parse(&text).ok_or_else(|| io::Error::other(format!("{file} cannot be parsed: {text}")))
+    /// # Errors
+    /// If there is no pids controller, or the process has no descriptors left.
+    pub fn charged(&self) -> io::Result<ChargedTasks> {
+        let Pids { dir, v1 } = self.pids.as_ref().ok_or_else(no_pids)?;
+        Ok(ChargedTasks(Pids { dir: dir.try_clone()?, v1: *v1 }))
     }
 
     fn pids_controller(&self) -> io::Result<PidController> {

@@ -37,10 +37,11 @@ impl PlaceBelow {
         first.below(Path::new(OsStr::from_bytes(&self.names().join(&b'/'))))
     }
 
-    /// Returns its path as it is shown. `below` appends a name to the path of the cgroup above.
-    pub fn shown(&self, first: &str, below: impl Fn(&str, &[u8]) -> String) -> String {
-        let first = first.trim_end_matches('/').to_owned();
-        self.names().into_iter().fold(first, |path, name| below(&path, name))
+    /// Returns its path as it is shown. `push` appends a name to the path of the cgroup above.
+    pub fn shown(&self, first: &str, push: impl Fn(&mut String, &[u8])) -> String {
+        let mut path = first.trim_end_matches('/').to_owned();
+        self.names().into_iter().for_each(|name| push(&mut path, name));
+        path
     }
 
     fn names(&self) -> Vec<&[u8]> {
@@ -54,6 +55,8 @@ impl PlaceBelow {
 #[cfg(test)]
 pub(super) mod tests {
     use std::fs;
+
+    use mcp_guard_core::escape::push_cgroup;
 
     use super::*;
 
@@ -74,7 +77,6 @@ pub(super) mod tests {
         assert!(PlaceBelow::below(Some(&deepest), c"x").is_none());
         assert!(PlaceBelow::below(deepest.above.as_ref(), c"xx").is_none());
         let child = PlaceBelow::below(PlaceBelow::below(None, c"a").as_ref(), c"b").unwrap();
-        let shown = child.shown("/", |above, name| format!("{above}/{}", name.escape_ascii()));
-        assert_eq!(shown, "/a/b");
+        assert_eq!(child.shown("/", push_cgroup), "/a/b");
     }
 }

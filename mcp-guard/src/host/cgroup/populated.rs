@@ -107,8 +107,11 @@ impl PopulatedWalk {
             Err(error) if is_gone(&error) => return Ok(WalkStep::Passed),
             opened => opened?,
         };
-        let below = |above: &str, name: &[u8]| format!("{above}/{}", cgroup_name(name));
-        let path = next.shown(&self.first.1, below);
+        let push = |path: &mut String, name: &[u8]| {
+            path.push('/');
+            path.push_str(&cgroup_name(name));
+        };
+        let path = next.shown(&self.first.1, push);
         self.present = Some(Present::new(dir, path, Some(next)));
         Ok(WalkStep::Entered)
     }

@@ -11,6 +11,9 @@ use crate::host::{clock, process};
 /// Longest time of one count. A task takes about 10 us.
 const LONGEST: Duration = Duration::from_millis(20);
 
+/// The list of the tasks in a cgroup.
+pub(super) const THREADS: &str = "cgroup.threads";
+
 /// A number of tasks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TaskCount {
@@ -32,18 +35,18 @@ impl Dir {
     /// Counts the tasks in this cgroup and below it.
     #[must_use]
     pub fn tasks(&self) -> TaskCount {
-        self.each_task(|_| true)
+        self.each_task(THREADS, |_| true)
     }
 
     /// Counts the tasks that a freeze has not stopped. A freeze wakes every sleeping task, which then
     /// sleeps again once it is frozen. What runs, or cannot be woken (state D), is not frozen yet.
     #[must_use]
     pub fn unstopped_tasks(&self) -> TaskCount {
-        self.each_task(|task| matches!(process::state(task), Some(b'R' | b'D')))
+        self.each_task(THREADS, |task| matches!(process::state(task), Some(b'R' | b'D')))
     }
 
-    /// Counts the tasks for which a function returns true.
-    pub fn each_task(&self, mut counts: impl FnMut(Pid) -> bool) -> TaskCount {
+    /// Counts the tasks in a list, here and below, for which a function returns true.
+    pub(super) fn each_task(&self, list: &str, mut counts: impl FnMut(Pid) -> bool) -> TaskCount {
         let end = clock::now().after(LONGEST);
         let in_time = || clock::now() < end;
         let mut least = 0;
@@ -51,8 +54,12 @@ impl Dir {
             if !in_time() {
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            // A threaded cgroup in the wrong place lists nothing (EOPNOTSUPP), and has no task.
-            for task in dir.listed("cgroup.threads", MAX_PROCS).unwrap_or_default() {
+            let tasks = match dir.listed(list, MAX_PROCS) {
+                // A threaded cgroup in the wrong place lists nothing, and has no task.
+                Err(error) if has_none(&error) => Vec::new(),
+                tasks => tasks?,
+            };
+            for task in tasks {
                 least += u64::from(counts(task));
                 if !in_time() {
                     return Err(io::ErrorKind::TimedOut.into());
@@ -62,6 +69,10 @@ impl Dir {
         });
         TaskCount { least, is_exact: walked.is_ok() }
     }
+}
+
+fn has_none(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENODEV | libc::ENOENT))
 }
 
 #[cfg(test)]
@@ -83,6 +94,15 @@ mod tests {
     }
 
     #[test]
+    fn a_list_that_cannot_be_read_makes_a_lower_bound() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir_all(folder.path().join("a/cgroup.threads")).unwrap();
+        fs::write(folder.path().join("cgroup.threads"), "7\n").unwrap();
+        let dir = Dir::from(OwnedFd::from(fs::File::open(folder.path()).unwrap()));
+        assert_eq!(dir.tasks().to_string(), "at least 1 task");
+    }
+
+    #[test]
     fn a_count_that_takes_too_long_is_a_lower_bound() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("cgroup.threads"), "7\n8\n9\n").unwrap();
@@ -91,6 +111,6 @@ mod tests {
             std::thread::sleep(LONGEST);
             true
         };
-        assert_eq!(dir.each_task(slow).to_string(), "at least 1 task");
+        assert_eq!(dir.each_task(THREADS, slow).to_string(), "at least 1 task");
     }
 }

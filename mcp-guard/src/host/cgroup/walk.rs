@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use mcp_guard_core::escape::cgroup_path_below;
+use mcp_guard_core::escape::push_cgroup;
 use rustix::fs::FileType;
 
 use super::{Dir, place::PlaceBelow};
@@ -76,7 +76,7 @@ impl Dir {
         {
             seen += 1;
             let entered = place.open(self).and_then(|dir| {
-                visit(&dir, &place.shown(path, cgroup_path_below))?;
+                visit(&dir, &place.shown(path, push_cgroup))?;
                 found.add_children(&dir, Some(&place))
             });
             match entered {

@@ -14,8 +14,36 @@ use crate::host::{
 };
 
 const STDERR: u32 = 2;
-/// Most descriptors of a process that are looked at.
-const MAX: usize = 4096;
+/// Most locks of a process of which each is known. They are shown with every duplicate of their descriptor.
+const MAX_LOCKS: usize = 32;
+
+/// The rest of what one look at a server may read, so that no server makes it long.
+pub struct LookBudget {
+    descriptors: usize,
+    /// The size of the files in `fdinfo`.
+    bytes: usize,
+}
+
+impl Default for LookBudget {
+    fn default() -> Self {
+        Self { descriptors: 8192, bytes: 2 << 20 }
+    }
+}
+
+impl LookBudget {
+    fn list(&mut self, process: &OpenProcess) -> io::Result<Vec<u32>> {
+        let all = process.descriptors(self.descriptors)?;
+        self.descriptors -= all.len().min(self.descriptors);
+        Ok(all)
+    }
+
+    fn fdinfo(&mut self, process: &OpenProcess, fd: u32) -> io::Result<String> {
+        let text = process.fdinfo(fd)?;
+        let left = self.bytes.checked_sub(text.len());
+        self.bytes = left.ok_or_else(|| io::Error::other("too much is open"))?;
+        Ok(text)
+    }
+}
 
 #[derive(Default)]
 pub struct Descriptors {
@@ -35,15 +63,19 @@ pub struct OwnChannel {
 
 impl Descriptors {
     /// Reads them. One that is closed meanwhile is left out.
-    pub fn of(process: &OpenProcess) -> io::Result<Self> {
+    pub fn of(process: &OpenProcess, budget: &mut LookBudget) -> io::Result<Self> {
         let (mut all, mut locks) = (Self::default(), Vec::new());
-        for fd in process.descriptors(MAX)? {
-            match all.add(process, fd, &mut locks) {
+        for fd in budget.list(process)? {
+            match all.add(process, fd, budget, &mut locks) {
                 Err(error) if !process::is_gone(&error) => return Err(error),
                 Ok(()) | Err(_) => {}
             }
         }
-        all.locks = locks.iter().map(|lock| judge(lock, &locks)).collect();
+        all.locks = if locks.len() > MAX_LOCKS {
+            vec![FileLock::Other]
+        } else {
+            locks.iter().map(|lock| judge(lock, &locks)).collect()
+        };
         Ok(all)
     }
 
@@ -51,27 +83,30 @@ impl Descriptors {
         &mut self,
         process: &OpenProcess,
         fd: u32,
+        budget: &mut LookBudget,
         locks: &mut Vec<(String, HeldLock)>,
     ) -> io::Result<()> {
         let link = process.descriptor(fd)?;
         if let Some(channel) = Channel::parse(&link) {
             let is_pipe = matches!(channel, Channel::Pipe(_));
-            let is_write_only = is_pipe && fdinfo::is_write_only(&process.fdinfo(fd)?);
+            let is_write_only = is_pipe && fdinfo::is_write_only(&budget.fdinfo(process, fd)?);
             self.channels.push(OwnChannel { fd, channel, is_write_only });
             return Ok(());
         }
         match link.as_str() {
             "anon_inode:[eventpoll]" => {
-                let inodes = fdinfo::watched(&process.fdinfo(fd)?);
+                let inodes = fdinfo::watched(&budget.fdinfo(process, fd)?);
                 self.epolls.push(EpollSet { fd, inodes });
             }
-            "anon_inode:[timerfd]" if !fdinfo::is_armed(&process.fdinfo(fd)?) => {}
+            "anon_inode:[timerfd]" if !fdinfo::is_armed(&budget.fdinfo(process, fd)?) => {}
             "anon_inode:[timerfd]" => self.wakers.push(Waker::Timer),
             "anon_inode:inotify" | "anon_inode:[fanotify]" => self.wakers.push(Waker::Files),
             "anon_inode:[io_uring]" => self.wakers.push(Waker::IoUring),
             path if path.starts_with('/') && !path.starts_with("/dev/") => {
-                let text = process.fdinfo(fd)?;
-                locks.extend(fdinfo::locks(&text).map(|lock| (path.to_owned(), lock)));
+                let text = budget.fdinfo(process, fd)?;
+                let room = (MAX_LOCKS + 1).saturating_sub(locks.len());
+                let found = fdinfo::locks(&text).take(room);
+                locks.extend(found.map(|lock| (path.to_owned(), lock)));
             }
             _ => {}
         }

@@ -43,27 +43,37 @@ impl Freezers {
     }
 }
 
-/// Whether one of several processes cannot run.
-pub(super) fn any<'a>(
+/// How many of several processes cannot run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standstill {
+    None,
+    /// A server can stop a process of its own.
+    Some,
+    All,
+}
+
+pub(super) fn of<'a>(
     processes: impl Iterator<Item = (&'a OpenProcess, &'a Stat)>,
     freezers: &Freezers,
-) -> bool {
+) -> Standstill {
     // Nearly always, all of them are in the same cgroup.
-    let mut runs: Option<Vec<u8>> = None;
+    let mut last: Option<(Vec<u8>, bool)> = None;
+    let (mut stopped, mut all) = (0_usize, 0_usize);
     for (process, stat) in processes {
-        if stat.stopped {
-            return true;
-        }
         let Ok(membership) = process.membership() else { continue };
-        if runs.as_deref() == Some(membership.text()) {
-            continue;
-        }
-        if freezers.freezes(&membership) {
-            return true;
-        }
-        runs = Some(membership.text().to_owned());
+        let is_frozen = match &last {
+            Some((text, is_frozen)) if text == membership.text() => *is_frozen,
+            Some(_) | None => freezers.freezes(&membership),
+        };
+        last = Some((membership.text().to_owned(), is_frozen));
+        all += 1;
+        stopped += usize::from(stat.stopped || is_frozen);
     }
-    false
+    match stopped {
+        0 => Standstill::None,
+        _ if stopped == all => Standstill::All,
+        _ => Standstill::Some,
+    }
 }
 
 #[cfg(test)]

@@ -12,8 +12,10 @@ use mcp_guard_core::{
 };
 
 use super::{
-    Freezers, Opened, descriptors::Descriptors, duplicate_of, flags, look, look_into,
-    open_with_stat, stdio_of, stopped,
+    Freezers, Opened,
+    descriptors::{Descriptors, LookBudget},
+    duplicate_of, flags, look, look_into, open_with_stat, stdio_of,
+    stopped::{self, Standstill},
 };
 use crate::host::process::{OpenProcess, is_gone};
 
@@ -40,8 +42,12 @@ pub fn survey(server: &ToLookAt, freezers: &Freezers) -> ServerSeen {
     if living.is_empty() {
         return ServerSeen::default();
     }
-    let opened = living.iter().map(|(_, process)| process);
-    if stopped::any(opened.zip(&stats), freezers) {
+    // A launcher waits for the others in any case.
+    let has_started = living.iter().any(|(member, _)| !member.is_launcher);
+    let workers =
+        living.iter().zip(&stats).filter(|((one, _), _)| !has_started || !one.is_launcher);
+    let standstill = stopped::of(workers.map(|((_, process), stat)| (process, stat)), freezers);
+    if standstill == Standstill::All {
         return ServerSeen { is_stopped: true, ..ServerSeen::default() };
     }
     let (activity, memory) = usage(&living).unwrap_or_default();
@@ -65,7 +71,8 @@ pub fn survey(server: &ToLookAt, freezers: &Freezers) -> ServerSeen {
         _ => None,
     };
     // One that did something waits for nothing.
-    let is_still = activity.is_some() && activity == server.activity;
+    let is_still =
+        standstill == Standstill::None && activity.is_some() && activity == server.activity;
     let quiescence = match (contact, stdio) {
         (Contact::Connected, StdioAtExec::Are(channels)) if is_still => {
             look(&server.members, channels)
@@ -78,8 +85,7 @@ pub fn survey(server: &ToLookAt, freezers: &Freezers) -> ServerSeen {
 
 /// Whether a server that nobody can reach is at work all the same.
 fn works(server: &ToLookAt, channels: Channels) -> io::Result<bool> {
-    let opened = server.members.iter().map(Opened::of).collect::<io::Result<Vec<_>>>()?;
-    Ok(is_busy(&look_into(opened, channels)?, channels))
+    Ok(is_busy(&look_into(Opened::all(&server.members)?, channels)?, channels))
 }
 
 fn usage(living: &Living) -> io::Result<(Option<Activity>, Option<u64>)> {
@@ -116,8 +122,10 @@ fn found_late(living: &Living) -> io::Result<StdioAtExec> {
         return Ok(match stdio_of(process)? {
             are @ StdioAtExec::Are(_) => are,
             StdioAtExec::Unread | StdioAtExec::Other => {
+                let mut budget = LookBudget::default();
                 let has_any = |(_, process): &(Member, OpenProcess)| {
-                    Descriptors::of(process).map_or(true, |all| !all.channels.is_empty())
+                    Descriptors::of(process, &mut budget)
+                        .map_or(true, |all| !all.channels.is_empty())
                 };
                 if living.iter().any(has_any) { StdioAtExec::Unread } else { StdioAtExec::Other }
             }

@@ -1,7 +1,6 @@
 //! Counts the processes of a cgroup that have ended and are not reaped.
 //!
-//! `cgroup.procs` and `cgroup.threads` do not list them, but `pids.current` counts them
-//! (Documentation/admin-guide/cgroup-v2.rst).
+//! No list of a cgroup has them, but `pids.current` counts them (Documentation/admin-guide/cgroup-v2.rst).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,23 +12,24 @@ use mcp_guard_core::{
     id::Pid,
 };
 
-use crate::host::{cgroup::Dir, process::OpenProcess};
+use crate::host::{cgroup::ChargedTasks, process::OpenProcess};
 
-/// Counts the zombies in a cgroup and below it. `charged`: its `pids.current`, read right before. Returns `None` if
+/// Counts the zombies of a pids cgroup. `names_parent`: looks through all processes for their parent. Returns `None` if
 /// there are too many tasks to be counted.
 #[must_use]
-pub fn unreaped(dir: &Dir, charged: u64) -> Option<Unreaped> {
+pub fn unreaped(charged: &ChargedTasks, names_parent: bool) -> Option<Unreaped> {
     let mut living = BTreeSet::new();
-    let tasks = dir.each_task(|task| {
+    let before = charged.current().ok()?;
+    let tasks = charged.living(|task| {
         living.insert(task);
-        true
     });
     if !tasks.is_exact {
         return None;
     }
-    let zombies = charged.saturating_sub(tasks.least);
-    let reaper = if zombies >= Unreaped::FEWEST { parent_of_most(&living) } else { None };
-    Some(Unreaped { zombies, reaper })
+    // Tasks may begin and end meanwhile.
+    let zombies = before.min(charged.current().ok()?).saturating_sub(tasks.least);
+    let is_asked = names_parent && zombies >= Unreaped::FEWEST;
+    Some(Unreaped { zombies, reaper: is_asked.then(|| parent_of_most(&living)).flatten() })
 }
 
 /// Finds the one of these processes that has the most zombies as children.

@@ -5,9 +5,11 @@ use mcp_guard_core::id::Pid;
 
 use crate::host::process::OpenProcess;
 
+/// The number of `/dev/fuse`, see Documentation/admin-guide/devices.txt of the kernel.
+const DEVICE: Option<(u32, u32)> = Some((10, 229));
 /// Most processes that are looked at. Servers live long, and the oldest processes are listed first.
 const MOST: usize = 512;
-/// Most descriptors of a process. One with more is taken for none that serves.
+/// Most descriptors of a process that are looked at, the lowest first: a server opens the device at its start.
 const DESCRIPTORS: usize = 256;
 
 /// The processes that may be servers. It is a warning and no rule, so that it may end early.
@@ -27,8 +29,8 @@ impl FuseServers {
         }
     }
 
-    /// Looks at the next process. Returns whether there are no more. Only links are read: to look at the files behind
-    /// them could wait for the server.
+    /// Looks at the next process. Returns whether there are no more. Only links are read, and the kernel's
+    /// own record of the device: to ask a file system could wait for its server.
     pub fn step(&mut self) -> bool {
         let seen = &mut self.seen;
         let left = self.left.get_or_insert_with(|| seen.drain(..).rev().collect());
@@ -44,6 +46,8 @@ impl FuseServers {
 
 fn serves(pid: Pid) -> bool {
     let Ok(process) = OpenProcess::open(pid) else { return false };
-    let open = process.descriptors(DESCRIPTORS).unwrap_or_default();
-    open.into_iter().any(|fd| process.descriptor(fd).is_ok_and(|link| link == "/dev/fuse"))
+    let open = process.first_descriptors(DESCRIPTORS).unwrap_or_default();
+    // The name alone is anybody's.
+    let is_named = |fd: &u32| process.descriptor(*fd).is_ok_and(|link| link == "/dev/fuse");
+    open.into_iter().filter(is_named).any(|fd| process.device(fd).is_ok_and(|it| it == DEVICE))
 }
