@@ -248,7 +248,8 @@ fn a_server_with_too_much_open_is_not_known() {
     let mut server = Server::start(&["sh", "-c", &many]);
     let mut opened = [0; 6];
     server.stdout.as_mut().unwrap().read_exact(&mut opened).unwrap();
-    assert!(look(&server.members(), server.channels).is_err());
+    let error = look(&server.members(), server.channels).unwrap_err();
+    assert!(error.to_string().contains("more than"), "{error}");
 
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().to_str().unwrap();
@@ -283,7 +284,9 @@ fn a_server_is_stopped_if_all_of_its_processes_are() {
     let has_stopped =
         |one: Pid| wait::until(DEADLINE, || Ok(OpenProcess::open(one)?.stat()?.stopped));
     assert!(has_stopped(members[1].pid).unwrap());
-    let one = seen(seen(None).activity);
+    let before = seen(None).activity;
+    let one = seen(before);
+    assert_eq!(one.activity, before);
     assert!(!one.is_stopped && one.contact == Contact::Connected, "{one:?}");
     assert_eq!(one.quiescence, Quiescence::Unknown);
     stop(members[0].pid);

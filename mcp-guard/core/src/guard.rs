@@ -34,6 +34,9 @@ use crate::{
 /// Delay before a clamp is decided again if it had nothing to lower, or if another process had
 /// already clamped the cgroup.
 const LEFT_ALONE: Duration = Duration::from_secs(600);
+/// How long a freeze spares nothing after a clamp that could not be made or did not last. It is longer than the
+/// detectors wait before they ask again.
+const CANNOT_CLAMP: Duration = Duration::from_secs(1200);
 /// How long a detector waits at least for an order that is under way.
 const ORDER_ENDS: Duration = Duration::from_secs(1);
 /// Delay before a failed release is retried.
@@ -102,8 +105,8 @@ pub struct Guard {
     clamp: Option<Lease>,
     /// The cause of the last clamp that was ordered.
     clamped_for: Cause,
-    /// It failed, so that no clamp can stand in for a freeze.
-    cannot_clamp: bool,
+    /// Until then, a clamp is taken to be impossible: one could not be made, or did not last.
+    cannot_clamp: Option<Time>,
     freeze: Option<Lease>,
     /// Orders without an outcome so far.
     under_way: BTreeMap<Ticket, Expected>,
@@ -158,7 +161,7 @@ impl Guard {
             departure_logged: None,
             clamp: None,
             clamped_for: Cause::default(),
-            cannot_clamp: false,
+            cannot_clamp: None,
             freeze: None,
             under_way: BTreeMap::new(),
             release_again: BTreeMap::new(),
@@ -308,10 +311,11 @@ impl Guard {
             }
             Some(Expected::Contain { response, lease, freezes, .. }) => {
                 if response == Response::Clamp {
-                    self.cannot_clamp = matches!(
+                    let cannot = matches!(
                         settled.outcome,
                         Outcome::Failed | Outcome::Refused | Outcome::NotOurs
                     );
+                    self.cannot_clamp = cannot.then(|| now.after(CANNOT_CLAMP));
                 }
                 let ours = matches!(settled.outcome, Outcome::Done | Outcome::Requested);
                 match Hold::of(response) {
@@ -412,20 +416,20 @@ impl Guard {
     /// asks may clamp again after the cool-down, and may freeze at once. If a write of ours has arrived late,
     /// the clamp is repeated now: nobody wanted it to end.
     pub fn unclamped(&mut self, now: Time, found: Limit, respond: &Respond, out: &mut Outbox<'_>) {
-        let Some(lease) = self.clamp.take() else { return };
+        if self.clamp.take().is_none() {
+            return;
+        }
         if !self.limits.has_arrived(now, found) {
             self.episodes.failed(Response::Clamp, now.after(respond.cool_down));
             // It does not last here, so nothing is to be spared for it.
-            self.cannot_clamp = true;
+            self.cannot_clamp = Some(now.after(CANNOT_CLAMP));
             let end = End::UnclampedByOther;
             out.act(self.id, Action::Disown { hold: Hold::Clamp, end });
             return;
         }
         out.act(self.id, Action::Disown { hold: Hold::Clamp, end: End::LateWrite });
-        let may = lease.is_operators || self.terms.highest >= Response::Clamp;
-        if may && !self.is_under_way(Response::Clamp) {
-            let mode = if lease.is_operators { Mode::Enforce } else { self.terms.mode };
-            let how = (Response::Clamp, mode, Some(lease.until.since(now)));
+        if self.terms.highest >= Response::Clamp && !self.is_under_way(Response::Clamp) {
+            let how = (Response::Clamp, self.terms.mode, None);
             self.contain(now, how, self.clamped_for.clone(), (None, None), respond, out);
         }
     }
@@ -723,7 +727,7 @@ impl Guard {
                 despite,
                 spares_fuse: response == Response::Freeze
                     && asked_by.is_none()
-                    && !self.cannot_clamp,
+                    && self.cannot_clamp.is_none_or(|until| until <= now),
                 decided: now,
             }),
         };

@@ -254,7 +254,7 @@ impl Default for Tasks {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Growth {
-    /// The detector warns if this many more servers of one identity are alive than ever before, and the growth
+    /// The detector warns if this many more servers of one identity are alive than before the growth, and that growth
     /// was steady and has lasted at least ten minutes.
     pub warn: usize,
     /// The number of servers, counted as for `warn`, at which the detector acts.
@@ -328,7 +328,7 @@ pub struct Disconnected {
     /// still read from the server.
     #[serde(with = "DurationText")]
     pub other_age: Duration,
-    /// Identities of other servers to which `age` applies, with `*` and `?` as in the `name` of a guard.
+    /// Identities of servers that are neither packages nor images, to which `age` applies instead of `other_age`, with `*` and `?` as in the `name` of a guard.
     pub servers: Vec<Pattern>,
 }
 
@@ -362,7 +362,7 @@ impl Default for Burning {
 pub struct Zombies {
     /// How many there must be, in two looks in a row.
     pub warn: u64,
-    /// The share of the limit that they fill: that many are enough too, if they are at least 5.
+    /// Zombies that fill this percentage of the limit are enough too, if they are at least 5.
     pub warn_percent: u64,
 }
 
@@ -377,7 +377,7 @@ impl Default for Zombies {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Looks {
-    /// The time between two looks at a server; 1s to 1h. A look reads a few files of each of its processes; of a connected server that is idle, also those of its descriptors and threads.
+    /// The time between two looks at a server; 1s to 1h. A look reads a few files of each of its processes. If a connected server is idle, the look also reads files about its descriptors and threads.
     #[serde(with = "DurationText")]
     pub every: Duration,
 }

@@ -14,7 +14,7 @@ use mcp_guard_core::{
     Time,
     effect::Input,
     evidence::Unreaped,
-    id::{GuardId, Pid},
+    id::{CgroupId, GuardId, Pid},
 };
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -37,15 +37,21 @@ const BATCHES: usize = 64;
 /// A process that has just begun a server.
 type Begun = (GuardId, Pid);
 
+/// A guard that is to be looked at.
+enum Waiting {
+    /// In this round.
+    Guard(GuardId),
+    /// The rest of one that took long.
+    Rest(ToLook),
+}
+
 pub(super) struct Lookers {
     stdio: mpsc::SyncSender<Vec<Begun>>,
     /// Processes that have begun a server since the last turn.
     begun: Vec<Begun>,
     lanes: Lanes,
-    /// Guards that are still to be looked at in this round.
-    queue: VecDeque<GuardId>,
-    /// The rest of guards that took long.
-    left: VecDeque<ToLook>,
+    /// In the order in which they have their turn.
+    queue: VecDeque<Waiting>,
     next_round: Time,
 }
 
@@ -71,14 +77,7 @@ impl Lookers {
                 let _ = found.send(Sighted::Stdio(batch.into_iter().filter_map(read).collect()));
             }
         })?;
-        Ok(Self {
-            stdio,
-            begun: Vec::new(),
-            lanes,
-            queue: VecDeque::new(),
-            left: VecDeque::new(),
-            next_round: now,
-        })
+        Ok(Self { stdio, begun: Vec::new(), lanes, queue: VecDeque::new(), next_round: now })
     }
 
     /// Has the stdio of a new server read at the end of the turn.
@@ -100,20 +99,23 @@ impl Agent {
     /// Begins a round if one is due, and gives the idle lanes something to do.
     pub(super) fn look_at_servers(&mut self) {
         let now = clock::now();
-        if self.lookers.queue.is_empty() && now >= self.lookers.next_round {
-            self.lookers.queue = self.guards.watched().into();
+        let is_guard = |waiting: &Waiting| matches!(waiting, Waiting::Guard(_));
+        if now >= self.lookers.next_round && !self.lookers.queue.iter().any(is_guard) {
+            self.lookers.queue.extend(self.guards.watched().into_iter().map(Waiting::Guard));
             self.lookers.next_round = now.after(self.core.policy().evidence.every);
         }
         let end = now.after(PREPARING);
         while let Some(lane) = self.lookers.lanes.free(now)
             && clock::now() < end
+            && let Some(next) = self.lookers.queue.pop_front()
         {
-            if let Some(guard) = self.lookers.queue.pop_front() {
-                self.give(lane, guard);
-            } else if let Some(rest) = self.lookers.left.pop_front() {
-                self.lookers.lanes.give(lane, rest);
-            } else {
-                break;
+            match next {
+                Waiting::Guard(guard) => self.give(lane, guard),
+                Waiting::Rest(rest) => {
+                    if self.is_present(rest.guard, rest.cgroup) {
+                        self.lookers.lanes.give(lane, rest);
+                    }
+                }
             }
         }
         if let Some(guard) = self.lookers.lanes.hanging(now) {
@@ -126,25 +128,30 @@ impl Agent {
         let (Some(held), Some(state)) = (self.guards.get(guard), self.core.guard(guard)) else {
             return;
         };
-        let is_left = self.lookers.left.iter().any(|rest| rest.guard == guard);
-        if is_left || self.lookers.lanes.are_at(guard) {
+        let is_rest = |waiting: &Waiting| matches!(waiting, Waiting::Rest(rest) if rest.guard == guard && rest.cgroup == held.cgroup.id());
+        if self.lookers.queue.iter().any(is_rest) || self.lookers.lanes.are_at(guard) {
             return;
         }
         let (now, cgroup) = (clock::now(), held.cgroup.id());
         let servers = state.registry.to_look_at(now, LEAST_AGE);
         // Threads are charged as well: the thread that looks counts what lives.
-        let charged = held.cgroup.pids_current().unwrap_or_default();
         let living = u64::try_from(state.registry.processes()).unwrap_or(u64::MAX);
-        let may_be = charged.saturating_sub(living) >= Unreaped::FEWEST;
+        let may_be = |charged: u64| charged.saturating_sub(living) >= Unreaped::FEWEST;
+        let may_be = held.cgroup.pids_current().ok().map(may_be);
         let had_some = state.had_zombies();
-        let zombies = may_be.then(|| held.cgroup.charged().ok()).flatten();
-        let zombies = zombies.map(|charged| (charged, had_some));
-        if had_some && !may_be {
+        let charged = if may_be == Some(true) { held.cgroup.charged().ok() } else { None };
+        let zombies = charged.map(|charged| (charged, had_some));
+        if had_some && may_be == Some(false) {
             self.step(Input::Unreaped { guard, found: Unreaped::default() });
         }
         if !servers.is_empty() || zombies.is_some() {
             self.lookers.lanes.give(lane, ToLook { guard, cgroup, servers, zombies });
         }
+    }
+
+    /// Whether a slot still has this guard: it may have another one by now.
+    fn is_present(&self, guard: GuardId, cgroup: CgroupId) -> bool {
+        self.guards.get(guard).is_some_and(|held| held.cgroup.id() == cgroup)
     }
 
     /// Takes what a thread has found.
@@ -155,20 +162,20 @@ impl Agent {
                     self.step(Input::StdioRead { guard, pid, start_ticks, stdio });
                 }
             }
-            Sighted::Rest(rest) => self.lookers.left.push_back(rest),
             Sighted::Zombies { guard, cgroup, found } => {
-                if self.guards.get(guard).is_some_and(|held| held.cgroup.id() == cgroup) {
+                if self.is_present(guard, cgroup) {
                     self.step(Input::Unreaped { guard, found });
                 }
             }
-            Sighted::Servers { lane, guard, cgroup, seen, is_last } => {
-                if is_last {
+            Sighted::Servers { lane, guard, cgroup, seen, last } => {
+                if let Some(servers) = last {
                     self.lookers.lanes.finished(lane);
+                    if !servers.is_empty() {
+                        let rest = ToLook { guard, cgroup, servers, zombies: None };
+                        self.lookers.queue.push_back(Waiting::Rest(rest));
+                    }
                 }
-                // The slot may have another guard by now.
-                if !seen.is_empty()
-                    && self.guards.get(guard).is_some_and(|held| held.cgroup.id() == cgroup)
-                {
+                if !seen.is_empty() && self.is_present(guard, cgroup) {
                     self.step(Input::Looked { guard, servers: seen });
                 }
                 self.look_at_servers();

@@ -46,16 +46,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A finding of a thread.
 pub(super) enum Sighted {
     Stdio(Vec<(GuardId, Pid, Ticks, StdioAtExec)>),
-    /// Some servers of a guard, in parts.
+    /// Some servers of a guard, in parts. The last part has those that are to be looked at later, so that the
+    /// other guards have their turn.
     Servers {
         lane: usize,
         guard: GuardId,
         cgroup: CgroupId,
         seen: Vec<(TreeId, ServerSeen)>,
-        is_last: bool,
+        last: Option<Vec<ToLookAt>>,
     },
-    /// Servers that are to be looked at later, so that the other guards have their turn.
-    Rest(ToLook),
     Zombies {
         guard: GuardId,
         cgroup: CgroupId,
@@ -193,29 +192,27 @@ fn look_at(
         }
     }
     let mut seen: Vec<(TreeId, ServerSeen)> = Vec::new();
-    let tell = |seen: Vec<_>, is_last| {
+    let tell = |seen: Vec<_>, last| {
         // The loop ends only with the program.
-        let _ = found.send(Sighted::Servers { lane, guard, cgroup, seen, is_last });
+        let _ = found.send(Sighted::Servers { lane, guard, cgroup, seen, last });
     };
     let began = Instant::now();
     let mut servers = VecDeque::from(servers);
     while let Some(server) = servers.pop_front() {
         if began.elapsed() >= TURN && !seen.is_empty() {
             servers.push_front(server);
-            let servers = servers.into();
-            let _ = found.send(Sighted::Rest(ToLook { guard, cgroup, servers, zombies: None }));
             break;
         }
         let rest = pace.rest(Instant::now());
         if (rest.is_some() || seen.len() >= PART) && !seen.is_empty() {
-            tell(mem::take(&mut seen), false);
+            tell(mem::take(&mut seen), None);
         }
         if let Some(rest) = rest {
             thread::sleep(rest);
         }
         seen.push((server.server, pace.work(begins, || look(&server))));
     }
-    tell(seen, true);
+    tell(seen, Some(servers.into()));
 }
 
 /// Returns the CPU time of this thread: a look that waits costs nothing.
@@ -304,14 +301,13 @@ mod tests {
         lanes.give(lane, wanted(11, 600));
         let (mut seen, mut parts) = (0, 0);
         loop {
-            let Sighted::Servers { guard, seen: part, is_last, .. } =
-                found.blocking_recv().unwrap()
+            let Sighted::Servers { guard, seen: part, last, .. } = found.blocking_recv().unwrap()
             else {
                 panic!("something else")
             };
             assert!(guard == GuardId(11) && part.len() <= PART);
             (seen, parts) = (seen + part.len(), parts + 1);
-            if is_last {
+            if last.is_some() {
                 break;
             }
         }
@@ -323,7 +319,7 @@ mod tests {
 
     /// A server that takes as long as a whole turn.
     #[test]
-    fn the_rest_of_a_guard_that_takes_long_comes_after_the_others() {
+    fn the_rest_of_a_guard_that_takes_long_is_handed_back() {
         let (to_found, mut found) = unbounded_channel();
         let look = |_: &ToLookAt| {
             thread::sleep(TURN);
@@ -332,12 +328,10 @@ mod tests {
         let mut lanes = Lanes::start(Arc::new(look), to_found).unwrap();
         let lane = lanes.free(clock::now()).unwrap();
         lanes.give(lane, wanted(1, 3));
-        let Some(Sighted::Rest(rest)) = found.blocking_recv() else { panic!("all at once") };
-        assert_eq!((rest.guard, rest.servers.len()), (GuardId(1), 2));
-        let told = found.blocking_recv();
-        assert!(
-            matches!(told, Some(Sighted::Servers { seen, is_last: true, .. }) if seen.len() == 1)
-        );
+        let Some(Sighted::Servers { seen, last: Some(rest), .. }) = found.blocking_recv() else {
+            panic!("something else")
+        };
+        assert_eq!((seen.len(), rest.len()), (1, 2));
     }
 
     #[test]

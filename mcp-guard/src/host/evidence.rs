@@ -41,9 +41,6 @@ use super::{
     process::{self, OpenProcess},
 };
 
-/// Most threads of a process that are looked at.
-const MAX_THREADS: usize = 1024;
-
 /// Reads what a process has as stdin and stdout, and its start time.
 ///
 /// # Errors
@@ -84,11 +81,10 @@ struct Opened {
 }
 
 impl Opened {
-    fn all(members: &[Member]) -> io::Result<Vec<Self>> {
-        let mut budget = LookBudget::default();
+    fn all(members: &[Member], budget: &mut LookBudget) -> io::Result<Vec<Self>> {
         let open = |member: &Member| {
             let process = open(member)?;
-            let descriptors = Descriptors::of(&process, &mut budget)?;
+            let descriptors = Descriptors::of(&process, budget)?;
             Ok(Self { member: *member, process, descriptors })
         };
         members.iter().map(open).collect()
@@ -100,16 +96,21 @@ impl Opened {
 /// # Errors
 /// If a process is gone, or cannot be read, or if none of them has the channels any more.
 pub fn look(members: &[Member], channels: Channels) -> io::Result<ServerLook> {
-    let all = Opened::all(members)?;
+    let mut budget = LookBudget::default();
+    let all = Opened::all(members, &mut budget)?;
     let stdin = (channels.stdin, flags(&duplicate(&all, channels.stdin)?)?);
     let stdout = (channels.stdout, flags(&duplicate(&all, channels.stdout)?)?);
-    let processes = look_into(all, channels)?;
+    let processes = look_into(all, channels, &mut budget)?;
     let tree = TreeLook { stdin, outputs: vec![stdout.1], processes };
     Ok(ServerLook { connection: Connection::of(stdin, stdout), tree })
 }
 
 /// Looks at what the processes of a server have open, and for what their threads wait.
-fn look_into(all: Vec<Opened>, channels: Channels) -> io::Result<Vec<ProcessLook>> {
+fn look_into(
+    all: Vec<Opened>,
+    channels: Channels,
+    budget: &mut LookBudget,
+) -> io::Result<Vec<ProcessLook>> {
     let own = all.iter().flat_map(|one| &one.descriptors.channels);
     let epolls = all.iter().flat_map(|one| &one.descriptors.epolls);
     let watched = epolls.flat_map(|set| set.inodes.iter().copied());
@@ -119,8 +120,8 @@ fn look_into(all: Vec<Opened>, channels: Channels) -> io::Result<Vec<ProcessLook
             pid: member.pid,
             runtime: runtime(&process),
             is_launcher: member.is_launcher,
-            threads: threads(&process, member.pid, &descriptors)?,
-            channels: descriptors.open_channels(&mut peers, member.pid, channels)?,
+            threads: threads(&process, member.pid, &descriptors, budget)?,
+            channels: descriptors.open_channels(&mut peers, &process, channels, budget)?,
             epolls: descriptors.epolls,
             wakers: descriptors.wakers,
             locks: descriptors.locks,
@@ -186,8 +187,9 @@ fn threads(
     process: &OpenProcess,
     pid: Pid,
     descriptors: &Descriptors,
+    budget: &mut LookBudget,
 ) -> io::Result<Vec<ThreadLook>> {
-    let mut tids = process.threads(MAX_THREADS)?;
+    let mut tids = budget.threads(process)?;
     // The first thread comes first, then the others in the order of their creation.
     tids.sort_unstable_by_key(|tid| (*tid != pid, *tid));
     let look = |tid: Pid| {

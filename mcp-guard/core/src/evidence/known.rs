@@ -82,7 +82,8 @@ pub struct Activity {
 /// One look at a server. Whatever could not be read is unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ServerSeen {
-    /// One of its processes could not run: it is frozen, or stopped by a signal or a debugger. All else is unknown.
+    /// None of its processes but launchers could run: they are frozen, or stopped by a signal or a debugger. All else
+    /// is unknown.
     pub is_stopped: bool,
     /// Read by the look itself, if it was not read at the exec.
     pub stdio: StdioAtExec,

@@ -22,19 +22,34 @@ pub struct LookBudget {
     descriptors: usize,
     /// The size of the files in `fdinfo`.
     bytes: usize,
+    threads: usize,
+    /// Whose sockets are read.
+    networks: usize,
 }
 
 impl Default for LookBudget {
     fn default() -> Self {
-        Self { descriptors: 8192, bytes: 2 << 20 }
+        Self { descriptors: 8192, bytes: 2 << 20, threads: 4096, networks: 4 }
     }
 }
 
 impl LookBudget {
-    fn list(&mut self, process: &OpenProcess) -> io::Result<Vec<u32>> {
+    pub fn list(&mut self, process: &OpenProcess) -> io::Result<Vec<u32>> {
         let all = process.descriptors(self.descriptors)?;
         self.descriptors -= all.len().min(self.descriptors);
         Ok(all)
+    }
+
+    pub fn threads(&mut self, process: &OpenProcess) -> io::Result<Vec<Pid>> {
+        let all = process.threads(self.threads)?;
+        self.threads -= all.len().min(self.threads);
+        Ok(all)
+    }
+
+    pub fn network(&mut self) -> io::Result<()> {
+        let left = self.networks.checked_sub(1);
+        self.networks = left.ok_or_else(|| io::Error::other("it is in too many namespaces"))?;
+        Ok(())
     }
 
     fn fdinfo(&mut self, process: &OpenProcess, fd: u32) -> io::Result<String> {
@@ -126,8 +141,9 @@ impl Descriptors {
     pub fn open_channels(
         &self,
         peers: &mut Peers,
-        pid: Pid,
+        process: &OpenProcess,
         stdio: Channels,
+        budget: &mut LookBudget,
     ) -> io::Result<Vec<OpenChannel>> {
         let open = |&OwnChannel { fd, channel, is_write_only }: &OwnChannel| {
             let peer = match channel {
@@ -140,7 +156,7 @@ impl Descriptors {
                 Channel::Socket(inode) if fd == STDERR && !peers.is_watched(inode) => {
                     PeerIs::Nobody
                 }
-                Channel::Socket(inode) => peers.of_socket(pid, inode)?,
+                Channel::Socket(inode) => peers.of_socket(process, inode, budget)?,
             };
             Ok(OpenChannel { fd, channel, peer })
         };

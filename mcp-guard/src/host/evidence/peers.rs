@@ -2,16 +2,13 @@
 
 use std::{collections::BTreeSet, fs::File, io, os::fd::AsFd as _};
 
-use mcp_guard_core::{
-    evidence::{Channel, PeerIs},
-    id::Pid,
-};
+use mcp_guard_core::evidence::{Channel, PeerIs};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::unix_diag::UnixDiag;
+use super::{descriptors::LookBudget, unix_diag::UnixDiag};
 use crate::host::{
     proc::net::{self, SocketState},
-    process::OpenProcess,
+    process::{Namespace, OpenProcess},
 };
 
 pub struct Peers {
@@ -21,8 +18,8 @@ pub struct Peers {
     written: BTreeSet<u64>,
     /// The inodes in its epoll sets.
     watched: BTreeSet<u64>,
-    /// The sockets of the network namespace that was read last, and the process in it.
-    known: Option<(Pid, net::Sockets, UnixDiag)>,
+    /// The network namespace that was read last, and its sockets.
+    known: Option<(Namespace, net::Sockets, UnixDiag)>,
 }
 
 impl Peers {
@@ -53,10 +50,19 @@ impl Peers {
     }
 
     /// The peer of a socket of this process.
-    pub fn of_socket(&mut self, pid: Pid, inode: u64) -> io::Result<PeerIs> {
+    pub fn of_socket(
+        &mut self,
+        process: &OpenProcess,
+        inode: u64,
+        budget: &mut LookBudget,
+    ) -> io::Result<PeerIs> {
+        let network = process.namespace("net")?;
         let (_, sockets, diag) = match &mut self.known {
-            Some(known) if known.0 == pid => known,
-            known => known.insert(read(pid)?),
+            Some(known) if known.0 == network => known,
+            known => {
+                budget.network()?;
+                known.insert((network, process.sockets()?, diag_of(process)?))
+            }
         };
         Ok(match sockets.state(inode) {
             None => PeerIs::Unknown,
@@ -71,12 +77,6 @@ impl Peers {
             },
         })
     }
-}
-
-fn read(pid: Pid) -> io::Result<(Pid, net::Sockets, UnixDiag)> {
-    let process = OpenProcess::open(pid)?;
-    let sockets = process.sockets()?;
-    Ok((pid, sockets, diag_of(&process)?))
 }
 
 /// Opens a connection that answers about the network namespace of a process.

@@ -60,14 +60,18 @@ pub(super) fn of<'a>(
     let mut last: Option<(Vec<u8>, bool)> = None;
     let (mut stopped, mut all) = (0_usize, 0_usize);
     for (process, stat) in processes {
+        all += 1;
+        if stat.stopped {
+            stopped += 1;
+            continue;
+        }
         let Ok(membership) = process.membership() else { continue };
         let is_frozen = match &last {
             Some((text, is_frozen)) if text == membership.text() => *is_frozen,
             Some(_) | None => freezers.freezes(&membership),
         };
         last = Some((membership.text().to_owned(), is_frozen));
-        all += 1;
-        stopped += usize::from(stat.stopped || is_frozen);
+        stopped += usize::from(is_frozen);
     }
     match stopped {
         0 => Standstill::None,

@@ -19,9 +19,6 @@ use super::{
 };
 use crate::host::process::{OpenProcess, is_gone};
 
-/// Most descriptors of a process among which a channel is looked for.
-const MAX: usize = 4096;
-
 /// The processes of a server that live.
 type Living = Vec<(Member, OpenProcess)>;
 
@@ -59,7 +56,8 @@ pub fn survey(server: &ToLookAt, freezers: &Freezers) -> ServerSeen {
         StdioAtExec::Unread => Contact::Unknown,
         StdioAtExec::Other => Contact::NoStdio,
         StdioAtExec::Are(channels) => {
-            let of = |channel| polled(&living, channel);
+            let mut budget = LookBudget::default();
+            let mut of = |channel| polled(&living, channel, &mut budget);
             match (of(channels.stdin), of(channels.stdout)) {
                 (Ok(stdin), Ok(stdout)) => Contact::of(stdin, stdout),
                 _ => Contact::Unknown,
@@ -67,7 +65,9 @@ pub fn survey(server: &ToLookAt, freezers: &Freezers) -> ServerSeen {
         }
     };
     let is_busy = match (contact, stdio) {
-        (Contact::Disconnected, StdioAtExec::Are(channels)) => works(server, channels).ok(),
+        (Contact::Disconnected, StdioAtExec::Are(channels)) if standstill == Standstill::None => {
+            works(server, channels).ok()
+        }
         _ => None,
     };
     // One that did something waits for nothing.
@@ -85,7 +85,9 @@ pub fn survey(server: &ToLookAt, freezers: &Freezers) -> ServerSeen {
 
 /// Whether a server that nobody can reach is at work all the same.
 fn works(server: &ToLookAt, channels: Channels) -> io::Result<bool> {
-    Ok(is_busy(&look_into(Opened::all(&server.members)?, channels)?, channels))
+    let mut budget = LookBudget::default();
+    let all = Opened::all(&server.members, &mut budget)?;
+    Ok(is_busy(&look_into(all, channels, &mut budget)?, channels))
 }
 
 fn usage(living: &Living) -> io::Result<(Option<Activity>, Option<u64>)> {
@@ -135,7 +137,11 @@ fn found_late(living: &Living) -> io::Result<StdioAtExec> {
 }
 
 /// Polls a channel through whichever process has it. `None` if none has it any more.
-fn polled(living: &Living, channel: Channel) -> io::Result<Option<(Channel, PollFlags)>> {
+fn polled(
+    living: &Living,
+    channel: Channel,
+    budget: &mut LookBudget,
+) -> io::Result<Option<(Channel, PollFlags)>> {
     for (member, process) in living {
         // Most have it where it was.
         let has = |fd: &u32| {
@@ -143,7 +149,7 @@ fn polled(living: &Living, channel: Channel) -> io::Result<Option<(Channel, Poll
         };
         let fd = match [0, 1].into_iter().find(has) {
             Some(fd) => Some(fd),
-            None => match process.descriptors(MAX) {
+            None => match budget.list(process) {
                 Ok(all) => all.into_iter().find(has),
                 Err(error) if is_gone(&error) => None,
                 Err(error) => return Err(error),

@@ -28,12 +28,16 @@ pub fn unreaped(charged: &ChargedTasks, names_parent: bool) -> Option<Unreaped> 
     }
     // Tasks may begin and end meanwhile.
     let zombies = before.min(charged.current().ok()?).saturating_sub(tasks.least);
-    let is_asked = names_parent && zombies >= Unreaped::FEWEST;
-    Some(Unreaped { zombies, reaper: is_asked.then(|| parent_of_most(&living)).flatten() })
+    if !names_parent || zombies < Unreaped::FEWEST {
+        return Some(Unreaped { zombies, reaper: None });
+    }
+    let (on_host, reaper) = zombies_of(&living)?;
+    Some(Unreaped { zombies: zombies.min(on_host), reaper })
 }
 
-/// Finds the one of these processes that has the most zombies as children.
-fn parent_of_most(living: &BTreeSet<Pid>) -> Option<Reaper> {
+/// Counts the zombies of the host, and finds the one of these processes that has the most of them as children.
+fn zombies_of(living: &BTreeSet<Pid>) -> Option<(u64, Option<Reaper>)> {
+    let mut on_host = 0;
     let mut zombies: BTreeMap<Pid, u64> = BTreeMap::new();
     for entry in fs::read_dir("/proc").ok()?.flatten() {
         let name = entry.file_name();
@@ -41,12 +45,18 @@ fn parent_of_most(living: &BTreeSet<Pid>) -> Option<Reaper> {
         let stat = OpenProcess::open(pid).and_then(|process| process.stat());
         if let Ok(stat) = stat
             && stat.zombie
-            && living.contains(&stat.parent)
         {
-            *zombies.entry(stat.parent).or_default() += 1;
+            on_host += 1;
+            if living.contains(&stat.parent) {
+                *zombies.entry(stat.parent).or_default() += 1;
+            }
         }
     }
-    let (pid, _) = zombies.into_iter().max_by_key(|(_, zombies)| *zombies)?;
+    let most = zombies.into_iter().max_by_key(|(_, zombies)| *zombies);
+    Some((on_host, most.and_then(|(pid, _)| reaper(pid))))
+}
+
+fn reaper(pid: Pid) -> Option<Reaper> {
     let process = OpenProcess::open(pid).ok()?;
     let name = String::from_utf8_lossy(&process.comm().ok()?).trim_end().to_owned();
     Some(Reaper { pid, name, is_init: process.is_init_below().unwrap_or_default() })

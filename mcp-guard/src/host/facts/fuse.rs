@@ -3,7 +3,7 @@
 
 use mcp_guard_core::id::Pid;
 
-use crate::host::process::OpenProcess;
+use crate::host::{proc::fdinfo, process::OpenProcess};
 
 /// The number of `/dev/fuse`, see Documentation/admin-guide/devices.txt of the kernel.
 const DEVICE: Option<(u32, u32)> = Some((10, 229));
@@ -49,5 +49,9 @@ fn serves(pid: Pid) -> bool {
     let open = process.first_descriptors(DESCRIPTORS).unwrap_or_default();
     // The name alone is anybody's.
     let is_named = |fd: &u32| process.descriptor(*fd).is_ok_and(|link| link == "/dev/fuse");
-    open.into_iter().filter(is_named).any(|fd| process.device(fd).is_ok_and(|it| it == DEVICE))
+    open.into_iter().filter(is_named).any(|fd| {
+        // A descriptor of the path alone needs no permission.
+        let is_open = process.fdinfo(fd).is_ok_and(|text| !fdinfo::is_path_only(&text));
+        is_open && process.device(fd).is_ok_and(|it| it == DEVICE)
+    })
 }

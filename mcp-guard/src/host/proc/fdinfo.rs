@@ -24,6 +24,13 @@ pub fn is_write_only(text: &str) -> bool {
     flags.is_some_and(|flags| flags & libc::O_ACCMODE == libc::O_WRONLY)
 }
 
+/// Whether it refers to a place in the file system only (`O_PATH` of open(2)).
+#[must_use]
+pub fn is_path_only(text: &str) -> bool {
+    let flags = field(text, "flags:").and_then(|flags| i32::from_str_radix(flags, 8).ok());
+    flags.is_none_or(|flags| flags & libc::O_PATH != 0)
+}
+
 /// A lock that is held through a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeldLock {
@@ -103,6 +110,12 @@ mod tests {
         for other in ["flags:\t00\n", "flags:\t02000002\n", "flags:\tx\n", ""] {
             assert!(!is_write_only(other), "{other:?}");
         }
+    }
+
+    #[test]
+    fn a_place_is_told_from_an_open_file() {
+        assert!(is_path_only("pos:\t0\nflags:\t012000000\n") && is_path_only("pos:\t0\n"));
+        assert!(!is_path_only("pos:\t0\nflags:\t02100002\n"));
     }
 
     #[test]
