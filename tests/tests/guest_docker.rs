@@ -171,7 +171,8 @@ fn systemd_undoes_a_clamp_and_its_limit_is_left_alone() {
     let container = Container::run("clamp", &image, &options, &program).unwrap();
     let place = container.cgroup().unwrap();
     let policy = format!(
-        "mode = \"enforce\"\n[detect.duplicates]\nwarn = 2\nact = 3\nwarn_age = \"1s\"\n\
+        "mode = \"enforce\"\n[evidence]\nevery = \"1s\"\n\
+         [detect.duplicates]\nwarn = 2\nact = 3\nwarn_age = \"1s\"\n\
          act_age = \"2s\"\n[[guard]]\nname = \"{}\"\n",
         container.name
     );
