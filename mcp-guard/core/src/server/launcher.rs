@@ -29,8 +29,8 @@ pub struct Launcher {
     #[serde(default)]
     pub value_options: Vec<String>,
     /// Options without a value. Without this list, an option that is in none of the four lists counts as
-    /// one without a value. With this list, mcp-guard does not guess: the package of a command line with
-    /// an option that is in none of the four lists is unknown, because the next word may be the option's value.
+    /// one without a value. With this list, mcp-guard does not guess. If a command line has an option that
+    /// is in none of the four lists, its package is unknown, because the next word may be the option's value.
     #[serde(default)]
     pub flag_options: Option<Vec<String>>,
     /// Options with which the launcher only prints information and runs no package.
