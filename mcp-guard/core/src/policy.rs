@@ -325,8 +325,8 @@ pub struct Disconnected {
     /// long.
     #[serde(with = "DurationText")]
     pub age: Duration,
-    /// How long it takes instead if a disconnected server is of another kind or still works, or if somebody can
-    /// still read from the server.
+    /// The time in all other cases: the server is neither of a package nor of an image, it does something, or
+    /// somebody can still read from it.
     #[serde(with = "DurationText")]
     pub other_age: Duration,
     /// Identities of servers that are neither packages nor images, to which `age` applies instead of `other_age`, with `*` and `?` as in the `name` of a guard.

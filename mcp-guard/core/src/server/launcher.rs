@@ -28,9 +28,9 @@ pub struct Launcher {
     /// Options that take the next word as their value, which is then not the package.
     #[serde(default)]
     pub value_options: Vec<String>,
-    /// Options without a value. Without this list, an option that is in none of the four lists counts as
-    /// one without a value. With this list, mcp-guard does not guess. If a command line has an option that
-    /// is in none of the four lists, its package is unknown, because the next word may be the option's value.
+    /// Options without a value. Without this key, each option that is not in `value_options`, `package_options` or
+    /// `information_options` counts as one without a value. With this key, mcp-guard does not guess: if an option is in
+    /// none of these lists either, the package is unknown, because the next word may be the option's value.
     #[serde(default)]
     pub flag_options: Option<Vec<String>>,
     /// Options with which the launcher only prints information and runs no package.
