@@ -21,7 +21,7 @@ use mcp_guard_tests::{
     agent::{Agent, DEADLINE, command},
     cgroup::FixtureCgroup,
     holds::{Holds, write_freeze},
-    leak::{Leak, LeakPolicy, observing},
+    leak::{Leak, observing},
     lines::Lines,
     sleeper::Sleeper,
 };
@@ -239,11 +239,17 @@ fn a_freeze_by_another_tool_is_neither_taken_over_nor_ended() {
 fn a_detector_leaves_a_freeze_by_another_tool_alone() {
     let cgroup = FixtureCgroup::new("paused").unwrap();
     cgroup.set_pids_max(FOUND).unwrap();
+    // The other tool has this long to be first.
+    let policy = format!(
+        "mode = \"enforce\"\n[detect.burst]\nwarn_10s = 3\nwarn_60s = 3\nsurvivors = 3\n\
+         survivor_age = \"20s\"\n[[guard]]\ncgroup = \"{}\"\n",
+        cgroup.path()
+    );
+    let mut agent = Agent::start(&policy).unwrap();
     let leak = Leak::start(&cgroup, 4).unwrap();
     write_freeze(&cgroup, "1").unwrap();
     cgroup.wait_until("frozen", DEADLINE, || cgroup.is_frozen().unwrap()).unwrap();
     let theirs = Holds::of(&cgroup).unwrap();
-    let mut agent = Agent::start(&LeakPolicy::enforcing(&cgroup, "freeze").toml()).unwrap();
     let outcome = |record: &Record| match record {
         Record::Outcome { response: Response::Freeze, outcome, detail, .. } => {
             Some((*outcome, detail.clone()))

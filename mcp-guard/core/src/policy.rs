@@ -250,7 +250,7 @@ impl Default for Tasks {
 
 /// G: steady growth in the number of live servers of one identity. For packages, `warn` is not used, because
 /// detector D warns about their copies already. `act` is used, because D never acts on copies that are in use. So for
-/// a package, G warns first when `act` is reached.
+/// a package, G does not warn until `act` is reached. Then it warns and acts.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
