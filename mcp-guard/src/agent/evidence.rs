@@ -38,7 +38,7 @@ const BATCHES: usize = 64;
 type Begun = (GuardId, Pid);
 
 /// A guard that is to be looked at.
-enum Waiting {
+enum NextLook {
     /// In this round.
     Guard(GuardId),
     /// The rest of one that took long.
@@ -51,7 +51,7 @@ pub(super) struct Lookers {
     begun: Vec<Begun>,
     lanes: Lanes,
     /// In the order in which they have their turn.
-    queue: VecDeque<Waiting>,
+    queue: VecDeque<NextLook>,
     next_round: Time,
 }
 
@@ -99,9 +99,9 @@ impl Agent {
     /// Begins a round if one is due, and gives the idle lanes something to do.
     pub(super) fn look_at_servers(&mut self) {
         let now = clock::now();
-        let is_guard = |waiting: &Waiting| matches!(waiting, Waiting::Guard(_));
+        let is_guard = |waiting: &NextLook| matches!(waiting, NextLook::Guard(_));
         if now >= self.lookers.next_round && !self.lookers.queue.iter().any(is_guard) {
-            self.lookers.queue.extend(self.guards.watched().into_iter().map(Waiting::Guard));
+            self.lookers.queue.extend(self.guards.watched().into_iter().map(NextLook::Guard));
             self.lookers.next_round = now.after(self.core.policy().evidence.every);
         }
         let end = now.after(PREPARING);
@@ -110,8 +110,8 @@ impl Agent {
             && let Some(next) = self.lookers.queue.pop_front()
         {
             match next {
-                Waiting::Guard(guard) => self.give(lane, guard),
-                Waiting::Rest(rest) => {
+                NextLook::Guard(guard) => self.give(lane, guard),
+                NextLook::Rest(rest) => {
                     if self.is_present(rest.guard, rest.cgroup) {
                         self.lookers.lanes.give(lane, rest);
                     }
@@ -128,7 +128,7 @@ impl Agent {
         let (Some(held), Some(state)) = (self.guards.get(guard), self.core.guard(guard)) else {
             return;
         };
-        let is_rest = |waiting: &Waiting| matches!(waiting, Waiting::Rest(rest) if rest.guard == guard && rest.cgroup == held.cgroup.id());
+        let is_rest = |waiting: &NextLook| matches!(waiting, NextLook::Rest(rest) if rest.guard == guard && rest.cgroup == held.cgroup.id());
         if self.lookers.queue.iter().any(is_rest) || self.lookers.lanes.are_at(guard) {
             return;
         }
@@ -172,7 +172,7 @@ impl Agent {
                     self.lookers.lanes.finished(lane);
                     if !servers.is_empty() {
                         let rest = ToLook { guard, cgroup, servers, zombies: None };
-                        self.lookers.queue.push_back(Waiting::Rest(rest));
+                        self.lookers.queue.push_back(NextLook::Rest(rest));
                     }
                 }
                 if !seen.is_empty() && self.is_present(guard, cgroup) {

@@ -6,6 +6,7 @@
 //! Reading some of these files waits while a process executes a program. So this is done on reading
 //! threads only.
 
+mod budget;
 mod descriptors;
 mod peers;
 mod stopped;
@@ -31,10 +32,7 @@ use rustix::{
 };
 
 pub use self::zombies::unreaped;
-use self::{
-    descriptors::{Descriptors, LookBudget},
-    peers::Peers,
-};
+use self::{budget::LookBudget, descriptors::Descriptors, peers::Peers};
 pub use self::{stopped::Freezers, survey::survey};
 use super::{
     proc::{stat::Stat, syscall},

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs::File, io, os::fd::AsFd as _};
 use mcp_guard_core::evidence::{Channel, PeerIs};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::{descriptors::LookBudget, unix_diag::UnixDiag};
+use super::{budget::LookBudget, unix_diag::UnixDiag};
 use crate::host::{
     proc::net::{self, SocketState},
     process::{Namespace, OpenProcess},

@@ -13,7 +13,8 @@ use mcp_guard_core::{
 
 use super::{
     Freezers, Opened,
-    descriptors::{Descriptors, LookBudget},
+    budget::LookBudget,
+    descriptors::Descriptors,
     duplicate_of, flags, look, look_into, open_with_stat, stdio_of,
     stopped::{self, Standstill},
 };
