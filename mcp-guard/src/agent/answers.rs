@@ -36,7 +36,7 @@ impl Answers {
 struct Unfinished {
     reply: ReplyTo,
     about: About,
-    /// Guards that are still to be told of.
+    /// Guards that are not in the answer yet.
     left: VecDeque<GuardId>,
     guards: Vec<Value>,
 }

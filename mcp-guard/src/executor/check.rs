@@ -189,11 +189,7 @@ pub(super) mod tests {
     use crate::{
         audit::Audit,
         engine::Engines,
-        host::{
-            cgroup::Dir,
-            facts::Sharing,
-            layout::{Layout, LayoutKind},
-        },
+        host::{cgroup::Dir, facts::Sharing, layout::Layout},
     };
 
     fn subject() -> Subject {
@@ -220,13 +216,7 @@ pub(super) mod tests {
     /// A guard whose cgroup is this folder.
     pub fn held_at(folder: &Path) -> Held {
         let dir = Dir::from(OwnedFd::from(File::open(folder).unwrap()));
-        let layout = Layout {
-            kind: LayoutKind::Unified,
-            unified: None,
-            pids: None,
-            v1_freezer: None,
-            nsdelegate: None,
-        };
+        let layout = Layout::bare();
         let cgroup = Cgroup::at(&dir, "/gw", Hold::Freeze, &layout).unwrap();
         Held::new(cgroup, "gw", None, false)
     }

@@ -89,7 +89,7 @@ pub fn memory(layout: &Layout, path: &str) -> Option<Memory> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::layout::{LayoutKind, PidsTree};
+    use crate::host::layout::PidsTree;
 
     /// Makes a tree of two cgroups out of plain files.
     fn tree(v1: bool) -> (tempfile::TempDir, Layout) {
@@ -100,13 +100,7 @@ mod tests {
             fs::write(own.join(file), text).unwrap();
         }
         let pids = Some(PidsTree { mount: mount.path().to_owned(), v1 });
-        let layout = Layout {
-            kind: LayoutKind::Unified,
-            unified: None,
-            pids,
-            v1_freezer: None,
-            nsdelegate: None,
-        };
+        let layout = Layout { pids, ..Layout::bare() };
         (mount, layout)
     }
 

@@ -323,22 +323,13 @@ mod tests {
     use mcp_guard_core::incident::Hold;
 
     use super::*;
-    use crate::host::{
-        cgroup::Dir,
-        layout::{Layout, LayoutKind},
-    };
+    use crate::host::{cgroup::Dir, layout::Layout};
 
     #[test]
     fn the_root_is_judged_without_a_look_at_what_it_contains() {
         let folder = tempfile::tempdir().unwrap();
         let dir = Dir::from(OwnedFd::from(File::open(folder.path()).unwrap()));
-        let layout = Layout {
-            kind: LayoutKind::Unified,
-            unified: None,
-            pids: None,
-            v1_freezer: None,
-            nsdelegate: None,
-        };
+        let layout = Layout::bare();
         let cgroup = |path: &str| Cgroup::at(&dir, path, Hold::Freeze, &layout).unwrap();
         assert!(gather(&cgroup("/x")).is_err(), "it has no list of processes");
         let root = gather(&cgroup("/")).unwrap();

@@ -135,13 +135,7 @@ mod tests {
 
     fn layout(root: &Path) -> Layout {
         let pids = Some(PidsTree { mount: root.to_owned(), v1: false });
-        Layout {
-            kind: LayoutKind::Unified,
-            unified: Some(root.to_owned()),
-            pids,
-            v1_freezer: None,
-            nsdelegate: None,
-        }
+        Layout { unified: Some(root.to_owned()), pids, ..Layout::bare() }
     }
 
     #[test]

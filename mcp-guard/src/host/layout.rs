@@ -35,6 +35,20 @@ pub struct Layout {
     pub nsdelegate: Option<bool>,
 }
 
+#[cfg(test)]
+impl Layout {
+    /// Version 2 alone, with nothing mounted.
+    pub fn bare() -> Self {
+        Self {
+            kind: LayoutKind::Unified,
+            unified: None,
+            pids: None,
+            v1_freezer: None,
+            nsdelegate: None,
+        }
+    }
+}
+
 /// The tree whose cgroups have `pids.max`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PidsTree {

@@ -5,10 +5,7 @@ use mcp_guard_core::{id::Pid, incident::Hold};
 use rustix::fs::{Uid, fchown};
 
 use super::{super::EngineAnswer, *};
-use crate::host::{
-    cgroup::Dir,
-    layout::{Layout, LayoutKind},
-};
+use crate::host::{cgroup::Dir, layout::Layout};
 
 const ID: &str = "an id";
 
@@ -126,13 +123,7 @@ fn ones(says: &[Says]) -> Engines {
 /// A folder in place of a cgroup.
 fn cgroup(folder: &tempfile::TempDir) -> Cgroup {
     let dir = Dir::from(OwnedFd::from(File::open(folder.path()).unwrap()));
-    let layout = Layout {
-        kind: LayoutKind::Unified,
-        unified: None,
-        pids: None,
-        v1_freezer: None,
-        nsdelegate: None,
-    };
+    let layout = Layout::bare();
     Cgroup::at(&dir, "/x", Hold::Freeze, &layout).unwrap()
 }
 

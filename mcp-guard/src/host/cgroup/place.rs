@@ -9,6 +9,8 @@ use std::{
     sync::Arc,
 };
 
+use mcp_guard_core::escape::cgroup_name;
+
 use super::Dir;
 
 /// Fewest bytes of a path that no program can open.
@@ -50,6 +52,12 @@ impl PlaceBelow {
         names.reverse();
         names
     }
+}
+
+/// Appends the name of a cgroup to a path that is not cut, however long it is.
+pub(super) fn push_name(path: &mut String, name: &[u8]) {
+    path.push('/');
+    path.push_str(&cgroup_name(name));
 }
 
 #[cfg(test)]

@@ -2,10 +2,16 @@
 
 use std::{ffi::CString, io, sync::Arc};
 
-use mcp_guard_core::{escape::cgroup_name, id::Pid};
+use mcp_guard_core::id::Pid;
 use rustix::fs::FileType;
 
-use super::{Dir, dir::MAX_PROCS, place::PlaceBelow, scan::ProcessScan, step::WalkStep};
+use super::{
+    Dir,
+    dir::MAX_PROCS,
+    place::{PlaceBelow, push_name},
+    scan::ProcessScan,
+    step::WalkStep,
+};
 
 /// Most cgroups and processes that a walk meets from cgroup to cgroup: twice as many cgroups as all guards
 /// have room for.
@@ -107,11 +113,7 @@ impl PopulatedWalk {
             Err(error) if is_gone(&error) => return Ok(WalkStep::Passed),
             opened => opened?,
         };
-        let push = |path: &mut String, name: &[u8]| {
-            path.push('/');
-            path.push_str(&cgroup_name(name));
-        };
-        let path = next.shown(&self.first.1, push);
+        let path = next.shown(&self.first.1, push_name);
         self.present = Some(Present::new(dir, path, Some(next)));
         Ok(WalkStep::Entered)
     }

@@ -10,13 +10,12 @@ use std::{
 };
 
 use mcp_guard_core::{
-    escape::cgroup_name,
     id::{Pid, Ticks},
     registry::ticks,
 };
 use rustix::fs::{CWD, Mode, OFlags, fstat, openat, readlink};
 
-use super::{Dir, step::WalkStep};
+use super::{Dir, place::push_name, step::WalkStep};
 use crate::host::{
     clock,
     process::{self, OpenProcess},
@@ -57,9 +56,14 @@ struct Way {
 impl ProcessScan {
     /// `shown`: the path of the first cgroup as it is shown.
     pub(super) fn begin(first: &Dir, shown: &str) -> io::Result<Self> {
+        Self::at((first.try_clone()?, path_in_tree(first)?), shown)
+    }
+
+    /// `first`: the first cgroup, and its path in the tree.
+    fn at(first: (Dir, Vec<u8>), shown: &str) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self {
-            first: (first.try_clone()?, path_in_tree(first)?),
+            first,
             shown: shown.trim_end_matches('/').to_owned(),
             listing: rustix::fs::Dir::new(openat(CWD, "/proc", flags, Mode::empty())?)?,
             began: ticks(clock::now()),
@@ -117,8 +121,9 @@ impl ProcessScan {
         match open(&self.first.0, below) {
             Ok(dir) => {
                 let names = below.split(|byte| *byte == b'/').filter(|name| !name.is_empty());
-                let shown = |path: String, name| path + "/" + &cgroup_name(name);
-                self.here = Some((dir, names.fold(self.shown.clone(), shown)));
+                let mut shown = self.shown.clone();
+                names.for_each(|name| push_name(&mut shown, name));
+                self.here = Some((dir, shown));
                 Ok(WalkStep::Entered)
             }
             // It was there a moment ago. Its process may have moved, and is looked at where the walk is.
@@ -212,18 +217,7 @@ mod tests {
     /// A scan of a folder, in whose place the root of the tree would be.
     fn scan(folder: &Path) -> ProcessScan {
         let first = Dir::from(OwnedFd::from(fs::File::open(folder).unwrap()));
-        ProcessScan {
-            first: (first, Vec::new()),
-            shown: "/top".to_owned(),
-            listing: rustix::fs::Dir::new(fs::File::open("/proc").unwrap()).unwrap(),
-            began: ticks(clock::now()),
-            entered: HashSet::new(),
-            hasher: RandomState::new(),
-            too_deep: 0,
-            present: None,
-            here: None,
-            way: Way::default(),
-        }
+        ProcessScan::at((first, Vec::new()), "/top").unwrap()
     }
 
     #[test]

@@ -173,23 +173,14 @@ mod tests {
     use mcp_guard_core::incident::Hold;
 
     use super::*;
-    use crate::host::{
-        cgroup::Dir,
-        layout::{Layout, LayoutKind},
-    };
+    use crate::host::{cgroup::Dir, layout::Layout};
 
     #[test]
     fn all_who_need_a_look_at_a_cgroup_meanwhile_share_one() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("cgroup.procs"), "").unwrap();
         let dir = Dir::from(OwnedFd::from(File::open(folder.path()).unwrap()));
-        let layout = Layout {
-            kind: LayoutKind::Unified,
-            unified: None,
-            pids: None,
-            v1_freezer: None,
-            nsdelegate: None,
-        };
+        let layout = Layout::bare();
         let cgroup = Cgroup::at(&dir, "/x", Hold::Freeze, &layout).unwrap();
         let (looks, begun) = LookThread::new();
         let (answer, answers) = channel();
