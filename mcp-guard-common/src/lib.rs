@@ -140,6 +140,8 @@ pub struct Shared {
     /// Used in slot 0 only: changes whenever a guard begins or ends, which makes earlier notes about
     /// moved processes void.
     pub epoch: u64,
+    /// Used in slot 0 only: not 0 if the ring was more than half full when it was last asked.
+    pub crowded: u64,
 }
 
 /// Why the kernel side could not do all of its work. An index into the `LOSSES` map.
@@ -174,7 +176,7 @@ impl Loss {
 
 const _: () = assert!(size_of::<Event>() == 48);
 const _: () = assert!(size_of::<Totals>() == 64);
-const _: () = assert!(size_of::<Shared>() == 40);
+const _: () = assert!(size_of::<Shared>() == 48);
 const _: () = assert!(size_of::<ExecRecord>() == 1328);
 
 /// A record that the kernel programs cannot have written.

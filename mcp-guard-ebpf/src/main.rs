@@ -37,8 +37,8 @@ static HAS_GROUP_DEAD: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 static WAKE_AT: Global<u64> = Global::new(0);
 
-/// How many small records are sent between two that may wake the agent because the ring fills.
-const WAKE_EVERY: u64 = 16;
+/// One small record in this many, per kind, guard and CPU, asks how full the ring is.
+const ASK_EVERY: u64 = 16;
 
 #[btf_tracepoint(function = "sched_process_fork")]
 pub fn fork(ctx: BtfTracePointContext) -> i32 {
@@ -143,7 +143,7 @@ pub fn attach_task(ctx: BtfTracePointContext) -> i32 {
     let from = from.unwrap_or(NO_GUARD);
     let mut event = event(Kind::Attach, to, id, task, now());
     event.parent = from;
-    if !send(&event, if to == NO_GUARD { from } else { to }, WAKE_EVERY)
+    if !send(&event, if to == NO_GUARD { from } else { to }, ASK_EVERY)
         && to != NO_GUARD
         && from != NO_GUARD
     {
@@ -210,12 +210,13 @@ fn event(kind: Kind, guard: u32, cgroup: u64, task: Task, time_ns: u64) -> Event
 /// hold up everything behind it, for as long as it is not scheduled.
 #[inline(always)]
 fn send(event: &Event, payer: u32, number: u64) -> bool {
-    let unread = maps::unread_bytes();
+    let due = number.is_multiple_of(ASK_EVERY);
+    let unread = maps::unread_bytes(due);
     if !maps::may_send(payer, size_of::<Event>() as u64, unread, event.time_ns) {
         maps::dropped(payer, Loss::OverShare);
         return false;
     }
-    let fills = number.is_multiple_of(WAKE_EVERY) && unread > WAKE_AT.load();
+    let fills = due && unread > WAKE_AT.load();
     let is_sent = EVENTS.output::<Event>(event, wake(fills)).is_ok();
     if !is_sent {
         maps::dropped(payer, Loss::RingFull);
@@ -250,7 +251,7 @@ fn send_exec(mut event: Event, path: u64, (start, end): (u64, u64)) {
         } else if total - exe < wanted {
             event.flags = ARGV_TRUNCATED;
         }
-        let unread = maps::unread_bytes();
+        let unread = maps::unread_bytes(true);
         let bytes = size_of::<Event>() as u64 + total;
         if !maps::may_send(guard, bytes, unread, event.time_ns) {
             return maps::dropped(guard, Loss::OverShare);
