@@ -3,8 +3,9 @@
 use crate::numbers::median;
 use crate::report::Report;
 use crate::tell;
-use mcp_guard_core::effect::{Effect, Input};
+use mcp_guard_core::effect::{Action, Effect, Input, Order, Settled};
 use mcp_guard_core::id::{GuardId, Pid};
+use mcp_guard_core::incident::Outcome;
 use mcp_guard_core::policy::{Mode, Policy, Response, Terms};
 use mcp_guard_core::{Core, Time};
 use std::time::{Duration, Instant};
@@ -79,7 +80,11 @@ impl Crowd {
 
     fn step(&mut self, input: Input) {
         self.core.step(self.now, input, &mut self.effects);
-        self.effects.clear();
+        // The executor settles each order. While one is under way, the detectors ask again each second.
+        for settled in self.effects.drain(..).filter_map(settle).collect::<Vec<_>>() {
+            self.core.step(self.now, Input::Settled(settled), &mut self.effects);
+            self.effects.clear();
+        }
     }
 
     /// Forks and execs, as `npx -y PACKAGE`.
@@ -115,4 +120,13 @@ impl Crowd {
         }
         began.elapsed().as_secs_f64() * 1e6 / f64::from(TURNS)
     }
+}
+
+/// Settles a response as the executor does in observe mode.
+fn settle(effect: Effect) -> Option<Settled> {
+    let Effect::Act(Order { ticket, guard, action: Action::Contain(_), .. }) = effect else {
+        return None;
+    };
+    let detail = String::new();
+    Some(Settled { ticket, guard, outcome: Outcome::WouldDo, detail, remark: None })
 }
