@@ -6,10 +6,10 @@
 
 use std::{
     fs,
-    io::Read as _,
+    io::{Read as _, Write as _},
     os::{fd::OwnedFd, unix::process::CommandExt as _},
     path::Path,
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
     thread,
     time::Duration,
 };
@@ -23,7 +23,7 @@ use mcp_guard_tests::{
     fake_engine,
     leak::{Leak, LeakPolicy, PACKAGE, observing},
     sleeper::Sleeper,
-    wait,
+    wait, workload,
 };
 use serde_json::json;
 
@@ -217,15 +217,79 @@ fn a_file_with_the_name_of_the_device_spares_nothing() {
     forger.wait().unwrap();
 }
 
+/// `fusectl`, where the kernel lists each FUSE file system, in a mount namespace of its own.
+struct Fusectl(Child);
+
+impl Fusectl {
+    fn mounted() -> Self {
+        let script = "mount -t fusectl none /sys/fs/fuse/connections && echo && exec sleep 600";
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--mount", "sh", "-c", script]).stdout(Stdio::piped());
+        let mut child = unshare.spawn().unwrap();
+        let read = child.stdout.as_mut().unwrap().read(&mut [0]).unwrap();
+        let mounted = Self(child);
+        assert_eq!(read, 1, "it is mounted");
+        mounted
+    }
+
+    fn run(&self, program: &Path, arguments: &[&str]) -> Output {
+        let mount = format!("--mount=/proc/{}/ns/mnt", self.0.id());
+        let mut nsenter = Command::new("nsenter");
+        nsenter.arg(mount).arg(program).args(arguments).output().unwrap()
+    }
+}
+
+impl Drop for Fusectl {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A process that has the device open, but that serves nothing, spares nothing.
+#[test]
+fn only_a_mounted_file_system_has_a_server() {
+    let cgroup = FixtureCgroup::new("fuse-connections").unwrap();
+    let fusectl = Fusectl::mounted();
+    let device = fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let script = "read go && mount -i -t fuse -o fd=9,rootmode=40000,user_id=0,group_id=0 none \"$0\" \
+                  && echo && exec sleep 600";
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--mount", "sh", "-c", &format!("exec 9<&2; {script}")]).arg(folder.path());
+    unshare.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(device);
+    let mut server = cgroup.spawn(unshare).unwrap();
+    let others = fusectl.run(Path::new("ls"), &["/sys/fs/fuse/connections"]).stdout;
+    let target = format!("cgroup:{}", cgroup.path());
+    let named = format!("process {} has /dev/fuse open", server.id());
+    let names_it = || {
+        let agent = workload("mcp-guard").unwrap();
+        let done = fusectl.run(&agent, &["freeze", "--dry-run", &target]);
+        let said = String::from_utf8_lossy(&done.stdout).into_owned();
+        said.contains(&named)
+    };
+    assert_eq!(names_it(), !others.is_empty(), "without a file system");
+    server.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    assert_eq!(server.stdout.as_mut().unwrap().read(&mut [0]).unwrap(), 1, "it is mounted");
+    assert!(names_it(), "with a file system");
+    server.kill().unwrap();
+    server.wait().unwrap();
+}
+
 /// While it is frozen, all who use the file system that it serves wait, also outside.
 #[test]
 fn a_leak_beside_a_server_of_a_file_system_is_clamped_and_not_frozen() {
     let cgroup = FixtureCgroup::new("fuse").unwrap();
     cgroup.set_pids_max(200).unwrap();
     let device = fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
-    let mut sleep = Command::new("sleep");
-    sleep.arg("600").stdin(device);
-    let mut server = cgroup.spawn(sleep).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let script = "mount -i -t fuse -o fd=0,rootmode=40000,user_id=0,group_id=0 none \"$0\" \
+                  && echo && exec sleep 600";
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--mount", "sh", "-c", script]).arg(folder.path());
+    unshare.stdin(device).stdout(Stdio::piped());
+    let mut server = cgroup.spawn(unshare).unwrap();
+    assert_eq!(server.stdout.as_mut().unwrap().read(&mut [0]).unwrap(), 1, "it is mounted");
     let leak = Leak::start(&cgroup, 4).unwrap();
     let policy = LeakPolicy::enforcing(&cgroup, "freeze").toml();
     let mut agent = Agent::start(&policy).unwrap();

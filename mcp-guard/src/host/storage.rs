@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::fs::statfs;
+use rustix::fs::{StatFs, statfs};
 
 use super::patience::{NoAnswer, within};
 
@@ -85,17 +85,18 @@ fn kind_of(path: &Path) -> io::Result<u32> {
     loop {
         let Some(path) = above.next() else { return Err(io::ErrorKind::NotFound.into()) };
         match statfs(&path) {
-            // The kernel's numbers have 32 bits, whatever the width and sign of the field.
-            #[expect(
-                clippy::cast_sign_loss,
-                clippy::cast_possible_truncation,
-                reason = "see above"
-            )]
-            Ok(found) => return Ok(found.f_type as u32),
+            Ok(found) => return Ok(number(&found)),
             Err(rustix::io::Errno::NOENT) => {}
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// Returns the number of a file system. The kernel's numbers have 32 bits, whatever the width and sign of
+/// the field.
+#[expect(clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "see above")]
+pub fn number(found: &StatFs) -> u32 {
+    found.f_type as u32
 }
 
 fn served(kind: u32) -> Option<&'static str> {
