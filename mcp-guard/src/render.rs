@@ -62,7 +62,13 @@ fn watched(watched: &WatchedStatus) -> String {
     );
     text += &format!("  cgroup {} id {}\n", watched.cgroup, watched.cgroup_id);
     if let Some(tasks) = watched.stopping {
-        text += &format!("  STILL STOPPING: {tasks} tasks run or wait in the kernel\n");
+        let tasks = match tasks {
+            // A count that was cut short may have come to none.
+            0 => "an unknown number of tasks run or wait".to_owned(),
+            1 => "1 task runs or waits".to_owned(),
+            tasks => format!("{tasks} tasks run or wait"),
+        };
+        text += &format!("  STILL STOPPING: {tasks} in the kernel\n");
     }
     if guard.not_kept > 0 {
         text += &format!("  REGISTRY FULL: {} processes were not tracked\n", guard.not_kept);

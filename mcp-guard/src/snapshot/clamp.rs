@@ -24,5 +24,6 @@ pub fn read(layout: &Layout, path: &str) -> Option<Clamp> {
     let ours = now.filter(|now| mark.wrote_limit(*now));
     let wrote = ours.or_else(|| mark.wrote.as_deref().and_then(limit))?;
     let found = mark.found.as_deref().and_then(limit)?;
-    Some(Clamp { incident: mark.incident, found, wrote })
+    let beside_freeze = mark.ends_with_a_freeze();
+    Some(Clamp { incident: mark.incident, found, wrote, beside_freeze })
 }

@@ -49,10 +49,11 @@ pub fn reached(limit: u64, left: u64, pace: f64) -> Option<String> {
     })
 }
 
-/// Returns the two largest units: `3 h 10 min`.
+/// Returns the two largest units: `3 h 10 min`. Less than a minute is no number.
 fn in_words(time: Duration) -> String {
     let minutes = time.as_secs() / 60;
     match (minutes / 1440, minutes / 60 % 24, minutes % 60) {
+        (0, 0, 0) => "less than a minute".to_owned(),
         (0, 0, minutes) => format!("{minutes} min"),
         (0, hours, minutes) => format!("{hours} h {minutes} min"),
         (days, hours, _) => format!("{days} d {hours} h"),
@@ -73,6 +74,7 @@ mod tests {
         let told = |time: &str, limit: u64| {
             Some(format!("at this pace the limit of {limit} is reached in {time}"))
         };
+        assert_eq!(pace(201), told("less than a minute", 201));
         assert_eq!(pace(400), told("10 min", 400));
         assert_eq!(pace(4000), told("3 h 10 min", 4000));
         assert_eq!(pace(60_000), told("2 d 1 h", 60_000));

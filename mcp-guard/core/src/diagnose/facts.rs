@@ -204,6 +204,9 @@ pub struct Clamp {
     /// `pids.max` before the clamp, and the value that we wrote.
     pub found: Limit,
     pub wrote: Limit,
+    /// Whether it is no clamp, but the limit beside a freeze that is slow.
+    #[serde(default)]
+    pub beside_freeze: bool,
 }
 
 /// One cgroup on the path to the root.

@@ -13,6 +13,7 @@ mod layer;
 pub use self::host::is_nearly_full;
 use super::{
     code::{Code, Severity},
+    facts::Clamp,
     report::{Finding, Fine, Verdict},
     sizing::Sizing,
     view::View,
@@ -116,14 +117,19 @@ pub fn notes(view: &View<'_>, verdict: Verdict, sizing: Option<&Sizing>) -> Vec<
         ));
     }
     if let Some(clamp) = view.our_clamp() {
-        notes.push(format!(
-            "mcp-guard has clamped the limit to {} for incident {}; it was {}; `mcp-guard thaw {}` \
-             releases the clamp",
-            clamp.wrote,
-            clamp.incident,
-            clamp.found,
-            view.target_word()
-        ));
+        let Clamp { wrote, incident, found, beside_freeze } = clamp;
+        let thaw = format!("`mcp-guard thaw {}`", view.target_word());
+        notes.push(if *beside_freeze {
+            format!(
+                "mcp-guard has lowered the limit to {wrote} while it freezes the target for \
+                 incident {incident}; it was {found}; {thaw} ends the freeze"
+            )
+        } else {
+            format!(
+                "mcp-guard has clamped the limit to {wrote} for incident {incident}; it was \
+                 {found}; {thaw} releases the clamp"
+            )
+        });
     }
     let processes = view.facts.members.len();
     let Some(container) = view.container() else { return notes };

@@ -25,6 +25,9 @@ pub struct TaskCount {
 impl fmt::Display for TaskCount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { least, is_exact } = self;
+        if *least == 0 && !is_exact {
+            return f.write_str("an unknown number of tasks");
+        }
         let at_least = if *is_exact { "" } else { "at least " };
         let tasks = if *least == 1 { "task" } else { "tasks" };
         write!(f, "{at_least}{least} {tasks}")
@@ -112,5 +115,7 @@ mod tests {
             true
         };
         assert_eq!(dir.each_task(THREADS, slow).to_string(), "at least 1 task");
+        let none = |task| !slow(task);
+        assert_eq!(dir.each_task(THREADS, none).to_string(), "an unknown number of tasks");
     }
 }

@@ -5,7 +5,7 @@ use super::*;
 fn clamped(mut facts: Facts, wrote: u64) -> Facts {
     let found = facts.chain[0].max.unwrap();
     let wrote = Limit::Tasks(wrote);
-    facts.clamp = Some(Clamp { incident: "i-7".into(), found, wrote });
+    facts.clamp = Some(Clamp { incident: "i-7".into(), found, wrote, beside_freeze: false });
     facts.chain[0].max = Some(wrote);
     facts
 }
@@ -27,6 +27,16 @@ fn a_clamp_is_named_and_not_repaired() {
     facts.chain[0].max = Some(Limit::Tasks(900));
     let report = only(&facts, Code::RawWrite, Proved);
     assert!(report.notes.iter().all(|note| !note.contains("clamp")), "{:?}", report.notes);
+}
+
+#[test]
+fn the_limit_beside_a_freeze_is_not_called_a_clamp() {
+    let mut facts = clamped(limited(500), 320);
+    facts.clamp.as_mut().unwrap().beside_freeze = true;
+    let note = "mcp-guard has lowered the limit to 320 while it freezes the target for incident i-7; \
+                it was 500; `mcp-guard thaw web` ends the freeze";
+    let notes = judge(&facts).notes;
+    assert!(notes.contains(&note.to_owned()), "{notes:?}");
 }
 
 #[test]
