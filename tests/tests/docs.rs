@@ -12,6 +12,7 @@ use std::{
 };
 
 use mcp_guard_tests::workload;
+use serde_json::Value;
 
 const FENCE: &str = "```console";
 
@@ -81,6 +82,34 @@ fn every_command_of_the_documents_prints_what_they_show() {
     }
     assert!(old.is_empty(), "out of date, run `cargo xtask docs`:\n{}", old.join("\n"));
     assert!(all >= 3, "only {all} commands: is the fence still {FENCE}?");
+}
+
+/// The first line of the block in docs/policy.md that shows the error of a bad policy.
+const BAD_POLICY: &str = "```text\nmcp-guard: policy /etc/mcp-guard/policy.toml: ";
+
+#[test]
+fn the_error_of_a_bad_policy_is_the_one_that_is_shown() {
+    let text = fs::read_to_string(root().join("docs/policy.md")).unwrap();
+    let (_, block) = text.split_once(BAD_POLICY).expect("the block with the error");
+    let (shown, _) = block.split_once("```").unwrap();
+    let policy = tempfile::NamedTempFile::new().unwrap();
+    fs::write(&policy, "mode = \"observe\"\n[[guard]]\nnmae = \"x\"\n").unwrap();
+    let path = policy.path().display().to_string();
+    let printed = output(&format!("mcp-guard run --policy {path}"));
+    assert_eq!(printed.trim_end(), format!("mcp-guard: policy {path}: {}", shown.trim_end()));
+}
+
+#[test]
+fn the_facts_of_a_compose_file_are_those_of_the_saved_example() {
+    let text = fs::read_to_string(root().join("docs/diagnose-json.md")).unwrap();
+    let (_, block) = text.split_once("```json\n").expect("the block with the facts");
+    let shown: Value = serde_json::from_str(block.split_once("```").unwrap().0).unwrap();
+    let saved = fs::read_to_string(root().join("docs/example-facts.json")).unwrap();
+    let mut saved: Value = serde_json::from_str(&saved).unwrap();
+    let compose = saved["compose"].as_object_mut().unwrap();
+    // The document says why it leaves this out.
+    compose.remove("says").unwrap();
+    assert_eq!(shown.as_object().unwrap(), compose);
 }
 
 #[test]

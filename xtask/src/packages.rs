@@ -30,11 +30,13 @@ pub struct Need {
     pub package: &'static str,
 }
 
-/// Programs of the host tier: real node processes under a clamp, and a file system that hangs.
-pub const HOST: [Need; 2] = [
+/// Programs of the host tier: real node processes under a clamp, a file system that hangs, and the
+/// queries of docs/audit-log.md.
+pub const HOST: [Need; 3] = [
     Need { program: "node", package: "nodejs" },
     // Makes the separate file system for the audit log.
     Need { program: "mkfs.ext4", package: "e2fsprogs" },
+    Need { program: "jq", package: "jq" },
 ];
 
 const NEEDS: [Need; 6] = [
