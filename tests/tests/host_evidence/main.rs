@@ -1,0 +1,162 @@
+//! Evidence about real processes: whether a client can reach a server, and whether the server waits for its
+//! client and for nothing else.
+
+#![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
+
+mod cases;
+mod server;
+
+use std::{
+    io::{Read as _, Write as _},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    process::{Command, Stdio},
+};
+
+use mcp_guard::host::{evidence::look, process::OpenProcess};
+use mcp_guard_core::{
+    evidence::{
+        AtWork, Channel, Connection, Contact, FileLock, PeerIs, Quiescence, StdioAtExec, Wait,
+        at_work,
+    },
+    id::Pid,
+};
+use mcp_guard_tests::{agent::DEADLINE, wait};
+
+use self::server::{ECHO, Server, stdio_of};
+
+#[test]
+fn a_server_that_waits_for_its_client_is_quiescent() {
+    for words in [
+        &["cat"][..],
+        &["sh", "-c", "while read line; do echo $line; done"],
+        // The inner pipes are between members.
+        &["sh", "-c", "cat | cat"],
+        &["node", "-e", ECHO],
+        &["perl", "-ne", "BEGIN { $| = 1 } print"],
+    ] {
+        let mut server = Server::start(words);
+        server.await_rest();
+        assert_eq!(server.look().connection, Connection::Connected);
+        // It is the same after a request.
+        server.stdin.as_mut().unwrap().write_all(b"hello\n").unwrap();
+        let mut answer = [0; 6];
+        server.stdout.as_mut().unwrap().read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"hello\n", "{words:?}");
+        server.await_rest();
+    }
+}
+
+/// The sockets between a program and its child are inside, in the namespace of the host and in another.
+#[test]
+fn a_pair_of_sockets_within_a_server_is_inside() {
+    let script = "const { spawn } = require('child_process');\
+        spawn('cat', { stdio: ['pipe', 'pipe', 'ignore'] }).stdout.on('data', () => 0);\
+        process.stdin.on('data', line => process.stdout.write(line));";
+    for words in [&["node", "-e", script][..], &["unshare", "-n", "node", "-e", script]] {
+        let server = Server::start(words);
+        server.await_rest();
+        let tree = server.look().tree;
+        let is_inner = |look: &mcp_guard_core::evidence::ProcessLook| {
+            let mut sockets = look.channels.iter();
+            sockets.any(|open| {
+                matches!(open.channel, Channel::Socket(_)) && open.peer == PeerIs::Inside
+            })
+        };
+        assert_eq!(tree.processes.iter().filter(|look| is_inner(look)).count(), 2, "{tree:?}");
+        // Without the child, the same sockets lead outside.
+        let alone = look(&server.members()[..1], server.channels()).unwrap();
+        let verdict = at_work(&alone.tree);
+        let leaves = matches!(verdict, Some(AtWork::Connection { peer: PeerIs::Outside, .. }));
+        assert!(leaves, "{verdict:?}");
+    }
+}
+
+/// Node gives its children three sockets. Nothing comes from stderr, unless somebody waits for it.
+#[test]
+fn a_socket_as_stderr_gives_no_work_unless_somebody_waits_for_it() {
+    let reads = "use Socket; sysread(STDERR, my $x, 1)";
+    for (words, expected) in [(&["cat"][..], None), (&["perl", "-e", reads], Some(2))] {
+        let pairs = [(); 3].map(|()| UnixStream::pair().unwrap());
+        let end = |at: usize| Stdio::from(OwnedFd::from(pairs[at].1.try_clone().unwrap()));
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).stdin(end(0)).stdout(end(1)).stderr(end(2));
+        let server = Server::spawn(command);
+        server.await_verdict(words[0], |verdict| match (verdict, expected) {
+            (None, None) => true,
+            (Some(AtWork::Thread { wait: Wait::Read(fd), .. }), Some(expected)) => fd == expected,
+            (_, _) => false,
+        });
+    }
+}
+
+/// A look is bounded, however much a server has open.
+#[test]
+fn a_server_with_too_much_open_is_not_known() {
+    let script =
+        "open($all[$_], '<', '/dev/null') or die for (1 .. 8200); $| = 1; print 'opened'; <STDIN>";
+    let many = format!("ulimit -n 8300 && exec perl -e \"{}\"", script.replace('$', "\\$"));
+    let mut server = Server::start(&["sh", "-c", &many]);
+    let mut opened = [0; 6];
+    server.stdout.as_mut().unwrap().read_exact(&mut opened).unwrap();
+    let error = look(&server.members(), server.channels()).unwrap_err();
+    assert!(error.to_string().contains("more than"), "{error}");
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let script = format!(
+        "for (1 .. 40) {{ open($all[$_], '>', \"{path}/$_\"); flock($all[$_], 1) or die }} \
+         $| = 1; print 'locked'; <STDIN>"
+    );
+    let mut server = Server::start(&["perl", "-e", &script]);
+    server.stdout.as_mut().unwrap().read_exact(&mut opened).unwrap();
+    assert_eq!(server.look().tree.processes[0].locks, [FileLock::Other]);
+}
+
+/// A server could stop one of its processes to look as if it could not run.
+#[test]
+fn a_server_is_stopped_if_all_of_its_processes_are() {
+    let server = Server::start(&["sh", "-c", "sleep 600 & exec cat"]);
+    let two = wait::until(DEADLINE, || Ok(server.members().len() == 2));
+    assert!(two.unwrap());
+    let members = server.members();
+    let seen = |activity| server.survey(activity);
+    let stop = |pid: Pid| {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(pid.0).unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    };
+    stop(members[1].pid);
+    let has_stopped =
+        |one: Pid| wait::until(DEADLINE, || Ok(OpenProcess::open(one)?.stat()?.stopped));
+    assert!(has_stopped(members[1].pid).unwrap());
+    let before = seen(None).activity;
+    let one = seen(before);
+    assert_eq!(one.activity, before);
+    assert!(!one.is_stopped && one.contact == Contact::Connected, "{one:?}");
+    assert_eq!(one.quiescence, Quiescence::Unknown);
+    stop(members[0].pid);
+    assert!(wait::until(DEADLINE, || Ok(seen(None).is_stopped)).unwrap());
+}
+
+/// Some programs move the protocol to other descriptors.
+#[test]
+fn stdio_is_known_by_its_inodes_wherever_it_moves() {
+    let script = "read go; exec 6<&0 7>&1 0</dev/null 1>/dev/null;\
+        while read line <&6; do echo $line >&7; done";
+    let mut server = Server::start(&["sh", "-c", script]);
+    server.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    server.await_verdict("it has moved", |verdict| {
+        verdict.is_none() && stdio_of(server.child.id()) == StdioAtExec::Other
+    });
+}
+
+/// The look duplicates descriptors for a moment, and must not keep a pipe open.
+#[test]
+fn a_look_keeps_nothing_open() {
+    let mut server = Server::start(&["cat"]);
+    server.await_rest();
+    drop(server.stdin.take());
+    assert!(server.child.wait().unwrap().success());
+    let mut left = Vec::new();
+    server.stdout.take().unwrap().read_to_end(&mut left).unwrap();
+    assert!(left.is_empty());
+}
