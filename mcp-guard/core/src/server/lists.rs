@@ -84,7 +84,8 @@ pub(super) const PNPM_FLAGS: &str = "\
     --if-present --no-bail --parallel --prod --recursive --report-summary --reverse --silent \
     --yes --no-*";
 
-// uv 0.13.9, `uv tool run --help`; the options that it hides are not compared.
+// uv 0.13.9, `uv tool run --help`. Hidden options are those of its other commands and of older versions that it
+// accepts.
 pub(super) const UV_TOOL_VALUES: &str = "\
     -w --with --with-editable --with-requirements -c --constraints -b --build-constraints \
     --overrides --env-file --python-platform --torch-backend --index --default-index -i \
@@ -94,16 +95,18 @@ pub(super) const UV_TOOL_VALUES: &str = "\
     --reinstall-package --link-mode -C --config-setting --config-settings-package \
     --no-build-isolation-package --no-build-package --no-binary-package --cache-dir \
     --refresh-package -p --python --color --allow-insecure-host --config-file --preview-features \
-    --python-preference --python-fetch";
+    --python-preference --python-fetch --override --trusted-host --generate-shell-completion";
 pub(super) const UV_TOOL_FLAGS: &str = "\
     --isolated --no-env-file --lfs --no-index -U --upgrade --no-sources --reinstall \
     --compile-bytecode --no-build-isolation --no-build --no-binary --require-build-hashes \
     --no-require-build-hashes -n --no-cache --refresh --managed-python --no-managed-python \
     --no-python-downloads -q --quiet -v --verbose --system-certs --offline --no-progress \
     --no-config --native-tls --no-native-tls --preview --no-preview --no-color --show-resolution \
-    --pre";
+    --pre --allow-python-downloads --binary --build --build-isolation --force-reinstall \
+    --no-compile --no-compile-bytecode --no-installer-metadata --no-offline --no-refresh \
+    --no-reinstall --no-system-certs --no-upgrade --show-settings";
 
-// uv 0.13.9, `uv run --help`; the options that it hides are not compared.
+// uv 0.13.9, `uv run --help`, and hidden options as above.
 pub(super) const UV_RUN_VALUES: &str = "\
     --extra --no-extra --group --no-group --only-group --no-editable-package --env-file -w \
     --with --with-editable --with-requirements --package --python-platform --index \
@@ -113,7 +116,8 @@ pub(super) const UV_RUN_VALUES: &str = "\
     --no-sources-package --reinstall-package --link-mode -C --config-setting \
     --config-settings-package --no-build-isolation-package --no-build-package \
     --no-binary-package --cache-dir --refresh-package -p --python --color --allow-insecure-host \
-    --config-file --preview-features --python-preference --python-fetch";
+    --config-file --preview-features --python-preference --python-fetch --max-recursion-depth \
+    --trusted-host";
 pub(super) const UV_RUN_FLAGS: &str = "\
     --all-extras --no-dev --only-dev --no-default-groups --all-groups --no-editable --exact \
     --no-env-file --isolated --active --no-sync --locked --frozen --gui-script --all-packages \
@@ -122,7 +126,10 @@ pub(super) const UV_RUN_FLAGS: &str = "\
     -n --no-cache --refresh --managed-python --no-managed-python --no-python-downloads -q \
     --quiet -v --verbose --system-certs --offline --no-progress --no-config --native-tls \
     --no-native-tls --preview --no-preview --allow-python-downloads --no-color --show-resolution \
-    --pre --dev --inexact --editable";
+    --pre --dev --inexact --editable --binary --build --build-isolation --force-reinstall \
+    --no-active --no-all-extras --no-compile --no-compile-bytecode --no-exact --no-frozen \
+    --no-installer-metadata --no-locked --no-offline --no-refresh --no-reinstall \
+    --no-system-certs --no-upgrade --show-settings";
 
 // Docker CLI 28.2.2, `docker run --help`, and its hidden aliases.
 pub(super) const DOCKER_RUN_VALUES: &str = "\
@@ -145,8 +152,8 @@ pub(super) const DOCKER_RUN_FLAGS: &str = "\
     --oom-kill-disable --privileged -P --publish-all -q --quiet --read-only --rm --sig-proxy -t \
     --tty --use-api-socket";
 
-// Podman 5.4, `podman-run(1)` and `cmd/podman/common/create.go`: those that Docker does not have. A few are
-// not compared.
+// Podman 5.8.2, `cmd/podman/common/create.go` and `netflags.go`, `cmd/podman/containers/run.go`, and the aliases in
+// `cmd/podman/utils/alias.go`: those that Docker does not have.
 pub(super) const PODMAN_RUN_VALUES: &str = "\
     --arch --authfile --cert-dir --cgroup-conf --cgroups --chrootdirs --conmon-pidfile --creds \
     --decryption-key --env-merge --gidmap --group-entry --health-log-destination \
@@ -156,13 +163,15 @@ pub(super) const PODMAN_RUN_VALUES: &str = "\
     --passwd-entry --personality --pidfile --pod --pod-id-file --preserve-fd --preserve-fds \
     --rdt-class --requires --retry --retry-delay --sdnotify --seccomp-policy --secret \
     --shm-size-systemd --signature-policy --subgidname --subuidname --systemd --timeout --tz \
-    --uidmap --umask --unsetenv --variant";
+    --uidmap --umask --unsetenv --variant --healthcheck-command --healthcheck-interval \
+    --healthcheck-retries --healthcheck-start-period --healthcheck-timeout --override-arch \
+    --override-os --override-variant";
 pub(super) const PODMAN_RUN_FLAGS: &str = "\
     --env-host --http-proxy --no-hostname --no-hosts --passwd --read-only-tmpfs --replace --rmi \
     --rootfs --tls-verify --unsetenv-all";
 
-// Node.js 20.20.2, `node --help`; those of newer versions are not compared. Options of V8 take their value
-// with `=` only.
+// Node.js 20.20.2 and 26.12.1, `node --help`, and `node --completion-bash` of the latter. Options of V8 take their
+// value with `=` only.
 pub(super) const NODE_VALUES: &str = "\
     --build-snapshot-config -C --conditions --cpu-prof-dir --cpu-prof-interval --cpu-prof-name \
     --diagnostic-dir --disable-proto --disable-warning --dns-result-order --env-file \
@@ -179,7 +188,12 @@ pub(super) const NODE_VALUES: &str = "\
     --v8-pool-size --watch-path --allow-fs-read --allow-fs-write --experimental-config-file \
     --localstorage-file --test-coverage-branches --test-coverage-exclude \
     --test-coverage-functions --test-coverage-include --test-coverage-lines --test-global-setup \
-    --test-isolation --test-rerun-failures --test-skip-pattern --watch-kill-signal";
+    --test-isolation --test-rerun-failures --test-skip-pattern --watch-kill-signal \
+    --bench-isolation --bench-name-pattern --bench-reporter --bench-reporter-destination \
+    --bench-samples --bench-warmup --build-sea --config-file --es-module-specifier-resolution \
+    --experimental-package-map --experimental-specifier-resolution --experimental-test-isolation \
+    --experimental-test-tag-filter --max-old-space-size-percentage --process-timeout \
+    --security-revert --test-random-seed --vfs-load";
 pub(super) const NODE_FLAGS: &str = "\
     --abort-on-uncaught-exception --allow-addons --allow-child-process --allow-wasi \
     --allow-worker --build-snapshot -c --check --cpu-prof --disable-wasm-trap-handler \
@@ -191,25 +205,40 @@ pub(super) const NODE_FLAGS: &str = "\
     --experimental-websocket --expose-gc --force-context-aware --force-fips \
     --force-node-api-uncaught-exceptions-policy --frozen-intrinsics --heap-prof \
     --huge-max-old-generation-size --insecure-http-parser --inspect --inspect-brk --inspect-wait \
-    -i --interactive --interpreted-frames-native-stack --jitless --no-deprecation \
-    --no-experimental-detect-module --no-experimental-fetch --no-experimental-global-customevent \
-    --no-experimental-global-webcrypto --no-experimental-repl-await \
-    --no-experimental-require-module --no-extra-info-on-fatal-exception \
-    --no-force-async-hooks-checks --no-global-search-paths --enable-network-family-autoselection \
-    --no-network-family-autoselection --no-warnings --node-memory-debug \
-    --openssl-legacy-provider --openssl-shared-config --pending-deprecation --preserve-symlinks \
-    --preserve-symlinks-main --prof --prof-process --report-compact --report-exclude-network \
-    --report-on-fatalerror --report-on-signal --report-uncaught-exception --test \
-    --test-force-exit --test-only --throw-deprecation --tls-max-v1.2 --tls-max-v1.3 \
-    --tls-min-v1.0 --tls-min-v1.1 --tls-min-v1.2 --tls-min-v1.3 --trace-atomics-wait \
-    --trace-deprecation --trace-exit --trace-promises --trace-sigint --trace-sync-io --trace-tls \
-    --trace-uncaught --trace-warnings --track-heap-objects --use-bundled-ca --use-openssl-ca \
-    --watch --watch-preserve-output --zero-fill-buffers --disable-sigusr1 \
+    -i --interactive --interpreted-frames-native-stack --jitless \
+    --enable-network-family-autoselection --node-memory-debug --openssl-legacy-provider \
+    --openssl-shared-config --pending-deprecation --preserve-symlinks --preserve-symlinks-main \
+    --prof --prof-process --report-compact --report-exclude-network --report-on-fatalerror \
+    --report-on-signal --report-uncaught-exception --test --test-force-exit --test-only \
+    --throw-deprecation --tls-max-v1.2 --tls-max-v1.3 --tls-min-v1.0 --tls-min-v1.1 \
+    --tls-min-v1.2 --tls-min-v1.3 --trace-atomics-wait --trace-deprecation --trace-exit \
+    --trace-promises --trace-sigint --trace-sync-io --trace-tls --trace-uncaught \
+    --trace-warnings --track-heap-objects --use-bundled-ca --use-openssl-ca --watch \
+    --watch-preserve-output --zero-fill-buffers --disable-sigusr1 \
     --experimental-default-config-file --experimental-repl-await --experimental-require-module \
     --experimental-sqlite --experimental-strip-types --experimental-transform-types \
     --experimental-webstorage --expose_gc --permission --allow-net --allow-inspector \
     --test-update-snapshots --trace-env --trace-env-js-stack --trace-env-native-stack --trace-gc \
-    --use-env-proxy --use-system-ca --entry-url --harmony* --no-*";
+    --use-env-proxy --use-system-ca --entry-url --harmony* --no-* --allow-ffi --allow-fs-vfs \
+    --allow-openssl-store --bench --enable-fips-indicator-events --experimental-addon-modules \
+    --experimental-bench --experimental-import-text --experimental-inspector-network-resource \
+    --experimental-storage-inspection --experimental-stream-iter --experimental-vfs \
+    --experimental-web-worker --experimental-worker-inspection --webstorage --permission-audit \
+    --report-exclude-env --report-on-process-timeout --test-coverage-include-all \
+    --test-randomize --addons --async-context-frame --debug --debug-arraybuffer-allocations \
+    --debug-brk --deprecation --experimental-abortcontroller --experimental-detect-module \
+    --experimental-dtls --experimental-fetch --experimental-ffi \
+    --experimental-global-customevent --experimental-global-navigator \
+    --experimental-global-webcrypto --experimental-json-modules --experimental-modules \
+    --experimental-quic --experimental-report --experimental-shadow-realm \
+    --experimental-test-snapshots --experimental-top-level-await \
+    --experimental-wasi-unstable-preview1 --experimental-worker --expose-internals \
+    --extra-info-on-fatal-exception --force-async-hooks-checks --global-search-paths \
+    --harmony-shadow-realm --http-parser --inspect-brk-node --napi-modules \
+    --network-family-autoselection --node-snapshot --perf-basic-prof \
+    --perf-basic-prof-only-functions --perf-prof --perf-prof-unwinding-info --require-module \
+    --strip-types --test-udp-no-try-send --tls-max-v1 --tls-min-v1 --trace-events-enabled \
+    --verify-base-objects --warnings --worker-snapshot";
 
 // bun 1.4.5, `bun run --help` and `bunx --help`.
 pub(super) const BUN_VALUES: &str = "\
@@ -342,14 +371,16 @@ pub(super) const ENV_FLAGS: &str = "\
 pub(super) const TSX_VALUES: &str = "--tsconfig --ignore --include --exclude";
 pub(super) const TSX_FLAGS: &str = "--clear-screen";
 
-// ts-node: not compared.
+// ts-node 10.9.2, `dist/bin.js`.
 pub(super) const TS_NODE_VALUES: &str = "\
-    -r --require -P --project -C --compiler -I --ignore -D --ignore-diagnostics -O --compiler-options \
-    --cwd --scope-dir --experimental-specifier-resolution";
+    -r --require -P --project -C --compiler -I --ignore -D --ignoreDiagnostics \
+    --ignore-diagnostics -O --compilerOptions --compiler-options --cwd --dir --transpiler \
+    --scopeDir --scope-dir --experimentalSpecifierResolution --experimental-specifier-resolution";
 pub(super) const TS_NODE_FLAGS: &str = "\
-    -T --transpile-only -H --compiler-host --files --pretty --skip-project --skip-ignore \
-    --prefer-ts-exts --log-error --emit --esm --swc --type-check --cwd-mode --script-mode --scope \
-    --show-config --no-*";
+    -i --interactive -T --transpileOnly --transpile-only -H --compilerHost --compiler-host \
+    --files --pretty --skipProject --skip-project --skipIgnore --skip-ignore --preferTsExts \
+    --prefer-ts-exts --logError --log-error --emit --esm --swc --typeCheck --type-check \
+    --cwdMode --cwd-mode -s --scriptMode --script-mode --scope --noExperimentalReplAwait --no-*";
 
 // fastmcp, and the `mcp` of the Python SDK: not compared.
 pub(super) const FASTMCP_VALUES: &str = "\

@@ -72,6 +72,25 @@ fn is_python_cache(parts: &[&str]) -> bool {
     })
 }
 
+/// Removes the platform from the name of a program: `server` for `server-linux-amd64`. A script of this name in an npm
+/// package often only starts such a program, which is the same server then.
+pub(super) fn without_platform(name: &str) -> &str {
+    const PROCESSORS: [&str; 5] = ["x64", "amd64", "arm64", "aarch64", "x86_64"];
+    const OTHERS: [&str; 5] = ["linux", "unknown", "gnu", "musl", "glibc"];
+    let mut rest = name;
+    let mut has_processor = false;
+    loop {
+        let ends_with = |part: &&&str| {
+            rest.strip_suffix(**part).is_some_and(|before| before.ends_with(['-', '_']))
+        };
+        let is_processor = PROCESSORS.iter().find(ends_with);
+        let Some(part) = is_processor.or_else(|| OTHERS.iter().find(ends_with)) else { break };
+        has_processor |= is_processor.is_some();
+        rest = &rest[..rest.len() - part.len() - 1];
+    }
+    if has_processor && !rest.is_empty() && !rest.ends_with('/') { rest } else { name }
+}
+
 /// Returns whether a name has the ending of a script, so that its folder matters: two of `bin/server.js` are
 /// not the same program.
 fn is_script_name(name: &str) -> bool {
@@ -121,4 +140,27 @@ fn without_dots(path: &str) -> String {
     }
     let root = if path.starts_with('/') { "/" } else { "" };
     format!("{root}{}", parts.join("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_platform;
+
+    #[test]
+    fn a_platform_is_no_part_of_a_name() {
+        for (name, expected) in [
+            ("kubernetes-mcp-server-linux-amd64", "kubernetes-mcp-server"),
+            ("@acme/server-linux-x64-musl", "@acme/server"),
+            ("server_x86_64-unknown-linux-gnu", "server"),
+            ("server-arm64", "server"),
+            // Nothing is left, or no processor is named.
+            ("x64", "x64"),
+            ("-x64", "-x64"),
+            ("mcp-linux", "mcp-linux"),
+            ("ax64", "ax64"),
+            ("", ""),
+        ] {
+            assert_eq!(without_platform(name), expected, "{name}");
+        }
+    }
 }

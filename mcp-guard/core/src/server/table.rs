@@ -212,6 +212,7 @@ const TS_NODE: Syntax = Syntax {
     values: &[lists::TS_NODE_VALUES],
     flags: &[lists::TS_NODE_FLAGS],
     code: "-e --eval -p --print -pe",
+    information: "-h --help -v -vv -vvv --version --showConfig --show-config",
     ..NONE
 };
 const DENO: Syntax = Syntax {

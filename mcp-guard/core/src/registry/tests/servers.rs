@@ -55,6 +55,26 @@ fn a_client_is_the_nearest_program_behind_shells_and_wrappers() {
     assert_eq!(fixture.kept("mcp-server-git"), (None, Some(true)));
 }
 
+/// The script of an npm package only starts the program for this platform, which gets the script's stdio.
+#[test]
+fn a_script_and_the_program_that_it_starts_are_one_server() {
+    let mut fixture = Fixture::new();
+    let program = "/srv/node_modules/k8s-mcp-linux-amd64/bin/k8s-mcp-linux-amd64|--port|1";
+    fixture.fork(1, 5);
+    fixture.exec(5, "node|/srv/node_modules/.bin/k8s-mcp");
+    fixture.fork(5, 6);
+    fixture.exec(6, program);
+    assert_eq!((fixture.server("k8s-mcp").processes, fixture.registry.trees().len()), (2, 1));
+    // Another program is another server.
+    fixture.fork(5, 7);
+    fixture.exec(7, "/srv/node_modules/k8s-mcp/bin/helper-linux-amd64");
+    assert_eq!(fixture.server("helper").processes, 1);
+    // By itself, it has the same name.
+    fixture.fork(1, 8);
+    fixture.exec(8, program);
+    assert_eq!(fixture.registry.identity("k8s-mcp").map(Identity::live), Some(2));
+}
+
 #[test]
 fn who_started_a_server_that_was_found_is_not_known_while_its_parent_lives() {
     let mut fixture = Fixture::new();
