@@ -11,6 +11,7 @@ pub mod growth;
 pub mod headroom;
 pub mod raw;
 pub mod schedule;
+pub mod stdio_servers;
 pub mod tasks;
 pub mod zombies;
 
@@ -56,8 +57,10 @@ pub fn look(
     detect: &Detect,
     room: Option<Room>,
 ) -> (Vec<Detection>, Option<Time>) {
-    let (duplicates, soon) =
-        duplicates::look((now, woke), name, identity, &detect.duplicates, room);
+    let (duplicates, soon) = match identity.is_package() {
+        true => duplicates::look((now, woke), name, identity, &detect.duplicates, room),
+        false => stdio_servers::look((now, woke), name, identity, detect, room),
+    };
     let (burst, later) = burst::look((now, woke), name, identity, &detect.burst);
     let growth = growth::look(now, name, identity, &detect.growth, room);
     (duplicates.into_iter().chain(burst).chain(growth).collect(), sooner(soon, later))

@@ -15,7 +15,7 @@ pub use self::{
     known::{Activity, Contact, Known, ServerSeen, StdioAtExec, Use},
     quiescence::{
         AtWork, EpollSet, FileLock, OpenChannel, PeerIs, ProcessLook, Quiescence, Runtime,
-        ThreadLook, TreeLook, Wait, Waker, at_work,
+        ThreadLook, TreeLook, Wait, Waker, at_work, is_reached_by_stdio_alone,
     },
     zombies::{Reaper, Unreaped},
 };

@@ -87,7 +87,8 @@ pub struct Detect {
     pub zombies: Zombies,
 }
 
-/// D: live servers of one package that are idle.
+/// D: live servers of one package that are idle. Of another identity, only servers count of which looks have proved
+/// that they are idle and that only their client can give them work, and only if their number grows steadily.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]

@@ -22,7 +22,7 @@ use std::{
 pub use self::ages::STEPS;
 pub use self::{
     identity::{Identity, MAX_STARTS, STARTS_KEPT, TreeId},
-    servers::{LiveServer, Member, ToLookAt},
+    servers::{LiveServer, Member, SoughtClient, ToLookAt},
 };
 use self::{
     identity::{NewServer, Remains},
@@ -148,6 +148,8 @@ struct Tree {
     members: u32,
     origin: Origin,
     known: Known,
+    /// It is no package, but a look has proved that it is a stdio server without work.
+    is_proven: bool,
 }
 
 /// A process that has left the registry.
@@ -376,10 +378,11 @@ impl Registry {
             };
             let before = mem::replace(&mut tree.active, since);
             at = tree.outer;
-            if tree.naming.is_firm()
+            let is_firm = tree.naming.is_firm();
+            if (is_firm || tree.is_proven)
                 && let Some(identity) = self.identities.get_mut(&tree.identity)
             {
-                identity.used(before, since, id);
+                identity.used(before, since, id, is_firm);
                 self.changed.insert(tree.identity.clone());
             }
         }
@@ -433,7 +436,9 @@ impl Registry {
         }
         self.live_servers += usize::from(named.naming != Naming::Program);
         let (naming, known, started) = (named.naming, Known::default(), seen.at);
-        let tree = Tree { identity, started, naming, active, outer, members: 1, origin, known };
+        let (members, is_proven) = (1, false);
+        let tree =
+            Tree { identity, started, naming, active, outer, members, origin, known, is_proven };
         self.trees.insert(id, tree);
         self.latest = self.latest.max(seen.learned);
         if is_new {
@@ -477,7 +482,11 @@ impl Registry {
         if tree.members > 0 {
             return None;
         }
-        let Tree { identity: name, started, naming, active, .. } = self.trees.remove(&id)?;
+        let Tree { identity: name, started, naming, active, is_proven, .. } =
+            self.trees.remove(&id)?;
+        if is_proven {
+            identity.disprove(active, id);
+        }
         self.ended += 1;
         identity.turn_to(self.latest);
         self.live_servers -= usize::from(naming != Naming::Program);

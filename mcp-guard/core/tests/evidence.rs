@@ -43,13 +43,32 @@ impl Story {
 
     /// Starts servers of one package, so slowly that it is no burst.
     fn start(&mut self, count: u32, look: impl Fn(usize, u64) -> ServerSeen) {
+        self.start_each(7, count, b"npx\0-y\0figma-mcp\0", look);
+    }
+
+    /// Starts a server each time these seconds have passed.
+    fn start_each(
+        &mut self,
+        seconds: u64,
+        count: u32,
+        command: &[u8],
+        look: impl Fn(usize, u64) -> ServerSeen,
+    ) {
         for server in 0..count {
-            let (now, pid) = (self.now(), Pid(100 + server));
-            self.step(Input::Fork { guard: GUARD, born: now, child: pid, parent: Pid(1) });
-            let command = b"npx\0-y\0figma-mcp\0".to_vec().into();
-            self.step(Input::Exec { guard: GUARD, born: now, pid, command });
-            self.wait(7, &look);
+            self.start_one(server, command);
+            self.wait(seconds, &look);
         }
+    }
+
+    fn start_one(&mut self, server: u32, command: &[u8]) {
+        let (now, pid) = (self.now(), Pid(100 + server));
+        self.step(Input::Fork { guard: GUARD, born: now, child: pid, parent: Pid(1) });
+        let command = command.to_vec().into();
+        self.step(Input::Exec { guard: GUARD, born: now, pid, command });
+    }
+
+    fn live(&self) -> usize {
+        self.core.guard(GUARD).expect("it is guarded").registry.servers().count()
     }
 
     fn now(&self) -> Time {
@@ -105,6 +124,84 @@ impl Story {
 fn seen(cpu: u64, contact: Contact) -> ServerSeen {
     let activity = Some(Activity { cpu, ..Activity::default() });
     ServerSeen { activity, contact, is_busy: Some(false), ..ServerSeen::default() }
+}
+
+const SCRIPT: &[u8] = b"node\0/srv/server.js\0";
+
+/// A stdio server that does nothing. `alone`: whether only its client can give it work.
+fn idle_stdio(alone: bool) -> ServerSeen {
+    ServerSeen { is_stdio_alone: Some(alone), ..seen(7, Contact::Connected) }
+}
+
+/// `node FILE`, `python -m`, a Go binary: one a minute, and each is left alone by its client.
+#[test]
+fn idle_stdio_servers_that_become_more_are_acted_upon_like_packages() {
+    for command in [SCRIPT, b"python3\0-m\0mcp_server\0", b"/usr/bin/github-mcp-server\0stdio\0"] {
+        let mut story = Story::new();
+        while story.acted.is_empty() && story.live() < 60 {
+            let next = story.live() as u32;
+            story.start_one(next, command);
+            story.wait(60, |_, _| idle_stdio(true));
+        }
+        assert_eq!(story.acted, [(Detector::Duplicates, Response::Clamp)]);
+        assert!((10..=14).contains(&story.live()), "{}", story.live());
+        assert!(story.warnings(Detector::Duplicates) >= 1);
+    }
+}
+
+/// The servers that G alone acts upon, at 60 more.
+#[test]
+fn programs_that_may_be_no_stdio_servers_are_not_counted_as_duplicates() {
+    let cases: [(&str, fn(u64) -> ServerSeen); 5] = [
+        ("consumers of a queue", |_| idle_stdio(false)),
+        ("servers in use", |now| ServerSeen {
+            is_stdio_alone: None,
+            ..seen(now, Contact::Connected)
+        }),
+        ("workers without stdio", |_| seen(7, Contact::NoStdio)),
+        ("jobs that got all of their input", |_| seen(7, Contact::Closing)),
+        ("programs that cannot be read", |_| ServerSeen::default()),
+    ];
+    for (what, look) in cases {
+        let mut story = Story::new();
+        story.start_each(60, 40, SCRIPT, |_, now| look(now));
+        story.wait(3600, |_, now| look(now));
+        assert_eq!((story.warnings(Detector::Duplicates), story.acted.len()), (0, 0), "{what}");
+    }
+}
+
+/// As in a guard in which all looks hang from now on.
+#[test]
+fn an_old_look_does_not_prove_that_a_program_is_an_idle_stdio_server() {
+    let mut story = Story::new();
+    story.start_each(60, 9, SCRIPT, |_, _| idle_stdio(true));
+    let unlooked = |story: &mut Story, seconds| {
+        for _ in 0..seconds {
+            story.seconds += 1;
+            story.step(Input::Tick);
+        }
+    };
+    for server in 9..30 {
+        story.start_one(server, SCRIPT);
+        unlooked(&mut story, 60);
+    }
+    assert_eq!(story.acted, []);
+    story.wait(200, |_, _| idle_stdio(true));
+    assert_eq!(story.acted, [(Detector::Duplicates, Response::Clamp)]);
+}
+
+/// 32 workers that are idle stdio servers, of which one is replaced each hour.
+#[test]
+fn an_idle_pool_is_left_alone() {
+    let mut story = Story::new();
+    let idle = |_, _| idle_stdio(true);
+    story.start_each(1, 32, SCRIPT, idle);
+    for hour in 0..48 {
+        story.wait(3600, idle);
+        story.step(Input::Exit { guard: GUARD, pid: Pid(100 + hour), code: 0 });
+        story.start_one(32 + hour, SCRIPT);
+    }
+    assert_eq!((story.warned.len(), story.acted.len()), (0, 0), "{:?}", story.warned);
 }
 
 #[test]

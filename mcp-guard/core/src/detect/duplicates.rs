@@ -21,9 +21,6 @@ pub fn look(
     limits: &Duplicates,
     room: Option<Room>,
 ) -> (Option<Detection>, Option<Time>) {
-    if !identity.is_package() {
-        return (None, None);
-    }
     let awake = |nth: Option<Time>| nth.map(|start| start.max(woke));
     let warns = comes_of_age(now, awake(identity.nth_idlest(limits.warn)), limits.warn_age);
     let acts = comes_of_age(now, awake(identity.nth_idlest(limits.act)), limits.act_age);

@@ -63,6 +63,18 @@ pub fn look(
     Some(detection)
 }
 
+/// Returns whether there is a steady growth by at least `least` servers. `acts`: as steady as it must be to act.
+pub fn is_steady(
+    now: Time,
+    identity: &Identity,
+    least: usize,
+    acts: bool,
+    limits: &Growth,
+) -> bool {
+    let rising = if acts { RISING_TO_ACT } else { RISING_TO_WARN };
+    steady(now, identity, (least, rising), limits).is_some()
+}
+
 #[derive(Clone, Copy)]
 struct Steady {
     grown: usize,

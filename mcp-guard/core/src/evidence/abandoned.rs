@@ -5,17 +5,14 @@
 
 use super::{
     connection::Channels,
-    quiescence::{PeerIs, ProcessLook, Wait, Waker},
+    quiescence::{ProcessLook, Wait, Waker, leaves},
 };
 
 /// Judges one look at all processes of a server.
 #[must_use]
 pub fn is_busy(processes: &[ProcessLook], stdio: Channels) -> bool {
     processes.iter().any(|process| {
-        let leaves = process.channels.iter().any(|open| match open.peer {
-            PeerIs::Inside | PeerIs::Nobody => false,
-            PeerIs::Outside | PeerIs::Listening | PeerIs::Unknown => open.channel != stdio.stdin,
-        });
+        let leaves = process.channels.iter().any(|open| leaves(open, stdio.stdin));
         let works = process.threads.iter().any(|thread| match thread.wait {
             Wait::Epoll { .. }
             | Wait::Local
@@ -34,7 +31,7 @@ pub fn is_busy(processes: &[ProcessLook], stdio: Channels) -> bool {
 mod tests {
     use super::*;
     use crate::{
-        evidence::{Channel, OpenChannel, Runtime, ThreadLook},
+        evidence::{Channel, OpenChannel, PeerIs, Runtime, ThreadLook},
         id::Pid,
     };
 

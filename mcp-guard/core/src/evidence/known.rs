@@ -95,6 +95,8 @@ pub struct ServerSeen {
     pub is_busy: Option<bool>,
     /// Read only if it is connected and did nothing since the look before.
     pub quiescence: Quiescence,
+    /// Whether only its client can give it work, apart from timers. Read with the quiescence.
+    pub is_stdio_alone: Option<bool>,
 }
 
 /// The use of a server, as a look adds to it.
@@ -119,6 +121,7 @@ pub struct Known {
     pub memory: Option<u64>,
     /// As the last look has shown it.
     pub quiescence: Quiescence,
+    is_stdio_alone: Option<bool>,
     /// When the last look was taken.
     looked: Option<Time>,
     was_stopped: bool,
@@ -156,7 +159,7 @@ impl Known {
             (self.contact, self.contact_since) = (seen.contact, (now, seen.activity));
         }
         (self.memory, self.is_busy) = (seen.memory, seen.is_busy);
-        self.quiescence = seen.quiescence;
+        (self.quiescence, self.is_stdio_alone) = (seen.quiescence, seen.is_stdio_alone);
         let burns = self
             .activity
             .zip(seen.activity)
@@ -187,6 +190,7 @@ impl Known {
         self.idle_since = self.idle_since.map(|since| since.after(time));
         self.contact_since.0 = self.contact_since.0.after(time);
         (self.burns_since, self.quiescence) = (None, Quiescence::Unknown);
+        self.is_stdio_alone = None;
         Use::Stopped
     }
 
@@ -244,6 +248,17 @@ impl Known {
         let is_still = before.written == after.written
             && !ran_more_than(before, after, self.looked.unwrap_or(since).since(since), HARDLY);
         self.contact == Contact::Disconnected && self.is_busy == Some(false) && is_still
+    }
+
+    /// Whether the last look has proved that it is a stdio server without work: only its client can give it any, and
+    /// has not, or is gone.
+    #[must_use]
+    pub fn is_idle_stdio_server(&self) -> bool {
+        match self.contact {
+            Contact::Connected => self.is_stdio_alone == Some(true),
+            Contact::Disconnected => self.is_abandoned(),
+            Contact::Unknown | Contact::NoStdio | Contact::Closing => false,
+        }
     }
 
     /// Returns for how long it had used at least half of a CPU when it was last looked at.

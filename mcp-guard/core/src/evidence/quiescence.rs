@@ -239,11 +239,7 @@ fn works(process: &ProcessLook, stdin: Channel) -> Option<AtWork> {
     if let Some(by) = process.wakers.first() {
         return Some(AtWork::Woken { pid, by: *by });
     }
-    let leaves = |open: &&OpenChannel| match open.peer {
-        PeerIs::Inside | PeerIs::Nobody => false,
-        PeerIs::Outside | PeerIs::Listening | PeerIs::Unknown => open.channel != stdin,
-    };
-    if let Some(open) = process.channels.iter().find(leaves) {
+    if let Some(open) = process.channels.iter().find(|open| leaves(open, stdin)) {
         return Some(AtWork::Connection { pid, peer: open.peer });
     }
     let may_wait = |(index, thread): &(usize, &ThreadLook)| match thread.wait {
@@ -264,6 +260,23 @@ fn works(process: &ProcessLook, stdin: Channel) -> Option<AtWork> {
     let mut threads = process.threads.iter().enumerate();
     let (_, thread) = threads.find(|thread| !may_wait(thread))?;
     Some(AtWork::Thread { pid, tid: thread.tid, wait: thread.wait })
+}
+
+/// Whether only its client can give a server work, apart from timers: nothing in it accepts connections, or has one
+/// to the outside.
+#[must_use]
+pub fn is_reached_by_stdio_alone(tree: &TreeLook) -> bool {
+    let (stdin, _) = tree.stdin;
+    let mut all = tree.processes.iter();
+    all.all(|process| process.channels.iter().all(|open| !leaves(open, stdin)))
+}
+
+/// Whether something other than the client can be at the other end.
+pub(super) fn leaves(open: &OpenChannel, stdin: Channel) -> bool {
+    match open.peer {
+        PeerIs::Inside | PeerIs::Nobody => false,
+        PeerIs::Outside | PeerIs::Listening | PeerIs::Unknown => open.channel != stdin,
+    }
 }
 
 /// Whether a thread waits for `stdin`, without a timeout.

@@ -89,8 +89,12 @@ pub struct Identity {
     /// All live servers, with the peak before each.
     pub(super) live: Ages<Counted>,
     /// Those of packages, by when they were last used, or started. Nothing else is certain to
-    /// be a server, so nothing else is counted as a duplicate.
+    /// be a server.
     idle: Ages<TreeId>,
+    /// Those others that a look has proved to be stdio servers without work, by the same time.
+    proven: Ages<TreeId>,
+    /// Until when that counts if nobody looks again.
+    proofs_count_until: Time,
     has_launched: bool,
     recent: VecDeque<Time>,
     /// Since when it is watched: what ended before is not known.
@@ -107,6 +111,8 @@ impl Identity {
             processes: 0,
             live: Ages::default(),
             idle: Ages::default(),
+            proven: Ages::default(),
+            proofs_count_until: Time(0),
             has_launched: false,
             recent: VecDeque::new(),
             watched,
@@ -135,6 +141,19 @@ impl Identity {
     #[must_use]
     pub fn nth_idlest(&self, n: usize) -> Option<Time> {
         self.idle.nth_oldest(n)
+    }
+
+    /// Counts the live servers of no package that are proved to be stdio servers, and were not used for `age`.
+    #[must_use]
+    pub fn proven_idle(&self, now: Time, age: Duration) -> usize {
+        let moment = now.checked_before(age).filter(|_| now <= self.proofs_count_until);
+        moment.map_or(0, |moment| self.proven.until(moment))
+    }
+
+    /// Returns when the `n`th longest idle of them was last used, or started. `n` counts from 1.
+    #[must_use]
+    pub fn nth_proven(&self, n: usize) -> Option<Time> {
+        self.proven.nth_oldest(n)
     }
 
     /// Counts the live servers that are at least `age` old.
@@ -270,9 +289,23 @@ impl Identity {
         }
     }
 
-    pub(super) fn used(&mut self, before: Time, now: Time, tree: TreeId) {
-        self.idle.remove(before, tree);
-        self.idle.insert(now, tree);
+    pub(super) fn used(&mut self, before: Time, now: Time, tree: TreeId, is_firm: bool) {
+        let ages = if is_firm { &mut self.idle } else { &mut self.proven };
+        ages.remove(before, tree);
+        ages.insert(now, tree);
+    }
+
+    pub(super) fn proofs_count_until(&mut self, fresh: Time) {
+        self.proofs_count_until = fresh;
+    }
+
+    /// `active`: when it was last used, or started.
+    pub(super) fn prove(&mut self, active: Time, tree: TreeId) {
+        self.proven.insert(active, tree);
+    }
+
+    pub(super) fn disprove(&mut self, active: Time, tree: TreeId) {
+        self.proven.remove(active, tree);
     }
 
     /// `active`: when it was last used, or started.

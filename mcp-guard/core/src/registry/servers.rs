@@ -9,7 +9,7 @@ use std::{
 use super::{Identity, Registry, Tree, TreeId, ticks};
 use crate::{
     Time,
-    evidence::{Activity, Contact, Known, ServerSeen, StdioAtExec, Use},
+    evidence::{Activity, Channels, Contact, Known, ServerSeen, StdioAtExec, Use},
     id::{Pid, Ticks},
     server::Naming,
 };
@@ -55,6 +55,17 @@ pub struct ToLookAt {
     pub activity: Option<Activity>,
     /// Empty if there are too many.
     pub members: Vec<Member>,
+}
+
+/// A server whose client is looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SoughtClient {
+    /// The client has the other ends.
+    pub stdio: Channels,
+    /// The server's own processes.
+    pub members: Vec<Pid>,
+    /// The process that started it, if it lives.
+    pub starter: Option<Pid>,
 }
 
 /// A live server, and what is known of it.
@@ -158,6 +169,7 @@ impl Registry {
             }
             // It only runs a timer: nobody can reach it any more.
             if tree.known.is_abandoned() {
+                self.note_proof(now.after(every * LATEST), *id);
                 continue;
             }
             if found == Use::Used {
@@ -168,6 +180,26 @@ impl Registry {
             if matches!(found, Use::Begins | Use::Used) {
                 self.server_active(next, Some(*id));
             }
+            self.note_proof(now.after(every * LATEST), *id);
+        }
+    }
+
+    /// Notes whether the last look has proved that a program that is no package is a stdio server without work.
+    /// `fresh`: until when the looks at its identity count.
+    fn note_proof(&mut self, fresh: Time, id: TreeId) {
+        let Some(tree) = self.trees.get_mut(&id) else { return };
+        let is_proven = !tree.naming.is_firm() && tree.known.is_idle_stdio_server();
+        let was_proven = mem::replace(&mut tree.is_proven, is_proven);
+        if let Some(identity) = self.identities.get_mut(&tree.identity) {
+            identity.proofs_count_until(fresh);
+            if was_proven == is_proven {
+                return;
+            }
+            match is_proven {
+                true => identity.prove(tree.active, id),
+                false => identity.disprove(tree.active, id),
+            }
+            self.changed.insert(tree.identity.clone());
         }
     }
 
@@ -181,6 +213,26 @@ impl Registry {
         let is_asked = move |tree: &Tree| identity.is_none_or(|name| name == &*tree.identity);
         let trees = self.trees.iter().filter(move |(_, tree)| is_asked(tree));
         trees.map(|(id, tree)| self.live(*id, tree))
+    }
+
+    /// Returns by what the clients of the same servers are found, `most` at most. `None`: its stdio is not known, or
+    /// says nothing about a client.
+    #[must_use]
+    pub fn clients_of(&self, identity: Option<&str>, most: usize) -> Vec<Option<SoughtClient>> {
+        let servers: Vec<_> = self.servers_of(identity).take(most).collect();
+        let mut members: BTreeMap<TreeId, Vec<Pid>> =
+            servers.iter().map(|server| (server.id, Vec::new())).collect();
+        for (pid, process) in &self.processes {
+            if let Some(members) = process.tree.and_then(|tree| members.get_mut(&tree)) {
+                members.push(*pid);
+            }
+        }
+        let sought = |server: LiveServer<'_>| {
+            let StdioAtExec::Are(stdio) = server.known.stdio else { return None };
+            let members = members.remove(&server.id).unwrap_or_default();
+            Some(SoughtClient { stdio, members, starter: server.client })
+        };
+        servers.into_iter().map(sought).collect()
     }
 
     /// Counts them.

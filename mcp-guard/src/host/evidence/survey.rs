@@ -5,7 +5,7 @@ use std::io;
 use mcp_guard_core::{
     evidence::{
         Activity, Channel, Channels, Contact, PollFlags, Quiescence, ServerSeen, StdioAtExec,
-        at_work, is_busy,
+        at_work, is_busy, is_reached_by_stdio_alone,
     },
     id::Pid,
     registry::{Member, ToLookAt},
@@ -74,14 +74,16 @@ pub fn survey(server: &ToLookAt, freezers: &Freezers) -> ServerSeen {
     // One that did something waits for nothing.
     let is_still =
         standstill == Standstill::None && activity.is_some() && activity == server.activity;
-    let quiescence = match (contact, stdio) {
+    let tree = match (contact, stdio) {
         (Contact::Connected, StdioAtExec::Are(channels)) if is_still => {
-            look(&server.members, channels)
-                .map_or(Quiescence::Unknown, |look| at_work(&look.tree).into())
+            look(&server.members, channels).ok().map(|look| look.tree)
         }
-        _ => Quiescence::Unknown,
+        _ => None,
     };
-    ServerSeen { is_stopped: false, stdio, contact, activity, memory, is_busy, quiescence }
+    let quiescence = tree.as_ref().map_or(Quiescence::Unknown, |tree| at_work(tree).into());
+    let is_stdio_alone = tree.as_ref().map(is_reached_by_stdio_alone);
+    let is_stopped = false;
+    ServerSeen { is_stopped, stdio, contact, activity, memory, is_busy, quiescence, is_stdio_alone }
 }
 
 /// Whether a server that nobody can reach is at work all the same.
