@@ -4,6 +4,7 @@
 mod answers;
 mod askers;
 mod calls;
+mod clients;
 mod counting;
 mod evidence;
 mod guarding;
@@ -34,6 +35,7 @@ use tokio::{io::unix::AsyncFd, signal::unix::Signal, sync::mpsc};
 use self::{
     answers::Answers,
     askers::Askers,
+    clients::Clients,
     counting::Counting,
     evidence::Lookers,
     known::KnownEngines,
@@ -108,6 +110,8 @@ pub struct Agent {
     upkeep: Upkeep,
     askers: Askers,
     answers: Answers,
+    /// Looks for the clients of servers.
+    clients: Clients,
     standings: Standings,
     unguarded: Unguarded,
     layout: Layout,

@@ -5,6 +5,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
+    os::{fd::OwnedFd, unix::net::UnixStream},
     path::Path,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
@@ -42,6 +43,28 @@ if (!$pid) {
 }
 close $server;
 syswrite STDOUT, "$pid\n";
+sleep 1 while 1;
+"#;
+
+/// Starts a server with pipes, and forks a worker that has the other ends too and belongs to a login session. Says the
+/// pid of each.
+const FORKING_GATEWAY: &str = r#"
+$| = 1;
+pipe(my $in, my $to) or die;
+pipe(my $from, my $out) or die;
+my $server = fork // die;
+if (!$server) {
+    open(STDIN, "<&", $in); open(STDOUT, ">&", $out);
+    close $_ for $to, $from;
+    exec "sleep", "601";
+}
+my $worker = fork // die;
+if (!$worker) {
+    open(my $login, ">", "/proc/self/loginuid") or die;
+    syswrite $login, "0";
+    sleep 1 while 1;
+}
+print "$server\n$worker\n";
 sleep 1 while 1;
 "#;
 
@@ -298,11 +321,11 @@ fn a_server_outlives_its_client() {
     });
     let [mut first, second] = gateways;
     for (server, gateway) in servers.iter().zip([&first, &second]) {
-        let client = ClientStatus { pid: gateway.pid(), name: Some(gateway_name(folder.path())) };
+        let name = gateway_name(folder.path());
         scene.await_server(*server, "its client is known", |server| {
             server.contact == Contact::Connected
                 && server.orphaned == Some(false)
-                && server.client.as_ref() == Some(&client)
+                && is_held_by(server, gateway.pid(), Some(&name))
         });
     }
     first.child.kill().unwrap();
@@ -321,6 +344,102 @@ fn a_server_outlives_its_client() {
     assert_eq!(misspelt.status.code(), Some(2), "{misspelt:?}");
     let said = String::from_utf8(misspelt.stderr).unwrap();
     assert!(said.contains("no live server is called \"slep\""), "{said}");
+}
+
+/// Whether this process is known to be at the other end.
+fn is_held_by(server: &ServerStatus, pid: Pid, name: Option<&str>) -> bool {
+    let is_it = |client: &ClientStatus| {
+        client.holds_stdio
+            && client.pid == pid
+            && (name.is_none() || client.name.as_deref() == name)
+    };
+    server.client.as_ref().is_some_and(is_it)
+}
+
+/// Starts a program in the cgroup, with this stdin and stdout.
+fn start_with(cgroup: &FixtureCgroup, words: &[&str], stdin: Stdio, stdout: Stdio) -> Server {
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).stdin(stdin).stdout(stdout);
+    Server { child: cgroup.spawn(command).unwrap(), stdin: None, stdout: None }
+}
+
+/// Starts a program outside of all guards.
+fn outside(words: &[&str], stdin: Stdio, stdout: Stdio) -> Server {
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).stdin(stdin).stdout(stdout);
+    let mut child = command.spawn().unwrap();
+    let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+    Server { child, stdin, stdout }
+}
+
+/// The client has not started the server, and is not in its cgroup.
+#[test]
+fn the_client_is_the_process_at_the_other_end() {
+    let mut scene = Scene::new("client");
+    let this = Pid(std::process::id());
+    // By pipes, and by a socket, in the network namespace of the host and in another one.
+    let piped = Server::start(&scene.cgroup, &["cat"]);
+    let alone = ["unshare", "-n", "cat"];
+    let mut clients = Vec::new();
+    let mut with_socket = |words: &[&str]| {
+        let (client, server) = UnixStream::pair().unwrap();
+        clients.push(client);
+        let end = || Stdio::from(OwnedFd::from(server.try_clone().unwrap()));
+        start_with(&scene.cgroup, words, end(), end())
+    };
+    let [socket, other] = [with_socket(&alone[2..]), with_socket(&alone)];
+    for server in [&piped, &socket, &other] {
+        scene.await_server(server.pid(), "this test is its client", |server| {
+            server.contact == Contact::Connected && is_held_by(server, this, None)
+        });
+    }
+    // Each end of this server is with another process. The one that writes is the client.
+    let mut reads = outside(&["sh", "-c", "read a; sleep 600"], Stdio::piped(), Stdio::null());
+    let mut writes = outside(&["sleep", "602"], Stdio::null(), Stdio::piped());
+    let stdin = writes.stdout.take().unwrap().into();
+    let stdout = reads.stdin.take().unwrap().into();
+    let between = start_with(&scene.cgroup, &["cat"], stdin, stdout);
+    scene.await_server(between.pid(), "the one that writes", |server| {
+        is_held_by(server, writes.pid(), Some("sleep"))
+    });
+    drop(reads);
+}
+
+/// The client is killed, and has left a worker, which it has forked and which belongs to a session.
+#[test]
+fn a_process_that_a_client_has_left_is_told_as_the_holder() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut scene = Scene::new("holder");
+    let path = script(folder.path(), "gateway.pl", FORKING_GATEWAY);
+    let mut gateway = Server::start(&scene.cgroup, &["perl", &path]);
+    let mut said = BufReader::new(gateway.stdout.take().unwrap()).lines();
+    let mut pid = || Pid(said.next().unwrap().unwrap().parse().unwrap());
+    let (server, worker) = (pid(), pid());
+    scene.await_server(server, "the client is the gateway", |server| {
+        is_held_by(server, gateway.pid(), Some(&path))
+    });
+    gateway.child.kill().unwrap();
+    gateway.child.wait().unwrap();
+    let mut session = None;
+    scene.await_server(server, "the worker holds it", |server| {
+        session = server.client.as_ref().and_then(|client| client.session.clone());
+        server.contact == Contact::Connected
+            && server.orphaned == Some(true)
+            && is_held_by(server, worker, Some(&path))
+    });
+    let number = fs::read_to_string(format!("/proc/{worker}/sessionid")).unwrap();
+    assert_eq!(session, Some(number.clone()));
+    let text = scene.agent.cli(&["status", "--servers", "--server", "sleep"]).unwrap();
+    let text = String::from_utf8(text.stdout).unwrap();
+    let held = format!(
+        "connected, orphaned                 held by {path}, pid {worker}, session {number}\n"
+    );
+    assert!(text.contains(&held), "{text}");
+    kill_process(RawPid::from_raw(i32::try_from(worker.0).unwrap()).unwrap(), Signal::KILL)
+        .unwrap();
+    scene.await_server(server, "nobody holds it", |server| {
+        server.contact == Contact::Disconnected && server.client.is_none()
+    });
 }
 
 fn gateway_name(folder: &Path) -> String {

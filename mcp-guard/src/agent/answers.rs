@@ -5,6 +5,7 @@ use std::{collections::VecDeque, time::Duration};
 use mcp_guard_core::{
     Time,
     id::GuardId,
+    registry::SoughtClient,
     status::{GuardState, ServerStatus},
 };
 use serde_json::Value;
@@ -12,6 +13,7 @@ use serde_json::Value;
 use super::{
     Agent,
     askers::{ReplyTo, send_reply},
+    clients::ClientList,
 };
 use crate::{
     control::wire::{GetServers, GuardServers, Reply, Servers, Status, WatchedStatus, failed},
@@ -35,30 +37,29 @@ impl Answers {
 
 struct Unfinished {
     reply: ReplyTo,
-    about: About,
     /// Guards that are not in the answer yet.
     left: VecDeque<GuardId>,
-    guards: Vec<Value>,
+    about: About,
 }
 
 enum About {
-    Guards,
-    Servers { asked: GetServers, left_out: usize, room: usize },
+    Guards(Vec<Value>),
+    Servers { asked: GetServers, listed: Servers, sought: Vec<Option<SoughtClient>> },
 }
 
 impl Agent {
     pub(super) fn begin_status(&mut self, reply: ReplyTo) {
-        self.begin_answer(reply, About::Guards, self.guards.ids());
+        self.begin_answer(reply, About::Guards(Vec::new()), self.guards.ids());
     }
 
     pub(super) fn begin_servers(&mut self, asked: GetServers, reply: ReplyTo) {
-        let about = About::Servers { asked, left_out: 0, room: MOST_SERVERS };
+        let listed = Servers { guards: Vec::new(), left_out: 0 };
+        let about = About::Servers { asked, listed, sought: Vec::new() };
         self.begin_answer(reply, about, self.guards.watched());
     }
 
     fn begin_answer(&mut self, reply: ReplyTo, about: About, guards: Vec<GuardId>) {
-        let (left, guards) = (guards.into(), Vec::new());
-        self.answers.0.push_back(Unfinished { reply, about, left, guards });
+        self.answers.0.push_back(Unfinished { reply, about, left: guards.into() });
     }
 
     /// Makes the next part of the answers that clients wait for.
@@ -77,58 +78,63 @@ impl Agent {
     fn make_part(&mut self, answer: &mut Unfinished, end: Time) -> serde_json::Result<bool> {
         while clock::now() < end {
             let Some(guard) = answer.left.pop_front() else { return Ok(true) };
-            let made = match &mut answer.about {
-                About::Guards => self.status_of(guard).map(serde_json::to_value),
-                About::Servers { asked, left_out, room } => {
-                    let listed = self.servers_of(guard, asked, *room);
-                    listed.map(|(listed, more)| {
-                        *left_out += more;
-                        *room -= listed.servers.len();
-                        serde_json::to_value(listed)
-                    })
+            match &mut answer.about {
+                About::Guards(guards) => {
+                    guards.extend(self.status_of(guard).map(serde_json::to_value).transpose()?);
                 }
-            };
-            answer.guards.extend(made.transpose()?);
+                About::Servers { asked, listed, sought } => {
+                    let room = MOST_SERVERS.saturating_sub(sought.len());
+                    if let Some((servers, more, clients)) = self.servers_of(guard, asked, room) {
+                        listed.left_out += more;
+                        listed.guards.push(servers);
+                        sought.extend(clients);
+                    }
+                }
+            }
         }
         Ok(false)
     }
 
     fn send_answer(&mut self, answer: Unfinished) {
-        let Unfinished { reply, about, guards, .. } = answer;
-        let head = match about {
-            About::Guards => serde_json::to_value(self.status()),
-            About::Servers { left_out, .. } => {
-                serde_json::to_value(Servers { guards: Vec::new(), left_out })
+        let Unfinished { reply, about, .. } = answer;
+        match about {
+            About::Guards(guards) => {
+                let answer = serde_json::to_value(self.status()).map(|mut parameters| {
+                    parameters["guards"] = Value::Array(guards);
+                    Reply { error: None, parameters }
+                });
+                send_reply(reply, answer.unwrap_or_else(|error| failed(&error.to_string())));
             }
-        };
-        let answer = head.map(|mut parameters| {
-            parameters["guards"] = Value::Array(guards);
-            Reply { error: None, parameters }
-        });
-        send_reply(reply, answer.unwrap_or_else(|error| failed(&error.to_string())));
+            About::Servers { listed, sought, .. } => {
+                let grammar = self.core.grammar().clone();
+                self.clients.answer(ClientList { reply, servers: listed, sought, grammar });
+            }
+        }
     }
 
-    /// Lists the servers of one guard, and says how many more it has.
+    /// Lists the servers of one guard, and says how many more it has, and by what their clients are found.
     fn servers_of(
         &self,
         guard: GuardId,
         asked: &GetServers,
         room: usize,
-    ) -> Option<(GuardServers, usize)> {
+    ) -> Option<(GuardServers, usize, Vec<Option<SoughtClient>>)> {
         let (held, state) = (self.guards.get(guard)?, self.core.guard(guard)?);
         let subject = &held.subject;
         if asked.cgroup_id.is_some_and(|id| id != subject.cgroup_id) {
             return None;
         }
         let times = (clock::now(), self.core.policy().evidence.every);
-        let (servers, more) = ServerStatus::all(times, state, asked.identity.as_deref(), room);
+        let identity = asked.identity.as_deref();
+        let (servers, more) = ServerStatus::all(times, state, identity, room);
+        let sought = state.registry.clients_of(identity, servers.len());
         let listed = GuardServers {
             name: subject.name.clone(),
             cgroup: subject.cgroup.clone(),
             cgroup_id: subject.cgroup_id,
             servers,
         };
-        Some((listed, more))
+        Some((listed, more, sought))
     }
 
     /// Reports the current state of a guard. It decides nothing and does not change the core.

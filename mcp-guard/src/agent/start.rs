@@ -14,6 +14,7 @@ use super::{
     ASK_AGAIN, Agent, AgentOptions, QUEUE, Sources,
     answers::Answers,
     askers::Askers,
+    clients::Clients,
     counting::Counting,
     evidence::Lookers,
     known::KnownEngines,
@@ -73,6 +74,8 @@ impl Agent {
         let (to_evidence, evidence) = mpsc::unbounded_channel();
         let lookers = Lookers::start(now, Freezers::of(&layout), &to_evidence)
             .context("cannot start the threads that look at servers")?;
+        let clients = Clients::start(observer.clone())
+            .context("cannot start the thread that looks for clients")?;
         let mut agent = Self {
             core: Core::new(options.policy),
             guards: Guards::new(),
@@ -84,6 +87,7 @@ impl Agent {
             upkeep: Upkeep { requests, reader, to_news },
             askers: Askers::default(),
             answers: Answers::default(),
+            clients,
             standings: Standings::new(looks, to_looked),
             unguarded: Unguarded::default(),
             layout,

@@ -75,7 +75,7 @@ fields!(ServerStatus {
     look_age_seconds,
     client,
 });
-fields!(ClientStatus { pid, name });
+fields!(ClientStatus { pid, name, session, holds_stdio });
 fields!(Freeze { target: flattened, lease_ms, dry_run: optional, despite });
 fields!(Thaw { target: flattened });
 fields!(Kill { target: flattened, dry_run: optional, despite });

@@ -232,7 +232,12 @@ fn servers(contact: Contact) -> Servers {
         orphaned: Some(false),
         look_age_seconds: Some(61),
         memory_bytes: Some(4096),
-        client: Some(ClientStatus { pid: Pid(1), name: Some("gateway".to_owned()) }),
+        client: Some(ClientStatus {
+            pid: Pid(1),
+            name: Some("gateway".to_owned()),
+            session: Some("4".to_owned()),
+            holds_stdio: true,
+        }),
     };
     let guard = GuardServers {
         name: "gateway".to_owned(),

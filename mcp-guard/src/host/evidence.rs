@@ -8,6 +8,7 @@
 
 mod budget;
 mod descriptors;
+mod holders;
 mod peers;
 mod stopped;
 mod survey;
@@ -31,8 +32,8 @@ use rustix::{
     process::{PidfdGetfdFlags, pidfd_getfd},
 };
 
-pub use self::zombies::unreaped;
 use self::{budget::LookBudget, descriptors::Descriptors, peers::Peers};
+pub use self::{holders::holders, zombies::unreaped};
 pub use self::{stopped::Freezers, survey::survey};
 use super::{
     proc::{stat::Stat, syscall},

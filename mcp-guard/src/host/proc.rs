@@ -5,6 +5,7 @@ pub mod io;
 pub mod membership;
 pub mod mount;
 pub mod net;
+pub mod session;
 pub mod stat;
 pub mod status;
 pub mod syscall;

@@ -18,6 +18,7 @@ use super::proc::{
     io::Io,
     membership::Membership,
     net::Sockets,
+    session,
     stat::{self, Stat},
     status,
 };
@@ -159,6 +160,23 @@ impl OpenProcess {
         status::uids(&status).ok_or_else(|| io::Error::other("its /proc status has no uids"))
     }
 
+    /// Returns the login session that it belongs to, as logind numbers it.
+    ///
+    /// # Errors
+    /// If the process is gone.
+    pub fn session(&self) -> io::Result<Option<String>> {
+        let membership = self.membership()?;
+        let in_cgroup = [membership.unified(), membership.systemd()].into_iter().flatten();
+        if let Some(session) = in_cgroup.filter_map(session::of_cgroup).next() {
+            return Ok(Some(session.to_owned()));
+        }
+        match self.text("sessionid", 64) {
+            // This kernel has no audit.
+            Err(error) if is_gone(&error) => Ok(None),
+            text => Ok(session::of_audit(&text?)),
+        }
+    }
+
     /// See [`status::is_init_below`].
     ///
     /// # Errors
@@ -213,6 +231,16 @@ impl OpenProcess {
     pub fn descriptor(&self, fd: u32) -> io::Result<String> {
         let link = readlinkat(&self.dir, format!("fd/{fd}"), Vec::new())?;
         Ok(String::from_utf8_lossy(link.as_bytes()).into_owned())
+    }
+
+    /// Returns whether a descriptor was opened for reading, and whether for writing.
+    ///
+    /// # Errors
+    /// As for [`OpenProcess::descriptor`].
+    pub fn access(&self, fd: u32) -> io::Result<(bool, bool)> {
+        let link = statat(&self.dir, format!("fd/{fd}"), AtFlags::SYMLINK_NOFOLLOW)?;
+        let mode = Mode::from_raw_mode(link.st_mode);
+        Ok((mode.contains(Mode::RUSR), mode.contains(Mode::WUSR)))
     }
 
     /// Returns the number of the character device that a descriptor refers to. `None`: it is something else.

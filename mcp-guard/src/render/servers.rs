@@ -1,6 +1,9 @@
 //! Single servers, for people.
 
-use mcp_guard_core::{escape::visible, status::ServerStatus};
+use mcp_guard_core::{
+    escape::visible,
+    status::{ClientStatus, ServerStatus},
+};
 
 use crate::control::wire::{GuardServers, Servers};
 
@@ -67,10 +70,11 @@ fn line(server: &ServerStatus) -> String {
         state += ", stopped";
     }
     let client = match &server.client {
-        Some(client) => match &client.name {
-            Some(name) => format!("{}, pid {}", visible(name), client.pid),
-            None => format!("pid {}", client.pid),
-        },
+        // The process that started it is gone, and has left the other end to this process.
+        Some(client) if *orphaned == Some(true) && client.holds_stdio => {
+            format!("held by {}", named(client))
+        }
+        Some(client) => named(client),
         None if *orphaned == Some(true) => "gone".to_owned(),
         None => "unknown".to_owned(),
     };
@@ -80,6 +84,12 @@ fn line(server: &ServerStatus) -> String {
         "{pid:>9} {age:>7} {idle:>7} {memory:>8}  {state:<34}  {client}{old}\n{}",
         at_work.unwrap_or_default()
     )
+}
+
+fn named(client: &ClientStatus) -> String {
+    let name = client.name.as_ref().map(|name| format!("{}, ", visible(name))).unwrap_or_default();
+    let session = client.session.as_ref().map(|session| format!(", session {}", visible(session)));
+    format!("{name}pid {}{}", client.pid, session.unwrap_or_default())
 }
 
 /// Returns a time in its largest unit, rounded down.
@@ -130,6 +140,23 @@ mod tests {
         assert_eq!(line(&server), now);
         server.look_age_seconds = Some(300);
         assert!(line(&server).ends_with("unknown  (last look 5 min ago)\n"));
+    }
+
+    #[test]
+    fn a_client_is_told_with_its_session() {
+        let mut client = ClientStatus {
+            pid: Pid(812),
+            name: Some("claude".to_owned()),
+            session: Some("4".to_owned()),
+            holds_stdio: true,
+        };
+        assert_eq!(named(&client), "claude, pid 812, session 4");
+        client.session = None;
+        assert_eq!(named(&client), "claude, pid 812");
+        client.name = None;
+        assert_eq!(named(&client), "pid 812");
+        client.name = Some("a\n\u{1b}[31m".to_owned());
+        assert_eq!(named(&client), "a\\n\\u{1b}[31m, pid 812");
     }
 
     #[test]

@@ -44,15 +44,22 @@ pub struct ServerStatus {
     /// The age of the last look at it, if it is older than two intervals between looks.
     #[serde(default)]
     pub look_age_seconds: Option<u64>,
-    /// The program that started it, if it is in the same guard and lives.
+    /// Its client: the process at the other end of its stdin, or else of its stdout. If none was found, the program
+    /// that started it, if that is in the same guard and lives.
     pub client: Option<ClientStatus>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientStatus {
     pub pid: Pid,
-    /// Its identity, if it is a server too.
+    /// The identity that it has or would have as a server, or else the name of its program.
     pub name: Option<String>,
+    /// The login session that it belongs to.
+    #[serde(default)]
+    pub session: Option<String>,
+    /// It is at the other end of the server's stdin or stdout.
+    #[serde(default)]
+    pub holds_stdio: bool,
 }
 
 impl ServerStatus {
@@ -94,6 +101,8 @@ impl ServerStatus {
             client: server.client.map(|pid| ClientStatus {
                 pid,
                 name: registry.identity_of(pid).map(str::to_owned),
+                session: None,
+                holds_stdio: false,
             }),
         };
         (servers.into_iter().map(status).collect(), left_out)

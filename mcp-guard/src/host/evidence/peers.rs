@@ -80,7 +80,7 @@ impl Peers {
 }
 
 /// Opens a connection that answers about the network namespace of a process.
-fn diag_of(process: &OpenProcess) -> io::Result<UnixDiag> {
+pub fn diag_of(process: &OpenProcess) -> io::Result<UnixDiag> {
     let own = File::open("/proc/thread-self/ns/net")?;
     let network = Some(LinkNameSpaceType::Network);
     move_into_link_name_space(process.open_namespace("net")?.as_fd(), network)?;

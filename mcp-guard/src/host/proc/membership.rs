@@ -34,6 +34,12 @@ impl Membership {
         self.v1(b"freezer")
     }
 
+    /// Returns the path in the version 1 hierarchy of systemd.
+    #[must_use]
+    pub fn systemd(&self) -> Option<&[u8]> {
+        self.v1(b"name=systemd")
+    }
+
     fn v1(&self, controller: &[u8]) -> Option<&[u8]> {
         self.path(|_, controllers| {
             controllers.split(|byte| *byte == b',').any(|one| one == controller)
@@ -64,6 +70,8 @@ mod tests {
         assert_eq!((hybrid.v1_pids(), hybrid.v1_freezer()), (Some(&b"/a"[..]), None));
         assert_eq!(membership(b"2:freezer:/d\n0::/c").v1_freezer(), Some(&b"/d"[..]));
         assert_eq!(hybrid.unified(), Some(&b"/c"[..]));
+        let systemd = membership(b"9:pids:/b\n1:name=systemd:/user.slice\n0::/c\n");
+        assert_eq!(systemd.systemd(), Some(&b"/user.slice"[..]));
         assert_eq!(membership(b"0::/c").v1_pids(), None);
         assert_eq!(membership(b"3:pids:/a").unified(), None);
         assert_eq!(membership(b"10:cpu:/a\n0::/c").unified(), Some(&b"/c"[..]));
