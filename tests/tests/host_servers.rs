@@ -398,11 +398,14 @@ fn the_client_is_the_process_at_the_other_end() {
     let mut writes = outside(&["sleep", "602"], Stdio::null(), Stdio::piped());
     let stdin = writes.stdout.take().unwrap().into();
     let stdout = reads.stdin.take().unwrap().into();
-    let between = start_with(&scene.cgroup, &["cat"], stdin, stdout);
+    let between = start_with(&scene.cgroup, &["sleep", "603"], stdin, stdout);
     scene.await_server(between.pid(), "the one that writes", |server| {
         is_held_by(server, writes.pid(), Some("sleep"))
     });
-    drop(reads);
+    drop(writes);
+    scene.await_server(between.pid(), "the one that reads", |server| {
+        server.contact == Contact::Closing && is_held_by(server, reads.pid(), Some("sh"))
+    });
 }
 
 /// The client is killed, and has left a worker, which it has forked and which belongs to a session.

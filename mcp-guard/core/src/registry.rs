@@ -22,7 +22,7 @@ use std::{
 pub use self::ages::STEPS;
 pub use self::{
     identity::{Identity, MAX_STARTS, STARTS_KEPT, TreeId},
-    servers::{LiveServer, Member, SoughtClient, ToLookAt},
+    servers::{FarEnd, LiveServer, Member, SoughtClient, ToLookAt},
 };
 use self::{
     identity::{NewServer, Remains},

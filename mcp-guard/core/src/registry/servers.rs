@@ -9,7 +9,7 @@ use std::{
 use super::{Identity, Registry, Tree, TreeId, ticks};
 use crate::{
     Time,
-    evidence::{Activity, Channels, Contact, Known, ServerSeen, StdioAtExec, Use},
+    evidence::{Activity, Channel, Channels, Contact, Known, ServerSeen, StdioAtExec, Use},
     id::{Pid, Ticks},
     server::Naming,
 };
@@ -60,12 +60,18 @@ pub struct ToLookAt {
 /// A server whose client is looked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SoughtClient {
-    /// The client has the other ends.
-    pub stdio: Channels,
+    pub holds: FarEnd,
     /// The server's own processes.
     pub members: Vec<Pid>,
     /// The process that started it, if it lives.
     pub starter: Option<Pid>,
+}
+
+/// The other end of a server's stdin or stdout, which its client has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FarEnd {
+    WritesTo(Channel),
+    ReadsFrom(Channel),
 }
 
 /// A live server, and what is known of it.
@@ -215,8 +221,8 @@ impl Registry {
         trees.map(|(id, tree)| self.live(*id, tree))
     }
 
-    /// Returns by what the clients of the same servers are found, `most` at most. `None`: its stdio is not known, or
-    /// says nothing about a client.
+    /// Returns by what the clients of the same servers are found, `most` at most. `None`: there is none, or the
+    /// server's stdio is not known.
     #[must_use]
     pub fn clients_of(&self, identity: Option<&str>, most: usize) -> Vec<Option<SoughtClient>> {
         let servers: Vec<_> = self.servers_of(identity).take(most).collect();
@@ -228,9 +234,16 @@ impl Registry {
             }
         }
         let sought = |server: LiveServer<'_>| {
-            let StdioAtExec::Are(stdio) = server.known.stdio else { return None };
+            let StdioAtExec::Are(Channels { stdin, stdout }) = server.known.stdio else {
+                return None;
+            };
+            let holds = match server.known.contact {
+                Contact::Unknown | Contact::Connected => FarEnd::WritesTo(stdin),
+                Contact::Closing => FarEnd::ReadsFrom(stdout),
+                Contact::NoStdio | Contact::Disconnected => return None,
+            };
             let members = members.remove(&server.id).unwrap_or_default();
-            Some(SoughtClient { stdio, members, starter: server.client })
+            Some(SoughtClient { holds, members, starter: server.client })
         };
         servers.into_iter().map(sought).collect()
     }

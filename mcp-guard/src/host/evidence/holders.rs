@@ -12,44 +12,45 @@ use std::{
 };
 
 use mcp_guard_core::{
-    evidence::{Channel, Channels},
+    evidence::Channel,
     id::Pid,
-    registry::SoughtClient,
+    registry::{FarEnd, SoughtClient},
 };
 
 use super::{peers::diag_of, unix_diag::UnixDiag};
 use crate::host::process::{self, Namespace, OpenProcess};
 
-/// How long all processes are searched. A host with 20,000 of them takes about a second.
+/// How long all processes are searched.
 const SEARCH: Duration = Duration::from_secs(2);
 /// Most descriptors of one process that are compared.
 const DESCRIPTORS: usize = 65_536;
 
-/// One end of a pipe, or a socket.
+/// An open end, as the descriptors of a process show it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum FarEnd {
-    Writes(u64),
-    Reads(u64),
+enum Wanted {
+    Writer(u64),
+    Reader(u64),
     Socket(u64),
 }
 
-/// Returns for each server the process at the other end of its stdin, or else of its stdout. `None`: there is none,
-/// or it was not found within the bounds.
+/// Returns for each server the process that has the other end. `None`: there is none, or it was not found within the
+/// bounds.
 #[must_use]
 pub fn holders(servers: &[SoughtClient]) -> Vec<Option<Pid>> {
     let mut search = Search::of(servers);
     let starters: BTreeSet<Pid> = servers.iter().filter_map(|one| one.starter).collect();
     starters.into_iter().for_each(|pid| search.compare(pid));
     let end = Instant::now() + SEARCH;
-    // An older process has mostly the lower number, and a client is older than the workers that it forks.
-    for pid in all_processes() {
-        if search.is_over() || Instant::now() >= end {
-            break;
+    if search.missing > 0 {
+        // An older process has mostly the lower number, and a client is older than the workers that it forks.
+        for pid in all_processes() {
+            if search.missing == 0 || Instant::now() >= end {
+                break;
+            }
+            search.compare(pid);
         }
-        search.compare(pid);
     }
-    let found = |stdio: &[Option<Pid>; 2]| stdio[0].or(stdio[1]);
-    search.found.iter().map(found).collect()
+    search.found
 }
 
 fn all_processes() -> BTreeSet<Pid> {
@@ -59,10 +60,10 @@ fn all_processes() -> BTreeSet<Pid> {
 
 struct Search<'a> {
     servers: &'a [SoughtClient],
-    /// The servers that have each end as that of their stdin (0) or stdout (1).
-    wanted: BTreeMap<FarEnd, Vec<(usize, usize)>>,
-    found: Vec<[Option<Pid>; 2]>,
-    /// Ends of some server's stdin that nobody was found to have.
+    /// The servers whose client has each end. Some share a pipe.
+    wanted: BTreeMap<Wanted, Vec<usize>>,
+    found: Vec<Option<Pid>>,
+    /// How many servers have an end that nobody was found to have.
     missing: usize,
     compared: BTreeSet<Pid>,
 }
@@ -70,31 +71,24 @@ struct Search<'a> {
 impl<'a> Search<'a> {
     fn of(servers: &'a [SoughtClient]) -> Self {
         let mut peers = SocketPeers::default();
-        let mut wanted: BTreeMap<FarEnd, Vec<(usize, usize)>> = BTreeMap::new();
-        let mut missing = 0;
+        let mut wanted: BTreeMap<Wanted, Vec<usize>> = BTreeMap::new();
         for (at, server) in servers.iter().enumerate() {
-            let Channels { stdin, stdout } = server.stdio;
-            let mut end = |channel, pipe: fn(u64) -> FarEnd| match channel {
-                Channel::Pipe(inode) => Some(pipe(inode)),
-                Channel::Socket(inode) => peers.of(server, inode).map(FarEnd::Socket),
+            let end = match server.holds {
+                FarEnd::WritesTo(Channel::Pipe(inode)) => Some(Wanted::Writer(inode)),
+                FarEnd::ReadsFrom(Channel::Pipe(inode)) => Some(Wanted::Reader(inode)),
+                FarEnd::WritesTo(Channel::Socket(inode))
+                | FarEnd::ReadsFrom(Channel::Socket(inode)) => {
+                    peers.of(server, inode).map(Wanted::Socket)
+                }
             };
-            for (place, end) in [end(stdin, FarEnd::Writes), end(stdout, FarEnd::Reads)]
-                .into_iter()
-                .enumerate()
-                .filter_map(|(place, end)| Some((place, end?)))
-            {
-                wanted.entry(end).or_default().push((at, place));
-                missing += usize::from(place == 0);
+            if let Some(end) = end {
+                wanted.entry(end).or_default().push(at);
             }
         }
-        let found = vec![[None; 2]; servers.len()];
+        let missing = wanted.values().map(Vec::len).sum();
         // Looks at servers duplicate their descriptors for a moment.
         let compared = BTreeSet::from([process::this()]);
-        Self { servers, wanted, found, missing, compared }
-    }
-
-    fn is_over(&self) -> bool {
-        self.missing == 0
+        Self { servers, wanted, found: vec![None; servers.len()], missing, compared }
     }
 
     /// Compares the descriptors of a process. One that ends meanwhile has none.
@@ -104,33 +98,37 @@ impl<'a> Search<'a> {
         }
         let Ok(process) = OpenProcess::open(pid) else { return };
         for fd in process.first_descriptors(DESCRIPTORS).unwrap_or_default() {
-            let Some(channel) = process.descriptor(fd).ok().and_then(|link| Channel::parse(&link))
-            else {
-                continue;
-            };
-            let ends = match channel {
-                Channel::Socket(inode) => [Some(FarEnd::Socket(inode)), None],
-                Channel::Pipe(inode) => {
-                    let is_sought = [FarEnd::Writes(inode), FarEnd::Reads(inode)]
-                        .iter()
-                        .any(|end| self.wanted.contains_key(end));
-                    if !is_sought {
+            let Ok(link) = process.descriptor(fd) else { continue };
+            match Channel::parse(&link) {
+                Some(Channel::Socket(inode)) => self.note(Wanted::Socket(inode), pid),
+                Some(Channel::Pipe(inode)) => {
+                    let ends = [Wanted::Writer(inode), Wanted::Reader(inode)];
+                    let [is_writer, is_reader] = ends.map(|end| self.wanted.contains_key(&end));
+                    if !is_writer && !is_reader {
                         continue;
                     }
                     let (reads, writes) = process.access(fd).unwrap_or_default();
-                    [writes.then_some(FarEnd::Writes(inode)), reads.then_some(FarEnd::Reads(inode))]
+                    if is_writer && writes {
+                        self.note(ends[0], pid);
+                    }
+                    if is_reader && reads {
+                        self.note(ends[1], pid);
+                    }
                 }
-            };
-            ends.into_iter().flatten().for_each(|end| self.note(end, pid));
+                None => {}
+            }
         }
     }
 
-    fn note(&mut self, end: FarEnd, pid: Pid) {
-        for (server, place) in self.wanted.get(&end).into_iter().flatten() {
-            let Some(found) = self.found.get_mut(*server) else { continue };
-            if found[*place].is_none() && !self.servers[*server].members.contains(&pid) {
-                found[*place] = Some(pid);
-                self.missing -= usize::from(*place == 0);
+    fn note(&mut self, end: Wanted, pid: Pid) {
+        for at in self.wanted.get(&end).into_iter().flatten() {
+            let (Some(found), Some(server)) = (self.found.get_mut(*at), self.servers.get(*at))
+            else {
+                continue;
+            };
+            if found.is_none() && !server.members.contains(&pid) {
+                *found = Some(pid);
+                self.missing -= 1;
             }
         }
     }
