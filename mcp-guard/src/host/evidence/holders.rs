@@ -20,7 +20,7 @@ use mcp_guard_core::{
 use super::{peers::diag_of, unix_diag::UnixDiag};
 use crate::host::process::{self, Namespace, OpenProcess};
 
-/// How long all processes are searched.
+/// How long is searched at most.
 const SEARCH: Duration = Duration::from_secs(2);
 /// Most descriptors of one process that are compared.
 const DESCRIPTORS: usize = 65_536;
@@ -37,18 +37,13 @@ enum Wanted {
 /// bounds.
 #[must_use]
 pub fn holders(servers: &[SoughtClient]) -> Vec<Option<Pid>> {
-    let mut search = Search::of(servers);
-    let starters: BTreeSet<Pid> = servers.iter().filter_map(|one| one.starter).collect();
-    starters.into_iter().for_each(|pid| search.compare(pid));
     let end = Instant::now() + SEARCH;
+    let mut search = Search::of(servers, end);
+    let starters: BTreeSet<Pid> = servers.iter().filter_map(|one| one.starter).collect();
+    search.go_through(starters, end);
     if search.missing > 0 {
         // An older process has mostly the lower number, and a client is older than the workers that it forks.
-        for pid in all_processes() {
-            if search.missing == 0 || Instant::now() >= end {
-                break;
-            }
-            search.compare(pid);
-        }
+        search.go_through(all_processes(), end);
     }
     search.found
 }
@@ -69,7 +64,7 @@ struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    fn of(servers: &'a [SoughtClient]) -> Self {
+    fn of(servers: &'a [SoughtClient], until: Instant) -> Self {
         let mut peers = SocketPeers::default();
         let mut wanted: BTreeMap<Wanted, Vec<usize>> = BTreeMap::new();
         for (at, server) in servers.iter().enumerate() {
@@ -77,8 +72,13 @@ impl<'a> Search<'a> {
                 FarEnd::WritesTo(Channel::Pipe(inode)) => Some(Wanted::Writer(inode)),
                 FarEnd::ReadsFrom(Channel::Pipe(inode)) => Some(Wanted::Reader(inode)),
                 FarEnd::WritesTo(Channel::Socket(inode))
-                | FarEnd::ReadsFrom(Channel::Socket(inode)) => {
+                | FarEnd::ReadsFrom(Channel::Socket(inode))
+                    if Instant::now() < until =>
+                {
                     peers.of(server, inode).map(Wanted::Socket)
+                }
+                FarEnd::WritesTo(Channel::Socket(_)) | FarEnd::ReadsFrom(Channel::Socket(_)) => {
+                    None
                 }
             };
             if let Some(end) = end {
@@ -89,6 +89,15 @@ impl<'a> Search<'a> {
         // Looks at servers duplicate their descriptors for a moment.
         let compared = BTreeSet::from([process::this()]);
         Self { servers, wanted, found: vec![None; servers.len()], missing, compared }
+    }
+
+    fn go_through(&mut self, processes: BTreeSet<Pid>, until: Instant) {
+        for pid in processes {
+            if self.missing == 0 || Instant::now() >= until {
+                break;
+            }
+            self.compare(pid);
+        }
     }
 
     /// Compares the descriptors of a process. One that ends meanwhile has none.
