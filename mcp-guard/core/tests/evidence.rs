@@ -152,7 +152,8 @@ fn idle_stdio_servers_that_become_more_are_acted_upon_like_packages() {
 /// The servers that G alone acts upon, at 60 more.
 #[test]
 fn programs_that_may_be_no_stdio_servers_are_not_counted_as_duplicates() {
-    let cases: [(&str, fn(u64) -> ServerSeen); 5] = [
+    type Case = (&'static str, fn(u64) -> ServerSeen);
+    let cases: [Case; 5] = [
         ("consumers of a queue", |_| idle_stdio(false)),
         ("servers in use", |now| ServerSeen {
             is_stdio_alone: None,
