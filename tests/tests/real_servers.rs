@@ -225,12 +225,11 @@ const KINDS: [(&str, AtRest); 17] = [
          node_modules/@modelcontextprotocol/server-memory/dist/index.js",
         AtRest::Quiescent,
     ),
-    // A script of node starts the program, which gets the script's stdin.
+    // Go. It watches its configuration. A script of node starts the program, and is one server with it.
     (
         "node_modules/.bin/kubernetes-mcp-server --kubeconfig kubeconfig",
-        AtRest::AtWork("none of its threads waits for its stdin"),
+        AtRest::AtWork("watches files"),
     ),
-    // Go. It watches its configuration.
     (
         "node_modules/kubernetes-mcp-server-linux-amd64/bin/kubernetes-mcp-server-linux-amd64 \
          --kubeconfig kubeconfig",
