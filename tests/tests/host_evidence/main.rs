@@ -75,7 +75,11 @@ fn a_pair_of_sockets_within_a_server_is_inside() {
 #[test]
 fn a_socket_as_stderr_gives_no_work_unless_somebody_waits_for_it() {
     let reads = "use Socket; sysread(STDERR, my $x, 1)";
-    for (words, expected) in [(&["cat"][..], None), (&["perl", "-e", reads], Some(2))] {
+    // It may be in the place of stdout, too.
+    let moves = "exec 6<&0 7>&1 0</dev/null 1>&2; read line <&6";
+    for (words, expected) in
+        [(&["cat"][..], None), (&["sh", "-c", moves], None), (&["perl", "-e", reads], Some(2))]
+    {
         let pairs = [(); 3].map(|()| UnixStream::pair().unwrap());
         let end = |at: usize| Stdio::from(OwnedFd::from(pairs[at].1.try_clone().unwrap()));
         let mut command = Command::new(words[0]);

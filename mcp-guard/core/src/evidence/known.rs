@@ -83,7 +83,7 @@ pub struct Activity {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ServerSeen {
     /// None of its processes but launchers could run: they are frozen, or stopped by a signal or a debugger. All else
-    /// is unknown.
+    /// is unknown, but its stdio and its contact.
     pub is_stopped: bool,
     /// Read by the look itself, if it was not read at the exec.
     pub stdio: StdioAtExec,
@@ -149,11 +149,17 @@ impl Known {
     pub fn take(&mut self, now: Time, seen: &ServerSeen) -> Use {
         let since = self.looked.replace(now).unwrap_or(now);
         let was_stopped = mem::replace(&mut self.was_stopped, seen.is_stopped);
-        if seen.is_stopped {
-            return self.stood_still(now.since(since));
-        }
         if self.stdio == StdioAtExec::Unread {
             self.stdio = seen.stdio;
+        }
+        if seen.is_stopped {
+            let found = self.stood_still(now.since(since));
+            // Its client may end meanwhile.
+            if seen.contact != Contact::Unknown && self.contact != seen.contact {
+                (self.contact, self.contact_since) = (seen.contact, (now, self.activity));
+                self.is_busy = None;
+            }
+            return found;
         }
         if self.contact != seen.contact {
             (self.contact, self.contact_since) = (seen.contact, (now, seen.activity));
@@ -346,6 +352,19 @@ mod tests {
             assert_eq!(known.take(second(at), &seen), expected, "{at}");
             assert_eq!(known.idle().map(|idle| idle.as_secs()), idle, "{at}");
         }
+    }
+
+    #[test]
+    fn the_end_of_a_client_is_seen_while_the_server_cannot_run() {
+        let (mut known, now) = looks(Contact::Connected, &[1, 0]);
+        let contact = Contact::Disconnected;
+        let stopped = ServerSeen { is_stopped: true, contact, ..ServerSeen::default() };
+        known.take(now.after(Duration::from_secs(30)), &stopped);
+        assert_eq!(known.contact, Contact::Disconnected);
+        let later = now.after(Duration::from_secs(60));
+        known.take(later, &stopped);
+        let time = known.contact_for(later, Duration::from_secs(60));
+        assert_eq!((time, known.is_abandoned()), (Some(Duration::ZERO), false));
     }
 
     #[test]

@@ -99,6 +99,8 @@ impl Descriptors {
         stdio: Channels,
         budget: &mut LookBudget,
     ) -> io::Result<Vec<OpenChannel>> {
+        // The Python SDK of MCP gives it the place of stdout, too.
+        let stderr = self.channel(STDERR);
         let open = |&OwnChannel { fd, channel, is_write_only }: &OwnChannel| {
             let peer = match channel {
                 // The client is at the other end, or nothing arrives at all.
@@ -107,7 +109,7 @@ impl Descriptors {
                 Channel::Pipe(_) if is_write_only => PeerIs::Nobody,
                 Channel::Pipe(inode) => peers.of_pipe(inode),
                 // Node gives its children a socket as stderr. It can only give work to somebody who waits for it.
-                Channel::Socket(inode) if fd == STDERR && !peers.is_watched(inode) => {
+                Channel::Socket(inode) if Some(channel) == stderr && !peers.is_watched(inode) => {
                     PeerIs::Nobody
                 }
                 Channel::Socket(inode) => peers.of_socket(process, inode, budget)?,

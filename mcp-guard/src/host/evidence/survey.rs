@@ -45,10 +45,6 @@ pub fn survey(server: &ToLookAt, freezers: &Freezers) -> ServerSeen {
     let workers =
         living.iter().zip(&stats).filter(|((one, _), _)| !has_started || !one.is_launcher);
     let standstill = stopped::of(workers.map(|((_, process), stat)| (process, stat)), freezers);
-    if standstill == Standstill::All {
-        return ServerSeen { is_stopped: true, ..ServerSeen::default() };
-    }
-    let (activity, memory) = usage(&living).unwrap_or_default();
     let stdio = match server.stdio {
         StdioAtExec::Unread => found_late(&living).unwrap_or_default(),
         read @ (StdioAtExec::Other | StdioAtExec::Are(_)) => read,
@@ -65,6 +61,10 @@ pub fn survey(server: &ToLookAt, freezers: &Freezers) -> ServerSeen {
             }
         }
     };
+    if standstill == Standstill::All {
+        return ServerSeen { is_stopped: true, stdio, contact, ..ServerSeen::default() };
+    }
+    let (activity, memory) = usage(&living).unwrap_or_default();
     let is_busy = match (contact, stdio) {
         (Contact::Disconnected, StdioAtExec::Are(channels)) if standstill == Standstill::None => {
             works(server, channels).ok()
