@@ -87,7 +87,7 @@ fn asks(then: &str) -> Server {
     server.keeping((upstream, accepted))
 }
 
-/// The same by a socket in the file system.
+/// A row for a socket in the file system.
 fn asks_a_local_service(then: &str) -> Server {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("socket");
@@ -183,7 +183,7 @@ fn blocked() -> Server {
     Server::start(&["head", "-c", "300000", "/dev/zero"])
 }
 
-/// The name of the case, its processes, and what is told of them.
+/// The name of the case, its processes, and the expected reading.
 type Row = (&'static str, fn() -> Server, Told);
 
 /// In this order: what has no client at the other end of its stdin, what is in the middle of a request, and where
