@@ -27,7 +27,7 @@ const DESCRIPTORS: usize = 65_536;
 
 /// An open end, as the descriptors of a process show it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Wanted {
+enum SoughtEnd {
     Writer(u64),
     Reader(u64),
     Socket(u64),
@@ -56,7 +56,7 @@ fn all_processes() -> BTreeSet<Pid> {
 struct Search<'a> {
     servers: &'a [SoughtClient],
     /// The servers whose client has each end. Some share a pipe.
-    wanted: BTreeMap<Wanted, Vec<usize>>,
+    wanted: BTreeMap<SoughtEnd, Vec<usize>>,
     found: Vec<Option<Pid>>,
     /// How many servers have an end that nobody was found to have.
     missing: usize,
@@ -66,16 +66,16 @@ struct Search<'a> {
 impl<'a> Search<'a> {
     fn of(servers: &'a [SoughtClient], until: Instant) -> Self {
         let mut peers = SocketPeers::default();
-        let mut wanted: BTreeMap<Wanted, Vec<usize>> = BTreeMap::new();
+        let mut wanted: BTreeMap<SoughtEnd, Vec<usize>> = BTreeMap::new();
         for (at, server) in servers.iter().enumerate() {
             let end = match server.holds {
-                FarEnd::WritesTo(Channel::Pipe(inode)) => Some(Wanted::Writer(inode)),
-                FarEnd::ReadsFrom(Channel::Pipe(inode)) => Some(Wanted::Reader(inode)),
+                FarEnd::WritesTo(Channel::Pipe(inode)) => Some(SoughtEnd::Writer(inode)),
+                FarEnd::ReadsFrom(Channel::Pipe(inode)) => Some(SoughtEnd::Reader(inode)),
                 FarEnd::WritesTo(Channel::Socket(inode))
                 | FarEnd::ReadsFrom(Channel::Socket(inode))
                     if Instant::now() < until =>
                 {
-                    peers.of(server, inode).map(Wanted::Socket)
+                    peers.of(server, inode).map(SoughtEnd::Socket)
                 }
                 FarEnd::WritesTo(Channel::Socket(_)) | FarEnd::ReadsFrom(Channel::Socket(_)) => {
                     None
@@ -109,9 +109,9 @@ impl<'a> Search<'a> {
         for fd in process.first_descriptors(DESCRIPTORS).unwrap_or_default() {
             let Ok(link) = process.descriptor(fd) else { continue };
             match Channel::parse(&link) {
-                Some(Channel::Socket(inode)) => self.note(Wanted::Socket(inode), pid),
+                Some(Channel::Socket(inode)) => self.note(SoughtEnd::Socket(inode), pid),
                 Some(Channel::Pipe(inode)) => {
-                    let ends = [Wanted::Writer(inode), Wanted::Reader(inode)];
+                    let ends = [SoughtEnd::Writer(inode), SoughtEnd::Reader(inode)];
                     let [is_writer, is_reader] = ends.map(|end| self.wanted.contains_key(&end));
                     if !is_writer && !is_reader {
                         continue;
@@ -129,7 +129,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    fn note(&mut self, end: Wanted, pid: Pid) {
+    fn note(&mut self, end: SoughtEnd, pid: Pid) {
         for at in self.wanted.get(&end).into_iter().flatten() {
             let (Some(found), Some(server)) = (self.found.get_mut(*at), self.servers.get(*at))
             else {
