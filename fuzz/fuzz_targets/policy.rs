@@ -1,4 +1,5 @@
-//! The policy. Whatever is accepted can be applied: a short leak is replayed under it.
+//! The policy. Whatever is accepted can be applied: a short leak is replayed under it. The text that is
+//! shown of it has the same meaning.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -26,5 +27,10 @@ fuzz_target!(|text: &str| {
     let Ok(policy) = Policy::parse(text) else { return };
     let name = "web".to_owned();
     let _ = policy.terms(&Workload { name, ..Workload::default() });
+    let shown = Policy::parse(&policy.show()).expect("what is shown is a policy");
+    assert_eq!(shown.guard.len(), policy.guard.len());
+    (0..policy.guard.len()).map(Some).chain([None]).for_each(|rule| {
+        assert_eq!(shown.scope(rule), policy.scope(rule));
+    });
     replay(&LEAK, policy).expect("the trace is well-formed");
 });

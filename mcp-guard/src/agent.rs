@@ -13,6 +13,7 @@ mod lanes;
 mod limits;
 mod notify;
 mod reader;
+mod reload;
 mod rescan;
 mod standing;
 mod start;
@@ -43,6 +44,7 @@ use self::{
     limits::Upkeep,
     notify::Notify,
     reader::News,
+    reload::{PolicyRead, Reloads},
     rescan::{Reading, Rescans},
     standing::{Looked, Standings},
     turn::Turns,
@@ -69,6 +71,10 @@ const QUEUE: usize = 256;
 
 pub struct AgentOptions {
     pub policy: Policy,
+    /// Where the policy was read. Without one, it cannot be read again.
+    pub policy_file: Option<PathBuf>,
+    /// The files of the policy.
+    pub policy_files: Vec<String>,
     pub run_dir: PathBuf,
     pub audit: PathBuf,
     /// May be empty.
@@ -88,6 +94,8 @@ enum Wake {
     Read(Reading),
     Looked(Looked),
     Sighted(Sighted),
+    Reload,
+    PolicyRead(Box<PolicyRead>),
     Time,
     Stop(&'static str),
 }
@@ -112,6 +120,7 @@ pub struct Agent {
     answers: Answers,
     /// Looks for the clients of servers.
     clients: Clients,
+    reloads: Reloads,
     standings: Standings,
     unguarded: Unguarded,
     layout: Layout,
@@ -128,6 +137,7 @@ struct Sources {
     readings: mpsc::UnboundedReceiver<Reading>,
     looked: mpsc::UnboundedReceiver<Looked>,
     evidence: mpsc::UnboundedReceiver<Sighted>,
+    policies: mpsc::UnboundedReceiver<PolicyRead>,
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
@@ -193,6 +203,8 @@ impl Agent {
                 Wake::Read(reading) => self.take_reading(reading),
                 Wake::Looked(looked) => self.looked(looked),
                 Wake::Sighted(found) => self.take_evidence(found),
+                Wake::Reload => self.reload(None),
+                Wake::PolicyRead(read) => self.policy_read(*read),
                 Wake::Stop(reason) => return Ok(reason),
             }
             self.go_on_answering();
@@ -209,6 +221,9 @@ impl Agent {
         let due = self.core.next_deadline().map_or(tick, |at| at.min(tick));
         let goes_on = self.counting.has_unread || self.answers.are_waited_for();
         let deadline = if goes_on { clock::now() } else { due };
+        if let Some(wake) = self.waiting(sources) {
+            return Ok(wake);
+        }
         let Sources {
             ring,
             calls,
@@ -217,37 +232,21 @@ impl Agent {
             readings,
             looked,
             evidence,
+            policies,
             terminate,
             interrupt,
             hangup,
             alarm,
         } = sources;
-        if let Some(settled) = self.executor.answered(&mut self.guards) {
-            return Ok(Wake::Settled(settled));
-        }
-        if let Ok(call) = calls.try_recv() {
-            return Ok(Wake::Call(call));
-        }
-        if let Ok((engine, event)) = engine_events.try_recv() {
-            return Ok(Wake::Engine(engine, event));
-        }
-        if let Ok(news) = news.try_recv() {
-            return Ok(Wake::News(news));
-        }
-        if let Ok(reading) = readings.try_recv() {
-            return Ok(Wake::Read(reading));
-        }
-        if let Ok(looked) = looked.try_recv() {
-            return Ok(Wake::Looked(looked));
-        }
-        if let Ok(found) = evidence.try_recv() {
-            return Ok(Wake::Sighted(found));
-        }
         tokio::select! {
             biased;
             _ = terminate.recv() => Ok(Wake::Stop("SIGTERM")),
             _ = interrupt.recv() => Ok(Wake::Stop("SIGINT")),
-            _ = hangup.recv() => Ok(Wake::Stop("SIGHUP")),
+            // Without a file, there is nothing to read again.
+            _ = hangup.recv() => match self.reloads.has_file() {
+                true => Ok(Wake::Reload),
+                false => Ok(Wake::Stop("SIGHUP")),
+            },
             ready = ring.readable() => {
                 // Cleared before the drain, so that records that arrive during it wake the loop again.
                 ready?.clear_ready();
@@ -260,8 +259,38 @@ impl Agent {
             Some(reading) = readings.recv() => Ok(Wake::Read(reading)),
             Some(looked) = looked.recv() => Ok(Wake::Looked(looked)),
             Some(found) = evidence.recv() => Ok(Wake::Sighted(found)),
+            Some(read) = policies.recv() => Ok(Wake::PolicyRead(Box::new(read))),
             passed = alarm.at(deadline) => passed.map(|()| Wake::Time).map_err(Into::into),
         }
+    }
+
+    /// Returns what waits already, in the same order as [`Self::wait`].
+    fn waiting(&mut self, sources: &mut Sources) -> Option<Wake> {
+        if let Some(settled) = self.executor.answered(&mut self.guards) {
+            return Some(Wake::Settled(settled));
+        }
+        if let Ok(call) = sources.calls.try_recv() {
+            return Some(Wake::Call(call));
+        }
+        if let Ok((engine, event)) = sources.engine_events.try_recv() {
+            return Some(Wake::Engine(engine, event));
+        }
+        if let Ok(news) = sources.news.try_recv() {
+            return Some(Wake::News(news));
+        }
+        if let Ok(reading) = sources.readings.try_recv() {
+            return Some(Wake::Read(reading));
+        }
+        if let Ok(looked) = sources.looked.try_recv() {
+            return Some(Wake::Looked(looked));
+        }
+        if let Ok(found) = sources.evidence.try_recv() {
+            return Some(Wake::Sighted(found));
+        }
+        if let Ok(read) = sources.policies.try_recv() {
+            return Some(Wake::PolicyRead(Box::new(read)));
+        }
+        None
     }
 
     /// Feeds one input to the core and carries out the effects.

@@ -7,6 +7,7 @@ mod exit;
 mod explain;
 mod hands;
 mod out;
+mod policy;
 #[cfg(test)]
 mod reference;
 mod repair;
@@ -156,6 +157,8 @@ enum Verb {
         /// Code of the finding: MG-P001, P001 or 1; without it, all findings are listed.
         code: Option<String>,
     },
+    /// Check, show or explain the policy, or have the agent read it again.
+    Policy(policy::Arguments),
     /// Check what this host supports and what it lacks.
     Doctor {
         /// Print JSON instead of text.
@@ -211,6 +214,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Verb::Diagnose(arguments) => diagnose::diagnose(&host, &arguments),
         Verb::Repair(arguments) => repair::repair(&host, &arguments),
         Verb::Explain { code } => explain::explain(code.as_deref()),
+        Verb::Policy(arguments) => policy::policy(&host, &arguments),
         Verb::Doctor { json } => doctor::doctor(&host, json),
         Verb::Demo => demo::demo(),
         Verb::Replay(arguments) => replay::replay(&arguments),

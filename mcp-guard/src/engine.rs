@@ -21,8 +21,6 @@ mod socket;
 mod speaker;
 mod watch;
 
-use std::time::Duration;
-
 use futures_util::{FutureExt as _, future, future::BoxFuture};
 use mcp_guard_core::{
     diagnose::facts::{self, Unreadable},
@@ -33,7 +31,7 @@ use mcp_guard_core::{
 pub use self::{
     container::{Container, Details, Listed, MAX_FILES},
     error::Error,
-    events::{EngineEvent, EngineEvents, EngineId},
+    events::{EngineEvent, EngineEvents, EngineId, Rounds},
     list::{Candidates, Engines, LAST_WORD, Paused},
     speaker::Speaker,
 };
@@ -135,7 +133,7 @@ pub trait Engine: Send + Sync {
 
     /// Reports every running container, then changes, until the receiver is dropped. All containers
     /// are asked about again each time this interval has passed since the last answer.
-    fn watch(&self, _events: EngineEvents, _again: Duration) -> BoxFuture<'_, ()> {
+    fn watch(&self, _events: EngineEvents, _rounds: Rounds) -> BoxFuture<'_, ()> {
         future::ready(()).boxed()
     }
 }

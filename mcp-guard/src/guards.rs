@@ -15,6 +15,9 @@ use crate::{
     host::cgroup::Cgroup,
 };
 
+/// Most bytes of a name.
+const MOST_NAME: usize = 256;
+
 /// A cgroup held open by descriptors, with its name, container and pause.
 pub struct Held {
     pub cgroup: Cgroup,
@@ -29,11 +32,16 @@ impl Held {
     #[must_use]
     pub fn new(cgroup: Cgroup, name: &str, container: Option<String>, paused: bool) -> Self {
         let subject = Subject {
-            name: visible_within(name, 256),
+            name: visible_within(name, MOST_NAME),
             cgroup: cgroup.path().to_owned(),
             cgroup_id: cgroup.id(),
         };
         Self { cgroup, subject, container, paused }
+    }
+
+    /// Takes the name that its engine gives it.
+    pub fn rename(&mut self, name: &str) {
+        self.subject.name = visible_within(name, MOST_NAME);
     }
 
     /// Notes whether an engine has paused it.

@@ -8,9 +8,10 @@
 //! control   the local socket (Varlink), the lock   render    all output for people
 //! snapshot  the facts that a diagnosis reads       owner     writes through the owner of a limit
 //! requests  limits that no owner keeps yet         guards    the table of guards
+//! policy_files  reads the policy from its files
 //! ```
 //!
-//! `host`, `control` and `requests` use no other module of this crate; `audit` uses only the clock of `host`,
+//! `host`, `control`, `requests` and `policy_files` use no other module of this crate; `audit` uses only the clock of `host`,
 //! and `engine` only its cgroups.
 
 pub mod agent;
@@ -22,6 +23,7 @@ pub mod executor;
 pub mod guards;
 pub mod host;
 pub mod owner;
+pub mod policy_files;
 pub mod render;
 pub mod requests;
 pub mod snapshot;

@@ -1,5 +1,6 @@
 //! All output for people. JSON comes from each type's own serde implementation.
 
+mod policy;
 pub mod repair;
 mod report;
 mod servers;
@@ -9,6 +10,7 @@ use std::{collections::BTreeMap, time::Duration};
 use mcp_guard_core::{escape::visible, rates::PerSecond, status::IdentityStatus};
 
 pub use self::{
+    policy::{Decision, ExplainedTarget, explained},
     report::{report, table},
     servers::servers,
 };
@@ -27,6 +29,10 @@ pub fn status(status: &Status) -> String {
             "NOT GUARDED: {} cgroups that the policy names; the audit log shows why\n",
             status.unguarded
         );
+    }
+    if let Some(error) = &status.policy.error {
+        let error = error.lines().map(visible).collect::<Vec<_>>().join("\n  ");
+        text += &format!("POLICY NOT APPLIED: the old one stays in force\n  {error}\n");
     }
     if guards.is_empty() {
         text += "nothing is guarded\n";

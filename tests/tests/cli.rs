@@ -191,10 +191,90 @@ fn a_policy_that_contradicts_itself_is_refused() {
     assert_fails(&missing, 65, "policy /nonexistent/policy.toml: No such file");
 }
 
+/// Each file of a policy that is bad in some way, with the reason, and with line and caret where there are lines.
+#[test]
+fn a_bad_policy_is_named_with_file_line_and_caret() {
+    let scene = Scene::new();
+    let policy = scene.file("policy.toml", "mode = \"enforce\"\n");
+    let folder = scene.0.path().join("policy.d");
+    fs::create_dir(&folder).unwrap();
+    let check = |why: &[&str]| {
+        for verb in [&["policy", "check", "--offline"][..], &["policy", "show", "--policy"]] {
+            let output = scene.cli(&[verb, &[path(&policy)]].concat());
+            why.iter().for_each(|why| assert_fails(&output, 65, why));
+        }
+    };
+    let drop_in = folder.join("10.toml");
+    for (text, why) in [
+        (
+            "[detect.burst]\nwarm = 3\n",
+            &["policy.d/10.toml", "line 2", "2 | warm = 3", "  | ^^^^"][..],
+        ),
+        ("[detect.burst]\nact_for = 3\n", &["line 2", "  |           ^", "expected"]),
+        ("[detect.burst]\nact_for = \"3 lightyears\"\n", &["line 2", "act_for", "^^^"]),
+        (
+            "[detect.burst]\nact_for = \"3h\"\n",
+            &["10.toml: error at line 2, column 1", "  | ^^^^^^^", "between 1s and 60s"],
+        ),
+        ("[server.x.detect.tasks]\ngrown_1m = 3\n", &["unknown field `tasks`", "line 1"]),
+    ] {
+        fs::write(&drop_in, text).unwrap();
+        check(why);
+    }
+    fs::write(&drop_in, "#".repeat(10 << 20)).unwrap();
+    check(&["policy.d/10.toml: it is larger than 1 MiB"]);
+    fs::write(&drop_in, b"\xff").unwrap();
+    check(&["policy.d/10.toml: line 1 is not UTF-8"]);
+    fs::remove_file(&drop_in).unwrap();
+    fs::create_dir(&drop_in).unwrap();
+    check(&["policy.d/10.toml: it is a directory"]);
+    fs::remove_dir(&drop_in).unwrap();
+    std::os::unix::fs::symlink("10.toml", &drop_in).unwrap();
+    check(&["policy.d/10.toml", "a link that leads to itself"]);
+    fs::remove_file(&drop_in).unwrap();
+    scene.file("policy.d/10.toml", "mode = \"observe\"\n");
+    fs::set_permissions(&drop_in, fs::Permissions::from_mode(0o000)).unwrap();
+    let words = ["policy", "check", "--offline", path(&policy)];
+    assert_fails(&scene.cli_as_nobody(&words), 65, "10.toml: Permission denied");
+}
+
+#[test]
+fn a_good_policy_is_checked_and_shown() {
+    let scene = Scene::new();
+    let rules = "[[guard]]\nname = \"*\"\n[[guard]]\nname = \"b\"\n";
+    let policy = scene.file("policy.toml", rules);
+    fs::create_dir(scene.0.path().join("policy.d")).unwrap();
+    let drop_in = scene.file("policy.d/10.toml", "[detect.burst]\nwarn_10s = 3\n");
+    let said = |arguments: &[&str]| {
+        let output = scene.cli(arguments);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let checked = said(&["policy", "check", "--offline", path(&policy)]);
+    let expected = format!("good: 2 rules in {}, {}\n", path(&policy), path(&drop_in));
+    assert!(checked.starts_with(&expected), "{checked}");
+    let shadowed = format!("warning: rule 2 ({}:3) never applies", path(&policy));
+    assert!(checked.contains(&shadowed), "{checked}");
+    let compared = said(&["policy", "check", path(&policy)]);
+    assert!(
+        compared.contains("rule 2") && compared.contains("matches nothing that runs"),
+        "{compared}"
+    );
+    assert!(compared.contains("note: containers are not compared"), "{compared}");
+    let shown = said(&["policy", "show", "--policy", path(&policy)]);
+    for line in [&format!("# {}:2", path(&drop_in)), "# default", "[[guard]]"] {
+        assert!(shown.contains(line), "{line}: {shown}");
+    }
+    let again = scene.file("again.toml", &shown);
+    let checked = said(&["policy", "check", "--offline", path(&again)]);
+    assert!(checked.starts_with("good: 2 rules"), "{checked}");
+}
+
 #[test]
 fn a_missing_engine_cgroup_or_agent_is_named() {
     let scene = Scene::new();
-    let table: [(&[&str], &str); 4] = [
+    let table: [(&[&str], &str); 5] = [
+        (&["policy", "reload"], "no agent answers at"),
         (&["freeze", "some-container"], "the engine at /nonexistent does not answer"),
         (&["kill", "docker:some-container"], "the engine at /nonexistent does not answer"),
         (&["freeze", "cgroup:/mcp-guard-test-none"], "cgroup /mcp-guard-test-none: No such file"),

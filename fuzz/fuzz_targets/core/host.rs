@@ -114,7 +114,7 @@ impl Host {
                 let mode = if enforce { Mode::Enforce } else { Mode::Observe };
                 let highest = [Response::Record, Response::Clamp, Response::Freeze, Response::Kill]
                     [usize::from(highest) % 4];
-                let terms = Terms { mode, highest, pids_limit: None };
+                let terms = Terms::new(mode, highest);
                 let name = "web".to_owned();
                 let workload =
                     named.then(|| Workload { name: name.clone(), ..Workload::default() });

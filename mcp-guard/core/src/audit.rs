@@ -121,6 +121,16 @@ pub enum Record {
         outcome: Option<Outcome>,
         detail: String,
     },
+    /// The policy was read again, and applies from now on.
+    PolicyReloaded {
+        mode: Mode,
+        files: Vec<String>,
+        changes: Vec<String>,
+    },
+    /// The policy was read again, and is not applied.
+    PolicyRejected {
+        reason: String,
+    },
     /// Kernel records were lost. Totals are not affected.
     Loss {
         cause: String,

@@ -34,6 +34,12 @@ pub enum Input {
     Released {
         guard: GuardId,
     },
+    /// Its engine describes the guard in other words than before.
+    Described {
+        guard: GuardId,
+        name: String,
+        workload: Box<Workload>,
+    },
     /// A new policy applies from now on.
     Policy(Box<Policy>),
     /// The maximum number of tasks on the host: the lesser of `kernel.pid_max` and `kernel.threads-max`.

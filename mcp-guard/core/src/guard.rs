@@ -2,6 +2,7 @@
 
 mod episodes;
 mod standing;
+mod variants;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +12,10 @@ use std::{
 
 use mcp_guard_common::Totals;
 
-use self::episodes::{Episodes, Follows};
+use self::{
+    episodes::{Episodes, Follows},
+    variants::Variants,
+};
 use crate::{
     Time,
     detect::{
@@ -25,7 +29,7 @@ use crate::{
     incident::{Cause, Detector, End, Hold, Outcome},
     limit::{Limit, room_for},
     limits::{Limits, Rules},
-    policy::{Mode, Policy, Respond, Response, Terms, Workload},
+    policy::{Applied, Mode, Policy, Respond, Response, Terms, Workload},
     rates::Rates,
     refusal::{Despite, Refusal},
     registry::{Registry, TreeId},
@@ -133,6 +137,7 @@ pub struct Guard {
     schedule: Schedule,
     /// Identities for which the detectors must run although nothing has changed.
     again: BTreeSet<Arc<str>>,
+    variants: Variants,
 }
 
 impl Guard {
@@ -179,6 +184,7 @@ impl Guard {
             filled: None,
             schedule: Schedule::default(),
             again: BTreeSet::new(),
+            variants: Variants::default(),
         }
     }
 
@@ -208,12 +214,13 @@ impl Guard {
             return;
         }
         self.episodes.looked(&[Detector::Emergency, Detector::Raw], None);
+        let detect = &policy.scope(self.terms.rule).all().detect;
         let detections = [
-            self.aged.look((now, self.woke), &self.registry, &policy.detect.emergency),
-            raw::look(&self.rates, &policy.detect.raw),
+            self.aged.look((now, self.woke), &self.registry, &detect.emergency),
+            raw::look(&self.rates, &detect.raw),
         ];
         for detection in detections.into_iter().flatten() {
-            self.note(now, detection, &policy.respond, out);
+            self.note(now, detection, policy, out);
         }
         self.note_left_behind(now, policy, out);
         // Episodes end after a silence, which no other input reports.
@@ -233,8 +240,12 @@ impl Guard {
             self.clamp_watch.aborts += 1;
         }
         let Some(end) = exited.and_then(|exited| exited.server) else { return };
-        if let Some(found) = self.crashes.look(now, &end, code, &policy.detect.crash) {
-            self.note(now, found, &policy.respond, out);
+        let applied = self.variants.applied(policy.scope(self.terms.rule), &end.identity);
+        if applied.ignore {
+            return;
+        }
+        if let Some(found) = self.crashes.look(now, &end, code, &applied.detect.crash) {
+            self.note(now, found, policy, out);
         }
     }
 
@@ -259,14 +270,20 @@ impl Guard {
 
     fn search_left_behind(&mut self, now: Time, policy: &Policy) {
         self.searched = Some((now, self.registry.ended()));
-        let (woke, detect) = (self.woke.unwrap_or_default(), &policy.detect);
+        let (woke, scope) = (self.woke.unwrap_or_default(), policy.scope(self.terms.rule));
         let fresh = FRESH * policy.evidence.every;
-        let all = || self.registry.unreachable();
-        self.left_behind = disconnected::look((now, woke), fresh, all(), &detect.disconnected);
-        self.left_behind.extend(burning::look(now, fresh, all(), &detect.burning));
+        self.left_behind.clear();
+        for (applied, servers) in self.variants.groups(scope, self.registry.unreachable()) {
+            let Applied { detect, .. } = applied;
+            let all = || servers.iter().copied();
+            let left = disconnected::look((now, woke), fresh, all(), &detect.disconnected);
+            self.left_behind.extend(left);
+            self.left_behind.extend(burning::look(now, fresh, all(), &detect.burning));
+        }
         // A limit of ours is close on purpose.
         let limit = self.filled.map(|(limit, _)| limit).filter(|_| !self.is_held());
-        self.left_behind.extend(self.pile.look(now, fresh, limit, &detect.zombies));
+        let zombies = &scope.all().detect.zombies;
+        self.left_behind.extend(self.pile.look(now, fresh, limit, zombies));
     }
 
     /// Between two looks, the episodes of the last one go on, while their servers live and the looks are not old.
@@ -280,7 +297,7 @@ impl Guard {
             self.search_left_behind(now, policy);
         }
         for detection in self.left_behind.clone() {
-            self.note(now, detection, &policy.respond, out);
+            self.note(now, detection, policy, out);
         }
     }
 
@@ -290,13 +307,7 @@ impl Guard {
     }
 
     /// Takes the outcome of an order.
-    pub fn settled(
-        &mut self,
-        now: Time,
-        settled: &Settled,
-        respond: &Respond,
-        out: &mut Outbox<'_>,
-    ) {
+    pub fn settled(&mut self, now: Time, settled: &Settled, policy: &Policy, out: &mut Outbox<'_>) {
         if !self.may_write_limits() {
             // A clamp or a rule came after the first of two writes.
             self.limits.drop_waiting();
@@ -307,9 +318,9 @@ impl Guard {
                 if settled.remark == Some(Remark::ServesFuse) =>
             {
                 self.freeze = self.freeze.filter(|freeze| *freeze != lease);
-                self.clamp_instead(now, cause, respond, out);
+                self.clamp_instead(now, cause, policy, out);
             }
-            Some(Expected::Contain { response, lease, freezes, .. }) => {
+            Some(Expected::Contain { response, lease, freezes, cause, .. }) => {
                 if response == Response::Clamp {
                     let cannot = matches!(
                         settled.outcome,
@@ -326,6 +337,7 @@ impl Guard {
                     Some(Hold::Clamp) if ours => self.begin_clamp(lease, out),
                     Some(Hold::Freeze | Hold::Clamp) | None => {}
                 }
+                let respond = self.respond(policy, &cause);
                 self.contained(now, response, settled.outcome, respond);
             }
             Some(Expected::Release(hold)) if settled.outcome == Outcome::Failed => {
@@ -339,11 +351,11 @@ impl Guard {
     }
 
     /// Clamps what is not frozen, because a process in it serves a FUSE file system.
-    fn clamp_instead(&mut self, now: Time, cause: Cause, respond: &Respond, out: &mut Outbox<'_>) {
+    fn clamp_instead(&mut self, now: Time, cause: Cause, policy: &Policy, out: &mut Outbox<'_>) {
         self.episodes.replaced(Response::Freeze, Response::Clamp);
         if self.clamp.is_none() && !self.is_under_way(Response::Clamp) {
             let how = (Response::Clamp, self.terms.mode, None);
-            self.contain(now, how, cause, (None, None), respond, out);
+            self.contain(now, how, cause, (None, None), policy, out);
         }
     }
 
@@ -402,8 +414,9 @@ impl Guard {
         }
     }
 
-    pub fn thawed_by_other(&mut self, now: Time, respond: &Respond, out: &mut Outbox<'_>) {
+    pub fn thawed_by_other(&mut self, now: Time, policy: &Policy, out: &mut Outbox<'_>) {
         if self.freeze.take().is_some() {
+            let respond = &policy.scope(self.terms.rule).all().respond;
             self.episodes.wait_until(now.after(respond.cool_down));
             self.episodes.hold_ended(Response::Freeze, now.after(respond.cool_down));
             let end = End::ThawedByOther;
@@ -415,11 +428,12 @@ impl Guard {
     /// systemd and engines write the limit whenever they apply their own settings. A detector that still
     /// asks may clamp again after the cool-down, and may freeze at once. If a write of ours has arrived late,
     /// the clamp is repeated now: nobody wanted it to end.
-    pub fn unclamped(&mut self, now: Time, found: Limit, respond: &Respond, out: &mut Outbox<'_>) {
+    pub fn unclamped(&mut self, now: Time, found: Limit, policy: &Policy, out: &mut Outbox<'_>) {
         if self.clamp.take().is_none() {
             return;
         }
         if !self.limits.has_arrived(now, found) {
+            let respond = self.respond(policy, &self.clamped_for);
             self.episodes.failed(Response::Clamp, now.after(respond.cool_down));
             // It does not last here, so nothing is to be spared for it.
             self.cannot_clamp = Some(now.after(CANNOT_CLAMP));
@@ -430,7 +444,7 @@ impl Guard {
         out.act(self.id, Action::Disown { hold: Hold::Clamp, end: End::LateWrite });
         if self.terms.highest >= Response::Clamp && !self.is_under_way(Response::Clamp) {
             let how = (Response::Clamp, self.terms.mode, None);
-            self.contain(now, how, self.clamped_for.clone(), (None, None), respond, out);
+            self.contain(now, how, self.clamped_for.clone(), (None, None), policy, out);
         }
     }
 
@@ -438,7 +452,7 @@ impl Guard {
         &mut self,
         now: Time,
         (id, request): (RequestId, OperatorRequest),
-        respond: &Respond,
+        policy: &Policy,
         out: &mut Outbox<'_>,
     ) {
         let (response, lease, dry_run, despite) = match request {
@@ -449,6 +463,7 @@ impl Guard {
                 (Response::Kill, Duration::ZERO, dry_run, despite)
             }
             OperatorRequest::Thaw => {
+                let respond = &policy.scope(self.terms.rule).all().respond;
                 self.episodes.wait_until(now.after(respond.cool_down));
                 for hold in Hold::ALL {
                     self.episodes.hold_ended(hold.into(), now.after(respond.cool_down));
@@ -458,7 +473,7 @@ impl Guard {
         };
         let mode = if dry_run { Mode::Observe } else { Mode::Enforce };
         let cause = Cause::operator();
-        self.contain(now, (response, mode, Some(lease)), cause, (Some(id), despite), respond, out);
+        self.contain(now, (response, mode, Some(lease)), cause, (Some(id), despite), policy, out);
     }
 
     pub fn release_all(&mut self, end: End, asked_by: Option<RequestId>, out: &mut Outbox<'_>) {
@@ -500,16 +515,45 @@ impl Guard {
     }
 
     /// Applies a new policy. Existing holds keep the terms that they began with. A guard that the
-    /// policy does not name is unguarded once it has no holds and no orders in progress.
-    pub fn apply_policy(&mut self, policy: &Policy) {
+    /// policy does not name is unguarded once it has no holds and no orders in progress. `before`: the
+    /// policy until now.
+    pub fn apply_policy(&mut self, before: &Policy, policy: &Policy) {
         self.registry.expect_looks(policy.evidence.every);
+        self.variants.clear();
         let Some(workload) = &self.workload else { return };
         let terms = policy.terms(workload);
+        self.take_terms(terms, before, policy);
+    }
+
+    /// Takes the words in which its engine describes it. Another rule may match them.
+    pub fn described(&mut self, name: String, workload: Box<Workload>, policy: &Policy) {
+        let terms = policy.terms(&workload);
+        self.name = name;
+        self.workload = Some(workload);
+        self.variants.clear();
+        self.take_terms(terms, policy, policy);
+    }
+
+    /// Returns how it was last described, if the policy names it.
+    #[must_use]
+    pub fn workload(&self) -> Option<&Workload> {
+        self.workload.as_deref()
+    }
+
+    /// Takes terms. `before` and `policy`: the policies of the terms until now, and of the new ones.
+    fn take_terms(&mut self, terms: Option<Terms>, before: &Policy, policy: &Policy) {
         self.leaves = terms.is_none();
-        let nothing = Terms { mode: Mode::Observe, highest: Response::Record, pids_limit: None };
-        let terms = terms.unwrap_or(nothing);
-        self.limits.policy_changed(self.terms.mode != terms.mode);
+        let terms = terms.unwrap_or(Terms::nothing());
+        let of_no_rule = |terms: Terms| Terms { rule: None, ..terms };
+        let is_same = of_no_rule(self.terms) == of_no_rule(terms)
+            && before.scope(self.terms.rule) == policy.scope(terms.rule);
+        let is_other_mode = self.terms.mode != terms.mode;
         self.terms = terms;
+        if is_same {
+            // A response is not repeated because the policy was read again.
+            return;
+        }
+        self.limits.policy_changed(is_other_mode);
         let is_held = Hold::ALL.map(|hold| (Response::from(hold), self.lease(hold).is_some()));
         self.episodes.act_again(|acted| !is_held.contains(&(acted, true)));
         self.look_at_all_again();
@@ -530,7 +574,8 @@ impl Guard {
         }
     }
 
-    fn rules(&self, respond: &Respond) -> Rules {
+    fn rules(&self, policy: &Policy) -> Rules {
+        let respond = &policy.scope(self.terms.rule).all().respond;
         let Terms { mode, pids_limit, .. } = self.terms;
         Rules { mode, policy: pids_limit, headroom: respond.clamp_headroom }
     }
@@ -555,24 +600,24 @@ impl Guard {
         policy: &Policy,
         out: &mut Outbox<'_>,
     ) {
-        let respond = &policy.respond;
+        let detect = &policy.scope(self.terms.rule).all().detect;
         self.filled = seen.in_force.tasks().zip(seen.tasks);
         if let Some(tasks) = seen.tasks
-            && let Some(found) = self.floors.look(now, tasks, host, &policy.detect.tasks)
+            && let Some(found) = self.floors.look(now, tasks, host, &detect.tasks)
         {
             self.episodes.looked(&[Detector::Tasks, Detector::Headroom], None);
             self.tasks_wait = None;
             // A limit of ours is close on purpose.
             let limit = seen.in_force.tasks().filter(|_| !self.is_held());
-            let limits = &policy.detect.headroom;
+            let limits = &detect.headroom;
             let short =
                 limit.and_then(|limit| self.shortage.look(now, &self.floors, limit, limits));
             for detection in found.into_iter().chain(short) {
-                self.note_tasks(now, detection, respond, out);
+                self.note_tasks(now, detection, policy, out);
             }
         }
         if self.may_write_limits() {
-            let rules = self.rules(respond);
+            let rules = self.rules(policy);
             self.limits.look(now, &rules, seen, out);
         }
     }
@@ -582,10 +627,10 @@ impl Guard {
         &mut self,
         now: Time,
         detection: Detection,
-        respond: &Respond,
+        policy: &Policy,
         out: &mut Outbox<'_>,
     ) {
-        if let Some(at) = self.note(now, detection.clone(), respond, out) {
+        if let Some(at) = self.note(now, detection.clone(), policy, out) {
             self.tasks_wait = Some((at, detection));
         }
     }
@@ -595,11 +640,11 @@ impl Guard {
         now: Time,
         answer: (Ticket, Result<Box<Facts>, String>),
         seen: Option<SeenLimit>,
-        respond: &Respond,
+        policy: &Policy,
         out: &mut Outbox<'_>,
     ) {
         let seen = seen.filter(|_| self.may_write_limits());
-        let rules = self.rules(respond);
+        let rules = self.rules(policy);
         self.limits.facts(now, &rules, answer, seen.as_ref(), out);
     }
 
@@ -624,10 +669,10 @@ impl Guard {
             self.look_at(now, &name, policy, out);
         }
         if let Some((_, detection)) = self.tasks_wait.take_if(|(at, _)| *at <= now) {
-            self.note_tasks(now, detection, &policy.respond, out);
+            self.note_tasks(now, detection, policy, out);
         }
-        self.expire(now, &policy.respond, out);
-        self.soften(now, &policy.respond, out);
+        self.expire(now, policy, out);
+        self.soften(now, policy, out);
         if self.leaves {
             self.leave(out);
         }
@@ -643,19 +688,24 @@ impl Guard {
         let detectors = [Detector::Duplicates, Detector::Burst, Detector::Growth];
         self.episodes.looked(&detectors, Some(name));
         let Some(identity) = self.registry.identity(name) else {
+            self.variants.forget(name);
             return self.schedule.set(name, None);
         };
+        let applied = self.variants.applied(policy.scope(self.terms.rule), name);
+        if applied.ignore {
+            return self.schedule.set(name, None);
+        }
         let processes = self.registry.processes();
         let room = self.filled.map(|(limit, tasks)| Room { limit, tasks, processes });
         let (detections, mut next) = detect::look(
             (now, self.woke.unwrap_or_default()),
             name,
             identity,
-            &policy.detect,
+            &applied.detect,
             room,
         );
         for detection in detections {
-            next = sooner(next, self.note(now, detection, &policy.respond, out));
+            next = sooner(next, self.note(now, detection, policy, out));
         }
         self.schedule.set(name, next);
     }
@@ -666,7 +716,7 @@ impl Guard {
         &mut self,
         now: Time,
         detection: Detection,
-        respond: &Respond,
+        policy: &Policy,
         out: &mut Outbox<'_>,
     ) -> Option<Time> {
         // A container chooses the names of its packages, and each order has the whole cgroup checked. So the
@@ -694,7 +744,7 @@ impl Guard {
         let asked = asked.filter(|response| *response > Response::Record && !self.holds(*response));
         if let Some(response) = asked {
             let how = (response, self.terms.mode, None);
-            self.contain(now, how, detection.cause, (None, None), respond, out);
+            self.contain(now, how, detection.cause, (None, None), policy, out);
         }
         respond_at
     }
@@ -706,9 +756,10 @@ impl Guard {
         (response, mode, lease): (Response, Mode, Option<Duration>),
         cause: Cause,
         (asked_by, despite): (Option<RequestId>, Option<Despite>),
-        respond: &Respond,
+        policy: &Policy,
         out: &mut Outbox<'_>,
     ) {
+        let respond = self.respond(policy, &cause);
         let lease = lease.unwrap_or(match Hold::of(response) {
             Some(Hold::Clamp) => respond.clamp_lease,
             Some(Hold::Freeze) => respond.freeze_lease,
@@ -749,6 +800,13 @@ impl Guard {
         self.under_way.insert(ticket, Expected::Contain { response, lease, freezes, acts, cause });
     }
 
+    /// Returns how responses to a cause are carried out.
+    fn respond<'a>(&self, policy: &'a Policy, cause: &Cause) -> &'a Respond {
+        let scope = policy.scope(self.terms.rule);
+        let variant = cause.identity.as_deref().map(|identity| scope.variant(identity));
+        &scope.of(variant.unwrap_or_default()).respond
+    }
+
     /// Counts the live servers.
     fn servers(&self) -> u64 {
         u64::try_from(self.registry.live_servers()).unwrap_or(u64::MAX)
@@ -756,15 +814,17 @@ impl Guard {
 
     /// Releases holds whose lease has ended. A clamp is renewed while a detector still asks for it,
     /// and lasts at least as long as a freeze beside it.
-    fn expire(&mut self, now: Time, respond: &Respond, out: &mut Outbox<'_>) {
+    fn expire(&mut self, now: Time, policy: &Policy, out: &mut Outbox<'_>) {
         if self.freeze.is_some_and(|hold| hold.until <= now) {
             self.freeze = None;
             self.release(Hold::Freeze, End::LeaseOver, None, out);
+            let respond = &policy.scope(self.terms.rule).all().respond;
             // A leak that outlasts the freeze may be frozen again, after some time of service.
             self.episodes.hold_ended(Response::Freeze, now.after(respond.cool_down));
         }
         let is_over = |clamp: &Lease| clamp.until <= now && self.freeze.is_none();
         let Some(clamp) = self.clamp.filter(is_over) else { return };
+        let respond = self.respond(policy, &self.clamped_for);
         if self.episodes.still_ask() {
             let lease = respond.clamp_lease;
             self.clamp = Some(Lease { until: now.after(lease), ..clamp });
@@ -778,11 +838,11 @@ impl Guard {
 
     /// Loosens a new clamp once, by one headroom, at the first sign that it breaks something
     /// inside: node aborts without its thread pool, and an exec'd health check fails.
-    fn soften(&mut self, now: Time, respond: &Respond, out: &mut Outbox<'_>) {
+    fn soften(&mut self, now: Time, policy: &Policy, out: &mut Outbox<'_>) {
         let ClampWatch { denials, aborts, loosened, .. } = self.clamp_watch;
         if self.clamp_is_young(now) && !loosened && (denials > 0 || aborts > 0) {
             self.clamp_watch.loosened = true;
-            let by = respond.clamp_headroom;
+            let by = self.respond(policy, &self.clamped_for).clamp_headroom;
             out.act(self.id, Action::Loosen { by, aborts, denials });
         }
     }

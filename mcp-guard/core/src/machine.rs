@@ -118,7 +118,8 @@ impl Core {
             Input::Attach { guard, born, pid, seen } => {
                 self.attach(now, guard, (born, pid, seen), effects);
             }
-            Input::Fork { guard, .. }
+            Input::Described { guard, .. }
+            | Input::Fork { guard, .. }
             | Input::Exec { guard, .. }
             | Input::Exit { guard, .. }
             | Input::Used { guard, .. }
@@ -153,9 +154,9 @@ impl Core {
     fn apply(&mut self, now: Time, policy: Policy, effects: &mut Vec<Effect>) {
         let mut out = Outbox { tickets: &mut self.tickets, effects };
         self.grammar = Grammar::extended_by(&policy.launcher);
-        self.policy = policy;
+        let before = std::mem::replace(&mut self.policy, policy);
         for guard in self.guards.values_mut() {
-            guard.apply_policy(&self.policy);
+            guard.apply_policy(&before, &self.policy);
             guard.evaluate(now, &self.policy, &mut out);
         }
     }
@@ -208,6 +209,7 @@ fn place(last_seen_in: &mut BTreeMap<Pid, GuardId>, input: &Input) {
         Input::Guarded { .. }
         | Input::Released { .. }
         | Input::Policy(_)
+        | Input::Described { .. }
         | Input::HostTasks { .. }
         | Input::Woke
         | Input::Attach { .. }
@@ -241,7 +243,6 @@ struct World<'a> {
 /// Passes one input to its guard.
 fn feed(guard: &mut Guard, now: Time, input: Input, world: World<'_>, out: &mut Outbox<'_>) {
     let World { policy, grammar, host_tasks } = world;
-    let respond = &policy.respond;
     match input {
         Input::Fork { born, child, parent, .. } => guard.registry.fork(born, child, parent),
         Input::Exec { born, pid, command, .. } => {
@@ -258,15 +259,16 @@ fn feed(guard: &mut Guard, now: Time, input: Input, world: World<'_>, out: &mut 
         Input::Totals { totals, .. } => guard.totals(now, totals, policy, out),
         Input::Denials { count, .. } => guard.denials(count),
         Input::Standing { refusal, asked, .. } => guard.standing(now, refusal, asked, out),
-        Input::Settled(settled) => guard.settled(now, &settled, respond, out),
-        Input::ThawedByOther { .. } => guard.thawed_by_other(now, respond, out),
-        Input::Unclamped { found, .. } => guard.unclamped(now, found, respond, out),
+        Input::Settled(settled) => guard.settled(now, &settled, policy, out),
+        Input::ThawedByOther { .. } => guard.thawed_by_other(now, policy, out),
+        Input::Unclamped { found, .. } => guard.unclamped(now, found, policy, out),
         Input::Overdue { hold, .. } => guard.overdue(now, hold, out),
-        Input::Operator { id, request, .. } => guard.operator(now, (id, request), respond, out),
+        Input::Operator { id, request, .. } => guard.operator(now, (id, request), policy, out),
+        Input::Described { name, workload, .. } => guard.described(name, workload, policy),
         Input::Declared { limit, .. } => guard.limits.declare(limit),
         Input::LimitSeen { seen, .. } => guard.limit_seen(now, &seen, host_tasks, policy, out),
         Input::LimitFacts { ticket, facts, seen, .. } => {
-            guard.limit_facts(now, (ticket, facts), seen, respond, out);
+            guard.limit_facts(now, (ticket, facts), seen, policy, out);
         }
         Input::Guarded { .. }
         | Input::Released { .. }

@@ -1,16 +1,35 @@
-//! The policy file, typed and validated. An unknown key is an error, because a typo must not
+//! The policy files, typed and validated. An unknown key is an error, because a typo must not
 //! silently turn off a protection.
+
+mod explained;
+mod fault;
+mod file;
+mod keys;
+mod layer;
+mod load;
+mod pattern;
+mod rule;
+mod scope;
+mod shown;
+mod source;
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-use serde::{Deserialize, Deserializer, Serialize};
-use wildmatch::WildMatch;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{
-    escape::is_plain_path,
-    limit::{HEADROOM, LEAST, MOST},
-    server::Launcher,
+pub use self::{
+    explained::{Explained, ExplainedServer, PlacedRule, PlacedValue},
+    fault::Error,
+    file::File,
+    keys::{ServerDetect, ServerKeys, SomeKeys},
+    layer::{Layer, Leaf, ValueOrigin},
+    pattern::{CgroupPattern, Pattern},
+    rule::{Rule, unit_of},
+    scope::{Applied, Scope, Variant},
+    source::PolicySource,
 };
+use self::{fault::Fault, load::Stated};
+use crate::{limit::HEADROOM, server::Launcher};
 
 /// Whether decisions change the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,23 +73,22 @@ impl fmt::Display for Response {
     }
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(default, deny_unknown_fields)]
+/// All files of the policy together.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
-    /// The mode of each rule that has no `mode` of its own, and of all containers if there is no
-    /// rule.
     pub mode: Mode,
-    pub detect: Detect,
-    pub respond: Respond,
     pub evidence: Looks,
     /// The first match applies. Without any rule, every container is guarded.
     pub guard: Vec<Rule>,
     pub launcher: Vec<Launcher>,
+    /// The terms of guards whose rule has none of its own.
+    scope: Scope,
+    /// The values that the files state, with their origins.
+    stated: Stated,
 }
 
 /// Thresholds of the detectors.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Detect {
@@ -89,7 +107,7 @@ pub struct Detect {
 
 /// D: live servers of one package that are idle. Of another identity, only servers count of which looks have proved
 /// that they are idle and that only their client can give them work, and only if their number grows steadily.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Duplicates {
@@ -126,7 +144,7 @@ impl Default for Duplicates {
 }
 
 /// B: starts of one package in a short time.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Burst {
@@ -166,7 +184,7 @@ impl Default for Burst {
 }
 
 /// E: growth in the number of live processes of any kind.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Emergency {
@@ -200,7 +218,7 @@ impl Default for Emergency {
 
 /// R: the rate of process forks. It only warns, because harmless work can fork faster than any
 /// leak.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Raw {
@@ -220,7 +238,7 @@ impl Default for Raw {
 /// T: growth in the number of tasks, threads included. It measures the floor: the lowest number of
 /// tasks during the last 10 s. It warns when one of the numbers in this table is reached, and acts
 /// at twice that number.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Tasks {
@@ -252,7 +270,7 @@ impl Default for Tasks {
 /// G: steady growth in the number of live servers of one identity. For packages, `warn` is not used, because
 /// detector D warns about their copies already. `act` is used, because D never acts on copies that are in use. So for
 /// a package, G does not warn until `act` is reached. Then it warns and acts.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Growth {
@@ -281,7 +299,7 @@ impl Default for Growth {
 
 /// C: servers of one package, image or script that die soon after their start, with a failure. It only
 /// warns.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct CrashLoop {
@@ -303,7 +321,7 @@ impl Default for CrashLoop {
 
 /// H: the tasks of a container come close to its limit. It judges the floor, as `[detect.tasks]` does, and only
 /// warns.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Headroom {
@@ -318,7 +336,7 @@ impl Default for Headroom {
 }
 
 /// O: servers that stay although nobody can write to them any more. It only warns.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Disconnected {
@@ -342,7 +360,7 @@ impl Default for Disconnected {
 }
 
 /// K: disconnected servers that use at least half of a CPU. It only warns.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Burning {
@@ -358,7 +376,7 @@ impl Default for Burning {
 }
 
 /// Z: processes that have ended and that their parent does not reap. It only warns.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Zombies {
@@ -375,7 +393,7 @@ impl Default for Zombies {
 }
 
 /// How the agent looks at servers: whether they are used, and whether their clients can reach them.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Looks {
@@ -391,7 +409,7 @@ impl Default for Looks {
 }
 
 /// How responses are carried out.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Respond {
@@ -423,60 +441,6 @@ impl Default for Respond {
     }
 }
 
-/// Which cgroups are guarded, and how. Each of `name`, `image`, `label` and `cgroup` that is given
-/// must match, and at least one must be given.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields)]
-pub struct Rule {
-    /// Name of the container. `*` matches any text, `?` one character.
-    #[serde(default)]
-    pub name: Option<Pattern>,
-    /// Image that the container was started from, with `*` and `?` as in `name`.
-    #[serde(default)]
-    pub image: Option<Pattern>,
-    /// Label of the container: `KEY` or `KEY=VALUE`. In VALUE, `*` and `?` work as in `name`.
-    #[serde(default)]
-    pub label: Option<String>,
-    /// Exact path of the cgroup, such as `/system.slice/NAME.service`. For a cgroup that no
-    /// engine lists.
-    #[serde(default)]
-    pub cgroup: Option<String>,
-    /// The mode of these cgroups. Without it, the `mode` at the top of the file applies.
-    #[serde(default)]
-    pub mode: Option<Mode>,
-    /// The strongest response that detectors may use here.
-    #[serde(default = "default_highest")]
-    pub highest: Response,
-    /// The wanted limit in tasks, 8 to 4194304, instead of the number that the engine stores. A
-    /// request of `repair` has priority over it. The agent never raises a limit to this number.
-    #[serde(default)]
-    pub pids_limit: Option<u64>,
-}
-
-/// The default is not `kill`, which must be named.
-fn default_highest() -> Response {
-    Response::Freeze
-}
-
-/// A name pattern with `*` and `?`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(from = "String")]
-pub struct Pattern(WildMatch);
-
-impl From<String> for Pattern {
-    fn from(pattern: String) -> Self {
-        Self(WildMatch::new(&pattern))
-    }
-}
-
-impl Pattern {
-    #[must_use]
-    pub fn matches(&self, text: &str) -> bool {
-        self.0.matches(text)
-    }
-}
-
 /// The subject that rules are matched against: a container, or a cgroup that no engine knows.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Workload {
@@ -493,6 +457,22 @@ pub struct Terms {
     pub highest: Response,
     /// The limit to enforce, if the policy names one.
     pub pids_limit: Option<u64>,
+    /// The place of its rule in [`Policy::guard`].
+    pub rule: Option<usize>,
+}
+
+impl Terms {
+    /// Returns terms that no rule has set.
+    #[must_use]
+    pub fn new(mode: Mode, highest: Response) -> Self {
+        Self { mode, highest, pids_limit: None, rule: None }
+    }
+
+    /// Returns the terms of a cgroup that the policy does not name.
+    #[must_use]
+    pub fn nothing() -> Self {
+        Self::new(Mode::Observe, Response::Record)
+    }
 }
 
 /// A duration in the form in which people write it: "30s", "5min".
@@ -502,57 +482,80 @@ impl DurationText {
     fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         humantime_serde::deserialize(deserializer)
     }
+
+    fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        humantime_serde::serialize(duration, serializer)
+    }
 }
 
-/// Why a policy is rejected. The text shows line and position if a part of the file is at fault.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("{0}")]
-    Syntax(#[from] toml::de::Error),
-    #[error("{0}")]
-    Meaning(String),
+impl Default for Policy {
+    fn default() -> Self {
+        let scope = Scope::new(Applied::default());
+        Self {
+            mode: Mode::default(),
+            evidence: Looks::default(),
+            guard: Vec::new(),
+            launcher: Vec::new(),
+            scope,
+            stated: Stated::default(),
+        }
+    }
 }
 
 impl Policy {
+    /// Reads a policy of one file.
+    ///
     /// # Errors
     /// If the text has a syntax error, an unknown key, a wrong type, or values that contradict each
     /// other.
     pub fn parse(text: &str) -> Result<Self, Error> {
-        let policy: Self = toml::from_str(text)?;
-        policy.validate().map_err(Error::Meaning)?;
-        Ok(policy)
+        Self::load(&[PolicySource { name: String::new(), text: text.to_owned() }])
     }
 
     /// Returns the terms for a workload, or `None` if it is not guarded.
     #[must_use]
     pub fn terms(&self, workload: &Workload) -> Option<Terms> {
         if self.guard.is_empty() {
-            return Some(Terms { mode: self.mode, highest: default_highest(), pids_limit: None });
+            return Some(Terms::new(self.mode, rule::default_highest()));
         }
-        let rule = self.guard.iter().find(|rule| rule.matches(workload))?;
+        let (at, rule) = self.guard.iter().enumerate().find(|(_, rule)| rule.matches(workload))?;
         let mode = rule.mode.unwrap_or(self.mode);
-        Some(Terms { mode, highest: rule.highest, pids_limit: rule.pids_limit })
+        let Rule { highest, pids_limit, .. } = *rule;
+        Some(Terms { mode, highest, pids_limit, rule: Some(at) })
     }
 
-    fn validate(&self) -> Result<(), String> {
-        self.detect.validate()?;
+    /// Returns what applies in the guards of a rule.
+    #[must_use]
+    pub fn scope(&self, rule: Option<usize>) -> &Scope {
+        let own = rule.and_then(|rule| self.guard.get(rule)?.scope.as_ref());
+        own.unwrap_or(&self.scope)
+    }
+
+    /// Returns the thresholds of guards whose rule has none of its own.
+    #[must_use]
+    pub fn detect(&self) -> &Detect {
+        &self.scope.all().detect
+    }
+
+    /// Returns how responses are carried out in guards whose rule does not say it.
+    #[must_use]
+    pub fn respond(&self) -> &Respond {
+        &self.scope.all().respond
+    }
+}
+
+impl Looks {
+    fn validate(&self) -> Result<(), Fault> {
         let second = Duration::from_secs(1);
-        if self.evidence.every < second || self.evidence.every > Duration::from_secs(3600) {
-            return Err("evidence.every must lie between 1s and 1h".to_owned());
+        if self.every < second || self.every > Duration::from_secs(3600) {
+            return Err(Fault::at("evidence.every", "must lie between 1s and 1h"));
         }
-        self.respond.validate()?;
-        match self.guard.iter().position(|rule| !rule.names_something()) {
-            Some(at) => Err(format!(
-                "guard {} names no container: give name, image, label or cgroup (name = \"*\" for all)",
-                at + 1
-            )),
-            None => self.guard.iter().try_for_each(Rule::validate),
-        }
+        Ok(())
     }
 }
 
 impl Detect {
-    fn validate(&self) -> Result<(), String> {
+    fn validate(&self) -> Result<(), Fault> {
         let Detect {
             duplicates,
             burst,
@@ -589,80 +592,48 @@ impl Detect {
             ("detect.tasks.host_percent", number(tasks.host_percent)),
         ];
         if let Some((key, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
-            return Err(format!("{key} = 0 would fire without a cause; use at least 1"));
+            return Err(Fault::at(key, "= 0 would fire without a cause; use at least 1"));
         }
         let thresholds = [
-            (duplicates.warn, duplicates.act),
-            (emergency.warn, emergency.act),
-            (growth.warn, growth.act),
+            ("detect.duplicates", duplicates.warn, duplicates.act),
+            ("detect.emergency", emergency.warn, emergency.act),
+            ("detect.growth", growth.warn, growth.act),
         ];
-        if thresholds.iter().any(|(warn, act)| act < warn) {
-            return Err("act is below warn: a detector warns before it acts".to_owned());
+        if let Some((table, warn, act)) = thresholds.iter().find(|(_, warn, act)| act < warn) {
+            let why = format!(
+                "{table}: act is below warn, {act} below {warn}: a detector warns before it acts"
+            );
+            return Err(Fault::between([format!("{table}.act"), format!("{table}.warn")], why));
         }
         let second = Duration::from_secs(1);
         if burst.act_for < second || burst.act_for > Duration::from_secs(60) {
-            return Err("detect.burst.act_for must lie between 1s and 60s".to_owned());
+            return Err(Fault::at("detect.burst.act_for", "must lie between 1s and 60s"));
         }
         if emergency.within < second || emergency.within > Duration::from_secs(3600) {
-            return Err("detect.emergency.within must lie between 1s and 1h".to_owned());
+            return Err(Fault::at("detect.emergency.within", "must lie between 1s and 1h"));
         }
         Ok(())
     }
 }
 
 impl Respond {
-    fn validate(&self) -> Result<(), String> {
+    fn validate(&self) -> Result<(), Fault> {
         if self.clamp_headroom < 8 {
-            return Err("respond.clamp_headroom is below 8: an exec'd health check could not run \
-                        and node would abort"
-                .to_owned());
+            return Err(Fault::at(
+                "respond.clamp_headroom",
+                "is below 8: an exec'd health check could not run and node would abort",
+            ));
         }
         let bounds = Duration::from_secs(1)..=Duration::from_secs(86_400);
-        for (key, lease) in [("clamp_lease", self.clamp_lease), ("freeze_lease", self.freeze_lease)]
+        for (key, lease) in
+            [("respond.clamp_lease", self.clamp_lease), ("respond.freeze_lease", self.freeze_lease)]
         {
             if !bounds.contains(&lease) {
-                return Err(format!("respond.{key} must lie between 1s and 1day"));
+                return Err(Fault::at(key, "must lie between 1s and 1day"));
             }
         }
         Ok(())
     }
-}
-
-impl Rule {
-    fn names_something(&self) -> bool {
-        self.name.is_some() || self.image.is_some() || self.label.is_some() || self.cgroup.is_some()
-    }
-
-    fn validate(&self) -> Result<(), String> {
-        if let Some(limit) = self.pids_limit.filter(|limit| !(LEAST..=MOST).contains(limit)) {
-            return Err(format!("guard pids_limit = {limit} must lie between {LEAST} and {MOST}"));
-        }
-        match &self.cgroup {
-            Some(path) if !is_plain_path(path) => Err(format!(
-                "guard cgroup {path:?} must be an absolute path without \".\", \"..\", \"//\" or a \
-                 trailing \"/\""
-            )),
-            _ => Ok(()),
-        }
-    }
-
-    fn matches(&self, workload: &Workload) -> bool {
-        let fits = |pattern: &Option<Pattern>, text: &str| {
-            pattern.as_ref().is_none_or(|pattern| pattern.0.matches(text))
-        };
-        fits(&self.name, &workload.name)
-            && fits(&self.image, &workload.image)
-            && self.cgroup.as_ref().is_none_or(|path| *path == workload.cgroup)
-            && self.label.as_ref().is_none_or(|label| label_matches(label, &workload.labels))
-    }
-}
-
-fn label_matches(label: &str, labels: &BTreeMap<String, String>) -> bool {
-    let (key, pattern) = match label.split_once('=') {
-        Some((key, value)) => (key, Some(WildMatch::new(value))),
-        None => (label, None),
-    };
-    labels.get(key).is_some_and(|value| pattern.is_none_or(|pattern| pattern.matches(value)))
 }
 
 #[cfg(test)]

@@ -203,7 +203,7 @@ struct Run {
 
 impl Run {
     fn new(policy: Policy) -> Self {
-        let terms = Terms { mode: Mode::Enforce, highest: highest(&policy), pids_limit: None };
+        let terms = Terms::new(Mode::Enforce, highest(&policy));
         let mut core = Core::new(policy);
         let (name, workload) = ("trace".to_owned(), None);
         let guarded = Input::Guarded { guard: GUARD, name, terms, workload, refusal: None };

@@ -46,7 +46,7 @@ impl Story {
             last: None,
             next_pid: 100,
         };
-        let terms = Terms { mode: Mode::Enforce, highest: Response::Kill, pids_limit: None };
+        let terms = Terms::new(Mode::Enforce, Response::Kill);
         let (name, workload) = ("story".into(), Some(Box::default()));
         story.step(Input::Guarded { guard: GUARD, name, terms, workload, refusal });
         story

@@ -35,7 +35,7 @@ impl Story {
     fn new() -> Self {
         let core = Core::new(Policy::default());
         let mut story = Self { core, seconds: 1000, warned: Vec::new(), acted: Vec::new() };
-        let terms = Terms { mode: Mode::Enforce, highest: Response::Freeze, pids_limit: None };
+        let terms = Terms::new(Mode::Enforce, Response::Freeze);
         let (name, workload, refusal) = ("story".to_owned(), None, None);
         story.step(Input::Guarded { guard: GUARD, name, terms, workload, refusal });
         story

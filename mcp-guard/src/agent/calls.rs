@@ -30,6 +30,7 @@ impl Agent {
         match call {
             Call::Status => self.begin_status(reply),
             Call::Servers(asked) => self.begin_servers(asked, reply),
+            Call::ReloadPolicy => self.reload(Some(reply)),
             // The CLI checks this too, but other clients may call.
             Call::Freeze { lease_ms, .. } if !LEASES_MS.contains(&lease_ms) => {
                 send_reply(reply, failed("lease_ms must be between 1000 and 86400000"));

@@ -1,7 +1,7 @@
 //! Decides which cgroups are guarded: those of containers that the policy names, those it names by path,
 //! and those held by an operator.
 
-use std::{fmt::Display, time::Duration};
+use std::{collections::BTreeSet, fmt::Display, time::Duration};
 
 use anyhow::anyhow;
 use mcp_guard_common::Totals;
@@ -12,7 +12,7 @@ use mcp_guard_core::{
     effect::Input,
     id::GuardId,
     incident::Hold,
-    policy::{Mode, Response, Terms, Workload},
+    policy::{Mode, Terms, Workload},
 };
 
 use super::Agent;
@@ -20,7 +20,10 @@ use crate::{
     control::wire::EngineState,
     engine::{Container, EngineEvent, EngineId, Speaker},
     guards::{Held, Role},
-    host::{cgroup::Cgroup, clock},
+    host::{
+        cgroup::{Cgroup, CgroupSearch},
+        clock,
+    },
 };
 
 impl Agent {
@@ -65,7 +68,7 @@ impl Agent {
 
     /// Ignores what a user's engine says about a container of somebody else, and records it once in a while.
     fn disbelieve(&mut self, by: Speaker, cgroup: Cgroup, container: Container) {
-        let is_named = self.core.policy().terms(&workload_of(&container, &cgroup)).is_some();
+        let is_named = self.core.policy().terms(&container.workload(&cgroup)).is_some();
         if !self.unguarded.disbelieve(clock::now(), cgroup.id(), is_named) {
             return;
         }
@@ -78,7 +81,7 @@ impl Agent {
     }
 
     fn guard_container(&mut self, cgroup: Cgroup, container: Container) {
-        let workload = workload_of(&container, &cgroup);
+        let workload = container.workload(&cgroup);
         let Some(terms) = self.core.policy().terms(&workload) else { return };
         let Some(known) = self.guards.of_cgroup(cgroup.id()) else {
             let Container { id, name, paused, limit, .. } = container;
@@ -94,29 +97,48 @@ impl Agent {
         }
         if let Some(container) = self.guards.remember(known, Box::new(container)) {
             self.declare(known, container.limit);
+            self.describe(known, &container.name, workload);
         }
     }
 
-    /// Cgroups that the policy names by path are guarded as soon as they exist.
+    /// Another rule may name a guard once its engine describes it, or describes it in other words.
+    fn describe(&mut self, guard: GuardId, name: &str, workload: Workload) {
+        let known = self.core.guard(guard).and_then(|state| state.workload());
+        if known.is_none_or(|known| *known == workload) {
+            return;
+        }
+        let Some(held) = self.guards.get_mut(guard) else { return };
+        held.rename(name);
+        let name = held.subject.name.clone();
+        self.step(Input::Described { guard, name, workload: Box::new(workload) });
+    }
+
+    /// Cgroups that the policy names by path or unit are guarded as soon as they exist.
     pub(super) fn guard_named_cgroups(&mut self) {
-        let rules: Vec<_> =
-            self.core.policy().guard.iter().filter_map(|rule| rule.cgroup.clone()).collect();
-        for path in rules {
-            // The old guard of a removed and re-created cgroup has ended by now: its descriptor failed.
-            if self.guards.find(|held| held.subject.cgroup == path).is_some() {
+        let mut search = CgroupSearch::new(&self.layout);
+        search.rules(self.core.policy());
+        self.unguarded.searched(search.is_cut());
+        let found = search.found();
+        if found.is_empty() {
+            return;
+        }
+        // The old guard of a removed and re-created cgroup has ended by now: its descriptor failed.
+        let held = self.guards.ids().into_iter().filter_map(|guard| self.guards.get(guard));
+        let known: BTreeSet<String> = held.map(|held| held.subject.cgroup.clone()).collect();
+        for path in found {
+            if known.contains(&path) {
                 continue;
             }
+            let workload = Workload { cgroup: path.clone(), ..Workload::default() };
+            let Some(terms) = self.core.policy().terms(&workload) else { continue };
             let Ok(cgroup) = Cgroup::open(&self.layout, &path) else { continue };
             if self.guards.of_cgroup(cgroup.id()).is_some() {
                 continue;
             }
-            let workload = Workload { cgroup: path.clone(), ..Workload::default() };
-            if let Some(terms) = self.core.policy().terms(&workload) {
-                let container = container_in(cgroup.path()).map(|found| found.id.to_owned());
-                let held = Held::new(cgroup, &path, container, false);
-                if let Some(guard) = self.guard(held, terms, workload) {
-                    self.look_at_limit(guard);
-                }
+            let container = container_in(cgroup.path()).map(|found| found.id.to_owned());
+            let held = Held::new(cgroup, &path, container, false);
+            if let Some(guard) = self.guard(held, terms, workload) {
+                self.look_at_limit(guard);
             }
         }
     }
@@ -128,7 +150,7 @@ impl Agent {
         let name = held.subject.name.clone();
         let refusal = self.first_refusal(guard, &held.cgroup);
         self.guards.insert(guard, held, Role::ByHand { seen: None });
-        let terms = Terms { mode: Mode::Observe, highest: Response::Record, pids_limit: None };
+        let terms = Terms::nothing();
         self.step(Input::Guarded { guard, name, terms, workload: None, refusal });
         Some(guard)
     }
@@ -278,14 +300,5 @@ impl Agent {
             container.paused = held.paused;
             self.guard_container(held.cgroup, *container);
         }
-    }
-}
-
-fn workload_of(container: &Container, cgroup: &Cgroup) -> Workload {
-    Workload {
-        name: container.name.clone(),
-        image: container.image.clone(),
-        labels: container.labels.clone(),
-        cgroup: cgroup.path().to_owned(),
     }
 }

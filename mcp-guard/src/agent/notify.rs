@@ -1,15 +1,22 @@
 //! Notifies systemd: readiness, a status line, the watchdog, and the end.
 
-use std::{env, ffi::OsString, io, os::unix::net::UnixDatagram, time::Duration};
+use std::{
+    collections::VecDeque, env, ffi::OsString, io, os::unix::net::UnixDatagram, time::Duration,
+};
 
 use mcp_guard_core::{Time, policy::Mode};
 use sd_notify::NotifyState;
+
+/// Most messages about reloads that wait while systemd's queue is full.
+const MOST_RELOADS: usize = 64;
 
 /// The line that `systemctl status` shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shown {
     pub mode: Mode,
     pub guards: usize,
+    /// The policy in the files is not applied.
+    pub is_rejected: bool,
 }
 
 /// The last notification; decides the next one.
@@ -32,8 +39,10 @@ impl Sent {
         if !is_new && !is_silent {
             return None;
         }
-        let Shown { mode, guards } = shown;
-        let status = format!("{mode}, {guards} guard{}", if guards == 1 { "" } else { "s" });
+        let Shown { mode, guards, is_rejected } = shown;
+        let plural = if guards == 1 { "" } else { "s" };
+        let rejected = if is_rejected { "; THE NEW POLICY IS NOT APPLIED" } else { "" };
+        let status = format!("{mode}, {guards} guard{plural}{rejected}");
         let mut states = Vec::new();
         if self.last.is_none() {
             states.push(NotifyState::Ready);
@@ -51,6 +60,8 @@ impl Sent {
 /// Notifies systemd, or does nothing if the environment does not ask for it.
 pub struct Notify {
     sent: Sent,
+    /// Messages about reloads that were not sent yet, the oldest first.
+    reloads: VecDeque<String>,
     to: Option<(UnixDatagram, OsString)>,
     has_failed: bool,
 }
@@ -58,7 +69,8 @@ pub struct Notify {
 impl Notify {
     /// Reads the socket and the watchdog interval from this process's environment.
     pub fn from_environment() -> Self {
-        let mut notify = Self { sent: Sent::default(), to: None, has_failed: false };
+        let mut notify =
+            Self { sent: Sent::default(), reloads: VecDeque::new(), to: None, has_failed: false };
         let Some(address) = env::var_os("NOTIFY_SOCKET") else { return notify };
         notify.sent.watchdog = sd_notify::watchdog_enabled();
         // The crate's own sender blocks while the queue of PID 1 is full, as it may be in a storm. The agent
@@ -77,10 +89,40 @@ impl Notify {
         if self.to.is_none() {
             return;
         }
+        self.send_reloads();
         if let Some(message) = self.sent.due(now, shown)
             && self.send(&message)
         {
             self.sent.last = Some((now, shown));
+        }
+    }
+
+    /// Announces that the policy is read again.
+    pub fn reloading(&mut self) {
+        match NotifyState::monotonic_usec_now() {
+            Ok(now) => self.announce(&[NotifyState::Reloading, now]),
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    /// Announces that the policy was read again.
+    pub fn reloaded(&mut self) {
+        self.announce(&[NotifyState::Ready]);
+    }
+
+    fn announce(&mut self, states: &[NotifyState]) {
+        // Each reload ends before the next one begins.
+        if self.to.is_some() && self.reloads.len() < MOST_RELOADS {
+            self.reloads.push_back(message(states));
+            self.send_reloads();
+        }
+    }
+
+    fn send_reloads(&mut self) {
+        while let Some(message) = self.reloads.pop_front() {
+            if !self.send(&message) {
+                return self.reloads.push_front(message);
+            }
         }
     }
 
@@ -121,7 +163,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn shown(guards: usize) -> Shown {
-        Shown { mode: Mode::Observe, guards }
+        Shown { mode: Mode::Observe, guards, is_rejected: false }
     }
 
     /// Messages sent at these ticks; each tick is a time in quarters of a second and a number of guards.
@@ -182,7 +224,8 @@ mod tests {
         socket.set_nonblocking(true).expect("sets");
         while socket.send_to(b"X=1", &path).is_ok() {}
         let to = Some((socket, path.into_os_string()));
-        let mut notify = Notify { sent: Sent::default(), to, has_failed: false };
+        let mut notify =
+            Notify { sent: Sent::default(), reloads: VecDeque::new(), to, has_failed: false };
         notify.turn(Time::default(), shown(0));
         assert!(notify.has_failed && notify.sent.last.is_none());
 
@@ -192,6 +235,12 @@ mod tests {
         notify.turn(Time::default(), shown(0));
         let length = systemd.recv(&mut buffer).expect("a message");
         assert_eq!(&buffer[..length], b"READY=1\nSTATUS=observe, 0 guards");
+        notify.reloading();
+        notify.reloaded();
+        let length = systemd.recv(&mut buffer).expect("a message");
+        assert!(buffer[..length].starts_with(b"RELOADING=1\nMONOTONIC_USEC="));
+        let length = systemd.recv(&mut buffer).expect("a message");
+        assert_eq!(&buffer[..length], b"READY=1");
         notify.stopping("SIGTERM");
         let length = systemd.recv(&mut buffer).expect("a message");
         assert_eq!(&buffer[..length], b"STOPPING=1\nSTATUS=stopping: SIGTERM");
@@ -199,7 +248,8 @@ mod tests {
 
     #[test]
     fn without_a_socket_nothing_is_sent() {
-        let mut notify = Notify { sent: Sent::default(), to: None, has_failed: false };
+        let mut notify =
+            Notify { sent: Sent::default(), reloads: VecDeque::new(), to: None, has_failed: false };
         notify.turn(Time::default(), shown(0));
         notify.stopping("SIGTERM");
         assert!(notify.sent.last.is_none() && !notify.has_failed);

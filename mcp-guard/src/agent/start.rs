@@ -22,6 +22,7 @@ use super::{
     limits::Upkeep,
     notify::Notify,
     reader::{FactsReader, News},
+    reload::{PolicyRead, Reloads},
     rescan::{Reading, Rescans},
     standing::{Looked, Standings},
     turn::Turns,
@@ -76,6 +77,10 @@ impl Agent {
             .context("cannot start the threads that look at servers")?;
         let clients = Clients::start(observer.clone())
             .context("cannot start the thread that looks for clients")?;
+        // One reading at a time is under way.
+        let (to_policies, policies) = mpsc::unbounded_channel();
+        let reloads = Reloads::start(options.policy_file, options.policy_files, to_policies)
+            .context("cannot start the thread that reads the policy again")?;
         let mut agent = Self {
             core: Core::new(options.policy),
             guards: Guards::new(),
@@ -88,6 +93,7 @@ impl Agent {
             askers: Askers::default(),
             answers: Answers::default(),
             clients,
+            reloads,
             standings: Standings::new(looks, to_looked),
             unguarded: Unguarded::default(),
             layout,
@@ -96,7 +102,8 @@ impl Agent {
             turns: Turns::since(now),
         };
         let mode = agent.begin(unsigned).await;
-        let sources = agent.listen(&options.run_dir, news, readings, looked, evidence)?;
+        let sources =
+            agent.listen(&options.run_dir, (news, readings, looked), (evidence, policies))?;
         tracing::info!(%mode, "mcp-guard {} is watching", env!("CARGO_PKG_VERSION"));
         Ok((agent, sources))
     }
@@ -105,10 +112,15 @@ impl Agent {
     fn listen(
         &self,
         run_dir: &Path,
-        news: mpsc::UnboundedReceiver<News>,
-        readings: mpsc::UnboundedReceiver<Reading>,
-        looked: mpsc::UnboundedReceiver<Looked>,
-        evidence: mpsc::UnboundedReceiver<Sighted>,
+        (news, readings, looked): (
+            mpsc::UnboundedReceiver<News>,
+            mpsc::UnboundedReceiver<Reading>,
+            mpsc::UnboundedReceiver<Looked>,
+        ),
+        (evidence, policies): (
+            mpsc::UnboundedReceiver<Sighted>,
+            mpsc::UnboundedReceiver<PolicyRead>,
+        ),
     ) -> anyhow::Result<Sources> {
         let (to_loop, calls) = mpsc::channel(QUEUE);
         let (to_events, engine_events) = mpsc::channel(QUEUE);
@@ -124,6 +136,7 @@ impl Agent {
             readings,
             looked,
             evidence,
+            policies,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,

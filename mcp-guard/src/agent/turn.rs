@@ -111,7 +111,9 @@ impl Agent {
         }
         // Last, so that the first turn is complete when readiness is reported.
         let guards = self.guards.watched().len();
-        self.notify.turn(now, Shown { mode: self.core.policy().mode, guards });
+        self.check_reload(now);
+        let (mode, is_rejected) = (self.core.policy().mode, self.reloads.is_rejected());
+        self.notify.turn(now, Shown { mode, guards, is_rejected });
     }
 
     /// Reads the processes that a new guard begins with: a few at once, many on the thread for it.

@@ -33,6 +33,8 @@ struct Disbelieved {
 pub(super) struct Unguarded {
     failed: BTreeMap<CgroupId, Retried>,
     disbelieved: BTreeMap<CgroupId, Disbelieved>,
+    /// A search for cgroups did not read all names.
+    is_cut: bool,
 }
 
 impl Unguarded {
@@ -63,6 +65,17 @@ impl Unguarded {
     /// Lets each cgroup try again: a slot, or a place in a map, may be free.
     pub fn try_again(&mut self, now: Time) {
         self.failed.values_mut().for_each(|one| one.try_again = now);
+    }
+
+    /// Notes how a search for the cgroups that the policy names has ended.
+    pub fn searched(&mut self, is_cut: bool) {
+        if is_cut && !self.is_cut {
+            tracing::warn!(
+                "there are too many cgroups to look at: not all that the policy names by a pattern \
+                 are guarded; name fewer levels by patterns"
+            );
+        }
+        self.is_cut = is_cut;
     }
 
     /// Notes a cgroup that an engine named without right. Returns whether to warn, which is once per

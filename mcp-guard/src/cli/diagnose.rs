@@ -133,7 +133,7 @@ fn all(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failure> {
 /// Returns the headroom of the policy. The package's policy may be missing, or unreadable for this user.
 pub fn headroom(policy: &Path) -> Result<Option<u64>, Failure> {
     match read_policy(policy) {
-        Ok(policy) => Ok(Some(policy.respond.clamp_headroom)),
+        Ok(policy) => Ok(Some(policy.respond().clamp_headroom)),
         Err(failure) if policy == Path::new(DEFAULT_POLICY) => {
             if policy.exists() {
                 tracing::warn!(

@@ -16,14 +16,21 @@ fn reference(head: &str) -> String {
     cli.build();
     let mut text = head.to_owned();
     for verb in cli.get_subcommands().filter(|verb| !verb.is_hide_set()) {
-        let _ = write!(text, "\n## mcp-guard {}\n\n", verb.get_name());
-        fence(&mut text, &help(hide_global(verb.clone())));
+        match verb.has_subcommands() {
+            true => verb.get_subcommands().for_each(|below| section(&mut text, below)),
+            false => section(&mut text, verb),
+        }
     }
     let _ = write!(text, "\n## {EVERYWHERE}\n\n");
     let host = cli.clone().disable_help_flag(true).disable_version_flag(true);
     let host = host.help_template("{options}").mut_subcommands(|verb| verb.hide(true));
     fence(&mut text, &help(host));
     text
+}
+
+fn section(text: &mut String, verb: &Command) {
+    let _ = write!(text, "\n## {}\n\n", verb.get_bin_name().unwrap_or_else(|| verb.get_name()));
+    fence(text, &help(hide_global(verb.clone())));
 }
 
 fn hide_global(verb: Command) -> Command {

@@ -1,8 +1,4 @@
-use std::{
-    fs,
-    io::ErrorKind,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mcp_guard_core::policy::Policy;
@@ -11,6 +7,7 @@ use super::{Exit, Failure, HostOptions, runtime};
 use crate::{
     agent,
     host::{bpf, kernel, layout::Layout, storage},
+    policy_files::{self, BadPolicy},
 };
 
 #[derive(Debug, Args)]
@@ -24,7 +21,8 @@ pub struct Arguments {
 }
 
 pub fn run(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failure> {
-    let policy = arguments.policy.as_deref().map_or_else(|| Ok(Policy::default()), read_policy)?;
+    let read = arguments.policy.as_deref().map(policy_files::read).transpose().map_err(bad)?;
+    let (policy, policy_files) = read.map(|read| (read.policy, read.files)).unwrap_or_default();
     if !rustix::process::geteuid().is_root() {
         return Err(Failure::could_not(
             "the agent needs root to load BPF programs and to write to cgroups; run it with sudo or \
@@ -46,6 +44,8 @@ pub fn run(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failure> {
     }
     let options = agent::AgentOptions {
         policy,
+        policy_file: arguments.policy.clone(),
+        policy_files,
         run_dir: host.run_dir.clone(),
         audit: host.audit.clone(),
         engines: host.engines(),
@@ -61,16 +61,12 @@ pub fn run(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
+/// Reads the policy, with the files in the folder beside it.
 pub fn read_policy(path: &Path) -> Result<Policy, Failure> {
-    let text = fs::read_to_string(path).map_err(|error| {
-        let said = format!("policy {}: {error}", path.display());
-        let is_bad = matches!(
-            error.kind(),
-            ErrorKind::NotFound | ErrorKind::IsADirectory | ErrorKind::InvalidData
-        );
-        // Any other error may be temporary: the unit tries again after it.
-        if is_bad { Failure::data(said) } else { Failure::could_not(said) }
-    })?;
-    Policy::parse(&text)
-        .map_err(|error| Failure::data(format!("policy {}: {error}", path.display())))
+    policy_files::read(path).map(|read| read.policy).map_err(bad)
+}
+
+/// The unit tries again after an error that may be temporary.
+pub fn bad(error: BadPolicy) -> Failure {
+    if error.is_temporary { Failure::could_not(error) } else { Failure::data(error) }
 }

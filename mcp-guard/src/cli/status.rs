@@ -51,7 +51,7 @@ pub fn status(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failure
     }
     print(&status, *json, render::status)?;
     let is_wrong = |one: &WatchedStatus| one.pids_left || one.guard.refused.is_some();
-    let is_lost = status.audit_lost > 0 || status.unguarded > 0;
+    let is_lost = status.audit_lost > 0 || status.unguarded > 0 || status.policy.error.is_some();
     let is_wrong = is_lost || status.guards.iter().any(is_wrong);
     Ok(if is_wrong { Exit::Wrong } else { Exit::Done })
 }

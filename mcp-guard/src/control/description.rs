@@ -15,7 +15,8 @@ use super::{
     varlink::{Fields, Types, fields, named, plain, words},
     wire::{
         Answer, EngineState, Failed, Freeze, GetServers, GetStatus, GuardServers, INTERFACE, Kill,
-        Method, Servers, Status, TargetCgroup, Thaw, WatchedStatus,
+        Method, PolicyStatus, ReloadPolicy, Reloaded, Servers, Status, TargetCgroup, Thaw,
+        WatchedStatus,
     },
 };
 
@@ -28,6 +29,8 @@ pub fn description() -> String {
         method::<GetStatus>(&mut types),
         "\n# The live servers, as `mcp-guard status --servers --json` prints them.".to_owned(),
         method::<GetServers>(&mut types),
+        "\n# Reads the policy again. With `error`, the old one stays in force.".to_owned(),
+        method::<ReloadPolicy>(&mut types),
         "\n# The target is a cgroup of the unified tree, given by path and id; the two must still match."
             .to_owned(),
         method::<Freeze>(&mut types),
@@ -93,8 +96,12 @@ fields!(Status {
     audit_lost,
     unguarded,
     longest_turn_us,
-    engine
+    engine,
+    policy
 });
+fields!(PolicyStatus { files, error });
+fields!(ReloadPolicy {});
+fields!(Reloaded { files, changes, error });
 fields!(WatchedStatus {
     guard: flattened,
     cgroup,
@@ -149,7 +156,7 @@ fields!(TotalsStatus {
     dropped,
 });
 
-named! { Despite => "Despite", WatchedStatus => "Guard", GuardServers => "GuardServers", ServerStatus => "Server", ClientStatus => "Client", IdentityStatus => "Identity", TotalsStatus => "Totals" }
+named! { PolicyStatus => "Policy", Despite => "Despite", WatchedStatus => "Guard", GuardServers => "GuardServers", ServerStatus => "Server", ClientStatus => "Client", IdentityStatus => "Identity", TotalsStatus => "Totals" }
 
 words!(Mode { Observe, Enforce });
 words!(Response { Record, Clamp, Freeze, Kill });

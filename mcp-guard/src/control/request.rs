@@ -6,7 +6,7 @@ use super::{
     description::description,
     wire::{
         Call, CallMessage, Freeze, GetServers, GetStatus, INTERFACE, Kill, Method, NO_SUCH_METHOD,
-        Reply, Thaw,
+        ReloadPolicy, Reply, Thaw,
     },
 };
 
@@ -46,6 +46,7 @@ fn call(method: &str, parameters: Value) -> Option<serde_json::Result<Call>> {
     Some(match method {
         // It takes no parameters, and ignores any.
         GetStatus::NAME => Ok(Call::Status),
+        ReloadPolicy::NAME => Ok(Call::ReloadPolicy),
         GetServers::NAME => GetServers::read(parameters).map(Call::Servers),
         Freeze::NAME => {
             Freeze::read(parameters).map(|Freeze { target, lease_ms, dry_run, despite }| {

@@ -18,7 +18,8 @@ use super::{
     request::{Asked, read},
     wire::{
         Answer, EngineState, Freeze, GetServers, GetStatus, GuardServers, INTERFACE, Kill, Method,
-        Servers, Status, TargetCgroup, Thaw, WatchedStatus, failed,
+        PolicyStatus, ReloadPolicy, Reloaded, Servers, Status, TargetCgroup, Thaw, WatchedStatus,
+        failed,
     },
 };
 
@@ -214,6 +215,10 @@ fn status(engine: EngineState) -> Status {
         unguarded: 0,
         longest_turn_us: 0,
         engine,
+        policy: PolicyStatus {
+            files: vec!["/etc/mcp-guard/policy.toml".to_owned()],
+            error: Some("line 3".to_owned()),
+        },
     }
 }
 
@@ -284,12 +289,15 @@ fn messages_have_exactly_the_described_fields() {
     described.check_call(&freeze, &answers);
     described.check_call(&Thaw { target: target() }, &answers);
     described.check_call(&Kill { target: target(), dry_run: true, despite }, &answers);
+    let texts = || vec!["a".to_owned()];
+    let reloaded = Reloaded { files: texts(), changes: texts(), error: Some("why".to_owned()) };
+    described.check_call(&ReloadPolicy {}, &[reloaded]);
     let failure = failed("why");
     assert_eq!(failure.error.as_deref(), Some("io.mcpguard.Failed"));
     described.check_fields(&failure.parameters, &described.errors["Failed"], "Failed");
     // The description has no other methods and errors.
     let names: Vec<&str> = described.methods.keys().map(String::as_str).collect();
-    assert_eq!(names, ["Freeze", "Kill", "Servers", "Status", "Thaw"]);
+    assert_eq!(names, ["Freeze", "Kill", "ReloadPolicy", "Servers", "Status", "Thaw"]);
     assert_eq!(described.errors.len(), 1);
 }
 

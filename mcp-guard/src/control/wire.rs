@@ -39,6 +39,7 @@ pub struct Reply {
 pub enum Call {
     Status,
     Servers(GetServers),
+    ReloadPolicy,
     Freeze {
         target: TargetCgroup,
         lease_ms: u64,
@@ -87,6 +88,18 @@ pub struct Status {
     #[serde(default)]
     pub longest_turn_us: u64,
     pub engine: EngineState,
+    #[serde(default)]
+    pub policy: PolicyStatus,
+}
+
+/// The policy in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    /// The files that it was read from, in that order.
+    pub files: Vec<String>,
+    /// Why the present content of the files is not in force, since it was last read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// State of the agent's connection to the engine. It is sent as the displayed text.
@@ -195,6 +208,26 @@ pub struct GetStatus {}
 impl Method for GetStatus {
     const NAME: &'static str = "Status";
     type Reply = Status;
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ReloadPolicy {}
+
+impl Method for ReloadPolicy {
+    const NAME: &'static str = "ReloadPolicy";
+    type Reply = Reloaded;
+}
+
+/// How the policy was read again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// The files that were read, in that order.
+    pub files: Vec<String>,
+    /// The differences to the policy before.
+    pub changes: Vec<String>,
+    /// Why the old policy stays in force.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,8 +6,11 @@ use mcp_guard_core::{
     diagnose::facts::{self, Compose, Unreadable},
     escape::escape,
     id::Pid,
+    policy::Workload,
 };
 use serde_json::Value;
+
+use crate::host::cgroup::Cgroup;
 
 /// Most characters kept of a name, see `docker run --name`.
 pub(super) const MAX_NAME: usize = 255;
@@ -28,6 +31,19 @@ pub struct Container {
     pub paused: bool,
     /// `HostConfig.PidsLimit`, if it sets a limit.
     pub limit: Option<u64>,
+}
+
+impl Container {
+    /// Returns what rules of the policy are matched against.
+    #[must_use]
+    pub fn workload(&self, cgroup: &Cgroup) -> Workload {
+        Workload {
+            name: self.name.clone(),
+            image: self.image.clone(),
+            labels: self.labels.clone(),
+            cgroup: cgroup.path().to_owned(),
+        }
+    }
 }
 
 /// Everything that a diagnosis asks an engine about one container.

@@ -1,7 +1,12 @@
 //! Events that engines send to the agent.
 
+use std::{pin::Pin, time::Duration};
+
 use mcp_guard_core::diagnose::facts;
-use tokio::sync::mpsc;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Sleep, sleep},
+};
 
 use super::{container::Container, speaker::Speaker};
 
@@ -49,5 +54,47 @@ impl EngineEvents {
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.to.is_closed()
+    }
+}
+
+/// When all containers are asked about again: after an interval, or because somebody asks for it.
+#[derive(Clone, Debug)]
+pub struct Rounds {
+    interval: Duration,
+    asks: watch::Sender<()>,
+    asked: watch::Receiver<()>,
+}
+
+impl Default for Rounds {
+    fn default() -> Self {
+        let (asks, asked) = watch::channel(());
+        Self { interval: Duration::MAX, asks, asked }
+    }
+}
+
+impl Rounds {
+    /// Returns rounds with this interval, that can be asked for together with these.
+    #[must_use]
+    pub fn every(&self, interval: Duration) -> Self {
+        Self { interval, ..self.clone() }
+    }
+
+    pub fn ask(&self) {
+        self.asks.send_replace(());
+    }
+
+    /// Returns the end of an interval that begins now.
+    #[must_use]
+    pub fn interval(&self) -> Pin<Box<Sleep>> {
+        Box::pin(sleep(self.interval))
+    }
+
+    /// Waits for the end of the interval, or until somebody asks. An earlier question counts too.
+    pub async fn due(&mut self, end: &mut Pin<Box<Sleep>>) {
+        tokio::select! {
+            () = end => {}
+            // The sender is a part of this value.
+            _ = self.asked.changed() => {}
+        }
     }
 }

@@ -10,7 +10,7 @@ use super::{
     Engine,
     container::Container,
     error::Error,
-    events::{EngineEvent, EngineEvents, EngineId},
+    events::{EngineEvent, EngineEvents, EngineId, Rounds},
     socket::Socket,
     speaker::Speaker,
 };
@@ -24,6 +24,7 @@ pub const LAST_WORD: Duration = Duration::from_secs(2);
 pub struct Engines {
     all: Arc<[Arc<dyn Engine>]>,
     timeout: Duration,
+    rounds: Rounds,
 }
 
 /// The containers of all engines.
@@ -66,7 +67,11 @@ impl Engines {
     /// are.
     #[must_use]
     pub fn at(socket: &str, timeout: Duration) -> Self {
-        Self { all: Arc::new([Arc::new(Socket::new(socket, timeout))]), timeout }
+        Self {
+            all: Arc::new([Arc::new(Socket::new(socket, timeout))]),
+            timeout,
+            rounds: Rounds::default(),
+        }
     }
 
     /// The time limit for one answer of one engine.
@@ -145,8 +150,14 @@ impl Engines {
         for (id, engine) in self.all.iter().enumerate() {
             let (engine, events) =
                 (Arc::clone(engine), EngineEvents::new(EngineId(id), to.clone()));
-            tokio::spawn(async move { engine.watch(events, again).await });
+            let rounds = self.rounds.every(again);
+            tokio::spawn(async move { engine.watch(events, rounds).await });
         }
+    }
+
+    /// Has all containers reported again soon.
+    pub fn ask_again(&self) {
+        self.rounds.ask();
     }
 
     /// Returns the engine that has the container. A single engine is not asked first: it rejects an

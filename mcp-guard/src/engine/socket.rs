@@ -18,7 +18,7 @@ use super::{
     container::{Container, Details, Listed},
     docker::Docker,
     error::Error,
-    events::EngineEvents,
+    events::{EngineEvents, Rounds},
     flavour::Flavour,
     podman::Podman,
     raw::{Api, container},
@@ -116,7 +116,7 @@ impl Engine for Socket {
         async move { self.api.post(&format!("{}/stop", container(id)?), None).await }.boxed()
     }
 
-    fn watch(&self, events: EngineEvents, again: Duration) -> BoxFuture<'_, ()> {
-        self.follow(events, again).boxed()
+    fn watch(&self, events: EngineEvents, rounds: Rounds) -> BoxFuture<'_, ()> {
+        self.follow(events, rounds).boxed()
     }
 }

@@ -2,6 +2,7 @@ use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
 };
+use std::time::Duration;
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -57,7 +58,10 @@ fn watch(
 ) -> (JoinHandle<()>, mpsc::Receiver<(EngineId, EngineEvent)>) {
     let (to, reported) = mpsc::channel(8);
     let events = EngineEvents::new(EngineId::default(), to);
-    (tokio::spawn(async move { engine.watch(events, again).await }), reported)
+    (
+        tokio::spawn(async move { engine.watch(events, Rounds::default().every(again)).await }),
+        reported,
+    )
 }
 
 async fn converse(

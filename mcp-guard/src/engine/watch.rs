@@ -14,7 +14,7 @@ use super::{
     Engine as _,
     container::Container,
     error::Error,
-    events::{EngineEvent, EngineEvents},
+    events::{EngineEvent, EngineEvents, Rounds},
     socket::Socket,
     speaker::Speaker,
 };
@@ -30,13 +30,13 @@ impl Socket {
     /// Reports containers until the receiver is dropped. It does not rely on events: after an error
     /// it starts again with all containers, and it also asks about all of them periodically. Docker
     /// keeps only 256 events for a slow reader.
-    pub(super) async fn follow(&self, events: EngineEvents, again: Duration) {
+    pub(super) async fn follow(&self, events: EngineEvents, mut rounds: Rounds) {
         let mut away = false;
         while !events.is_closed() {
             let followed = async {
                 // Before anything that the engine says.
                 let by = self.speaker().await?;
-                Stream::new(self, by, &events).follow(&mut away, again).await
+                Stream::new(self, by, &events).follow(&mut away, &mut rounds).await
             };
             match followed.await {
                 Ok(()) => tracing::debug!(engine = self.name(), "the stream of events ended"),
@@ -73,7 +73,7 @@ impl<'a> Stream<'a> {
         Self { engine, by, events, newer: HashMap::new() }
     }
 
-    async fn follow(mut self, away: &mut bool, again: Duration) -> Result<(), Error> {
+    async fn follow(mut self, away: &mut bool, rounds: &mut Rounds) -> Result<(), Error> {
         // This filter is needed because bollard's enums are closed: an event of another type would
         // end the stream. The stream begins before the list is read, so that a container which
         // starts in between is in one of the two.
@@ -87,7 +87,7 @@ impl<'a> Stream<'a> {
         }
         let mut events = docker.events(Some(options));
         let (mut all_answered, mut is_described) = (false, false);
-        let mut next_round = Box::pin(sleep(again));
+        let mut next_round = rounds.interval();
         let end = loop {
             tokio::select! {
                 event = events.next() => match event {
@@ -100,14 +100,14 @@ impl<'a> Stream<'a> {
                     Some(Err(error)) => break Err(error),
                     None => {
                         all_answered = true;
-                        next_round.set(sleep(again));
+                        next_round = rounds.interval();
                         // The guards come first, because this answer may take seconds.
                         if !std::mem::replace(&mut is_described, true) {
                             self.describe().await;
                         }
                     }
                 },
-                () = &mut next_round, if all_answered => {
+                () = rounds.due(&mut next_round), if all_answered => {
                     all_answered = false;
                     self.newer.clear();
                     answers = ask_all(self.engine);

@@ -9,6 +9,7 @@ mod pids;
 mod place;
 mod populated;
 mod scan;
+mod search;
 mod step;
 mod tasks;
 mod walk;
@@ -28,6 +29,7 @@ pub use self::{
     pids::{ChargedTasks, SharedPids},
     populated::{Members, PopulatedWalk},
     scan::path_in_tree,
+    search::CgroupSearch,
     step::WalkStep,
     tasks::TaskCount,
     walk::is_too_deep,

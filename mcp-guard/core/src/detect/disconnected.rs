@@ -138,8 +138,9 @@ mod tests {
     fn a_program_that_the_policy_names_is_a_server_too() {
         let limits = Policy::parse("[detect.disconnected]\nservers = [\"a-*\"]")
             .unwrap()
-            .detect
-            .disconnected;
+            .detect()
+            .disconnected
+            .clone();
         let known = known(Contact::Disconnected, Some(false), 60);
         assert_eq!(found(Naming::Program, &known, 60, &limits), Some((1, 0)));
     }

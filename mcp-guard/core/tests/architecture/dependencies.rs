@@ -9,17 +9,36 @@ use crate::{
 
 /// Each top-level module of `mcp-guard/src`, and the other modules that its files use: a module with all
 /// modules below it, or a single submodule. A row lists only modules that are used, so the table stays exact.
-const MAY_USE: [(&str, &[&str]); 12] = [
+const MAY_USE: [(&str, &[&str]); 13] = [
     (
         "agent",
-        &["audit", "control", "engine", "executor", "guards", "host", "requests", "snapshot"],
+        &[
+            "audit",
+            "control",
+            "engine",
+            "executor",
+            "guards",
+            "host",
+            "policy_files",
+            "requests",
+            "snapshot",
+        ],
     ),
     ("audit", &["host::clock"]),
     (
         "cli",
         &[
-            "agent", "audit", "control", "engine", "executor", "guards", "host", "render",
-            "requests", "snapshot",
+            "agent",
+            "audit",
+            "control",
+            "engine",
+            "executor",
+            "guards",
+            "host",
+            "policy_files",
+            "render",
+            "requests",
+            "snapshot",
         ],
     ),
     ("control", &["host::proc::fdinfo"]),
@@ -28,6 +47,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
     ("guards", &["engine", "host::cgroup"]),
     ("host", &[]),
     ("owner", &["engine", "host::systemd"]),
+    ("policy_files", &[]),
     ("render", &["control::wire"]),
     ("requests", &[]),
     ("snapshot", &["engine", "host", "requests"]),

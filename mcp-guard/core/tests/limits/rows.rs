@@ -11,8 +11,8 @@ use mcp_guard_core::{
 };
 
 use super::world::{
-    Asked, CLAMP, GUARD, World, of_old_docker, of_old_podman, policy, with_five_servers,
-    writes_of_old_podman,
+    Asked, CLAMP, GUARD, World, of_old_docker, of_old_podman, policy, policy_with,
+    with_five_servers, writes_of_old_podman,
 };
 
 const NO_POLICY: PolicyThen = PolicyThen::Said(None);
@@ -260,9 +260,7 @@ fn a_step_uses_the_headroom_of_the_current_policy() {
     // The plan waits for tasks to end.
     world.wait(25);
     assert_eq!(world.in_force, Limit::Tasks(320));
-    let mut other = *policy(Some(40));
-    other.respond.clamp_headroom = 10;
-    world.step(Input::Policy(Box::new(other)));
+    world.step(Input::Policy(policy_with(Some(40), "clamp_headroom = 10\n")));
     world.wait(30);
     assert_eq!(world.in_force, Limit::Tasks(310));
 }

@@ -41,8 +41,17 @@ pub fn observing_policy(pids_limit: Option<u64>) -> Box<Policy> {
 }
 
 fn policy_of(mode: &str, pids_limit: Option<u64>) -> Box<Policy> {
+    policy_from(mode, pids_limit, "")
+}
+
+/// Returns a policy with more keys.
+pub fn policy_with(pids_limit: Option<u64>, more: &str) -> Box<Policy> {
+    policy_from("enforce", pids_limit, more)
+}
+
+fn policy_from(mode: &str, pids_limit: Option<u64>, more: &str) -> Box<Policy> {
     let limit = pids_limit.map_or_else(String::new, |limit| format!("pids_limit = {limit}\n"));
-    let text = format!("mode = \"{mode}\"\n{RULES}[[guard]]\nname = \"*\"\n{limit}");
+    let text = format!("mode = \"{mode}\"\n{RULES}{more}[[guard]]\nname = \"*\"\n{limit}");
     Box::new(Policy::parse(&text).expect("valid"))
 }
 

@@ -111,6 +111,10 @@ pub fn shorten(line: &str) -> String {
         Record::Limit { outcome: Some(outcome), detail, .. } => {
             format!("{seq} limit {outcome:?}: {detail}")
         }
+        Record::PolicyReloaded { changes, .. } => {
+            format!("{seq} the policy was read again; {} changes", changes.len())
+        }
+        Record::PolicyRejected { reason } => format!("{seq} the policy is bad: {reason}"),
         Record::Loss { cause, count } => format!("{seq} lost {cause} {count}"),
     }
 }

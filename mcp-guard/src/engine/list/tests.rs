@@ -109,7 +109,7 @@ fn unknown() -> Error {
 }
 
 fn engines(all: impl IntoIterator<Item = Arc<dyn Engine>>) -> Engines {
-    Engines { all: all.into_iter().collect(), timeout: Duration::ZERO }
+    Engines { all: all.into_iter().collect(), timeout: Duration::ZERO, rounds: Rounds::default() }
 }
 
 fn one(says: Says) -> Arc<dyn Engine> {

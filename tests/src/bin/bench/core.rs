@@ -66,7 +66,7 @@ impl Crowd {
         let core = Core::new(Policy::default());
         let (now, next, effects) = (Time(1_000_000_000), 1, Vec::new());
         let mut crowd = Self { core, now, kind, packages, next, effects };
-        let terms = Terms { mode: Mode::Observe, highest: Response::Freeze, pids_limit: None };
+        let terms = Terms::new(Mode::Observe, Response::Freeze);
         let (name, workload, refusal) = ("bench".to_owned(), None, None);
         crowd.step(Input::Guarded { guard: GUARD, name, terms, workload, refusal });
         for _ in 0..servers {

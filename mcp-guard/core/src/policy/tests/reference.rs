@@ -1,25 +1,19 @@
-//! Keeps the tables of `docs/policy.md` equal to the types of the policy.
+//! Keeps the tables of `docs/policy.md`, and the JSON Schema in the package, equal to the types of the policy.
 
-use std::{borrow::Cow, fmt::Write as _, path::Path, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::BTreeSet,
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
-use serde::Serializer;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use super::super::{DurationText, Pattern, Policy};
+use super::super::{CgroupPattern, DurationText, File, Layer, Pattern};
 
 /// The line from which the file is generated.
 const BEGIN: &str = "<!-- keys: begin -->\n";
-
-impl DurationText {
-    /// Writes a default.
-    pub(in crate::policy) fn serialize<S: Serializer>(
-        duration: &Duration,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        humantime_serde::serialize(duration, serializer)
-    }
-}
 
 impl JsonSchema for DurationText {
     fn schema_name() -> Cow<'static, str> {
@@ -27,7 +21,8 @@ impl JsonSchema for DurationText {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "format": "duration" })
+        let examples = ["30s", "5min", "1h"];
+        json_schema!({ "type": "string", "examples": examples, "x-kind": "duration" })
     }
 }
 
@@ -41,11 +36,46 @@ impl JsonSchema for Pattern {
     }
 }
 
+impl JsonSchema for CgroupPattern {
+    fn schema_name() -> Cow<'static, str> {
+        "cgroup".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "pattern": "^/" })
+    }
+}
+
+/// The keys of a table that stands at the top, too.
+fn same_as(path: &str) -> Schema {
+    json_schema!({ "$ref": format!("#/properties/{path}") })
+}
+
+pub(in crate::policy) fn detect(_: &mut SchemaGenerator) -> Schema {
+    same_as("detect")
+}
+
+pub(in crate::policy) fn respond(_: &mut SchemaGenerator) -> Schema {
+    same_as("respond")
+}
+
+pub(in crate::policy) fn server(_: &mut SchemaGenerator) -> Schema {
+    same_as("server")
+}
+
+/// The detectors that count servers.
+pub(in crate::policy) fn server_detect(_: &mut SchemaGenerator) -> Schema {
+    let known = ["burning", "burst", "crash", "disconnected", "duplicates", "growth"];
+    let same = |name: &str| (name.to_owned(), same_as(&format!("detect/properties/{name}")).into());
+    let properties: Map<String, Value> = known.iter().map(|name| same(name)).collect();
+    json_schema!({ "type": "object", "properties": properties, "additionalProperties": false, "x-keys": "detect" })
+}
+
 fn schema() -> Schema {
     // Everything in place, without references.
     let settings =
         SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
-    SchemaGenerator::new(settings).into_root_schema_for::<Policy>()
+    SchemaGenerator::new(settings).into_root_schema_for::<File>()
 }
 
 /// The tables, in alphabetical order. `path` is the TOML table, empty at the top.
@@ -76,22 +106,45 @@ fn tables(text: &mut String, path: &str, schema: &Map<String, Value>) {
         let inner = path.trim_matches(['[', ']']);
         let name = if inner.is_empty() { name.clone() } else { format!("{inner}.{name}") };
         match table_of(key) {
-            Some((table, true)) => tables(text, &format!("[[{name}]]"), table),
-            Some((table, false)) => tables(text, &format!("[{name}]"), table),
+            Some((table, Form::List)) => tables(text, &format!("[[{name}]]"), table),
+            Some((table, Form::Table)) => tables(text, &format!("[{name}]"), table),
+            Some((table, Form::Named)) => {
+                tables(text, &format!("[{name}.\"IDENTITY\"]"), table);
+            }
             None => {}
         }
     }
 }
 
-/// The table that a key is; true for one of a list.
-fn table_of(key: &Value) -> Option<(&Map<String, Value>, bool)> {
-    let items = key.get("items").and_then(Value::as_object);
-    let is_list = items.is_some();
-    let table = items.or_else(|| key.as_object())?;
-    table.contains_key("properties").then_some((table, is_list))
+enum Form {
+    Table,
+    List,
+    /// A table of tables, with names that a person chooses.
+    Named,
+}
+
+/// The table that a key is.
+fn table_of(key: &Value) -> Option<(&Map<String, Value>, Form)> {
+    let (table, form) = match (key.get("items"), key.get("additionalProperties")) {
+        (Some(items), _) => (items, Form::List),
+        (None, Some(Value::Object(_))) => (&key["additionalProperties"], Form::Named),
+        (None, _) => (key, Form::Table),
+    };
+    let table = table.as_object()?;
+    let is_one = table.contains_key("properties") && !table.contains_key("x-keys");
+    is_one.then_some((table, form))
 }
 
 fn kind(key: &Value) -> String {
+    let same = key.get("$ref").and_then(Value::as_str);
+    if let Some(table) = same.and_then(|path| path.strip_prefix("#/properties/")) {
+        return format!("keys as in `[{table}]`");
+    }
+    if let Some(table) = key.get("x-keys").and_then(Value::as_str) {
+        let names = key["properties"].as_object().into_iter().flat_map(Map::keys);
+        let tables: Vec<_> = names.map(|name| format!("`[{table}.{name}]`")).collect();
+        return format!("tables as {}", tables.join(", "));
+    }
     let words = words(key);
     if !words.is_empty() {
         return words.iter().map(|word| format!("`\"{word}\"`")).collect::<Vec<_>>().join(", ");
@@ -100,8 +153,9 @@ fn kind(key: &Value) -> String {
     let kinds: Vec<&str> = list.chain(key["type"].as_str()).collect();
     match kinds.first() {
         Some(&"integer") => "number".to_owned(),
+        Some(&"boolean") => "`true`, `false`".to_owned(),
         Some(&"array") => "list of texts".to_owned(),
-        Some(_) if key["format"] == "duration" => "duration".to_owned(),
+        Some(_) if key["x-kind"] == "duration" => "duration".to_owned(),
         _ => "text".to_owned(),
     }
 }
@@ -119,6 +173,7 @@ fn default(key: &Value) -> String {
     match key.get("default") {
         None | Some(Value::Null) => "none".to_owned(),
         Some(Value::Array(list)) if list.is_empty() => "none".to_owned(),
+        Some(Value::Object(_)) => "none".to_owned(),
         Some(value) => format!("`{value}`"),
     }
 }
@@ -128,17 +183,76 @@ fn line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|")
 }
 
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// Compares a generated file with the one that is kept, or writes it.
+fn is_kept(file: &str, expected: &str) {
+    let path = repository().join(file);
+    if std::env::var_os("MCP_GUARD_BLESS").is_some() {
+        std::fs::write(&path, expected).expect(file);
+        return;
+    }
+    let found = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(found, expected, "{file} is out of date: run `cargo xtask docs`");
+}
+
 #[test]
 fn the_policy_reference_shows_every_key_with_its_default() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/policy.md");
-    let found = std::fs::read_to_string(&file).expect("docs/policy.md");
+    let found = std::fs::read_to_string(repository().join("docs/policy.md")).expect("the file");
     let (head, _) = found.split_once(BEGIN).expect("the line that begins the tables");
     let mut expected = format!("{head}{BEGIN}");
     tables(&mut expected, "", schema().as_object().expect("a table"));
     assert!(!expected.contains("|  |"), "every key has a doc comment");
-    if std::env::var_os("MCP_GUARD_BLESS").is_some() {
-        std::fs::write(&file, expected).expect("docs/policy.md");
-    } else {
-        assert_eq!(found, expected, "docs/policy.md is out of date: run `cargo xtask docs`");
+    is_kept("docs/policy.md", &expected);
+}
+
+#[test]
+fn the_shipped_schema_is_that_of_the_types() {
+    let mut schema = serde_json::to_value(schema()).expect("JSON");
+    schema["title"] = json!("The policy of mcp-guard");
+    let text = serde_json::to_string_pretty(&schema).expect("JSON") + "\n";
+    is_kept("package/usr/share/mcp-guard/policy.schema.json", &text);
+}
+
+/// The names of all keys below a table of the schema, without those that refer to another table.
+fn keys(path: &str, schema: &Map<String, Value>, found: &mut BTreeSet<String>) {
+    for (name, key) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
+        let name = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        match table_of(key) {
+            Some((table, _)) => keys(&name, table, found),
+            None if key.get("$ref").is_none() && key.get("x-keys").is_none() => {
+                found.insert(name);
+            }
+            None => {}
+        }
     }
+}
+
+/// Every key of the schema stands in the example, and the example has no other.
+#[test]
+fn the_example_has_every_key() {
+    let mut known = BTreeSet::new();
+    keys("", schema().as_object().expect("a table"), &mut known);
+    let text = include_str!("../../../../../docs/policy.example.toml");
+    let tree = toml::de::DeTable::parse(text).expect("TOML");
+    let (tree, mut layer) = (tree.get_ref(), Layer::default());
+    layer.take((0, text), tree, &["guard", "server", "launcher"]).expect("values");
+    let mut stated: BTreeSet<String> = layer.iter().map(|(key, _)| key.to_owned()).collect();
+    for (list, without) in [("guard", ["detect", "respond", "server"]), ("launcher", [""; 3])] {
+        for (_, table) in super::super::layer::tables(tree.get(list)) {
+            let mut layer = Layer::default();
+            layer.take((0, text), table, &without).expect("values");
+            stated.extend(layer.iter().map(|(key, _)| format!("{list}.{key}")));
+        }
+    }
+    for (_, entry) in tree["server"].get_ref().as_table().expect("entries") {
+        let mut layer = Layer::default();
+        let table = entry.get_ref().as_table().expect("an entry");
+        layer.take((0, text), table, &["detect", "respond"]).expect("values");
+        stated.extend(layer.iter().map(|(key, _)| format!("server.{key}")));
+    }
+    let both = (known.difference(&stated).count(), stated.difference(&known).count());
+    assert_eq!((both, known), ((0, 0), stated));
 }

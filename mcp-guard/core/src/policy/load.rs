@@ -1,0 +1,215 @@
+//! Reads the files of a policy, and merges them.
+
+use std::collections::BTreeMap;
+
+use serde::de::DeserializeOwned;
+use toml::de::DeTable;
+
+use super::{
+    Applied, Error, Fault, File, Launcher, Layer, Pattern, Policy, PolicySource, Rule, Scope,
+    ValueOrigin, fault, layer::tables,
+};
+
+/// Most pairs of an entry for servers in a guard and one for all guards, in all guards together. Each is merged when
+/// the policy is read.
+const MOST_PAIRS: usize = 10_000;
+
+/// An entry for the servers of some identities.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct ServerEntry {
+    pub(super) pattern: Pattern,
+    pub(super) layer: Layer,
+}
+
+/// The values that one rule states.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct RuleLayer {
+    pub(super) origin: ValueOrigin,
+    pub(super) layer: Layer,
+    pub(super) servers: Vec<ServerEntry>,
+}
+
+/// All values that the files state.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Stated {
+    /// The names of the files.
+    pub(super) files: Vec<String>,
+    /// The values at the top of all files, later ones over earlier ones.
+    pub(super) all: Layer,
+    pub(super) rules: Vec<RuleLayer>,
+    pub(super) servers: Vec<ServerEntry>,
+    pub(super) launchers: Vec<Layer>,
+}
+
+impl Policy {
+    /// Reads a policy of several files. In a later file, keys override those of an earlier one, and rules and launchers
+    /// are added.
+    ///
+    /// # Errors
+    /// If a file has a syntax error, an unknown key, a wrong type, or values that contradict each other.
+    pub fn load(sources: &[PolicySource]) -> Result<Self, Error> {
+        let (mut guard, mut launcher) = (Vec::new(), Vec::new());
+        let (mut stated, mut servers) = (Stated::default(), ServerLayers::default());
+        for (file, source) in sources.iter().enumerate() {
+            let text = &source.text;
+            let wrong = |error: toml::de::Error| Error { file, text: error.to_string() };
+            let typed: File = toml::from_str(text).map_err(wrong)?;
+            guard.extend(typed.guard);
+            launcher.extend(typed.launcher);
+            let tree = DeTable::parse(text).map_err(wrong)?;
+            let tree = tree.get_ref();
+            let place = (file, text.as_str());
+            stated.files.push(source.name.clone());
+            stated.all.take(place, tree, &["guard", "server", "launcher"]).map_err(wrong)?;
+            servers.take(place, tree).map_err(wrong)?;
+            for (_, table) in tables(tree.get("launcher")) {
+                let mut layer = Layer::default();
+                layer.take(place, table, &[]).map_err(wrong)?;
+                stated.launchers.push(layer);
+            }
+            for (span, table) in tables(tree.get("guard")) {
+                let (mut layer, mut own) = (Layer::default(), ServerLayers::default());
+                layer.take(place, table, &["server"]).map_err(wrong)?;
+                own.take(place, table).map_err(wrong)?;
+                let servers = own.by_precedence();
+                let origin = ValueOrigin::new(place, span);
+                stated.rules.push(RuleLayer { origin, layer, servers });
+            }
+        }
+        stated.servers = servers.by_precedence();
+        Self::merge(guard, launcher, stated, sources)
+    }
+
+    fn merge(
+        guard: Vec<Rule>,
+        launcher: Vec<Launcher>,
+        stated: Stated,
+        sources: &[PolicySource],
+    ) -> Result<Self, Error> {
+        let top: File = typed(&stated.all)?;
+        let File { mode, evidence, .. } = top;
+        let in_all = |fault: Fault| fault.in_layer(&stated.all, sources);
+        evidence.validate().map_err(in_all)?;
+        for (at, (rule, said)) in guard.iter().zip(&stated.rules).enumerate() {
+            let RuleLayer { origin: ValueOrigin { file, span, .. }, layer, .. } = said;
+            if !rule.names_something() {
+                let why = format!(
+                    "guard {} names no container: give name, image, label, compose_project, \
+                     compose_service, unit or cgroup (name = \"*\" for all)",
+                    at + 1
+                );
+                return Err(fault::error(sources, *file, span, &why));
+            }
+            rule.validate().map_err(|fault| fault.in_layer(layer, sources))?;
+        }
+        let mut policy = Self { mode, evidence, guard, launcher, ..Self::default() };
+        policy.take_scopes(&stated, sources)?;
+        policy.stated = stated;
+        Ok(policy)
+    }
+
+    fn take_scopes(&mut self, stated: &Stated, sources: &[PolicySource]) -> Result<(), Error> {
+        let mut pairs = stated.servers.len() + 1;
+        let nothing = RuleLayer::default();
+        self.scope = scope(stated, &nothing, sources)?;
+        for (rule, said) in self.guard.iter_mut().zip(&stated.rules) {
+            if !said.has_terms() {
+                continue;
+            }
+            pairs = pairs.saturating_add((said.servers.len() + 1) * (stated.servers.len() + 1));
+            if pairs > MOST_PAIRS {
+                let why = format!(
+                    "too many entries for servers: each guard with terms of its own multiplies \
+                     them, up to {MOST_PAIRS}"
+                );
+                let ValueOrigin { file, span, .. } = &said.origin;
+                return Err(fault::error(sources, *file, span, &why));
+            }
+            rule.scope = Some(scope(stated, said, sources)?);
+        }
+        Ok(())
+    }
+}
+
+impl RuleLayer {
+    /// Whether it says anything about thresholds, responses or servers.
+    fn has_terms(&self) -> bool {
+        !self.servers.is_empty() || !self.terms().is_empty()
+    }
+
+    /// Returns its thresholds and responses.
+    pub(super) fn terms(&self) -> Layer {
+        terms(&self.layer)
+    }
+}
+
+/// Returns the thresholds and responses of a layer.
+pub(super) fn terms(layer: &Layer) -> Layer {
+    layer.below(&["detect", "respond"])
+}
+
+/// Merges what applies in a guard.
+fn scope(stated: &Stated, rule: &RuleLayer, sources: &[PolicySource]) -> Result<Scope, Error> {
+    let base = terms(&stated.all).covered(&rule.terms());
+    let patterns = |all: &[ServerEntry]| all.iter().map(|entry| entry.pattern.clone()).collect();
+    Scope::with_servers(patterns(&rule.servers), patterns(&stated.servers), |own, global| {
+        // The more specific place comes last.
+        let mut layer = base.clone();
+        for entry in [global.map(|at| &stated.servers[at]), own.map(|at| &rule.servers[at])] {
+            entry.into_iter().for_each(|entry| layer.cover(&entry.layer));
+        }
+        let applied: Applied = typed(&layer)?;
+        applied.validate().map_err(|fault| fault.in_layer(&layer, sources))?;
+        Ok(applied)
+    })
+}
+
+/// Returns the merged values as what they mean. The type of each was checked in its file.
+fn typed<T: DeserializeOwned>(layer: &Layer) -> Result<T, Error> {
+    layer
+        .table()
+        .try_into()
+        .map_err(|error: toml::de::Error| Error { file: 0, text: error.to_string() })
+}
+
+/// The entries for servers of all files.
+#[derive(Default)]
+struct ServerLayers(BTreeMap<String, ServerLayer>);
+
+#[derive(Default)]
+struct ServerLayer {
+    /// Where it was last read: the file, and the place in it.
+    last: (usize, usize),
+    layer: Layer,
+}
+
+impl ServerLayers {
+    /// Takes the entries that a table has.
+    fn take(
+        &mut self,
+        (file, text): (usize, &str),
+        table: &DeTable<'_>,
+    ) -> Result<(), toml::de::Error> {
+        let entries = table.get("server").and_then(|entries| entries.get_ref().as_table());
+        for (name, entry) in entries.into_iter().flatten() {
+            let Some(table) = entry.get_ref().as_table() else { continue };
+            let known = self.0.entry(name.get_ref().to_string()).or_default();
+            known.last = (file, name.span().start);
+            known.layer.take((file, text), table, &[])?;
+        }
+        Ok(())
+    }
+
+    /// Returns the entries, the most specific first: names, then the patterns with the most characters that must be
+    /// there as they are, then what was read last.
+    fn by_precedence(self) -> Vec<ServerEntry> {
+        let entry = |(name, known): (String, ServerLayer)| (Pattern::from(name), known);
+        let mut all: Vec<_> = self.0.into_iter().map(entry).collect();
+        all.sort_by_key(|(pattern, known)| {
+            std::cmp::Reverse((pattern.is_exact(), pattern.literals(), known.last))
+        });
+        all.into_iter()
+            .map(|(pattern, known)| ServerEntry { pattern, layer: known.layer })
+            .collect()
+    }
+}
