@@ -1007,6 +1007,67 @@ fn a_guard_that_a_new_policy_does_not_name_is_released() {
     assert_eq!(story.others, [Effect::Unguard { guard: GUARD }]);
 }
 
+/// Returns for whom a clamp is, and its lease.
+fn clamp_of(action: Action) -> Option<(Option<String>, Duration)> {
+    if let Action::Contain(contain) = action {
+        return Some((contain.cause.identity, contain.lease));
+    }
+    None
+}
+
+/// Terms for one identity apply to its servers only, and an ignored one is never counted.
+#[test]
+fn terms_for_an_identity_apply_to_its_servers_only() {
+    let mut story = guarded_by_policy(&format!(
+        "mode = \"enforce\"\n{QUICK}[server.b.detect.duplicates]\nact = 5\n[server.c]\nignore = true\n\
+         [server.a.respond]\nclamp_lease = \"7s\"\n"
+    ));
+    for name in ["b", "c"] {
+        for _ in 0..4 {
+            story.server(name);
+        }
+    }
+    story.wait(5);
+    assert_eq!(story.contained(), [], "four of b are no leak, and c is not counted");
+    for _ in 0..3 {
+        story.server("a");
+    }
+    story.wait(3);
+    let clamps: Vec<_> = story.take().into_iter().filter_map(clamp_of).collect();
+    assert_eq!(clamps, [(Some("a".to_owned()), Duration::from_secs(7))]);
+}
+
+/// A policy that is read again and says the same about a guard is no reason to act again.
+#[test]
+fn a_policy_that_says_the_same_repeats_nothing() {
+    let policy = format!("mode = \"observe\"\n{QUICK}");
+    let mut story = guarded_by_policy(&policy);
+    for _ in 0..3 {
+        story.server("a");
+    }
+    story.wait(3);
+    story.settle(Response::Clamp, Outcome::WouldDo);
+    story.take();
+    let more = format!("{policy}[[guard]]\nname = \"other\"\n[[guard]]\nname = \"*\"\n");
+    for text in [&policy, &more, &policy] {
+        story.step(Input::Policy(Box::new(Policy::parse(text).expect("valid"))));
+        story.wait(3);
+        assert_eq!(story.contained(), [], "{text}");
+    }
+}
+
+/// Its engine describes a guard that was found by its path.
+#[test]
+fn a_guard_takes_the_rule_that_matches_its_new_description() {
+    let policy = "[[guard]]\nname = \"renamed\"\nmode = \"enforce\"\n[[guard]]\nname = \"*\"\n";
+    let mut story = guarded_by_policy(policy);
+    assert_eq!(story.core.status(story.now)[0].mode, Mode::Observe);
+    let workload = Box::new(Workload { name: "renamed".to_owned(), ..Workload::default() });
+    story.step(Input::Described { guard: GUARD, name: "renamed".to_owned(), workload });
+    let status = &story.core.status(story.now)[0];
+    assert_eq!((status.mode, status.name.as_str()), (Mode::Enforce, "renamed"));
+}
+
 /// The kernel may confirm a freeze long after it is written.
 #[test]
 fn a_freeze_under_way_is_thawed_before_its_guard_is_released() {
