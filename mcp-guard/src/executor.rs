@@ -192,7 +192,7 @@ impl Executor {
     pub fn needs(&self, held: &Held) -> bool {
         let is_its = |one: &UnderWay| {
             // An owner that hangs must not keep a guard.
-            !matches!(one, UnderWay::GivenUp(_)) && *one.subject() == held.subject
+            !matches!(one, UnderWay::GivenUp(_)) && one.subject().is_same_cgroup(&held.subject)
         };
         is_marked(held) || self.under_way.values().any(is_its)
     }
@@ -278,7 +278,7 @@ struct OrderId {
 /// Returns the guard if it still has the cgroup that an order was for. Another guard may have its
 /// slot by now.
 fn still_there<'a>(guards: &'a mut Guards, guard: GuardId, of: &Subject) -> Option<&'a mut Held> {
-    guards.get_mut(guard).filter(|held| held.subject == *of)
+    guards.get_mut(guard).filter(|held| held.subject.is_same_cgroup(of))
 }
 
 /// Whether an error means that the cgroup was removed. Any other error says nothing about it.

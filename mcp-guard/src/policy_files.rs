@@ -98,7 +98,10 @@ pub fn read(path: &Path) -> Result<ReadPolicy, BadPolicy> {
 fn more(folder: &Path) -> Result<Vec<PathBuf>, BadPolicy> {
     let bad = |error: &io::Error| BadPolicy::of(folder, error);
     let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        // A link that leads nowhere may lead to a file system that is not mounted now.
+        Err(error) if error.kind() == ErrorKind::NotFound && !is_link(folder) => {
+            return Ok(Vec::new());
+        }
         entries => entries.map_err(|error| bad(&error))?,
     };
     let mut paths = Vec::new();
@@ -116,6 +119,10 @@ fn more(folder: &Path) -> Result<Vec<PathBuf>, BadPolicy> {
     }
     paths.sort();
     Ok(paths)
+}
+
+fn is_link(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|found| found.is_symlink())
 }
 
 fn source(path: &Path) -> Result<PolicySource, BadPolicy> {
@@ -215,6 +222,16 @@ mod tests {
         fs::write(&other, "").unwrap();
         fs::write(folder(&other), "").unwrap();
         read(&other).unwrap_err()
+    }
+
+    #[test]
+    fn a_folder_that_is_a_link_to_nowhere_is_an_error() {
+        let (_folder, path) = with(&[]);
+        fs::remove_dir(folder(&path)).unwrap();
+        assert!(read(&path).is_ok(), "it need not exist");
+        symlink("/nonexistent/policy.d", folder(&path)).unwrap();
+        let error = read(&path).unwrap_err();
+        assert!(error.text.contains("policy.d: No such file"), "{error}");
     }
 
     #[test]

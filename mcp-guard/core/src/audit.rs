@@ -146,6 +146,14 @@ pub struct Subject {
     pub cgroup_id: CgroupId,
 }
 
+impl Subject {
+    /// Whether both are about one cgroup. Its name may have changed in between.
+    #[must_use]
+    pub fn is_same_cgroup(&self, other: &Self) -> bool {
+        self.cgroup_id == other.cgroup_id
+    }
+}
+
 /// A limit before and after; "max" is no limit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LimitChange {

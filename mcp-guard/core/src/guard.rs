@@ -13,7 +13,7 @@ use std::{
 use mcp_guard_common::Totals;
 
 use self::{
-    episodes::{Episodes, Follows},
+    episodes::{Count, Episodes, Follows},
     variants::Variants,
 };
 use crate::{
@@ -109,6 +109,8 @@ pub struct Guard {
     clamp: Option<Lease>,
     /// The cause of the last clamp that was ordered.
     clamped_for: Cause,
+    /// The cause of the last freeze.
+    frozen_for: Cause,
     /// Until then, a clamp is taken to be impossible: one could not be made, or did not last.
     cannot_clamp: Option<Time>,
     freeze: Option<Lease>,
@@ -166,6 +168,7 @@ impl Guard {
             departure_logged: None,
             clamp: None,
             clamped_for: Cause::default(),
+            frozen_for: Cause::default(),
             cannot_clamp: None,
             freeze: None,
             under_way: BTreeMap::new(),
@@ -416,7 +419,7 @@ impl Guard {
 
     pub fn thawed_by_other(&mut self, now: Time, policy: &Policy, out: &mut Outbox<'_>) {
         if self.freeze.take().is_some() {
-            let respond = &policy.scope(self.terms.rule).all().respond;
+            let respond = self.respond(policy, &self.frozen_for);
             self.episodes.wait_until(now.after(respond.cool_down));
             self.episodes.hold_ended(Response::Freeze, now.after(respond.cool_down));
             let end = End::ThawedByOther;
@@ -545,17 +548,19 @@ impl Guard {
         self.leaves = terms.is_none();
         let terms = terms.unwrap_or(Terms::nothing());
         let of_no_rule = |terms: Terms| Terms { rule: None, ..terms };
-        let is_same = of_no_rule(self.terms) == of_no_rule(terms)
-            && before.scope(self.terms.rule) == policy.scope(terms.rule);
+        let has_other_terms = of_no_rule(self.terms) != of_no_rule(terms);
+        let has_other_keys = before.scope(self.terms.rule) != policy.scope(terms.rule);
         let is_other_mode = self.terms.mode != terms.mode;
         self.terms = terms;
-        if is_same {
+        if !has_other_terms && !has_other_keys {
             // A response is not repeated because the policy was read again.
             return;
         }
         self.limits.policy_changed(is_other_mode);
         let is_held = Hold::ALL.map(|hold| (Response::from(hold), self.lease(hold).is_some()));
-        self.episodes.act_again(|acted| !is_held.contains(&(acted, true)));
+        // The keys may have changed for another identity only. They do not let a detector act more often.
+        let count = if has_other_terms { Count::BeginsAgain } else { Count::GoesOn };
+        self.episodes.act_again(count, |acted| !is_held.contains(&(acted, true)));
         self.look_at_all_again();
     }
 
@@ -789,6 +794,7 @@ impl Guard {
         let lease = Lease { since: now, until: now.after(lease), is_operators: asked_by.is_some() };
         if freezes {
             self.freeze = Some(lease);
+            self.frozen_for = cause.clone();
         }
         if response == Response::Clamp {
             self.clamped_for = cause.clone();
@@ -818,7 +824,7 @@ impl Guard {
         if self.freeze.is_some_and(|hold| hold.until <= now) {
             self.freeze = None;
             self.release(Hold::Freeze, End::LeaseOver, None, out);
-            let respond = &policy.scope(self.terms.rule).all().respond;
+            let respond = self.respond(policy, &self.frozen_for);
             // A leak that outlasts the freeze may be frozen again, after some time of service.
             self.episodes.hold_ended(Response::Freeze, now.after(respond.cool_down));
         }

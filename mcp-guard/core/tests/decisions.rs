@@ -1056,6 +1056,48 @@ fn a_policy_that_says_the_same_repeats_nothing() {
     }
 }
 
+/// Each entry for another server is a change for every guard. Three times is still the most.
+#[test]
+fn entries_for_another_server_do_not_let_a_detector_act_more_often() {
+    let policy = format!("mode = \"observe\"\n{QUICK}[respond]\ncool_down = \"1s\"\n");
+    let mut story = guarded_by_policy(&policy);
+    for _ in 0..3 {
+        story.server("a");
+    }
+    let mut acted = 0;
+    for at in 0..6 {
+        story.wait(3);
+        let ordered = story.contained().len();
+        if ordered > 0 {
+            story.settle(Response::Clamp, Outcome::WouldDo);
+            story.take();
+        }
+        acted += ordered;
+        let text = format!("{policy}[server.x{at}]\nignore = true\n");
+        story.step(Input::Policy(Box::new(Policy::parse(&text).expect("valid"))));
+    }
+    assert_eq!(acted, 3);
+}
+
+/// The cool-down after a freeze is that of the server that was the reason.
+#[test]
+fn a_freeze_is_followed_by_the_cool_down_of_its_server() {
+    let mut story = guarded_by_policy(&format!(
+        "mode = \"enforce\"\n{QUICK}response = \"freeze\"\n[respond]\n\
+         freeze_lease = \"2s\"\ncool_down = \"5s\"\n[server.a.respond]\ncool_down = \"10m\"\n\
+         [[guard]]\nname = \"*\"\nhighest = \"freeze\"\n"
+    ));
+    for _ in 0..3 {
+        story.server("a");
+    }
+    story.wait(2);
+    assert_eq!(story.contained(), [(Detector::Duplicates, Response::Freeze)]);
+    story.settle(Response::Freeze, Outcome::Done);
+    story.take();
+    story.wait(60);
+    assert_eq!(story.contained(), [], "ten minutes have not passed");
+}
+
 /// Its engine describes a guard that was found by its path.
 #[test]
 fn a_guard_takes_the_rule_that_matches_its_new_description() {

@@ -26,6 +26,9 @@ use crate::{
     },
 };
 
+/// Most guards that begin in one search: the next one follows a second later.
+const MOST_BEGUN: usize = 32;
+
 impl Agent {
     pub(super) fn engine_event(&mut self, engine: EngineId, event: EngineEvent) {
         match event {
@@ -82,8 +85,8 @@ impl Agent {
 
     fn guard_container(&mut self, cgroup: Cgroup, container: Container) {
         let workload = container.workload(&cgroup);
-        let Some(terms) = self.core.policy().terms(&workload) else { return };
         let Some(known) = self.guards.of_cgroup(cgroup.id()) else {
+            let Some(terms) = self.core.policy().terms(&workload) else { return };
             let Container { id, name, paused, limit, .. } = container;
             let held = Held::new(cgroup, &name, Some(id), paused);
             if let Some(guard) = self.guard(held, terms, workload) {
@@ -125,9 +128,13 @@ impl Agent {
         // The old guard of a removed and re-created cgroup has ended by now: its descriptor failed.
         let held = self.guards.ids().into_iter().filter_map(|guard| self.guards.get(guard));
         let known: BTreeSet<String> = held.map(|held| held.subject.cgroup.clone()).collect();
+        let mut begun = 0;
         for path in found {
             if known.contains(&path) {
                 continue;
+            }
+            if begun == MOST_BEGUN {
+                break;
             }
             let workload = Workload { cgroup: path.clone(), ..Workload::default() };
             let Some(terms) = self.core.policy().terms(&workload) else { continue };
@@ -138,6 +145,7 @@ impl Agent {
             let container = container_in(cgroup.path()).map(|found| found.id.to_owned());
             let held = Held::new(cgroup, &path, container, false);
             if let Some(guard) = self.guard(held, terms, workload) {
+                begun += 1;
                 self.look_at_limit(guard);
             }
         }

@@ -64,6 +64,11 @@ impl Reloads {
         self.error.is_some()
     }
 
+    /// Whether a reading is under way that takes too long.
+    fn is_late(&self) -> bool {
+        self.under_way.as_ref().is_some_and(|one| one.is_late)
+    }
+
     fn ask(&mut self, now: Time, waiting: Vec<ReplyTo>) {
         if let Some(is_late) = self.under_way.as_ref().map(|one| one.is_late) {
             let next = self.next.get_or_insert_default();
@@ -106,7 +111,7 @@ impl Reloads {
 fn late() -> String {
     format!(
         "policy: its files could not be read within {PATIENCE:?}; the policy is applied when they can \
-         be read"
+         be read; if their file server is gone for good, restart the agent"
     )
 }
 
@@ -129,6 +134,10 @@ impl Agent {
             self.notify.reloading();
         }
         self.reloads.ask(clock::now(), reply.into_iter().collect());
+        if self.reloads.is_late() {
+            // It was refused. systemd waits for an end.
+            self.notify.reloaded();
+        }
     }
 
     /// Applies the policy that was read, or says why it is not applied.

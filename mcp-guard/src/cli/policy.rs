@@ -132,7 +132,11 @@ fn compared(host: &HostOptions, policy: &Policy) -> Result<String, Failure> {
         .map_err(|error| Failure::could_not(format!("cannot read the cgroup layout: {error}")))?;
     let (containers, mut text) = runtime()?.block_on(running(&host.engines(), &layout));
     let mut matched = vec![false; policy.guard.len()];
-    let named = named(policy, &layout);
+    let (named, is_cut) = named(policy, &layout);
+    if is_cut {
+        text += "warning: there are too many cgroups to look at: not all that a pattern names were \
+                 compared; name fewer levels by patterns\n";
+    }
     for workload in containers.iter().chain(&named) {
         policy.matching(workload).for_each(|at| matched[at] = true);
     }
@@ -199,13 +203,14 @@ fn workload(layout: &Layout, by: &Speaker, container: &Container) -> Result<Work
     }
 }
 
-/// Returns the cgroups that the rules name by path or unit.
-fn named(policy: &Policy, layout: &Layout) -> Vec<Workload> {
+/// Returns the cgroups that the rules name by path or unit, and whether there are too many to look at all.
+fn named(policy: &Policy, layout: &Layout) -> (Vec<Workload>, bool) {
     let mut search = CgroupSearch::new(layout);
     search.rules(policy);
+    let is_cut = search.is_cut();
     let exists = |path: &String| Cgroup::open(layout, path).is_ok();
     let found = search.found().into_iter().filter(exists);
-    found.map(|cgroup| Workload { cgroup, ..Workload::default() }).collect()
+    (found.map(|cgroup| Workload { cgroup, ..Workload::default() }).collect(), is_cut)
 }
 
 fn explain(host: &HostOptions, target: &str, file: &Path, json: bool) -> Result<Exit, Failure> {

@@ -45,7 +45,7 @@ impl UnderCheck {
 
     fn is_of(&self, subject: &Subject, hold: Hold) -> bool {
         let AfterCheck::Contain(wanted) = &self.then else { return false };
-        self.subject == *subject && Hold::of(wanted.response) == Some(hold)
+        self.subject.is_same_cgroup(subject) && Hold::of(wanted.response) == Some(hold)
     }
 }
 
@@ -126,7 +126,7 @@ impl Executor {
     /// Whether an order for this cgroup waits for a look.
     #[must_use]
     pub fn is_checking(&self, held: &Held) -> bool {
-        let is_it = |one: &UnderWay| matches!(one, UnderWay::Check(checked) if checked.subject == held.subject);
+        let is_it = |one: &UnderWay| matches!(one, UnderWay::Check(checked) if checked.subject.is_same_cgroup(&held.subject));
         self.under_way.values().any(is_it)
     }
 
@@ -266,6 +266,8 @@ pub(super) mod tests {
         };
         held.subject = subject();
         ended([limit()], |executor, _| assert!(needs(executor, &held)));
+        held.rename("its engine's name for it");
+        ended([limit()], |executor, _| assert!(needs(executor, &held), "renamed meanwhile"));
         held.subject.cgroup_id = CgroupId(8);
         ended([limit()], |executor, _| assert!(!needs(executor, &held), "of another cgroup"));
     }

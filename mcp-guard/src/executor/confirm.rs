@@ -83,7 +83,7 @@ impl Awaited {
     }
 
     fn is_of(&self, subject: &Subject, until: Until) -> bool {
-        self.until == until && self.subject == *subject
+        self.until == until && self.subject.is_same_cgroup(subject)
     }
 
     fn stop_growth(&mut self, cgroup: &Cgroup, sharing: io::Result<Sharing>) {
@@ -263,7 +263,9 @@ impl Executor {
     #[must_use]
     pub fn stopping(&self, held: &Held) -> Option<u64> {
         let awaited = self.under_way.values().filter_map(|one| match one {
-            UnderWay::Kernel(awaited) if awaited.subject == held.subject => awaited.left,
+            UnderWay::Kernel(awaited) if awaited.subject.is_same_cgroup(&held.subject) => {
+                awaited.left
+            }
             UnderWay::Check(_)
             | UnderWay::Kernel(_)
             | UnderWay::Owner(_)

@@ -20,6 +20,13 @@ const QUIET: Duration = Duration::from_secs(30);
 /// How often an episode acts. A person must look at what three holds did not end.
 const MOST_TIMES: u32 = 3;
 
+/// Whether what an episode has done so far counts towards [`MOST_TIMES`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Count {
+    GoesOn,
+    BeginsAgain,
+}
+
 #[derive(Clone, Debug)]
 struct Episode {
     last_seen: Time,
@@ -134,9 +141,11 @@ impl Episodes {
     }
 
     /// Lets episodes act again if `by` returns true for the response that they asked for.
-    pub fn act_again(&mut self, by: impl Fn(Response) -> bool) {
+    pub fn act_again(&mut self, count: Count, by: impl Fn(Response) -> bool) {
         for episode in self.episodes.values_mut() {
-            episode.acted = episode.acted.filter(|response| !by(*response));
+            if count == Count::BeginsAgain || episode.times < MOST_TIMES {
+                episode.acted = episode.acted.filter(|response| !by(*response));
+            }
         }
     }
 
@@ -173,7 +182,7 @@ impl Episodes {
     /// Blocks `response` until `at`, and then lets episodes ask for it again.
     pub fn failed(&mut self, response: Response, at: Time) {
         self.retry_at.insert(response, at);
-        self.act_again(|acted| acted == response);
+        self.act_again(Count::BeginsAgain, |acted| acted == response);
     }
 
     /// Blocks `response` until `at`, or for longer if it is already blocked.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Guard;
+use super::episodes::Count;
 use crate::{
     Time,
     effect::{Action, Outbox},
@@ -40,7 +41,7 @@ impl Guard {
                 if is_recorded {
                     out.act(self.id, Action::RefusalEnds);
                 }
-                self.episodes.act_again(|_| true);
+                self.episodes.act_again(Count::BeginsAgain, |_| true);
                 self.look_at_all_again();
             }
             (None | Some(_), _) => {}

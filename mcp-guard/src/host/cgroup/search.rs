@@ -4,37 +4,44 @@ use std::{fs, path::Path};
 
 use mcp_guard_core::{
     escape::is_cgroup_path,
-    policy::{CgroupPattern, Pattern, Policy},
+    policy::{CgroupPattern, Pattern, Policy, Rule},
 };
 
-use crate::host::layout::Layout;
+use crate::host::{cgroupfs::Events, layout::Layout};
 
-/// Most names read in one search: a process that owns a subtree can create thousands of cgroups.
+/// Most names read for one rule, and most of one directory: a process that owns a subtree can create thousands
+/// of cgroups, and must not hide those of others.
 const MOST: usize = 8192;
+const MOST_SIBLINGS: usize = 1024;
+/// Most cgroups that one pattern finds.
+const MOST_FOUND: usize = 256;
 /// Most slices inside each other. systemd makes one for each dash in a name.
 const MOST_SLICES: usize = 8;
 
 /// A search in the unified tree.
 pub struct CgroupSearch<'a> {
     tree: Option<&'a Path>,
+    /// Names that may still be read for this rule.
     left: usize,
+    is_cut: bool,
     found: Vec<String>,
 }
 
 impl<'a> CgroupSearch<'a> {
     #[must_use]
     pub fn new(layout: &'a Layout) -> Self {
-        Self { tree: layout.unified.as_deref(), left: MOST, found: Vec::new() }
+        Self { tree: layout.unified.as_deref(), left: MOST, is_cut: false, found: Vec::new() }
     }
 
     /// Searches for what the rules of a policy name by path or unit.
     pub fn rules(&mut self, policy: &Policy) {
-        for rule in &policy.guard {
-            match (&rule.cgroup, &rule.unit) {
-                (Some(path), _) => self.path(path),
-                (None, Some(unit)) => self.unit(unit),
-                (None, None) => {}
-            }
+        let paths = policy.guard.iter().filter_map(|rule| rule.cgroup.as_ref());
+        paths.for_each(|path| self.path(path));
+        let is_by_unit = |rule: &&Rule| rule.cgroup.is_none();
+        let units: Vec<_> =
+            policy.guard.iter().filter(is_by_unit).filter_map(|rule| rule.unit.as_ref()).collect();
+        if !units.is_empty() {
+            self.units_of(&units);
         }
     }
 
@@ -42,13 +49,34 @@ impl<'a> CgroupSearch<'a> {
     pub fn path(&mut self, pattern: &CgroupPattern) {
         match pattern.exact() {
             Some(path) => self.found.push(path.to_owned()),
-            None => self.below("", pattern.names()),
+            None => self.within_bounds(|search| search.below("", pattern.names())),
+        }
+    }
+
+    /// Searches for one rule, or for all that name units.
+    fn within_bounds(&mut self, search: impl FnOnce(&mut Self)) {
+        self.left = MOST;
+        let before = self.found.len();
+        search(self);
+        if self.found.len() - before > MOST_FOUND {
+            self.found.truncate(before + MOST_FOUND);
+            self.is_cut = true;
+        }
+    }
+
+    /// Notes a cgroup that a pattern names, if there are processes in it: anybody who owns a subtree can create
+    /// any number of empty ones.
+    fn note(&mut self, path: String) {
+        let events = self.tree.map(|tree| tree.join(&path[1..]).join("cgroup.events"));
+        let events = events.and_then(|events| fs::read_to_string(events).ok());
+        if events.is_some_and(|events| Events::parse(&events).populated) {
+            self.found.push(path);
         }
     }
 
     fn below(&mut self, path: &str, names: &[Pattern]) {
         let Some((name, rest)) = names.split_first() else {
-            return self.found.push(path.to_owned());
+            return self.note(path.to_owned());
         };
         if name.is_exact() {
             return self.below(&format!("{path}/{}", name.text()), rest);
@@ -63,18 +91,22 @@ impl<'a> CgroupSearch<'a> {
     /// Searches for the units of the system's service manager that a pattern names. They are in slices. Below any
     /// other cgroup, other programs choose the names.
     pub fn unit(&mut self, pattern: &Pattern) {
-        self.units("", pattern, MOST_SLICES);
+        self.units_of(&[pattern]);
     }
 
-    fn units(&mut self, path: &str, pattern: &Pattern, deeper: usize) {
+    fn units_of(&mut self, patterns: &[&Pattern]) {
+        self.within_bounds(|search| search.units("", patterns, MOST_SLICES));
+    }
+
+    fn units(&mut self, path: &str, patterns: &[&Pattern], deeper: usize) {
         for name in self.names(path) {
             let below = format!("{path}/{name}");
             if name.ends_with(".slice") && deeper > 0 {
-                self.units(&below, pattern, deeper - 1);
+                self.units(&below, patterns, deeper - 1);
             } else if (name.ends_with(".service") || name.ends_with(".scope"))
-                && pattern.matches(&name)
+                && patterns.iter().any(|pattern| pattern.matches(&name))
             {
-                self.found.push(below);
+                self.note(below);
             }
         }
     }
@@ -86,14 +118,17 @@ impl<'a> CgroupSearch<'a> {
             return Vec::new();
         };
         let mut names = Vec::new();
+        let mut siblings = 0;
         for entry in entries.flatten() {
-            if self.left == 0 {
+            if self.left == 0 || siblings == MOST_SIBLINGS {
+                self.is_cut = true;
                 break;
             }
             if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 continue;
             }
             self.left -= 1;
+            siblings += 1;
             // A name that is not text, or looks like another, is not matched.
             let name = entry.file_name().into_string().ok();
             names.extend(name.filter(|name| is_cgroup_path(&format!("/{name}"))));
@@ -105,7 +140,7 @@ impl<'a> CgroupSearch<'a> {
     /// Whether there were more names than are read.
     #[must_use]
     pub fn is_cut(&self) -> bool {
-        self.left == 0
+        self.is_cut
     }
 
     /// Returns the paths of what was found. Exact paths are not looked for.
@@ -123,6 +158,12 @@ mod tests {
         Layout { unified: Some(tree.to_owned()), ..Layout::bare() }
     }
 
+    fn made(tree: &Path, path: &str, is_populated: bool) {
+        fs::create_dir_all(tree.join(path)).unwrap();
+        let events = format!("populated {}\nfrozen 0\n", u8::from(is_populated));
+        fs::write(tree.join(path).join("cgroup.events"), events).unwrap();
+    }
+
     #[test]
     fn cgroups_are_found_by_pattern_and_units_in_slices_only() {
         let tree = tempfile::tempdir().unwrap();
@@ -134,8 +175,9 @@ mod tests {
             "docker/1/mcp-d.service",
             "mcp-top.scope",
         ] {
-            fs::create_dir_all(tree.path().join(path)).unwrap();
+            made(tree.path(), path, true);
         }
+        made(tree.path(), "system.slice/mcp-empty.service", false);
         fs::write(tree.path().join("mcp-file.service"), "").unwrap();
         let layout = layout(tree.path());
         let found = |look: &dyn Fn(&mut CgroupSearch<'_>)| {
@@ -172,13 +214,33 @@ mod tests {
     #[test]
     fn a_search_is_bounded_and_says_so() {
         let tree = tempfile::tempdir().unwrap();
-        for at in 0..=MOST {
-            fs::create_dir(tree.path().join(at.to_string())).unwrap();
+        for at in 0..=MOST_SIBLINGS {
+            made(tree.path(), &format!("hostile/{at}"), true);
         }
+        made(tree.path(), "honest/a", true);
+        let layout = layout(tree.path());
+        let found = |pattern: &str| {
+            let mut search = CgroupSearch::new(&layout);
+            search.path(&CgroupPattern::try_from(pattern.to_owned()).unwrap());
+            (search.is_cut(), search.found().len())
+        };
+        assert_eq!(found("/hostile/*"), (true, MOST_FOUND));
+        assert_eq!(found("/*/a"), (false, 1));
+        assert_eq!(found("/honest/*"), (false, 1));
+    }
+
+    #[test]
+    fn each_rule_has_bounds_of_its_own() {
+        let tree = tempfile::tempdir().unwrap();
+        for at in 0..=MOST_SIBLINGS {
+            made(tree.path(), &format!("hostile/{at}"), true);
+        }
+        made(tree.path(), "honest/a", true);
         let layout = layout(tree.path());
         let mut search = CgroupSearch::new(&layout);
-        search.path(&CgroupPattern::try_from("/*".to_owned()).unwrap());
-        assert!(search.is_cut());
-        assert_eq!(search.found().len(), MOST);
+        for pattern in ["/hostile/*", "/honest/*"] {
+            search.path(&CgroupPattern::try_from(pattern.to_owned()).unwrap());
+        }
+        assert!(search.found().contains(&"/honest/a".to_owned()));
     }
 }
