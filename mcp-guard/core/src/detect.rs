@@ -57,12 +57,16 @@ pub fn look(
     detect: &Detect,
     room: Option<Room>,
 ) -> (Vec<Detection>, Option<Time>) {
-    let (duplicates, soon) = match identity.is_package() {
+    let (packages, soon) = match identity.is_package() {
         true => duplicates::look((now, woke), name, identity, &detect.duplicates, room),
-        false => stdio_servers::look((now, woke), name, identity, detect, room),
+        false => (None, None),
     };
+    // A package may be installed, too, and be started without a launcher.
+    let (others, later) = stdio_servers::look((now, woke), name, identity, detect, room);
+    let soon = sooner(soon, later);
     let (burst, later) = burst::look((now, woke), name, identity, &detect.burst);
     let growth = growth::look(now, name, identity, &detect.growth, room);
+    let duplicates = packages.or(others);
     (duplicates.into_iter().chain(burst).chain(growth).collect(), sooner(soon, later))
 }
 

@@ -106,7 +106,8 @@ pub struct Detect {
 }
 
 /// D: live servers of one package that are idle. Of another identity, only servers count of which looks have proved
-/// that they are idle and that only their client can give them work, and only if their number grows steadily.
+/// that they are idle and that only their client can give them work, and only if the number of its servers grows
+/// steadily. About these, the detector only warns.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]

@@ -150,6 +150,8 @@ struct Tree {
     known: Known,
     /// It is no package, but a look has proved that it is a stdio server without work.
     is_proven: bool,
+    /// The process that runs the program of this script, see [`Registry::joins_its_script`].
+    program: Option<(Pid, Time)>,
 }
 
 /// A process that has left the registry.
@@ -397,7 +399,10 @@ impl Registry {
         process.is_wrapper = !matches!(seen.start, Start::Server(_));
         let Start::Server(named) = seen.start else { return };
         let is_clear = named.naming != Naming::Unclear;
-        let joined = process.position_of(named);
+        let joined = process.position_of(named).or_else(|| {
+            let process = self.processes.get(&pid)?.clone();
+            self.joins_its_script(pid, &process, named)
+        });
         if joined.is_none() && is_clear {
             self.start_tree(pid, named, seen);
         }
@@ -409,6 +414,30 @@ impl Registry {
             process.has_execed = true;
             process.command = seen.command;
         }
+    }
+
+    /// Returns the position of a program in the server of the script that has started it. A script of an npm package
+    /// often only starts a program for this platform, which is the same server then. One that starts several of them
+    /// is a server beside them: they must be counted.
+    fn joins_its_script(
+        &mut self,
+        pid: Pid,
+        process: &LiveProcess,
+        new: &Named,
+    ) -> Option<Position> {
+        let (id, runs) = (process.tree?, process.runs.as_ref()?);
+        let tree = self.trees.get(&id)?;
+        let is_the_script = tree.naming == Naming::Script
+            && runs.position == Position::Program
+            && runs.identity == tree.identity;
+        let has_another = tree.program.is_some_and(|program| {
+            program.0 != pid && self.lives(program) && self.tree_of(program.0) == Some(id)
+        });
+        if !is_the_script || has_another || !new.is_for_a_platform_of(&tree.identity) {
+            return None;
+        }
+        self.trees.get_mut(&id)?.program = Some((pid, process.born));
+        Some(Position::Program)
     }
 
     fn start_tree(&mut self, pid: Pid, named: &Named, seen: Sighting<'_>) {
@@ -436,9 +465,19 @@ impl Registry {
         }
         self.live_servers += usize::from(named.naming != Naming::Program);
         let (naming, known, started) = (named.naming, Known::default(), seen.at);
-        let (members, is_proven) = (1, false);
-        let tree =
-            Tree { identity, started, naming, active, outer, members, origin, known, is_proven };
+        let (members, is_proven, program) = (1, false, None);
+        let tree = Tree {
+            identity,
+            started,
+            naming,
+            active,
+            outer,
+            members,
+            origin,
+            known,
+            is_proven,
+            program,
+        };
         self.trees.insert(id, tree);
         self.latest = self.latest.max(seen.learned);
         if is_new {

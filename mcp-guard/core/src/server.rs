@@ -60,6 +60,13 @@ pub struct Named {
     pub is_relative: bool,
 }
 
+impl Named {
+    /// Whether it may be the program that this script only starts: that of the same name for one platform.
+    pub(crate) fn is_for_a_platform_of(&self, script: &str) -> bool {
+        self.naming == Naming::Program && path::without_platform(&self.identity) == script
+    }
+}
+
 /// The rule that gave an identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Naming {

@@ -135,18 +135,71 @@ fn idle_stdio(alone: bool) -> ServerSeen {
 
 /// `node FILE`, `python -m`, a Go binary: one a minute, and each is left alone by its client.
 #[test]
-fn idle_stdio_servers_that_become_more_are_acted_upon_like_packages() {
+fn idle_stdio_servers_that_become_more_are_told_long_before_growth_acts() {
     for command in [SCRIPT, b"python3\0-m\0mcp_server\0", b"/usr/bin/github-mcp-server\0stdio\0"] {
-        let mut story = Story::new();
-        while story.acted.is_empty() && story.live() < 60 {
+        let (mut story, mut told) = (Story::new(), None);
+        while story.acted.is_empty() && story.live() < 80 {
             let next = story.live() as u32;
             story.start_one(next, command);
             story.wait(60, |_, _| idle_stdio(true));
+            if told.is_none() && story.warnings(Detector::Duplicates) > 0 {
+                told = Some(story.live());
+            }
         }
-        assert_eq!(story.acted, [(Detector::Duplicates, Response::Clamp)]);
-        assert!((10..=14).contains(&story.live()), "{}", story.live());
-        assert!(story.warnings(Detector::Duplicates) >= 1);
+        assert_eq!(story.acted, [(Detector::Growth, Response::Clamp)]);
+        assert!(told.is_some_and(|at| (6..=14).contains(&at)), "{told:?}");
+        assert_eq!(story.warnings(Detector::Duplicates), 1);
     }
+}
+
+/// A gateway has a server for each of its users, who pause. They arrive in a morning, or within weeks.
+#[test]
+fn idle_servers_of_users_are_left_alone() {
+    for (seconds, users) in [(600, 40), (86_400, 30)] {
+        let mut story = Story::new();
+        let idle = |_, _| idle_stdio(true);
+        story.start_each(seconds, users, SCRIPT, idle);
+        story.wait(3600, idle);
+        assert_eq!(story.acted, []);
+        assert!(story.warnings(Detector::Duplicates) <= 1, "{:?}", story.warned);
+    }
+}
+
+/// Most of the servers that became more are in use.
+#[test]
+fn a_few_idle_servers_of_many_in_use_are_not_told() {
+    let mut story = Story::new();
+    let look = |at, now| match at {
+        0..6 => idle_stdio(true),
+        _ => seen(now, Contact::Connected),
+    };
+    story.start_each(60, 40, SCRIPT, look);
+    // While they are half of all, they are told. That ends.
+    let findings = |story: &Story| {
+        story.core.guard(GUARD).expect("it is guarded").findings().collect::<Vec<_>>()
+    };
+    assert!(!findings(&story).contains(&Detector::Duplicates), "{:?}", findings(&story));
+}
+
+/// The package is also started by a launcher once, and installed.
+#[test]
+fn one_start_by_a_launcher_does_not_hide_the_other_copies() {
+    let mut story = Story::new();
+    let idle = |_, _| idle_stdio(true);
+    story.start_one(0, b"npx\0-y\0k8s-mcp\0");
+    story.wait(60, idle);
+    for server in 1..30 {
+        story.start_one(server, b"node\0/srv/node_modules/.bin/k8s-mcp\0");
+        story.wait(60, idle);
+    }
+    let names: Vec<_> = {
+        let guard = story.core.guard(GUARD).expect("it is guarded");
+        guard.registry.identities().map(|(name, one)| (name.to_owned(), one.live())).collect()
+    };
+    assert_eq!(names, [("k8s-mcp".to_owned(), 30)]);
+    let told = story.warned.iter().find(|(by, _)| *by == Detector::Duplicates);
+    // Not by their number alone, of which D tells from 30 on.
+    assert!(told.is_some_and(|(_, at)| *at < 1000 + 16 * 60), "{:?}", story.warned);
 }
 
 /// The servers that G alone acts upon, at 60 more.
@@ -176,19 +229,23 @@ fn programs_that_may_be_no_stdio_servers_are_not_counted_as_duplicates() {
 fn an_old_look_does_not_prove_that_a_program_is_an_idle_stdio_server() {
     let mut story = Story::new();
     story.start_each(60, 9, SCRIPT, |_, _| idle_stdio(true));
-    let unlooked = |story: &mut Story, seconds| {
-        for _ in 0..seconds {
-            story.seconds += 1;
-            story.step(Input::Tick);
-        }
+    let findings = |story: &Story| {
+        story.core.guard(GUARD).expect("it is guarded").findings().collect::<Vec<_>>()
     };
-    for server in 9..30 {
+    assert_eq!(findings(&story), []);
+    for server in 9..14 {
         story.start_one(server, SCRIPT);
-        unlooked(&mut story, 60);
+        story.wait(60, |_, _| idle_stdio(true));
     }
-    assert_eq!(story.acted, []);
-    story.wait(200, |_, _| idle_stdio(true));
-    assert_eq!(story.acted, [(Detector::Duplicates, Response::Clamp)]);
+    assert_eq!(findings(&story), [Detector::Duplicates]);
+    // Nothing starts or ends.
+    for _ in 0..200 {
+        story.seconds += 1;
+        story.step(Input::Tick);
+    }
+    assert_eq!(findings(&story), []);
+    story.wait(60, |_, _| idle_stdio(true));
+    assert_eq!(findings(&story), [Detector::Duplicates]);
 }
 
 /// 32 workers that are idle stdio servers, of which one is replaced each hour.

@@ -5,7 +5,7 @@
 //! five. Only what lives is remembered, a pace of one a minute and one of nine a day are the same, and a restart of
 //! the agent loses nothing but the ends before it.
 //!
-//! It catches a leak of any program that D does not count: `node FILE`, `python -m`, `uv run`, `docker run`, a
+//! It catches a leak of any program that D does not act on: `node FILE`, `python -m`, `uv run`, `docker run`, a
 //! browser, a Go binary. It also acts on packages whose copies are never idle. It must not be raised by a pool that
 //! starts at once and stays, by load that comes and goes, by servers of sessions that end, by servers that replace
 //! each other, or by a build: none of them goes beyond what it reached before.
@@ -63,16 +63,9 @@ pub fn look(
     Some(detection)
 }
 
-/// Returns whether there is a steady growth by at least `least` servers. `acts`: as steady as it must be to act.
-pub fn is_steady(
-    now: Time,
-    identity: &Identity,
-    least: usize,
-    acts: bool,
-    limits: &Growth,
-) -> bool {
-    let rising = if acts { RISING_TO_ACT } else { RISING_TO_WARN };
-    steady(now, identity, (least, rising), limits).is_some()
+/// Returns whether there is a growth by at least `least` servers that is steady enough to warn.
+pub fn is_steady(now: Time, identity: &Identity, least: usize, limits: &Growth) -> bool {
+    steady(now, identity, (least, RISING_TO_WARN), limits).is_some()
 }
 
 #[derive(Clone, Copy)]

@@ -23,7 +23,11 @@ pub fn is_busy(processes: &[ProcessLook], stdio: Channels) -> bool {
             Wait::Read(fd) => process.channels.iter().all(|open| open.fd != fd),
             Wait::Call(_) | Wait::Runs | Wait::Unread => true,
         });
-        leaves || works || process.wakers.contains(&Waker::IoUring)
+        let is_woken = process.wakers.iter().any(|waker| match waker {
+            Waker::Timer | Waker::Files => false,
+            Waker::IoUring | Waker::NamedPipe => true,
+        });
+        leaves || works || is_woken
     })
 }
 
@@ -78,7 +82,9 @@ mod tests {
         let mut ring = process(Wait::Local, None);
         ring.wakers = vec![Waker::Timer, Waker::Files];
         assert!(!is_busy(&[ring.clone()], STDIO));
-        ring.wakers.push(Waker::IoUring);
-        assert!(is_busy(&[ring], STDIO));
+        for by in [Waker::IoUring, Waker::NamedPipe] {
+            let busy = ProcessLook { wakers: vec![Waker::Timer, by], ..ring.clone() };
+            assert!(is_busy(&[busy], STDIO), "{by:?}");
+        }
     }
 }

@@ -109,6 +109,8 @@ pub enum Waker {
     Files,
     /// Requests to the kernel whose kind and deadline cannot be read (io_uring).
     IoUring,
+    /// A pipe with a name, which anybody may write to that can open it.
+    NamedPipe,
 }
 
 /// A lock on a file.
@@ -177,6 +179,9 @@ impl fmt::Display for AtWork {
             Self::Woken { pid, by: Waker::Files } => write!(f, "process {pid} watches files"),
             Self::Woken { pid, by: Waker::IoUring } => {
                 write!(f, "process {pid} uses io_uring, and it is not known for what")
+            }
+            Self::Woken { pid, by: Waker::NamedPipe } => {
+                write!(f, "process {pid} reads from a pipe with a name")
             }
             Self::Lock { pid } => write!(f, "process {pid} holds a lock on a file"),
         }
@@ -263,12 +268,26 @@ fn works(process: &ProcessLook, stdin: Channel) -> Option<AtWork> {
 }
 
 /// Whether only its client can give a server work, apart from timers: nothing in it accepts connections, or has one
-/// to the outside.
+/// to the outside. `None` if that is not known: something else may wake it, or it is not known for what it waits.
 #[must_use]
-pub fn is_reached_by_stdio_alone(tree: &TreeLook) -> bool {
+pub fn is_reached_by_stdio_alone(tree: &TreeLook) -> Option<bool> {
     let (stdin, _) = tree.stdin;
-    let mut all = tree.processes.iter();
-    all.all(|process| process.channels.iter().all(|open| !leaves(open, stdin)))
+    let channels = tree.processes.iter().flat_map(|process| &process.channels);
+    if channels.into_iter().any(|open| leaves(open, stdin)) {
+        return Some(false);
+    }
+    tree.processes.iter().all(is_known_to_wait).then_some(true)
+}
+
+/// Whether its pipes and sockets, and timers, are all that can wake a process.
+fn is_known_to_wait(process: &ProcessLook) -> bool {
+    let is_known = |thread: &ThreadLook| match thread.wait {
+        Wait::Read(fd) => process.channels.iter().any(|open| open.fd == fd),
+        Wait::Epoll { .. } | Wait::Local | Wait::Child | Wait::Timed(_) => true,
+        Wait::Unreadable(_) | Wait::Call(_) | Wait::Runs | Wait::Unread => false,
+    };
+    process.wakers.iter().all(|waker| *waker == Waker::Timer)
+        && process.threads.iter().all(is_known)
 }
 
 /// Whether something other than the client can be at the other end.

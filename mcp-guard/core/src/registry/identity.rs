@@ -146,7 +146,7 @@ impl Identity {
     /// Counts the live servers of no package that are proved to be stdio servers, and were not used for `age`.
     #[must_use]
     pub fn proven_idle(&self, now: Time, age: Duration) -> usize {
-        let moment = now.checked_before(age).filter(|_| now <= self.proofs_count_until);
+        let moment = now.checked_before(age).filter(|_| now < self.proofs_count_until);
         moment.map_or(0, |moment| self.proven.until(moment))
     }
 
@@ -154,6 +154,12 @@ impl Identity {
     #[must_use]
     pub fn nth_proven(&self, n: usize) -> Option<Time> {
         self.proven.nth_oldest(n)
+    }
+
+    /// Returns until when the proofs count if nobody looks again.
+    #[must_use]
+    pub fn proofs_end(&self) -> Time {
+        self.proofs_count_until
     }
 
     /// Counts the live servers that are at least `age` old.
@@ -295,8 +301,9 @@ impl Identity {
         ages.insert(now, tree);
     }
 
-    pub(super) fn proofs_count_until(&mut self, fresh: Time) {
-        self.proofs_count_until = fresh;
+    /// Returns whether they counted no more at `now`.
+    pub(super) fn proofs_count_until(&mut self, now: Time, fresh: Time) -> bool {
+        now >= std::mem::replace(&mut self.proofs_count_until, fresh)
     }
 
     /// `active`: when it was last used, or started.

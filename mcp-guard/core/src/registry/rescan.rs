@@ -92,7 +92,11 @@ impl Registry {
                 return;
             }
             let Start::Server(named) = grammar.identify(&seen.command) else { return };
-            let Some(position) = born.position_of(&named) else { return };
+            let joined = born.position_of(&named);
+            let Some(position) = joined.or_else(|| self.joins_its_script(seen.pid, &born, &named))
+            else {
+                return;
+            };
             let identity = if named.naming == Naming::Unclear { "" } else { &named.identity };
             Some(Running { identity: identity.into(), position })
         } else {

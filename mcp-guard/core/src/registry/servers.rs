@@ -175,7 +175,7 @@ impl Registry {
             }
             // It only runs a timer: nobody can reach it any more.
             if tree.known.is_abandoned() {
-                self.note_proof(now.after(every * LATEST), *id);
+                self.note_proof(now, now.after(every * LATEST), *id);
                 continue;
             }
             if found == Use::Used {
@@ -186,24 +186,23 @@ impl Registry {
             if matches!(found, Use::Begins | Use::Used) {
                 self.server_active(next, Some(*id));
             }
-            self.note_proof(now.after(every * LATEST), *id);
+            self.note_proof(now, now.after(every * LATEST), *id);
         }
     }
 
     /// Notes whether the last look has proved that a program that is no package is a stdio server without work.
     /// `fresh`: until when the looks at its identity count.
-    fn note_proof(&mut self, fresh: Time, id: TreeId) {
+    fn note_proof(&mut self, now: Time, fresh: Time, id: TreeId) {
         let Some(tree) = self.trees.get_mut(&id) else { return };
         let is_proven = !tree.naming.is_firm() && tree.known.is_idle_stdio_server();
         let was_proven = mem::replace(&mut tree.is_proven, is_proven);
         if let Some(identity) = self.identities.get_mut(&tree.identity) {
-            identity.proofs_count_until(fresh);
-            if was_proven == is_proven {
-                return;
-            }
-            match is_proven {
-                true => identity.prove(tree.active, id),
-                false => identity.disprove(tree.active, id),
+            let count_again = identity.proofs_count_until(now, fresh);
+            match (was_proven, is_proven) {
+                (false, true) => identity.prove(tree.active, id),
+                (true, false) => identity.disprove(tree.active, id),
+                (true, true) if count_again => {}
+                (true, true) | (false, false) => return,
             }
             self.changed.insert(tree.identity.clone());
         }
@@ -327,7 +326,7 @@ impl Registry {
         self.tree_of(pid).and_then(|tree| self.trees.get(&tree)).map(|tree| &*tree.identity)
     }
 
-    fn lives(&self, (pid, born): (Pid, Time)) -> bool {
+    pub(super) fn lives(&self, (pid, born): (Pid, Time)) -> bool {
         self.processes.get(&pid).is_some_and(|process| process.born == born)
     }
 

@@ -72,8 +72,7 @@ fn is_python_cache(parts: &[&str]) -> bool {
     })
 }
 
-/// Removes the platform from the name of a program: `server` for `server-linux-amd64`. A script of this name in an npm
-/// package often only starts such a program, which is the same server then.
+/// Removes the platform from the name of a program: `server` for `server-linux-amd64`.
 pub(super) fn without_platform(name: &str) -> &str {
     const PROCESSORS: [&str; 5] = ["x64", "amd64", "arm64", "aarch64", "x86_64"];
     const OTHERS: [&str; 5] = ["linux", "unknown", "gnu", "musl", "glibc"];

@@ -298,9 +298,8 @@ impl Grammar {
         if program.contains('/')
             && let Some(found) = path::script(program, at.cwd).filter(|found| found.is_cached)
         {
-            let name = path::without_platform(&found.name);
-            let whole = self.wrapping(name, arguments, at, true);
-            return named(whole.as_deref().unwrap_or(name), Naming::Cached);
+            let whole = self.wrapping(&found.name, arguments, at, true);
+            return named(whole.as_deref().unwrap_or(&found.name), Naming::Cached);
         }
         // `env -- --option word`: the first word is no program.
         let with_words = at.with_words && !program.starts_with('-');
@@ -308,7 +307,7 @@ impl Grammar {
         let words: Vec<&str> = words.take(MAX_WORDS).copied().collect();
         let name = clean(program);
         let name = base_name(&name);
-        let name = path::without_platform(name.strip_prefix('-').unwrap_or(name));
+        let name = name.strip_prefix('-').unwrap_or(name);
         let is_known = self.tools.iter().any(|tool| tool.is_named(program_name(program)));
         if is_known && words.is_empty() {
             return unclear(name);

@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_search_is_bounded_and_says_so() {
+    fn a_search_is_bounded_and_reports_it() {
         let tree = tempfile::tempdir().unwrap();
         for at in 0..=MOST_SIBLINGS {
             made(tree.path(), &format!("hostile/{at}"), true);

@@ -81,7 +81,7 @@ pub fn survey(server: &ToLookAt, freezers: &Freezers) -> ServerSeen {
         _ => None,
     };
     let quiescence = tree.as_ref().map_or(Quiescence::Unknown, |tree| at_work(tree).into());
-    let is_stdio_alone = tree.as_ref().map(is_reached_by_stdio_alone);
+    let is_stdio_alone = tree.as_ref().and_then(is_reached_by_stdio_alone);
     let is_stopped = false;
     ServerSeen { is_stopped, stdio, contact, activity, memory, is_busy, quiescence, is_stdio_alone }
 }

@@ -129,7 +129,7 @@ fn what_can_be_reached_or_woken_from_outside_is_at_work() {
         server.channels.push(OpenChannel { fd: 20, channel: Channel::Socket(5), peer });
         assert_eq!(at_work(&tree(vec![server])), None);
     }
-    for by in [Waker::Timer, Waker::Files, Waker::IoUring] {
+    for by in [Waker::Timer, Waker::Files, Waker::IoUring, Waker::NamedPipe] {
         let server = ProcessLook { wakers: vec![by], ..node() };
         assert_eq!(at_work(&tree(vec![server])), Some(AtWork::Woken { pid: Pid(7), by }));
     }
@@ -166,5 +166,27 @@ fn more_never_proves_more() {
             server.threads.push(thread(9, wait));
             assert!(at_work(&tree(vec![server])).is_some(), "{wait:?}");
         }
+    }
+}
+
+#[test]
+fn what_may_give_a_server_work_without_its_client_is_no_proof_of_the_opposite() {
+    let alone = |server: ProcessLook| is_reached_by_stdio_alone(&tree(vec![node(), server]));
+    let timer = ProcessLook { wakers: vec![Waker::Timer], ..node() };
+    for server in [node(), python(), timer, other(6, &[Timed("nanosleep"), Child, Read(0)])] {
+        assert_eq!(alone(server.clone()), Some(true), "{server:?}");
+    }
+    for peer in [PeerIs::Outside, PeerIs::Listening, PeerIs::Unknown] {
+        let mut server = node();
+        server.channels.push(OpenChannel { fd: 20, channel: Channel::Socket(5), peer });
+        assert_eq!(alone(server), Some(false), "{peer:?}");
+    }
+    for by in [Waker::Files, Waker::IoUring, Waker::NamedPipe] {
+        let server = ProcessLook { wakers: vec![Waker::Timer, by], ..node() };
+        assert_eq!(alone(server), None, "{by:?}");
+    }
+    // `msgrcv`, and a read of a device.
+    for wait in [Unreadable("poll"), Call(70), Read(99), Runs, Unread] {
+        assert_eq!(alone(other(6, &[Local, wait])), None, "{wait:?}");
     }
 }

@@ -68,11 +68,44 @@ fn a_script_and_the_program_that_it_starts_are_one_server() {
     // Another program is another server.
     fixture.fork(5, 7);
     fixture.exec(7, "/srv/node_modules/k8s-mcp/bin/helper-linux-amd64");
-    assert_eq!(fixture.server("helper").processes, 1);
-    // By itself, it has the same name.
+    assert_eq!(fixture.server("helper-linux-amd64").processes, 1);
+    // By itself, it keeps its name.
     fixture.fork(1, 8);
     fixture.exec(8, program);
-    assert_eq!(fixture.registry.identity("k8s-mcp").map(Identity::live), Some(2));
+    assert_eq!(fixture.live("k8s-mcp-linux-amd64"), (1, 1));
+    assert_eq!(fixture.live("k8s-mcp"), (1, 1));
+}
+
+/// A gateway that is installed like a script starts the program for each session, and never ends it.
+#[test]
+fn a_script_that_starts_its_program_again_and_again_does_not_hide_the_copies() {
+    let mut fixture = Fixture::new();
+    fixture.fork(1, 5);
+    fixture.exec(5, "node|/srv/node_modules/.bin/k8s-mcp");
+    for child in [6, 7, 8] {
+        fixture.fork(5, child);
+        fixture.exec(child, "/srv/node_modules/k8s-mcp-linux-amd64/bin/k8s-mcp-linux-amd64");
+    }
+    assert_eq!(fixture.server("k8s-mcp").processes, 2);
+    assert_eq!(fixture.live("k8s-mcp-linux-amd64"), (2, 2));
+    // A script that starts its program again after a crash has one.
+    fixture.registry.exit(Pid(6));
+    fixture.fork(5, 9);
+    fixture.exec(9, "/srv/node_modules/k8s-mcp-linux-amd64/bin/k8s-mcp-linux-amd64");
+    assert_eq!(fixture.server("k8s-mcp").processes, 2);
+    assert_eq!(fixture.live("k8s-mcp-linux-amd64"), (2, 2));
+}
+
+#[test]
+fn programs_for_two_platforms_are_two_programs() {
+    let mut fixture = Fixture::new();
+    for (pid, program) in [(5, "/usr/bin/qemu-system-x86_64"), (6, "/usr/bin/qemu-system-aarch64")]
+    {
+        fixture.fork(1, pid);
+        fixture.exec(pid, program);
+    }
+    assert_eq!(fixture.live("qemu-system-x86_64"), (1, 1));
+    assert_eq!(fixture.live("qemu-system-aarch64"), (1, 1));
 }
 
 #[test]
