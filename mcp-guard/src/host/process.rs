@@ -254,6 +254,16 @@ impl OpenProcess {
         Ok(is_device.then_some((file.stx_rdev_major, file.stx_rdev_minor)))
     }
 
+    /// Returns whether a descriptor refers to a pipe, also to one with a name.
+    ///
+    /// # Errors
+    /// As for [`OpenProcess::descriptor`].
+    pub fn is_pipe(&self, fd: u32) -> io::Result<bool> {
+        let flags = AtFlags::STATX_DONT_SYNC;
+        let file = statx(&self.dir, format!("fd/{fd}"), flags, StatxFlags::BASIC_STATS)?;
+        Ok(FileType::from_raw_mode(file.stx_mode.into()) == FileType::Fifo)
+    }
+
     /// Reads `/proc/PID/fdinfo/FD`.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use mcp_guard_core::{
     escape::visible,
+    evidence::Contact,
     status::{ClientStatus, ServerStatus},
 };
 
@@ -75,7 +76,12 @@ fn line(server: &ServerStatus) -> String {
             format!("held by {}", named(client))
         }
         Some(client) => named(client),
-        None if *orphaned == Some(true) => "gone".to_owned(),
+        // Somebody has the other end of all others, and was not found in time.
+        None if *orphaned == Some(true)
+            && matches!(contact, Contact::Disconnected | Contact::NoStdio) =>
+        {
+            "gone".to_owned()
+        }
         None => "unknown".to_owned(),
     };
     let at_work = server.at_work.as_deref().map(|why| format!("{:>36}  {}\n", "", visible(why)));
@@ -113,7 +119,7 @@ pub(super) fn old_look(age: Option<u64>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use mcp_guard_core::{evidence::Contact, id::Pid};
+    use mcp_guard_core::id::Pid;
 
     use super::*;
 
@@ -140,6 +146,18 @@ mod tests {
         assert_eq!(line(&server), now);
         server.look_age_seconds = Some(300);
         assert!(line(&server).ends_with("unknown  (last look 5 min ago)\n"));
+        server.orphaned = Some(true);
+        for (contact, client) in [
+            (Contact::Unknown, "unknown"),
+            (Contact::Connected, "unknown"),
+            (Contact::Closing, "unknown"),
+            (Contact::NoStdio, "gone"),
+            (Contact::Disconnected, "gone"),
+        ] {
+            server.contact = contact;
+            let line = line(&server);
+            assert!(line.contains(&format!("  {client}  (last")), "{line}");
+        }
     }
 
     #[test]

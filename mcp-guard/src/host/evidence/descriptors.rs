@@ -10,6 +10,7 @@ use crate::host::{
     process::{self, OpenProcess},
 };
 
+const STDOUT: u32 = 1;
 const STDERR: u32 = 2;
 /// Most locks of a process of which each is known. They are shown with every duplicate of their descriptor.
 const MAX_LOCKS: usize = 32;
@@ -72,6 +73,10 @@ impl Descriptors {
             "anon_inode:inotify" | "anon_inode:[fanotify]" => self.wakers.push(Waker::Files),
             "anon_inode:[io_uring]" => self.wakers.push(Waker::IoUring),
             path if path.starts_with('/') && !path.starts_with("/dev/") => {
+                let (reads, _) = process.access(fd)?;
+                if reads && process.is_pipe(fd)? {
+                    self.wakers.push(Waker::NamedPipe);
+                }
                 let text = budget.fdinfo(process, fd)?;
                 let room = (MAX_LOCKS + 1).saturating_sub(locks.len());
                 let found = fdinfo::locks(&text).take(room);
@@ -109,7 +114,11 @@ impl Descriptors {
                 Channel::Pipe(_) if is_write_only => PeerIs::Nobody,
                 Channel::Pipe(inode) => peers.of_pipe(inode),
                 // Node gives its children a socket as stderr. It can only give work to somebody who waits for it.
-                Channel::Socket(inode) if Some(channel) == stderr && !peers.is_watched(inode) => {
+                Channel::Socket(inode)
+                    if Some(channel) == stderr
+                        && matches!(fd, STDOUT | STDERR)
+                        && !peers.is_watched(inode) =>
+                {
                     PeerIs::Nobody
                 }
                 Channel::Socket(inode) => peers.of_socket(process, inode, budget)?,

@@ -23,7 +23,7 @@ use crate::host::process::{self, Namespace, OpenProcess};
 /// How long is searched at most.
 const SEARCH: Duration = Duration::from_secs(2);
 /// Most descriptors of one process that are compared.
-const DESCRIPTORS: usize = 65_536;
+const DESCRIPTORS: usize = 4096;
 
 /// An open end, as the descriptors of a process show it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -96,17 +96,20 @@ impl<'a> Search<'a> {
             if self.missing == 0 || Instant::now() >= until {
                 break;
             }
-            self.compare(pid);
+            self.compare(pid, until);
         }
     }
 
     /// Compares the descriptors of a process. One that ends meanwhile has none.
-    fn compare(&mut self, pid: Pid) {
+    fn compare(&mut self, pid: Pid, until: Instant) {
         if !self.compared.insert(pid) {
             return;
         }
         let Ok(process) = OpenProcess::open(pid) else { return };
         for fd in process.first_descriptors(DESCRIPTORS).unwrap_or_default() {
+            if Instant::now() >= until {
+                return;
+            }
             let Ok(link) = process.descriptor(fd) else { continue };
             match Channel::parse(&link) {
                 Some(Channel::Socket(inode)) => self.note(SoughtEnd::Socket(inode), pid),
