@@ -8,6 +8,7 @@ mod clients;
 mod counting;
 mod evidence;
 mod guarding;
+mod herd;
 mod known;
 mod lanes;
 mod limits;
@@ -26,6 +27,7 @@ use futures_util::FutureExt as _;
 use mcp_guard_core::{
     Core, Time,
     audit::Record,
+    detect::herd::HerdFound,
     effect::{Effect, Input, Settled},
     incident::End,
     policy::Policy,
@@ -39,6 +41,7 @@ use self::{
     clients::Clients,
     counting::Counting,
     evidence::Lookers,
+    herd::Herdsman,
     known::KnownEngines,
     lanes::Sighted,
     limits::Upkeep,
@@ -113,6 +116,8 @@ pub struct Agent {
     rescans: Rescans,
     /// Looks at servers.
     lookers: Lookers,
+    /// Looks at the clients of containers.
+    herdsman: Herdsman,
     engines: KnownEngines,
     /// Inputs for decisions about limits.
     upkeep: Upkeep,
@@ -328,6 +333,11 @@ impl Agent {
             Effect::ReadFacts { guard, ticket } => return self.ask_for_facts(guard, ticket),
             Effect::ForgetRequest { guard, at } => self.forget_request(guard, at),
             Effect::Unguard { guard } => self.unguard(guard),
+            Effect::WarnOfHerd(herd) => {
+                let cause = herd.detection().cause;
+                let HerdFound { engine, containers, .. } = herd;
+                self.executor.audit.write(Record::Herd { engine, cause, containers });
+            }
             Effect::Log { guard, message } => {
                 let name = self.guards.get(guard).map_or("", |held| held.subject.name.as_str());
                 tracing::warn!(name, "{message}");

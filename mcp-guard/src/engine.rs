@@ -29,7 +29,7 @@ use mcp_guard_core::{
 };
 
 pub use self::{
-    container::{Container, Details, Listed, MAX_FILES},
+    container::{Container, Details, Listed, MAX_FILES, StdinConfig},
     error::Error,
     events::{EngineEvent, EngineEvents, EngineId, Rounds},
     list::{Candidates, Engines, LAST_WORD, Paused},

@@ -7,7 +7,11 @@ mod servers;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use mcp_guard_core::{escape::visible, rates::PerSecond, status::IdentityStatus};
+use mcp_guard_core::{
+    escape::visible,
+    rates::PerSecond,
+    status::{HerdStatus, IdentityStatus},
+};
 
 pub use self::{
     policy::{Decision, ExplainedTarget, explained},
@@ -34,6 +38,9 @@ pub fn status(status: &Status) -> String {
         let error = error.lines().map(visible).collect::<Vec<_>>().join("\n  ");
         text += &format!("POLICY NOT APPLIED: the old one stays in force\n  {error}\n");
     }
+    for herd in &status.herds {
+        text += &lost_clients(herd);
+    }
     if guards.is_empty() {
         text += "nothing is guarded\n";
     }
@@ -41,6 +48,19 @@ pub fn status(status: &Status) -> String {
         text += &watched(guard);
     }
     text
+}
+
+fn lost_clients(herd: &HerdStatus) -> String {
+    let names: Vec<_> = herd.containers.iter().map(|name| visible(name)).collect();
+    let more = herd.ended - names.len().min(herd.ended);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let of = if herd.abandoned < herd.ended { " of these" } else { "" };
+    format!(
+        "HERD: {}{of} containers of {} have lost their clients: {}{more}\n",
+        herd.abandoned,
+        visible(&herd.identity),
+        names.join(", ")
+    )
 }
 
 fn lost(losses: &BTreeMap<String, u64>, audit_lost: u64) -> String {

@@ -10,6 +10,7 @@ pub mod docker;
 pub mod fact;
 pub mod fake_engine;
 pub mod flags;
+pub mod herd;
 pub mod holds;
 pub mod leak;
 pub mod lines;

@@ -456,6 +456,7 @@ impl Host {
                     self.gone(guard);
                 }
                 Effect::Rescan { .. }
+                | Effect::WarnOfHerd(_)
                 | Effect::ReadStdio { .. }
                 | Effect::ReadDenials { .. }
                 | Effect::ForgetRequest { .. }

@@ -69,6 +69,14 @@ pub enum Record {
         guard: Subject,
         cause: Cause,
     },
+    /// A warning about containers of one engine, which may be guards or not.
+    Herd {
+        /// The engine's socket.
+        engine: String,
+        cause: Cause,
+        /// Their names, escaped.
+        containers: Vec<String>,
+    },
     /// A response is about to be carried out. Its outcome has the same incident.
     Intent {
         incident: Incident,

@@ -9,6 +9,7 @@ pub mod emergency;
 pub mod forecast;
 pub mod growth;
 pub mod headroom;
+pub mod herd;
 pub mod raw;
 pub mod schedule;
 pub mod stdio_servers;

@@ -6,8 +6,9 @@ use mcp_guard_common::Totals;
 
 use crate::{
     Time,
+    detect::herd::HerdFound,
     diagnose::facts::Facts,
-    evidence::{ServerSeen, StdioAtExec, Unreaped},
+    evidence::{ClientsLook, ServerSeen, StdioAtExec, Unreaped},
     id::{GuardId, Pid, RequestId, Ticket, Tickets, Ticks},
     incident::{Cause, End, Hold, Outcome},
     limit::Limit,
@@ -156,6 +157,8 @@ pub enum Input {
         facts: Result<Box<Facts>, String>,
         seen: Option<SeenLimit>,
     },
+    /// The clients of an engine's containers were looked at.
+    Clients(ClientsLook),
     /// Time has passed.
     Tick,
 }
@@ -222,6 +225,8 @@ pub enum Effect {
     ForgetRequest { guard: GuardId, at: Duration },
     /// Stop guarding: the policy no longer names the guard, and no hold is left.
     Unguard { guard: GuardId },
+    /// Write a warning that concerns no single guard.
+    WarnOfHerd(HerdFound),
     /// A message for the agent's log, not for the audit log.
     Log { guard: GuardId, message: String },
 }

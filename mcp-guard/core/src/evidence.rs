@@ -1,9 +1,10 @@
 //! Evidence about one server: whether its client can still reach it, and whether it waits for its
-//! client and for nothing else. It is read by `host::evidence` of the agent and judged here.
+//! client and for nothing else; and about the clients of containers. It is read by `host::evidence` of the agent and judged here.
 //!
 //! A fact that cannot be read is unknown, and unknown never counts as proof.
 
 mod abandoned;
+mod clients;
 mod connection;
 mod known;
 mod quiescence;
@@ -11,6 +12,9 @@ mod zombies;
 
 pub use self::{
     abandoned::is_busy,
+    clients::{
+        ClientIs, ClientProcess, ClientsLook, Connections, EndedStdin, InteractiveContainer,
+    },
     connection::{Channel, Channels, Connection, PollFlags},
     known::{Activity, Contact, Known, ServerSeen, StdioAtExec, Use},
     quiescence::{

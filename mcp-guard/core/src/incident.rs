@@ -41,6 +41,9 @@ pub enum Detector {
     /// Zombies pile up.
     #[serde(rename = "Z")]
     Zombies,
+    /// Containers of one image whose clients are gone.
+    #[serde(rename = "N")]
+    Herd,
 }
 
 /// Why something is done, with the numbers that led to the decision.

@@ -4,8 +4,12 @@ use mcp_guard_common::Totals;
 
 use crate::{
     Time,
-    detect::sooner,
+    detect::{
+        herd::{HerdFound, Herds},
+        sooner,
+    },
     effect::{Effect, Input, Outbox, Settled},
+    evidence::ClientsLook,
     guard::Guard,
     id::{GuardId, Pid, Tickets},
     incident::End,
@@ -27,6 +31,8 @@ pub struct Core {
     /// The maximum number of tasks on the host.
     host_tasks: Option<u64>,
     tickets: Tickets,
+    /// Containers that have lost their clients.
+    herds: Herds,
 }
 
 impl Core {
@@ -40,6 +46,7 @@ impl Core {
             last_seen_in: BTreeMap::new(),
             host_tasks: None,
             tickets: Tickets::default(),
+            herds: Herds::default(),
         }
     }
 
@@ -82,6 +89,11 @@ impl Core {
         Some(GuardStatus::of((now, self.policy.evidence.every), guard, totals))
     }
 
+    /// Returns the herds of containers without clients that the last looks have found.
+    pub fn herds(&self, now: Time) -> impl Iterator<Item = &HerdFound> {
+        self.herds.all(now, self.policy.evidence.every)
+    }
+
     /// Releases all our holds, for a clean end of the agent.
     pub fn release_all(&mut self, end: End, effects: &mut Vec<Effect>) {
         let mut out = Outbox { tickets: &mut self.tickets, effects };
@@ -109,12 +121,14 @@ impl Core {
                 self.last_seen_in.retain(|_, seen_in| *seen_in != guard);
             }
             Input::Woke => {
+                self.herds.woke(now);
                 for guard in self.guards.values_mut() {
                     guard.woke(now);
                     guard.evaluate(now, &self.policy, &mut out);
                 }
             }
             Input::HostTasks { most } => self.host_tasks = Some(most),
+            Input::Clients(look) => self.take_clients(now, look, effects),
             Input::Attach { guard, born, pid, seen } => {
                 self.attach(now, guard, (born, pid, seen), effects);
             }
@@ -149,6 +163,11 @@ impl Core {
                 guard.evaluate(now, &self.policy, &mut out);
             }
         }
+    }
+
+    fn take_clients(&mut self, now: Time, look: ClientsLook, effects: &mut Vec<Effect>) {
+        let new = self.herds.take(now, look, &self.policy.detect.herd);
+        effects.extend(new.into_iter().map(Effect::WarnOfHerd));
     }
 
     fn apply(&mut self, now: Time, policy: Policy, effects: &mut Vec<Effect>) {
@@ -211,6 +230,7 @@ fn place(last_seen_in: &mut BTreeMap<Pid, GuardId>, input: &Input) {
         | Input::Policy(_)
         | Input::Described { .. }
         | Input::HostTasks { .. }
+        | Input::Clients(_)
         | Input::Woke
         | Input::Attach { .. }
         | Input::Used { .. }
@@ -274,6 +294,7 @@ fn feed(guard: &mut Guard, now: Time, input: Input, world: World<'_>, out: &mut 
         | Input::Released { .. }
         | Input::Policy(_)
         | Input::HostTasks { .. }
+        | Input::Clients(_)
         | Input::Woke
         | Input::Attach { .. }
         | Input::Tick => {}

@@ -103,6 +103,7 @@ pub struct Detect {
     pub disconnected: Disconnected,
     pub burning: Burning,
     pub zombies: Zombies,
+    pub herd: Herd,
 }
 
 /// D: live servers of one package that are idle. Of another identity, only servers count of which looks have proved
@@ -393,6 +394,24 @@ impl Default for Zombies {
     }
 }
 
+/// N: containers of one image whose stdin ends with their client, as after `docker run -i`, and whose clients are gone. It only warns.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, deny_unknown_fields)]
+pub struct Herd {
+    /// How many containers of one image, or with one label `docker-mcp-name` or `toolhive-name`, must have lost their clients.
+    pub warn: usize,
+    /// How long a container must have been without a client.
+    #[serde(with = "DurationText")]
+    pub age: Duration,
+}
+
+impl Default for Herd {
+    fn default() -> Self {
+        Self { warn: 3, age: Duration::from_secs(60) }
+    }
+}
+
 /// How the agent looks at servers: whether they are used, and whether their clients can reach them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -567,6 +586,7 @@ impl Detect {
             crash,
             headroom,
             zombies,
+            herd,
             ..
         } = self;
         let number = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
@@ -590,6 +610,7 @@ impl Detect {
             ("detect.headroom.warn_percent", number(headroom.warn_percent)),
             ("detect.zombies.warn", number(zombies.warn)),
             ("detect.zombies.warn_percent", number(zombies.warn_percent)),
+            ("detect.herd.warn", herd.warn),
             ("detect.tasks.host_percent", number(tasks.host_percent)),
         ];
         if let Some((key, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {

@@ -301,6 +301,7 @@ impl Run {
                 Effect::Act(order) => self.carry_out(order),
                 // A trace has nothing more to read, and no limits.
                 Effect::Rescan { .. }
+                | Effect::WarnOfHerd(_)
                 | Effect::ReadStdio { .. }
                 | Effect::ReadDenials { .. }
                 | Effect::ReadFacts { .. }

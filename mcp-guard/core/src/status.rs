@@ -1,5 +1,6 @@
 //! The status of a guard, as it is shown to operators. Its JSON is that of these types.
 
+mod herds;
 mod servers;
 
 use std::{collections::BTreeMap, fmt, time::Duration};
@@ -17,7 +18,10 @@ use crate::{
     rates::PerSecond,
 };
 
-pub use self::servers::{ClientStatus, ServerStatus};
+pub use self::{
+    herds::HerdStatus,
+    servers::{ClientStatus, ServerStatus},
+};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct GuardStatus {

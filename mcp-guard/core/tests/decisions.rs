@@ -6,6 +6,7 @@ use mcp_guard_common::Totals;
 use mcp_guard_core::{
     Core, Time,
     effect::{Action, Effect, Input, OperatorRequest, Order, Remark, SeenLimit, Settled},
+    evidence::{ClientIs, ClientsLook, Connections, EndedStdin, InteractiveContainer},
     id::{GuardId, Pid, RequestId, Ticket, Ticks},
     incident::{Detector, End, Hold, Outcome},
     limit::Limit,
@@ -65,6 +66,7 @@ impl Story {
                     self.orders.push(action);
                 }
                 other @ (Effect::Rescan { .. }
+                | Effect::WarnOfHerd(_)
                 | Effect::ReadDenials { .. }
                 | Effect::ReadFacts { .. }
                 | Effect::ForgetRequest { .. }
@@ -1158,4 +1160,29 @@ fn a_failed_release_is_retried_after_ten_seconds() {
     assert!(!overdue(&mut story));
     story.now = story.now.after(Duration::from_secs(10));
     assert!(overdue(&mut story));
+}
+
+#[test]
+fn a_herd_of_containers_is_told_although_none_is_guarded() {
+    let mut story = Story::new("");
+    let ended = |number: u32| EndedStdin {
+        container: InteractiveContainer {
+            id: number.to_string(),
+            name: format!("server-{number}"),
+            image: "mcp/time".to_owned(),
+            ..InteractiveContainer::default()
+        },
+        client: ClientIs::Anybody,
+    };
+    let look = || ClientsLook {
+        engine: "/run/docker.sock".to_owned(),
+        ended: (0..4).map(ended).collect(),
+        connections: Connections { living: 1, dead: 3 },
+    };
+    story.step(Input::Clients(look()));
+    story.wait(60);
+    story.step(Input::Clients(look()));
+    let [Effect::WarnOfHerd(herd)] = &story.others[..] else { panic!("{:?}", story.others) };
+    assert_eq!((herd.abandoned, herd.ended, herd.containers.len()), (3, 4, 4));
+    assert_eq!(story.core.herds(story.now).count(), 1);
 }

@@ -6,7 +6,7 @@ use mcp_guard_core::{
     Time,
     id::GuardId,
     registry::SoughtClient,
-    status::{GuardState, ServerStatus},
+    status::{GuardState, HerdStatus, ServerStatus},
 };
 use serde_json::Value;
 
@@ -180,6 +180,7 @@ impl Agent {
             audit_lost: self.executor.audit.lost(),
             unguarded: self.unguarded(now),
             longest_turn_us: u64::try_from(self.turns.longest().as_micros()).unwrap_or(u64::MAX),
+            herds: self.core.herds(now).map(HerdStatus::from).collect(),
             engine: self.engines.state.clone(),
             policy: self.reloads.status(),
         }

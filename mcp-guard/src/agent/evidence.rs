@@ -162,6 +162,7 @@ impl Agent {
                     self.step(Input::StdioRead { guard, pid, start_ticks, stdio });
                 }
             }
+            Sighted::Clients(engine, look) => self.take_clients(engine, look),
             Sighted::Zombies { guard, cgroup, found } => {
                 if self.is_present(guard, cgroup) {
                     self.step(Input::Unreaped { guard, found });

@@ -32,7 +32,10 @@ const MOST_BEGUN: usize = 32;
 impl Agent {
     pub(super) fn engine_event(&mut self, engine: EngineId, event: EngineEvent) {
         match event {
-            EngineEvent::Up { by, container } => self.container_is_up(by, container),
+            EngineEvent::Up { by, container } => {
+                self.herdsman.note(clock::now(), engine, by, &container);
+                self.container_is_up(by, container);
+            }
             EngineEvent::Paused { by, id, paused } => {
                 let all = self.guards.all_mut();
                 for held in all.filter(|held| held.container.as_deref() == Some(&id)) {

@@ -18,14 +18,17 @@ use std::{
 
 use mcp_guard_core::{
     Time,
-    evidence::{ServerSeen, StdioAtExec, Unreaped},
+    evidence::{ClientsLook, ServerSeen, StdioAtExec, Unreaped},
     id::{CgroupId, GuardId, Pid, Ticks},
     registry::{ToLookAt, TreeId},
 };
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::host::{cgroup::ChargedTasks, clock, evidence::unreaped};
+use crate::{
+    engine::EngineId,
+    host::{cgroup::ChargedTasks, clock, evidence::unreaped},
+};
 
 /// Threads that work at a time.
 const AT_ONCE: usize = 2;
@@ -55,6 +58,7 @@ pub(super) enum Sighted {
         seen: Vec<(TreeId, ServerSeen)>,
         last: Option<Vec<ToLookAt>>,
     },
+    Clients(EngineId, io::Result<ClientsLook>),
     Zombies {
         guard: GuardId,
         cgroup: CgroupId,

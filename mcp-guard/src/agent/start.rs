@@ -17,6 +17,7 @@ use super::{
     clients::Clients,
     counting::Counting,
     evidence::Lookers,
+    herd::Herdsman,
     known::KnownEngines,
     lanes::Sighted,
     limits::Upkeep,
@@ -71,7 +72,7 @@ impl Agent {
         let (to_looked, looked) = mpsc::unbounded_channel();
         let rescans = Rescans::start(observer.clone(), read)
             .context("cannot start the thread that reads processes after a loss")?;
-        // One guard per lane, in parts, and one batch is under way.
+        // One guard per lane, in parts, one batch, and one look per engine are under way.
         let (to_evidence, evidence) = mpsc::unbounded_channel();
         let lookers = Lookers::start(now, Freezers::of(&layout), &to_evidence)
             .context("cannot start the threads that look at servers")?;
@@ -81,6 +82,8 @@ impl Agent {
         let (to_policies, policies) = mpsc::unbounded_channel();
         let reloads = Reloads::start(options.policy_file, options.policy_files, to_policies)
             .context("cannot start the thread that reads the policy again")?;
+        let herdsman = Herdsman::start(now, to_evidence)
+            .context("cannot start the thread that looks at the clients of containers")?;
         let mut agent = Self {
             core: Core::new(options.policy),
             guards: Guards::new(),
@@ -88,6 +91,7 @@ impl Agent {
             counting: Counting::new(kernel, now),
             rescans,
             lookers,
+            herdsman,
             engines: KnownEngines::new(engines),
             upkeep: Upkeep { requests, reader, to_news },
             askers: Askers::default(),

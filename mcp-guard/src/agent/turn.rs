@@ -91,6 +91,7 @@ impl Agent {
         self.rescans.queue_due(now);
         self.read_next();
         self.look_at_servers();
+        self.look_at_clients();
         if is_look {
             self.turns.next_look = now.after(LOOK);
             self.counting.kernel.settle_left_out(&self.guards.watched());

@@ -279,6 +279,7 @@ impl<'a> Repair<'a> {
                 Effect::Log { message, .. } => tracing::warn!("{message}"),
                 // Only an agent carries these out.
                 Effect::Rescan { .. }
+                | Effect::WarnOfHerd(_)
                 | Effect::ReadStdio { .. }
                 | Effect::ReadDenials { .. }
                 | Effect::ForgetRequest { .. }

@@ -8,7 +8,10 @@ use mcp_guard_core::{
     policy::{Mode, Response},
     rates::PerSecond,
     refusal::Despite,
-    status::{ClientStatus, GuardState, GuardStatus, IdentityStatus, ServerStatus, TotalsStatus},
+    status::{
+        ClientStatus, GuardState, GuardStatus, HerdStatus, IdentityStatus, ServerStatus,
+        TotalsStatus,
+    },
 };
 
 use super::{
@@ -96,12 +99,23 @@ fields!(Status {
     audit_lost,
     unguarded,
     longest_turn_us,
+    herds,
     engine,
     policy
 });
 fields!(PolicyStatus { files, error });
 fields!(ReloadPolicy {});
 fields!(Reloaded { files, changes, error });
+fields!(HerdStatus {
+    engine,
+    identity,
+    abandoned,
+    ended,
+    containers,
+    dead_connections,
+    living_connections,
+    longest_seconds,
+});
 fields!(WatchedStatus {
     guard: flattened,
     cgroup,
@@ -156,7 +170,7 @@ fields!(TotalsStatus {
     dropped,
 });
 
-named! { PolicyStatus => "Policy", Despite => "Despite", WatchedStatus => "Guard", GuardServers => "GuardServers", ServerStatus => "Server", ClientStatus => "Client", IdentityStatus => "Identity", TotalsStatus => "Totals" }
+named! { PolicyStatus => "Policy", Despite => "Despite", WatchedStatus => "Guard", GuardServers => "GuardServers", ServerStatus => "Server", ClientStatus => "Client", HerdStatus => "Herd", IdentityStatus => "Identity", TotalsStatus => "Totals" }
 
 words!(Mode { Observe, Enforce });
 words!(Response { Record, Clamp, Freeze, Kill });

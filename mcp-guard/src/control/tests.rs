@@ -9,7 +9,10 @@ use mcp_guard_core::{
     policy::{Mode, Response},
     rates::PerSecond,
     refusal::Despite,
-    status::{ClientStatus, GuardState, GuardStatus, IdentityStatus, ServerStatus, TotalsStatus},
+    status::{
+        ClientStatus, GuardState, GuardStatus, HerdStatus, IdentityStatus, ServerStatus,
+        TotalsStatus,
+    },
 };
 use serde_json::{Value, json};
 
@@ -214,6 +217,16 @@ fn status(engine: EngineState) -> Status {
         audit_lost: 0,
         unguarded: 0,
         longest_turn_us: 0,
+        herds: vec![HerdStatus {
+            engine: "/var/run/docker.sock".to_owned(),
+            identity: "mcp/time".to_owned(),
+            abandoned: 3,
+            ended: 4,
+            containers: vec!["a".to_owned()],
+            dead_connections: 3,
+            living_connections: 1,
+            longest_seconds: 60,
+        }],
         engine,
         policy: PolicyStatus {
             files: vec!["/etc/mcp-guard/policy.toml".to_owned()],

@@ -7,7 +7,7 @@ use mcp_guard_core::{
     incident::Outcome,
     policy::Mode,
     refusal::Despite,
-    status::{GuardStatus, ServerStatus},
+    status::{GuardStatus, HerdStatus, ServerStatus},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -87,6 +87,9 @@ pub struct Status {
     /// is handled during a turn.
     #[serde(default)]
     pub longest_turn_us: u64,
+    /// Containers of one image that have lost their clients. Not all of them need be guarded.
+    #[serde(default)]
+    pub herds: Vec<HerdStatus>,
     pub engine: EngineState,
     #[serde(default)]
     pub policy: PolicyStatus,

@@ -12,7 +12,7 @@ use mcp_guard_core::{container::is_container_id, id::Pid, target::Candidate};
 
 use super::{
     Engine as _,
-    container::{Container, MAX_NAME},
+    container::{Container, MAX_NAME, StdinConfig},
     error::Error,
     socket::Socket,
 };
@@ -89,12 +89,19 @@ fn running(id: &str, found: ContainerInspectResponse) -> Option<Container> {
     let state = found.state?;
     let init = u32::try_from(state.pid?).ok().filter(|pid| *pid > 0).map(Pid)?;
     let config = found.config.unwrap_or_default();
+    let stdin = StdinConfig {
+        is_open: config.open_stdin.unwrap_or_default(),
+        is_once: config.stdin_once.unwrap_or_default(),
+        is_terminal: config.tty.unwrap_or_default(),
+    };
     let labels = config.labels.unwrap_or_default();
     let limit = found.host_config.and_then(|host| host.pids_limit);
     Some(Container {
         id: id.to_owned(),
         name: plain_name(&found.name.unwrap_or_default()),
         image: config.image.unwrap_or_default().chars().take(MAX_NAME).collect(),
+        image_id: found.image.unwrap_or_default().chars().take(MAX_NAME).collect(),
+        stdin,
         labels: labels.into_iter().collect(),
         init,
         paused: state.paused.unwrap_or(false),

@@ -25,6 +25,9 @@ pub struct Container {
     pub id: String,
     pub name: String,
     pub image: String,
+    /// The digest of its image.
+    pub image_id: String,
+    pub stdin: StdinConfig,
     pub labels: BTreeMap<String, String>,
     /// Its first process, by its pid on the host.
     pub init: Pid,
@@ -44,6 +47,17 @@ impl Container {
             cgroup: cgroup.path().to_owned(),
         }
     }
+}
+
+/// What its creator wanted of its stdin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StdinConfig {
+    /// It has one: `docker run --interactive`.
+    pub is_open: bool,
+    /// It ends with the first client. Podman never says so.
+    pub is_once: bool,
+    /// It is a terminal.
+    pub is_terminal: bool,
 }
 
 /// Everything that a diagnosis asks an engine about one container.

@@ -207,7 +207,7 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
-    use crate::engine::EngineId;
+    use crate::engine::{EngineId, StdinConfig};
 
     #[tokio::test]
     async fn an_event_overrides_the_answer_to_an_older_request() {
@@ -219,6 +219,8 @@ mod tests {
             id: "0".repeat(64),
             name: "one".to_owned(),
             image: String::new(),
+            image_id: String::new(),
+            stdin: StdinConfig::default(),
             labels: BTreeMap::new(),
             init: Pid(1),
             paused: false,

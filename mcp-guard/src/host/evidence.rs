@@ -7,6 +7,7 @@
 //! threads only.
 
 mod budget;
+pub mod clients;
 mod descriptors;
 mod holders;
 mod peers;

@@ -63,6 +63,18 @@ impl PollFlags {
     pub fn is_writable(self) -> bool {
         self.has(Self::OUT)
     }
+
+    /// Whether the other end of a connection is closed.
+    #[must_use]
+    pub fn is_hung_up(self) -> bool {
+        self.has(Self::HUP)
+    }
+
+    /// Whether the other end of a connection sends nothing more. It may still read.
+    #[must_use]
+    pub fn has_sent_all(self) -> bool {
+        self.has(Self::RDHUP)
+    }
 }
 
 /// Whether a server's client can reach it.

@@ -114,6 +114,7 @@ impl Repair {
                 }
                 Effect::Act(_)
                 | Effect::Rescan { .. }
+                | Effect::WarnOfHerd(_)
                 | Effect::ReadStdio { .. }
                 | Effect::ReadDenials { .. }
                 | Effect::ForgetRequest { .. }

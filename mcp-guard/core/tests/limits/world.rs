@@ -281,6 +281,7 @@ impl World {
                 Effect::ForgetRequest { .. } => self.request = None,
                 Effect::Log { message, .. } => self.logged.push(message),
                 Effect::Rescan { .. }
+                | Effect::WarnOfHerd(_)
                 | Effect::ReadStdio { .. }
                 | Effect::ReadDenials { .. }
                 | Effect::Unguard { .. } => {}

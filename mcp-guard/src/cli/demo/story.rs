@@ -79,7 +79,7 @@ impl Story {
 pub fn shorten(line: &str) -> String {
     let Ok(Line { seq, record, .. }) = serde_json::from_str(line) else { return line.to_owned() };
     match record {
-        Record::Warning { cause, .. } => {
+        Record::Warning { cause, .. } | Record::Herd { cause, .. } => {
             format!("{seq} warning {}", because(&cause))
         }
         Record::Intent { response, cause, .. } => {

@@ -68,6 +68,8 @@ impl Engine for One {
             id: id.to_owned(),
             name: String::new(),
             image: String::new(),
+            image_id: String::new(),
+            stdin: Default::default(),
             labels: Default::default(),
             init: Pid(1),
             paused: true,

@@ -24,6 +24,13 @@ pub fn is_write_only(text: &str) -> bool {
     flags.is_some_and(|flags| flags & libc::O_ACCMODE == libc::O_WRONLY)
 }
 
+/// Whether a write to it never waits (`O_NONBLOCK` of open(2)).
+#[must_use]
+pub fn is_nonblocking(text: &str) -> bool {
+    let flags = field(text, "flags:").and_then(|flags| i32::from_str_radix(flags, 8).ok());
+    flags.is_some_and(|flags| flags & libc::O_NONBLOCK != 0)
+}
+
 /// Whether it refers to a place in the file system only (`O_PATH` of open(2)).
 #[must_use]
 pub fn is_path_only(text: &str) -> bool {
