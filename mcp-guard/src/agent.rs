@@ -41,7 +41,7 @@ use self::{
     clients::Clients,
     counting::Counting,
     evidence::Lookers,
-    herd::Herdsman,
+    herd::HerdLooker,
     known::KnownEngines,
     lanes::Sighted,
     limits::Upkeep,
@@ -117,7 +117,7 @@ pub struct Agent {
     /// Looks at servers.
     lookers: Lookers,
     /// Looks at the clients of containers.
-    herdsman: Herdsman,
+    herd_looker: HerdLooker,
     engines: KnownEngines,
     /// Inputs for decisions about limits.
     upkeep: Upkeep,

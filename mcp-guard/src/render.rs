@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, time::Duration};
 use mcp_guard_core::{
     escape::visible,
     rates::PerSecond,
-    status::{HerdStatus, IdentityStatus},
+    status::{HerdStatus, IdentityStatus, UnseenClients},
 };
 
 pub use self::{
@@ -41,6 +41,9 @@ pub fn status(status: &Status) -> String {
     for herd in &status.herds {
         text += &lost_clients(herd);
     }
+    for unseen in &status.clients_unseen {
+        text += &unseen_clients(unseen);
+    }
     if guards.is_empty() {
         text += "nothing is guarded\n";
     }
@@ -54,12 +57,25 @@ fn lost_clients(herd: &HerdStatus) -> String {
     let names: Vec<_> = herd.containers.iter().map(|name| visible(name)).collect();
     let more = herd.ended - names.len().min(herd.ended);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    let of = if herd.abandoned < herd.ended { " of these" } else { "" };
+    let (number, which) = if herd.abandoned < herd.ended {
+        let number = format!("at least {} of {}", herd.abandoned, herd.ended);
+        (number, " (the engine does not tell which)")
+    } else {
+        (herd.abandoned.to_string(), "")
+    };
     format!(
-        "HERD: {}{of} containers of {} have lost their clients: {}{more}\n",
-        herd.abandoned,
+        "HERD: {number} containers of {} have no client{which}; their input ended up to {} ago: {}{more}\n",
         visible(&herd.identity),
+        humantime::format_duration(Duration::from_secs(herd.longest_seconds)),
         names.join(", ")
+    )
+}
+
+fn unseen_clients(unseen: &UnseenClients) -> String {
+    format!(
+        "HERD: unknown for {}: the clients of its containers have not been seen for {}; the agent's log shows why\n",
+        visible(&unseen.engine),
+        humantime::format_duration(Duration::from_secs(unseen.seconds)),
     )
 }
 
@@ -170,4 +186,46 @@ fn counts(identities: &BTreeMap<String, IdentityStatus>) -> String {
         );
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_herd_says_how_many_have_no_client_and_whether_it_is_known_which() {
+        let herd = |abandoned| HerdStatus {
+            engine: "/run/docker.sock".to_owned(),
+            identity: "mcp/time".to_owned(),
+            abandoned,
+            ended: 4,
+            containers: ["a", "b", "c"].map(str::to_owned).to_vec(),
+            dead_connections: 0,
+            living_connections: 0,
+            longest_seconds: 720,
+        };
+        for (abandoned, expected) in [
+            (
+                3,
+                "HERD: at least 3 of 4 containers of mcp/time have no client (the engine does not tell which); \
+                 their input ended up to 12m ago: a, b, c and 1 more\n",
+            ),
+            (
+                4,
+                "HERD: 4 containers of mcp/time have no client; their input ended up to 12m ago: a, b, c and 1 more\n",
+            ),
+        ] {
+            assert_eq!(lost_clients(&herd(abandoned)), expected);
+        }
+    }
+
+    #[test]
+    fn an_engine_that_cannot_be_looked_at_is_unknown() {
+        let unseen = UnseenClients { engine: "/run/docker.sock".to_owned(), seconds: 90 };
+        assert_eq!(
+            unseen_clients(&unseen),
+            "HERD: unknown for /run/docker.sock: the clients of its containers have not been seen for 1m 30s; \
+             the agent's log shows why\n"
+        );
+    }
 }

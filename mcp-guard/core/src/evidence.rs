@@ -13,7 +13,8 @@ mod zombies;
 pub use self::{
     abandoned::is_busy,
     clients::{
-        ClientIs, ClientProcess, ClientsLook, Connections, EndedStdin, InteractiveContainer,
+        ClientIs, ClientProcess, ClientProgram, ClientsLook, Connections, EndedStdin,
+        InteractiveContainer,
     },
     connection::{Channel, Channels, Connection, PollFlags},
     known::{Activity, Contact, Known, ServerSeen, StdioAtExec, Use},

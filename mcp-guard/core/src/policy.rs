@@ -401,7 +401,7 @@ impl Default for Zombies {
 pub struct Herd {
     /// How many containers of one image, or with one label `docker-mcp-name` or `toolhive-name`, must have lost their clients.
     pub warn: usize,
-    /// How long a container must have been without a client.
+    /// How long the stdin of a container must have ended.
     #[serde(with = "DurationText")]
     pub age: Duration,
 }

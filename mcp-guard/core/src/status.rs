@@ -19,7 +19,7 @@ use crate::{
 };
 
 pub use self::{
-    herds::HerdStatus,
+    herds::{HerdStatus, UnseenClients},
     servers::{ClientStatus, ServerStatus},
 };
 

@@ -1172,7 +1172,7 @@ fn a_herd_of_containers_is_told_although_none_is_guarded() {
             image: "mcp/time".to_owned(),
             ..InteractiveContainer::default()
         },
-        client: ClientIs::Anybody,
+        client: ClientIs::NotTold,
     };
     let look = || ClientsLook {
         engine: "/run/docker.sock".to_owned(),

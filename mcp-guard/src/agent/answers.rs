@@ -181,6 +181,7 @@ impl Agent {
             unguarded: self.unguarded(now),
             longest_turn_us: u64::try_from(self.turns.longest().as_micros()).unwrap_or(u64::MAX),
             herds: self.core.herds(now).map(HerdStatus::from).collect(),
+            clients_unseen: self.clients_unseen(now),
             engine: self.engines.state.clone(),
             policy: self.reloads.status(),
         }

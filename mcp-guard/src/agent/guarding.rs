@@ -33,7 +33,7 @@ impl Agent {
     pub(super) fn engine_event(&mut self, engine: EngineId, event: EngineEvent) {
         match event {
             EngineEvent::Up { by, container } => {
-                self.herdsman.note(clock::now(), engine, by, &container);
+                self.herd_looker.note(clock::now(), engine, by, &container);
                 self.container_is_up(by, container);
             }
             EngineEvent::Paused { by, id, paused } => {

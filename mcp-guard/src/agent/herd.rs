@@ -1,12 +1,6 @@
 //! Looks at the clients of containers, on a thread of its own: whether a container is guarded does not matter.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-    sync::mpsc,
-    thread,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt::Display, io, sync::mpsc, thread, time::Duration};
 
 use mcp_guard_core::{
     Time,
@@ -14,6 +8,8 @@ use mcp_guard_core::{
     effect::Input,
     escape::escape,
     evidence::{ClientsLook, InteractiveContainer},
+    id::Ticks,
+    status::UnseenClients,
 };
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -23,6 +19,8 @@ use crate::{
     host::{
         clock,
         evidence::clients::{ClientsContainer, ClientsLooker, ServedBy},
+        observer::Observer,
+        process::OpenProcess,
     },
 };
 
@@ -30,6 +28,8 @@ use crate::{
 const MOST: usize = 1024;
 /// A container that was not reported for this time is gone. Engines report containers every [`super::ASK_AGAIN`].
 const GONE: Duration = Duration::from_secs(90);
+/// A look that takes longer is reported. It takes milliseconds, and each of its waits has a deadline of seconds.
+const LONGEST_LOOK: Duration = Duration::from_secs(30);
 /// Most characters kept of a name, an image or a label.
 const MAX_TEXT: usize = 255;
 /// Labels that name the server of a container: those of the gateway of Docker, and of ToolHive.
@@ -50,34 +50,39 @@ struct Interactive {
     seen: Time,
 }
 
-pub(super) struct Herdsman {
+pub(super) struct HerdLooker {
     containers: BTreeMap<EngineId, BTreeMap<String, Interactive>>,
     thread: mpsc::Sender<ToAsk>,
-    /// Engines that are being looked at.
-    under_way: BTreeSet<EngineId>,
-    /// Engines that could not be looked at the last time.
-    failed: BTreeSet<EngineId>,
+    looks: BTreeMap<EngineId, EngineLooks>,
     next_round: Time,
     is_full: bool,
 }
 
-impl Herdsman {
+impl HerdLooker {
     /// # Errors
     /// The thread cannot be created.
-    pub fn start(now: Time, found: UnboundedSender<Sighted>) -> io::Result<Self> {
+    pub fn start(
+        now: Time,
+        observer: Observer,
+        found: UnboundedSender<Sighted>,
+    ) -> io::Result<Self> {
         let (thread, asked) = mpsc::channel::<ToAsk>();
-        thread::Builder::new().name("clients".to_owned()).spawn(move || {
+        thread::Builder::new().name("attached".to_owned()).spawn(move || {
             let mut lookers: BTreeMap<EngineId, ClientsLooker> = BTreeMap::new();
             for ToAsk { engine, socket, served_by, containers } in asked {
-                let looker = lookers.entry(engine).or_default();
+                let looker =
+                    lookers.entry(engine).or_insert_with(|| ClientsLooker::new(observer.clone()));
                 let look = looker.look(&socket, served_by, containers);
                 // The loop ends only with the program.
                 let _ = found.send(Sighted::Clients(engine, look));
             }
         })?;
-        let (under_way, failed) = (BTreeSet::new(), BTreeSet::new());
-        let containers = BTreeMap::new();
-        Ok(Self { containers, thread, under_way, failed, next_round: now, is_full: false })
+        Ok(Self::sending_to(now, thread))
+    }
+
+    fn sending_to(now: Time, thread: mpsc::Sender<ToAsk>) -> Self {
+        let (containers, looks) = (BTreeMap::new(), BTreeMap::new());
+        Self { containers, thread, looks, next_round: now, is_full: false }
     }
 
     /// Notes a container that runs.
@@ -94,8 +99,16 @@ impl Herdsman {
             }
             return;
         }
-        let one =
-            Interactive { container: described(container), stdin: container.stdin, seen: now };
+        // One whose first process is gone has ended.
+        let Ok(start) = OpenProcess::open(container.init).and_then(|init| init.start_ticks())
+        else {
+            return;
+        };
+        let one = Interactive {
+            container: described(container, start),
+            stdin: container.stdin,
+            seen: now,
+        };
         known.insert(container.id.clone(), one);
     }
 
@@ -110,9 +123,65 @@ impl Herdsman {
         };
         known.values().filter(ends).map(|one| one.container.clone()).collect()
     }
+
+    /// Begins a look at an engine, unless one is under way. Returns the look if it is made already, because no
+    /// container needs one.
+    fn begin(
+        &mut self,
+        now: Time,
+        engine: EngineId,
+        socket: String,
+        served_by: ServedBy,
+    ) -> Option<ClientsLook> {
+        let containers = self.of(now, engine, served_by);
+        let looks = self.looks.entry(engine).or_insert(EngineLooks {
+            under_way: None,
+            last: now,
+            failed: false,
+        });
+        if let Some(began) = looks.under_way {
+            if now.since(began) >= LONGEST_LOOK {
+                looks.fail(&socket, &"the look does not end");
+            }
+            return None;
+        }
+        if containers.is_empty() {
+            (looks.last, looks.failed) = (now, false);
+            return Some(ClientsLook { engine: socket, ..ClientsLook::default() });
+        }
+        match self.thread.send(ToAsk { engine, socket, served_by, containers }) {
+            Ok(()) => looks.under_way = Some(now),
+            Err(mpsc::SendError(ToAsk { socket, .. })) => {
+                looks.fail(&socket, &"the thread that looks has ended; restart the agent");
+            }
+        }
+        None
+    }
+
+    /// Takes the end of a look at an engine.
+    fn end(
+        &mut self,
+        now: Time,
+        engine: EngineId,
+        socket: &str,
+        look: io::Result<ClientsLook>,
+    ) -> Option<ClientsLook> {
+        let looks = self.looks.get_mut(&engine)?;
+        looks.under_way = None;
+        match look {
+            Ok(look) => {
+                (looks.last, looks.failed) = (now, false);
+                Some(look)
+            }
+            Err(error) => {
+                looks.fail(socket, &error);
+                None
+            }
+        }
+    }
 }
 
-fn described(container: &Container) -> ClientsContainer {
+fn described(container: &Container, start: Ticks) -> ClientsContainer {
     let text = |text: &str| escape(text.as_bytes(), MAX_TEXT);
     let label = |key: &&str| Some(format!("{key}={}", text(container.labels.get(*key)?)));
     ClientsContainer {
@@ -123,7 +192,26 @@ fn described(container: &Container) -> ClientsContainer {
             image_id: text(&container.image_id),
             label: LABELS.iter().find_map(label),
         },
-        init: container.init,
+        init: (container.init, start),
+    }
+}
+
+/// The looks at one engine.
+struct EngineLooks {
+    /// When the one under way began.
+    under_way: Option<Time>,
+    /// When the last one ended well, or else the first one began.
+    last: Time,
+    /// The last one failed or takes too long, and there was a warning.
+    failed: bool,
+}
+
+impl EngineLooks {
+    fn fail(&mut self, socket: &str, why: &dyn Display) {
+        if !std::mem::replace(&mut self.failed, true) {
+            let engine = escape(socket.as_bytes(), MAX_TEXT);
+            tracing::warn!(engine, %why, "cannot look at the clients of containers; no herd is detected meanwhile");
+        }
     }
 }
 
@@ -131,47 +219,105 @@ impl Agent {
     /// Has the clients of all engines' containers looked at if that is due.
     pub(super) fn look_at_clients(&mut self) {
         let now = clock::now();
-        if now < self.herdsman.next_round {
+        if now < self.herd_looker.next_round {
             return;
         }
-        self.herdsman.next_round = now.after(self.core.policy().evidence.every);
-        let engines =
-            self.engines.all.iter().filter(|(id, _)| !self.herdsman.under_way.contains(id));
-        let engines: Vec<_> = engines.map(|(id, one)| (id, one.socket().to_owned())).collect();
+        self.herd_looker.next_round = now.after(self.core.policy().evidence.every);
+        let engines: Vec<_> =
+            self.engines.all.iter().map(|(id, one)| (id, one.socket().to_owned())).collect();
         for (engine, socket) in engines {
             let served_by = match self.engines.described.get(&engine).map(|one| one.kind) {
                 Some(EngineKind::Docker) => ServedBy::Dockerd,
                 Some(EngineKind::Podman) => ServedBy::Conmon,
                 None => continue,
             };
-            let containers = self.herdsman.of(now, engine, served_by);
-            if containers.is_empty() {
-                let look = ClientsLook { engine: socket, ..ClientsLook::default() };
+            if let Some(look) = self.herd_looker.begin(now, engine, socket, served_by) {
                 self.step(Input::Clients(look));
-            } else if self
-                .herdsman
-                .thread
-                .send(ToAsk { engine, socket, served_by, containers })
-                .is_ok()
-            {
-                self.herdsman.under_way.insert(engine);
             }
         }
     }
 
     /// Takes what the thread has found.
     pub(super) fn take_clients(&mut self, engine: EngineId, look: io::Result<ClientsLook>) {
-        self.herdsman.under_way.remove(&engine);
-        match look {
-            Ok(look) => {
-                self.herdsman.failed.remove(&engine);
-                self.step(Input::Clients(look));
-            }
-            Err(error) => {
-                if self.herdsman.failed.insert(engine) {
-                    tracing::warn!(%error, "cannot look at the clients of containers; no herd is detected meanwhile");
-                }
-            }
+        let socket = self.engines.all.iter().find(|(id, _)| *id == engine);
+        let socket = socket.map_or_else(String::new, |(_, one)| one.socket().to_owned());
+        if let Some(look) = self.herd_looker.end(clock::now(), engine, &socket, look) {
+            self.step(Input::Clients(look));
         }
+    }
+
+    /// Returns the engines whose containers could not be looked at the last time.
+    pub(super) fn clients_unseen(&self, now: Time) -> Vec<UnseenClients> {
+        let engines = self.engines.all.iter();
+        let unseen = engines.filter_map(|(id, one)| {
+            let looks = self.herd_looker.looks.get(&id).filter(|looks| looks.failed)?;
+            let seconds = now.since(looks.last).as_secs();
+            Some(UnseenClients { engine: one.socket().to_owned(), seconds })
+        });
+        unseen.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mcp_guard_core::id::Pid;
+
+    use super::*;
+
+    /// Its thread takes looks and ends none.
+    fn looker() -> (HerdLooker, mpsc::Receiver<ToAsk>) {
+        let (thread, asked) = mpsc::channel();
+        let mut looker = HerdLooker::sending_to(Time(0), thread);
+        let one = Interactive {
+            container: ClientsContainer {
+                container: InteractiveContainer::default(),
+                init: (Pid(1), Ticks(1)),
+            },
+            stdin: StdinConfig { is_open: true, is_once: true, is_terminal: false },
+            seen: Time(0),
+        };
+        looker.containers.insert(EngineId::default(), BTreeMap::from([(String::new(), one)]));
+        (looker, asked)
+    }
+
+    fn begin(looker: &mut HerdLooker, at: Duration) -> Option<ClientsLook> {
+        looker.begin(Time(0).after(at), EngineId::default(), "socket".to_owned(), ServedBy::Dockerd)
+    }
+
+    #[test]
+    fn a_look_that_does_not_end_in_time_has_failed_until_it_ends() {
+        let (mut looker, asked) = looker();
+        assert_eq!(begin(&mut looker, Duration::ZERO), None);
+        assert_eq!(begin(&mut looker, LONGEST_LOOK - Duration::from_secs(1)), None);
+        assert!(!looker.looks[&EngineId::default()].failed);
+        assert_eq!(begin(&mut looker, LONGEST_LOOK), None);
+        assert!(looker.looks[&EngineId::default()].failed);
+        assert_eq!(asked.try_iter().count(), 1, "one at a time");
+        let look = ClientsLook::default();
+        let end = Time(0).after(LONGEST_LOOK);
+        assert_eq!(looker.end(end, EngineId::default(), "socket", Ok(look.clone())), Some(look));
+        assert!(!looker.looks[&EngineId::default()].failed);
+        assert_eq!(begin(&mut looker, LONGEST_LOOK), None);
+        assert_eq!(asked.try_iter().count(), 1);
+    }
+
+    #[test]
+    fn a_look_that_fails_or_cannot_begin_leaves_the_time_of_the_last_one() {
+        let (mut looker, asked) = looker();
+        begin(&mut looker, Duration::from_secs(1));
+        let failed = Err(io::ErrorKind::TimedOut.into());
+        assert_eq!(
+            looker.end(Time(0).after(LONGEST_LOOK), EngineId::default(), "socket", failed),
+            None
+        );
+        let looks = &looker.looks[&EngineId::default()];
+        assert_eq!((looks.failed, looks.last), (true, Time(0).after(Duration::from_secs(1))));
+        let ended = Ok(ClientsLook::default());
+        begin(&mut looker, Duration::from_secs(2));
+        looker.end(Time(0).after(Duration::from_secs(2)), EngineId::default(), "socket", ended);
+        assert!(!looker.looks[&EngineId::default()].failed);
+        drop(asked);
+        begin(&mut looker, Duration::from_secs(3));
+        assert!(looker.looks[&EngineId::default()].failed, "its thread has ended");
     }
 }

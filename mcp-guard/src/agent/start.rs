@@ -17,7 +17,7 @@ use super::{
     clients::Clients,
     counting::Counting,
     evidence::Lookers,
-    herd::Herdsman,
+    herd::HerdLooker,
     known::KnownEngines,
     lanes::Sighted,
     limits::Upkeep,
@@ -82,7 +82,7 @@ impl Agent {
         let (to_policies, policies) = mpsc::unbounded_channel();
         let reloads = Reloads::start(options.policy_file, options.policy_files, to_policies)
             .context("cannot start the thread that reads the policy again")?;
-        let herdsman = Herdsman::start(now, to_evidence)
+        let herd_looker = HerdLooker::start(now, observer.clone(), to_evidence)
             .context("cannot start the thread that looks at the clients of containers")?;
         let mut agent = Self {
             core: Core::new(options.policy),
@@ -91,7 +91,7 @@ impl Agent {
             counting: Counting::new(kernel, now),
             rescans,
             lookers,
-            herdsman,
+            herd_looker,
             engines: KnownEngines::new(engines),
             upkeep: Upkeep { requests, reader, to_news },
             askers: Askers::default(),

@@ -48,6 +48,9 @@ pub fn status(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failure
     if let Some(target) = target {
         status.guards.retain(|one| one.cgroup_id == target);
         is_guarded(!status.guards.is_empty())?;
+        // Herds belong to no guard.
+        status.herds.clear();
+        status.clients_unseen.clear();
     }
     print(&status, *json, render::status)?;
     let is_wrong = |one: &WatchedStatus| one.pids_left || one.guard.refused.is_some();

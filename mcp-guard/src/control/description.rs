@@ -10,7 +10,7 @@ use mcp_guard_core::{
     refusal::Despite,
     status::{
         ClientStatus, GuardState, GuardStatus, HerdStatus, IdentityStatus, ServerStatus,
-        TotalsStatus,
+        TotalsStatus, UnseenClients,
     },
 };
 
@@ -100,6 +100,7 @@ fields!(Status {
     unguarded,
     longest_turn_us,
     herds,
+    clients_unseen,
     engine,
     policy
 });
@@ -116,6 +117,7 @@ fields!(HerdStatus {
     living_connections,
     longest_seconds,
 });
+fields!(UnseenClients { engine, seconds });
 fields!(WatchedStatus {
     guard: flattened,
     cgroup,
@@ -170,7 +172,7 @@ fields!(TotalsStatus {
     dropped,
 });
 
-named! { PolicyStatus => "Policy", Despite => "Despite", WatchedStatus => "Guard", GuardServers => "GuardServers", ServerStatus => "Server", ClientStatus => "Client", HerdStatus => "Herd", IdentityStatus => "Identity", TotalsStatus => "Totals" }
+named! { PolicyStatus => "Policy", Despite => "Despite", WatchedStatus => "Guard", GuardServers => "GuardServers", ServerStatus => "Server", ClientStatus => "Client", HerdStatus => "Herd", UnseenClients => "UnseenClients", IdentityStatus => "Identity", TotalsStatus => "Totals" }
 
 words!(Mode { Observe, Enforce });
 words!(Response { Record, Clamp, Freeze, Kill });

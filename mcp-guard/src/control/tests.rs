@@ -11,7 +11,7 @@ use mcp_guard_core::{
     refusal::Despite,
     status::{
         ClientStatus, GuardState, GuardStatus, HerdStatus, IdentityStatus, ServerStatus,
-        TotalsStatus,
+        TotalsStatus, UnseenClients,
     },
 };
 use serde_json::{Value, json};
@@ -227,6 +227,7 @@ fn status(engine: EngineState) -> Status {
             living_connections: 1,
             longest_seconds: 60,
         }],
+        clients_unseen: vec![UnseenClients { engine: "/run/other.sock".to_owned(), seconds: 90 }],
         engine,
         policy: PolicyStatus {
             files: vec!["/etc/mcp-guard/policy.toml".to_owned()],

@@ -7,7 +7,7 @@ use mcp_guard_core::{
     incident::Outcome,
     policy::Mode,
     refusal::Despite,
-    status::{GuardStatus, HerdStatus, ServerStatus},
+    status::{GuardStatus, HerdStatus, ServerStatus, UnseenClients},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -90,6 +90,9 @@ pub struct Status {
     /// Containers of one image that have lost their clients. Not all of them need be guarded.
     #[serde(default)]
     pub herds: Vec<HerdStatus>,
+    /// Engines for which `herds` says nothing, because the clients of their containers could not be looked at.
+    #[serde(default)]
+    pub clients_unseen: Vec<UnseenClients>,
     pub engine: EngineState,
     #[serde(default)]
     pub policy: PolicyStatus,

@@ -288,14 +288,6 @@ impl OpenProcess {
         })
     }
 
-    /// Reads the first bytes of its command line, each argument with a zero byte after it.
-    ///
-    /// # Errors
-    /// If the process is gone, or the kernel does not show it to us.
-    pub fn first_arguments(&self) -> io::Result<Vec<u8>> {
-        self.read("cmdline", MAX_ARGV)
-    }
-
     /// Reads in which system call one of its threads waits.
     ///
     /// # Errors

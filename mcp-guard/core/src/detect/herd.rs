@@ -143,7 +143,7 @@ struct HerdMembers {
     label: Option<String>,
     names: BTreeSet<String>,
     gone: usize,
-    anybody: usize,
+    not_told: usize,
     longest: Duration,
 }
 
@@ -151,7 +151,7 @@ impl HerdMembers {
     fn add(&mut self, container: InteractiveContainer, client: ClientIs, since: Duration) {
         match client {
             ClientIs::Gone => self.gone += 1,
-            ClientIs::Anybody => self.anybody += 1,
+            ClientIs::NotTold => self.not_told += 1,
             ClientIs::Alive => return,
         }
         (self.image, self.label) = (container.image, container.label);
@@ -160,7 +160,7 @@ impl HerdMembers {
     }
 
     fn ended(&self) -> usize {
-        self.gone + self.anybody
+        self.gone + self.not_told
     }
 
     fn herd(self, engine: String, connections: Connections) -> HerdFound {
@@ -169,7 +169,7 @@ impl HerdMembers {
         HerdFound {
             engine,
             identity: self.label.unwrap_or(self.image),
-            abandoned: self.gone + self.anybody.saturating_sub(living),
+            abandoned: self.gone + self.not_told.saturating_sub(living),
             ended,
             containers: self.names.into_iter().take(MOST_NAMES).collect(),
             connections,
@@ -226,27 +226,27 @@ mod tests {
 
     #[test]
     fn containers_without_a_client_are_told_and_others_are_not() {
-        use ClientIs::{Alive, Anybody, Gone};
+        use ClientIs::{Alive, Gone, NotTold};
         let mcp = |client, count| ended(count, "mcp/time", client);
         let told = |abandoned| vec![(160, "mcp/time".to_owned(), abandoned)];
         for (what, look, expected) in [
-            ("five whose clients were killed", look(mcp(Anybody, 5), 0, 5), told(5)),
+            ("five whose clients were killed", look(mcp(NotTold, 5), 0, 5), told(5)),
             (
                 "the server has written since, so the engine knows",
-                look(mcp(Anybody, 5), 0, 0),
+                look(mcp(NotTold, 5), 0, 0),
                 told(5),
             ),
-            ("two", look(mcp(Anybody, 2), 0, 2), vec![]),
-            ("echo script | docker run -i", look(mcp(Anybody, 5), 5, 0), vec![]),
-            ("some are gone, and any may live", look(mcp(Anybody, 5), 2, 3), told(3)),
-            ("too few of them are certainly gone", look(mcp(Anybody, 5), 3, 2), vec![]),
-            ("more connections than containers", look(mcp(Anybody, 5), 9, 9), vec![]),
+            ("two", look(mcp(NotTold, 2), 0, 2), vec![]),
+            ("echo script | docker run -i", look(mcp(NotTold, 5), 5, 0), vec![]),
+            ("some are gone, and any may live", look(mcp(NotTold, 5), 2, 3), told(3)),
+            ("too few of them are certainly gone", look(mcp(NotTold, 5), 3, 2), vec![]),
+            ("more connections than containers", look(mcp(NotTold, 5), 9, 9), vec![]),
             ("five of Podman", look(mcp(Gone, 5), 0, 0), told(5)),
             ("scripts of Podman", look(mcp(Alive, 5), 0, 0), vec![]),
             ("Podman's do not need Docker's connections", look(mcp(Gone, 3), 7, 0), told(3)),
             (
                 "one of each image",
-                look([ended(2, "a", Anybody), ended(2, "b", Anybody)].concat(), 0, 4),
+                look([ended(2, "a", NotTold), ended(2, "b", NotTold)].concat(), 0, 4),
                 vec![],
             ),
             ("no container whose stdin has ended", look(vec![], 0, 7), vec![]),
@@ -259,7 +259,7 @@ mod tests {
     fn a_label_makes_one_herd_of_several_images_and_separates_one_image() {
         let member = |number: usize, image: &str, label: &str| EndedStdin {
             container: container(number, image, Some(label)),
-            client: ClientIs::Anybody,
+            client: ClientIs::NotTold,
         };
         let one = (0..3).map(|number| member(number, ["a", "b", "c"][number], "docker-mcp-name=x"));
         let expected = [(160, "docker-mcp-name=x".to_owned(), 3)];
@@ -272,10 +272,10 @@ mod tests {
     #[test]
     fn a_herd_is_told_once_until_it_has_gone() {
         let (five, four, two) = (
-            look(ended(5, "a", ClientIs::Anybody), 0, 5),
+            look(ended(5, "a", ClientIs::NotTold), 0, 5),
             // A client that comes for a moment.
-            look(ended(5, "a", ClientIs::Anybody), 4, 5),
-            look(ended(2, "a", ClientIs::Anybody), 0, 2),
+            look(ended(5, "a", ClientIs::NotTold), 4, 5),
+            look(ended(2, "a", ClientIs::NotTold), 0, 2),
         );
         let at = |at, look: &ClientsLook| (at, look.clone());
         let story = [at(0, &five), at(60, &five), at(90, &four), at(120, &five)];
@@ -294,7 +294,7 @@ mod tests {
     #[test]
     fn the_time_counts_from_the_first_look_and_from_the_last_sleep() {
         let (mut herds, limits) = (Herds::default(), Limits::default());
-        let five = || look(ended(5, "a", ClientIs::Anybody), 0, 5);
+        let five = || look(ended(5, "a", ClientIs::NotTold), 0, 5);
         let take = |herds: &mut Herds, at: u64| herds.take(Time(at * SECOND), five(), &limits);
         assert_eq!(take(&mut herds, 0), []);
         herds.woke(Time(3600 * SECOND));

@@ -43,7 +43,7 @@ pub enum ClientIs {
     Gone,
     Alive,
     /// Each living connection of the engine may lead to it: see [`Connections`].
-    Anybody,
+    NotTold,
 }
 
 /// The clients' connections to an engine that serves all of its containers.
@@ -63,8 +63,53 @@ pub struct ClientProcess {
     /// The process will send nothing more.
     pub half_closed: u64,
     pub dead: u64,
-    /// It attaches to one container at most: it is Docker's own command.
-    pub attaches_once: bool,
+    pub runs: ClientProgram,
+}
+
+/// What the process that made a connection runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClientProgram {
+    /// `docker run`: it attaches to the container that it has created, and to no other.
+    DockerRun,
+    /// Another command of `docker`: it attaches to one container at most.
+    Docker,
+    /// It may attach to any number of containers.
+    #[default]
+    Other,
+}
+
+/// Options of `docker` itself whose value is the next word.
+const WITH_VALUE: [&[u8]; 10] = [
+    b"--config",
+    b"-c",
+    b"--context",
+    b"-H",
+    b"--host",
+    b"-l",
+    b"--log-level",
+    b"--tlscacert",
+    b"--tlscert",
+    b"--tlskey",
+];
+const WITHOUT_VALUE: [&[u8]; 4] = [b"-D", b"--debug", b"--tls", b"--tlsverify"];
+
+impl ClientProgram {
+    /// Reads the arguments of a `docker` process, each with a zero byte after it. What is not recognised is not taken
+    /// for `docker run`.
+    #[must_use]
+    pub fn of_docker(arguments: &[u8]) -> Self {
+        let mut words = arguments.split(|byte| *byte == 0).skip(1);
+        while let Some(word) = words.next() {
+            let is_long_with_value = word.starts_with(b"--") && word.contains(&b'=');
+            if WITH_VALUE.contains(&word) {
+                words.next();
+            } else if !is_long_with_value && !WITHOUT_VALUE.contains(&word) {
+                let runs = word == b"run" || word == b"container" && words.next() == Some(b"run");
+                return if runs { Self::DockerRun } else { Self::Docker };
+            }
+        }
+        Self::Docker
+    }
 }
 
 impl ClientProcess {
@@ -78,24 +123,29 @@ impl ClientProcess {
             self.open += 1;
         }
     }
+
+    /// How many of its open connections may lead to a container whose stdin has ended. A connection is left out only
+    /// if it is known where it leads: an open stdin elsewhere proves nothing, because it may be open without a client.
+    fn may_lead_to_ended(&self) -> u64 {
+        match (self.runs, self.half_closed) {
+            // The stdin of its container has not ended. Its other connections only ask when the container ends.
+            (ClientProgram::DockerRun, 0) => 0,
+            (ClientProgram::Docker, 0) => self.open.min(1),
+            // Its stream is the one that is half closed.
+            (ClientProgram::DockerRun | ClientProgram::Docker, _) => 0,
+            (ClientProgram::Other, _) => self.open,
+        }
+    }
 }
 
 impl Connections {
-    /// `streams`: how many containers and execs there are whose stdin is open, and would not be without a client.
-    /// A client of each has an open connection.
-    pub fn of(clients: impl IntoIterator<Item = ClientProcess>, streams: u64) -> Self {
-        let (mut open, mut half_closed, mut dead) = (0_u64, 0_u64, 0_u64);
+    pub fn of(clients: impl IntoIterator<Item = ClientProcess>) -> Self {
+        let (mut living, mut dead) = (0_u64, 0_u64);
         for client in clients {
-            // `docker run` has up to two more connections, which ask when the container ends.
-            open += match (client.attaches_once, client.half_closed) {
-                (true, 0) => client.open.min(1),
-                (true, _) => 0,
-                (false, _) => client.open,
-            };
-            half_closed += client.half_closed;
+            living += client.half_closed + client.may_lead_to_ended();
             dead += client.dead;
         }
-        Self { living: half_closed + open.saturating_sub(streams), dead }
+        Self { living, dead }
     }
 }
 
@@ -115,27 +165,48 @@ mod tests {
 
     #[test]
     fn a_connection_that_may_lead_to_a_container_without_stdin_counts() {
-        let docker =
-            |open, half_closed| ClientProcess { open, half_closed, dead: 0, attaches_once: true };
-        let other =
-            |open, half_closed| ClientProcess { open, half_closed, dead: 0, attaches_once: false };
-        let killed = ClientProcess { dead: 1, attaches_once: true, ..ClientProcess::default() };
-        for (clients, streams, expected) in [
-            (vec![], 0, (0, 0)),
-            (vec![killed; 5], 0, (0, 5)),
-            // `docker run -i`, with one connection for the stream and two that ask for its end.
-            (vec![docker(3, 0); 2], 2, (0, 0)),
-            (vec![docker(3, 0), docker(3, 0), killed], 2, (0, 1)),
-            // `echo script | docker run -i`, `docker exec -i c job </dev/null`, `docker run` without `-i`.
-            (vec![docker(2, 1); 3], 0, (3, 0)),
-            (vec![docker(2, 1); 3], 5, (3, 0)),
-            // `docker attach` to such a container, `docker logs -f`, `docker events`.
-            (vec![docker(1, 0), docker(3, 0)], 1, (1, 0)),
-            // A gateway that attaches through the API, with idle connections.
-            (vec![other(4, 2)], 1, (5, 0)),
+        let client = |runs, open, half_closed| ClientProcess { open, half_closed, dead: 0, runs };
+        let run = |open, half_closed| client(ClientProgram::DockerRun, open, half_closed);
+        let docker = |open, half_closed| client(ClientProgram::Docker, open, half_closed);
+        let other = |open, half_closed| client(ClientProgram::Other, open, half_closed);
+        let killed = ClientProcess { dead: 1, ..run(0, 0) };
+        for (what, clients, expected) in [
+            ("no client", vec![], (0, 0)),
+            ("killed", vec![killed; 5], (0, 5)),
+            ("docker run -i: a stream, and two that ask for its end", vec![run(3, 0); 2], (0, 0)),
+            ("some are killed", vec![run(3, 0), run(3, 0), killed], (0, 1)),
+            ("echo script | docker run -i, or docker run without -i", vec![run(2, 1); 3], (3, 0)),
+            ("docker exec -i c job </dev/null", vec![docker(2, 1)], (1, 0)),
+            // A stdin that is open beside them may have no client: `docker create -i` and `docker start`.
+            ("docker attach, docker logs -f", vec![docker(1, 0), docker(3, 0)], (2, 0)),
+            ("a gateway that attaches through the API", vec![other(4, 2)], (6, 0)),
+            ("one whose program is not known", vec![other(1, 0), run(3, 0)], (1, 0)),
         ] {
-            let Connections { living, dead } = Connections::of(clients.clone(), streams);
-            assert_eq!((living, dead), expected, "{clients:?}, {streams}");
+            let Connections { living, dead } = Connections::of(clients);
+            assert_eq!((living, dead), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn docker_run_is_told_from_other_commands() {
+        use ClientProgram::{Docker, DockerRun};
+        for (arguments, expected) in [
+            ("docker run -i mcp/time", DockerRun),
+            ("/usr/bin/docker container run mcp/time", DockerRun),
+            ("docker -D --context run -H unix:///a --log-level=info run image", DockerRun),
+            ("docker attach run", Docker),
+            ("docker -c run attach run", Docker),
+            ("docker --config run", Docker),
+            ("docker container attach run", Docker),
+            ("docker --unknown run image", Docker),
+            ("docker -Hunix:///a run image", Docker),
+            ("docker exec -i run sh", Docker),
+            ("docker", Docker),
+            ("", Docker),
+        ] {
+            let bytes: Vec<u8> =
+                arguments.split(' ').flat_map(|word| [word.as_bytes(), b"\0"].concat()).collect();
+            assert_eq!(ClientProgram::of_docker(&bytes), expected, "{arguments}");
         }
     }
 }

@@ -24,6 +24,15 @@ pub struct HerdStatus {
     pub longest_seconds: u64,
 }
 
+/// An engine whose containers' clients could not be looked at the last time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnseenClients {
+    /// The engine's socket.
+    pub engine: String,
+    /// How long ago they were seen, or should have been for the first time.
+    pub seconds: u64,
+}
+
 impl From<&HerdFound> for HerdStatus {
     fn from(found: &HerdFound) -> Self {
         Self {

@@ -9,17 +9,18 @@ use std::io;
 
 use mcp_guard_core::{
     evidence::{ClientIs, ClientsLook, EndedStdin, InteractiveContainer},
-    id::Pid,
+    id::{Pid, Ticks},
 };
 
 use self::dockerd::Dockerd;
+use super::super::observer::Observer;
 
 /// A container whose stdin is open as long as its client is there.
 #[derive(Clone, Debug)]
 pub struct ClientsContainer {
     pub container: InteractiveContainer,
-    /// Its first process.
-    pub init: Pid,
+    /// Its first process, and when that began.
+    pub init: (Pid, Ticks),
 }
 
 /// Which process has the engine's end of the connections.
@@ -32,12 +33,17 @@ pub enum ServedBy {
 }
 
 /// Looks at the containers of one engine.
-#[derive(Default)]
 pub struct ClientsLooker {
+    observer: Observer,
     dockerd: Option<Dockerd>,
 }
 
 impl ClientsLooker {
+    #[must_use]
+    pub fn new(observer: Observer) -> Self {
+        Self { observer, dockerd: None }
+    }
+
     /// # Errors
     /// If the engine does not answer, or its process is not found or cannot be read. Nothing is known then.
     pub fn look(
@@ -50,20 +56,20 @@ impl ClientsLooker {
         match served_by {
             ServedBy::Dockerd => {
                 let dockerd = dockerd::find(socket, self.dockerd.take())?;
-                let found = dockerd.look(&containers)?;
+                let found = dockerd.look(&containers, &self.observer)?;
                 self.dockerd = Some(dockerd);
                 look.connections = found.connections;
                 let ended = containers.into_iter().map(|one| one.container);
                 let ended = ended.filter(|one| found.ended.contains(&one.id));
                 look.ended = ended
-                    .map(|container| EndedStdin { container, client: ClientIs::Anybody })
+                    .map(|container| EndedStdin { container, client: ClientIs::NotTold })
                     .collect();
             }
             ServedBy::Conmon => {
                 // A container that cannot be read is not known, and most likely gone.
                 let ended =
                     containers.into_iter().filter_map(|ClientsContainer { container, init }| {
-                        let client = conmon::client(&container.id, init).ok()??;
+                        let client = conmon::client(&container.id, init, &self.observer).ok()??;
                         Some(EndedStdin { container, client })
                     });
                 look.ended = ended.collect();

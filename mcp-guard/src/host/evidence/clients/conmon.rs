@@ -5,20 +5,29 @@ use std::io;
 
 use mcp_guard_core::{
     evidence::{Channel, ClientIs},
-    id::Pid,
+    id::{Pid, Ticks},
 };
 
 use super::sockets::{self, link};
-use crate::host::{proc::fdinfo, process::OpenProcess};
+use crate::host::{observer::Observer, proc::fdinfo, process::OpenProcess};
 
 const MOST_DESCRIPTORS: usize = 1024;
 
-/// Returns the state of a container's client if its stdin has ended. `init`: its first process.
-pub fn client(id: &str, init: Pid) -> io::Result<Option<ClientIs>> {
-    let pid = OpenProcess::open(init)?.stat()?.parent;
+/// Returns the state of a container's client if its stdin has ended. `init`: its first process, and when that began.
+pub fn client(id: &str, init: (Pid, Ticks), observer: &Observer) -> io::Result<Option<ClientIs>> {
+    let other = || io::Error::new(io::ErrorKind::NotFound, "its parent is not its conmon");
+    let stat = OpenProcess::open(init.0)?.stat()?;
+    if stat.start != init.1 {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    let pid = stat.parent;
     let conmon = OpenProcess::open(pid)?;
-    if conmon.comm()? != b"conmon" || !is_of(id, &conmon.first_arguments()?) {
-        return Err(io::Error::new(io::ErrorKind::NotFound, "its parent is not its conmon"));
+    if conmon.comm()? != b"conmon" {
+        return Err(other());
+    }
+    let seen = observer.observe(vec![pid]).pop().ok_or_else(other)?;
+    if seen.start_ticks != conmon.start_ticks()? || !is_of(id, &seen.command.argv) {
+        return Err(other());
     }
     let fds = conmon.descriptors(MOST_DESCRIPTORS)?;
     // The connections come first: a client that ends its input meanwhile is alive.

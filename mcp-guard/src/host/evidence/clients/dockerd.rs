@@ -9,13 +9,14 @@ use std::{
     fs,
     io::{self, Read as _, Write as _},
     os::{fd::AsFd, unix::net::UnixStream},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use mcp_guard_core::{
     container::is_container_id,
-    evidence::{ClientProcess, Connections},
+    evidence::{ClientProcess, ClientProgram, Connections},
     id::{Pid, Ticks},
+    registry::Observed,
 };
 use rustix::{
     fs::fstat,
@@ -28,19 +29,20 @@ use super::{
 };
 use crate::host::{
     evidence::unix_diag::UnixDiag,
+    observer::Observer,
     process::{self, OpenProcess},
 };
 
 /// How long the daemon may take to accept a connection, and to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long its process may be searched for.
+const SEARCH: Duration = Duration::from_secs(2);
 /// Most descriptors of the daemon. Each container has six, and each client up to three.
 const MOST_DESCRIPTORS: usize = 32_768;
 /// An answer to it comes at once, and the connection stays open.
 const PING: &[u8] = b"GET /_ping HTTP/1.1\r\nHost: localhost\r\n\r\n";
 /// The name of its program, of which only that of a process that serves the socket counts.
 const NAME: &[u8] = b"dockerd";
-/// The first process of a container, in the names of FIFOs.
-const INIT: &str = "init";
 
 pub struct Dockerd {
     pid: Pid,
@@ -48,7 +50,6 @@ pub struct Dockerd {
 }
 
 /// What the daemon has of its containers.
-#[derive(Default)]
 pub struct FoundClients {
     /// The ids of those whose stdin has ended.
     pub ended: BTreeSet<String>,
@@ -66,22 +67,38 @@ pub fn find(socket: &str, known: Option<Dockerd>) -> io::Result<Dockerd> {
     let none = || io::Error::new(io::ErrorKind::NotFound, "no process serves the engine's socket");
     let its = UnixDiag::open()?.peer(ours)?.ok_or_else(none)?;
     let its = format!("socket:[{its}]");
+    let end = Instant::now() + SEARCH;
     let has_it = |pid: Pid| {
         let process = OpenProcess::open(pid).ok()?;
         let start = process.start_ticks().ok()?;
         let fds = process.descriptors(MOST_DESCRIPTORS).ok()?;
-        let has_it = fds.into_iter().any(|fd| process.descriptor(fd).is_ok_and(|link| link == its));
+        let has_it = fds
+            .into_iter()
+            .take_while(|_| Instant::now() < end)
+            .any(|fd| process.descriptor(fd).is_ok_and(|link| link == its));
         has_it.then_some(Dockerd { pid, start })
     };
     if let Some(known) = known.and_then(|known| has_it(known.pid)) {
         return Ok(known);
     }
-    let is_named = |pid: &Pid| {
-        OpenProcess::open(*pid).and_then(|process| process.comm()).is_ok_and(|name| name == NAME)
-    };
     let pid = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok().map(Pid);
     let all = fs::read_dir("/proc")?.flatten().filter_map(pid);
-    all.filter(is_named).find_map(has_it).ok_or_else(none)
+    let ours = OpenProcess::open(process::this())?.pid_namespace()?;
+    let may_be_it = |pid: &Pid| may_be_dockerd(*pid, ours).unwrap_or_default();
+    let searched = all.take_while(|_| Instant::now() < end);
+    searched.filter(may_be_it).find_map(has_it).ok_or_else(|| {
+        let is_late = Instant::now() >= end;
+        if is_late { io::ErrorKind::TimedOut.into() } else { none() }
+    })
+}
+
+/// Whether it is called dockerd and is root's, in our pid namespace: a container's process cannot hold up the search
+/// by its name.
+fn may_be_dockerd(pid: Pid, pid_namespace: u64) -> io::Result<bool> {
+    let process = OpenProcess::open(pid)?;
+    Ok(process.comm()? == NAME
+        && process.uids()? == (0, 0)
+        && process.pid_namespace()? == pid_namespace)
 }
 
 /// Connects to a socket, with deadlines.
@@ -96,25 +113,30 @@ fn connect_to(path: &str) -> io::Result<UnixStream> {
 
 impl Dockerd {
     /// Looks at the daemon. `containers`: those whose stdin ends with their client.
-    pub fn look(&self, containers: &[ClientsContainer]) -> io::Result<FoundClients> {
+    pub fn look(
+        &self,
+        containers: &[ClientsContainer],
+        observer: &Observer,
+    ) -> io::Result<FoundClients> {
         let process = OpenProcess::open(self.pid)?;
         if process.start_ticks()? != self.start {
             return Err(io::Error::from_raw_os_error(libc::ESRCH));
         }
         // The connections come first: a container that ends meanwhile, and with it its client, has no FIFOs then.
         let fds = process.descriptors(MOST_DESCRIPTORS)?;
-        let clients = by_process(sockets::accepted(&process, self.pid, &fds)?);
+        let accepted = sockets::accepted(&process, self.pid, &fds)?;
+        let connections = Connections::of(by_process(accepted, observer));
         let mut fifos = Fifos::default();
         for fd in process.descriptors(MOST_DESCRIPTORS)? {
             fifos.add(&link(&process, fd)?.unwrap_or_default());
         }
         let asked = containers.iter().map(|one| one.container.id.as_str()).collect();
-        Ok(fifos.judge(&asked, clients))
+        Ok(FoundClients { ended: fifos.ended(&asked), connections })
     }
 }
 
 /// Groups the connections by the process that made them. Our own are left out.
-fn by_process(all: Vec<Accepted>) -> Vec<ClientProcess> {
+fn by_process(all: Vec<Accepted>, observer: &Observer) -> Vec<ClientProcess> {
     let mut known: BTreeMap<Pid, ClientProcess> = BTreeMap::new();
     let mut others = ClientProcess::default();
     for Accepted { by, flags } in all {
@@ -124,65 +146,49 @@ fn by_process(all: Vec<Accepted>) -> Vec<ClientProcess> {
             None => others.add(flags),
         }
     }
-    let known = known.into_iter().map(|(pid, client)| {
-        let attaches_once =
-            OpenProcess::open(pid).is_ok_and(|process| is_dockers_command(&process));
-        ClientProcess { attaches_once, ..client }
-    });
-    known.chain([others]).collect()
+    for Observed { pid, command, .. } in observer.observe(known.keys().copied().collect()) {
+        let exe = command.exe.unwrap_or_default();
+        // A process that may speak to the engine's socket is as good as root, so the name of its program is believed.
+        if exe.rsplit(|byte| *byte == b'/').next() == Some(b"docker")
+            && let Some(client) = known.get_mut(&pid)
+        {
+            client.runs = ClientProgram::of_docker(&command.argv);
+        }
+    }
+    known.into_values().chain([others]).collect()
 }
 
-/// Whether a process is `docker`. Who may speak to the engine's socket is as good as root, so its name is believed.
-fn is_dockers_command(process: &OpenProcess) -> bool {
-    let exe = process.exe().unwrap_or_default();
-    exe.rsplit(|byte| *byte == b'/').next() == Some(b"docker")
-}
-
-/// The FIFOs that the daemon has open: by container, and by its processes that have stdio.
+/// The FIFOs that the daemon has open of the first process of each container.
 #[derive(Debug, Default)]
-struct Fifos(BTreeMap<String, BTreeMap<String, Streams>>);
+struct Fifos(BTreeMap<String, Streams>);
 
 #[derive(Debug, Default)]
 struct Streams {
     stdin: bool,
     stdout: bool,
-    /// A process with a terminal has none.
-    stderr: bool,
 }
 
 impl Fifos {
     fn add(&mut self, link: &str) {
         let mut parts = link.rsplit('/');
         let (Some(name), Some(id)) = (parts.next(), parts.next()) else { return };
-        let Some((process, stream)) = name.rsplit_once('-') else { return };
-        if !is_container_id(id) || !(process == INIT || is_container_id(process)) {
+        if !is_container_id(id) {
             return;
         }
-        let processes = self.0.entry(id.to_owned()).or_default();
-        let streams = processes.entry(process.to_owned()).or_default();
-        match stream {
-            "stdin" => streams.stdin = true,
-            "stdout" => streams.stdout = true,
-            "stderr" => streams.stderr = true,
+        let streams = self.0.entry(id.to_owned()).or_default();
+        match name {
+            "init-stdin" => streams.stdin = true,
+            "init-stdout" => streams.stdout = true,
             _ => {}
         }
     }
 
-    fn judge(&self, asked: &BTreeSet<&str>, clients: Vec<ClientProcess>) -> FoundClients {
-        let mut found = FoundClients::default();
-        let mut open = 0;
-        for (id, processes) in &self.0 {
-            for (process, streams) in processes {
-                let is_interactive = process != INIT || asked.contains(id.as_str());
-                if streams.stdin {
-                    open += u64::from(is_interactive && streams.stderr);
-                } else if process == INIT && is_interactive && streams.stdout {
-                    found.ended.insert(id.clone());
-                }
-            }
-        }
-        found.connections = Connections::of(clients, open);
-        found
+    /// Returns the containers whose stdin has ended. Each of these had one.
+    fn ended(&self, had_stdin: &BTreeSet<&str>) -> BTreeSet<String> {
+        let ended = |(id, streams): &(&String, &Streams)| {
+            had_stdin.contains(id.as_str()) && streams.stdout && !streams.stdin
+        };
+        self.0.iter().filter(ended).map(|(id, _)| id.clone()).collect()
     }
 }
 
@@ -191,37 +197,28 @@ mod tests {
     use super::*;
 
     /// As `/proc/PID/fd` of dockerd 20.10 shows them.
-    fn fifos(of: &[(u8, &str, &[&str])]) -> Fifos {
+    #[test]
+    fn a_container_with_stdout_and_without_stdin_has_ended_its_input() {
+        let id = |container: u8| container.to_string().repeat(64);
+        let exec = "e".repeat(64);
         let mut fifos = Fifos::default();
-        for (container, process, streams) in of {
-            for stream in *streams {
-                let id = format!("{container}").repeat(64);
-                fifos.add(&format!("/run/docker/containerd/{id}/{process}-{stream}"));
+        for (container, process, streams) in [
+            (1, "init", &["stdin", "stdout", "stderr"][..]),
+            (2, "init", &["stdout", "stderr"]),
+            // One that nobody asks about.
+            (3, "init", &["stdout", "stderr"]),
+            (4, "init", &["stdin", "stdout", "stderr"]),
+            (4, &exec, &["stdout", "stderr"]),
+            // It has ended just now.
+            (5, &exec, &["stdin", "stdout"]),
+        ] {
+            for stream in streams {
+                fifos.add(&format!("/run/docker/containerd/{}/{process}-{stream}", id(container)));
             }
         }
-        fifos
-    }
-
-    #[test]
-    fn a_container_without_stdin_has_ended_its_input_and_each_open_stdin_has_a_client() {
-        let (with, without) = (&["stdin", "stdout", "stderr"][..], &["stdout", "stderr"][..]);
-        let exec = "e".repeat(64);
-        let all = fifos(&[
-            (1, INIT, with),
-            (2, INIT, without),
-            (3, INIT, without),
-            // One that nobody asks about, such as `docker run -d -i`, with an exec.
-            (4, INIT, with),
-            (4, &exec, with),
-            // An exec with a terminal may have lost its client.
-            (5, &exec, &["stdin", "stdout"]),
-        ]);
-        let ids = [1, 2, 6].map(|number: u8| number.to_string().repeat(64));
+        let ids = [1, 2, 4, 5, 6].map(id);
         let asked = ids.iter().map(String::as_str).collect();
-        let open = ClientProcess { open: 3, attaches_once: true, ..ClientProcess::default() };
-        let found = all.judge(&asked, vec![open; 3]);
-        assert_eq!(found.ended, BTreeSet::from([ids[1].clone()]));
-        assert_eq!(found.connections.living, 1, "two of three have an open stdin");
+        assert_eq!(fifos.ended(&asked), BTreeSet::from([id(2)]));
     }
 
     #[test]
@@ -230,17 +227,14 @@ mod tests {
         let id = "a".repeat(64);
         for link in [
             "socket:[7]".to_owned(),
-            "/init-stdin".to_owned(),
-            "/run/docker/containerd/short/init-stdin".to_owned(),
-            format!("/run/docker/containerd/{id}/other-stdin"),
+            "/init-stdout".to_owned(),
+            "/run/docker/containerd/short/init-stdout".to_owned(),
+            format!("/run/docker/containerd/{id}/other-stdout"),
             format!("/var/lib/docker/containers/{id}/{id}.log"),
             String::new(),
         ] {
             fifos.add(&link);
         }
-        assert!(
-            fifos.judge(&BTreeSet::from([id.as_str()]), Vec::new()).ended.is_empty(),
-            "{fifos:?}"
-        );
+        assert_eq!(fifos.ended(&BTreeSet::from([id.as_str()])), BTreeSet::new(), "{fifos:?}");
     }
 }
