@@ -166,7 +166,7 @@ impl Core {
     }
 
     fn take_clients(&mut self, now: Time, look: ClientsLook, effects: &mut Vec<Effect>) {
-        let new = self.herds.take(now, look, &self.policy.detect.herd);
+        let new = self.herds.take(now, look, &self.policy.detect().herd);
         effects.extend(new.into_iter().map(Effect::WarnOfHerd));
     }
 

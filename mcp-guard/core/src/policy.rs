@@ -395,7 +395,7 @@ impl Default for Zombies {
 }
 
 /// N: containers of one image whose stdin ends with their client, as after `docker run -i`, and whose clients are gone. It only warns.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Herd {
