@@ -82,7 +82,7 @@ impl Served {
         Self::run(engine, herd, &["--interactive"], &SERVER, Stdio::piped())
     }
 
-    /// The same, with a client that is killed as by a crash (SIGKILL).
+    /// As `interactive`, with a client that is killed as by a crash (SIGKILL).
     fn abandoned(engine: Engine, herd: &str) -> Result<Container> {
         let Self { client, container, .. } = Self::interactive(engine, herd)?;
         drop(client);

@@ -35,7 +35,7 @@ const MAX_TEXT: usize = 255;
 /// Labels that name the server of a container: those of the gateway of Docker, and of ToolHive.
 const LABELS: [&str; 2] = ["docker-mcp-name", "toolhive-name"];
 
-/// What one look is about.
+/// The subject of one look.
 struct ToAsk {
     engine: EngineId,
     socket: String,

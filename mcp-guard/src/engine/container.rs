@@ -49,12 +49,12 @@ impl Container {
     }
 }
 
-/// What its creator wanted of its stdin.
+/// The stdin that its creator asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StdinConfig {
     /// It has one: `docker run --interactive`.
     pub is_open: bool,
-    /// It ends with the first client. Podman never says so.
+    /// It ends with the first client. Podman does not report this.
     pub is_once: bool,
     /// It is a terminal.
     pub is_terminal: bool,

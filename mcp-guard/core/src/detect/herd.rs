@@ -78,7 +78,7 @@ impl HerdKind {
     }
 }
 
-/// What is known about the containers of all engines.
+/// All that looks have shown about the containers of all engines.
 #[derive(Clone, Debug, Default)]
 pub struct Herds {
     engines: BTreeMap<String, EngineHerds>,
@@ -219,7 +219,7 @@ mod tests {
         warned
     }
 
-    /// The same look at 100, 130, 160 and 190 s.
+    /// Repeats a look at 100, 130, 160 and 190 s.
     fn lasting(look: &ClientsLook) -> Vec<(u64, String, usize)> {
         warned(&[100, 130, 160, 190].map(|at| (at, look.clone())))
     }

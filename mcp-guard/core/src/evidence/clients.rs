@@ -66,7 +66,7 @@ pub struct ClientProcess {
     pub runs: ClientProgram,
 }
 
-/// What the process that made a connection runs.
+/// The program of the process that made a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClientProgram {
     /// `docker run`: it attaches to the container that it has created, and to no other.

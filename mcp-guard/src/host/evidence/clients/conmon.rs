@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn the_stdin_and_the_container_are_recognised() {
-        // Of conmon 2.1.
+        // conmon 2.1 shows these.
         for (flags, expected) in [("02004001", true), ("02000000", false), ("01", false)] {
             assert_eq!(
                 is_stdin(&format!("pos:\t0\nflags:\t{flags}\nmnt_id:\t15\n")),

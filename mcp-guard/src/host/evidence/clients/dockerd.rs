@@ -49,7 +49,7 @@ pub struct Dockerd {
     start: Ticks,
 }
 
-/// What the daemon has of its containers.
+/// The parts of containers that the daemon has.
 pub struct FoundClients {
     /// The ids of those whose stdin has ended.
     pub ended: BTreeSet<String>,

@@ -23,7 +23,7 @@ use crate::host::process::{self, OpenProcess};
 
 /// A connection that was accepted.
 pub struct Accepted {
-    /// Who connected. `None` if that is not known, as of a connection over the network.
+    /// The process that connected. `None` if that is not known, as of a connection over the network.
     pub by: Option<Pid>,
     pub flags: PollFlags,
 }
