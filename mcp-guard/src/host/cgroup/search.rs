@@ -158,10 +158,14 @@ mod tests {
         Layout { unified: Some(tree.to_owned()), ..Layout::bare() }
     }
 
+    /// Creates a cgroup. A populated one makes those above it populated.
     fn made(tree: &Path, path: &str, is_populated: bool) {
         fs::create_dir_all(tree.join(path)).unwrap();
         let events = format!("populated {}\nfrozen 0\n", u8::from(is_populated));
-        fs::write(tree.join(path).join("cgroup.events"), events).unwrap();
+        let above = Path::new(path).ancestors().take(if is_populated { usize::MAX } else { 1 });
+        for cgroup in above {
+            fs::write(tree.join(cgroup).join("cgroup.events"), &events).unwrap();
+        }
     }
 
     #[test]
