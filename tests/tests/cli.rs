@@ -366,6 +366,32 @@ fn replay_answers_with_one_object() {
 }
 
 #[test]
+fn replay_of_several_traces_is_a_table_and_two_policies_are_compared() {
+    let scene = Scene::new();
+    let (leak, calm) = (scene.file("leak.jsonl", &trace(24)), scene.file("calm.jsonl", &trace(2)));
+    let old = scene.file("old.toml", "");
+    let new = scene.file("new.toml", "[detect.duplicates]\nact = 12\n");
+    let said = |arguments: &[&str]| {
+        let output = scene.cli(&[&["replay"], arguments].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let both = [path(&leak), path(&calm)];
+    let table = said(&both);
+    let lines: Vec<&str> = table.lines().collect();
+    assert!(lines[1].starts_with("leak.jsonl") && lines[1].contains("clamp"), "{table}");
+    assert!(lines[2].starts_with("calm.jsonl") && lines[2].ends_with("  -"), "{table}");
+    let json: Value = serde_json::from_str(&said(&[&both[..], &["--json"]].concat())).unwrap();
+    assert_eq!((&json[1]["file"], &json[1]["processes"]), (&path(&calm).into(), &2.into()));
+    let compared = said(&[&["--compare", path(&old), path(&new)], &both[..]].concat());
+    for line in ["- ", "+ ", "150.000 s  clamp", "170.000 s  clamp", "no difference"] {
+        assert!(compared.contains(line), "{line}\n{compared}");
+    }
+    let explained = said(&[path(&leak), "--explain"]);
+    assert!(explained.contains("age_ms 60000, aged 10, live"), "{explained}");
+}
+
+#[test]
 fn doctor_answers_in_json() {
     let scene = Scene::new();
     for output in [scene.cli(&["doctor", "--json"]), scene.cli_as_nobody(&["doctor", "--json"])] {

@@ -120,6 +120,9 @@ pub struct Warning {
     pub t_ns: u64,
     pub detector: Detector,
     pub identity: Option<String>,
+    /// The numbers that led to it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub numbers: BTreeMap<String, u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,6 +131,9 @@ pub struct ReplayAction {
     pub detector: Detector,
     pub response: Response,
     pub identity: Option<String>,
+    /// The numbers that led to it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub numbers: BTreeMap<String, u64>,
 }
 
 /// Replays a whole trace.
@@ -318,8 +324,8 @@ impl Run {
         match order.action {
             Action::Warn { cause } => {
                 if let Some(detector) = cause.detector {
-                    let identity = cause.identity;
-                    self.report.warnings.push(Warning { t_ns, detector, identity });
+                    let (identity, numbers) = (cause.identity, cause.numbers);
+                    self.report.warnings.push(Warning { t_ns, detector, identity, numbers });
                 }
                 return;
             }
@@ -327,7 +333,9 @@ impl Run {
             Action::Contain(done) => {
                 if let Some(detector) = done.cause.detector {
                     let (response, identity) = (done.response, done.cause.identity);
-                    self.report.actions.push(ReplayAction { t_ns, detector, response, identity });
+                    let numbers = done.cause.numbers;
+                    let action = ReplayAction { t_ns, detector, response, identity, numbers };
+                    self.report.actions.push(action);
                 }
             }
             Action::Refuse { .. }

@@ -1,10 +1,18 @@
-use std::{fs, path::PathBuf};
+//! `replay`: shows what the detectors decide about recorded workloads, and what another policy would change.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
 use mcp_guard_core::{
     policy::Policy,
     replay::{ReplayReport, replay as run},
 };
+use serde::Serialize;
+use serde_json::json;
 
 use super::{Exit, Failure, out, run::read_policy};
 
@@ -13,45 +21,144 @@ const MAX_TRACE: u64 = 1 << 30;
 
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Trace file: a header line, then one JSON event per line.
-    file: PathBuf,
+    /// Trace files, each with a header line, then one JSON event per line. For several files, a table is
+    /// printed.
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
     /// Policy file to test; its mode is ignored.
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
-    /// Print one JSON object instead of text.
+    /// Show what a new policy would decide in another way than an old one.
+    #[arg(long, num_args = 2, value_names = ["OLD", "NEW"], conflicts_with = "policy")]
+    compare: Option<Vec<PathBuf>>,
+    /// Show for each warning and action the numbers that led to it.
+    #[arg(long, conflicts_with = "compare")]
+    explain: bool,
+    /// Print JSON instead of text: one object, or a list of objects for several files.
     #[arg(long)]
     json: bool,
 }
 
+/// A report, and the file that it is about.
+#[derive(Serialize)]
+struct OfFile {
+    file: String,
+    #[serde(flatten)]
+    report: ReplayReport,
+}
+
+/// A warning or an action, as one line shows it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+struct ReplayLine {
+    t_ns: u64,
+    /// `warning`, or the response.
+    decision: String,
+    detector: String,
+    identity: Option<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    numbers: BTreeMap<String, u64>,
+}
+
 pub fn replay(arguments: &Arguments) -> Result<Exit, Failure> {
-    let policy = arguments.policy.as_deref().map_or_else(|| Ok(Policy::default()), read_policy)?;
-    let name = arguments.file.display();
-    let failure = |error: &dyn std::fmt::Display| Failure::data(format!("trace {name}: {error}"));
-    let length = fs::metadata(&arguments.file).map_err(|error| failure(&error))?.len();
-    if length > MAX_TRACE {
-        return Err(failure(&"larger than 1 GiB; split it"));
-    }
-    let bytes = fs::read(&arguments.file).map_err(|error| failure(&error))?;
-    let trace = String::from_utf8(bytes).map_err(|error| {
-        let line = error.as_bytes()[..error.utf8_error().valid_up_to()]
-            .iter()
-            .filter(|byte| **byte == b'\n')
-            .count();
-        failure(&format!("line {}: not UTF-8", line + 1))
-    })?;
-    let report = run(&trace, policy).map_err(|error| failure(&error))?;
-    let text = if arguments.json {
-        serde_json::to_string(&report).map_err(|error| Failure::could_not(error.to_string()))?
-    } else {
-        render(&report)
+    let text = match &arguments.compare {
+        Some(policies) => compared(arguments, policies)?,
+        None => replayed(arguments)?,
     };
     out::answer(&text);
     Ok(Exit::Done)
 }
 
-fn render(report: &ReplayReport) -> String {
-    let ReplayReport { events, processes, execs, live_at_end, identities, warnings, actions } =
-        report;
+fn replayed(arguments: &Arguments) -> Result<String, Failure> {
+    let Arguments { files, policy, explain, json, .. } = arguments;
+    let policy = policy.as_deref().map_or_else(|| Ok(Policy::default()), read_policy)?;
+    let report = |file: &PathBuf| {
+        let report = run_one(&read(file)?, &policy, file)?;
+        Ok(OfFile { file: file.display().to_string(), report })
+    };
+    let mut reports = files.iter().map(report).collect::<Result<Vec<_>, Failure>>()?;
+    if let ([_], Some(only)) = (files.as_slice(), reports.first()) {
+        return match json {
+            true => text_of(&only.report),
+            false => Ok(summary(&only.report) + &lines(&only.report, *explain)),
+        };
+    }
+    if *json {
+        return text_of(&reports);
+    }
+    let mut text = compact(&reports);
+    if *explain {
+        for OfFile { file, report } in reports.drain(..) {
+            text += &format!("\n{file}\n{}", lines(&report, true));
+        }
+    }
+    Ok(text)
+}
+
+/// Says what the new one of two policies decides in another way.
+fn compared(arguments: &Arguments, policies: &[PathBuf]) -> Result<String, Failure> {
+    let policies = policies.iter().map(|file| read_policy(file)).collect::<Result<Vec<_>, _>>()?;
+    let (mut text, mut all) = (String::new(), Vec::new());
+    for file in &arguments.files {
+        let trace = read(file)?;
+        let decided = policies.iter().map(|policy| Ok(decisions(&run_one(&trace, policy, file)?)));
+        let decided = decided.collect::<Result<Vec<_>, Failure>>()?;
+        let only = |one: usize, other: usize| -> Vec<ReplayLine> {
+            let is_same = |a: &ReplayLine, b: &ReplayLine| {
+                (a.t_ns, &a.decision, &a.detector, &a.identity)
+                    == (b.t_ns, &b.decision, &b.detector, &b.identity)
+            };
+            let lines = decided.get(one).into_iter().flatten();
+            let others = decided.get(other).map_or(&[][..], Vec::as_slice);
+            lines.filter(|line| !others.iter().any(|other| is_same(line, other))).cloned().collect()
+        };
+        let (gone, new) = (only(0, 1), only(1, 0));
+        if arguments.json {
+            all.push(json!({ "file": file.display().to_string(), "gone": gone, "new": new }));
+            continue;
+        }
+        text += &format!("{}\n", file.display());
+        let mut changes: Vec<_> =
+            gone.iter().map(|line| ('-', line)).chain(new.iter().map(|line| ('+', line))).collect();
+        changes.sort_by_key(|(_, line)| line.t_ns);
+        for (sign, line) in &changes {
+            text += &format!("{sign} {}\n", shown(line));
+        }
+        if changes.is_empty() {
+            text += "  no difference\n";
+        }
+    }
+    if arguments.json { text_of(&all) } else { Ok(text) }
+}
+
+fn text_of(answer: &impl Serialize) -> Result<String, Failure> {
+    serde_json::to_string(answer).map_err(Failure::could_not)
+}
+
+fn failure(file: &Path, error: &dyn std::fmt::Display) -> Failure {
+    Failure::data(format!("trace {}: {error}", file.display()))
+}
+
+fn read(file: &Path) -> Result<String, Failure> {
+    let length = fs::metadata(file).map_err(|error| failure(file, &error))?.len();
+    if length > MAX_TRACE {
+        return Err(failure(file, &"larger than 1 GiB; split it"));
+    }
+    let bytes = fs::read(file).map_err(|error| failure(file, &error))?;
+    String::from_utf8(bytes).map_err(|error| {
+        let line = error.as_bytes()[..error.utf8_error().valid_up_to()]
+            .iter()
+            .filter(|byte| **byte == b'\n')
+            .count();
+        failure(file, &format!("line {}: not UTF-8", line + 1))
+    })
+}
+
+fn run_one(trace: &str, policy: &Policy, file: &Path) -> Result<ReplayReport, Failure> {
+    run(trace, policy.clone()).map_err(|error| failure(file, &error))
+}
+
+fn summary(report: &ReplayReport) -> String {
+    let ReplayReport { events, processes, execs, live_at_end, identities, .. } = report;
     let mut text = format!(
         "{events} events: {processes} processes started, {execs} execs, {live_at_end} alive at the end\n"
     );
@@ -61,21 +168,70 @@ fn render(report: &ReplayReport) -> String {
             one.starts, one.live_at_end, one.live_peak
         );
     }
-    let warned = warnings
-        .iter()
-        .map(|one| (one.t_ns, "warning".to_owned(), one.detector, one.identity.as_deref()));
-    let acted = actions
-        .iter()
-        .map(|one| (one.t_ns, one.response.to_string(), one.detector, one.identity.as_deref()));
+    text
+}
+
+/// Lists the warnings and actions in the order of time.
+fn decisions(report: &ReplayReport) -> Vec<ReplayLine> {
+    let warned = report.warnings.iter().map(|one| ReplayLine {
+        t_ns: one.t_ns,
+        decision: "warning".to_owned(),
+        detector: format!("{:?}", one.detector),
+        identity: one.identity.clone(),
+        numbers: one.numbers.clone(),
+    });
+    let acted = report.actions.iter().map(|one| ReplayLine {
+        t_ns: one.t_ns,
+        decision: one.response.to_string(),
+        detector: format!("{:?}", one.detector),
+        identity: one.identity.clone(),
+        numbers: one.numbers.clone(),
+    });
     let mut lines: Vec<_> = warned.chain(acted).collect();
-    lines.sort_by_key(|(t_ns, ..)| *t_ns);
-    for (t_ns, what, detector, identity) in lines {
-        let seconds = t_ns as f64 / 1e9;
-        let identity = identity.unwrap_or("");
-        text += &format!("{seconds:9.3} s  {what:<8} {detector:?} {identity}\n");
+    lines.sort_by_key(|line| line.t_ns);
+    lines
+}
+
+fn shown(line: &ReplayLine) -> String {
+    let seconds = line.t_ns as f64 / 1e9;
+    let identity = line.identity.as_deref().unwrap_or("");
+    format!("{seconds:9.3} s  {:<8} {} {identity}", line.decision, line.detector)
+}
+
+fn lines(report: &ReplayReport, explain: bool) -> String {
+    let mut text = String::new();
+    for line in decisions(report) {
+        text += &format!("{}\n", shown(&line));
+        if explain {
+            let numbers = line.numbers.iter().map(|(name, value)| format!("{name} {value}"));
+            text += &format!("               {}\n", numbers.collect::<Vec<_>>().join(", "));
+        }
     }
-    if warnings.is_empty() && actions.is_empty() {
+    if text.is_empty() {
         text += "no warning, no action\n";
+    }
+    text
+}
+
+/// One line for each file.
+fn compact(reports: &[OfFile]) -> String {
+    let mut text = format!(
+        "{:<44} {:>9} {:>7} {:>8} {:>7}  {}\n",
+        "TRACE", "PROCESSES", "ALIVE", "WARNINGS", "ACTIONS", "FIRST ACTION"
+    );
+    for OfFile { file, report } in reports {
+        let first = decisions(report).into_iter().find(|line| line.decision != "warning");
+        let first = first.map_or_else(|| "-".to_owned(), |line| shown(&line).trim().to_owned());
+        let path = Path::new(file).file_name();
+        let name = path.map_or_else(|| file.clone(), |name| name.to_string_lossy().into_owned());
+        text += &format!(
+            "{:<44} {:>9} {:>7} {:>8} {:>7}  {first}\n",
+            name,
+            report.processes,
+            report.live_at_end,
+            report.warnings.len(),
+            report.actions.len(),
+        );
     }
     text
 }
