@@ -248,10 +248,9 @@ impl Agent {
             _ = terminate.recv() => Ok(Wake::Stop("SIGTERM")),
             _ = interrupt.recv() => Ok(Wake::Stop("SIGINT")),
             // Without a file, there is nothing to read again.
-            _ = hangup.recv() => match self.reloads.has_file() {
-                true => Ok(Wake::Reload),
-                false => Ok(Wake::Stop("SIGHUP")),
-            },
+            _ = hangup.recv() => {
+                Ok(if self.reloads.has_file() { Wake::Reload } else { Wake::Stop("SIGHUP") })
+            }
             ready = ring.readable() => {
                 // Cleared before the drain, so that records that arrive during it wake the loop again.
                 ready?.clear_ready();

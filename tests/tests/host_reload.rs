@@ -30,7 +30,7 @@ const FOUND: u64 = 400;
 const RELOADS: usize = 1000;
 /// The servers that start while the policy is read again and again, one every 100 ms.
 const SERVERS: u64 = 100;
-/// Most memory by which the agent may grow meanwhile, in bytes. The servers are remembered.
+/// The agent may grow by this many bytes, because it remembers the servers.
 const GROWTH: u64 = 4 << 20;
 
 fn file(agent: &Agent) -> PathBuf {

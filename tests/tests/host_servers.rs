@@ -408,6 +408,18 @@ fn the_client_is_the_process_at_the_other_end() {
     });
 }
 
+/// The client started the server, and its command line does not say what it runs.
+#[test]
+fn a_client_without_an_identity_has_the_name_of_its_program() {
+    let mut scene = Scene::new("nameless");
+    let mut gateway = Server::start(&scene.cgroup, &["perl", "-e", GATEWAY]);
+    let mut said = BufReader::new(gateway.stdout.take().unwrap()).lines();
+    let server = Pid(said.next().unwrap().unwrap().parse().unwrap());
+    scene.await_server(server, "the client has a name", |server| {
+        is_held_by(server, gateway.pid(), Some("perl"))
+    });
+}
+
 /// The client is killed, and has left a worker, which it has forked and which belongs to a session.
 #[test]
 fn a_process_that_a_client_has_left_is_told_as_the_holder() {

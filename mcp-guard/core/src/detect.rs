@@ -58,9 +58,10 @@ pub fn look(
     detect: &Detect,
     room: Option<Room>,
 ) -> (Vec<Detection>, Option<Time>) {
-    let (packages, soon) = match identity.is_package() {
-        true => duplicates::look((now, woke), name, identity, &detect.duplicates, room),
-        false => (None, None),
+    let (packages, soon) = if identity.is_package() {
+        duplicates::look((now, woke), name, identity, &detect.duplicates, room)
+    } else {
+        (None, None)
     };
     // A package may be installed, too, and be started without a launcher.
     let (others, later) = stdio_servers::look((now, woke), name, identity, detect, room);

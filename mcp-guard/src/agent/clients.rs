@@ -95,7 +95,11 @@ fn fill(
         // A holder that has ended meanwhile is none.
         let Some((name, _)) = named.get(&holder) else { continue };
         match &mut server.client {
-            Some(client) if client.pid == holder => client.holds_stdio = true,
+            Some(client) if client.pid == holder => {
+                client.holds_stdio = true;
+                // A starter that is no server has no name of its own.
+                client.name.get_or_insert_with(|| name.clone());
+            }
             client => {
                 let name = Some(name.clone());
                 *client =

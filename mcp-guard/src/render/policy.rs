@@ -4,13 +4,13 @@ use mcp_guard_core::{
     escape::visible,
     policy::{Explained, ExplainedServer, PlacedRule, PlacedValue, Response},
 };
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 /// Column at which the origins begin.
 const COLUMN: usize = 44;
 
 /// A container or a cgroup, and what the policy says about it.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize)]
 pub struct ExplainedTarget {
     pub name: String,
     pub cgroup: String,
@@ -26,7 +26,7 @@ pub struct ExplainedTarget {
 }
 
 /// A decision that the detectors would make now.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Decision {
     /// `None` for a warning.
     pub response: Option<Response>,

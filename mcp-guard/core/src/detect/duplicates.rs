@@ -9,7 +9,7 @@ use super::{Detection, comes_of_age, count, forecast::Room, sooner};
 use crate::{
     Time,
     incident::Detector,
-    policy::Duplicates,
+    policy::{Duplicates, Response},
     registry::{Identity, OTHER_IDENTITIES},
 };
 
@@ -26,13 +26,38 @@ pub fn look(
     let acts = comes_of_age(now, awake(identity.nth_idlest(limits.act)), limits.act_age);
     let used = awake(identity.nth_oldest(limits.warn_in_use));
     let used = comes_of_age(now, used, limits.warn_age);
-    let mut detection = detection((now, woke), name, identity, limits);
-    if let Some(found) = &mut detection {
-        // The pace is that of all that live.
-        let over = identity.nth_oldest(1).map(|oldest| now.since(oldest)).unwrap_or_default();
-        found.cause.forecast = room.and_then(|room| room.forecast(identity, identity.live(), over));
-    }
+    let detection = detection((now, woke), name, identity, limits);
+    let detection = detection.map(|found| with_forecast(now, found, identity, room));
     (detection, sooner(used, sooner(warns, acts)))
+}
+
+/// Adds when the limit is reached. The pace is that of all that live.
+pub(super) fn with_forecast(
+    now: Time,
+    mut found: Detection,
+    identity: &Identity,
+    room: Option<Room>,
+) -> Detection {
+    let over = identity.nth_oldest(1).map(|oldest| now.since(oldest)).unwrap_or_default();
+    found.cause.forecast = room.and_then(|room| room.forecast(identity, identity.live(), over));
+    found
+}
+
+/// Describes servers of an identity, `aged` of which are at least this old or have been idle for so long.
+pub(super) fn found(
+    name: &str,
+    identity: &Identity,
+    (aged, age, threshold): (usize, Duration, usize),
+    act: Option<Response>,
+) -> Detection {
+    let numbers = [
+        ("live", count(identity.live())),
+        ("aged", count(aged)),
+        ("age_ms", u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+        ("threshold", count(threshold)),
+        ("starts", identity.starts),
+    ];
+    Detection::new(Detector::Duplicates, Some(name), &numbers, act)
 }
 
 fn detection(
@@ -57,13 +82,6 @@ fn detection(
     } else {
         return None;
     };
-    let numbers = [
-        ("live", count(identity.live())),
-        ("aged", count(aged)),
-        ("age_ms", u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
-        ("threshold", count(threshold)),
-        ("starts", identity.starts),
-    ];
     let act = (acts && name != OTHER_IDENTITIES).then_some(limits.response);
-    Some(Detection::new(Detector::Duplicates, Some(name), &numbers, act))
+    Some(found(name, identity, (aged, age, threshold), act))
 }

@@ -10,8 +10,8 @@
 //!
 //! The numbers are those of D. What is steady is the same as for G.
 
-use super::{Detection, comes_of_age, count, forecast::Room, growth};
-use crate::{Time, incident::Detector, policy::Detect, registry::Identity};
+use super::{Detection, comes_of_age, duplicates, forecast::Room, growth};
+use crate::{Time, policy::Detect, registry::Identity};
 
 /// Most of the servers are idle, so that it is they that became more: one in this many, at least.
 const SHARE: usize = 2;
@@ -35,15 +35,6 @@ pub fn look(
     if idle * SHARE < identity.live() || !growth::is_steady(now, identity, least, &detect.growth) {
         return (None, again);
     }
-    let numbers = [
-        ("live", count(identity.live())),
-        ("aged", count(idle)),
-        ("age_ms", u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
-        ("threshold", count(least)),
-        ("starts", identity.starts),
-    ];
-    let mut found = Detection::new(Detector::Duplicates, Some(name), &numbers, None);
-    let over = identity.nth_oldest(1).map(|oldest| now.since(oldest)).unwrap_or_default();
-    found.cause.forecast = room.and_then(|room| room.forecast(identity, identity.live(), over));
-    (Some(found), again)
+    let found = duplicates::found(name, identity, (idle, age, least), None);
+    (Some(duplicates::with_forecast(now, found, identity, room)), again)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::{
     Layer, Leaf, Mode, Policy, Response, Workload,
@@ -11,7 +11,7 @@ use super::{
 };
 
 /// A value, and where it stands.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PlacedValue {
     /// The key, such as `detect.duplicates.act`.
     pub key: String,
@@ -22,7 +22,7 @@ pub struct PlacedValue {
 }
 
 /// A rule, and where it stands.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PlacedRule {
     /// Its number among all rules, from 1.
     pub number: usize,
@@ -33,7 +33,7 @@ pub struct PlacedRule {
 }
 
 /// The terms that apply to the servers of one identity.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ExplainedServer {
     pub identity: String,
     pub ignore: bool,
@@ -44,7 +44,7 @@ pub struct ExplainedServer {
 }
 
 /// All that the policy says about a container or a cgroup.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Explained {
     pub is_guarded: bool,
     /// The rule that applies. `None` if there are no rules, or none matches.

@@ -102,9 +102,10 @@ impl Lines {
     fn render(self) -> String {
         let mut text = String::new();
         for (line, comment) in self.0 {
-            match comment.is_empty() {
-                true => text += &format!("{line}\n"),
-                false => text += &format!("{line:<COLUMN$}  # {comment}\n"),
+            if comment.is_empty() {
+                text += &format!("{line}\n");
+            } else {
+                text += &format!("{line:<COLUMN$}  # {comment}\n");
             }
         }
         text
