@@ -347,10 +347,11 @@ fn a_bad_policy_or_command_line_is_not_restarted() {
 fn an_agent_that_never_becomes_ready_fails_and_leaves_no_hold() {
     let victim = Victim::new("never");
     victim.orphan();
-    let mut unit = Unit::with("").unwrap();
-    let policy = pipe(&unit, "never");
-    let lines = format!("{}TimeoutStartSec=3s\n", unit.exec_start(&policy, &[]));
-    unit.drop_in(&lines).unwrap();
+    let mut unit = Unit::prepare("", &[], "").unwrap();
+    // It waits for a reader of its audit log, which nobody is.
+    let audit = pipe(&unit, "audit");
+    let start = unit.exec_start(&unit.policy(), &["--audit", audit.to_str().unwrap()]);
+    unit.drop_in(&format!("{start}TimeoutStartSec=3s\n")).unwrap();
     let error = unit.started().unwrap_err().to_string();
     assert!(error.contains("timeout"), "{error}");
     let state = unit.await_state("it will be restarted", waits_for_restart).unwrap();
