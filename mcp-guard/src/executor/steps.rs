@@ -293,7 +293,7 @@ pub fn unclamp(cgroup: &Cgroup) -> (Outcome, String) {
         let (Some(found), true) = (found, mark.wrote_limit(now)) else {
             mark::remove(dir, Hold::Clamp)?;
             return Ok(left(&format!(
-                "another process has set pids.max to {now}; the mark is removed"
+                "pids.max has changed to {now} since then; it is left alone, and the mark is removed"
             )));
         };
         cgroup.set_pids_max(found)?;
@@ -363,7 +363,9 @@ pub fn loosen(cgroup: &Cgroup, by: u64) -> (Outcome, String) {
         let now = cgroup.pids_max()?;
         let found = mark.found.as_deref().and_then(Limit::parse).unwrap_or(Limit::Max);
         let (Limit::Tasks(tasks), true) = (now, mark.wrote_limit(now)) else {
-            return Ok(left(&format!("another process has set pids.max to {now}")));
+            return Ok(left(&format!(
+                "pids.max has changed to {now} since then; it is left alone"
+            )));
         };
         let wanted = loosened(tasks, by, found);
         // Both values count as ours until the new one is in force.

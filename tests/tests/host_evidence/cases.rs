@@ -114,7 +114,8 @@ fn node_asks(then: &str) -> Server {
 fn waits_for_a_lock() -> Server {
     let file = tempfile::NamedTempFile::new().unwrap();
     let holder = Command::new("flock")
-        .args([file.path().to_str().unwrap(), "sh", "-c", "echo locked; exec sleep 600"])
+        .args(["--no-fork", file.path().to_str().unwrap()])
+        .args(["sh", "-c", "echo locked; exec sleep 600"])
         .stdout(Stdio::piped())
         .spawn();
     let mut holder = holder.unwrap();

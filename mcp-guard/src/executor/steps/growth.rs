@@ -37,7 +37,7 @@ fn lower(cgroup: &Cgroup, sharing: Sharing) -> io::Result<String> {
     let clamp = mark::read(dir, Hold::Clamp)?;
     let mut new = match &clamp {
         Some(clamp) if !clamp.wrote_limit(now) => {
-            return Ok(format!("pids.max is not lowered: another process has set it to {now}"));
+            return Ok(format!("pids.max is not lowered: it has changed to {now} since the clamp"));
         }
         Some(clamp) => {
             let beneath = BesideFreeze { clamp: Some(now.to_string()) };
@@ -119,7 +119,7 @@ fn raise(cgroup: &Cgroup) -> io::Result<Option<(Outcome, String)>> {
             Some(_) => mark::write(dir, Hold::Clamp, &mark)?,
             None => mark::remove(dir, Hold::Clamp)?,
         }
-        let detail = format!("another process has set pids.max to {now}; it is left alone");
+        let detail = format!("pids.max has changed to {now} since then; it is left alone");
         return Ok(Some((Outcome::NotOurs, detail)));
     };
     if beside.clamp.is_some() {

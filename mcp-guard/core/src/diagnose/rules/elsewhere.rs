@@ -166,22 +166,22 @@ fn others(view: &View<'_>) -> Option<Finding> {
     if unlimited.is_empty() || view.effective.is_none_or(is_unlimited) {
         return None;
     }
-    let tasks: u64 = unlimited.iter().filter_map(|other| other.tasks).sum();
+    let in_words = |tasks: u64| format!("{tasks} {}", if tasks == 1 { "task" } else { "tasks" });
+    let tasks = in_words(unlimited.iter().filter_map(|other| other.tasks).sum());
     let mut finding = Finding::new(
         Code::OtherContainers,
         Proved,
         match unlimited.len() {
-            1 => format!("another container of this image has no limit and runs {tasks} tasks"),
-            count => format!(
-                "{count} other containers of this image have no limit and run {tasks} tasks"
-            ),
+            1 => format!("another container of this image has no limit and runs {tasks}"),
+            count => {
+                format!("{count} other containers of this image have no limit and run {tasks}")
+            }
         },
     );
     for other in unlimited.iter().take(SHOWN) {
         let id = other.id.get(..12).unwrap_or(&other.id);
-        let tasks = other.tasks.map_or_else(|| "?".to_owned(), |tasks| tasks.to_string());
-        finding =
-            finding.seen("container", format!("{id} {}", other.name), format!("{tasks} tasks"));
+        let tasks = other.tasks.map_or_else(|| "? tasks".to_owned(), in_words);
+        finding = finding.seen("container", format!("{id} {}", other.name), tasks);
     }
     Some(finding.by_hand(Keeper::ContainerStarter, "give each of them its own --pids-limit"))
 }
