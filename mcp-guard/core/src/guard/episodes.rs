@@ -19,6 +19,11 @@ use crate::{
 const QUIET: Duration = Duration::from_secs(30);
 /// How often an episode acts. A person must look at what three holds did not end.
 const MOST_TIMES: u32 = 3;
+/// How far apart episodes ask again that wait for the response of another one. Otherwise each of a thousand packages
+/// would ask each second.
+const TURN: Duration = Duration::from_secs(1);
+/// The longest line of such episodes. The rest ask together with others.
+const MOST_TURNS: u32 = 60;
 
 /// Whether what an episode has done so far counts towards [`MOST_TIMES`].
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -40,6 +45,8 @@ struct Episode {
     acting: bool,
     /// Earliest retry of a response that was refused or not ours.
     not_before: Time,
+    /// When it asks again if it has to wait.
+    turn: Time,
 }
 
 /// The consequences of a detection.
@@ -60,6 +67,8 @@ pub(super) struct Episodes {
     /// Earliest retry per failed response. A clamp may fail forever, and must not delay other
     /// responses.
     retry_at: BTreeMap<Response, Time>,
+    /// How many episodes have begun to wait since the last response.
+    waiting: u32,
 }
 
 impl Episodes {
@@ -107,6 +116,7 @@ impl Episodes {
             times: 0,
             acting: false,
             not_before: now,
+            turn: now,
         });
         if !episode.warned {
             follows.warn = self.warnings.spend(now, cause);
@@ -119,8 +129,13 @@ impl Episodes {
             let retry_at = self.retry_at.get(&response).copied().unwrap_or_default();
             let earliest = retry_at.max(self.not_before).max(episode.not_before);
             if now < earliest {
-                follows.respond_at = Some(earliest);
+                if episode.turn < earliest {
+                    episode.turn = earliest.after(TURN * self.waiting.min(MOST_TURNS));
+                    self.waiting = self.waiting.saturating_add(1);
+                }
+                follows.respond_at = Some(episode.turn);
             } else {
+                self.waiting = 0;
                 episode.acted = Some(response);
                 episode.times = episode.times.saturating_add(u32::from(!is_operators(response)));
                 follows.respond = Some(response);
@@ -199,5 +214,47 @@ impl Episodes {
     /// Returns whether an episode that has acted still asks for a response.
     pub fn still_ask(&self) -> bool {
         self.episodes.values().any(|episode| episode.acting && episode.acted.is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One of a thousand packages is answered in each second, and the others wait for the end of that order.
+    #[test]
+    fn episodes_that_wait_for_the_response_of_another_ask_by_turns() {
+        let found = |number: u32| {
+            let identity = Some(format!("package-{number}"));
+            let detector = Some(Detector::Duplicates);
+            let cause = Cause {
+                detector,
+                identity,
+                numbers: BTreeMap::new(),
+                forecast: None,
+                advice: None,
+            };
+            Detection { cause, act: Some(Response::Clamp) }
+        };
+        let mut episodes = Episodes::default();
+        let start = Time(1_000_000_000);
+        let mut asks: BTreeSet<(Time, u32)> = (0..1000).map(|number| (start, number)).collect();
+        let (mut looks, mut answered, mut under_way_until) = (0, 0, start);
+        while let Some((now, number)) = asks.pop_first()
+            && now < start.after(Duration::from_secs(60))
+        {
+            looks += 1;
+            if now < under_way_until {
+                episodes.delay(Response::Clamp, now.after(TURN));
+            }
+            let follows = episodes.note(now, &found(number), Response::Clamp, |_| false);
+            if follows.respond.is_some() {
+                answered += 1;
+                under_way_until = now.after(Duration::from_millis(10));
+            }
+            asks.extend(follows.respond_at.map(|at| (at, number)));
+        }
+        assert!(looks < 4000, "{looks} looks for {answered} responses");
+        assert!((30..=60).contains(&answered), "{answered} responses in a minute");
     }
 }
