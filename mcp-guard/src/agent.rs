@@ -30,7 +30,6 @@ use mcp_guard_core::{
     detect::herd::HerdFound,
     effect::{Effect, Input, Settled},
     incident::End,
-    policy::Policy,
 };
 use rustix::mm::{MlockAllFlags, mlockall};
 use tokio::{io::unix::AsyncFd, signal::unix::Signal, sync::mpsc};
@@ -62,6 +61,7 @@ use crate::{
     },
     guards::{Guards, Held},
     host::{bpf::KernelOptions, clock, layout::Layout, observer::Observer, poll::Alarm},
+    policy_files::ReadPolicy,
 };
 
 /// Longest interval between two reads of the totals, and between two fetches of records that did not wake
@@ -73,11 +73,9 @@ const ASK_AGAIN: Duration = Duration::from_secs(30);
 const QUEUE: usize = 256;
 
 pub struct AgentOptions {
-    pub policy: Policy,
+    pub policy: ReadPolicy,
     /// Where the policy was read. Without one, it cannot be read again.
     pub policy_file: Option<PathBuf>,
-    /// The files of the policy.
-    pub policy_files: Vec<String>,
     pub run_dir: PathBuf,
     pub audit: PathBuf,
     /// May be empty.

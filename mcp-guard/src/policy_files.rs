@@ -26,7 +26,15 @@ const MOST_FILES: usize = 256;
 pub struct ReadPolicy {
     pub policy: Policy,
     /// In the order in which they were read.
-    pub files: Vec<String>,
+    pub sources: Vec<PolicySource>,
+}
+
+impl ReadPolicy {
+    /// Returns the names of the files.
+    #[must_use]
+    pub fn files(&self) -> Vec<String> {
+        self.sources.iter().map(|source| source.name.clone()).collect()
+    }
 }
 
 /// Why a policy cannot be read. The text names the file.
@@ -91,7 +99,7 @@ pub fn read(path: &Path) -> Result<ReadPolicy, BadPolicy> {
         let name = sources.get(error.file).map_or("", |source| &source.name);
         BadPolicy::new(name, error)
     })?;
-    Ok(ReadPolicy { policy, files: sources.into_iter().map(|source| source.name).collect() })
+    Ok(ReadPolicy { policy, sources })
 }
 
 /// Lists the files in the folder, which need not exist. A name that begins with a dot is an editor's.
@@ -180,7 +188,8 @@ mod tests {
             (".#30.toml", "nonsense"),
             ("README", "nonsense"),
         ]);
-        let ReadPolicy { policy, files } = read(&path).unwrap();
+        let found = read(&path).unwrap();
+        let (policy, files) = (&found.policy, found.files());
         assert_eq!((policy.detect().burst.warn_10s, policy.guard.len()), (5, 2));
         let names: Vec<_> = files.iter().map(|file| file.rsplit('/').next().unwrap()).collect();
         assert_eq!(names, ["policy.toml", "10.toml", "20.toml"]);

@@ -14,7 +14,7 @@ use mcp_guard_core::{
 };
 
 pub use self::{
-    policy::{Decision, ExplainedTarget, explained},
+    policy::{Decision, ExplainedTarget, PolicyFrom, ShownPolicy, explained, shown},
     report::{report, table},
     servers::servers,
 };

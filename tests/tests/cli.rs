@@ -273,8 +273,10 @@ fn a_good_policy_is_checked_and_shown() {
 #[test]
 fn a_missing_engine_cgroup_or_agent_is_named() {
     let scene = Scene::new();
-    let table: [(&[&str], &str); 5] = [
+    let table: [(&[&str], &str); 7] = [
         (&["policy", "reload"], "no agent answers at"),
+        (&["policy", "reload"], "`systemctl start mcp-guard` starts one"),
+        (&["policy", "reload"], "`mcp-guard policy check` tests the files without an agent"),
         (&["freeze", "some-container"], "the engine at /nonexistent does not answer"),
         (&["kill", "docker:some-container"], "the engine at /nonexistent does not answer"),
         (&["freeze", "cgroup:/mcp-guard-test-none"], "cgroup /mcp-guard-test-none: No such file"),

@@ -207,6 +207,65 @@ fn a_bad_policy_changes_nothing_and_is_shown_until_it_is_good() {
     assert_eq!((status.policy.error, status.policy.files.len()), (None, 2));
 }
 
+fn said(agent: &Agent, arguments: &[&str]) -> String {
+    let output = agent.cli(arguments).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Between a change of the files and a reload, the agent runs another policy than the files say.
+#[test]
+fn the_policy_that_the_agent_runs_is_shown_and_not_its_changed_files() {
+    let cgroup = FixtureCgroup::new("reload-shown").unwrap();
+    let _sleeper = Sleeper::start(&cgroup).unwrap();
+    let old = LeakPolicy::enforcing(&cgroup, "clamp").toml();
+    let agent = Agent::start(&old).unwrap();
+    let (file, target) = (file(&agent), format!("cgroup:{}", cgroup.path()));
+    let named = ["--policy", file.to_str().unwrap()];
+    let show = |more: &[&str]| said(&agent, &[&["policy", "show"][..], more].concat());
+    let explain =
+        |more: &[&str]| said(&agent, &[&["policy", "explain", &target][..], more].concat());
+    let source = || serde_json::from_str::<Value>(&explain(&["--json"])).unwrap()["source"].clone();
+    let explained = |first: &str, act: u32| {
+        for (text, first) in [(explain(&[]), first), (show(&[]), &first.replace("note:", "#"))] {
+            assert!(text.starts_with(first), "{first}\n{text}");
+            assert!(text.contains(&format!("act = {act} ")), "{act}\n{text}");
+        }
+    };
+    assert_eq!(source(), json!({ "from": "agent", "differs": false }));
+
+    let new = old.replace("act = 3\n", "act = 30\n");
+    fs::write(&file, &new).unwrap();
+    explained("note: the agent still runs this policy, read ", 3);
+    let note = source()["note"].as_str().unwrap().to_owned();
+    assert!(note.ends_with("(1 difference); `mcp-guard policy reload` applies them"), "{note}");
+    assert_eq!((&source()["from"], &source()["differs"]), (&json!("agent"), &json!(true)));
+    let (first, rest) =
+        show(&named).split_once('\n').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    assert!(
+        first.contains("the agent runs another one") && rest.contains("act = 30 "),
+        "{first}\n{rest}"
+    );
+
+    fs::write(&file, "nonsense = 1\n").unwrap();
+    explained("note: the agent still runs this policy, read ", 3);
+    let note = source()["note"].as_str().unwrap().to_owned();
+    assert!(
+        note.contains("its files cannot be applied now: policy ") && note.contains("line 1"),
+        "{note}"
+    );
+    assert_eq!(
+        agent.cli(&[&["policy", "show"][..], &named].concat()).unwrap().status.code(),
+        Some(65)
+    );
+
+    assert_eq!(reload(&agent, &new)["error"], Value::Null);
+    // Other lines with the same meaning differ in nothing.
+    fs::write(&file, format!("# a comment\n{new}")).unwrap();
+    assert_eq!(source(), json!({ "from": "agent", "differs": false }));
+    assert!(explain(&[]).contains("act = 30 ") && explain(&[]).contains("policy.toml:6"));
+}
+
 /// A file server that does not answer holds up the reading, and nothing else.
 #[test]
 fn a_policy_that_cannot_be_read_holds_up_nothing() {

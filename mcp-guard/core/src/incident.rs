@@ -1,6 +1,6 @@
 //! The parts of an incident: its cause, its outcome, and why a hold ended.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +44,25 @@ pub enum Detector {
     /// Containers of one image whose clients are gone.
     #[serde(rename = "N")]
     Herd,
+}
+
+impl fmt::Display for Detector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Duplicates => "Duplicates",
+            Self::Burst => "Burst",
+            Self::Emergency => "Emergency",
+            Self::Raw => "Raw",
+            Self::Tasks => "Tasks",
+            Self::Growth => "Growth",
+            Self::Crash => "Crash",
+            Self::Disconnected => "Disconnected",
+            Self::Burning => "Burning",
+            Self::Headroom => "Headroom",
+            Self::Zombies => "Zombies",
+            Self::Herd => "Herd",
+        })
+    }
 }
 
 /// Why something is done, with the numbers that led to the decision.

@@ -544,6 +544,15 @@ impl Policy {
         Some(Terms { mode, highest, pids_limit, rule: Some(at) })
     }
 
+    /// Whether another policy leads to the same decisions. It may stand in other files and lines.
+    #[must_use]
+    pub fn means_the_same_as(&self, other: &Self) -> bool {
+        // All that the files state has been merged into the other fields.
+        let Self { mode, evidence, guard, launcher, scope, stated: _ } = self;
+        (mode, evidence, guard, launcher, scope)
+            == (&other.mode, &other.evidence, &other.guard, &other.launcher, &other.scope)
+    }
+
     /// Returns what applies in the guards of a rule.
     #[must_use]
     pub fn scope(&self, rule: Option<usize>) -> &Scope {

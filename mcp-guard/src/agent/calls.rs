@@ -10,7 +10,7 @@ use mcp_guard_core::{
 
 use super::{
     Agent,
-    askers::{ReplyTo, send_reply},
+    askers::{ReplyTo, send, send_reply},
 };
 use crate::{
     control::{
@@ -18,7 +18,7 @@ use crate::{
         wire::{Call, TargetCgroup, failed},
     },
     guards::Held,
-    host::cgroup::Cgroup,
+    host::{cgroup::Cgroup, clock},
 };
 
 /// Allowed leases in milliseconds: one second to one day.
@@ -31,6 +31,7 @@ impl Agent {
             Call::Status => self.begin_status(reply),
             Call::Servers(asked) => self.begin_servers(asked, reply),
             Call::ReloadPolicy => self.reload(Some(reply)),
+            Call::PolicyInForce => send(reply, self.reloads.in_force(clock::now())),
             // The CLI checks this too, but other clients may call.
             Call::Freeze { lease_ms, .. } if !LEASES_MS.contains(&lease_ms) => {
                 send_reply(reply, failed("lease_ms must be between 1000 and 86400000"));

@@ -1,9 +1,14 @@
 //! Reads the policy again, on a thread of its own: its files may be on a file server that does not answer. Until a good
 //! one is read, the old one stays in force.
 
-use std::{io, mem, path::PathBuf, sync::mpsc, time::Duration};
+use std::{
+    io, mem,
+    path::{self, PathBuf},
+    sync::mpsc,
+    time::Duration,
+};
 
-use mcp_guard_core::{Time, audit::Record, effect::Input};
+use mcp_guard_core::{Time, audit::Record, effect::Input, policy::PolicySource};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::{
@@ -11,7 +16,7 @@ use super::{
     askers::{ReplyTo, send, send_reply},
 };
 use crate::{
-    control::wire::{PolicyStatus, Reloaded, failed},
+    control::wire::{PolicyInForce, PolicyStatus, Reloaded, failed},
     host::clock,
     policy_files::{BadPolicy, ReadPolicy, read},
 };
@@ -37,7 +42,10 @@ pub(super) struct Reloads {
     under_way: Option<ReadUnderWay>,
     /// Those who asked while a reading was under way. It may have begun before their change.
     next: Option<Vec<ReplyTo>>,
-    files: Vec<String>,
+    file: Option<PathBuf>,
+    /// The policy in force as it was read.
+    sources: Vec<PolicySource>,
+    read_at: Time,
     /// Why the policy in the files is not in force.
     error: Option<String>,
 }
@@ -46,12 +54,14 @@ impl Reloads {
     /// # Errors
     /// The thread cannot be created.
     pub fn start(
-        path: Option<PathBuf>,
-        files: Vec<String>,
+        now: Time,
+        file: Option<PathBuf>,
+        sources: Vec<PolicySource>,
         answers: UnboundedSender<PolicyRead>,
     ) -> io::Result<Self> {
-        let asks = path.map(|path| reader(path, answers)).transpose()?;
-        Ok(Self { asks, under_way: None, next: None, files, error: None })
+        let asks = file.clone().map(|file| reader(file, answers)).transpose()?;
+        let (under_way, next, error) = (None, None, None);
+        Ok(Self { asks, under_way, next, file, sources, read_at: now, error })
     }
 
     /// Whether there is a file to read.
@@ -87,10 +97,16 @@ impl Reloads {
         }
     }
 
-    fn took(&mut self, files: Vec<String>, changes: &[String], waiting: Vec<ReplyTo>) {
-        (self.files, self.error) = (files, None);
+    fn took(
+        &mut self,
+        now: Time,
+        sources: Vec<PolicySource>,
+        changes: &[String],
+        waiting: Vec<ReplyTo>,
+    ) {
+        (self.sources, self.read_at, self.error) = (sources, now, None);
         for reply in waiting {
-            let (files, changes) = (self.files.clone(), changes.to_vec());
+            let (files, changes) = (self.files(), changes.to_vec());
             send(reply, Reloaded { files, changes, error: None });
         }
     }
@@ -103,8 +119,23 @@ impl Reloads {
         }
     }
 
+    fn files(&self) -> Vec<String> {
+        self.sources.iter().map(|source| source.name.clone()).collect()
+    }
+
     pub fn status(&self) -> PolicyStatus {
-        PolicyStatus { files: self.files.clone(), error: self.error.clone() }
+        PolicyStatus { files: self.files(), error: self.error.clone() }
+    }
+
+    pub fn in_force(&self, now: Time) -> PolicyInForce {
+        PolicyInForce {
+            // As the command line sees it, which may be in another directory.
+            file: self.file.as_ref().map(|file| {
+                path::absolute(file).unwrap_or_else(|_| file.clone()).display().to_string()
+            }),
+            age_ms: u64::try_from(now.since(self.read_at).as_millis()).unwrap_or(u64::MAX),
+            sources: self.sources.clone(),
+        }
     }
 }
 
@@ -144,17 +175,19 @@ impl Agent {
     pub(super) fn policy_read(&mut self, read: PolicyRead) {
         let waiting = self.reloads.under_way.take().map_or_else(Vec::new, |one| one.waiting);
         match read {
-            Ok(ReadPolicy { policy, files }) => {
+            Ok(read) => {
+                let files = read.files();
+                let ReadPolicy { policy, sources } = read;
                 let changes = self.core.policy().changes(&policy, MOST_CHANGES);
                 tracing::info!(changes = changes.len(), "the policy was read again");
                 self.executor.audit.write(Record::PolicyReloaded {
                     mode: policy.mode,
-                    files: files.clone(),
+                    files,
                     changes: changes.clone(),
                 });
                 self.step(Input::Policy(Box::new(policy)));
                 self.look_for_named();
-                self.reloads.took(files, &changes, waiting);
+                self.reloads.took(clock::now(), sources, &changes, waiting);
             }
             Err(bad) => self.keep_policy(&bad.text, waiting),
         }

@@ -44,6 +44,7 @@ use crate::{
         observer::Observer,
         poll::{self, Alarm},
     },
+    policy_files::ReadPolicy,
     requests::Requests,
 };
 
@@ -80,12 +81,13 @@ impl Agent {
             .context("cannot start the thread that looks for clients")?;
         // One reading at a time is under way.
         let (to_policies, policies) = mpsc::unbounded_channel();
-        let reloads = Reloads::start(options.policy_file, options.policy_files, to_policies)
+        let ReadPolicy { policy, sources } = options.policy;
+        let reloads = Reloads::start(now, options.policy_file, sources, to_policies)
             .context("cannot start the thread that reads the policy again")?;
         let herd_looker = HerdLooker::start(now, observer.clone(), to_evidence)
             .context("cannot start the thread that looks at the clients of containers")?;
         let mut agent = Self {
-            core: Core::new(options.policy),
+            core: Core::new(policy),
             guards: Guards::new(),
             executor,
             counting: Counting::new(kernel, now),

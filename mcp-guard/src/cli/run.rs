@@ -21,8 +21,7 @@ pub struct Arguments {
 }
 
 pub fn run(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failure> {
-    let read = arguments.policy.as_deref().map(policy_files::read).transpose().map_err(bad)?;
-    let (policy, policy_files) = read.map(|read| (read.policy, read.files)).unwrap_or_default();
+    let policy = arguments.policy.as_deref().map(policy_files::read).transpose().map_err(bad)?;
     if !rustix::process::geteuid().is_root() {
         return Err(Failure::could_not(
             "the agent needs root to load BPF programs and to write to cgroups; run it with sudo or \
@@ -43,9 +42,8 @@ pub fn run(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failure> {
         tracing::warn!("{warning}");
     }
     let options = agent::AgentOptions {
-        policy,
+        policy: policy.unwrap_or_default(),
         policy_file: arguments.policy.clone(),
-        policy_files,
         run_dir: host.run_dir.clone(),
         audit: host.audit.clone(),
         engines: host.engines(),

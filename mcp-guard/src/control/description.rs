@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use mcp_guard_core::{
     evidence::Contact,
     incident::Outcome,
-    policy::{Mode, Response},
+    policy::{Mode, PolicySource, Response},
     rates::PerSecond,
     refusal::Despite,
     status::{
@@ -17,9 +17,9 @@ use mcp_guard_core::{
 use super::{
     varlink::{Fields, Types, fields, named, plain, words},
     wire::{
-        Answer, EngineState, Failed, Freeze, GetServers, GetStatus, GuardServers, INTERFACE, Kill,
-        Method, PolicyStatus, ReloadPolicy, Reloaded, Servers, Status, TargetCgroup, Thaw,
-        WatchedStatus,
+        Answer, EngineState, Failed, Freeze, GetPolicy, GetServers, GetStatus, GuardServers,
+        INTERFACE, Kill, Method, PolicyInForce, PolicyStatus, ReloadPolicy, Reloaded, Servers,
+        Status, TargetCgroup, Thaw, WatchedStatus,
     },
 };
 
@@ -34,6 +34,8 @@ pub fn description() -> String {
         method::<GetServers>(&mut types),
         "\n# Reads the policy again. With `error`, the old one stays in force.".to_owned(),
         method::<ReloadPolicy>(&mut types),
+        "\n# The policy that the agent runs, and the file from which a reload reads it.".to_owned(),
+        method::<GetPolicy>(&mut types),
         "\n# The target is a cgroup of the unified tree, given by path and id; the two must still match."
             .to_owned(),
         method::<Freeze>(&mut types),
@@ -106,6 +108,9 @@ fields!(Status {
 });
 fields!(PolicyStatus { files, error });
 fields!(ReloadPolicy {});
+fields!(GetPolicy {});
+fields!(PolicyInForce { file, age_ms, sources });
+fields!(PolicySource { name, text });
 fields!(Reloaded { files, changes, error });
 fields!(HerdStatus {
     engine,
@@ -172,7 +177,7 @@ fields!(TotalsStatus {
     dropped,
 });
 
-named! { PolicyStatus => "Policy", Despite => "Despite", WatchedStatus => "Guard", GuardServers => "GuardServers", ServerStatus => "Server", ClientStatus => "Client", HerdStatus => "Herd", UnseenClients => "UnseenClients", IdentityStatus => "Identity", TotalsStatus => "Totals" }
+named! { PolicyStatus => "Policy", PolicySource => "PolicyFile", Despite => "Despite", WatchedStatus => "Guard", GuardServers => "GuardServers", ServerStatus => "Server", ClientStatus => "Client", HerdStatus => "Herd", UnseenClients => "UnseenClients", IdentityStatus => "Identity", TotalsStatus => "Totals" }
 
 words!(Mode { Observe, Enforce });
 words!(Response { Record, Clamp, Freeze, Kill });

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use super::{
     description::description,
     wire::{
-        Call, CallMessage, Freeze, GetServers, GetStatus, INTERFACE, Kill, Method, NO_SUCH_METHOD,
-        ReloadPolicy, Reply, Thaw,
+        Call, CallMessage, Freeze, GetPolicy, GetServers, GetStatus, INTERFACE, Kill, Method,
+        NO_SUCH_METHOD, ReloadPolicy, Reply, Thaw,
     },
 };
 
@@ -44,9 +44,10 @@ pub fn read(message: &[u8]) -> Asked {
 /// Parses a call of our own interface. Returns `None` if it has no such method.
 fn call(method: &str, parameters: Value) -> Option<serde_json::Result<Call>> {
     Some(match method {
-        // It takes no parameters, and ignores any.
+        // These take no parameters, and ignore any.
         GetStatus::NAME => Ok(Call::Status),
         ReloadPolicy::NAME => Ok(Call::ReloadPolicy),
+        GetPolicy::NAME => Ok(Call::PolicyInForce),
         GetServers::NAME => GetServers::read(parameters).map(Call::Servers),
         Freeze::NAME => {
             Freeze::read(parameters).map(|Freeze { target, lease_ms, dry_run, despite }| {

@@ -6,7 +6,7 @@ use mcp_guard_core::{
     evidence::Contact,
     id::{CgroupId, Pid, Ticks},
     incident::Outcome,
-    policy::{Mode, Response},
+    policy::{Mode, PolicySource, Response},
     rates::PerSecond,
     refusal::Despite,
     status::{
@@ -20,9 +20,9 @@ use super::{
     description::description,
     request::{Asked, read},
     wire::{
-        Answer, EngineState, Freeze, GetServers, GetStatus, GuardServers, INTERFACE, Kill, Method,
-        PolicyStatus, ReloadPolicy, Reloaded, Servers, Status, TargetCgroup, Thaw, WatchedStatus,
-        failed,
+        Answer, EngineState, Freeze, GetPolicy, GetServers, GetStatus, GuardServers, INTERFACE,
+        Kill, Method, PolicyInForce, PolicyStatus, ReloadPolicy, Reloaded, Servers, Status,
+        TargetCgroup, Thaw, WatchedStatus, failed,
     },
 };
 
@@ -306,12 +306,18 @@ fn messages_have_exactly_the_described_fields() {
     let texts = || vec!["a".to_owned()];
     let reloaded = Reloaded { files: texts(), changes: texts(), error: Some("why".to_owned()) };
     described.check_call(&ReloadPolicy {}, &[reloaded]);
+    let sources = vec![PolicySource { name: "a".to_owned(), text: "b".to_owned() }];
+    let in_force = PolicyInForce { file: Some("a".to_owned()), age_ms: 7, sources };
+    described.check_call(&GetPolicy {}, &[in_force]);
     let failure = failed("why");
     assert_eq!(failure.error.as_deref(), Some("io.mcpguard.Failed"));
     described.check_fields(&failure.parameters, &described.errors["Failed"], "Failed");
     // The description has no other methods and errors.
     let names: Vec<&str> = described.methods.keys().map(String::as_str).collect();
-    assert_eq!(names, ["Freeze", "Kill", "ReloadPolicy", "Servers", "Status", "Thaw"]);
+    assert_eq!(
+        names,
+        ["Freeze", "Kill", "PolicyInForce", "ReloadPolicy", "Servers", "Status", "Thaw"]
+    );
     assert_eq!(described.errors.len(), 1);
 }
 

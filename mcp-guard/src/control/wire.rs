@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use mcp_guard_core::{
     id::{CgroupId, Pid},
     incident::Outcome,
-    policy::Mode,
+    policy::{Mode, PolicySource},
     refusal::Despite,
     status::{GuardStatus, HerdStatus, ServerStatus, UnseenClients},
 };
@@ -40,6 +40,7 @@ pub enum Call {
     Status,
     Servers(GetServers),
     ReloadPolicy,
+    PolicyInForce,
     Freeze {
         target: TargetCgroup,
         lease_ms: u64,
@@ -234,6 +235,26 @@ pub struct Reloaded {
     /// Why the old policy stays in force.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct GetPolicy {}
+
+impl Method for GetPolicy {
+    // "Policy" is the name of a type.
+    const NAME: &'static str = "PolicyInForce";
+    type Reply = PolicyInForce;
+}
+
+/// The policy that the agent runs. Its files may have changed since it was read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyInForce {
+    /// The file that a reload reads; `None` if the agent was started without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    pub age_ms: u64,
+    /// The content of the files as they were read, in that order.
+    pub sources: Vec<PolicySource>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,16 +2,39 @@
 
 use mcp_guard_core::{
     escape::visible,
-    policy::{Explained, ExplainedServer, PlacedRule, PlacedValue, Response},
+    incident::Cause,
+    policy::{Explained, ExplainedServer, PlacedRule, PlacedValue, Policy, Response},
 };
 use serde::Serialize;
 
 /// Column at which the origins begin.
 const COLUMN: usize = 44;
 
+/// Where a policy comes from that is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PolicyFrom {
+    /// The agent runs it.
+    Agent,
+    Files,
+}
+
+/// Which policy is shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ShownPolicy {
+    pub from: PolicyFrom,
+    /// Whether the files differ from the policy that the agent runs. `None`: no agent runs, or that is not known.
+    pub differs: Option<bool>,
+    /// In words, with what to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
 /// A container or a cgroup, and what the policy says about it.
 #[derive(Debug, Serialize)]
 pub struct ExplainedTarget {
+    /// The policy that is explained.
+    pub source: ShownPolicy,
     pub name: String,
     pub cgroup: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -22,6 +45,9 @@ pub struct ExplainedTarget {
     pub processes: usize,
     /// Its live servers by identity.
     pub servers_live: Vec<(String, usize)>,
+    /// Why it is not known whether a bystander rule forbids acting on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forbidden_unknown: Option<String>,
     pub decisions: Vec<Decision>,
 }
 
@@ -30,21 +56,28 @@ pub struct ExplainedTarget {
 pub struct Decision {
     /// `None` for a warning.
     pub response: Option<Response>,
-    /// The detector and the identity, such as `D figma-mcp`.
-    pub cause: String,
-    /// The numbers that lead to it.
-    pub numbers: Vec<(String, u64)>,
+    /// As in the audit log.
+    pub cause: Cause,
     /// Why it is not carried out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
 }
 
+/// The policy as one file. A note about it is a comment in the first line.
+#[must_use]
+pub fn shown(about: &ShownPolicy, policy: &Policy) -> String {
+    let note = about.note.as_ref().map(|note| format!("# {}\n\n", visible(note)));
+    note.unwrap_or_default() + &policy.show()
+}
+
 #[must_use]
 pub fn explained(target: &ExplainedTarget) -> String {
     let ExplainedTarget { name, cgroup, image, policy, processes, .. } = target;
+    let note = target.source.note.as_ref().map(|note| format!("note: {}\n", visible(note)));
     let image =
         image.as_ref().map_or_else(String::new, |image| format!(", image {}", visible(image)));
-    let mut text = format!("{}{image}\n  cgroup {cgroup}\n", visible(name));
+    let mut text = note.unwrap_or_default();
+    text += &format!("{}{image}\n  cgroup {cgroup}\n", visible(name));
     text += &rules(policy);
     if !policy.is_guarded {
         return text;
@@ -58,6 +91,13 @@ pub fn explained(target: &ExplainedTarget) -> String {
     servers.iter().for_each(|one| text += &server(one));
     let plural = if *processes == 1 { "" } else { "es" };
     text += &format!("\nnow: {processes} process{plural}{}\n", live(&target.servers_live));
+    if let Some(why) = &target.forbidden_unknown {
+        text += &format!(
+            "  NOT KNOWN whether anything forbids acting on it, because its processes could not be \
+             read: {}\n",
+            visible(why)
+        );
+    }
     for decision in &target.decisions {
         text += &decided(decision);
     }
@@ -112,12 +152,18 @@ fn live(servers: &[(String, usize)]) -> String {
     }
 }
 
-fn decided(Decision { response, cause, numbers, refused }: &Decision) -> String {
+fn decided(Decision { response, cause, refused }: &Decision) -> String {
     let numbers: Vec<String> =
-        numbers.iter().map(|(name, value)| format!("{name} {value}")).collect();
+        cause.numbers.iter().map(|(name, value)| format!("{name} {value}")).collect();
+    let found: Vec<String> = cause
+        .detector
+        .map(|detector| detector.to_string())
+        .into_iter()
+        .chain(cause.identity.as_ref().map(|identity| visible(identity)))
+        .collect();
     let verb =
         response.map_or_else(|| "would warn".to_owned(), |response| format!("would {response}"));
     let refused =
         refused.as_ref().map_or_else(String::new, |why| format!("; REFUSED: {}", visible(why)));
-    format!("  {verb}: {} ({}){refused}\n", visible(cause), numbers.join(", "))
+    format!("  {verb}: {} ({}){refused}\n", found.join(" "), numbers.join(", "))
 }

@@ -1,7 +1,9 @@
 //! Files of the policy, and positions in them.
 
+use serde::{Deserialize, Serialize};
+
 /// A file of the policy.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicySource {
     pub name: String,
     pub text: String,
