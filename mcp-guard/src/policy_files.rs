@@ -16,13 +16,15 @@ use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 
 /// Most bytes of one file.
 const MOST_BYTES: u64 = 1 << 20;
+/// Most bytes of all files. The agent keeps them, and hands them out.
+const MOST_BYTES_OF_ALL: usize = 4 << 20;
 /// Most bytes shown of a line of an error, which may have a line of the file.
 const MOST_SHOWN: usize = 1024;
 /// Most files in the folder.
 const MOST_FILES: usize = 256;
 
-/// A policy, and where it was read.
-#[derive(Debug)]
+/// A policy, and what it was read from.
+#[derive(Debug, Default)]
 pub struct ReadPolicy {
     pub policy: Policy,
     /// In the order in which they were read.
@@ -94,6 +96,11 @@ pub fn read(path: &Path) -> Result<ReadPolicy, BadPolicy> {
     let folder = Some(folder(path)).filter(|folder| folder != path);
     for path in folder.map_or(Ok(Vec::new()), |folder| more(&folder))? {
         sources.push(source(&path)?);
+        let bytes: usize = sources.iter().map(|source| source.text.len()).sum();
+        if bytes > MOST_BYTES_OF_ALL {
+            let why = "with it, all files together are larger than 4 MiB; use patterns with `*`";
+            return Err(BadPolicy::new(&shown(&path), why));
+        }
     }
     let policy = Policy::load(&sources).map_err(|error| {
         let name = sources.get(error.file).map_or("", |source| &source.name);
@@ -164,7 +171,9 @@ fn text(path: &Path) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::{os::unix::fs::symlink, time::Duration};
+
+    use rustix::time::{ClockId, clock_gettime};
 
     use super::*;
 
@@ -208,6 +217,11 @@ mod tests {
         fs::write(in_folder("11.toml"), "#".repeat(10 << 20)).unwrap();
         assert!(bad().text.ends_with("11.toml: it is larger than 1 MiB"));
         fs::remove_file(in_folder("11.toml")).unwrap();
+        (1..=5).for_each(|at| {
+            fs::write(in_folder(&format!("2{at}.toml")), "#".repeat(1 << 20)).unwrap();
+        });
+        assert!(bad().text.contains("24.toml: with it, all files together are larger than 4 MiB"));
+        (1..=5).for_each(|at| fs::remove_file(in_folder(&format!("2{at}.toml"))).unwrap());
         symlink("12.toml", in_folder("12.toml")).unwrap();
         assert!(bad().text.contains("a link that leads to itself"), "{}", bad());
         fs::remove_file(in_folder("12.toml")).unwrap();
@@ -223,6 +237,45 @@ mod tests {
         }
         assert!(bad().text.contains("more than 256 files"));
         assert!(!read(Path::new("/nonexistent")).unwrap_err().is_temporary);
+    }
+
+    /// Rules and entries, about as many as a policy may have, whose text is `part` of the largest file.
+    fn large(part: usize) -> String {
+        let room = (1 << 20) / part;
+        let entries = 900 / part;
+        let mut text: String = (0..entries)
+            .map(|at| format!("[server.\"package-{at}-*\"]\nignore = true\n"))
+            .collect();
+        let rules = 9000 / part;
+        let filler = "x".repeat((room - text.len()) / rules - 40);
+        text.extend((0..rules).map(|at| format!("[[guard]]\nname = \"{at:06}-{filler}\"\n")));
+        assert!((room / 10 * 8..room).contains(&text.len()), "{} of {room}", text.len());
+        text
+    }
+
+    /// The processor time that reading it takes, the least of three times.
+    fn time_of(text: &str) -> Duration {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("policy.toml");
+        fs::write(&path, text).unwrap();
+        let once = |_| {
+            let begin = processor_time();
+            read(&path).unwrap();
+            processor_time() - begin
+        };
+        (0..3).map(once).min().unwrap()
+    }
+
+    fn processor_time() -> Duration {
+        clock_gettime(ClockId::ThreadCPUTime).try_into().unwrap()
+    }
+
+    /// Eight times as much takes about eight times as long. If each value were searched for from the beginning of its
+    /// file, it would take 64 times as long.
+    #[test]
+    fn the_largest_file_is_read_in_linear_time() {
+        let (small, large) = (time_of(&large(8)), time_of(&large(1)));
+        assert!(large < 20 * small, "{large:?}, an eighth {small:?}");
     }
 
     /// A file where the folder should be.

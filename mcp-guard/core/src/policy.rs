@@ -22,11 +22,11 @@ pub use self::{
     fault::Error,
     file::File,
     keys::{ServerDetect, ServerKeys, SomeKeys},
-    layer::{Layer, Leaf, ValueOrigin},
+    layer::{Layer, Leaf},
     pattern::{CgroupPattern, Pattern},
     rule::{Rule, unit_of},
     scope::{Applied, Scope, Variant},
-    source::PolicySource,
+    source::{PolicySource, ValueOrigin},
 };
 use self::{fault::Fault, load::Stated};
 use crate::{limit::HEADROOM, server::Launcher};

@@ -9,23 +9,7 @@ use toml::{
     de::{DeTable, DeValue, ValueDeserializer},
 };
 
-use super::source::line_of;
-
-/// Where a value is written.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ValueOrigin {
-    /// The place of the file among those that were read.
-    pub file: usize,
-    pub line: usize,
-    /// The key, in bytes of the file.
-    pub(super) span: Range<usize>,
-}
-
-impl ValueOrigin {
-    pub(super) fn new((file, text): (usize, &str), span: Range<usize>) -> Self {
-        Self { file, line: line_of(text, span.start), span }
-    }
-}
+use super::source::{SourceLines, ValueOrigin};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Leaf {
@@ -74,16 +58,16 @@ impl Layer {
     /// Adds the values of a table of a file, except the tables in `without`.
     pub(super) fn take(
         &mut self,
-        (file, text): (usize, &str),
+        lines: &SourceLines,
         table: &DeTable<'_>,
         without: &[&str],
     ) -> Result<(), toml::de::Error> {
-        self.take_below((file, text), table, "", without)
+        self.take_below(lines, table, "", without)
     }
 
     fn take_below(
         &mut self,
-        (file, text): (usize, &str),
+        lines: &SourceLines,
         table: &DeTable<'_>,
         path: &str,
         without: &[&str],
@@ -94,10 +78,10 @@ impl Layer {
             }
             let path = format!("{path}{}", key.get_ref());
             if let DeValue::Table(below) = value.get_ref() {
-                self.take_below((file, text), below, &format!("{path}."), &[])?;
+                self.take_below(lines, below, &format!("{path}."), &[])?;
                 continue;
             }
-            let origin = ValueOrigin::new((file, text), key.span());
+            let origin = lines.origin(key.span());
             let value = Value::deserialize(ValueDeserializer::from(value.clone()))?;
             self.0.insert(path, Leaf { value, origin });
         }

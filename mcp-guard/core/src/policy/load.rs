@@ -1,15 +1,20 @@
 //! Reads the files of a policy, and merges them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use serde::de::DeserializeOwned;
 use toml::de::DeTable;
 
 use super::{
     Applied, Error, Fault, File, Launcher, Layer, Pattern, Policy, PolicySource, Rule, Scope,
-    ValueOrigin, fault, layer::tables,
+    ValueOrigin, fault, layer::tables, source::SourceLines,
 };
 
+/// Most rules, most launchers, and most entries for servers at one place: in a rule, and outside the rules. A policy
+/// for hundreds of containers and packages stays far below.
+const MOST_RULES: usize = 10_000;
+const MOST_LAUNCHERS: usize = 1000;
+const MOST_SERVERS: usize = 1000;
 /// Most pairs of an entry for servers in a guard and one for all guards, in all guards together. Each is merged when
 /// the policy is read.
 const MOST_PAIRS: usize = 10_000;
@@ -52,29 +57,16 @@ impl Policy {
         let (mut stated, mut servers) = (Stated::default(), ServerLayers::default());
         for (file, source) in sources.iter().enumerate() {
             let text = &source.text;
+            let tree = DeTable::parse(text).map_err(|error| syntax(file, text, &error))?;
+            let one =
+                ReadFile { sources, tree: tree.get_ref(), lines: SourceLines::of(file, text) };
+            one.check_brackets()?;
             let wrong = |error: toml::de::Error| Error { file, text: error.to_string() };
             let typed: File = toml::from_str(text).map_err(wrong)?;
             guard.extend(typed.guard);
             launcher.extend(typed.launcher);
-            let tree = DeTable::parse(text).map_err(wrong)?;
-            let tree = tree.get_ref();
-            let place = (file, text.as_str());
             stated.files.push(source.name.clone());
-            stated.all.take(place, tree, &["guard", "server", "launcher"]).map_err(wrong)?;
-            servers.take(place, tree).map_err(wrong)?;
-            for (_, table) in tables(tree.get("launcher")) {
-                let mut layer = Layer::default();
-                layer.take(place, table, &[]).map_err(wrong)?;
-                stated.launchers.push(layer);
-            }
-            for (span, table) in tables(tree.get("guard")) {
-                let (mut layer, mut own) = (Layer::default(), ServerLayers::default());
-                layer.take(place, table, &["server"]).map_err(wrong)?;
-                own.take(place, table).map_err(wrong)?;
-                let servers = own.by_precedence();
-                let origin = ValueOrigin::new(place, span);
-                stated.rules.push(RuleLayer { origin, layer, servers });
-            }
+            one.take_into(&mut stated, &mut servers)?;
         }
         stated.servers = servers.by_precedence();
         Self::merge(guard, launcher, stated, sources)
@@ -131,6 +123,86 @@ impl Policy {
     }
 }
 
+/// One file while it is read.
+struct ReadFile<'a> {
+    sources: &'a [PolicySource],
+    tree: &'a DeTable<'a>,
+    lines: SourceLines,
+}
+
+impl ReadFile<'_> {
+    fn wrong(&self, error: &toml::de::Error) -> Error {
+        Error { file: self.lines.file(), text: error.to_string() }
+    }
+
+    fn error(&self, span: &Range<usize>, why: &str) -> Error {
+        fault::error(self.sources, self.lines.file(), span, why)
+    }
+
+    /// Refuses rules and launchers in single brackets. The message of the parser would not name them.
+    fn check_brackets(&self) -> Result<(), Error> {
+        for name in ["guard", "launcher"] {
+            let Some((key, value)) = self.tree.get_key_value(name) else { continue };
+            let Some(table) = value.get_ref().as_table() else { continue };
+            let below = table.iter().find(|(_, value)| value.get_ref().as_table().is_some());
+            let why = match below {
+                Some((below, _)) => belongs_below(name, below.get_ref()),
+                None => format!("[{name}] must have double brackets: [[{name}]]"),
+            };
+            return Err(self.error(&key.span(), &why));
+        }
+        Ok(())
+    }
+
+    fn take_into(&self, stated: &mut Stated, servers: &mut ServerLayers) -> Result<(), Error> {
+        let wrong = |error: toml::de::Error| self.wrong(&error);
+        let Self { tree, lines, .. } = self;
+        stated.all.take(lines, tree, &["guard", "server", "launcher"]).map_err(wrong)?;
+        servers.take(self, tree)?;
+        for (span, table) in tables(tree.get("launcher")) {
+            if stated.launchers.len() == MOST_LAUNCHERS {
+                return Err(self.error(&span, &too_many("launchers", MOST_LAUNCHERS)));
+            }
+            let mut layer = Layer::default();
+            layer.take(lines, table, &[]).map_err(wrong)?;
+            stated.launchers.push(layer);
+        }
+        for (span, table) in tables(tree.get("guard")) {
+            if stated.rules.len() == MOST_RULES {
+                return Err(self.error(&span, &too_many("rules", MOST_RULES)));
+            }
+            let (mut layer, mut own) = (Layer::default(), ServerLayers::default());
+            layer.take(lines, table, &["server"]).map_err(wrong)?;
+            own.take(self, table)?;
+            let (origin, servers) = (lines.origin(span), own.by_precedence());
+            stated.rules.push(RuleLayer { origin, layer, servers });
+        }
+        Ok(())
+    }
+}
+
+/// Returns the error for a text that is no TOML.
+fn syntax(file: usize, text: &str, error: &toml::de::Error) -> Error {
+    let is_guard = error.span().is_some_and(|span| text.get(span) == Some("guard"));
+    let hint = if is_guard && error.message() == "duplicate key" {
+        format!("{}\n", belongs_below("guard", "..."))
+    } else {
+        String::new()
+    };
+    Error { file, text: format!("{error}{hint}") }
+}
+
+fn belongs_below(name: &str, key: &str) -> String {
+    format!(
+        "[{name}.{key}] belongs below a [[{name}]] in the same file: begin with [[{name}]] and the keys \
+         that say which one it is"
+    )
+}
+
+fn too_many(things: &str, most: usize) -> String {
+    format!("too many {things}: a policy may have {most} in all its files; use patterns with `*`")
+}
+
 impl RuleLayer {
     /// Whether it says anything about thresholds, responses or servers.
     fn has_terms(&self) -> bool {
@@ -185,17 +257,17 @@ struct ServerLayer {
 
 impl ServerLayers {
     /// Takes the entries that a table has.
-    fn take(
-        &mut self,
-        (file, text): (usize, &str),
-        table: &DeTable<'_>,
-    ) -> Result<(), toml::de::Error> {
+    fn take(&mut self, one: &ReadFile<'_>, table: &DeTable<'_>) -> Result<(), Error> {
         let entries = table.get("server").and_then(|entries| entries.get_ref().as_table());
         for (name, entry) in entries.into_iter().flatten() {
             let Some(table) = entry.get_ref().as_table() else { continue };
+            if self.0.len() == MOST_SERVERS && !self.0.contains_key(name.get_ref().as_ref()) {
+                let why = too_many("entries for servers at one place", MOST_SERVERS);
+                return Err(one.error(&name.span(), &why));
+            }
             let known = self.0.entry(name.get_ref().to_string()).or_default();
-            known.last = (file, name.span().start);
-            known.layer.take((file, text), table, &[])?;
+            known.last = (one.lines.file(), name.span().start);
+            known.layer.take(&one.lines, table, &[]).map_err(|error| one.wrong(&error))?;
         }
         Ok(())
     }

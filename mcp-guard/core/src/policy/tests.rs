@@ -51,6 +51,14 @@ fn contradictions_are_rejected_with_the_key_at_fault() {
         ("[server.\"a\".detect.duplicates]\nact = 2", "line 2"),
         ("[server.\"a\"]\nignore = 1", "line 2"),
         ("mode = \"on\"", "unknown variant `on`"),
+        ("[guard.detect.burst]\nwarn_10s = 3", "[guard.detect] belongs below a [[guard]]"),
+        ("[guard.detect]", "error at line 1, column 2\n  |\n1 | [guard.detect]\n  |  ^^^^^\n"),
+        (
+            "[guard.server.x]\nignore = true\n[[guard]]\nname = \"a\"",
+            "[guard....] belongs below a [[guard]]",
+        ),
+        ("[guard]\nname = \"a\"", "[guard] must have double brackets: [[guard]]"),
+        ("[launcher]\nprogram = \"x\"", "must have double brackets: [[launcher]]"),
         ("[detect.duplicates]\nwarn_age = \"soon\"", "line 2"),
     ];
     let long = format!("# {}\n[[guard]] # ü\nname = \"a\"\npids_limit = 3", "x".repeat(5000));

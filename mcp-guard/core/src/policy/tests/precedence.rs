@@ -145,4 +145,28 @@ fn entries_for_servers_are_bounded() {
         error.contains("too many entries for servers") && error.contains("line 401"),
         "{error}"
     );
+    let many = |text: &str, count: usize| -> String {
+        (0..count).map(|at| text.replace('@', &at.to_string())).collect()
+    };
+    // The tables of a file are sorted by name: s999 is the last one.
+    let entry = "[server.s@]\nignore = true\n";
+    let guard = "[[guard]]\nname = \"a\"\n";
+    for (text, line, what) in [
+        (many(entry, 1001), "line 1999", "too many entries for servers"),
+        (
+            guard.to_owned() + &many("[guard.server.s@]\nignore = true\n", 1001),
+            "line 2001",
+            "too many entries for servers",
+        ),
+        (many(guard, 10_001), "line 20001", "too many rules"),
+        (many("[[launcher]]\nprogram = \"x@\"\n", 1001), "line 2001", "too many launchers"),
+    ] {
+        let error = Policy::parse(&text).expect_err("too many").text;
+        assert!(error.contains(what) && error.contains(line), "{error}");
+    }
+    // Entries of two files add up.
+    let source = |text| PolicySource { name: String::new(), text };
+    let both = [source(many(entry, 600)), source(many("[server.t@]\nignore = true\n", 600))];
+    assert!(Policy::load(&both).expect_err("too many").text.contains("too many entries"));
+    assert!(Policy::parse(&many(entry, 1000)).is_ok());
 }

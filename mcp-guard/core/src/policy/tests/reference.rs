@@ -10,7 +10,7 @@ use std::{
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
 use serde_json::{Map, Value, json};
 
-use super::super::{CgroupPattern, DurationText, File, Layer, Pattern};
+use super::super::{CgroupPattern, DurationText, File, Layer, Pattern, source::SourceLines};
 
 /// The line from which the file is generated.
 const BEGIN: &str = "<!-- keys: begin -->\n";
@@ -238,19 +238,20 @@ fn the_example_has_every_key() {
     let text = include_str!("../../../../../docs/policy.example.toml");
     let tree = toml::de::DeTable::parse(text).expect("TOML");
     let (tree, mut layer) = (tree.get_ref(), Layer::default());
-    layer.take((0, text), tree, &["guard", "server", "launcher"]).expect("values");
+    let lines = SourceLines::of(0, text);
+    layer.take(&lines, tree, &["guard", "server", "launcher"]).expect("values");
     let mut stated: BTreeSet<String> = layer.iter().map(|(key, _)| key.to_owned()).collect();
     for (list, without) in [("guard", ["detect", "respond", "server"]), ("launcher", [""; 3])] {
         for (_, table) in super::super::layer::tables(tree.get(list)) {
             let mut layer = Layer::default();
-            layer.take((0, text), table, &without).expect("values");
+            layer.take(&lines, table, &without).expect("values");
             stated.extend(layer.iter().map(|(key, _)| format!("{list}.{key}")));
         }
     }
     for (_, entry) in tree["server"].get_ref().as_table().expect("entries") {
         let mut layer = Layer::default();
         let table = entry.get_ref().as_table().expect("an entry");
-        layer.take((0, text), table, &["detect", "respond"]).expect("values");
+        layer.take(&lines, table, &["detect", "respond"]).expect("values");
         stated.extend(layer.iter().map(|(key, _)| format!("server.{key}")));
     }
     let both = (known.difference(&stated).count(), stated.difference(&known).count());
