@@ -32,10 +32,19 @@ impl FixtureCgroup {
     /// If the name exists, that is an error: a fixture never adopts a cgroup that it did not
     /// create, and so never removes one.
     pub fn new(what: &str) -> Result<Self> {
+        Self::with_ending(what, "")
+    }
+
+    /// Creates one that has the name of a unit: it ends with `.service`.
+    pub fn like_a_unit(what: &str) -> Result<Self> {
+        Self::with_ending(what, ".service")
+    }
+
+    fn with_ending(what: &str, ending: &str) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let mounts = Mounts::of_this_host()?;
-        let name = plain(&format!("mcp-guard-test-{what}-{}-{n}", std::process::id()))?;
+        let name = plain(&format!("mcp-guard-test-{what}-{}-{n}{ending}", std::process::id()))?;
         Self::make(format!("/{name}"), mounts.unified.join(&name), mounts.pids.join(&name))
     }
 

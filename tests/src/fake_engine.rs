@@ -1,4 +1,4 @@
-//! An engine with one container, as far as mcp-guard asks.
+//! An engine with a few containers, as far as mcp-guard asks.
 
 use std::{
     io::{Read as _, Result, Write as _},
@@ -26,19 +26,27 @@ impl Updates {
     }
 }
 
-/// Answers at a socket until the test ends. `container` is the engine's description of the container.
+/// Answers at a socket until the test ends. `container` is the engine's description of its only container.
 pub fn serve(socket: &Path, container: &Value) -> Result<Updates> {
+    serve_all(socket, std::slice::from_ref(container))
+}
+
+/// Like [`serve`], for several containers.
+pub fn serve_all(socket: &Path, containers: &[Value]) -> Result<Updates> {
     let updates = Updates::default();
     let hung = updates.clone();
     let listener = UnixListener::bind(socket)?;
-    let id = container["Id"].as_str().unwrap_or_default().to_owned();
-    let state = if container["State"]["Paused"] == true { "paused" } else { "running" };
-    let list = json!([{ "Id": id, "Names": [container["Name"]], "State": state }]).to_string();
-    let container = container.to_string();
+    let listed = |container: &Value| {
+        let state = if container["State"]["Paused"] == true { "paused" } else { "running" };
+        json!({ "Id": container["Id"], "Names": [container["Name"]], "State": state })
+    };
+    let list = Value::from(containers.iter().map(listed).collect::<Vec<_>>()).to_string();
+    let id = |container: &Value| container["Id"].as_str().unwrap_or_default().to_owned();
+    let described: Vec<_> = containers.iter().map(|one| (id(one), one.to_string())).collect();
     thread::spawn(move || {
         let mut streams = Vec::new();
         for mut stream in listener.incoming().flatten() {
-            match answer(&mut stream, &id, &list, &container) {
+            match answer(&mut stream, &list, &described) {
                 Ok(Then::GoesOn) => streams.push(stream),
                 Ok(Then::Hangs) => {
                     hung.0.lock().unwrap_or_else(PoisonError::into_inner).push(stream)
@@ -58,10 +66,11 @@ enum Then {
     Hangs,
 }
 
-fn answer(stream: &mut UnixStream, id: &str, list: &str, container: &str) -> Result<Then> {
+fn answer(stream: &mut UnixStream, list: &str, described: &[(String, String)]) -> Result<Then> {
     let mut request = vec![0; 4096];
     let length = stream.read(&mut request)?;
     let request = String::from_utf8_lossy(&request[..length]);
+    let asked = described.iter().find(|(id, _)| request.contains(id));
     let body = match &*request {
         _ if request.contains("/events") => {
             let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -69,9 +78,8 @@ fn answer(stream: &mut UnixStream, id: &str, list: &str, container: &str) -> Res
         }
         _ if request.contains("/update ") => return Ok(Then::Hangs),
         _ if request.contains("/version ") => VERSION,
-        _ if request.contains(id) => container,
         _ if request.contains("/containers/json") => list,
-        _ => "{}",
+        _ => asked.map_or("{}", |(_, container)| container),
     };
     say(stream, body).map(|()| Then::Ends)
 }
