@@ -207,6 +207,38 @@ fn a_bad_policy_changes_nothing_and_is_shown_until_it_is_good() {
     assert_eq!((status.policy.error, status.policy.files.len()), (None, 2));
 }
 
+/// Thresholds, responses and rules change while a clamp is held.
+#[test]
+fn a_clamp_keeps_its_terms_until_its_rule_is_gone() {
+    let cgroup = FixtureCgroup::new("reload-terms").unwrap();
+    cgroup.set_pids_max(FOUND).unwrap();
+    let old = LeakPolicy::enforcing(&cgroup, "clamp").toml();
+    let mut agent = Agent::start(&old).unwrap();
+    let _leak = Leak::start(&cgroup, 4).unwrap();
+    assert_eq!(agent.await_record("clamped", clamped).unwrap(), Outcome::Done);
+    let before = Holds::of(&cgroup).unwrap();
+    for new in [
+        old.replace("act = 3\n", "act = 300\n"),
+        old.replace("\"clamp\"", "\"freeze\"").replace("act = 3\n", "act = 300\n"),
+        old.replace("300s", "1s"),
+        old.replace("enforce", "observe"),
+        old.clone() + "[guard.server.\"*\"]\nignore = true\n",
+        old.replace(cgroup.path(), "/mcp-guard-test-reload-terms-*"),
+    ] {
+        let answer = reload(&agent, &new);
+        assert_eq!(answer["error"], Value::Null, "{new}");
+        assert_ne!(answer["changes"], json!([]), "{new}");
+        assert_eq!(Holds::of(&cgroup).unwrap(), before, "{new}");
+        let state = agent.guard(cgroup.id()).unwrap().guard.state;
+        assert_eq!(state, GuardState::Clamped, "{new}");
+    }
+    let answer = reload(&agent, &old.replace(cgroup.path(), "/mcp-guard-test-none"));
+    assert_eq!(answer["error"], Value::Null);
+    let stopped = |record: &Record| matches!(record, Record::GuardStop { .. }).then_some(());
+    agent.await_record("its rule is gone", stopped).unwrap();
+    assert_eq!(Holds::of(&cgroup).unwrap(), Holds::nothing(FOUND));
+}
+
 fn said(agent: &Agent, arguments: &[&str]) -> String {
     let output = agent.cli(arguments).unwrap();
     assert_eq!(output.status.code(), Some(0), "{output:?}");
