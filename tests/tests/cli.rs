@@ -198,12 +198,7 @@ fn a_bad_policy_is_named_with_file_line_and_caret() {
     let policy = scene.file("policy.toml", "mode = \"enforce\"\n");
     let folder = scene.0.path().join("policy.d");
     fs::create_dir(&folder).unwrap();
-    let check = |why: &[&str]| {
-        for verb in [&["policy", "check", "--offline"][..], &["policy", "show", "--policy"]] {
-            let output = scene.cli(&[verb, &[path(&policy)]].concat());
-            why.iter().for_each(|why| assert_fails(&output, 65, why));
-        }
-    };
+    let check = |why: &[&str]| assert_refused(&scene, path(&policy), why);
     let drop_in = folder.join("10.toml");
     for (text, why) in [
         (
@@ -217,6 +212,11 @@ fn a_bad_policy_is_named_with_file_line_and_caret() {
             &["10.toml: error at line 2, column 1", "  | ^^^^^^^", "between 1s and 60s"],
         ),
         ("[server.x.detect.tasks]\ngrown_1m = 3\n", &["unknown field `tasks`", "line 1"]),
+        (
+            "[guard.detect.burst]\nwarn_10s = 3\n",
+            &["10.toml: error at line 1", "  |  ^^^^^", "[guard.detect] belongs below a [[guard]]"],
+        ),
+        ("[[guard]]\nunit = \"a\"\npids_limit = 3\n", &["line 3", "^^^^^", "between 8 and"]),
     ] {
         fs::write(&drop_in, text).unwrap();
         check(why);
@@ -236,6 +236,93 @@ fn a_bad_policy_is_named_with_file_line_and_caret() {
     fs::set_permissions(&drop_in, fs::Permissions::from_mode(0o000)).unwrap();
     let words = ["policy", "check", "--offline", path(&policy)];
     assert_fails(&scene.cli_as_nobody(&words), 65, "10.toml: Permission denied");
+    fs::remove_file(&drop_in).unwrap();
+    fs::write(&drop_in, "").unwrap();
+    let entries = (0..1001).map(|at| format!("[server.s{at}]\nignore = true\n"));
+    scene.file("policy.d/10.toml", &entries.collect::<String>());
+    check(&[
+        "10.toml: error at line",
+        "too many entries for servers at one place",
+        "may have 1000",
+    ]);
+    (10..15).for_each(|at| drop(scene.file(&format!("policy.d/{at}.toml"), &"#".repeat(1 << 20))));
+    check(&["13.toml: with it, all files together are larger than 4 MiB"]);
+    fs::remove_dir_all(&folder).unwrap();
+    scene.file("policy.d", "");
+    check(&["policy.d: Not a directory"]);
+    fs::remove_file(&folder).unwrap();
+    std::os::unix::fs::symlink("policy.d", &folder).unwrap();
+    check(&["policy.d", "a link that leads to itself"]);
+    fs::remove_file(&folder).unwrap();
+    let text = fs::read_to_string(&policy).unwrap();
+    assert_eq!(text, "mode = \"enforce\"\n", "nothing is written");
+}
+
+/// Checks that each command that reads a policy refuses it for these reasons.
+fn assert_refused(scene: &Scene, policy: &str, why: &[&str]) {
+    let good = scene.file("good.jsonl", &trace(1));
+    for words in [
+        &["policy", "check", policy][..],
+        &["policy", "check", "--offline", policy],
+        &["policy", "show", "--policy", policy],
+        &["policy", "explain", "cgroup:/", "--policy", policy],
+        &["replay", path(&good), "--policy", policy],
+        &["run", "--policy", policy],
+    ] {
+        let output = scene.cli(words);
+        why.iter().for_each(|why| assert_fails(&output, 65, why));
+    }
+}
+
+/// The file that is named is bad itself.
+#[test]
+fn a_policy_that_is_no_file_is_named_with_the_reason() {
+    let scene = Scene::new();
+    let at = |name: &str| scene.0.path().join(name);
+    fs::create_dir(at("folder.toml")).unwrap();
+    std::os::unix::fs::symlink("loop.toml", at("loop.toml")).unwrap();
+    scene.file("large.toml", &"#".repeat(10 << 20));
+    for (name, why) in [
+        ("none.toml", "none.toml: No such file"),
+        ("folder.toml", "folder.toml: it is a directory, and must be a file"),
+        ("loop.toml", "a link that leads to itself"),
+        ("large.toml", "large.toml: it is larger than 1 MiB"),
+        ("large.toml/x", "x: Not a directory"),
+    ] {
+        assert_refused(&scene, path(&at(name)), &[why]);
+    }
+    let closed = scene.file("closed.toml", "");
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
+    let words = ["policy", "show", "--policy", path(&closed)];
+    assert_fails(&scene.cli_as_nobody(&words), 65, "closed.toml: Permission denied");
+}
+
+/// Patterns that match nothing are no error: what they name may start later.
+#[test]
+fn patterns_that_match_nothing_are_warnings() {
+    let scene = Scene::new();
+    let matchers = [
+        "name = \"mcp-guard-test-none-*\"",
+        "image = \"mcp-guard-test/none:*\"",
+        "label = \"mcp-guard-test=none\"",
+        "compose_service = \"mcp-guard-test-none\"",
+        "unit = \"mcp-guard-test-none-*.service\"",
+        "cgroup = \"/mcp-guard-test-none-*/*\"",
+    ];
+    let rules = matchers.map(|matcher| format!("[[guard]]\n{matcher}\n")).concat();
+    let policy = scene.file("policy.toml", &(rules + "[server.\"none-*\"]\nignore = true\n"));
+    let output = scene.cli(&["policy", "check", path(&policy)]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    for (at, matcher) in matchers.iter().enumerate() {
+        let (number, line) = (at + 1, 2 * at + 1);
+        let place = format!("({}:{line})", path(&policy));
+        let expected =
+            format!("warning: rule {number} {place} matches nothing that runs: {matcher}\n");
+        assert!(said.contains(&expected), "{expected}\n{said}");
+    }
+    let note = "note: the entries for servers are not compared with what runs: no agent answers at";
+    assert!(said.contains(note), "{said}");
 }
 
 #[test]
