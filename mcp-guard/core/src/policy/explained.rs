@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::{
     Layer, Leaf, Mode, Policy, Response, Workload,
-    load::{ServerEntry, terms},
     shown::{defaults, quoted, title},
+    stated::{ServerEntry, terms},
 };
 
 /// A value, and where it stands.

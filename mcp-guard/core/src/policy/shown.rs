@@ -7,7 +7,7 @@ use toml::{Table, Value};
 
 use super::{
     File, Layer, Leaf, Looks, Mode, Policy, Respond, ValueOrigin,
-    load::{RuleLayer, ServerEntry},
+    stated::{RuleLayer, ServerEntry},
 };
 use crate::escape::visible_within;
 

@@ -2,6 +2,8 @@ mod explain;
 mod precedence;
 pub(super) mod reference;
 
+use std::collections::BTreeMap;
+
 use super::*;
 
 #[test]
