@@ -48,6 +48,15 @@ use crate::{
     requests::Requests,
 };
 
+/// The answers of the agent's own threads.
+struct FromThreads {
+    news: mpsc::UnboundedReceiver<News>,
+    readings: mpsc::UnboundedReceiver<Reading>,
+    looked: mpsc::UnboundedReceiver<Looked>,
+    evidence: mpsc::UnboundedReceiver<Sighted>,
+    policies: mpsc::UnboundedReceiver<PolicyRead>,
+}
+
 impl Agent {
     pub(super) async fn start(options: AgentOptions) -> anyhow::Result<(Self, Sources)> {
         let layout = Layout::read().context("cannot read the cgroup layout")?;
@@ -108,26 +117,15 @@ impl Agent {
             turns: Turns::since(now),
         };
         let mode = agent.begin(unsigned).await;
-        let sources =
-            agent.listen(&options.run_dir, (news, readings, looked), (evidence, policies))?;
+        let from_threads = FromThreads { news, readings, looked, evidence, policies };
+        let sources = agent.listen(&options.run_dir, from_threads)?;
         tracing::info!(%mode, "mcp-guard {} is watching", env!("CARGO_PKG_VERSION"));
         Ok((agent, sources))
     }
 
     /// Opens all sources that can wake the loop.
-    fn listen(
-        &self,
-        run_dir: &Path,
-        (news, readings, looked): (
-            mpsc::UnboundedReceiver<News>,
-            mpsc::UnboundedReceiver<Reading>,
-            mpsc::UnboundedReceiver<Looked>,
-        ),
-        (evidence, policies): (
-            mpsc::UnboundedReceiver<Sighted>,
-            mpsc::UnboundedReceiver<PolicyRead>,
-        ),
-    ) -> anyhow::Result<Sources> {
+    fn listen(&self, run_dir: &Path, from_threads: FromThreads) -> anyhow::Result<Sources> {
+        let FromThreads { news, readings, looked, evidence, policies } = from_threads;
         let (to_loop, calls) = mpsc::channel(QUEUE);
         let (to_events, engine_events) = mpsc::channel(QUEUE);
         let listener =
