@@ -49,14 +49,30 @@ impl Guard {
 
     pub fn release_all(&mut self, end: End, asked_by: Option<RequestId>, out: &mut Outbox<'_>) {
         for hold in Hold::ALL {
-            let lease = match hold {
-                Hold::Freeze => &mut self.freeze,
-                Hold::Clamp => &mut self.clamp,
-            };
-            if lease.take().is_some() || self.is_ordered(hold) {
-                self.release(hold, end, asked_by, out);
-            }
+            self.give_back(hold, end, asked_by, out);
         }
+    }
+
+    /// Releases a hold that is in force or ordered.
+    pub(super) fn give_back(
+        &mut self,
+        hold: Hold,
+        end: End,
+        asked_by: Option<RequestId>,
+        out: &mut Outbox<'_>,
+    ) {
+        let lease = match hold {
+            Hold::Freeze => &mut self.freeze,
+            Hold::Clamp => &mut self.clamp,
+        };
+        if lease.take().is_some() || self.is_ordered(hold) {
+            self.release(hold, end, asked_by, out);
+        }
+    }
+
+    pub(super) fn is_being_released(&self, wanted: Hold) -> bool {
+        let is_it = |one: &Expected| matches!(one, Expected::Release(hold) if *hold == wanted);
+        self.under_way.values().any(is_it)
     }
 
     pub(super) fn release(

@@ -58,7 +58,12 @@ impl Guard {
     /// Releases all holds, including one that the kernel has only just confirmed, and finally
     /// unguards the cgroup.
     pub(super) fn leave(&mut self, out: &mut Outbox<'_>) {
-        self.release_all(End::Unguarded, None, out);
+        for hold in Hold::ALL {
+            // This is asked with each input, and the order that it waits for may take long.
+            if !self.is_being_released(hold) {
+                self.give_back(hold, End::Unguarded, None, out);
+            }
+        }
         let is_busy = self.limits.is_writing() || !self.under_way.is_empty();
         if !is_busy && self.release_again.is_empty() {
             self.leaves = false;
