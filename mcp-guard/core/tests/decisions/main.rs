@@ -1,5 +1,7 @@
 //! Decisions of the core, as stories with times.
 
+mod reload;
+
 use std::time::Duration;
 
 use mcp_guard_common::Totals;
