@@ -121,7 +121,12 @@ fn look_into(
             runtime: runtime(&process),
             is_launcher: member.is_launcher,
             threads: threads(&process, member.pid, &descriptors, budget)?,
-            channels: descriptors.open_channels(&mut peers, &process, channels, budget)?,
+            channels: descriptors.open_channels(
+                &mut peers,
+                (member.pid, &process),
+                channels,
+                budget,
+            )?,
             epolls: descriptors.epolls,
             wakers: descriptors.wakers,
             locks: descriptors.locks,
