@@ -34,7 +34,10 @@ use rustix::{
 };
 
 use self::{budget::LookBudget, descriptors::Descriptors, peers::Peers};
-pub use self::{holders::holders, zombies::unreaped};
+pub use self::{
+    holders::{GuardSearch, SEARCH, holders},
+    zombies::unreaped,
+};
 pub use self::{stopped::Freezers, survey::survey};
 use super::{
     proc::{stat::Stat, syscall},

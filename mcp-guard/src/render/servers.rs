@@ -75,7 +75,9 @@ fn line(server: &ServerStatus) -> String {
         Some(client) if *orphaned == Some(true) && client.holds_stdio => {
             format!("held by {}", named(client))
         }
-        Some(client) => named(client),
+        Some(client) if client.holds_stdio => named(client),
+        // The client is not known, and this process started the server.
+        Some(starter) => format!("started by {}", named(starter)),
         // Somebody has the other end of all others, and was not found in time.
         None if *orphaned == Some(true)
             && matches!(contact, Contact::Disconnected | Contact::NoStdio) =>
@@ -119,13 +121,12 @@ pub(super) fn old_look(age: Option<u64>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use mcp_guard_core::id::Pid;
+    use mcp_guard_core::{id::Pid, status::StarterStatus};
 
     use super::*;
 
-    #[test]
-    fn an_old_look_is_told() {
-        let mut server = ServerStatus {
+    fn server() -> ServerStatus {
+        ServerStatus {
             identity: "a".to_owned(),
             pid: Pid(7),
             processes: 1,
@@ -140,7 +141,13 @@ mod tests {
             memory_bytes: Some(5 << 20),
             look_age_seconds: None,
             client: None,
-        };
+            starter: None,
+        }
+    }
+
+    #[test]
+    fn an_old_look_is_told() {
+        let mut server = server();
         let now =
             "        7     2 h    60 s    5 MiB  connected                           unknown\n";
         assert_eq!(line(&server), now);
@@ -158,6 +165,17 @@ mod tests {
             let line = line(&server);
             assert!(line.contains(&format!("  {client}  (last")), "{line}");
         }
+    }
+
+    #[test]
+    fn a_process_that_only_started_the_server_is_not_called_its_client() {
+        let (name, session) = (Some("gateway".to_owned()), None);
+        let starter = StarterStatus { pid: Pid(812), name, session };
+        let mut server = ServerStatus { starter: Some(starter.clone()), ..server() };
+        server.client = Some(starter.clone().into());
+        assert!(line(&server).ends_with("  started by gateway, pid 812\n"), "{}", line(&server));
+        server.client = Some(ClientStatus { holds_stdio: true, ..starter.into() });
+        assert!(line(&server).ends_with("  gateway, pid 812\n"), "{}", line(&server));
     }
 
     #[test]

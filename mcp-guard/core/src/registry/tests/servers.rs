@@ -12,7 +12,7 @@ impl Fixture {
 
     fn kept(&self, identity: &str) -> (Option<Pid>, Option<bool>) {
         let server = self.server(identity);
-        (server.client, server.is_orphaned)
+        (server.starter.map(|(pid, _)| pid), server.is_orphaned)
     }
 
     fn look(&mut self, identity: &str, cpu: u64) {
