@@ -13,6 +13,8 @@ use super::{
 /// Most pairs of an entry for servers in a guard and one for all guards, in all guards together. Each is merged when
 /// the policy is read.
 const MOST_PAIRS: usize = 10_000;
+/// The table of the detector that counts containers, whether they are guarded or not.
+const HERD: &str = "detect.herd.";
 
 /// An entry for the servers of some identities.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,7 +102,9 @@ impl Policy {
                 );
                 return Err(fault::error(sources, *file, span, &why));
             }
-            rule.validate().map_err(|fault| fault.in_layer(layer, sources))?;
+            rule.validate()
+                .and_then(|()| without_herds(layer))
+                .map_err(|fault| fault.in_layer(layer, sources))?;
         }
         let mut policy = Self { mode, evidence, guard, launcher, ..Self::default() };
         policy.take_scopes(&stated, sources)?;
@@ -140,6 +144,18 @@ impl RuleLayer {
     /// Returns its thresholds and responses.
     pub(super) fn terms(&self) -> Layer {
         terms(&self.layer)
+    }
+}
+
+/// Rejects terms for herds in a rule.
+fn without_herds(rule: &Layer) -> Result<(), Fault> {
+    match rule.iter().find(|(key, _)| key.starts_with(HERD)) {
+        Some((key, _)) => Err(Fault::at(
+            key,
+            "cannot be set for a guard, because a herd has containers that match different rules or none: \
+             put it into [detect.herd] at the top of the file",
+        )),
+        None => Ok(()),
     }
 }
 
