@@ -1,6 +1,6 @@
 //! Answers about all guards. They are made in parts, over several turns of the loop, so that they do not delay it.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use mcp_guard_core::{
     Time,
@@ -47,6 +47,7 @@ enum About {
     Servers {
         asked: GetServers,
         listed: Servers,
+        began: Time,
         /// How many servers are listed.
         count: usize,
         /// For each listed guard.
@@ -62,9 +63,10 @@ impl Agent {
     }
 
     pub(super) fn begin_servers(&mut self, asked: GetServers, reply: ReplyTo) {
-        let listed = Servers { guards: Vec::new(), left_out: 0 };
+        let listed = Servers { guards: Vec::new(), left_out: 0, age_seconds: 0 };
         let (searches, others) = (Vec::new(), Vec::new());
-        let about = About::Servers { asked, listed, count: 0, searches, others };
+        let began = clock::now();
+        let about = About::Servers { asked, listed, began, count: 0, searches, others };
         self.begin_answer(reply, about, self.guards.watched());
     }
 
@@ -92,7 +94,7 @@ impl Agent {
                 About::Guards(guards) => {
                     guards.extend(self.status_of(guard).map(serde_json::to_value).transpose()?);
                 }
-                About::Servers { asked, listed, count, searches, others } => {
+                About::Servers { asked, listed, count, searches, others, .. } => {
                     let room = MOST_SERVERS.saturating_sub(*count);
                     let Some(state) = self.core.guard(guard) else { continue };
                     let processes = state.registry.pids();
@@ -121,10 +123,10 @@ impl Agent {
                 });
                 send_reply(reply, answer.unwrap_or_else(|error| failed(&error.to_string())));
             }
-            About::Servers { listed, mut searches, others, .. } => {
+            About::Servers { listed: servers, began: listed, mut searches, others, .. } => {
                 searches.extend(others);
-                let grammar = self.core.grammar().clone();
-                self.clients.answer(ClientList { reply, servers: listed, searches, grammar });
+                let grammar = Arc::clone(self.core.grammar());
+                self.clients.answer(ClientList { reply, servers, searches, grammar, listed });
             }
         }
     }

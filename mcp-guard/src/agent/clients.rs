@@ -6,31 +6,38 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    sync::mpsc,
+    sync::{Arc, mpsc},
     thread,
+    time::Duration,
 };
 
 use mcp_guard_core::{
-    escape,
-    id::{Pid, Started},
+    Time, escape,
+    id::Started,
     redact,
     registry::Observed,
     server::{Grammar, Naming, Start},
     status::{ClientStatus, ServerStatus, StarterStatus},
 };
 
-use super::askers::{ReplyTo, send};
+use super::askers::{ReplyTo, send, send_reply};
 use crate::{
-    control::wire::Servers,
+    control::{
+        server::MAX_CONNECTIONS,
+        wire::{Servers, failed},
+    },
     host::{
+        clock,
         evidence::{GuardSearch, SEARCH, holders},
         observer::Observer,
         process::OpenProcess,
     },
 };
 
-/// Most lists that wait. Others are answered without the clients that only a search finds.
-const WAITING: usize = 4;
+/// Most lists that wait: each is for a connection of its own.
+const WAITING: usize = MAX_CONNECTIONS;
+/// A list that has waited longer is sent without the clients that only a search finds.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Longest name of a client, in bytes.
 const LONGEST_NAME: usize = 214;
 
@@ -40,7 +47,9 @@ pub(super) struct ClientList {
     pub servers: Servers,
     /// For each guard in the same order, and then for those that are not listed.
     pub searches: Vec<GuardSearch>,
-    pub grammar: Grammar,
+    pub grammar: Arc<Grammar>,
+    /// When the list was begun.
+    pub listed: Time,
 }
 
 pub(super) struct Clients(mpsc::SyncSender<ClientList>);
@@ -52,8 +61,11 @@ impl Clients {
         let (lists, wanted) = mpsc::sync_channel::<ClientList>(WAITING);
         let work = move || {
             for list in wanted {
-                let ClientList { reply, mut servers, searches, grammar } = list;
-                fill(&mut servers, &searches, &grammar, &observer);
+                let ClientList { reply, mut servers, searches, grammar, listed } = list;
+                if clock::now().since(listed) < PATIENCE {
+                    fill(&mut servers, &searches, &grammar, &observer);
+                }
+                servers.age_seconds = clock::now().since(listed).as_secs();
                 send(reply, servers);
             }
         };
@@ -61,26 +73,29 @@ impl Clients {
         Ok(Self(lists))
     }
 
-    /// Answers with the list, once the clients are found.
+    /// Answers with the list, once the clients are found. It is long, so the loop does not serialise it even if it
+    /// cannot be passed on.
     pub fn answer(&self, list: ClientList) {
-        if let Err(mpsc::TrySendError::Full(list) | mpsc::TrySendError::Disconnected(list)) =
-            self.0.try_send(list)
-        {
-            send(list.reply, list.servers);
-        }
+        let (list, why) = match self.0.try_send(list) {
+            Ok(()) => return,
+            Err(mpsc::TrySendError::Full(list)) => {
+                (list, "too many lists of servers are asked for at a time; ask again")
+            }
+            Err(mpsc::TrySendError::Disconnected(list)) => {
+                (list, "the thread that looks for clients has ended; restart the agent")
+            }
+        };
+        send_reply(list.reply, failed(why));
     }
 }
 
-fn fill(
-    servers: &mut Servers,
-    searches: &[GuardSearch],
-    grammar: &Grammar,
-    observer: &Observer,
-) {
+fn fill(servers: &mut Servers, searches: &[GuardSearch], grammar: &Grammar, observer: &Observer) {
     let found = holders(searches, SEARCH);
     let guards = servers.guards.iter_mut().zip(searches.iter().zip(found));
     let all: Vec<_> = guards
-        .flat_map(|(guard, (search, found))| guard.servers.iter_mut().zip(&search.servers).zip(found))
+        .flat_map(|(guard, (search, found))| {
+            guard.servers.iter_mut().zip(&search.servers).zip(found)
+        })
         .map(|((server, sought), holder)| (server, sought.starter, holder))
         .collect();
     let processes = all.iter().flat_map(|(_, starter, holder)| [*starter, *holder]).flatten();
@@ -155,7 +170,7 @@ fn comm(process: &OpenProcess) -> io::Result<String> {
 mod tests {
     use mcp_guard_core::{
         evidence::Contact,
-        id::{CgroupId, Ticks},
+        id::{CgroupId, Pid, Ticks},
         registry::SoughtClient,
     };
 
@@ -191,7 +206,7 @@ mod tests {
             cgroup_id: CgroupId(1),
             servers: vec![server(starter.0)],
         };
-        let mut servers = Servers { guards: vec![guard], left_out: 0 };
+        let mut servers = Servers { guards: vec![guard], left_out: 0, age_seconds: 0 };
         let sought = SoughtClient { holds: None, members: Vec::new(), starter: Some(starter) };
         let search = GuardSearch { servers: vec![sought], processes: Vec::new() };
         fill(&mut servers, &[search], &Grammar::default(), &Observer::start());

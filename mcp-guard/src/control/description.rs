@@ -63,7 +63,7 @@ fn list<T: Fields>(types: &mut Types) -> String {
 
 fields!(GetStatus {});
 fields!(GetServers { cgroup_id, identity });
-fields!(Servers { guards, left_out });
+fields!(Servers { guards, left_out, age_seconds });
 fields!(GuardServers { name, cgroup, cgroup_id, servers });
 fields!(ServerStatus {
     identity,

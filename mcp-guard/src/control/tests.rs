@@ -269,7 +269,7 @@ fn servers(contact: Contact) -> Servers {
         cgroup_id: CgroupId(7),
         servers: vec![server],
     };
-    Servers { guards: vec![guard], left_out: 0 }
+    Servers { guards: vec![guard], left_out: 0, age_seconds: 3 }
 }
 
 #[test]

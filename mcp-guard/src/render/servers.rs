@@ -12,6 +12,9 @@ use crate::control::wire::{GuardServers, Servers};
 const HEAD: &str =
     "  process     age    idle   memory  state                               client\n";
 
+/// A list that is at least so many seconds old is said to be.
+const OLD: u64 = 5;
+
 #[must_use]
 pub fn servers(servers: &Servers) -> String {
     let mut text: String = servers.guards.iter().map(of_guard).collect();
@@ -22,6 +25,12 @@ pub fn servers(servers: &Servers) -> String {
         text += &format!(
             "\n{} more servers are not shown; name a target, or one identity with --server\n",
             servers.left_out
+        );
+    }
+    if servers.age_seconds >= OLD {
+        text += &format!(
+            "\nthis list is {} old, because the agent was making others\n",
+            short(servers.age_seconds)
         );
     }
     text
@@ -165,6 +174,14 @@ mod tests {
             let line = line(&server);
             assert!(line.contains(&format!("  {client}  (last")), "{line}");
         }
+    }
+
+    #[test]
+    fn the_age_of_a_list_that_has_waited_is_told() {
+        let list = |age_seconds| Servers { guards: Vec::new(), left_out: 0, age_seconds };
+        assert_eq!(servers(&list(4)), "nothing is guarded\n");
+        let old = servers(&list(12));
+        assert!(old.ends_with("\nthis list is 12 s old, because the agent was making others\n"));
     }
 
     #[test]

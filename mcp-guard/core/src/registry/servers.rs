@@ -162,22 +162,28 @@ impl Registry {
         }
     }
 
-    /// Takes the looks at some servers. `every`: when the next ones come, at the earliest.
-    pub fn looked(&mut self, now: Time, every: Duration, seen: &[(TreeId, ServerSeen)]) {
+    /// Takes the looks at some servers, with the time when each began. `every`: when the next ones come, at the
+    /// earliest.
+    pub fn looked(&mut self, now: Time, every: Duration, seen: &[(TreeId, Time, ServerSeen)]) {
         self.latest = self.latest.max(now);
-        for (id, seen) in seen {
+        for (id, began, seen) in seen {
             let Some(tree) = self.trees.get_mut(id) else { continue };
+            let fresh = began.after(every * LATEST);
+            // A file that could not be read for so long has held it up.
+            if now >= fresh {
+                continue;
+            }
             // On a host with many servers, the next look comes as late as this one did.
             let gap = tree.known.looked().map_or(every, |before| now.since(before));
             let next = now.after(gap.clamp(every, every * LATEST));
-            let found = tree.known.take(now, seen);
+            let found = tree.known.take(*began, seen);
             if found == Use::Stopped {
                 self.server_active(next, Some(*id));
                 continue;
             }
             // It only runs a timer: nobody can reach it any more.
             if tree.known.is_abandoned() {
-                self.note_proof(now, now.after(every * LATEST), *id);
+                self.note_proof(now, fresh, *id);
                 continue;
             }
             if found == Use::Used {
@@ -188,7 +194,7 @@ impl Registry {
             if matches!(found, Use::Begins | Use::Used) {
                 self.server_active(next, Some(*id));
             }
-            self.note_proof(now, now.after(every * LATEST), *id);
+            self.note_proof(now, fresh, *id);
         }
     }
 
