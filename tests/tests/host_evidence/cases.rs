@@ -320,7 +320,7 @@ const CASES: [Row; 40] = [
     (
         "a log that is a pipe with a name",
         || {
-            let open = "open(my $both, '+<', 'FIFO') && open(STDERR, '>', 'FIFO') && close($both)";
+            let open = "open($both, '+<', 'FIFO') && open(STDERR, '>', 'FIFO') && close($both)";
             opens_a_fifo("/tmp", open)
         },
         Told::Quiescent,
