@@ -50,7 +50,7 @@ impl Drop for Attached {
 }
 
 /// A container with its client. The client ends first.
-struct Served {
+pub struct Served {
     client: Option<Attached>,
     container: Container,
     /// Another one, without a client.
@@ -156,15 +156,20 @@ pub fn five_are_one_herd(engine: Engine) -> Result<()> {
     Ok(())
 }
 
-/// A way to run a container that must not be taken for an abandoned one.
-type Innocent = fn(Engine, &str) -> Result<Served>;
+/// A way to run a container that must not be taken for an abandoned one: its name, the way, and how many connections
+/// of its client may lead to a container whose stdin has ended.
+pub type Innocent = (&'static str, fn(Engine, &str) -> Result<Served>, u64);
 
-/// The ways, and how many connections of their clients may lead to a container whose stdin has ended.
-const INNOCENTS: [(&str, Innocent, u64); 8] = [
+/// Clients that have started their container, or run something in it.
+pub const STARTED: [Innocent; 4] = [
     ("a client that lives", Served::interactive, 0),
     ("docker run without -i", without_stdin, 1),
     ("echo script | docker run -i", script, 1),
     ("docker exec -i c job </dev/null", exec, 1),
+];
+
+/// Clients that came later, or none.
+pub const ATTACHED: [Innocent; 4] = [
     (
         "stdin_open without a client",
         |engine, herd| {
@@ -227,8 +232,8 @@ fn attached_beside(engine: Engine, herd: &str) -> Result<Served> {
 }
 
 /// A container of each of these kinds causes no warning, although two abandoned ones beside it do.
-pub fn innocents_are_left_out(engine: Engine) -> Result<()> {
-    for (what, start, living) in INNOCENTS {
+pub fn innocents_are_left_out(engine: Engine, innocents: &[Innocent]) -> Result<()> {
+    for (what, start, living) in innocents.iter().copied() {
         let (innocent, control) = (fresh_name("innocent"), fresh_name("control"));
         let _innocent = start(engine, &innocent).context(what)?;
         let _abandoned =

@@ -191,6 +191,23 @@ fn a_policy_that_contradicts_itself_is_refused() {
     assert_fails(&missing, 65, "policy /nonexistent/policy.toml: No such file");
 }
 
+/// Drop-ins with an error, and what the message has.
+const BAD_DROP_INS: &[(&str, &[&str])] = &[
+    ("[detect.burst]\nwarm = 3\n", &["policy.d/10.toml", "line 2", "2 | warm = 3", "  | ^^^^"]),
+    ("[detect.burst]\nact_for = 3\n", &["line 2", "  |           ^", "expected"]),
+    ("[detect.burst]\nact_for = \"3 lightyears\"\n", &["line 2", "act_for", "^^^"]),
+    (
+        "[detect.burst]\nact_for = \"3h\"\n",
+        &["10.toml: error at line 2, column 1", "  | ^^^^^^^", "between 1s and 60s"],
+    ),
+    ("[server.x.detect.tasks]\ngrown_1m = 3\n", &["unknown field `tasks`", "line 1"]),
+    (
+        "[guard.detect.burst]\nwarn_10s = 3\n",
+        &["10.toml: error at line 1", "  |  ^^^^^", "[guard.detect] belongs below a [[guard]]"],
+    ),
+    ("[[guard]]\nunit = \"a\"\npids_limit = 3\n", &["line 3", "^^^^^", "between 8 and"]),
+];
+
 /// Each file of a policy that is bad in some way, with the reason, and with line and caret where there are lines.
 #[test]
 fn a_bad_policy_is_named_with_file_line_and_caret() {
@@ -200,24 +217,7 @@ fn a_bad_policy_is_named_with_file_line_and_caret() {
     fs::create_dir(&folder).unwrap();
     let check = |why: &[&str]| assert_refused(&scene, path(&policy), why);
     let drop_in = folder.join("10.toml");
-    for (text, why) in [
-        (
-            "[detect.burst]\nwarm = 3\n",
-            &["policy.d/10.toml", "line 2", "2 | warm = 3", "  | ^^^^"][..],
-        ),
-        ("[detect.burst]\nact_for = 3\n", &["line 2", "  |           ^", "expected"]),
-        ("[detect.burst]\nact_for = \"3 lightyears\"\n", &["line 2", "act_for", "^^^"]),
-        (
-            "[detect.burst]\nact_for = \"3h\"\n",
-            &["10.toml: error at line 2, column 1", "  | ^^^^^^^", "between 1s and 60s"],
-        ),
-        ("[server.x.detect.tasks]\ngrown_1m = 3\n", &["unknown field `tasks`", "line 1"]),
-        (
-            "[guard.detect.burst]\nwarn_10s = 3\n",
-            &["10.toml: error at line 1", "  |  ^^^^^", "[guard.detect] belongs below a [[guard]]"],
-        ),
-        ("[[guard]]\nunit = \"a\"\npids_limit = 3\n", &["line 3", "^^^^^", "between 8 and"]),
-    ] {
+    for (text, why) in BAD_DROP_INS {
         fs::write(&drop_in, text).unwrap();
         check(why);
     }

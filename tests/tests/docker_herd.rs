@@ -4,7 +4,7 @@
 
 use mcp_guard_tests::{
     docker::Engine,
-    herd::{five_are_one_herd, innocents_are_left_out},
+    herd::{ATTACHED, STARTED, five_are_one_herd, innocents_are_left_out},
 };
 
 #[test]
@@ -14,5 +14,5 @@ fn five_containers_whose_clients_were_killed_are_one_herd() {
 
 #[test]
 fn containers_with_a_client_or_without_the_need_of_one_are_left_out() {
-    innocents_are_left_out(Engine::Docker).unwrap();
+    innocents_are_left_out(Engine::Docker, &[STARTED, ATTACHED].concat()).unwrap();
 }

@@ -78,10 +78,10 @@ pub enum Input {
         start_ticks: Ticks,
         stdio: StdioAtExec,
     },
-    /// Some servers of the guard were looked at.
+    /// Some servers of the guard were looked at, each from this time on.
     Looked {
         guard: GuardId,
-        servers: Vec<(TreeId, ServerSeen)>,
+        servers: Vec<(TreeId, Time, ServerSeen)>,
     },
     /// The zombies of the guard were counted.
     Unreaped {

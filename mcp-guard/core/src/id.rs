@@ -36,6 +36,9 @@ numbers! {
     pub struct Ticks(pub u64);
 }
 
+/// A process with its start time, which tells it from another one that gets its pid later.
+pub type Started = (Pid, Ticks);
+
 /// Identifies one effect. The answer to the effect carries the same ticket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(u64);

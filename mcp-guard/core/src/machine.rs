@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use mcp_guard_common::Totals;
 
@@ -24,7 +24,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Core {
     policy: Policy,
-    grammar: Grammar,
+    grammar: Arc<Grammar>,
     guards: BTreeMap<GuardId, Guard>,
     /// The guard in which a process was last seen. It may have left since.
     last_seen_in: BTreeMap<Pid, GuardId>,
@@ -38,7 +38,7 @@ pub struct Core {
 impl Core {
     #[must_use]
     pub fn new(policy: Policy) -> Self {
-        let grammar = Grammar::extended_by(&policy.launcher);
+        let grammar = Arc::new(Grammar::extended_by(&policy.launcher));
         Self {
             policy,
             grammar,
@@ -56,7 +56,7 @@ impl Core {
     }
 
     #[must_use]
-    pub fn grammar(&self) -> &Grammar {
+    pub fn grammar(&self) -> &Arc<Grammar> {
         &self.grammar
     }
 
@@ -172,7 +172,7 @@ impl Core {
 
     fn apply(&mut self, now: Time, policy: Policy, effects: &mut Vec<Effect>) {
         let mut out = Outbox { tickets: &mut self.tickets, effects };
-        self.grammar = Grammar::extended_by(&policy.launcher);
+        self.grammar = Arc::new(Grammar::extended_by(&policy.launcher));
         let before = std::mem::replace(&mut self.policy, policy);
         for guard in self.guards.values_mut() {
             guard.apply_policy(&before, &self.policy);

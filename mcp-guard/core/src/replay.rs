@@ -252,7 +252,7 @@ impl Run {
             return;
         }
         let seen = ServerSeen { contact: Contact::Closing, ..ServerSeen::default() };
-        let servers = self.closing.iter().map(|server| (*server, seen)).collect();
+        let servers = self.closing.iter().map(|server| (*server, self.now, seen)).collect();
         self.step(Input::Looked { guard: GUARD, servers });
     }
 

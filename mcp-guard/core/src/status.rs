@@ -20,7 +20,7 @@ use crate::{
 
 pub use self::{
     herds::{HerdStatus, UnseenClients},
-    servers::{ClientStatus, ServerStatus},
+    servers::{ClientStatus, ServerStatus, StarterStatus},
 };
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

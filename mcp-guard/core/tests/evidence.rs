@@ -105,6 +105,7 @@ impl Story {
                 let age = Duration::from_secs(30);
                 let servers = registry.to_look_at(self.now(), age).into_iter().enumerate();
                 let servers = servers.map(|(at, one)| (one.server, look(at, self.seconds)));
+                let servers = servers.map(|(server, seen)| (server, self.now(), seen));
                 let servers: Vec<_> = servers.collect();
                 // As the agent does.
                 if !servers.is_empty() {

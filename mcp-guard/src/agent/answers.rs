@@ -1,6 +1,6 @@
 //! Answers about all guards. They are made in parts, over several turns of the loop, so that they do not delay it.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use mcp_guard_core::{
     Time,
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     control::wire::{GetServers, GuardServers, Reply, Servers, Status, WatchedStatus, failed},
-    host::{clock, process},
+    host::{clock, evidence::GuardSearch, process},
 };
 
 /// How long answers are made in one turn. The last guard may take longer.
@@ -44,7 +44,17 @@ struct Unfinished {
 
 enum About {
     Guards(Vec<Value>),
-    Servers { asked: GetServers, listed: Servers, sought: Vec<Option<SoughtClient>> },
+    Servers {
+        asked: GetServers,
+        listed: Servers,
+        began: Time,
+        /// How many servers are listed.
+        count: usize,
+        /// For each listed guard.
+        searches: Vec<GuardSearch>,
+        /// For all other guards.
+        others: Vec<GuardSearch>,
+    },
 }
 
 impl Agent {
@@ -53,8 +63,10 @@ impl Agent {
     }
 
     pub(super) fn begin_servers(&mut self, asked: GetServers, reply: ReplyTo) {
-        let listed = Servers { guards: Vec::new(), left_out: 0 };
-        let about = About::Servers { asked, listed, sought: Vec::new() };
+        let listed = Servers { guards: Vec::new(), left_out: 0, age_seconds: 0 };
+        let (searches, others) = (Vec::new(), Vec::new());
+        let began = clock::now();
+        let about = About::Servers { asked, listed, began, count: 0, searches, others };
         self.begin_answer(reply, about, self.guards.watched());
     }
 
@@ -82,12 +94,18 @@ impl Agent {
                 About::Guards(guards) => {
                     guards.extend(self.status_of(guard).map(serde_json::to_value).transpose()?);
                 }
-                About::Servers { asked, listed, sought } => {
-                    let room = MOST_SERVERS.saturating_sub(sought.len());
-                    if let Some((servers, more, clients)) = self.servers_of(guard, asked, room) {
-                        listed.left_out += more;
-                        listed.guards.push(servers);
-                        sought.extend(clients);
+                About::Servers { asked, listed, count, searches, others, .. } => {
+                    let room = MOST_SERVERS.saturating_sub(*count);
+                    let Some(state) = self.core.guard(guard) else { continue };
+                    let processes = state.registry.pids();
+                    match self.servers_of(guard, asked, room) {
+                        Some((guard, more, servers)) => {
+                            *count += servers.len();
+                            listed.left_out += more;
+                            listed.guards.push(guard);
+                            searches.push(GuardSearch { servers, processes });
+                        }
+                        None => others.push(GuardSearch { servers: Vec::new(), processes }),
                     }
                 }
             }
@@ -105,9 +123,10 @@ impl Agent {
                 });
                 send_reply(reply, answer.unwrap_or_else(|error| failed(&error.to_string())));
             }
-            About::Servers { listed, sought, .. } => {
-                let grammar = self.core.grammar().clone();
-                self.clients.answer(ClientList { reply, servers: listed, sought, grammar });
+            About::Servers { listed: servers, began: listed, mut searches, others, .. } => {
+                searches.extend(others);
+                let grammar = Arc::clone(self.core.grammar());
+                self.clients.answer(ClientList { reply, servers, searches, grammar, listed });
             }
         }
     }
@@ -118,7 +137,7 @@ impl Agent {
         guard: GuardId,
         asked: &GetServers,
         room: usize,
-    ) -> Option<(GuardServers, usize, Vec<Option<SoughtClient>>)> {
+    ) -> Option<(GuardServers, usize, Vec<SoughtClient>)> {
         let (held, state) = (self.guards.get(guard)?, self.core.guard(guard)?);
         let subject = &held.subject;
         if asked.cgroup_id.is_some_and(|id| id != subject.cgroup_id) {

@@ -3,7 +3,7 @@
 //! The stdio of a new server is read on a thread of its own, because it must be read soon, and cannot hang.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     io,
     sync::{Arc, mpsc},
     thread,
@@ -15,6 +15,7 @@ use mcp_guard_core::{
     effect::Input,
     evidence::Unreaped,
     id::{CgroupId, GuardId, Pid},
+    registry::TreeId,
 };
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -41,8 +42,8 @@ type Begun = (GuardId, Pid);
 enum NextLook {
     /// In this round.
     Guard(GuardId),
-    /// The rest of one that took long.
-    Rest(ToLook),
+    /// These servers of one that took long.
+    Rest { guard: GuardId, cgroup: CgroupId, servers: BTreeSet<TreeId> },
 }
 
 pub(super) struct Lookers {
@@ -111,8 +112,14 @@ impl Agent {
         {
             match next {
                 NextLook::Guard(guard) => self.give(lane, guard),
-                NextLook::Rest(rest) => {
-                    if self.is_present(rest.guard, rest.cgroup) {
+                NextLook::Rest { guard, cgroup, servers: rest } => {
+                    let state = self.core.guard(guard).filter(|_| self.is_present(guard, cgroup));
+                    let Some(state) = state else { continue };
+                    // They may have other processes by now.
+                    let mut servers = state.registry.to_look_at(now, LEAST_AGE);
+                    servers.retain(|one| rest.contains(&one.server));
+                    if !servers.is_empty() {
+                        let rest = ToLook { guard, cgroup, servers, zombies: None };
                         self.lookers.lanes.give(lane, rest);
                     }
                 }
@@ -128,11 +135,11 @@ impl Agent {
         let (Some(held), Some(state)) = (self.guards.get(guard), self.core.guard(guard)) else {
             return;
         };
-        let is_rest = |waiting: &NextLook| matches!(waiting, NextLook::Rest(rest) if rest.guard == guard && rest.cgroup == held.cgroup.id());
+        let (now, cgroup) = (clock::now(), held.cgroup.id());
+        let is_rest = |waiting: &NextLook| matches!(waiting, NextLook::Rest { guard: of, cgroup: its, .. } if (*of, *its) == (guard, cgroup));
         if self.lookers.queue.iter().any(is_rest) || self.lookers.lanes.are_at(guard) {
             return;
         }
-        let (now, cgroup) = (clock::now(), held.cgroup.id());
         let servers = state.registry.to_look_at(now, LEAST_AGE);
         // Threads are charged as well: the thread that looks counts what lives.
         let living = u64::try_from(state.registry.processes()).unwrap_or(u64::MAX);
@@ -172,8 +179,8 @@ impl Agent {
                 if let Some(servers) = last {
                     self.lookers.lanes.finished(lane);
                     if !servers.is_empty() {
-                        let rest = ToLook { guard, cgroup, servers, zombies: None };
-                        self.lookers.queue.push_back(NextLook::Rest(rest));
+                        let servers = servers.into_iter().map(|one| one.server).collect();
+                        self.lookers.queue.push_back(NextLook::Rest { guard, cgroup, servers });
                     }
                 }
                 if !seen.is_empty() && self.is_present(guard, cgroup) {

@@ -55,7 +55,8 @@ pub(super) enum Sighted {
         lane: usize,
         guard: GuardId,
         cgroup: CgroupId,
-        seen: Vec<(TreeId, ServerSeen)>,
+        /// With the time when each look began: one that hangs holds up the others.
+        seen: Vec<(TreeId, Time, ServerSeen)>,
         last: Option<Vec<ToLookAt>>,
     },
     Clients(EngineId, io::Result<ClientsLook>),
@@ -195,7 +196,7 @@ fn look_at(
             let _ = found.send(Sighted::Zombies { guard, cgroup, found: zombies });
         }
     }
-    let mut seen: Vec<(TreeId, ServerSeen)> = Vec::new();
+    let mut seen: Vec<(TreeId, Time, ServerSeen)> = Vec::new();
     let tell = |seen: Vec<_>, last| {
         // The loop ends only with the program.
         let _ = found.send(Sighted::Servers { lane, guard, cgroup, seen, last });
@@ -214,7 +215,8 @@ fn look_at(
         if let Some(rest) = rest {
             thread::sleep(rest);
         }
-        seen.push((server.server, pace.work(begins, || look(&server))));
+        let at = clock::now();
+        seen.push((server.server, at, pace.work(begins, || look(&server))));
     }
     tell(seen, Some(servers.into()));
 }

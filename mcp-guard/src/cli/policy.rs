@@ -73,12 +73,14 @@ fn show(host: &HostOptions, file: Option<&Path>) -> Result<Exit, Failure> {
 
 fn reload(host: &HostOptions) -> Result<Exit, Failure> {
     let answer = client::call(&lock::socket(&host.run_dir), &ReloadPolicy {});
-    let answer = answer.map_err(|error| match error {
-        client::Error::NoAgent(_) => Failure::could_not(format!(
+    let answer = answer.map_err(|error| {
+        if !matches!(error, client::Error::NoAgent(_)) {
+            return Failure::could_not(error);
+        }
+        Failure::could_not(format!(
             "{error}, so there is nothing to reload: `systemctl start mcp-guard` starts one, which reads the \
              policy then; `mcp-guard policy check` tests the files without an agent"
-        )),
-        other => Failure::could_not(other),
+        ))
     })?;
     if let Some(error) = answer.error {
         return Err(Failure::data(format!("{error}\nthe old policy stays in force")));

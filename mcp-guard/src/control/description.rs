@@ -10,7 +10,7 @@ use mcp_guard_core::{
     refusal::Despite,
     status::{
         ClientStatus, GuardState, GuardStatus, HerdStatus, IdentityStatus, ServerStatus,
-        TotalsStatus, UnseenClients,
+        StarterStatus, TotalsStatus, UnseenClients,
     },
 };
 
@@ -65,7 +65,7 @@ fn list<T: Fields>(types: &mut Types) -> String {
 
 fields!(GetStatus {});
 fields!(GetServers { cgroup_id, identity });
-fields!(Servers { guards, left_out });
+fields!(Servers { guards, left_out, age_seconds });
 fields!(GuardServers { name, cgroup, cgroup_id, servers });
 fields!(ServerStatus {
     identity,
@@ -82,8 +82,10 @@ fields!(ServerStatus {
     memory_bytes,
     look_age_seconds,
     client,
+    starter,
 });
 fields!(ClientStatus { pid, name, session, holds_stdio });
+fields!(StarterStatus { pid, name, session });
 fields!(Freeze { target: flattened, lease_ms, dry_run: optional, despite });
 fields!(Thaw { target: flattened });
 fields!(Kill { target: flattened, dry_run: optional, despite });
@@ -177,7 +179,7 @@ fields!(TotalsStatus {
     dropped,
 });
 
-named! { PolicyStatus => "Policy", PolicySource => "PolicyFile", Despite => "Despite", WatchedStatus => "Guard", GuardServers => "GuardServers", ServerStatus => "Server", ClientStatus => "Client", HerdStatus => "Herd", UnseenClients => "UnseenClients", IdentityStatus => "Identity", TotalsStatus => "Totals" }
+named! { PolicyStatus => "Policy", PolicySource => "PolicyFile", Despite => "Despite", WatchedStatus => "Guard", GuardServers => "GuardServers", ServerStatus => "Server", ClientStatus => "Client", StarterStatus => "Starter", HerdStatus => "Herd", UnseenClients => "UnseenClients", IdentityStatus => "Identity", TotalsStatus => "Totals" }
 
 words!(Mode { Observe, Enforce });
 words!(Response { Record, Clamp, Freeze, Kill });

@@ -17,7 +17,7 @@ use super::{
 };
 
 /// Most connections served at once. Further ones wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 16;
+pub const MAX_CONNECTIONS: usize = 16;
 /// Longest time for one message to arrive, or for one reply to be taken. A client waits longer for its
 /// answer, so it gets a place in time even if others keep theirs and say nothing.
 const IDLE: Duration = Duration::from_secs(5);

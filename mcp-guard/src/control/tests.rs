@@ -11,7 +11,7 @@ use mcp_guard_core::{
     refusal::Despite,
     status::{
         ClientStatus, GuardState, GuardStatus, HerdStatus, IdentityStatus, ServerStatus,
-        TotalsStatus, UnseenClients,
+        StarterStatus, TotalsStatus, UnseenClients,
     },
 };
 use serde_json::{Value, json};
@@ -257,6 +257,11 @@ fn servers(contact: Contact) -> Servers {
             session: Some("4".to_owned()),
             holds_stdio: true,
         }),
+        starter: Some(StarterStatus {
+            pid: Pid(1),
+            name: Some("gateway".to_owned()),
+            session: Some("4".to_owned()),
+        }),
     };
     let guard = GuardServers {
         name: "gateway".to_owned(),
@@ -264,7 +269,7 @@ fn servers(contact: Contact) -> Servers {
         cgroup_id: CgroupId(7),
         servers: vec![server],
     };
-    Servers { guards: vec![guard], left_out: 0 }
+    Servers { guards: vec![guard], left_out: 0, age_seconds: 3 }
 }
 
 #[test]
@@ -347,7 +352,7 @@ fn fields_that_may_be_missing_are_described_as_optional() {
     let mut unknown = servers(Contact::Unknown).guards.remove(0).servers.remove(0);
     (unknown.idle_seconds, unknown.orphaned, unknown.memory_bytes) = (None, None, None);
     (unknown.client, unknown.quiescent, unknown.at_work) = (None, None, None);
-    unknown.abandoned = None;
+    (unknown.abandoned, unknown.starter) = (None, None);
     unknown.look_age_seconds = None;
     let sent = serde_json::to_value(unknown).unwrap();
     for (name, kind) in fields(&described.types["Server"]) {

@@ -277,6 +277,9 @@ pub struct Servers {
     pub guards: Vec<GuardServers>,
     /// Servers that are not listed, because there are too many.
     pub left_out: usize,
+    /// How old the list was when it was sent: their clients are looked for meanwhile, and other lists come first.
+    #[serde(default)]
+    pub age_seconds: u64,
 }
 
 /// The live servers of one guard, the oldest first.

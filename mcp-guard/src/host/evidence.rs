@@ -34,7 +34,10 @@ use rustix::{
 };
 
 use self::{budget::LookBudget, descriptors::Descriptors, peers::Peers};
-pub use self::{holders::holders, zombies::unreaped};
+pub use self::{
+    holders::{GuardSearch, SEARCH, holders},
+    zombies::unreaped,
+};
 pub use self::{stopped::Freezers, survey::survey};
 use super::{
     proc::{stat::Stat, syscall},
@@ -121,7 +124,12 @@ fn look_into(
             runtime: runtime(&process),
             is_launcher: member.is_launcher,
             threads: threads(&process, member.pid, &descriptors, budget)?,
-            channels: descriptors.open_channels(&mut peers, &process, channels, budget)?,
+            channels: descriptors.open_channels(
+                &mut peers,
+                (member.pid, &process),
+                channels,
+                budget,
+            )?,
             epolls: descriptors.epolls,
             wakers: descriptors.wakers,
             locks: descriptors.locks,

@@ -208,12 +208,15 @@ impl OpenProcess {
         self.numbers("fd", most)
     }
 
-    /// Returns the lowest numbers of its open descriptors, `most` at most.
+    /// Reads the lowest numbers of its open descriptors, one after the other, `most` at most.
     ///
     /// # Errors
     /// If the process is gone, or the kernel does not show them to us.
-    pub fn first_descriptors(&self, most: usize) -> io::Result<Vec<u32>> {
-        self.entries("fd")?.take(most).collect()
+    pub fn first_descriptors(
+        &self,
+        most: usize,
+    ) -> io::Result<impl Iterator<Item = io::Result<u32>> + use<>> {
+        Ok(self.entries("fd")?.take(most))
     }
 
     /// Returns its threads.

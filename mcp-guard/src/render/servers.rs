@@ -12,6 +12,9 @@ use crate::control::wire::{GuardServers, Servers};
 const HEAD: &str =
     "  process     age    idle   memory  state                               client\n";
 
+/// A list that is at least so many seconds old is said to be.
+const OLD: u64 = 5;
+
 #[must_use]
 pub fn servers(servers: &Servers) -> String {
     let mut text: String = servers.guards.iter().map(of_guard).collect();
@@ -22,6 +25,12 @@ pub fn servers(servers: &Servers) -> String {
         text += &format!(
             "\n{} more servers are not shown; name a target, or one identity with --server\n",
             servers.left_out
+        );
+    }
+    if servers.age_seconds >= OLD {
+        text += &format!(
+            "\nthis list is {} old, because the agent was making others\n",
+            short(servers.age_seconds)
         );
     }
     text
@@ -75,7 +84,9 @@ fn line(server: &ServerStatus) -> String {
         Some(client) if *orphaned == Some(true) && client.holds_stdio => {
             format!("held by {}", named(client))
         }
-        Some(client) => named(client),
+        Some(client) if client.holds_stdio => named(client),
+        // The client is not known, and this process started the server.
+        Some(starter) => format!("started by {}", named(starter)),
         // Somebody has the other end of all others, and was not found in time.
         None if *orphaned == Some(true)
             && matches!(contact, Contact::Disconnected | Contact::NoStdio) =>
@@ -119,13 +130,12 @@ pub(super) fn old_look(age: Option<u64>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use mcp_guard_core::id::Pid;
+    use mcp_guard_core::{id::Pid, status::StarterStatus};
 
     use super::*;
 
-    #[test]
-    fn an_old_look_is_told() {
-        let mut server = ServerStatus {
+    fn server() -> ServerStatus {
+        ServerStatus {
             identity: "a".to_owned(),
             pid: Pid(7),
             processes: 1,
@@ -140,7 +150,13 @@ mod tests {
             memory_bytes: Some(5 << 20),
             look_age_seconds: None,
             client: None,
-        };
+            starter: None,
+        }
+    }
+
+    #[test]
+    fn an_old_look_is_told() {
+        let mut server = server();
         let now =
             "        7     2 h    60 s    5 MiB  connected                           unknown\n";
         assert_eq!(line(&server), now);
@@ -158,6 +174,25 @@ mod tests {
             let line = line(&server);
             assert!(line.contains(&format!("  {client}  (last")), "{line}");
         }
+    }
+
+    #[test]
+    fn the_age_of_a_list_that_has_waited_is_told() {
+        let list = |age_seconds| Servers { guards: Vec::new(), left_out: 0, age_seconds };
+        assert_eq!(servers(&list(4)), "nothing is guarded\n");
+        let old = servers(&list(12));
+        assert!(old.ends_with("\nthis list is 12 s old, because the agent was making others\n"));
+    }
+
+    #[test]
+    fn a_process_that_only_started_the_server_is_not_called_its_client() {
+        let (name, session) = (Some("gateway".to_owned()), None);
+        let starter = StarterStatus { pid: Pid(812), name, session };
+        let mut server = ServerStatus { starter: Some(starter.clone()), ..server() };
+        server.client = Some(starter.clone().into());
+        assert!(line(&server).ends_with("  started by gateway, pid 812\n"), "{}", line(&server));
+        server.client = Some(ClientStatus { holds_stdio: true, ..starter.into() });
+        assert!(line(&server).ends_with("  gateway, pid 812\n"), "{}", line(&server));
     }
 
     #[test]

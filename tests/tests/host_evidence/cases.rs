@@ -8,6 +8,7 @@ use std::{
         fd::OwnedFd,
         unix::net::{UnixListener, UnixStream},
     },
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
@@ -144,13 +145,32 @@ fn held_by_a_worker() -> Server {
     server.keeping(Running(worker.spawn().unwrap()))
 }
 
+fn fifo(folder: &Path, name: &str) -> PathBuf {
+    let path = folder.join(name);
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    path
+}
+
+/// A program of perl that opens a pipe with a name in this way (`FIFO` is its path), and waits for its client.
+fn opens_a_fifo(in_folder: &str, open: &str) -> Server {
+    let folder = tempfile::tempdir_in(in_folder).unwrap();
+    let path = fifo(folder.path(), "pipe");
+    let open = open.replace("FIFO", path.to_str().unwrap());
+    let script = format!("$| = 1; {open} or die; print \"ready\\n\"; <STDIN>");
+    Server::start(&["perl", "-e", &script]).once_ready().keeping(folder)
+}
+
+/// Moves the connection of [`asks`] to the place of stderr, and then runs `then`.
+fn as_stderr(then: &str) -> String {
+    format!("use POSIX (); POSIX::dup2(fileno($up), 2) or die; POSIX::close(fileno($up)); {then}")
+}
+
 /// Others can open both ends by their names at any time.
 fn with_fifos() -> Server {
     let folder = tempfile::tempdir().unwrap();
     let fifo = |name: &str| {
-        let path = folder.path().join(name);
-        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
-        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let path = fifo(folder.path(), name);
         File::options().read(true).write(true).open(&path).unwrap();
         // Opened for both ends, so that neither open waits for the other end.
         let both = File::options().read(true).write(true).open(&path).unwrap();
@@ -189,7 +209,7 @@ type Row = (&'static str, fn() -> Server, Told);
 
 /// In this order: what has no client at the other end of its stdin, what is in the middle of a request, and where
 /// stdio is not what it seems.
-const CASES: [Row; 33] = [
+const CASES: [Row; 40] = [
     ("`docker run -i IMAGE </dev/null`", || ended(sleeps()), Told::Closing),
     (
         "`echo job | docker exec -i`, and the client waits for the result",
@@ -215,6 +235,16 @@ const CASES: [Row; 33] = [
     ("a `psql` that waits for its reply", || left(asks(RECEIVES)), AT_WORK),
     ("the same by a local socket", || left(asks_a_local_service(RECEIVES)), AT_WORK),
     ("a job that sleeps between two requests", || left(asks("sleep 600")), AT_WORK),
+    (
+        "a `psql` that waits for its reply in the place of stderr",
+        || left(asks(&as_stderr("sysread(STDERR, $reply, 1)"))),
+        AT_WORK,
+    ),
+    (
+        "a job that sleeps, with its connection in the place of stderr",
+        || left(asks(&as_stderr("sleep 600"))),
+        AT_WORK,
+    ),
     ("a job that waits for a lock", || left(waits_for_a_lock()), AT_WORK),
     (
         "a job that a tool has detached",
@@ -267,6 +297,34 @@ const CASES: [Row; 33] = [
         "a server of others",
         || node_asks("require('net').createServer().listen(0, '127.0.0.1', ready);"),
         Told::NotQuiescent("accepts connections"),
+    ),
+    (
+        "a connection in the place of stderr, beside a wait for its client",
+        || asks(&as_stderr("<STDIN>")),
+        Told::NotQuiescent("connection to the outside"),
+    ),
+    (
+        "a pipe with a name, which anybody may write to",
+        || opens_a_fifo("/tmp", "open(my $fifo, '+<', 'FIFO')"),
+        Told::NotQuiescent("reads from a pipe with a name"),
+    ),
+    (
+        "the same in the place of stderr",
+        || opens_a_fifo("/tmp", "open(STDERR, '+<', 'FIFO')"),
+        Told::NotQuiescent("reads from a pipe with a name"),
+    ),
+    (
+        "the same below /dev",
+        || opens_a_fifo("/dev/shm", "open(my $fifo, '+<', 'FIFO')"),
+        Told::NotQuiescent("reads from a pipe with a name"),
+    ),
+    (
+        "a log that is a pipe with a name",
+        || {
+            let open = "open($both, '+<', 'FIFO') && open(STDERR, '>', 'FIFO') && close($both)";
+            opens_a_fifo("/tmp", open)
+        },
+        Told::Quiescent,
     ),
     ("an answer that nobody reads", blocked, Told::NotQuiescent("its output is not read")),
     (

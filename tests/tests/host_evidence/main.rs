@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
 
 mod cases;
+mod holders;
 mod server;
 
 use std::{

@@ -81,6 +81,10 @@ impl Server {
         self
     }
 
+    pub fn pid(&self) -> Pid {
+        Pid(self.child.id())
+    }
+
     pub fn keeping(mut self, what: impl Any) -> Self {
         self.kept.push(Box::new(what));
         self

@@ -191,7 +191,7 @@ const SPARED: [Spared; 17] = [
     },
     Spared {
         images: &["bookworm"],
-        tests: &["guest_docker", "guest_story"],
+        tests: &["guest_docker", "guest_herd", "guest_story"],
         up_to: Extent::Quick,
         reason: "trixie runs it, or it takes long: cargo xtask test and --full run it here",
     },
@@ -231,6 +231,7 @@ const SPARED: [Spared; 17] = [
             "guest_diagnose::p032",
             "guest_diagnose::p033",
             "guest_diagnose::p051",
+            "guest_herd::containers_of_podman",
             "guest_repair::before_a_reboot",
             "guest_repair::after_a_reboot",
         ],

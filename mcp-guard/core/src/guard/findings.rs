@@ -69,7 +69,7 @@ impl Guard {
     }
 
     /// Takes the looks at some servers.
-    pub fn looked(&mut self, now: Time, servers: &[(TreeId, ServerSeen)], policy: &Policy) {
+    pub fn looked(&mut self, now: Time, servers: &[(TreeId, Time, ServerSeen)], policy: &Policy) {
         self.registry.looked(now, policy.evidence.every, servers);
         // With the next totals: the servers of a large guard come in many parts.
         self.searched = None;

@@ -14,6 +14,8 @@ use super::{
 /// Most pairs of an entry for servers in a guard and one for all guards, in all guards together. Each is merged when
 /// the policy is read.
 const MOST_PAIRS: usize = 10_000;
+/// The table of the detector that counts containers, whether they are guarded or not.
+const HERD: &str = "detect.herd.";
 
 impl Policy {
     /// Reads a policy of several files. In a later file, keys override those of an earlier one, and rules and launchers
@@ -60,7 +62,9 @@ impl Policy {
                 );
                 return Err(fault::error(sources, *file, span, &why));
             }
-            rule.validate().map_err(|fault| fault.in_layer(layer, sources))?;
+            rule.validate()
+                .and_then(|()| without_herds(layer))
+                .map_err(|fault| fault.in_layer(layer, sources))?;
         }
         let mut policy = Self { mode, evidence, guard, launcher, ..Self::default() };
         policy.take_scopes(&stated, sources)?;
@@ -113,4 +117,16 @@ fn typed<T: DeserializeOwned>(layer: &Layer) -> Result<T, Error> {
         .table()
         .try_into()
         .map_err(|error: toml::de::Error| Error { file: 0, text: error.to_string() })
+}
+
+/// Rejects terms for herds in a rule.
+fn without_herds(rule: &Layer) -> Result<(), Fault> {
+    match rule.iter().find(|(key, _)| key.starts_with(HERD)) {
+        Some((key, _)) => Err(Fault::at(
+            key,
+            "cannot be set for a guard, because a herd has containers that match different rules or none: \
+             put it into [detect.herd] at the top of the file",
+        )),
+        None => Ok(()),
+    }
 }

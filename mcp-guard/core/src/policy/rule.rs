@@ -53,9 +53,9 @@ pub struct Rule {
     /// request of `repair` has priority over it. The agent never raises a limit to this number.
     #[serde(default)]
     pub pids_limit: Option<u64>,
-    /// Thresholds of these cgroups. A key that is not given has the value that it has for all.
+    /// Thresholds of these cgroups, without those of `[detect.herd]`. A key that is not given has the value that it has for all.
     #[serde(default)]
-    #[cfg_attr(test, schemars(schema_with = "super::tests::reference::detect"))]
+    #[cfg_attr(test, schemars(schema_with = "super::tests::reference::guard_detect"))]
     pub detect: SomeKeys<Detect>,
     /// How responses are carried out here. A key that is not given has the value that it has for all.
     #[serde(default)]

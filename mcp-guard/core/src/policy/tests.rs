@@ -52,6 +52,16 @@ fn contradictions_are_rejected_with_the_key_at_fault() {
         ("[server.\"a\".detect.emergency]\nwarn = 1", "unknown field `emergency`"),
         ("[server.\"a\".detect.duplicates]\nact = 2", "line 2"),
         ("[server.\"a\"]\nignore = 1", "line 2"),
+        ("[server.\"a\".detect.herd]\nwarn = 4", "unknown field `herd`"),
+        ("[[guard]]\nname = \"a\"\n[guard.detect.herd]\nwarn = 4", "line 4, column 1"),
+        (
+            "[[guard]]\nname = \"a\"\ndetect.herd.age = \"4s\"",
+            "detect.herd.age cannot be set for a guard",
+        ),
+        (
+            "[[guard]]\nname = \"a\"\n[guard.detect.herd]\nwarn = 4",
+            "put it into [detect.herd] at the top of the file",
+        ),
         ("mode = \"on\"", "unknown variant `on`"),
         ("[guard.detect.burst]\nwarn_10s = 3", "[guard.detect] belongs below a [[guard]]"),
         ("[guard.detect]", "error at line 1, column 2\n  |\n1 | [guard.detect]\n  |  ^^^^^\n"),

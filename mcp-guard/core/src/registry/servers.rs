@@ -10,7 +10,7 @@ use super::{Identity, Registry, Tree, TreeId, ticks};
 use crate::{
     Time,
     evidence::{Activity, Channel, Channels, Contact, Known, ServerSeen, StdioAtExec, Use},
-    id::{Pid, Ticks},
+    id::{Pid, Started, Ticks},
     server::Naming,
 };
 
@@ -57,14 +57,16 @@ pub struct ToLookAt {
     pub members: Vec<Member>,
 }
 
-/// A server whose client is looked for.
+/// A server whose client is looked for. Processes are known by their start times, because their pids may be given
+/// to others meanwhile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SoughtClient {
-    pub holds: FarEnd,
+    /// `None` if its stdio says nothing about a client.
+    pub holds: Option<FarEnd>,
     /// The server's own processes.
-    pub members: Vec<Pid>,
+    pub members: Vec<Started>,
     /// The process that started it, if it lives.
-    pub starter: Option<Pid>,
+    pub starter: Option<Started>,
 }
 
 /// The other end of a server's stdin or stdout, which its client has.
@@ -85,7 +87,7 @@ pub struct LiveServer<'a> {
     pub started: Time,
     pub processes: u32,
     /// The process that started it, if it is known and lives.
-    pub client: Option<Pid>,
+    pub starter: Option<Started>,
     /// Whether the process that started it is gone. `None` if that is not known.
     pub is_orphaned: Option<bool>,
     pub known: &'a Known,
@@ -102,7 +104,7 @@ impl<'a> LiveServer<'a> {
             root: Pid(7),
             started: Time(0),
             processes: 1,
-            client: None,
+            starter: None,
             is_orphaned: None,
             known,
         }
@@ -160,22 +162,28 @@ impl Registry {
         }
     }
 
-    /// Takes the looks at some servers. `every`: when the next ones come, at the earliest.
-    pub fn looked(&mut self, now: Time, every: Duration, seen: &[(TreeId, ServerSeen)]) {
+    /// Takes the looks at some servers, with the time when each began. `every`: when the next ones come, at the
+    /// earliest.
+    pub fn looked(&mut self, now: Time, every: Duration, seen: &[(TreeId, Time, ServerSeen)]) {
         self.latest = self.latest.max(now);
-        for (id, seen) in seen {
+        for (id, began, seen) in seen {
             let Some(tree) = self.trees.get_mut(id) else { continue };
+            let fresh = began.after(every * LATEST);
+            // A file that could not be read for so long has held it up.
+            if now >= fresh {
+                continue;
+            }
             // On a host with many servers, the next look comes as late as this one did.
             let gap = tree.known.looked().map_or(every, |before| now.since(before));
             let next = now.after(gap.clamp(every, every * LATEST));
-            let found = tree.known.take(now, seen);
+            let found = tree.known.take(*began, seen);
             if found == Use::Stopped {
                 self.server_active(next, Some(*id));
                 continue;
             }
             // It only runs a timer: nobody can reach it any more.
             if tree.known.is_abandoned() {
-                self.note_proof(now, now.after(every * LATEST), *id);
+                self.note_proof(now, fresh, *id);
                 continue;
             }
             if found == Use::Used {
@@ -186,7 +194,7 @@ impl Registry {
             if matches!(found, Use::Begins | Use::Used) {
                 self.server_active(next, Some(*id));
             }
-            self.note_proof(now, now.after(every * LATEST), *id);
+            self.note_proof(now, fresh, *id);
         }
     }
 
@@ -220,29 +228,29 @@ impl Registry {
         trees.map(|(id, tree)| self.live(*id, tree))
     }
 
-    /// Returns by what the clients of the same servers are found, `most` at most. `None`: there is none, or the
-    /// server's stdio is not known.
+    /// Returns by what the clients of the same servers are found, `most` at most.
     #[must_use]
-    pub fn clients_of(&self, identity: Option<&str>, most: usize) -> Vec<Option<SoughtClient>> {
+    pub fn clients_of(&self, identity: Option<&str>, most: usize) -> Vec<SoughtClient> {
         let servers: Vec<_> = self.servers_of(identity).take(most).collect();
-        let mut members: BTreeMap<TreeId, Vec<Pid>> =
+        let mut members: BTreeMap<TreeId, Vec<Started>> =
             servers.iter().map(|server| (server.id, Vec::new())).collect();
         for (pid, process) in &self.processes {
             if let Some(members) = process.tree.and_then(|tree| members.get_mut(&tree)) {
-                members.push(*pid);
+                members.push((*pid, ticks(process.born)));
             }
         }
-        let sought = |server: LiveServer<'_>| {
-            let StdioAtExec::Are(Channels { stdin, stdout }) = server.known.stdio else {
-                return None;
-            };
-            let holds = match server.known.contact {
-                Contact::Unknown | Contact::Connected => FarEnd::WritesTo(stdin),
-                Contact::Closing => FarEnd::ReadsFrom(stdout),
-                Contact::NoStdio | Contact::Disconnected => return None,
-            };
-            let members = members.remove(&server.id).unwrap_or_default();
-            Some(SoughtClient { holds, members, starter: server.client })
+        let holds = |known: &Known| {
+            let StdioAtExec::Are(Channels { stdin, stdout }) = known.stdio else { return None };
+            match known.contact {
+                Contact::Unknown | Contact::Connected => Some(FarEnd::WritesTo(stdin)),
+                Contact::Closing => Some(FarEnd::ReadsFrom(stdout)),
+                Contact::NoStdio | Contact::Disconnected => None,
+            }
+        };
+        let sought = |server: LiveServer<'_>| SoughtClient {
+            holds: holds(server.known),
+            members: members.remove(&server.id).unwrap_or_default(),
+            starter: server.starter,
         };
         servers.into_iter().map(sought).collect()
     }
@@ -266,9 +274,9 @@ impl Registry {
     }
 
     fn live<'a>(&self, id: TreeId, tree: &'a Tree) -> LiveServer<'a> {
-        let Origin { root, parent, client, is_found } = tree.origin;
+        let Origin { root, parent, client: starter, is_found } = tree.origin;
         let is_gone = |process: Option<(Pid, Time)>| process.map(|one| !self.lives(one));
-        let is_orphaned = match (is_gone(parent), is_gone(client)) {
+        let is_orphaned = match (is_gone(parent), is_gone(starter)) {
             (Some(true), _) | (_, Some(true)) => Some(true),
             (Some(false), Some(false)) if !is_found => Some(false),
             _ => None,
@@ -280,7 +288,9 @@ impl Registry {
             root,
             started: tree.started,
             processes: tree.members,
-            client: client.filter(|client| self.lives(*client)).map(|(pid, _)| pid),
+            starter: starter
+                .filter(|starter| self.lives(*starter))
+                .map(|(pid, born)| (pid, ticks(born))),
             is_orphaned,
             known: &tree.known,
         }

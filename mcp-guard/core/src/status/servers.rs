@@ -9,7 +9,7 @@ use crate::{
     Time,
     evidence::{Contact, Quiescence},
     guard::Guard,
-    id::Pid,
+    id::{Pid, Started},
     registry::LiveServer,
 };
 
@@ -45,8 +45,11 @@ pub struct ServerStatus {
     #[serde(default)]
     pub look_age_seconds: Option<u64>,
     /// Its client: the process at the other end of its stdin, or else of its stdout. If none was found, the program
-    /// that started it, if that is in the same guard and lives.
+    /// that started it, see `starter`.
     pub client: Option<ClientStatus>,
+    /// The program that started it, if that is in the same guard and lives.
+    #[serde(default)]
+    pub starter: Option<StarterStatus>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +63,22 @@ pub struct ClientStatus {
     /// It is at the other end of the server's stdin or stdout.
     #[serde(default)]
     pub holds_stdio: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StarterStatus {
+    pub pid: Pid,
+    /// As for a client.
+    pub name: Option<String>,
+    /// As for a client.
+    pub session: Option<String>,
+}
+
+impl From<StarterStatus> for ClientStatus {
+    /// Takes the starter for the client, as long as no other is known.
+    fn from(StarterStatus { pid, name, session }: StarterStatus) -> Self {
+        Self { pid, name, session, holds_stdio: false }
+    }
 }
 
 impl ServerStatus {
@@ -76,6 +95,11 @@ impl ServerStatus {
         let servers: Vec<_> = registry.servers_of(identity).take(most).collect();
         let left_out = registry.count_of(identity).saturating_sub(servers.len());
         let eldest = registry.eldest(&servers);
+        let starter = |(pid, _): Started| StarterStatus {
+            pid,
+            name: registry.identity_of(pid).map(str::to_owned),
+            session: None,
+        };
         let status = |server: LiveServer<'_>| Self {
             identity: server.identity.to_owned(),
             pid: eldest.get(&server.id).copied().unwrap_or(server.root),
@@ -98,12 +122,8 @@ impl ServerStatus {
             orphaned: server.is_orphaned,
             memory_bytes: server.known.memory,
             look_age_seconds: look_age(now, every, server.known),
-            client: server.client.map(|pid| ClientStatus {
-                pid,
-                name: registry.identity_of(pid).map(str::to_owned),
-                session: None,
-                holds_stdio: false,
-            }),
+            client: server.starter.map(|one| starter(one).into()),
+            starter: server.starter.map(starter),
         };
         (servers.into_iter().map(status).collect(), left_out)
     }

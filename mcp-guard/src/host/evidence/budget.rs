@@ -1,6 +1,9 @@
-//! The bounds of one look at a server.
+//! The bounds of one look at a server, and of one search on behalf of many guards.
 
-use std::io;
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 use mcp_guard_core::id::Pid;
 
@@ -46,5 +49,51 @@ impl LookBudget {
         let left = self.bytes.checked_sub(text.len());
         self.bytes = left.ok_or_else(|| io::Error::other("too much is open"))?;
         Ok(text)
+    }
+}
+
+/// The rest of a time that is shared. Each share is as large a part of what is left as any other, so nobody can use up
+/// the time of those that come later, and these have what the earlier ones leave.
+pub struct Shares {
+    end: Instant,
+    /// How many are not given away.
+    left: u32,
+}
+
+impl Shares {
+    pub fn new(now: Instant, time: Duration, shares: usize) -> Self {
+        Self { end: now + time, left: u32::try_from(shares).unwrap_or(u32::MAX) }
+    }
+
+    /// Gives away so many of them, from now on. Returns their end.
+    pub fn next(&mut self, shares: usize) -> Instant {
+        self.next_at(Instant::now(), shares)
+    }
+
+    fn next_at(&mut self, now: Instant, shares: usize) -> Instant {
+        let shares = u32::try_from(shares).unwrap_or(u32::MAX).min(self.left);
+        let each = self.end.saturating_duration_since(now).checked_div(self.left);
+        self.left -= shares;
+        now + each.unwrap_or_default() * shares
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_uses_the_share_of_another() {
+        let (begin, ms) = (Instant::now(), Duration::from_millis);
+        let mut shares = Shares::new(begin, ms(1000), 10);
+        assert_eq!(shares.next_at(begin, 1), begin + ms(100));
+        // It took its whole share, and a bit more.
+        assert_eq!(shares.next_at(begin + ms(145), 5), begin + ms(145) + ms(95) * 5);
+        // Those took nothing: the others have it.
+        assert_eq!(shares.next_at(begin + ms(200), 2), begin + ms(600));
+        assert_eq!(shares.next_at(begin + ms(200), 1), begin + ms(600));
+        let late = begin + ms(1200);
+        assert_eq!(shares.next_at(late, 1), late, "the time is over");
+        assert_eq!(shares.next_at(begin, 1), begin, "none is left");
     }
 }

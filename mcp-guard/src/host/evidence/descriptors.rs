@@ -2,9 +2,13 @@
 
 use std::io;
 
-use mcp_guard_core::evidence::{Channel, EpollSet, FileLock, OpenChannel, PeerIs, Waker};
+use mcp_guard_core::{
+    evidence::{Channel, EpollSet, FileLock, OpenChannel, PeerIs, Waker},
+    id::Pid,
+};
+use rustix::net::{AddressFamily, sockopt};
 
-use super::{Channels, budget::LookBudget, peers::Peers};
+use super::{Channels, budget::LookBudget, duplicate_of, peers::Peers};
 use crate::host::{
     proc::fdinfo::{self, HeldLock},
     process::{self, OpenProcess},
@@ -72,7 +76,9 @@ impl Descriptors {
             "anon_inode:[timerfd]" => self.wakers.push(Waker::Timer),
             "anon_inode:inotify" | "anon_inode:[fanotify]" => self.wakers.push(Waker::Files),
             "anon_inode:[io_uring]" => self.wakers.push(Waker::IoUring),
-            path if path.starts_with('/') && !path.starts_with("/dev/") => {
+            // Most devices are `/dev/null` and terminals. A container may have anything else below its `/dev`.
+            path if path.starts_with("/dev/") && process.device(fd)?.is_some() => {}
+            path if path.starts_with('/') => {
                 let (reads, _) = process.access(fd)?;
                 if reads && process.is_pipe(fd)? {
                     self.wakers.push(Waker::NamedPipe);
@@ -100,12 +106,12 @@ impl Descriptors {
     pub fn open_channels(
         &self,
         peers: &mut Peers,
-        process: &OpenProcess,
+        (pid, process): (Pid, &OpenProcess),
         stdio: Channels,
         budget: &mut LookBudget,
     ) -> io::Result<Vec<OpenChannel>> {
         // The Python SDK of MCP gives it the place of stdout, too.
-        let stderr = self.channel(STDERR);
+        let stderr = self.channel(STDERR).filter(|stderr| is_unix_socket(pid, STDERR, *stderr));
         let open = |&OwnChannel { fd, channel, is_write_only }: &OwnChannel| {
             let peer = match channel {
                 // The client is at the other end, or nothing arrives at all.
@@ -113,7 +119,8 @@ impl Descriptors {
                 stdout if stdout == stdio.stdout => PeerIs::Nobody,
                 Channel::Pipe(_) if is_write_only => PeerIs::Nobody,
                 Channel::Pipe(inode) => peers.of_pipe(inode),
-                // Node gives its children a socket as stderr. It can only give work to somebody who waits for it.
+                // Node gives its children a Unix socket as stderr. It can only give work to somebody who waits for it.
+                // Any other socket there is a connection, whose answer it may wait for.
                 Channel::Socket(inode)
                     if Some(channel) == stderr
                         && matches!(fd, STDOUT | STDERR)
@@ -127,6 +134,14 @@ impl Descriptors {
         };
         self.channels.iter().map(open).collect()
     }
+}
+
+/// Whether a descriptor is a Unix socket. False if that cannot be read.
+fn is_unix_socket(pid: Pid, fd: u32, channel: Channel) -> bool {
+    let (Channel::Socket(_), Ok(fd)) = (channel, i32::try_from(fd)) else { return false };
+    duplicate_of(pid, fd, channel)
+        .and_then(|socket| Ok(sockopt::socket_domain(&socket)?))
+        .is_ok_and(|domain| domain == AddressFamily::UNIX)
 }
 
 /// Judges a lock of a process. `all`: its locks, each with the path of its file.

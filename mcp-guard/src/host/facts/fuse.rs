@@ -85,10 +85,10 @@ fn is_none_served() -> io::Result<bool> {
 
 fn serves(pid: Pid) -> bool {
     let Ok(process) = OpenProcess::open(pid) else { return false };
-    let open = process.first_descriptors(DESCRIPTORS).unwrap_or_default();
+    let open = process.first_descriptors(DESCRIPTORS).into_iter().flatten().flatten();
     // The name alone is anybody's.
     let is_named = |fd: &u32| process.descriptor(*fd).is_ok_and(|link| link == "/dev/fuse");
-    open.into_iter().filter(is_named).any(|fd| {
+    open.filter(is_named).any(|fd| {
         // A descriptor of the path alone needs no permission.
         let is_open = process.fdinfo(fd).is_ok_and(|text| !fdinfo::is_path_only(&text));
         is_open && process.device(fd).is_ok_and(|it| it == DEVICE)

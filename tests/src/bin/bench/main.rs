@@ -3,6 +3,7 @@
 
 mod age;
 mod busy;
+mod clients;
 mod core;
 mod cost;
 mod diagnose;
@@ -25,8 +26,8 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-const PARTS: [&str; 8] =
-    ["core", "cost", "latency", "age", "weight", "diagnose", "evidence", "status"];
+const PARTS: [&str; 9] =
+    ["core", "cost", "latency", "age", "weight", "diagnose", "evidence", "clients", "status"];
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -72,6 +73,9 @@ fn run(words: Vec<String>) -> Result<()> {
     }
     if wanted("evidence") {
         evidence::measure(&mut report).context("looks at servers")?;
+    }
+    if wanted("clients") {
+        clients::measure(&mut report).context("the search for clients")?;
     }
     if wanted("status") {
         status::measure(&mut report).context("status of many guards")?;

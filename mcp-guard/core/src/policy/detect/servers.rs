@@ -177,7 +177,7 @@ impl Default for Burning {
     }
 }
 
-/// N: containers of one image whose stdin ends with their client, as after `docker run -i`, and whose clients are gone. It only warns.
+/// N: containers of one image whose stdin ends with their client, as after `docker run -i`, and whose clients are gone. It only warns. Its keys stand at the top of the file only, and not in a rule: the containers of a herd may match different rules or none.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]

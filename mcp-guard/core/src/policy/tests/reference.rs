@@ -51,8 +51,8 @@ fn same_as(path: &str) -> Schema {
     json_schema!({ "$ref": format!("#/properties/{path}") })
 }
 
-pub(in crate::policy) fn detect(_: &mut SchemaGenerator) -> Schema {
-    same_as("detect")
+pub(in crate::policy) fn guard_detect(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "$ref": "#/properties/detect", "not": { "required": ["herd"] } })
 }
 
 pub(in crate::policy) fn respond(_: &mut SchemaGenerator) -> Schema {

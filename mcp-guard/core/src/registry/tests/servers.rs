@@ -12,15 +12,20 @@ impl Fixture {
 
     fn kept(&self, identity: &str) -> (Option<Pid>, Option<bool>) {
         let server = self.server(identity);
-        (server.client, server.is_orphaned)
+        (server.starter.map(|(pid, _)| pid), server.is_orphaned)
     }
 
     fn look(&mut self, identity: &str, cpu: u64) {
         self.now += 30 * SECOND;
-        let id = self.server(identity).id;
+        self.look_held_up(identity, cpu, 0);
+    }
+
+    /// Takes a look that has begun so many seconds ago.
+    fn look_held_up(&mut self, identity: &str, cpu: u64, seconds: u64) {
+        let (id, began) = (self.server(identity).id, Time(self.now - seconds * SECOND));
         let activity = Some(Activity { cpu, ..Activity::default() });
         let seen = ServerSeen { activity, contact: Contact::Closing, ..ServerSeen::default() };
-        self.registry.looked(Time(self.now), Duration::from_secs(30), &[(id, seen)]);
+        self.registry.looked(Time(self.now), Duration::from_secs(30), &[(id, began, seen)]);
     }
 
     fn idle(&self, identity: &str) -> Option<u64> {
@@ -191,6 +196,41 @@ fn a_server_is_used_if_one_inside_it_is() {
     };
     assert_eq!((idle("inner", 0), idle("outer", 0), idle("inner", 1)), (1, 1, 0));
     assert_eq!(fixture.server("inner").known.contact, Contact::Closing);
+}
+
+#[test]
+fn a_look_that_was_held_up_is_as_old_as_its_beginning() {
+    let mut fixture = Fixture::new();
+    fixture.exec(10, "npx|a");
+    fixture.look("a", 7);
+    let first = fixture.now;
+    fixture.now += 100 * SECOND;
+    fixture.look_held_up("a", 7, 60);
+    assert_eq!(fixture.idle("a"), Some(40));
+    assert_eq!(fixture.server("a").known.looked(), Some(Time(first + 40 * SECOND)));
+    // It says nothing of the present any more.
+    fixture.now += 200 * SECOND;
+    fixture.look_held_up("a", 8, 120);
+    assert_eq!(fixture.idle("a"), Some(40));
+    fixture.look_held_up("a", 7, 119);
+    assert_eq!(fixture.idle("a"), Some(40 + 141));
+}
+
+#[test]
+fn processes_around_a_server_are_known_by_their_start_times() {
+    let mut fixture = Fixture::new();
+    fixture.fork(1, 5);
+    fixture.exec(5, "node|/usr/bin/supergateway");
+    fixture.fork(5, 6);
+    fixture.exec(6, "npx|a");
+    let start = |pid: u32| {
+        let (born, _) =
+            fixture.registry.births.iter().find(|(_, one)| one.0 == pid).expect("it lives");
+        (Pid(pid), ticks(*born))
+    };
+    let sought = fixture.registry.clients_of(Some("a"), 1).remove(0);
+    let (members, starter) = (vec![start(6)], Some(start(5)));
+    assert_eq!(sought, SoughtClient { holds: None, members, starter });
 }
 
 #[test]
