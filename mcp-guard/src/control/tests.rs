@@ -21,8 +21,8 @@ use super::{
     request::{Asked, read},
     wire::{
         Answer, EngineState, Freeze, GetServers, GetStatus, GuardServers, INTERFACE, Kill, Method,
-        PolicyStatus, ReloadPolicy, Reloaded, Servers, Status, TargetCgroup, Thaw, WatchedStatus,
-        failed,
+        PolicyStatus, RecordTrace, ReloadPolicy, Reloaded, Servers, Status, TargetCgroup, Thaw,
+        TracePart, WatchedStatus, failed,
     },
 };
 
@@ -137,7 +137,7 @@ impl Read {
 
 fn is_read<M: Method>(parameters: &Value) -> bool {
     let method = format!("{INTERFACE}.{}", M::NAME);
-    let message = json!({ "method": method, "parameters": parameters });
+    let message = json!({ "method": method, "parameters": parameters, "more": true });
     matches!(read(message.to_string().as_bytes()), Asked::Call(_))
 }
 
@@ -306,12 +306,17 @@ fn messages_have_exactly_the_described_fields() {
     let texts = || vec!["a".to_owned()];
     let reloaded = Reloaded { files: texts(), changes: texts(), error: Some("why".to_owned()) };
     described.check_call(&ReloadPolicy {}, &[reloaded]);
+    let record = RecordTrace { cgroup_id: CgroupId(7), for_ms: 1000 };
+    described.check_call(&record, &[TracePart { lines: "{}\n".to_owned() }]);
     let failure = failed("why");
     assert_eq!(failure.error.as_deref(), Some("io.mcpguard.Failed"));
     described.check_fields(&failure.parameters, &described.errors["Failed"], "Failed");
     // The description has no other methods and errors.
     let names: Vec<&str> = described.methods.keys().map(String::as_str).collect();
-    assert_eq!(names, ["Freeze", "Kill", "ReloadPolicy", "Servers", "Status", "Thaw"]);
+    assert_eq!(
+        names,
+        ["Freeze", "Kill", "RecordTrace", "ReloadPolicy", "Servers", "Status", "Thaw"]
+    );
     assert_eq!(described.errors.len(), 1);
 }
 
