@@ -90,7 +90,7 @@ fn means_nothing(image: &Image, program: &str) -> Option<&'static str> {
         (_, _, "docker_incident" | "docker_repair") => {
             Some("takes long, because of node or of steps of ten seconds: the docker tier runs it")
         }
-        (_, _, "real_servers") => {
+        (_, _, "real_servers" | "real_workloads") => {
             Some("installs packages from the registries: it runs only if it is asked for")
         }
         (_, _, "docker_exec") => {
