@@ -14,6 +14,7 @@ mod lanes;
 mod limits;
 mod notify;
 mod reader;
+mod recordings;
 mod reload;
 mod rescan;
 mod standing;
@@ -46,6 +47,7 @@ use self::{
     limits::Upkeep,
     notify::Notify,
     reader::News,
+    recordings::Recordings,
     reload::{PolicyRead, Reloads},
     rescan::{Reading, Rescans},
     standing::{Looked, Standings},
@@ -124,6 +126,7 @@ pub struct Agent {
     /// Looks for the clients of servers.
     clients: Clients,
     reloads: Reloads,
+    recordings: Recordings,
     standings: Standings,
     unguarded: Unguarded,
     layout: Layout,
@@ -304,6 +307,7 @@ impl Agent {
         let mut inputs = VecDeque::from([input]);
         let mut effects = Vec::new();
         while let Some(input) = inputs.pop_front() {
+            self.recordings.note(now, &input, &self.core);
             self.core.step(now, input, &mut effects);
             for effect in effects.drain(..) {
                 inputs.extend(self.carry_out(effect));

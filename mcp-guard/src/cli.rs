@@ -8,6 +8,7 @@ mod explain;
 mod hands;
 mod out;
 mod policy;
+mod record;
 #[cfg(test)]
 mod reference;
 mod repair;
@@ -167,6 +168,8 @@ enum Verb {
     },
     /// Start a small leak in a scratch cgroup, and show its detection, containment and cleanup.
     Demo,
+    /// Record what happens in a guarded container to a file for replay; changes nothing in it.
+    Record(record::Arguments),
     /// Show what the detectors decide about a recorded workload; changes nothing on this host.
     Replay(replay::Arguments),
 }
@@ -217,6 +220,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Verb::Policy(arguments) => policy::policy(&host, &arguments),
         Verb::Doctor { json } => doctor::doctor(&host, json),
         Verb::Demo => demo::demo(),
+        Verb::Record(arguments) => record::record(&host, &arguments),
         Verb::Replay(arguments) => replay::replay(&arguments),
     }
 }

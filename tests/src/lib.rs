@@ -18,6 +18,7 @@ pub mod log_disk;
 pub mod log_server;
 pub mod lookalike;
 pub mod node;
+pub mod recording;
 pub mod sleeper;
 pub mod systemd;
 pub mod unit;

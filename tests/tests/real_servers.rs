@@ -15,8 +15,21 @@ use std::{
 };
 
 use mcp_guard::host::process::OpenProcess;
-use mcp_guard_core::{evidence::Contact, id::Pid, status::ServerStatus};
-use mcp_guard_tests::{agent::Agent, cgroup::FixtureCgroup, wait};
+use mcp_guard_core::{
+    audit::Record,
+    evidence::Contact,
+    id::Pid,
+    policy::Policy,
+    replay::replay,
+    status::ServerStatus,
+    trace::{TraceEvent, parse},
+};
+use mcp_guard_tests::{
+    agent::Agent,
+    cgroup::FixtureCgroup,
+    recording::{Decided, Recording, keep},
+    wait,
+};
 use rustix::process::{Signal, kill_process};
 
 /// A Python server needs a second to load, and the first looks must see it settle.
@@ -34,11 +47,7 @@ fn folder() -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/real-servers");
     fs::create_dir_all(&folder).unwrap();
     let folder = folder.canonicalize().unwrap();
-    let run = |words: &[&str]| {
-        let mut command = Command::new(words[0]);
-        let status = command.args(&words[1..]).current_dir(&folder).status().unwrap();
-        assert!(status.success(), "{words:?}");
-    };
+    let run = |words: &[&str]| run_in(&folder, words);
     if !folder.join("complete").exists() {
         fs::write(folder.join("package.json"), "{}").unwrap();
         run(&[
@@ -69,6 +78,37 @@ fn folder() -> PathBuf {
             "mcp-server-fetch",
             "mcp-server-git",
         ]);
+        fs::write(folder.join("complete"), "").unwrap();
+    }
+    folder
+}
+
+fn run_in(folder: &Path, words: &[&str]) {
+    let mut command = Command::new(words[0]);
+    let status = command.args(&words[1..]).current_dir(folder).status().unwrap();
+    assert!(status.success(), "{words:?}");
+}
+
+/// Gateways and one server, installed once. Short paths, because they are in the recorded traces.
+fn gateways() -> PathBuf {
+    let folder = PathBuf::from("/tmp/mcp-guard-gateways");
+    fs::create_dir_all(&folder).unwrap();
+    if !folder.join("complete").exists() {
+        fs::write(folder.join("package.json"), "{}").unwrap();
+        run_in(
+            &folder,
+            &[
+                "npm",
+                "install",
+                "--no-audit",
+                "--no-fund",
+                "--ignore-scripts",
+                "supergateway@3.4.3",
+                "supergateway4@npm:supergateway@4.0.0",
+                "@modelcontextprotocol/inspector-server@0.13.0",
+                "@modelcontextprotocol/server-everything",
+            ],
+        );
         fs::write(folder.join("complete"), "").unwrap();
     }
     folder
@@ -471,6 +511,95 @@ fn servers_of_a_gateway_that_is_killed() {
     });
     thread::sleep(Duration::from_secs(15));
     scene.show("the servers go on");
+}
+
+/// Gateways that keep a server of each request or of each session whose client has gone: the name of the trace, how
+/// the gateway is started on a port, and where a client asks.
+const LEAKS: [(&str, &str, &str); 4] = [
+    (
+        "live-supergateway3-stateless",
+        "node_modules/supergateway/dist/index.js --outputTransport streamableHttp",
+        "/mcp",
+    ),
+    (
+        "live-supergateway3-stateful",
+        "node_modules/supergateway/dist/index.js --outputTransport streamableHttp --stateful",
+        "/mcp",
+    ),
+    (
+        "live-supergateway4-stateful",
+        "node_modules/supergateway4/dist/index.js --outputTransport streamableHttp --stateful",
+        "/mcp",
+    ),
+    (
+        "live-inspector",
+        "node_modules/@modelcontextprotocol/inspector-server/build/index.js",
+        "/mcp?transportType=stdio&env=%7B%7D&command=npx&args=-y%20@modelcontextprotocol/server-everything",
+    ),
+];
+/// How many clients come and go.
+const CLIENTS: usize = 14;
+const CLIENTS_EVERY: Duration = Duration::from_secs(3);
+/// A look decides each 5 s.
+const INTERVAL_NS: u64 = 5_000_000_000;
+
+/// Begins a session, takes the answer, and goes without a word.
+fn visit(port: u16, path: &str) {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    write!(
+        stream,
+        "POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n\
+         Accept: application/json, text/event-stream\r\nContent-Length: {}\r\n\r\n{INITIALIZE}",
+        INITIALIZE.len()
+    )
+    .unwrap();
+    let mut lines = BufReader::new(stream).lines();
+    assert!(lines.any(|line| line.unwrap().contains("\"result\"")), "{path}");
+}
+
+/// A trace of each leak, replayed with the same policy, gives what the agent decided, at the same times.
+#[test]
+#[ignore = "installs packages"]
+fn a_recorded_leak_of_a_real_gateway_is_judged_again_as_it_was_live() {
+    let folder = gateways();
+    for (port, (name, words, path)) in (18_200..).zip(LEAKS) {
+        let cgroup = FixtureCgroup::new("real-leak").unwrap();
+        let policy =
+            format!("[evidence]\nevery = \"5s\"\n[[guard]]\ncgroup = \"{}\"\n", cgroup.path());
+        let mut agent = Agent::start(&policy).unwrap();
+        let file = agent.folder().join("trace");
+        let recording = Recording::begin(&mut agent, &cgroup, &file, &[]).unwrap();
+        let mut gateway = Command::new("node");
+        gateway.args(words.split(' ')).current_dir(&folder).env("PORT", port.to_string());
+        if words.contains("supergateway") {
+            let server = "npx -y @modelcontextprotocol/server-everything";
+            gateway.args(["--stdio", server, "--logLevel", "none", "--port", &port.to_string()]);
+        }
+        gateway.env("SERVER_PORT", port.to_string()).env("DANGEROUSLY_OMIT_AUTH", "true");
+        gateway.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let gateway = Gateway(cgroup.spawn(gateway).unwrap());
+        let is_up = || Ok(TcpStream::connect(("127.0.0.1", port)).is_ok());
+        assert!(wait::until(PATIENCE, is_up).unwrap(), "{name}");
+        for _ in 0..CLIENTS {
+            visit(port, path);
+            thread::sleep(CLIENTS_EVERY);
+        }
+        let acted = wait::until(PATIENCE, || {
+            Ok(agent.audit()?.iter().any(|record| matches!(record, Record::Outcome { .. })))
+        });
+        assert!(acted.unwrap(), "{name}: {:?}", agent.servers(&[]));
+        let trace = recording.stop(&mut agent).unwrap();
+        drop(gateway);
+        let (header, events) = parse(&trace).unwrap();
+        let end = events.last().map_or(0, TraceEvent::time);
+        let report = replay(&trace, Policy::parse(&policy).unwrap()).unwrap();
+        let mut live = Decided::live(&agent, &header).unwrap();
+        live.retain(|one| one.t <= end);
+        println!("{name}: {live:?}\n{:?}", report.identities);
+        keep(name, ("leak", words), &trace).unwrap();
+        Decided::assert_same(live, Decided::replayed(&report), INTERVAL_NS);
+    }
 }
 
 fn signal(pid: u32, signal: Signal) {

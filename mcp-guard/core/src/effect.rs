@@ -163,6 +163,43 @@ pub enum Input {
     Tick,
 }
 
+impl Input {
+    /// Returns the guard that it is about. A process that is moved names the guard into which it is moved.
+    #[must_use]
+    pub fn guard(&self) -> Option<GuardId> {
+        match self {
+            Self::Guarded { guard, .. }
+            | Self::Released { guard }
+            | Self::Described { guard, .. }
+            | Self::Fork { guard, .. }
+            | Self::Exec { guard, .. }
+            | Self::Exit { guard, .. }
+            | Self::Used { guard, .. }
+            | Self::StdioRead { guard, .. }
+            | Self::Looked { guard, .. }
+            | Self::Unreaped { guard, .. }
+            | Self::Baseline { guard, .. }
+            | Self::Totals { guard, .. }
+            | Self::Denials { guard, .. }
+            | Self::Standing { guard, .. }
+            | Self::Settled(Settled { guard, .. })
+            | Self::ThawedByOther { guard }
+            | Self::Unclamped { guard, .. }
+            | Self::Overdue { guard, .. }
+            | Self::Operator { guard, .. }
+            | Self::Declared { guard, .. }
+            | Self::LimitSeen { guard, .. }
+            | Self::LimitFacts { guard, .. } => Some(*guard),
+            Self::Attach { guard, .. } => *guard,
+            Self::Policy(_)
+            | Self::HostTasks { .. }
+            | Self::Woke
+            | Self::Clients(_)
+            | Self::Tick => None,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OperatorRequest {
     Freeze { lease: Duration, dry_run: bool, despite: Option<Despite> },

@@ -16,6 +16,7 @@
 //! limits     which limit applies, and when         incident   causes, outcomes and holds
 //! id         typed ids                             warnings   bounds the warnings of a guard
 //! escape     makes untrusted bytes printable    evidence   connected, quiescent: one server
+//! trace      the format of recorded traces, and their recorder
 //! ```
 #![forbid(unsafe_code)]
 
@@ -43,6 +44,7 @@ pub mod server;
 pub mod status;
 pub mod target;
 mod time;
+pub mod trace;
 mod warnings;
 
 pub use self::{machine::Core, time::Time};

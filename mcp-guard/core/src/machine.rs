@@ -60,6 +60,12 @@ impl Core {
         &self.grammar
     }
 
+    /// Returns the maximum number of tasks on the host, if it is known.
+    #[must_use]
+    pub fn host_tasks(&self) -> Option<u64> {
+        self.host_tasks
+    }
+
     #[must_use]
     pub fn guard(&self, id: GuardId) -> Option<&Guard> {
         self.guards.get(&id)

@@ -1,101 +1,34 @@
 //! Runs a recorded trace through the core, without a host: what would have been detected and done.
 //!
-//! A trace is JSON lines: a header, then the forks, execs and exits of one guard, oldest first. The
-//! argv of an exec is what the caller passed. An exec may have the executable (`exe`) and the working directory
-//! (`cwd`), and an exit its status (`code`). A trace
-//! may say when a process did something (`use`), and since when nobody can write to its standard input (`hup`).
+//! What a trace does not have, the core is not told: a trace of births, execs and ends alone says nothing about
+//! which servers are used.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use mcp_guard_common::Totals;
 use serde::{Deserialize, Serialize};
 
+pub use crate::trace::MalformedTrace;
 use crate::{
     Core, Time,
     effect::{Action, Effect, Input, Order, SeenLimit, Settled},
     evidence::{Contact, ServerSeen},
-    id::{GuardId, Pid},
+    id::GuardId,
     incident::{Detector, Outcome},
     limit::Limit,
     policy::{Mode, Policy, Response, Terms, Workload},
-    registry::TreeId,
-    server::CommandLine,
+    registry::{Observed, TreeId},
+    trace::{EndOfTrace, SeenServer, TraceEvent, TraceHeader, parse, unreaped},
 };
 
 /// How long time continues after the last event, without exits: a leak shows in what stays alive.
 const AFTERWARDS_NS: u64 = 120_000_000_000;
-/// Latest time in a trace. Replay steps through every second, so a damaged time must not make it
-/// endless.
-const LONGEST_NS: u64 = 366 * 86_400 * SECOND_NS;
 const SECOND_NS: u64 = 1_000_000_000;
 /// When nothing happened for this long, all windows of the detectors that are shorter than an hour are past it.
 const SETTLED_NS: u64 = 130 * SECOND_NS;
 /// How long each step is from then on: less than the silence that ends an episode.
 const STRIDE_NS: u64 = 20 * SECOND_NS;
 const GUARD: GuardId = GuardId(0);
-
-/// A line of a trace that cannot be read.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("line {line}: {reason}")]
-pub struct MalformedTrace {
-    pub line: usize,
-    pub reason: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct Header {
-    format: String,
-    /// The trace says when processes did something.
-    #[serde(default)]
-    evidence: bool,
-}
-
-/// Unknown keys are ignored, so that a recorder may add some.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(tag = "e", rename_all = "lowercase")]
-enum TraceEvent {
-    Fork {
-        t: u64,
-        p: Pid,
-        c: Pid,
-        #[serde(default)]
-        thread: bool,
-    },
-    Exec {
-        t: u64,
-        p: Pid,
-        argv: Vec<String>,
-        #[serde(default)]
-        exe: Option<String>,
-        #[serde(default)]
-        cwd: Option<String>,
-    },
-    Exit {
-        t: u64,
-        p: Pid,
-        #[serde(default)]
-        thread: bool,
-        /// The status as `wait(2)` returns it.
-        #[serde(default)]
-        code: u32,
-    },
-    /// The process did something since the last look at it.
-    Use { t: u64, p: Pid },
-    /// Nobody can write to its standard input any more.
-    Hup { t: u64, p: Pid },
-}
-
-impl TraceEvent {
-    fn time(&self) -> u64 {
-        match self {
-            Self::Fork { t, .. }
-            | Self::Exec { t, .. }
-            | Self::Exit { t, .. }
-            | Self::Use { t, .. }
-            | Self::Hup { t, .. } => *t,
-        }
-    }
-}
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplayReport {
@@ -106,6 +39,17 @@ pub struct ReplayReport {
     pub identities: BTreeMap<String, IdentityReport>,
     pub warnings: Vec<Warning>,
     pub actions: Vec<ReplayAction>,
+    /// Lines that are missing in the trace.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lost: u64,
+    /// Why the recording ended, if the trace says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<EndOfTrace>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(value: &u64) -> bool {
+    *value == 0
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,14 +87,14 @@ pub struct ReplayAction {
 /// reported.
 pub fn replay(trace: &str, policy: Policy) -> Result<ReplayReport, MalformedTrace> {
     let (header, events) = parse(trace)?;
-    let mut run = Run::new(policy);
+    let tells_use =
+        header.evidence || events.iter().any(|one| matches!(one, TraceEvent::Use { .. }));
+    let mut run = Run::new(policy, &header);
     for event in &events {
-        run.advance(Time(event.time()));
+        run.advance(run.at(event.time()));
         run.feed(event);
     }
     run.sum_up();
-    let tells_use =
-        header.evidence || events.iter().any(|one| matches!(one, TraceEvent::Use { .. }));
     // Nothing says what is used afterwards.
     if !tells_use {
         run.advance(Time(run.now.0.saturating_add(AFTERWARDS_NS)));
@@ -158,49 +102,22 @@ pub fn replay(trace: &str, policy: Policy) -> Result<ReplayReport, MalformedTrac
     Ok(run.report)
 }
 
-fn parse(trace: &str) -> Result<(Header, Vec<TraceEvent>), MalformedTrace> {
-    let mut lines = trace.lines().enumerate().map(|(at, line)| (at + 1, line));
-    let malformed = |line, reason: String| MalformedTrace { line, reason };
-    let (_, header) =
-        lines.next().ok_or_else(|| malformed(1, "the file is empty; it needs a header".into()))?;
-    let header: Header = serde_json::from_str(header)
-        .map_err(|error| malformed(1, format!("not the header of a spawn trace: {error}")))?;
-    if header.format != "spawn-trace/1" {
-        let reason = format!("unknown format {:?}; expected \"spawn-trace/1\"", header.format);
-        return Err(malformed(1, reason));
-    }
-    let mut events: Vec<TraceEvent> = Vec::new();
-    for (number, line) in lines {
-        if line.trim().is_empty() {
-            continue;
-        }
-        let event: TraceEvent =
-            serde_json::from_str(line).map_err(|error| malformed(number, in_line(&error)))?;
-        if event.time() > LONGEST_NS {
-            return Err(malformed(number, "the time is more than a year after the start".into()));
-        }
-        events.push(event);
-    }
-    Ok((header, events))
-}
-
-/// Returns the error without its line number: the parser sees one line at a time and calls each one
-/// line 1.
-fn in_line(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    match text.split_once(" at line ") {
-        Some((what, _)) => format!("column {}: {what}", error.column()),
-        None => text,
-    }
-}
-
 struct Run {
     core: Core,
+    /// When the trace began.
+    start: Time,
     now: Time,
+    /// How the guard's orders end.
+    outcome: Outcome,
     /// When the kernel's totals are due next. They come each second, as on a live host.
     next_totals: u64,
     last_event: u64,
     totals: Totals,
+    /// The limit in force and the tasks, if the trace says them.
+    limit: Option<(Limit, Option<u64>)>,
+    is_counted: bool,
+    /// Processes of the next baseline.
+    seen: Vec<Observed>,
     /// Servers to which nobody can write any more.
     closing: BTreeSet<TreeId>,
     last_look: Time,
@@ -208,15 +125,45 @@ struct Run {
 }
 
 impl Run {
-    fn new(policy: Policy) -> Self {
-        let terms = Terms::new(Mode::Enforce, highest(&policy));
+    fn new(policy: Policy, header: &TraceHeader) -> Self {
+        let mode = header.mode.unwrap_or(Mode::Enforce);
+        let workload = header.guard.clone().map(Workload::from);
+        let terms = workload.as_ref().and_then(|workload| policy.terms(workload));
+        let terms = terms.unwrap_or_else(|| Terms::new(mode, highest(&policy)));
+        // Nobody could write a limit.
+        let terms = Terms { mode, pids_limit: None, ..terms };
+        let now = Time(header.boot_ns);
         let mut core = Core::new(policy);
-        let (name, workload) = ("trace".to_owned(), None);
-        let guarded = Input::Guarded { guard: GUARD, name, terms, workload, refusal: None };
-        core.step(Time(0), guarded, &mut Vec::new());
-        let report = ReplayReport::default();
-        let (now, totals, closing) = (Time(0), Totals::default(), BTreeSet::new());
-        Self { core, now, next_totals: 0, last_event: 0, totals, closing, last_look: now, report }
+        let (name, workload, refusal) = ("trace".to_owned(), None, None);
+        let guarded = Input::Guarded { guard: GUARD, name, terms, workload, refusal };
+        core.step(now, guarded, &mut Vec::new());
+        if let Some(most) = header.host_tasks {
+            core.step(now, Input::HostTasks { most }, &mut Vec::new());
+        }
+        let outcome = match mode {
+            Mode::Enforce => Outcome::Done,
+            Mode::Observe => Outcome::WouldDo,
+        };
+        Self {
+            core,
+            start: now,
+            now,
+            outcome,
+            next_totals: now.0,
+            last_event: now.0,
+            totals: Totals::default(),
+            limit: None,
+            is_counted: !header.totals,
+            seen: Vec::new(),
+            closing: BTreeSet::new(),
+            last_look: now,
+            report: ReplayReport::default(),
+        }
+    }
+
+    /// Returns the time of an event.
+    fn at(&self, t: u64) -> Time {
+        Time(self.start.0.saturating_add(t))
     }
 
     /// Advances time to `until`, and stops at each deadline of the core.
@@ -231,8 +178,7 @@ impl Run {
             if deadline == totals {
                 let quiet = self.next_totals.saturating_sub(self.last_event);
                 self.next_totals += if quiet < SETTLED_NS { SECOND_NS } else { STRIDE_NS };
-                self.step(Input::Totals { guard: GUARD, totals: self.totals });
-                self.step(Input::LimitSeen { guard: GUARD, seen: self.seen() });
+                self.count();
                 if self.now.since(self.last_look) >= self.core.policy().evidence.every {
                     self.look();
                 }
@@ -241,6 +187,21 @@ impl Run {
             }
         }
         self.now = self.now.max(until);
+    }
+
+    /// Passes on what is counted here, as the agent does each second. A trace that has the totals has all of them:
+    /// in these moments episodes end.
+    fn count(&mut self) {
+        if self.is_counted {
+            self.step(Input::Totals { guard: GUARD, totals: self.totals });
+            self.see_limit();
+        }
+    }
+
+    fn see_limit(&mut self) {
+        if let Some(seen) = self.seen_limit() {
+            self.step(Input::LimitSeen { guard: GUARD, seen });
+        }
     }
 
     /// Looks at the servers to which nobody can write. A trace says nothing more about them.
@@ -256,38 +217,37 @@ impl Run {
         self.step(Input::Looked { guard: GUARD, servers });
     }
 
-    /// Returns the tasks of the trace, which has no limits.
-    fn seen(&self) -> SeenLimit {
-        let Totals { process_forks, thread_forks, process_exits, thread_exits, .. } = self.totals;
-        let tasks = (process_forks + thread_forks).saturating_sub(process_exits + thread_exits);
-        let (in_force, tasks) = (Limit::Max, Some(tasks));
-        SeenLimit { in_force, tasks, request: None, agent_goes_on: false, clamped: false }
+    /// Returns the tasks. A trace that is counted has no limits.
+    fn seen_limit(&self) -> Option<SeenLimit> {
+        let (in_force, tasks) = if self.is_counted {
+            let Totals { process_forks, thread_forks, process_exits, thread_exits, .. } =
+                self.totals;
+            let born = process_forks + thread_forks;
+            (Limit::Max, Some(born.saturating_sub(process_exits + thread_exits)))
+        } else {
+            self.limit?
+        };
+        let (request, agent_goes_on, clamped) = (None, false, false);
+        Some(SeenLimit { in_force, tasks, request, agent_goes_on, clamped })
     }
 
     fn feed(&mut self, event: &TraceEvent) {
         self.report.events += 1;
         self.last_event = self.now.0;
         self.next_totals = self.next_totals.min(self.now.0 + SECOND_NS);
+        self.count_event(event);
         // Records from two CPUs may be slightly out of order; time does not go back.
-        let (guard, born) = (GUARD, self.now);
+        let (guard, now) = (GUARD, self.now);
         match event {
-            TraceEvent::Fork { thread: true, .. } => self.totals.thread_forks += 1,
-            TraceEvent::Exit { thread: true, .. } => self.totals.thread_exits += 1,
+            TraceEvent::Fork { thread: true, .. } | TraceEvent::Exit { thread: true, .. } => {}
             TraceEvent::Fork { p, c, .. } => {
-                self.report.processes += 1;
-                self.totals.process_forks += 1;
-                self.step(Input::Fork { guard, born, child: *c, parent: *p });
+                self.step(Input::Fork { guard, born: now, child: *c, parent: *p });
             }
-            TraceEvent::Exec { p, argv, exe, cwd, .. } => {
-                self.report.execs += 1;
-                self.totals.execs += 1;
-                let argv = argv.iter().flat_map(|word| word.bytes().chain([0])).collect();
-                let [exe, cwd] = [exe, cwd].map(|text| text.clone().map(String::into_bytes));
-                let command = CommandLine { argv, exe, cwd };
-                self.step(Input::Exec { guard, born, pid: *p, command });
+            TraceEvent::Exec { p, command, born, .. } => {
+                let born = born.map_or(now, |born| self.born(born));
+                self.step(Input::Exec { guard, born, pid: *p, command: command.into() });
             }
             TraceEvent::Exit { p, code, .. } => {
-                self.totals.process_exits += 1;
                 self.step(Input::Exit { guard, pid: *p, code: *code });
             }
             TraceEvent::Use { p, .. } => self.step(Input::Used { guard, pid: *p }),
@@ -296,7 +256,101 @@ impl Run {
                 self.closing.extend(registry.and_then(|registry| registry.server_of(*p)));
                 self.look();
             }
+            TraceEvent::Join { p, born, seen, .. } => {
+                let (born, seen) = (self.born(*born), seen.as_ref().map(Observed::from));
+                self.step(Input::Attach { guard: Some(guard), born, pid: *p, seen });
+            }
+            TraceEvent::Leave { p, .. } => {
+                self.step(Input::Attach { guard: None, born: now, pid: *p, seen: None });
+            }
+            TraceEvent::Seen { process, .. } => self.seen.push(process.into()),
+            TraceEvent::Baseline { .. } => {
+                let processes = std::mem::take(&mut self.seen);
+                self.step(Input::Baseline { guard, processes });
+            }
+            TraceEvent::Totals { .. } | TraceEvent::Limit { .. } => self.take_count(event),
+            TraceEvent::Look { servers, .. } => self.looked(servers),
+            TraceEvent::Zombies { count, reaper, .. } => {
+                let found = unreaped(*count, reaper.as_ref());
+                self.step(Input::Unreaped { guard, found });
+            }
+            TraceEvent::Woke { .. } => self.step(Input::Woke),
+            TraceEvent::Lost { lines, .. } => {
+                self.report.lost = self.report.lost.saturating_add(*lines);
+            }
+            TraceEvent::End { why, .. } => self.report.ended = Some(*why),
         }
+    }
+
+    /// Counts what a trace has without the kernel's totals, and what the report says.
+    fn count_event(&mut self, event: &TraceEvent) {
+        let mut new = Totals::default();
+        match event {
+            TraceEvent::Fork { thread: true, .. } => new.thread_forks = 1,
+            TraceEvent::Exit { thread: true, .. } => new.thread_exits = 1,
+            TraceEvent::Fork { .. } => new.process_forks = 1,
+            TraceEvent::Exec { .. } => new.execs = 1,
+            TraceEvent::Exit { .. } => new.process_exits = 1,
+            TraceEvent::Use { .. }
+            | TraceEvent::Hup { .. }
+            | TraceEvent::Join { .. }
+            | TraceEvent::Leave { .. }
+            | TraceEvent::Seen { .. }
+            | TraceEvent::Baseline { .. }
+            | TraceEvent::Totals { .. }
+            | TraceEvent::Limit { .. }
+            | TraceEvent::Look { .. }
+            | TraceEvent::Zombies { .. }
+            | TraceEvent::Woke { .. }
+            | TraceEvent::Lost { .. }
+            | TraceEvent::End { .. } => return,
+        }
+        self.report.processes += new.process_forks;
+        self.report.execs += new.execs;
+        if self.is_counted {
+            let totals = &mut self.totals;
+            totals.process_forks += new.process_forks;
+            totals.thread_forks += new.thread_forks;
+            totals.execs += new.execs;
+            totals.process_exits += new.process_exits;
+            totals.thread_exits += new.thread_exits;
+        }
+    }
+
+    /// Takes counts that the trace has. A limit holds until it has another.
+    fn take_count(&mut self, event: &TraceEvent) {
+        if let TraceEvent::Totals { forks, threads, execs, exits, thread_exits, .. } = event {
+            let totals = Totals {
+                process_forks: *forks,
+                thread_forks: *threads,
+                execs: *execs,
+                process_exits: *exits,
+                thread_exits: *thread_exits,
+                ..Totals::default()
+            };
+            self.is_counted = false;
+            self.step(Input::Totals { guard: GUARD, totals });
+            self.see_limit();
+        }
+        if let TraceEvent::Limit { max, tasks, .. } = event {
+            self.limit = Some((max.map_or(Limit::Max, Limit::Tasks), *tasks));
+            self.see_limit();
+        }
+    }
+
+    /// Passes on the looks at servers. One that has no live process has ended meanwhile.
+    fn looked(&mut self, looked: &[SeenServer]) {
+        let Some(state) = self.core.guard(GUARD) else { return };
+        let server = |seen: &SeenServer| {
+            let began = Time(self.now.0.saturating_sub(seen.took));
+            Some((state.registry.server_of(seen.p)?, began, seen.into()))
+        };
+        let servers = looked.iter().filter_map(server).collect();
+        self.step(Input::Looked { guard: GUARD, servers });
+    }
+
+    fn born(&self, offset: i64) -> Time {
+        Time(self.start.0.saturating_add_signed(offset))
     }
 
     fn step(&mut self, input: Input) {
@@ -318,9 +372,9 @@ impl Run {
         }
     }
 
-    /// Reports each order as done, because a trace cannot react.
+    /// Reports each order as done, or as what would be done, because a trace cannot react.
     fn carry_out(&mut self, order: Order) {
-        let t_ns = self.now.0;
+        let t_ns = self.now.0.saturating_sub(self.start.0);
         match order.action {
             Action::Warn { cause } => {
                 if let Some(detector) = cause.detector {
@@ -348,8 +402,8 @@ impl Run {
             | Action::LeaveLimit { .. } => {}
         }
         let Order { ticket, guard, .. } = order;
-        let settled =
-            Settled { ticket, guard, outcome: Outcome::Done, detail: String::new(), remark: None };
+        let (outcome, detail) = (self.outcome, String::new());
+        let settled = Settled { ticket, guard, outcome, detail, remark: None };
         self.step(Input::Settled(settled));
     }
 
@@ -373,8 +427,7 @@ impl Run {
     }
 }
 
-/// Returns the strongest response for the trace. A trace has no name, so the policy's first rule
-/// applies.
+/// Returns the strongest response for a trace that no rule names. The policy's first rule applies.
 fn highest(policy: &Policy) -> Response {
     match policy.guard.first() {
         Some(rule) => rule.highest,

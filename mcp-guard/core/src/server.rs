@@ -23,6 +23,7 @@ mod launcher;
 mod lists;
 mod options;
 mod path;
+mod reduced;
 mod spec;
 mod table;
 mod tool;

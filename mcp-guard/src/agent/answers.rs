@@ -119,7 +119,7 @@ impl Agent {
             About::Guards(guards) => {
                 let answer = serde_json::to_value(self.status()).map(|mut parameters| {
                     parameters["guards"] = Value::Array(guards);
-                    Reply { error: None, parameters }
+                    Reply { parameters, ..Reply::default() }
                 });
                 send_reply(reply, answer.unwrap_or_else(|error| failed(&error.to_string())));
             }

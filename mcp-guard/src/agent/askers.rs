@@ -82,7 +82,7 @@ impl Askers {
 
 pub(super) fn send(reply: ReplyTo, answer: impl Serialize) {
     let answer = match serde_json::to_value(answer) {
-        Ok(parameters) => Reply { error: None, parameters },
+        Ok(parameters) => Reply { parameters, ..Reply::default() },
         Err(error) => failed(&error.to_string()),
     };
     send_reply(reply, answer);

@@ -26,12 +26,13 @@ const LEASES_MS: std::ops::RangeInclusive<u64> = 1_000..=86_400_000;
 
 impl Agent {
     pub(super) fn answer(&mut self, waiting: Waiting) {
-        let Waiting { call, reply } = waiting;
+        let Waiting { call, reply, parts } = waiting;
         match call {
             Call::Status => self.begin_status(reply),
             Call::Servers(asked) => self.begin_servers(asked, reply),
             Call::ReloadPolicy => self.reload(Some(reply)),
             Call::PolicyInForce => send(reply, self.reloads.in_force(clock::now())),
+            Call::Record(asked) => self.record(&asked, reply, parts),
             // The CLI checks this too, but other clients may call.
             Call::Freeze { lease_ms, .. } if !LEASES_MS.contains(&lease_ms) => {
                 send_reply(reply, failed("lease_ms must be between 1000 and 86400000"));

@@ -88,6 +88,9 @@ impl Agent {
             }
         }
         self.free_slots();
+        for guard in self.recordings.turn(now) {
+            self.rescans.lost(now, guard);
+        }
         self.rescans.queue_due(now);
         self.read_next();
         self.look_at_servers();

@@ -158,7 +158,7 @@ fn run_one(trace: &str, policy: &Policy, file: &Path) -> Result<ReplayReport, Fa
 }
 
 fn summary(report: &ReplayReport) -> String {
-    let ReplayReport { events, processes, execs, live_at_end, identities, .. } = report;
+    let ReplayReport { events, processes, execs, live_at_end, identities, lost, .. } = report;
     let mut text = format!(
         "{events} events: {processes} processes started, {execs} execs, {live_at_end} alive at the end\n"
     );
@@ -167,6 +167,9 @@ fn summary(report: &ReplayReport) -> String {
             "  {name}: {} starts, {} alive at the end, {} at the peak\n",
             one.starts, one.live_at_end, one.live_peak
         );
+    }
+    if *lost > 0 {
+        text += &format!("incomplete: {lost} lines are missing; what is decided may differ\n");
     }
     text
 }

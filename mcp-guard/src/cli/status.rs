@@ -78,7 +78,7 @@ fn print<T: Serialize>(answer: &T, json: bool, text: fn(&T) -> String) -> Result
     Ok(())
 }
 
-fn unanswered(error: client::Error) -> Failure {
+pub fn unanswered(error: client::Error) -> Failure {
     let no_agent = matches!(error, client::Error::NoAgent(_));
     let hint = if no_agent { "; start it with `mcp-guard run`, as root" } else { "" };
     Failure::could_not(format!("{error}{hint}"))

@@ -18,8 +18,8 @@ use super::{
     varlink::{Fields, Types, fields, named, plain, words},
     wire::{
         Answer, EngineState, Failed, Freeze, GetPolicy, GetServers, GetStatus, GuardServers,
-        INTERFACE, Kill, Method, PolicyInForce, PolicyStatus, ReloadPolicy, Reloaded, Servers,
-        Status, TargetCgroup, Thaw, WatchedStatus,
+        INTERFACE, Kill, Method, PolicyInForce, PolicyStatus, RecordTrace, ReloadPolicy, Reloaded,
+        Servers, Status, TargetCgroup, Thaw, TracePart, WatchedStatus,
     },
 };
 
@@ -32,6 +32,10 @@ pub fn description() -> String {
         method::<GetStatus>(&mut types),
         "\n# The live servers, as `mcp-guard status --servers --json` prints them.".to_owned(),
         method::<GetServers>(&mut types),
+        "\n# Records what happens in a guard, as `mcp-guard record` writes it. Called with `more`; \
+         each reply has some lines."
+            .to_owned(),
+        method::<RecordTrace>(&mut types),
         "\n# Reads the policy again. With `error`, the old one stays in force.".to_owned(),
         method::<ReloadPolicy>(&mut types),
         "\n# The policy that the agent runs, and the file from which a reload reads it.".to_owned(),
@@ -109,6 +113,8 @@ fields!(Status {
     policy
 });
 fields!(PolicyStatus { files, error });
+fields!(RecordTrace { cgroup_id, for_ms });
+fields!(TracePart { lines });
 fields!(ReloadPolicy {});
 fields!(GetPolicy {});
 fields!(PolicyInForce { file, age_ms, sources });

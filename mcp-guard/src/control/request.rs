@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use super::{
     description::description,
     wire::{
-        Call, CallMessage, Freeze, GetPolicy, GetServers, GetStatus, INTERFACE, Kill, Method,
-        NO_SUCH_METHOD, ReloadPolicy, Reply, Thaw,
+        Call, CallMessage, EXPECTED_MORE, Freeze, GetPolicy, GetServers, GetStatus, INTERFACE,
+        Kill, Method, NO_SUCH_METHOD, RecordTrace, ReloadPolicy, Reply, Thaw,
     },
 };
 
@@ -23,7 +23,7 @@ pub fn read(message: &[u8]) -> Asked {
         Ok(request) => request,
         Err(error) => return Asked::Reply(bad_parameter(&error.to_string())),
     };
-    let CallMessage { method, parameters } = request;
+    let CallMessage { method, parameters, more } = request;
     let call = match method.as_str() {
         "org.varlink.service.GetInfo" => return Asked::Reply(info()),
         "org.varlink.service.GetInterfaceDescription" => {
@@ -32,11 +32,16 @@ pub fn read(message: &[u8]) -> Asked {
         own => own.strip_prefix(INTERFACE).and_then(|own| call(own.strip_prefix('.')?, parameters)),
     };
     match call {
+        Some(Ok(Call::Record(_))) if more != Some(true) => {
+            let error = Some(EXPECTED_MORE.to_owned());
+            Asked::Reply(Reply { error, ..Reply::default() })
+        }
         Some(Ok(call)) => Asked::Call(call),
         Some(Err(error)) => Asked::Reply(bad_parameter(&error.to_string())),
         None => {
             let error = Some(NO_SUCH_METHOD.to_owned());
-            Asked::Reply(Reply { error, parameters: json!({ "method": method }) })
+            let parameters = json!({ "method": method });
+            Asked::Reply(Reply { error, parameters, continues: None })
         }
     }
 }
@@ -49,6 +54,7 @@ fn call(method: &str, parameters: Value) -> Option<serde_json::Result<Call>> {
         ReloadPolicy::NAME => Ok(Call::ReloadPolicy),
         GetPolicy::NAME => Ok(Call::PolicyInForce),
         GetServers::NAME => GetServers::read(parameters).map(Call::Servers),
+        RecordTrace::NAME => RecordTrace::read(parameters).map(Call::Record),
         Freeze::NAME => {
             Freeze::read(parameters).map(|Freeze { target, lease_ms, dry_run, despite }| {
                 Call::Freeze { target, lease_ms, dry_run, despite }
@@ -73,20 +79,21 @@ fn info() -> Reply {
         "url": "",
         "interfaces": ["org.varlink.service", INTERFACE],
     });
-    Reply { error: None, parameters }
+    Reply { parameters, ..Reply::default() }
 }
 
 fn describe(parameters: &Value) -> Reply {
     if parameters["interface"] == INTERFACE {
-        return Reply { error: None, parameters: json!({ "description": description() }) };
+        let parameters = json!({ "description": description() });
+        return Reply { parameters, ..Reply::default() };
     }
     let error = Some("org.varlink.service.InterfaceNotFound".to_owned());
-    Reply { error, parameters: parameters.clone() }
+    Reply { error, parameters: parameters.clone(), continues: None }
 }
 
 fn bad_parameter(reason: &str) -> Reply {
     let error = Some("org.varlink.service.InvalidParameter".to_owned());
-    Reply { error, parameters: json!({ "parameter": reason }) }
+    Reply { error, parameters: json!({ "parameter": reason }), continues: None }
 }
 
 #[cfg(test)]

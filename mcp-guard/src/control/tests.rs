@@ -21,8 +21,8 @@ use super::{
     request::{Asked, read},
     wire::{
         Answer, EngineState, Freeze, GetPolicy, GetServers, GetStatus, GuardServers, INTERFACE,
-        Kill, Method, PolicyInForce, PolicyStatus, ReloadPolicy, Reloaded, Servers, Status,
-        TargetCgroup, Thaw, WatchedStatus, failed,
+        Kill, Method, PolicyInForce, PolicyStatus, RecordTrace, ReloadPolicy, Reloaded, Servers,
+        Status, TargetCgroup, Thaw, TracePart, WatchedStatus, failed,
     },
 };
 
@@ -137,7 +137,7 @@ impl Read {
 
 fn is_read<M: Method>(parameters: &Value) -> bool {
     let method = format!("{INTERFACE}.{}", M::NAME);
-    let message = json!({ "method": method, "parameters": parameters });
+    let message = json!({ "method": method, "parameters": parameters, "more": true });
     matches!(read(message.to_string().as_bytes()), Asked::Call(_))
 }
 
@@ -314,6 +314,8 @@ fn messages_have_exactly_the_described_fields() {
     let sources = vec![PolicySource { name: "a".to_owned(), text: "b".to_owned() }];
     let in_force = PolicyInForce { file: Some("a".to_owned()), age_ms: 7, sources };
     described.check_call(&GetPolicy {}, &[in_force]);
+    let record = RecordTrace { cgroup_id: CgroupId(7), for_ms: 1000 };
+    described.check_call(&record, &[TracePart { lines: "{}\n".to_owned() }]);
     let failure = failed("why");
     assert_eq!(failure.error.as_deref(), Some("io.mcpguard.Failed"));
     described.check_fields(&failure.parameters, &described.errors["Failed"], "Failed");
@@ -321,7 +323,16 @@ fn messages_have_exactly_the_described_fields() {
     let names: Vec<&str> = described.methods.keys().map(String::as_str).collect();
     assert_eq!(
         names,
-        ["Freeze", "Kill", "PolicyInForce", "ReloadPolicy", "Servers", "Status", "Thaw"]
+        [
+            "Freeze",
+            "Kill",
+            "PolicyInForce",
+            "RecordTrace",
+            "ReloadPolicy",
+            "Servers",
+            "Status",
+            "Thaw"
+        ]
     );
     assert_eq!(described.errors.len(), 1);
 }

@@ -18,20 +18,28 @@ pub const MAX_MESSAGE: usize = 4 << 20;
 pub const INTERFACE: &str = "io.mcpguard";
 /// The error of a call of a method that does not exist.
 pub const NO_SUCH_METHOD: &str = "org.varlink.service.MethodNotFound";
+/// The error of a call without `more` of a method that has several replies.
+pub const EXPECTED_MORE: &str = "org.varlink.service.ExpectedMore";
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct CallMessage {
     pub method: String,
     #[serde(default)]
     pub parameters: Value,
+    /// The caller takes several replies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub more: Option<bool>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Reply {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     #[serde(default)]
     pub parameters: Value,
+    /// Another reply to the same call follows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub continues: Option<bool>,
 }
 
 /// A call that only the agent's loop can answer.
@@ -41,6 +49,7 @@ pub enum Call {
     Servers(GetServers),
     ReloadPolicy,
     PolicyInForce,
+    Record(RecordTrace),
     Freeze {
         target: TargetCgroup,
         lease_ms: u64,
@@ -291,6 +300,25 @@ pub struct GuardServers {
     pub servers: Vec<ServerStatus>,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordTrace {
+    /// The guard that is recorded.
+    pub cgroup_id: CgroupId,
+    /// How long it is recorded at most.
+    pub for_ms: u64,
+}
+
+impl Method for RecordTrace {
+    const NAME: &'static str = "RecordTrace";
+    type Reply = TracePart;
+}
+
+/// Some lines of a trace. The first part has its header.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct TracePart {
+    pub lines: String,
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Freeze {
     #[serde(flatten)]
@@ -338,7 +366,8 @@ impl Method for Kill {
 #[must_use]
 pub fn failed(reason: &str) -> Reply {
     let error = Some("io.mcpguard.Failed".to_owned());
-    Reply { error, parameters: serde_json::json!(Failed { reason: reason.to_owned() }) }
+    let parameters = serde_json::json!(Failed { reason: reason.to_owned() });
+    Reply { error, parameters, continues: None }
 }
 
 #[cfg(test)]

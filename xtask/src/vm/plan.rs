@@ -77,6 +77,9 @@ fn means_nothing(image: &Image, program: &str) -> Option<&'static str> {
         (_, _, "host_log" | "host_slow") => {
             Some("needs loop devices and mkfs.ext4: the host tier has it")
         }
+        (_, _, "host_record") => {
+            Some("compares times, for which an emulated guest is too slow: the host tier runs it")
+        }
         (_, _, "host_queries") => Some("needs jq alone: the host tier has it"),
         (_, _, "host_clamp" | "host_evidence") => {
             Some("needs node, which guests have only in containers: the host tier runs it")
@@ -87,7 +90,7 @@ fn means_nothing(image: &Image, program: &str) -> Option<&'static str> {
         (_, _, "docker_incident" | "docker_repair") => {
             Some("takes long, because of node or of steps of ten seconds: the docker tier runs it")
         }
-        (_, _, "real_servers") => {
+        (_, _, "real_servers" | "real_workloads") => {
             Some("installs packages from the registries: it runs only if it is asked for")
         }
         (_, _, "docker_exec") => {

@@ -1,4 +1,4 @@
-mod cases;
+pub(super) mod cases;
 mod launchers;
 mod secrets;
 
@@ -7,9 +7,9 @@ use std::sync::LazyLock;
 use self::cases::{OTHERS, REPORTED};
 use super::*;
 
-static GRAMMAR: LazyLock<Grammar> = LazyLock::new(Grammar::default);
+pub(super) static GRAMMAR: LazyLock<Grammar> = LazyLock::new(Grammar::default);
 
-fn joined(words: &str) -> Vec<u8> {
+pub(super) fn joined(words: &str) -> Vec<u8> {
     words.split('|').flat_map(|word| word.bytes().chain([0])).collect()
 }
 

@@ -3,10 +3,10 @@
 
 use super::super::Naming::{self, Cached, Image, Package, Program, Script, Unclear};
 
-pub(super) type Row = (&'static str, &'static str, Naming);
+pub(in crate::server) type Row = (&'static str, &'static str, Naming);
 
 /// From public reports.
-pub(super) const REPORTED: &[Row] = &[
+pub(in crate::server) const REPORTED: &[Row] = &[
     (
         "npm exec @modelcontextprotocol/server-everything",
         "@modelcontextprotocol/server-everything",
@@ -143,7 +143,7 @@ pub(super) const REPORTED: &[Row] = &[
 ];
 
 /// More of the same kinds.
-pub(super) const OTHERS: &[Row] = &[
+pub(in crate::server) const OTHERS: &[Row] = &[
     // Launchers.
     ("npm exec|", "npm", Unclear),
     ("npx|--registry|https://u:p@r.example/|-y|@s/p@1", "@s/p", Package),
