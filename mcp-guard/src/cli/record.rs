@@ -174,7 +174,7 @@ impl Cut for File {
 impl TraceFile<File> {
     fn create(path: &Path, max: u64) -> Result<Self, Failure> {
         // What runs in a container is nobody else's business.
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+        let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(path);
         let file = file.map_err(|error| uncreated(path, &error))?;
         Ok(Self::new(file, max))
     }
@@ -197,24 +197,33 @@ impl<F: Cut> TraceFile<F> {
             }
         };
         self.write(whole)?;
-        whole.lines().for_each(|line| self.note(line));
         Ok(fits)
     }
 
     fn end(&mut self, t: u64, why: EndOfTrace) -> io::Result<()> {
         let line = serde_json::to_string(&TraceEvent::End { t, why })?;
-        self.write(&format!("{line}\n"))?;
-        self.note(&line);
-        Ok(())
+        self.write(&format!("{line}\n"))
     }
 
-    /// Writes whole lines, or nothing of them.
+    /// Writes whole lines. If there is no room for all of them, as many are kept as fit.
     fn write(&mut self, lines: &str) -> io::Result<()> {
+        let Err(error) = self.write_all(lines) else { return Ok(()) };
+        for line in lines.split_inclusive('\n') {
+            if self.write_all(line).is_err() {
+                break;
+            }
+        }
+        Err(error)
+    }
+
+    /// Writes all of the lines, or nothing of them.
+    fn write_all(&mut self, lines: &str) -> io::Result<()> {
         if let Err(error) = self.file.write_all(lines.as_bytes()) {
             self.file.cut(self.kept)?;
             return Err(error);
         }
         self.kept += u64::try_from(lines.len()).unwrap_or(u64::MAX);
+        lines.lines().for_each(|line| self.note(line));
         Ok(())
     }
 
@@ -275,7 +284,7 @@ mod tests {
         assert!(trace.append(&EXIT.repeat(2)).unwrap());
         let error = trace.append(&EXIT.repeat(2)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
-        assert_eq!((trace.events, trace.file.0), (2, EXIT.repeat(2).into_bytes()));
+        assert_eq!((trace.events, trace.file.0), (3, EXIT.repeat(3).into_bytes()));
     }
 
     #[test]

@@ -12,8 +12,8 @@ use super::{Burning, Burst, CrashLoop, Disconnected, Duplicates, Growth, Respond
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct ServerKeys {
-    /// No detector counts these servers, so nothing is done about them. Detectors that count all processes or tasks of
-    /// a container (E, R, T, H and Z) count theirs too.
+    /// The detectors that count servers ignore these. Those that count all processes or tasks of a container (E, R,
+    /// T, H and Z) still count theirs.
     pub ignore: bool,
     /// Thresholds of the detectors that count servers. A key that is not given has the value that it has for all
     /// servers.

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::super::{DurationText, Pattern, Response};
 
-/// D: live servers of one package that are idle. Of another identity, only servers count of which looks have proved
-/// that they are idle and that only their client can give them work, and only if the number of its servers grows
-/// steadily. About these, the detector only warns.
+/// D: live servers of one package that are idle. For another identity, a server counts only if looks have proved that
+/// it is idle and that only its client can give it work. The detector then only warns, and only if these are at least
+/// half of the identity's servers and their number grows steadily.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
@@ -22,8 +22,7 @@ pub struct Duplicates {
     /// The number of live servers of one identity, each at least `warn_age` old, at which the detector
     /// warns even if they are in use.
     pub warn_in_use: usize,
-    /// The number of live servers of one identity, each at least `act_age` old, at which the
-    /// detector acts.
+    /// The number of live servers of one package, each at least `act_age` old, at which the detector acts.
     pub act: usize,
     /// How old a server must be to count for `act`, and for how long it must have been idle.
     #[serde(with = "DurationText")]

@@ -111,7 +111,7 @@ impl Default for Headroom {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Zombies {
-    /// How many there must be, in two looks in a row.
+    /// How many there must be, in two counts in a row. The zombies are counted each `[evidence] every`.
     pub warn: u64,
     /// Zombies that fill this percentage of the limit are enough too, if they are at least 5.
     pub warn_percent: u64,
