@@ -20,7 +20,7 @@ pub struct Terms {
     pub highest: Response,
     /// The limit to enforce, if the policy names one.
     pub pids_limit: Option<u64>,
-    /// The place of its rule in [`Policy::guard`].
+    /// The place of its rule in [`Policy::guard`](super::Policy::guard).
     pub rule: Option<usize>,
 }
 
