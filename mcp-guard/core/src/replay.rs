@@ -1,7 +1,7 @@
 //! Runs a recorded trace through the core, without a host: what would have been detected and done.
 //!
-//! What a trace does not have, the core is not told: a trace of births, execs and ends alone says nothing about
-//! which servers are used.
+//! The core learns only what the trace has. A trace of births, execs and ends alone says nothing about which servers
+//! are used.
 
 use std::collections::{BTreeMap, BTreeSet};
 

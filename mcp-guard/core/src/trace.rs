@@ -52,7 +52,7 @@ pub struct TraceHeader {
     /// The maximum number of tasks on the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_tasks: Option<u64>,
-    /// What rules of a policy match.
+    /// The words that rules of a policy match.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guard: Option<TracedGuard>,
 }
@@ -121,7 +121,7 @@ pub enum TraceEvent {
         t: u64,
         p: Pid,
         born: i64,
-        /// What `/proc` showed soon after.
+        /// The process as `/proc` showed it soon after.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         seen: Option<SeenProcess>,
     },

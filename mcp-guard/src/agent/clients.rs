@@ -132,7 +132,7 @@ fn describe(
     };
 }
 
-/// What is read of a client.
+/// The program of a client, as it was read.
 #[derive(Clone)]
 struct Program {
     name: String,

@@ -1,5 +1,5 @@
-//! Records guards for clients: what the core is told goes to them in parts, in a bounded queue. The loop never waits
-//! for a client: what has no room in the queue is left out, and the trace says so.
+//! Records guards for clients. The inputs of the core go to them in parts, in a bounded queue. The loop never waits
+//! for a client: an input that has no room in the queue is left out, and counted in the trace.
 
 use std::time::Duration;
 

@@ -173,7 +173,7 @@ impl Cut for File {
 
 impl TraceFile<File> {
     fn create(path: &Path, max: u64) -> Result<Self, Failure> {
-        // What runs in a container is nobody else's business.
+        // Nobody else may see what runs in a container.
         let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(path);
         let file = file.map_err(|error| uncreated(path, &error))?;
         Ok(Self::new(file, max))

@@ -36,7 +36,7 @@ pub struct Waiting {
     pub parts: Option<mpsc::Sender<String>>,
 }
 
-/// What is sent for one message: a reply, and the parts of a trace that follow it.
+/// The answer to one message: a reply, and the parts of a trace that follow it.
 struct AnswerInParts {
     reply: Reply,
     parts: Option<mpsc::Receiver<String>>,
