@@ -105,7 +105,6 @@ fn gateways() -> PathBuf {
                 "--ignore-scripts",
                 "supergateway@3.4.3",
                 "supergateway4@npm:supergateway@4.0.0",
-                "@modelcontextprotocol/inspector-server@0.13.0",
                 "@modelcontextprotocol/server-everything",
             ],
         );
@@ -515,7 +514,7 @@ fn servers_of_a_gateway_that_is_killed() {
 
 /// Gateways that keep a server of each request or of each session whose client has gone: the name of the trace, how
 /// the gateway is started on a port, and where a client asks.
-const LEAKS: [(&str, &str, &str); 4] = [
+const LEAKS: [(&str, &str, &str); 3] = [
     (
         "live-supergateway3-stateless",
         "node_modules/supergateway/dist/index.js --outputTransport streamableHttp",
@@ -530,11 +529,6 @@ const LEAKS: [(&str, &str, &str); 4] = [
         "live-supergateway4-stateful",
         "node_modules/supergateway4/dist/index.js --outputTransport streamableHttp --stateful",
         "/mcp",
-    ),
-    (
-        "live-inspector",
-        "node_modules/@modelcontextprotocol/inspector-server/build/index.js",
-        "/mcp?transportType=stdio&env=%7B%7D&command=npx&args=-y%20@modelcontextprotocol/server-everything",
     ),
 ];
 /// How many clients come and go.
@@ -571,12 +565,9 @@ fn a_recorded_leak_of_a_real_gateway_is_judged_again_as_it_was_live() {
         let file = agent.folder().join("trace");
         let recording = Recording::begin(&mut agent, &cgroup, &file, &[]).unwrap();
         let mut gateway = Command::new("node");
-        gateway.args(words.split(' ')).current_dir(&folder).env("PORT", port.to_string());
-        if words.contains("supergateway") {
-            let server = "npx -y @modelcontextprotocol/server-everything";
-            gateway.args(["--stdio", server, "--logLevel", "none", "--port", &port.to_string()]);
-        }
-        gateway.env("SERVER_PORT", port.to_string()).env("DANGEROUSLY_OMIT_AUTH", "true");
+        let server = "npx -y @modelcontextprotocol/server-everything";
+        gateway.args(words.split(' ')).current_dir(&folder);
+        gateway.args(["--stdio", server, "--logLevel", "none", "--port", &port.to_string()]);
         gateway.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let gateway = Gateway(cgroup.spawn(gateway).unwrap());
         let is_up = || Ok(TcpStream::connect(("127.0.0.1", port)).is_ok());

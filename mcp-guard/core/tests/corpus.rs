@@ -24,7 +24,7 @@ fn corpus() -> BTreeMap<String, Trace> {
             let text = fs::read_to_string(&path).expect("readable");
             let header: serde_json::Value =
                 serde_json::from_str(text.lines().next().expect("header")).expect("JSON");
-            let report = replay(&text, Policy::default()).expect("well-formed");
+            let report = replay(&text, policy(&header)).expect("well-formed");
             let name = path.file_stem().expect("name").to_string_lossy().into_owned();
             (
                 name,
@@ -34,10 +34,18 @@ fn corpus() -> BTreeMap<String, Trace> {
         .collect()
 }
 
+/// The policy that a trace was recorded with: `record` was used on leaks with a look each 5 s.
+fn policy(header: &serde_json::Value) -> Policy {
+    match header["totals"] == true && header["kind"] == "leak" {
+        true => Policy::parse("[evidence]\nevery = \"5s\"").expect("valid"),
+        false => Policy::default(),
+    }
+}
+
 /// Name, starts per identity, live processes at the end, detectors that warn, detectors that act.
 type Row = (&'static str, &'static [(&'static str, u64)], usize, &'static str, &'static str);
 
-const TABLE: [Row; 17] = [
+const TABLE: [Row; 30] = [
     ("entrypoint-sh", &[], 0, "", ""),
     ("figma-npx", &[("figma-mcp", 1)], 3, "", ""),
     ("figma-npx-bbsh", &[("figma-mcp", 1)], 2, "", ""),
@@ -66,6 +74,37 @@ const TABLE: [Row; 17] = [
     ("supergateway3-stateless-slow", &[("figma-mcp", 24), ("supergateway", 1)], 97, "BD", "BD"),
     ("supergateway4-stateless", &[("figma-mcp", 18), ("supergateway", 1)], 1, "B", ""),
     ("uvx-warm", &[("mcp-server-time", 1)], 2, "", ""),
+    ("configure", &[("collect2", 1), ("gcc", 1)], 4, "", ""),
+    ("git", &[("git commit", 1), ("git maintenance run", 1)], 3, "", ""),
+    ("jest-workers", &[("jest", 1), ("jest-worker", 4)], 8, "", ""),
+    (
+        "live-supergateway3-stateful",
+        &[("@modelcontextprotocol/server-everything", 14), ("supergateway", 1)],
+        57,
+        "D",
+        "D",
+    ),
+    (
+        "live-supergateway3-stateless",
+        &[("@modelcontextprotocol/server-everything", 14), ("supergateway", 1)],
+        57,
+        "D",
+        "D",
+    ),
+    (
+        "live-supergateway4-stateful",
+        &[("@modelcontextprotocol/server-everything", 14), ("supergateway4", 1)],
+        57,
+        "D",
+        "D",
+    ),
+    ("make-j8", &[("cc1", 120), ("gcc", 120)], 12, "", ""),
+    ("node-cluster", &[("/tmp/mcp-guard-work/node-cluster/a.js", 1)], 10, "", ""),
+    ("npm-install-native", &[("npm install", 1)], 2, "", ""),
+    ("pip-install", &[("pip", 1)], 2, "", ""),
+    ("pytest-xdist", &[("pytest", 1)], 4, "", ""),
+    ("sessions-that-end", &[("mcp-server-filesystem", 24), ("sleep", 1)], 2, "", ""),
+    ("tsc-webpack", &[("npm run build", 1)], 4, "", ""),
 ];
 
 #[test]
