@@ -19,7 +19,7 @@ pub struct Duplicates {
     /// How old a server must be to count for `warn`, and for how long it must have been idle.
     #[serde(with = "DurationText")]
     pub warn_age: Duration,
-    /// The number of live servers of one identity, each at least `warn_age` old, at which the detector
+    /// The number of live servers of one package, each at least `warn_age` old, at which the detector
     /// warns even if they are in use.
     pub warn_in_use: usize,
     /// The number of live servers of one package, each at least `act_age` old, at which the detector acts.
