@@ -21,7 +21,7 @@ use crate::wait;
 pub const UNIT: &str = "mcp-guard.service";
 /// The unit that releases the holds if the main unit could not.
 pub const THAW: &str = "mcp-guard-thaw.service";
-/// The timer that starts the main unit again after it has given up.
+/// The timer that starts the main unit again after systemd has given up restarting it.
 pub const AGAIN: &str = "mcp-guard-again.timer";
 /// Where the package puts the program.
 pub const PROGRAM: &str = "/usr/bin/mcp-guard";

@@ -180,7 +180,7 @@ fn pytest_xdist() {
 fn sessions_that_end() {
     innocent(
         "sessions-that-end",
-        "24 MCP sessions, one each 5 s: each server is started by `npx`, asked and ended",
+        "24 MCP sessions, one after the other, with 5 s between them: each server is started by `npx`, asked and ended",
         "npm init -y >/dev/null; \
          npm install --no-audit --no-fund @modelcontextprotocol/server-filesystem >/dev/null",
         "for i in $(seq 24); do \

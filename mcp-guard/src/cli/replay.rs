@@ -25,7 +25,7 @@ pub struct Arguments {
     /// printed.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Policy file to test; its mode is ignored.
+    /// Policy file to test. Each mode in it is ignored; the mode of the recording counts, else enforce.
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
     /// Show what a new policy would decide in another way than an old one.

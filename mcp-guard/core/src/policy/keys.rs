@@ -6,8 +6,8 @@ use serde::{Deserialize, Deserializer};
 
 use super::{Burning, Burst, CrashLoop, Disconnected, Duplicates, Growth, Respond};
 
-/// Terms for the servers of one identity, in place of those for all servers. IDENTITY is a name as `status`
-/// shows it, with `*` and `?` as in the `name` of a guard.
+/// Settings for the servers of one identity, in place of those for all servers. IDENTITY is a name as `status`
+/// shows it, with `*` and `?` as in the `name` of a `[[guard]]` rule.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]

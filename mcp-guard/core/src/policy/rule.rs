@@ -50,7 +50,7 @@ pub struct Rule {
     #[serde(default = "default_highest")]
     pub highest: Response,
     /// The wanted limit in tasks, 8 to 4194304, instead of the number that the engine stores. A
-    /// request of `repair` has priority over it. The agent never raises a limit to this number.
+    /// request of `repair` overrides it until this number is changed. The agent never raises a limit to this number.
     #[serde(default)]
     pub pids_limit: Option<u64>,
     /// Thresholds of these cgroups, without those of `[detect.herd]`. A key that is not given has the value that it has for all.
@@ -61,7 +61,7 @@ pub struct Rule {
     #[serde(default)]
     #[cfg_attr(test, schemars(schema_with = "super::tests::reference::respond"))]
     pub respond: SomeKeys<Respond>,
-    /// Terms for the servers of some identities here.
+    /// Settings for the servers of some identities here.
     #[serde(default)]
     #[cfg_attr(test, schemars(schema_with = "super::tests::reference::server"))]
     pub server: BTreeMap<String, ServerKeys>,

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::super::{DurationText, Pattern, Response};
 
-/// D: live servers of one package that are idle. For another identity, a server counts only if looks have proved that
-/// it is idle and that only its client can give it work. The detector then only warns, and only if these are at least
-/// half of the identity's servers and their number grows steadily.
+/// D: live servers of one package that are idle. Of another identity, the detector counts only servers that are proved
+/// to be idle and to get work from their client alone. It never acts on these. It warns only if they are at least half
+/// of the identity's live servers, and if the number of live servers has grown steadily.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
@@ -145,11 +145,11 @@ pub struct Disconnected {
     /// long.
     #[serde(with = "DurationText")]
     pub age: Duration,
-    /// The time in all other cases: the server is neither of a package nor of an image, it does something, or
+    /// The time in all other cases: the server is neither of a package nor of an image, or it does something, or
     /// somebody can still read from it.
     #[serde(with = "DurationText")]
     pub other_age: Duration,
-    /// Identities of servers that are neither packages nor images, to which `age` applies instead of `other_age`, with `*` and `?` as in the `name` of a guard.
+    /// Identities of servers that are neither packages nor images, to which `age` applies instead of `other_age`, with `*` and `?` as in the `name` of a `[[guard]]` rule.
     pub servers: Vec<Pattern>,
 }
 
@@ -176,7 +176,7 @@ impl Default for Burning {
     }
 }
 
-/// N: containers of one image whose stdin ends with their client, as after `docker run -i`, and whose clients are gone. It only warns. Its keys stand at the top of the file only, and not in a rule: the containers of a herd may match different rules or none.
+/// N: containers of one image whose stdin ends with their client, as after `docker run -i`, and whose clients are gone. It only warns. Its keys can be set only at the top of the file, not in a rule: the containers of a herd may match different rules or none.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]

@@ -91,7 +91,7 @@ impl Default for Tasks {
 }
 
 /// H: the tasks of a container come close to its limit. It judges the floor, as `[detect.tasks]` does, and only
-/// warns.
+/// warns. It judges nothing while mcp-guard clamps or freezes the container.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
@@ -111,7 +111,7 @@ impl Default for Headroom {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Zombies {
-    /// How many there must be, in two counts in a row. The zombies are counted each `[evidence] every`.
+    /// How many there must be, in two counts in a row. The time between two counts is `[evidence] every`.
     pub warn: u64,
     /// Zombies that fill this percentage of the limit are enough too, if they are at least 5.
     pub warn_percent: u64,
