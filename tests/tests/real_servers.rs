@@ -113,6 +113,30 @@ fn gateways() -> PathBuf {
     folder
 }
 
+/// Adds gateways in Python to the folder of the others.
+fn python_gateways() -> PathBuf {
+    let folder = gateways();
+    if !folder.join("venv/complete").exists() {
+        run_in(&folder, &["python3", "-m", "venv", "venv"]);
+        run_in(
+            &folder,
+            &[
+                "venv/bin/pip",
+                "install",
+                "--quiet",
+                "mcp-contextforge-gateway==1.0.7.post20260921",
+                "mcp-streamablehttp-proxy==0.2.0",
+            ],
+        );
+        // ContextForge does not start without secrets, although it uses none here.
+        let secrets = ["JWT_SECRET_KEY", "AUTH_ENCRYPTION_SECRET"];
+        let secrets = secrets.map(|name| format!("{name}=Not-a-secret-but-long-enough-{name}\n"));
+        fs::write(folder.join(".env"), secrets.concat()).unwrap();
+        fs::write(folder.join("venv/complete"), "").unwrap();
+    }
+    folder
+}
+
 /// How each kind of server is started, and the identity that it has.
 const SERVERS: [(&str, &str); 4] = [
     ("npx -y @modelcontextprotocol/server-everything", "@modelcontextprotocol/server-everything"),
@@ -512,44 +536,133 @@ fn servers_of_a_gateway_that_is_killed() {
     scene.show("the servers go on");
 }
 
-/// Gateways that keep a server of each request or of each session whose client has gone: the name of the trace, how
-/// the gateway is started on a port, and where a client asks.
-const LEAKS: [(&str, &str, &str); 3] = [
-    (
-        "live-supergateway3-stateless",
-        "node_modules/supergateway/dist/index.js --outputTransport streamableHttp",
-        "/mcp",
-    ),
-    (
-        "live-supergateway3-stateful",
-        "node_modules/supergateway/dist/index.js --outputTransport streamableHttp --stateful",
-        "/mcp",
-    ),
-    (
-        "live-supergateway4-stateful",
-        "node_modules/supergateway4/dist/index.js --outputTransport streamableHttp --stateful",
-        "/mcp",
-    ),
+/// A gateway whose servers stay when their clients have gone.
+struct Leak {
+    /// The name of its trace.
+    name: &'static str,
+    /// How it is started on `PORT`. `SERVER` is the command of the server, as one word.
+    gateway: &'static str,
+    visit: fn(u16),
+}
+
+const SERVER: &str = "npx -y @modelcontextprotocol/server-everything";
+
+/// Each keeps a server of each request or of each session.
+const LEAKS: [Leak; 3] = [
+    Leak {
+        name: "live-supergateway3-stateless",
+        gateway: "node node_modules/supergateway/dist/index.js --outputTransport streamableHttp \
+                  --logLevel none --port PORT --stdio SERVER",
+        visit,
+    },
+    Leak {
+        name: "live-supergateway3-stateful",
+        gateway: "node node_modules/supergateway/dist/index.js --outputTransport streamableHttp \
+                  --stateful --logLevel none --port PORT --stdio SERVER",
+        visit,
+    },
+    Leak {
+        name: "live-supergateway4-stateful",
+        gateway: "node node_modules/supergateway4/dist/index.js --outputTransport streamableHttp \
+                  --stateful --logLevel none --port PORT --stdio SERVER",
+        visit,
+    },
 ];
+
+/// Each ends `npx` only, and keeps the pipes of the server below it, so the server never sees the end of its input.
+const PYTHON_LEAKS: [Leak; 2] = [
+    // It starts the server again for each client with a key of its own.
+    Leak {
+        name: "live-contextforge-translate",
+        gateway: "venv/bin/python -m mcpgateway.translate --expose-sse --expose-streamable-http \
+                  --enable-dynamic-env --header-to-env X-Api-Key=API_KEY --port PORT --stdio SERVER",
+        visit: visit_by_sse,
+    },
+    // Each minute it ends the sessions that have expired.
+    Leak {
+        name: "live-streamablehttp-proxy",
+        gateway: "venv/bin/mcp-streamablehttp-proxy --timeout 30 --port PORT \
+                  npx -y @modelcontextprotocol/server-everything",
+        visit,
+    },
+];
+
 /// How many clients come and go.
 const CLIENTS: usize = 14;
 const CLIENTS_EVERY: Duration = Duration::from_secs(3);
 /// A look decides each 5 s.
 const INTERVAL_NS: u64 = 5_000_000_000;
 
-/// Begins a session, takes the answer, and goes without a word.
-fn visit(port: u16, path: &str) {
+/// Sends a request. Returns the lines of the answer.
+fn request(port: u16, line: &str, body: &str) -> impl Iterator<Item = String> + use<> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     write!(
         stream,
-        "POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n\
-         Accept: application/json, text/event-stream\r\nContent-Length: {}\r\n\r\n{INITIALIZE}",
-        INITIALIZE.len()
+        "{line} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n\
+         Accept: application/json, text/event-stream\r\nX-Api-Key: a\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
     )
     .unwrap();
-    let mut lines = BufReader::new(stream).lines();
-    assert!(lines.any(|line| line.unwrap().contains("\"result\"")), "{path}");
+    BufReader::new(stream).lines().map(Result::unwrap)
+}
+
+/// Begins a session, takes the answer, and goes without a word.
+fn visit(port: u16) {
+    let mut answer = request(port, "POST /mcp", INITIALIZE);
+    assert!(answer.any(|line| line.contains("\"result\"")));
+}
+
+/// Visits with the older transport: what is posted is answered in a stream.
+fn visit_by_sse(port: u16) {
+    let mut stream = request(port, "GET /sse", "");
+    let place = stream.find_map(|line| line.find("/message").map(|at| line[at..].to_owned()));
+    let _posted = request(port, &format!("POST {}", place.unwrap()), INITIALIZE);
+    assert!(stream.any(|line| line.contains("\"result\"")));
+}
+
+fn start_gateway(cgroup: &FixtureCgroup, folder: &Path, line: &str, port: u16) -> Gateway {
+    let port = port.to_string();
+    let mut words = line.split(' ').map(|word| match word {
+        "PORT" => port.as_str(),
+        "SERVER" => SERVER,
+        word => word,
+    });
+    let mut command = Command::new(words.next().unwrap());
+    command.args(words).current_dir(folder);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    Gateway(cgroup.spawn(command).unwrap())
+}
+
+/// Records a leak, replays the trace with the same policy, and compares the decisions and their times.
+fn record_and_judge_again(folder: &Path, port: u16, leak: &Leak) {
+    let name = leak.name;
+    let cgroup = FixtureCgroup::new("real-leak").unwrap();
+    let policy = format!("[evidence]\nevery = \"5s\"\n[[guard]]\ncgroup = \"{}\"\n", cgroup.path());
+    let mut agent = Agent::start(&policy).unwrap();
+    let file = agent.folder().join("trace");
+    let recording = Recording::begin(&mut agent, &cgroup, &file, &[]).unwrap();
+    let gateway = start_gateway(&cgroup, folder, leak.gateway, port);
+    let is_up = || Ok(TcpStream::connect(("127.0.0.1", port)).is_ok());
+    assert!(wait::until(PATIENCE, is_up).unwrap(), "{name}");
+    for _ in 0..CLIENTS {
+        (leak.visit)(port);
+        thread::sleep(CLIENTS_EVERY);
+    }
+    let acted = wait::until(PATIENCE, || {
+        Ok(agent.audit()?.iter().any(|record| matches!(record, Record::Outcome { .. })))
+    });
+    assert!(acted.unwrap(), "{name}: {:?}", agent.servers(&[]));
+    let trace = recording.stop(&mut agent).unwrap();
+    drop(gateway);
+    let (header, events) = parse(&trace).unwrap();
+    let end = events.last().map_or(0, TraceEvent::time);
+    let report = replay(&trace, Policy::parse(&policy).unwrap()).unwrap();
+    let mut live = Decided::live(&agent, &header).unwrap();
+    live.retain(|one| one.t <= end);
+    println!("{name}: {live:?}\n{:?}", report.identities);
+    keep(name, ("leak", leak.gateway), &trace).unwrap();
+    Decided::assert_same(live, Decided::replayed(&report), INTERVAL_NS);
 }
 
 /// A trace of each leak, replayed with the same policy, gives what the agent decided, at the same times.
@@ -557,40 +670,15 @@ fn visit(port: u16, path: &str) {
 #[ignore = "installs packages"]
 fn a_recorded_leak_of_a_real_gateway_is_judged_again_as_it_was_live() {
     let folder = gateways();
-    for (port, (name, words, path)) in (18_200..).zip(LEAKS) {
-        let cgroup = FixtureCgroup::new("real-leak").unwrap();
-        let policy =
-            format!("[evidence]\nevery = \"5s\"\n[[guard]]\ncgroup = \"{}\"\n", cgroup.path());
-        let mut agent = Agent::start(&policy).unwrap();
-        let file = agent.folder().join("trace");
-        let recording = Recording::begin(&mut agent, &cgroup, &file, &[]).unwrap();
-        let mut gateway = Command::new("node");
-        let server = "npx -y @modelcontextprotocol/server-everything";
-        gateway.args(words.split(' ')).current_dir(&folder);
-        gateway.args(["--stdio", server, "--logLevel", "none", "--port", &port.to_string()]);
-        gateway.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let gateway = Gateway(cgroup.spawn(gateway).unwrap());
-        let is_up = || Ok(TcpStream::connect(("127.0.0.1", port)).is_ok());
-        assert!(wait::until(PATIENCE, is_up).unwrap(), "{name}");
-        for _ in 0..CLIENTS {
-            visit(port, path);
-            thread::sleep(CLIENTS_EVERY);
-        }
-        let acted = wait::until(PATIENCE, || {
-            Ok(agent.audit()?.iter().any(|record| matches!(record, Record::Outcome { .. })))
-        });
-        assert!(acted.unwrap(), "{name}: {:?}", agent.servers(&[]));
-        let trace = recording.stop(&mut agent).unwrap();
-        drop(gateway);
-        let (header, events) = parse(&trace).unwrap();
-        let end = events.last().map_or(0, TraceEvent::time);
-        let report = replay(&trace, Policy::parse(&policy).unwrap()).unwrap();
-        let mut live = Decided::live(&agent, &header).unwrap();
-        live.retain(|one| one.t <= end);
-        println!("{name}: {live:?}\n{:?}", report.identities);
-        keep(name, ("leak", words), &trace).unwrap();
-        Decided::assert_same(live, Decided::replayed(&report), INTERVAL_NS);
-    }
+    (18_200..).zip(&LEAKS).for_each(|(port, leak)| record_and_judge_again(&folder, port, leak));
+}
+
+#[test]
+#[ignore = "installs packages"]
+fn a_recorded_leak_of_a_python_gateway_is_judged_again_as_it_was_live() {
+    let folder = python_gateways();
+    let leaks = (18_210..).zip(&PYTHON_LEAKS);
+    leaks.for_each(|(port, leak)| record_and_judge_again(&folder, port, leak));
 }
 
 fn signal(pid: u32, signal: Signal) {

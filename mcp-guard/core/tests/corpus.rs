@@ -45,7 +45,7 @@ fn policy(header: &serde_json::Value) -> Policy {
 /// Name, starts per identity, live processes at the end, detectors that warn, detectors that act.
 type Row = (&'static str, &'static [(&'static str, u64)], usize, &'static str, &'static str);
 
-const TABLE: [Row; 30] = [
+const TABLE: [Row; 32] = [
     ("entrypoint-sh", &[], 0, "", ""),
     ("figma-npx", &[("figma-mcp", 1)], 3, "", ""),
     ("figma-npx-bbsh", &[("figma-mcp", 1)], 2, "", ""),
@@ -77,6 +77,20 @@ const TABLE: [Row; 30] = [
     ("configure", &[("collect2", 1), ("gcc", 1)], 4, "", ""),
     ("git", &[("git commit", 1), ("git maintenance run", 1)], 3, "", ""),
     ("jest-workers", &[("jest", 1), ("jest-worker", 4)], 8, "", ""),
+    (
+        "live-contextforge-translate",
+        &[("@modelcontextprotocol/server-everything", 29), ("mcpgateway.translate", 1)],
+        17,
+        "BD",
+        "B",
+    ),
+    (
+        "live-streamablehttp-proxy",
+        &[("@modelcontextprotocol/server-everything", 14), ("mcp-streamablehttp-proxy", 1)],
+        15,
+        "DD",
+        "D",
+    ),
     (
         "live-supergateway3-stateful",
         &[("@modelcontextprotocol/server-everything", 14), ("supergateway", 1)],
