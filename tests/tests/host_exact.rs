@@ -96,7 +96,8 @@ fn assert_exact(case: &str, Counted { ledger, totals, kernel }: &Counted) {
     let left_out = left_out(kernel);
     assert!(missing <= left_out, "{case}: {missing} missing, {left_out} reported: {totals:?}");
     assert!(
-        ledger.processes > 100 || case == "threads",
+        // An emulated guest makes less than a hundred in this time.
+        ledger.processes > 20 || case == "threads",
         "{case} made too few processes: {ledger:?}"
     );
 }
