@@ -394,7 +394,7 @@ fn the_client_is_the_process_at_the_other_end() {
         });
     }
     // Each end of this server is with another process. The one that writes is the client.
-    let mut reads = outside(&["sh", "-c", "read a; sleep 600"], Stdio::piped(), Stdio::null());
+    let mut reads = outside(&["sh", "-c", "read a; exec sleep 600"], Stdio::piped(), Stdio::null());
     let mut writes = outside(&["sleep", "602"], Stdio::null(), Stdio::piped());
     let stdin = writes.stdout.take().unwrap().into();
     let stdout = reads.stdin.take().unwrap().into();
