@@ -317,6 +317,10 @@ pub(in crate::server) const OTHERS: &[Row] = &[
     ("tool|job-17", "tool", Program),
     ("tool|run|session7|x", "tool run", Program),
     ("tool|postgresql://u:p@h/d", "tool", Program),
+    // The name that is shared by all servers for which there is no room.
+    ("/opt/(other)", "((other))", Program),
+    ("npx|(other)", "((other))", Package),
+    ("node|(other)", "((other))", Script),
     ("nginx: master process /usr/sbin/nginx -g daemon off;", "nginx", Program),
     ("https://u:p@h/tool?k=v", "tool", Program),
     ("/root/.npm/_npx/0a1b/node_modules/.bin/native|--key|k", "native", Cached),
