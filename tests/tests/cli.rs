@@ -481,6 +481,41 @@ fn replay_of_several_traces_is_a_table_and_two_policies_are_compared() {
 }
 
 #[test]
+fn a_policy_that_does_not_guard_a_recorded_container_decides_nothing_and_says_so() {
+    let scene = Scene::new();
+    let header = r#"{"format":"spawn-trace/1","guard":{"name":"web"}}"#;
+    let (_, events) =
+        trace(24).split_once('\n').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    let web = scene.file("web.jsonl", &format!("{header}\n{events}"));
+    let rule = |name: &str| format!("[[guard]]\nname = \"{name}\"\nhighest = \"clamp\"\n");
+    let old = scene.file("old.toml", &rule("web"));
+    let new = scene.file("new.toml", &rule("another"));
+    let said = |arguments: &[&str]| {
+        let output = scene.cli(&[&["replay", path(&web)], arguments].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let json = |arguments: &[&str]| -> Value {
+        serde_json::from_str(&said(&[arguments, &["--json"]].concat())).unwrap()
+    };
+    let not_guarded = "this policy does not guard it";
+    assert!(!said(&["--policy", path(&old)]).contains(not_guarded));
+    let text = said(&["--policy", path(&new)]);
+    assert!(text.contains(not_guarded) && text.contains("no warning, no action"), "{text}");
+    assert!(said(&[path(&web), "--policy", path(&new)]).matches(not_guarded).count() == 2);
+    let report = json(&["--policy", path(&new)]);
+    assert_eq!((&report["not_guarded"], &report["processes"]), (&true.into(), &24.into()));
+    assert_eq!(json(&["--policy", path(&old)]).get("not_guarded"), None);
+
+    let compared = said(&["--compare", path(&old), path(&new)]);
+    assert!(compared.contains("the new policy does not guard it"), "{compared}");
+    assert!(compared.contains("- ") && !compared.contains("no difference"), "{compared}");
+    let compared = &json(&["--compare", path(&old), path(&new)])[0];
+    assert_eq!(compared["not_guarded_by"], serde_json::json!(["new"]));
+    assert!(compared["gone"].as_array().is_some_and(|gone| gone.len() > 1), "{compared}");
+}
+
+#[test]
 fn doctor_answers_in_json() {
     let scene = Scene::new();
     for output in [scene.cli(&["doctor", "--json"]), scene.cli_as_nobody(&["doctor", "--json"])] {

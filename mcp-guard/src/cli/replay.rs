@@ -12,7 +12,6 @@ use mcp_guard_core::{
     replay::{ReplayReport, replay as run},
 };
 use serde::Serialize;
-use serde_json::json;
 
 use super::{Exit, Failure, out, run::read_policy};
 
@@ -59,6 +58,15 @@ struct ReplayLine {
     numbers: BTreeMap<String, u64>,
 }
 
+impl ReplayLine {
+    /// Returns whether another one decides the same. Its numbers may differ.
+    fn is_same(&self, other: &Self) -> bool {
+        let Self { t_ns, decision, detector, identity, numbers: _ } = self;
+        (t_ns, decision, detector, identity)
+            == (&other.t_ns, &other.decision, &other.detector, &other.identity)
+    }
+}
+
 pub fn replay(arguments: &Arguments) -> Result<Exit, Failure> {
     let text = match &arguments.compare {
         Some(policies) => compared(arguments, policies)?,
@@ -97,37 +105,62 @@ fn replayed(arguments: &Arguments) -> Result<String, Failure> {
 /// Says what the new one of two policies decides in another way.
 fn compared(arguments: &Arguments, policies: &[PathBuf]) -> Result<String, Failure> {
     let policies = policies.iter().map(|file| read_policy(file)).collect::<Result<Vec<_>, _>>()?;
-    let (mut text, mut all) = (String::new(), Vec::new());
-    for file in &arguments.files {
+    let compare = |file: &PathBuf| {
         let trace = read(file)?;
-        let decided = policies.iter().map(|policy| Ok(decisions(&run_one(&trace, policy, file)?)));
-        let decided = decided.collect::<Result<Vec<_>, Failure>>()?;
+        let reports = policies.iter().map(|policy| run_one(&trace, policy, file));
+        let reports = reports.collect::<Result<Vec<_>, Failure>>()?;
+        Ok(Comparison::of(file, &reports))
+    };
+    let all = arguments.files.iter().map(compare).collect::<Result<Vec<_>, Failure>>()?;
+    if arguments.json { text_of(&all) } else { Ok(all.iter().map(differences).collect()) }
+}
+
+/// The decisions that only one of two policies makes about a trace.
+#[derive(Serialize)]
+struct Comparison {
+    file: String,
+    gone: Vec<ReplayLine>,
+    new: Vec<ReplayLine>,
+    /// `old`, `new`: the policies that do not guard what was recorded.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    not_guarded_by: Vec<&'static str>,
+}
+
+impl Comparison {
+    fn of(file: &Path, reports: &[ReplayReport]) -> Self {
+        let decided: Vec<_> = reports.iter().map(decisions).collect();
         let only = |one: usize, other: usize| -> Vec<ReplayLine> {
-            let is_same = |a: &ReplayLine, b: &ReplayLine| {
-                (a.t_ns, &a.decision, &a.detector, &a.identity)
-                    == (b.t_ns, &b.decision, &b.detector, &b.identity)
-            };
             let lines = decided.get(one).into_iter().flatten();
             let others = decided.get(other).map_or(&[][..], Vec::as_slice);
-            lines.filter(|line| !others.iter().any(|other| is_same(line, other))).cloned().collect()
+            lines.filter(|line| !others.iter().any(|other| line.is_same(other))).cloned().collect()
         };
-        let (gone, new) = (only(0, 1), only(1, 0));
-        if arguments.json {
-            all.push(json!({ "file": file.display().to_string(), "gone": gone, "new": new }));
-            continue;
-        }
-        text += &format!("{}\n", file.display());
-        let mut changes: Vec<_> =
-            gone.iter().map(|line| ('-', line)).chain(new.iter().map(|line| ('+', line))).collect();
-        changes.sort_by_key(|(_, line)| line.t_ns);
-        for (sign, line) in &changes {
-            text += &format!("{sign} {}\n", shown(line));
-        }
-        if changes.is_empty() {
-            text += "  no difference\n";
+        let not_guarded = ["old", "new"].into_iter().zip(reports);
+        let not_guarded = not_guarded.filter(|(_, report)| report.not_guarded);
+        Self {
+            file: file.display().to_string(),
+            gone: only(0, 1),
+            new: only(1, 0),
+            not_guarded_by: not_guarded.map(|(which, _)| which).collect(),
         }
     }
-    if arguments.json { text_of(&all) } else { Ok(text) }
+}
+
+fn differences(comparison: &Comparison) -> String {
+    let Comparison { file, gone, new, not_guarded_by } = comparison;
+    let mut text = format!("{file}\n");
+    for which in not_guarded_by {
+        text += &format!("  the {which} policy does not guard it\n");
+    }
+    let mut changes: Vec<_> =
+        gone.iter().map(|line| ('-', line)).chain(new.iter().map(|line| ('+', line))).collect();
+    changes.sort_by_key(|(_, line)| line.t_ns);
+    for (sign, line) in &changes {
+        text += &format!("{sign} {}\n", shown(line));
+    }
+    if changes.is_empty() && not_guarded_by.is_empty() {
+        text += "  no difference\n";
+    }
+    text
 }
 
 fn text_of(answer: &impl Serialize) -> Result<String, Failure> {
@@ -158,7 +191,7 @@ fn run_one(trace: &str, policy: &Policy, file: &Path) -> Result<ReplayReport, Fa
 }
 
 fn summary(report: &ReplayReport) -> String {
-    let ReplayReport { events, processes, execs, live_at_end, identities, lost, .. } = report;
+    let ReplayReport { events, processes, execs, live_at_end, identities, .. } = report;
     let mut text = format!(
         "{events} events: {processes} processes started, {execs} execs, {live_at_end} alive at the end\n"
     );
@@ -168,7 +201,17 @@ fn summary(report: &ReplayReport) -> String {
             one.starts, one.live_at_end, one.live_peak
         );
     }
-    if *lost > 0 {
+    text + &notes(report)
+}
+
+/// Says why nothing is decided, or why something else may have been.
+fn notes(report: &ReplayReport) -> String {
+    let mut text = String::new();
+    if report.not_guarded {
+        text += "nothing decided: this policy does not guard it\n";
+    }
+    if report.lost > 0 {
+        let lost = report.lost;
         text += &format!("incomplete: {lost} lines are missing; what is decided may differ\n");
     }
     text
@@ -235,6 +278,9 @@ fn compact(reports: &[OfFile]) -> String {
             report.warnings.len(),
             report.actions.len(),
         );
+        for note in notes(report).lines() {
+            text += &format!("  {note}\n");
+        }
     }
     text
 }
