@@ -417,6 +417,23 @@ fn a_truncated_trace_is_an_error_with_its_line() {
 }
 
 #[test]
+fn a_trace_may_come_from_a_pipe_that_somebody_writes_to() {
+    let scene = Scene::new();
+    let directory = path(scene.0.path()).to_owned();
+    assert_fails(&scene.cli(&["replay", &directory]), 65, "Is a directory");
+    let pipe = scene.0.path().join("pipe");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, 0o600.into()).unwrap();
+    assert_fails(&scene.cli(&["replay", path(&pipe)]), 65, "line 1: the file is empty");
+    let file = scene.file("good.jsonl", &trace(2));
+    let mut command = Command::new("bash");
+    let program = workload("mcp-guard").unwrap();
+    command.args(["-c", r#""$0" replay <(sleep 0.2; cat "$1")"#]).arg(program).arg(&file);
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("2 processes started"), "{output:?}");
+}
+
+#[test]
 fn replay_answers_with_one_object() {
     let scene = Scene::new();
     let file = scene.file("leak.jsonl", &trace(24));

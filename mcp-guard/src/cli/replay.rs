@@ -2,7 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs::File,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -11,6 +12,7 @@ use mcp_guard_core::{
     policy::Policy,
     replay::{ReplayReport, replay as run},
 };
+use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl, open};
 use serde::Serialize;
 
 use super::{Exit, Failure, out, run::read_policy};
@@ -171,12 +173,25 @@ fn failure(file: &Path, error: &dyn std::fmt::Display) -> Failure {
     Failure::data(format!("trace {}: {error}", file.display()))
 }
 
+/// Opens a file, and does not wait for somebody to write to a named pipe. Then it is read like any other file, so that
+/// `<(zcat FILE)` has the time that it needs.
+fn opened(file: &Path) -> io::Result<File> {
+    let opened = open(file, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
+    fcntl_setfl(&opened, fcntl_getfl(&opened)? - OFlags::NONBLOCK)?;
+    Ok(opened.into())
+}
+
+/// Reads to the end. Returns `None` if there is more: a pipe or a device does not say how much it has.
+fn read_at_most(from: impl Read, most: u64) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    let read = from.take(most + 1).read_to_end(&mut bytes)?;
+    Ok(u64::try_from(read).is_ok_and(|read| read <= most).then_some(bytes))
+}
+
 fn read(file: &Path) -> Result<String, Failure> {
-    let length = fs::metadata(file).map_err(|error| failure(file, &error))?.len();
-    if length > MAX_TRACE {
-        return Err(failure(file, &"larger than 1 GiB; split it"));
-    }
-    let bytes = fs::read(file).map_err(|error| failure(file, &error))?;
+    let bytes = opened(file).and_then(|opened| read_at_most(opened, MAX_TRACE));
+    let bytes = bytes.map_err(|error| failure(file, &error))?;
+    let Some(bytes) = bytes else { return Err(failure(file, &"larger than 1 GiB; split it")) };
     String::from_utf8(bytes).map_err(|error| {
         let line = error.as_bytes()[..error.utf8_error().valid_up_to()]
             .iter()
@@ -283,4 +298,16 @@ fn compact(reports: &[OfFile]) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_no_end_is_read_up_to_the_bound() {
+        let read = |bytes: &[u8]| read_at_most(bytes, 4).expect("readable");
+        assert_eq!((read(b"four"), read(b"fives")), (Some(b"four".to_vec()), None));
+        assert_eq!(read_at_most(io::repeat(b'x'), 4).expect("readable"), None);
+    }
 }
