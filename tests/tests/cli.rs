@@ -533,6 +533,36 @@ fn a_policy_that_does_not_guard_a_recorded_container_decides_nothing_and_says_so
 }
 
 #[test]
+fn a_recording_that_was_cut_is_incomplete() {
+    let scene = Scene::new();
+    let recorded = |end: &str| {
+        let header = r#"{"format":"spawn-trace/1","evidence":true}"#;
+        format!("{header}\n{{\"t\":1,\"e\":\"baseline\"}}\n{end}")
+    };
+    let [whole, cut, ended] = [
+        ("whole", r#"{"t":2,"e":"end","why":"time"}"#),
+        ("cut", r#"{"t":2,"e":"end","why":"cut"}"#),
+        ("ended", ""),
+    ]
+    .map(|(name, end)| scene.file(name, &recorded(end)));
+    let policy = scene.file("policy.toml", "");
+    let said = |arguments: &[&str]| {
+        let output = scene.cli(&[&["replay"], arguments].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for (file, times) in [(&whole, 0), (&cut, 1), (&ended, 1)] {
+        let count = |text: &str| text.matches("incomplete: the recording was cut").count();
+        assert_eq!(count(&said(&[path(file)])), times, "{file:?}");
+        assert_eq!(count(&said(&[path(file), path(file)])), 2 * times, "{file:?}");
+        let compare = ["--compare", path(&policy), path(&policy), path(file)];
+        assert_eq!(count(&said(&compare)), times, "{file:?}");
+        let json: Value = serde_json::from_str(&said(&[path(file), "--json"])).unwrap();
+        assert_eq!(json["ended"], if times == 0 { "time" } else { "cut" }, "{file:?}");
+    }
+}
+
+#[test]
 fn doctor_answers_in_json() {
     let scene = Scene::new();
     for output in [scene.cli(&["doctor", "--json"]), scene.cli_as_nobody(&["doctor", "--json"])] {

@@ -42,7 +42,7 @@ pub struct ReplayReport {
     /// Lines that are missing in the trace.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub lost: u64,
-    /// Why the recording ended, if the trace says it.
+    /// Why the recording ended, if the trace says it. One of an agent always does, unless it was cut.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<EndOfTrace>,
     /// The policy has rules, and none matches the guard of the trace. So nothing is decided.
@@ -101,6 +101,9 @@ pub fn replay(trace: &str, policy: Policy) -> Result<ReplayReport, MalformedTrac
     for event in &events {
         run.advance(run.at(event.time()));
         run.feed(event);
+    }
+    if header.evidence {
+        run.report.ended.get_or_insert(EndOfTrace::Cut);
     }
     run.sum_up();
     // Nothing says what is used afterwards.

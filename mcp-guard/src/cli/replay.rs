@@ -11,6 +11,7 @@ use clap::Args;
 use mcp_guard_core::{
     policy::Policy,
     replay::{ReplayReport, replay as run},
+    trace::EndOfTrace,
 };
 use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl, open};
 use serde::Serialize;
@@ -126,6 +127,11 @@ struct Comparison {
     /// `old`, `new`: the policies that do not guard what was recorded.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     not_guarded_by: Vec<&'static str>,
+    /// What the report says of the trace itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lost: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ended: Option<EndOfTrace>,
 }
 
 impl Comparison {
@@ -143,13 +149,18 @@ impl Comparison {
             gone: only(0, 1),
             new: only(1, 0),
             not_guarded_by: not_guarded.map(|(which, _)| which).collect(),
+            lost: reports.first().map(|report| report.lost).filter(|lost| *lost > 0),
+            ended: reports.first().and_then(|report| report.ended),
         }
     }
 }
 
 fn differences(comparison: &Comparison) -> String {
-    let Comparison { file, gone, new, not_guarded_by } = comparison;
+    let Comparison { file, gone, new, not_guarded_by, lost, ended } = comparison;
     let mut text = format!("{file}\n");
+    for line in incomplete(lost.unwrap_or(0), *ended).lines() {
+        text += &format!("  {line}\n");
+    }
     for which in not_guarded_by {
         text += &format!("  the {which} policy does not guard it\n");
     }
@@ -225,9 +236,16 @@ fn notes(report: &ReplayReport) -> String {
     if report.not_guarded {
         text += "nothing decided: this policy does not guard it\n";
     }
-    if report.lost > 0 {
-        let lost = report.lost;
+    text + &incomplete(report.lost, report.ended)
+}
+
+fn incomplete(lost: u64, ended: Option<EndOfTrace>) -> String {
+    let mut text = String::new();
+    if lost > 0 {
         text += &format!("incomplete: {lost} lines are missing; what is decided may differ\n");
+    }
+    if ended == Some(EndOfTrace::Cut) {
+        text += "incomplete: the recording was cut; what came later is missing\n";
     }
     text
 }
