@@ -377,6 +377,28 @@ fn a_missing_engine_cgroup_or_agent_is_named() {
 }
 
 #[test]
+fn a_server_that_does_not_live_is_exit_code_2_also_in_json() {
+    let scene = Scene::new();
+    let listener = UnixListener::bind(scene.0.path().join("control.sock")).unwrap();
+    // An agent without guards. Ends with the test's process.
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(b"{\"parameters\":{\"guards\":[],\"left_out\":0}}\0");
+        }
+    });
+    let asked = ["status", "--servers", "--server", "none"];
+    let why = "no live server is called \"none\"";
+    assert_fails(&scene.cli(&asked), 2, why);
+    let output = scene.cli(&[&asked[..], &["--json"]].concat());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), said.contains(why)), (Some(2), true), "{said}");
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["guards"], serde_json::json!([]));
+    assert_eq!(scene.cli(&["status", "--servers", "--json"]).status.code(), Some(0));
+}
+
+#[test]
 fn missing_root_rights_are_reported() {
     let scene = Scene::new();
     let audit = scene.0.path().join("audit.jsonl");
