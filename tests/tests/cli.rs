@@ -555,6 +555,18 @@ fn a_policy_that_does_not_guard_a_recorded_container_decides_nothing_and_says_so
 }
 
 #[test]
+fn the_name_of_a_trace_is_printed_without_control_characters() {
+    let scene = Scene::new();
+    let (file, policy) = (scene.file("a\x1b[2J\n.jsonl", &trace(1)), scene.file("p.toml", ""));
+    let compare = ["--compare", path(&policy), path(&policy), path(&file)];
+    for arguments in [&[path(&file), path(&file), "--explain"][..], &compare] {
+        let output = scene.cli(&[&["replay"], arguments].concat());
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(!text.contains('\x1b') && text.contains(r"a\u{1b}[2J\n.jsonl"), "{text:?}");
+    }
+}
+
+#[test]
 fn a_recording_that_was_cut_is_incomplete() {
     let scene = Scene::new();
     let recorded = |end: &str| {

@@ -9,6 +9,7 @@ use std::{
 
 use clap::Args;
 use mcp_guard_core::{
+    escape::visible,
     policy::Policy,
     replay::{ReplayReport, replay as run},
     trace::EndOfTrace,
@@ -99,7 +100,7 @@ fn replayed(arguments: &Arguments) -> Result<String, Failure> {
     let mut text = compact(&reports);
     if *explain {
         for OfFile { file, report } in reports.drain(..) {
-            text += &format!("\n{file}\n{}", lines(&report, true));
+            text += &format!("\n{}\n{}", visible(&file), lines(&report, true));
         }
     }
     Ok(text)
@@ -157,7 +158,7 @@ impl Comparison {
 
 fn differences(comparison: &Comparison) -> String {
     let Comparison { file, gone, new, not_guarded_by, lost, ended } = comparison;
-    let mut text = format!("{file}\n");
+    let mut text = format!("{}\n", visible(file));
     for line in incomplete(lost.unwrap_or(0), *ended).lines() {
         text += &format!("  {line}\n");
     }
@@ -305,7 +306,7 @@ fn compact(reports: &[OfFile]) -> String {
         let name = path.map_or_else(|| file.clone(), |name| name.to_string_lossy().into_owned());
         text += &format!(
             "{:<44} {:>9} {:>7} {:>8} {:>7}  {first}\n",
-            name,
+            visible(&name),
             report.processes,
             report.live_at_end,
             report.warnings.len(),
