@@ -520,7 +520,7 @@ fn replay_of_several_traces_is_a_table_and_two_policies_are_compared() {
 }
 
 #[test]
-fn a_policy_that_does_not_guard_a_recorded_container_decides_nothing_and_says_so() {
+fn a_policy_that_does_not_guard_a_recorded_container_decides_nothing() {
     let scene = Scene::new();
     let header = r#"{"format":"spawn-trace/1","guard":{"name":"web"}}"#;
     let (_, events) =

@@ -128,7 +128,7 @@ struct Comparison {
     /// `old`, `new`: the policies that do not guard what was recorded.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     not_guarded_by: Vec<&'static str>,
-    /// What the report says of the trace itself.
+    /// Lines that are missing in the trace.
     #[serde(skip_serializing_if = "Option::is_none")]
     lost: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
