@@ -377,6 +377,28 @@ fn a_missing_engine_cgroup_or_agent_is_named() {
 }
 
 #[test]
+fn a_server_that_does_not_live_is_exit_code_2_also_in_json() {
+    let scene = Scene::new();
+    let listener = UnixListener::bind(scene.0.path().join("control.sock")).unwrap();
+    // An agent without guards. Ends with the test's process.
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(b"{\"parameters\":{\"guards\":[],\"left_out\":0}}\0");
+        }
+    });
+    let asked = ["status", "--servers", "--server", "none"];
+    let why = "no live server is called \"none\"";
+    assert_fails(&scene.cli(&asked), 2, why);
+    let output = scene.cli(&[&asked[..], &["--json"]].concat());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), said.contains(why)), (Some(2), true), "{said}");
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["guards"], serde_json::json!([]));
+    assert_eq!(scene.cli(&["status", "--servers", "--json"]).status.code(), Some(0));
+}
+
+#[test]
 fn missing_root_rights_are_reported() {
     let scene = Scene::new();
     let audit = scene.0.path().join("audit.jsonl");
@@ -414,6 +436,23 @@ fn a_truncated_trace_is_an_error_with_its_line() {
     let other = scene.file("other.jsonl", "{\"format\":\"spawn-trace/9\"}\n");
     assert_fails(&scene.cli(&["replay", path(&other)]), 65, "spawn-trace/9");
     assert_fails(&scene.cli(&["replay", "/nonexistent"]), 65, "trace /nonexistent: No such file");
+}
+
+#[test]
+fn a_trace_may_come_from_a_pipe_that_somebody_writes_to() {
+    let scene = Scene::new();
+    let directory = path(scene.0.path()).to_owned();
+    assert_fails(&scene.cli(&["replay", &directory]), 65, "Is a directory");
+    let pipe = scene.0.path().join("pipe");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, 0o600.into()).unwrap();
+    assert_fails(&scene.cli(&["replay", path(&pipe)]), 65, "line 1: the file is empty");
+    let file = scene.file("good.jsonl", &trace(2));
+    let mut command = Command::new("bash");
+    let program = workload("mcp-guard").unwrap();
+    command.args(["-c", r#""$0" replay <(sleep 0.2; cat "$1")"#]).arg(program).arg(&file);
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("2 processes started"), "{output:?}");
 }
 
 #[test]
@@ -478,6 +517,83 @@ fn replay_of_several_traces_is_a_table_and_two_policies_are_compared() {
     }
     let explained = said(&[path(&leak), "--explain"]);
     assert!(explained.contains("age_ms 60000, aged 10, live"), "{explained}");
+}
+
+#[test]
+fn a_policy_that_does_not_guard_a_recorded_container_decides_nothing() {
+    let scene = Scene::new();
+    let header = r#"{"format":"spawn-trace/1","guard":{"name":"web"}}"#;
+    let (_, events) =
+        trace(24).split_once('\n').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    let web = scene.file("web.jsonl", &format!("{header}\n{events}"));
+    let rule = |name: &str| format!("[[guard]]\nname = \"{name}\"\nhighest = \"clamp\"\n");
+    let old = scene.file("old.toml", &rule("web"));
+    let new = scene.file("new.toml", &rule("another"));
+    let said = |arguments: &[&str]| {
+        let output = scene.cli(&[&["replay", path(&web)], arguments].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let json = |arguments: &[&str]| -> Value {
+        serde_json::from_str(&said(&[arguments, &["--json"]].concat())).unwrap()
+    };
+    let not_guarded = "this policy does not guard it";
+    assert!(!said(&["--policy", path(&old)]).contains(not_guarded));
+    let text = said(&["--policy", path(&new)]);
+    assert!(text.contains(not_guarded) && text.contains("no warning, no action"), "{text}");
+    assert!(said(&[path(&web), "--policy", path(&new)]).matches(not_guarded).count() == 2);
+    let report = json(&["--policy", path(&new)]);
+    assert_eq!((&report["not_guarded"], &report["processes"]), (&true.into(), &24.into()));
+    assert_eq!(json(&["--policy", path(&old)]).get("not_guarded"), None);
+
+    let compared = said(&["--compare", path(&old), path(&new)]);
+    assert!(compared.contains("the new policy does not guard it"), "{compared}");
+    assert!(compared.contains("- ") && !compared.contains("no difference"), "{compared}");
+    let compared = &json(&["--compare", path(&old), path(&new)])[0];
+    assert_eq!(compared["not_guarded_by"], serde_json::json!(["new"]));
+    assert!(compared["gone"].as_array().is_some_and(|gone| gone.len() > 1), "{compared}");
+}
+
+#[test]
+fn the_name_of_a_trace_is_printed_without_control_characters() {
+    let scene = Scene::new();
+    let (file, policy) = (scene.file("a\x1b[2J\n.jsonl", &trace(1)), scene.file("p.toml", ""));
+    let compare = ["--compare", path(&policy), path(&policy), path(&file)];
+    for arguments in [&[path(&file), path(&file), "--explain"][..], &compare] {
+        let output = scene.cli(&[&["replay"], arguments].concat());
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(!text.contains('\x1b') && text.contains(r"a\u{1b}[2J\n.jsonl"), "{text:?}");
+    }
+}
+
+#[test]
+fn a_recording_that_was_cut_is_incomplete() {
+    let scene = Scene::new();
+    let recorded = |end: &str| {
+        let header = r#"{"format":"spawn-trace/1","evidence":true}"#;
+        format!("{header}\n{{\"t\":1,\"e\":\"baseline\"}}\n{end}")
+    };
+    let [whole, cut, ended] = [
+        ("whole", r#"{"t":2,"e":"end","why":"time"}"#),
+        ("cut", r#"{"t":2,"e":"end","why":"cut"}"#),
+        ("ended", ""),
+    ]
+    .map(|(name, end)| scene.file(name, &recorded(end)));
+    let policy = scene.file("policy.toml", "");
+    let said = |arguments: &[&str]| {
+        let output = scene.cli(&[&["replay"], arguments].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for (file, times) in [(&whole, 0), (&cut, 1), (&ended, 1)] {
+        let count = |text: &str| text.matches("incomplete: the recording was cut").count();
+        assert_eq!(count(&said(&[path(file)])), times, "{file:?}");
+        assert_eq!(count(&said(&[path(file), path(file)])), 2 * times, "{file:?}");
+        let compare = ["--compare", path(&policy), path(&policy), path(file)];
+        assert_eq!(count(&said(&compare)), times, "{file:?}");
+        let json: Value = serde_json::from_str(&said(&[path(file), "--json"])).unwrap();
+        assert_eq!(json["ended"], if times == 0 { "time" } else { "cut" }, "{file:?}");
+    }
 }
 
 #[test]

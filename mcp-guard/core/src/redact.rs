@@ -140,14 +140,25 @@ pub fn text(text: &str) -> String {
 pub fn name(spec: &str) -> String {
     let spec = match spec.split_once("://") {
         Some((scheme, rest)) => {
+            let rest = user_end(rest).map_or(rest, |end| &rest[end + 1..]);
             let rest = rest.split(['?', '#']).next().unwrap_or_default();
-            let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-            let host = authority.rsplit('@').next().unwrap_or_default();
-            Cow::Owned(format!("{scheme}://{host}{path}"))
+            Cow::Owned(format!("{scheme}://{rest}"))
         }
         None => Cow::Borrowed(spec.split('?').next().unwrap_or_default()),
     };
     text(&spec)
+}
+
+/// Returns the place of the `@` behind the user of an address without its scheme. A password may have `/`, `?` and
+/// `#` in it, although it should not: what is before these is then no host with a port.
+pub(crate) fn user_end(address: &str) -> Option<usize> {
+    let (authority, behind) =
+        address.split_at(address.find(['/', '?', '#']).unwrap_or(address.len()));
+    authority.rfind('@').or_else(|| {
+        let (_, port) = authority.split_once(':').filter(|_| !authority.starts_with('['))?;
+        let is_port = port.parse::<u16>().is_ok() && !behind.starts_with('#');
+        if is_port { None } else { address.rfind('@') }
+    })
 }
 
 fn mask(secret: &str) -> String {
@@ -167,18 +178,11 @@ fn urls(text: &str) -> String {
         out.push_str("://");
         let end = behind.find([' ', '"', '\'', '<', '>']).unwrap_or(behind.len());
         let (url, after) = behind.split_at(end);
-        let (place, query) = match url.split_once('?') {
-            Some((place, query)) => (place, Some(query)),
-            None => (url, None),
-        };
-        let (authority, path) = place.split_at(place.find(['/', '#']).unwrap_or(place.len()));
-        match authority.rsplit_once('@') {
-            Some((user, host)) => out.push_str(&format!("{}@{host}", mask(user))),
-            None => out.push_str(authority),
-        }
-        out.push_str(path);
-        if let Some(query) = query {
-            out.push_str(&format!("?{}", mask(query)));
+        let (user, place) = url.split_at(user_end(url).unwrap_or(0));
+        out.push_str(&mask(user));
+        match place.split_once('?') {
+            Some((place, query)) => out.push_str(&format!("{place}?{}", mask(query))),
+            None => out.push_str(place),
         }
         rest = after;
     }

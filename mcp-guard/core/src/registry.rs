@@ -28,6 +28,7 @@ use self::{
     identity::{NewServer, Remains},
     servers::Origin,
 };
+pub use crate::server::OTHER_IDENTITIES;
 use crate::{
     Time,
     evidence::Known,
@@ -43,7 +44,6 @@ pub const MAX_PROCESSES: usize = 65_536;
 pub const MAX_IDENTITIES: usize = 1024;
 /// How many servers around a used one are noted as used.
 const MAX_NESTED: usize = 16;
-pub const OTHER_IDENTITIES: &str = "(other)";
 
 /// Nanoseconds per clock tick in `/proc/PID/stat`: 100 ticks a second on every architecture
 /// (`USER_HZ`).

@@ -18,7 +18,7 @@ use crate::{
     limit::Limit,
     policy::{Mode, Policy, Response, Terms, Workload},
     registry::{Observed, TreeId},
-    trace::{EndOfTrace, SeenServer, TraceEvent, TraceHeader, parse, unreaped},
+    trace::{EndOfTrace, SeenServer, TraceEvent, TraceHeader, TracedGuard, parse, unreaped},
 };
 
 /// How long time continues after the last event, without exits: a leak shows in what stays alive.
@@ -42,9 +42,17 @@ pub struct ReplayReport {
     /// Lines that are missing in the trace.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub lost: u64,
-    /// Why the recording ended, if the trace says it.
+    /// Why the recording ended, if the trace says it. One of an agent always does, unless it was cut.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<EndOfTrace>,
+    /// The policy has rules, and none matches the guard of the trace. So nothing is decided.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub not_guarded: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
@@ -94,6 +102,9 @@ pub fn replay(trace: &str, policy: Policy) -> Result<ReplayReport, MalformedTrac
         run.advance(run.at(event.time()));
         run.feed(event);
     }
+    if header.evidence {
+        run.report.ended.get_or_insert(EndOfTrace::Cut);
+    }
     run.sum_up();
     // Nothing says what is used afterwards.
     if !tells_use {
@@ -127,8 +138,11 @@ struct Run {
 impl Run {
     fn new(policy: Policy, header: &TraceHeader) -> Self {
         let mode = header.mode.unwrap_or(Mode::Enforce);
-        let workload = header.guard.clone().map(Workload::from);
+        // A guard without a workload is one that no policy names.
+        let named = header.guard.clone().filter(|guard| *guard != TracedGuard::default());
+        let workload = named.map(Workload::from);
         let terms = workload.as_ref().and_then(|workload| policy.terms(workload));
+        let not_guarded = workload.is_some() && terms.is_none();
         let terms = terms.unwrap_or_else(|| Terms::new(mode, highest(&policy)));
         // Nobody could write a limit.
         let terms = Terms { mode, pids_limit: None, ..terms };
@@ -157,7 +171,7 @@ impl Run {
             seen: Vec::new(),
             closing: BTreeSet::new(),
             last_look: now,
-            report: ReplayReport::default(),
+            report: ReplayReport { not_guarded, ..ReplayReport::default() },
         }
     }
 
@@ -358,9 +372,10 @@ impl Run {
         self.core.step(self.now, input, &mut effects);
         for effect in effects {
             match effect {
-                Effect::Act(order) => self.carry_out(order),
+                Effect::Act(order) if !self.report.not_guarded => self.carry_out(order),
                 // A trace has nothing more to read, and no limits.
-                Effect::Rescan { .. }
+                Effect::Act(_)
+                | Effect::Rescan { .. }
                 | Effect::WarnOfHerd(_)
                 | Effect::ReadStdio { .. }
                 | Effect::ReadDenials { .. }

@@ -38,6 +38,9 @@ use self::{
     walk::Context,
 };
 
+/// The name that servers share when there is no room for their own names. No server has it as its own.
+pub const OTHER_IDENTITIES: &str = "(other)";
+
 /// The part that a program plays.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {

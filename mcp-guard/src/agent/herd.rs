@@ -9,6 +9,7 @@ use mcp_guard_core::{
     escape::escape,
     evidence::{ClientsLook, InteractiveContainer},
     id::Ticks,
+    redact,
     status::UnseenClients,
 };
 use tokio::sync::mpsc::UnboundedSender;
@@ -183,12 +184,13 @@ impl HerdLooker {
 
 fn described(container: &Container, start: Ticks) -> ClientsContainer {
     let text = |text: &str| escape(text.as_bytes(), MAX_TEXT);
-    let label = |key: &&str| Some(format!("{key}={}", text(container.labels.get(*key)?)));
+    let masked = |value: &str| text(&redact::text(value));
+    let label = |key: &&str| Some(format!("{key}={}", masked(container.labels.get(*key)?)));
     ClientsContainer {
         container: InteractiveContainer {
             id: container.id.clone(),
-            name: text(&container.name),
-            image: text(&container.image),
+            name: masked(&container.name),
+            image: masked(&container.image),
             image_id: text(&container.image_id),
             label: LABELS.iter().find_map(label),
         },
@@ -282,6 +284,29 @@ mod tests {
 
     fn begin(looker: &mut HerdLooker, at: Duration) -> Option<ClientsLook> {
         looker.begin(Time(0).after(at), EngineId::default(), "socket".to_owned(), ServedBy::Dockerd)
+    }
+
+    #[test]
+    fn secrets_of_a_container_are_masked_and_its_image_stays_known() {
+        let token = "ghp_16C7e42F292c6912E7710c838347Ae178B4a";
+        let image_id = format!("sha256:{}", "3f2504e04f8941d3".repeat(4));
+        let container = Container {
+            id: String::new(),
+            name: format!("mcp-{token}\n"),
+            image: format!("https://u:{token}@h.example/mcp/time"),
+            image_id: image_id.clone(),
+            labels: BTreeMap::from([(LABELS[0].to_owned(), format!("time token={token}"))]),
+            stdin: StdinConfig::default(),
+            init: Pid(1),
+            paused: false,
+            limit: None,
+        };
+        let InteractiveContainer { id: _, name, image, image_id: known, label } =
+            described(&container, Ticks(1)).container;
+        assert_eq!(known, image_id);
+        let shown = format!("{name} {image} {}", label.unwrap());
+        assert!(!shown.contains(token) && !shown.contains('\n'), "{shown}");
+        assert!(shown.contains("h.example/mcp/time") && shown.contains("=time"), "{shown}");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! `record`: writes what happens in a guard to a trace, which `replay` reads.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
+    future::pending,
     io::{self, Write},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
@@ -13,12 +14,12 @@ use mcp_guard_core::{
     Time,
     trace::{EndOfTrace, TraceEvent, TraceHeader},
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Exit, Failure, HostOptions, out, resolve::resolve, runtime, status::unanswered};
 use crate::{
     control::{client::TraceParts, lock, wire::RecordTrace},
-    host::clock,
+    host::{clock, proc::status::ignores},
 };
 
 /// Room for the last line.
@@ -114,8 +115,7 @@ async fn recorded(
     let Arguments { target, output, lasts, max_size } = arguments;
     let cgroup_id = resolve(host, target).await?.cgroup.id();
     let for_ms = u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX);
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::could_not)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(Failure::could_not)?;
+    let mut stops = Stops::listen().map_err(Failure::could_not)?;
     let asked = RecordTrace { cgroup_id, for_ms };
     let begun = TraceParts::begin(&lock::socket(&host.run_dir), &asked).await;
     let (header, mut parts) = begun.map_err(unanswered)?;
@@ -136,8 +136,7 @@ async fn recorded(
         }
         next = tokio::select! {
             next = parts.next() => next,
-            _ = interrupt.recv() => break EndOfTrace::Stopped,
-            _ = terminate.recv() => break EndOfTrace::Stopped,
+            () = stops.any() => break EndOfTrace::Stopped,
         };
     };
     let t = clock::now().0.saturating_sub(Time(start.boot_ns).0);
@@ -145,6 +144,41 @@ async fn recorded(
         Ok(()) => (trace, RecordingEnd::Said(why)),
         Err(error) => (trace, RecordingEnd::Unwritten(error)),
     })
+}
+
+/// Signals that end a recording.
+struct Stops {
+    interrupt: Signal,
+    terminate: Signal,
+    /// The terminal is gone. Below nohup(1), the recording goes on.
+    hangup: Option<Signal>,
+}
+
+impl Stops {
+    fn listen() -> io::Result<Self> {
+        let hangup = SignalKind::hangup();
+        let own = fs::read("/proc/self/status").unwrap_or_default();
+        let is_taken = !ignores(&own, hangup.as_raw_value());
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: is_taken.then(|| signal(hangup)).transpose()?,
+        })
+    }
+
+    async fn any(&mut self) {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = hangup => {}
+        }
+    }
 }
 
 /// A file of whole lines.
@@ -274,6 +308,18 @@ mod tests {
             self.0.truncate(usize::try_from(length).unwrap());
             Ok(())
         }
+    }
+
+    #[tokio::test]
+    async fn a_terminal_that_hangs_up_stops_the_recording() {
+        let mut stops = Stops::listen().unwrap();
+        if stops.hangup.is_none() {
+            // The tests run below nohup(1).
+            return;
+        }
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::HUP)
+            .unwrap();
+        tokio::time::timeout(Duration::from_secs(10), stops.any()).await.unwrap();
     }
 
     const EXIT: &str = "{\"e\":\"exit\",\"t\":1,\"p\":2}\n";

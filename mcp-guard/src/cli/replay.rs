@@ -2,17 +2,20 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs::File,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
 use clap::Args;
 use mcp_guard_core::{
+    escape::visible,
     policy::Policy,
     replay::{ReplayReport, replay as run},
+    trace::EndOfTrace,
 };
+use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl, open};
 use serde::Serialize;
-use serde_json::json;
 
 use super::{Exit, Failure, out, run::read_policy};
 
@@ -59,6 +62,15 @@ struct ReplayLine {
     numbers: BTreeMap<String, u64>,
 }
 
+impl ReplayLine {
+    /// Returns whether another one decides the same. Its numbers may differ.
+    fn is_same(&self, other: &Self) -> bool {
+        let Self { t_ns, decision, detector, identity, numbers: _ } = self;
+        (t_ns, decision, detector, identity)
+            == (&other.t_ns, &other.decision, &other.detector, &other.identity)
+    }
+}
+
 pub fn replay(arguments: &Arguments) -> Result<Exit, Failure> {
     let text = match &arguments.compare {
         Some(policies) => compared(arguments, policies)?,
@@ -88,7 +100,7 @@ fn replayed(arguments: &Arguments) -> Result<String, Failure> {
     let mut text = compact(&reports);
     if *explain {
         for OfFile { file, report } in reports.drain(..) {
-            text += &format!("\n{file}\n{}", lines(&report, true));
+            text += &format!("\n{}\n{}", visible(&file), lines(&report, true));
         }
     }
     Ok(text)
@@ -97,37 +109,72 @@ fn replayed(arguments: &Arguments) -> Result<String, Failure> {
 /// Says what the new one of two policies decides in another way.
 fn compared(arguments: &Arguments, policies: &[PathBuf]) -> Result<String, Failure> {
     let policies = policies.iter().map(|file| read_policy(file)).collect::<Result<Vec<_>, _>>()?;
-    let (mut text, mut all) = (String::new(), Vec::new());
-    for file in &arguments.files {
+    let compare = |file: &PathBuf| {
         let trace = read(file)?;
-        let decided = policies.iter().map(|policy| Ok(decisions(&run_one(&trace, policy, file)?)));
-        let decided = decided.collect::<Result<Vec<_>, Failure>>()?;
+        let reports = policies.iter().map(|policy| run_one(&trace, policy, file));
+        let reports = reports.collect::<Result<Vec<_>, Failure>>()?;
+        Ok(Comparison::of(file, &reports))
+    };
+    let all = arguments.files.iter().map(compare).collect::<Result<Vec<_>, Failure>>()?;
+    if arguments.json { text_of(&all) } else { Ok(all.iter().map(differences).collect()) }
+}
+
+/// The decisions that only one of two policies makes about a trace.
+#[derive(Serialize)]
+struct Comparison {
+    file: String,
+    gone: Vec<ReplayLine>,
+    new: Vec<ReplayLine>,
+    /// `old`, `new`: the policies that do not guard what was recorded.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    not_guarded_by: Vec<&'static str>,
+    /// Lines that are missing in the trace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lost: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ended: Option<EndOfTrace>,
+}
+
+impl Comparison {
+    fn of(file: &Path, reports: &[ReplayReport]) -> Self {
+        let decided: Vec<_> = reports.iter().map(decisions).collect();
         let only = |one: usize, other: usize| -> Vec<ReplayLine> {
-            let is_same = |a: &ReplayLine, b: &ReplayLine| {
-                (a.t_ns, &a.decision, &a.detector, &a.identity)
-                    == (b.t_ns, &b.decision, &b.detector, &b.identity)
-            };
             let lines = decided.get(one).into_iter().flatten();
             let others = decided.get(other).map_or(&[][..], Vec::as_slice);
-            lines.filter(|line| !others.iter().any(|other| is_same(line, other))).cloned().collect()
+            lines.filter(|line| !others.iter().any(|other| line.is_same(other))).cloned().collect()
         };
-        let (gone, new) = (only(0, 1), only(1, 0));
-        if arguments.json {
-            all.push(json!({ "file": file.display().to_string(), "gone": gone, "new": new }));
-            continue;
-        }
-        text += &format!("{}\n", file.display());
-        let mut changes: Vec<_> =
-            gone.iter().map(|line| ('-', line)).chain(new.iter().map(|line| ('+', line))).collect();
-        changes.sort_by_key(|(_, line)| line.t_ns);
-        for (sign, line) in &changes {
-            text += &format!("{sign} {}\n", shown(line));
-        }
-        if changes.is_empty() {
-            text += "  no difference\n";
+        let not_guarded = ["old", "new"].into_iter().zip(reports);
+        let not_guarded = not_guarded.filter(|(_, report)| report.not_guarded);
+        Self {
+            file: file.display().to_string(),
+            gone: only(0, 1),
+            new: only(1, 0),
+            not_guarded_by: not_guarded.map(|(which, _)| which).collect(),
+            lost: reports.first().map(|report| report.lost).filter(|lost| *lost > 0),
+            ended: reports.first().and_then(|report| report.ended),
         }
     }
-    if arguments.json { text_of(&all) } else { Ok(text) }
+}
+
+fn differences(comparison: &Comparison) -> String {
+    let Comparison { file, gone, new, not_guarded_by, lost, ended } = comparison;
+    let mut text = format!("{}\n", visible(file));
+    for line in incomplete(lost.unwrap_or(0), *ended).lines() {
+        text += &format!("  {line}\n");
+    }
+    for which in not_guarded_by {
+        text += &format!("  the {which} policy does not guard it\n");
+    }
+    let mut changes: Vec<_> =
+        gone.iter().map(|line| ('-', line)).chain(new.iter().map(|line| ('+', line))).collect();
+    changes.sort_by_key(|(_, line)| line.t_ns);
+    for (sign, line) in &changes {
+        text += &format!("{sign} {}\n", shown(line));
+    }
+    if changes.is_empty() && not_guarded_by.is_empty() {
+        text += "  no difference\n";
+    }
+    text
 }
 
 fn text_of(answer: &impl Serialize) -> Result<String, Failure> {
@@ -138,12 +185,25 @@ fn failure(file: &Path, error: &dyn std::fmt::Display) -> Failure {
     Failure::data(format!("trace {}: {error}", file.display()))
 }
 
+/// Opens a file, and does not wait for somebody to write to a named pipe. Then it is read like any other file, so that
+/// `<(zcat FILE)` has the time that it needs.
+fn opened(file: &Path) -> io::Result<File> {
+    let opened = open(file, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
+    fcntl_setfl(&opened, fcntl_getfl(&opened)? - OFlags::NONBLOCK)?;
+    Ok(opened.into())
+}
+
+/// Reads to the end. Returns `None` if there is more: a pipe or a device does not say how much it has.
+fn read_at_most(from: impl Read, most: u64) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    let read = from.take(most + 1).read_to_end(&mut bytes)?;
+    Ok(u64::try_from(read).is_ok_and(|read| read <= most).then_some(bytes))
+}
+
 fn read(file: &Path) -> Result<String, Failure> {
-    let length = fs::metadata(file).map_err(|error| failure(file, &error))?.len();
-    if length > MAX_TRACE {
-        return Err(failure(file, &"larger than 1 GiB; split it"));
-    }
-    let bytes = fs::read(file).map_err(|error| failure(file, &error))?;
+    let bytes = opened(file).and_then(|opened| read_at_most(opened, MAX_TRACE));
+    let bytes = bytes.map_err(|error| failure(file, &error))?;
+    let Some(bytes) = bytes else { return Err(failure(file, &"larger than 1 GiB; split it")) };
     String::from_utf8(bytes).map_err(|error| {
         let line = error.as_bytes()[..error.utf8_error().valid_up_to()]
             .iter()
@@ -158,7 +218,7 @@ fn run_one(trace: &str, policy: &Policy, file: &Path) -> Result<ReplayReport, Fa
 }
 
 fn summary(report: &ReplayReport) -> String {
-    let ReplayReport { events, processes, execs, live_at_end, identities, lost, .. } = report;
+    let ReplayReport { events, processes, execs, live_at_end, identities, .. } = report;
     let mut text = format!(
         "{events} events: {processes} processes started, {execs} execs, {live_at_end} alive at the end\n"
     );
@@ -168,8 +228,25 @@ fn summary(report: &ReplayReport) -> String {
             one.starts, one.live_at_end, one.live_peak
         );
     }
-    if *lost > 0 {
+    text + &notes(report)
+}
+
+/// Says why nothing is decided, or why something else may have been.
+fn notes(report: &ReplayReport) -> String {
+    let mut text = String::new();
+    if report.not_guarded {
+        text += "nothing decided: this policy does not guard it\n";
+    }
+    text + &incomplete(report.lost, report.ended)
+}
+
+fn incomplete(lost: u64, ended: Option<EndOfTrace>) -> String {
+    let mut text = String::new();
+    if lost > 0 {
         text += &format!("incomplete: {lost} lines are missing; what is decided may differ\n");
+    }
+    if ended == Some(EndOfTrace::Cut) {
+        text += "incomplete: the recording was cut; what came later is missing\n";
     }
     text
 }
@@ -229,12 +306,27 @@ fn compact(reports: &[OfFile]) -> String {
         let name = path.map_or_else(|| file.clone(), |name| name.to_string_lossy().into_owned());
         text += &format!(
             "{:<44} {:>9} {:>7} {:>8} {:>7}  {first}\n",
-            name,
+            visible(&name),
             report.processes,
             report.live_at_end,
             report.warnings.len(),
             report.actions.len(),
         );
+        for note in notes(report).lines() {
+            text += &format!("  {note}\n");
+        }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_no_end_is_read_up_to_the_bound() {
+        let read = |bytes: &[u8]| read_at_most(bytes, 4).expect("readable");
+        assert_eq!((read(b"four"), read(b"fives")), (Some(b"four".to_vec()), None));
+        assert_eq!(read_at_most(io::repeat(b'x'), 4).expect("readable"), None);
+    }
 }

@@ -36,13 +36,16 @@ pub fn status(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failure
         let servers = client::call(&lock::socket(&host.run_dir), &asked).map_err(unanswered)?;
         is_guarded(target.is_none() || !servers.guards.is_empty())?;
         let is_found = servers.guards.iter().any(|guard| !guard.servers.is_empty());
-        if let Some(name) = server.as_ref().filter(|_| !*json && !is_found) {
-            let why =
-                format!("no live server is called {name:?}; `mcp-guard status` lists their names");
-            return Err(Failure::could_not(why));
+        let missing = server.as_ref().filter(|_| !is_found);
+        if *json || missing.is_none() {
+            print(&servers, *json, render::servers)?;
         }
-        print(&servers, *json, render::servers)?;
-        return Ok(Exit::Done);
+        return match missing {
+            Some(name) => Err(Failure::could_not(format!(
+                "no live server is called {name:?}; `mcp-guard status` lists their names"
+            ))),
+            None => Ok(Exit::Done),
+        };
     }
     let mut status = client::status(&lock::socket(&host.run_dir)).map_err(unanswered)?;
     if let Some(target) = target {

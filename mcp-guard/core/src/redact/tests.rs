@@ -63,6 +63,11 @@ fn a_secret_of_any_form_is_masked_behind_its_name() {
         vec!["-u", "me:hunter2"],
         vec!["postgres://me:hunter2@db/app"],
         vec!["redis://:hunter2@cache:6379/0"],
+        vec!["postgres://me:a/hunter2@db/app"],
+        vec!["postgres://me:hunter2/a@db/app"],
+        vec!["postgres://me:a?hunter2@db/app"],
+        vec!["postgres://me:hunter2#a@db/app"],
+        vec!["redis://:9#hunter2@cache:6379/0"],
         vec!["--header", "Cookie: hunter2"],
         vec!["{\"accessToken\": \"hunter2\"}"],
         vec!["https://example.org/mcp?key=hunter2"],
@@ -83,6 +88,7 @@ fn what_is_no_secret_stays() {
         vec!["java", "-jar", "/opt/mcp/server-1.10.2-SNAPSHOT-all.jar"],
         vec!["--keyboard", "us", "--author", "me", "--passthrough", "x", "--monkey", "y"],
         vec!["postgres://db/app", "http://localhost:3000/sse"],
+        vec!["https://h.example/x@y", "http://localhost:3000/x@y", "http://[::1]/x@y"],
         vec!["/nix/store/aaaa/bin/node", "--max-old-space-size=4096"],
     ] {
         assert_eq!(words(argv.iter().copied()), argv);

@@ -158,6 +158,15 @@ fn identities_beyond_the_bound_share_a_name() {
 }
 
 #[test]
+fn a_package_with_the_shared_name_is_none_of_those_that_share_it() {
+    let mut fixture = Fixture::new();
+    fixture.fork(1, 10);
+    fixture.exec(10, "npx|(other)");
+    assert!(fixture.registry.identity(OTHER_IDENTITIES).is_none());
+    assert_eq!(fixture.live("((other))"), (1, 1));
+}
+
+#[test]
 fn identities_that_ended_take_no_place_and_are_bounded() {
     let mut registry = Registry::default();
     let mut start = |pid: u32, words: &str| {

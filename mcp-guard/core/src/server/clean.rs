@@ -18,17 +18,22 @@ pub(super) fn clean(text: &str) -> String {
 /// `github:owner/name` of `github:token@owner/name`.
 fn without_user(text: &str) -> Cow<'_, str> {
     const SERVICES: [&str; 4] = ["github:", "gitlab:", "bitbucket:", "gist:"];
-    if text.contains("://") || ["npm:", "jsr:", "git@"].iter().any(|start| text.starts_with(start))
-    {
+    const NO_USER: [&str; 4] = ["npm:", "jsr:", "git@", "file:"];
+    if text.contains("://") || NO_USER.iter().any(|start| text.starts_with(start)) {
         return Cow::Borrowed(text);
     }
-    let host = text.split(['/', '?']).next().unwrap_or(text);
+    let host = text.split(['/', '?', '#']).next().unwrap_or(text);
     // Without a colon it is a version: `owner@1`.
-    let Some(at) = host.rfind('@').filter(|_| host.contains(':')) else {
+    let Some(end) = redact::user_end(text).filter(|_| host.contains(':')) else {
         return Cow::Borrowed(text);
     };
-    let service = SERVICES.iter().find(|service| text.starts_with(**service));
-    Cow::Owned(format!("{}{}", service.unwrap_or(&""), &text[at + 1..]))
+    let (user, rest) = (&text[..end], &text[end + 1..]);
+    match SERVICES.iter().find(|service| text.starts_with(**service)) {
+        // So it is behind a repository: `github:owner/name@1`.
+        Some(_) if user.contains('/') && !rest.contains('/') => Cow::Borrowed(text),
+        Some(service) => Cow::Owned(format!("{service}{rest}")),
+        None => Cow::Borrowed(rest),
+    }
 }
 
 /// Makes an identity of at most [`MAX_IDENTITY`] bytes that can be printed. A longer one ends in a hash, so that

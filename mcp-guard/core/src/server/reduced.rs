@@ -7,34 +7,77 @@ use crate::redact;
 const MOST_WORDS: usize = 64;
 /// Most bytes of a word.
 const MOST_BYTES: usize = 512;
-/// The number of words behind which no fewer are looked for.
-const TRIED: usize = 12;
 
 impl Grammar {
     /// Returns the first words of a command line that still start the same, without users, queries and secrets. The
-    /// executable and the working directory are left out if they change nothing. Where a mask hides the name, all
-    /// words are kept.
+    /// executable and the working directory are left out if they change nothing. Where a mask or a cut changes the
+    /// name, as many words are kept as name the server before it.
     #[must_use]
     pub fn reduced(&self, command: &CommandLine) -> CommandLine {
         let start = self.identify(command);
-        let words = harmless(&argv::split(&command.argv));
-        let [exe, cwd] =
-            [&command.exe, &command.cwd].map(|path| path.as_deref().map(harmless_path));
-        let with = |count: usize, exe: &Option<Vec<u8>>, cwd: &Option<Vec<u8>>| CommandLine {
-            argv: words[..count].iter().flat_map(|word| word.bytes().chain([0])).collect(),
-            exe: exe.clone(),
-            cwd: cwd.clone(),
-        };
-        let is_same = |command: &CommandLine| self.identify(command) == start;
-        let exe = exe.filter(|_| !is_same(&with(words.len(), &None, &cwd)));
-        let cwd = cwd.filter(|_| !is_same(&with(words.len(), &exe, &None)));
-        let mut fewer = (0..words.len().min(TRIED)).map(|count| with(count, &exe, &cwd));
-        fewer.find(is_same).unwrap_or_else(|| with(words.len(), &exe, &cwd))
+        let is_same = |parts: &Parts| self.identify(&parts.joined()) == start;
+        let mut whole = Parts::of(command);
+        let mut parts = whole.harmless();
+        if is_same(&Parts { exe: None, ..parts.clone() }) {
+            (parts.exe, whole.exe) = (None, None);
+        }
+        if is_same(&Parts { cwd: None, ..parts.clone() }) {
+            (parts.cwd, whole.cwd) = (None, None);
+        }
+        let fewest = parts.fewest(is_same).or_else(|| whole.fewest(is_same));
+        let parts = parts.first(fewest.unwrap_or(1));
+        let less = parts.with_less_of_the_last().find(is_same);
+        less.unwrap_or(parts).joined()
     }
 }
 
-fn harmless(words: &[&str]) -> Vec<String> {
-    let words = words.iter().take(MOST_WORDS).copied();
+/// A command line in words.
+#[derive(Clone)]
+struct Parts {
+    words: Vec<String>,
+    exe: Option<Vec<u8>>,
+    cwd: Option<Vec<u8>>,
+}
+
+impl Parts {
+    fn of(command: &CommandLine) -> Self {
+        let words = argv::split(&command.argv).into_iter().take(MOST_WORDS);
+        let CommandLine { exe, cwd, .. } = command.clone();
+        Self { words: words.map(str::to_owned).collect(), exe, cwd }
+    }
+
+    fn harmless(&self) -> Self {
+        let [exe, cwd] = [&self.exe, &self.cwd].map(|path| path.as_deref().map(harmless_path));
+        Self { words: harmless(&self.words), exe, cwd }
+    }
+
+    fn joined(&self) -> CommandLine {
+        let argv = self.words.iter().flat_map(|word| word.bytes().chain([0])).collect();
+        CommandLine { argv, exe: self.exe.clone(), cwd: self.cwd.clone() }
+    }
+
+    fn first(&self, count: usize) -> Self {
+        Self { words: self.words.iter().take(count).cloned().collect(), ..self.clone() }
+    }
+
+    /// Returns the smallest number of words that are enough, unless all of them are not.
+    fn fewest(&self, are_enough: impl Fn(&Self) -> bool) -> Option<usize> {
+        let mut counts = 0..=self.words.len();
+        are_enough(self).then(|| counts.find(|count| are_enough(&self.first(*count)))).flatten()
+    }
+
+    /// Cuts the last word at each of its spaces: it may be a title, or have a whole command line in it.
+    fn with_less_of_the_last(&self) -> impl Iterator<Item = Self> {
+        let (last, before) = self.words.split_last().map_or(("", &[][..]), |(l, b)| (&**l, b));
+        last.match_indices(' ').map(|(space, _)| {
+            let words = before.iter().cloned().chain([last[..=space].to_owned()]).collect();
+            Self { words, ..self.clone() }
+        })
+    }
+}
+
+fn harmless(words: &[String]) -> Vec<String> {
+    let words = words.iter().map(String::as_str);
     redact::words(words).iter().map(|word| bounded(harmless_word(word))).collect()
 }
 
@@ -94,6 +137,40 @@ mod tests {
             ("node|/srv/a.js|--api-key|zqsecret", "node|/srv/a.js"),
             ("uvx|--from|git+https://u:zqsecret@h/o/r|serena", "uvx|--from|git+https://h/o/r"),
             ("sleep|60", "sleep"),
+        ] {
+            assert_eq!(reduced(words), kept);
+        }
+    }
+
+    #[test]
+    fn words_behind_the_name_are_not_kept_however_long_it_is_or_how_many_are_before_it() {
+        let long = format!("/{}/server.py", "x".repeat(600));
+        let python = format!("python3|{long}");
+        for (name, behind) in [
+            (
+                "npx|-y|--registry|r|--cache|c|--userconfig|u|--script-shell|/bin/sh|mcp-db",
+                "hunter2",
+            ),
+            (
+                "docker|run|-i|--rm|--network|x|-e|A|-e|B|-e|C|-e|D|mcp/db",
+                "--user|root|hunter2|-phunter3",
+            ),
+            (&python, "swordfish|hunter2"),
+            ("postgres:", "hunter2|hunter3"),
+        ] {
+            assert_eq!(reduced(&format!("{name}|{behind}")), reduced(name));
+        }
+        assert_eq!(reduced(&python), format!("python3|{}", &long[..MOST_BYTES]));
+        let many = format!("docker|run|{}mcp/db|hunter2", "-e|A|".repeat(MOST_WORDS));
+        assert_eq!(reduced(&many), "docker");
+    }
+
+    #[test]
+    fn of_a_title_or_a_command_line_in_a_word_only_the_name_is_kept() {
+        for (words, kept) in [
+            ("gunicorn: worker hunter2", "gunicorn: "),
+            ("env|-S|npx -y mcp-db hunter2", "env|-S|npx -y mcp-db "),
+            ("node|/srv/my app/a b.js|hunter2", "node|/srv/my app/a b.js"),
         ] {
             assert_eq!(reduced(words), kept);
         }

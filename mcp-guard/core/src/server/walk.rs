@@ -1,7 +1,7 @@
 //! Goes from the first word of a command line to what it runs.
 
 use super::{
-    Grammar, Named, Naming, Start,
+    Grammar, Named, Naming, OTHER_IDENTITIES, Start,
     argv::{base_name, program_name},
     claim::names_a_file,
     clean::{bounded, clean},
@@ -366,7 +366,10 @@ fn joined(tool: &KnownProgram, package: &str, inner: &str) -> String {
 fn named(name: &str, naming: Naming) -> Start {
     let (name, naming) =
         if name.trim().is_empty() { (NAMELESS, Naming::Unclear) } else { (name, naming) };
-    let identity = bounded(name);
+    let mut identity = bounded(name);
+    if identity == OTHER_IDENTITIES {
+        identity = format!("({identity})");
+    }
     Start::Server(Named { identity, naming, launches: false, is_relative: false })
 }
 

@@ -16,6 +16,15 @@ pub fn may_trace(status: &[u8]) -> bool {
     sets.is_none_or(|(permitted, bounding)| (permitted | bounding) & (1 << SYS_PTRACE) != 0)
 }
 
+/// Whether the process ignores a signal.
+#[must_use]
+pub fn ignores(status: &[u8], signal: i32) -> bool {
+    let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"SigIgn:"));
+    let set = line.and_then(|line| std::str::from_utf8(line).ok());
+    let set = set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+    set.is_some_and(|set| (1..=64).contains(&signal) && set & (1 << (signal - 1)) != 0)
+}
+
 /// Returns the real and the effective uid.
 #[must_use]
 pub fn uids(status: &[u8]) -> Option<(u32, u32)> {
@@ -58,6 +67,14 @@ pub fn is_init_below(status: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_ignored_signal_is_in_the_set() {
+        let status = b"Name:\tx\nSigBlk:\t0000000000000002\nSigIgn:\t0000000000001001\n";
+        let ignored: Vec<i32> = (-1..66).filter(|signal| ignores(status, *signal)).collect();
+        assert_eq!(ignored, [libc::SIGHUP, libc::SIGPIPE]);
+        assert!(!ignores(b"", libc::SIGHUP));
+    }
 
     #[test]
     fn the_first_two_uids_are_the_real_and_the_effective_one() {

@@ -52,6 +52,13 @@ fn hiding() -> impl Strategy<Value = String> {
         Just(format!("https://u:{SECRET}@h.example/a@b/c")),
         Just(format!("git+https://{SECRET}@h.example/o/r.git@main")),
         Just(format!("postgresql://u:{SECRET}@h/d")),
+        Just(format!("https://u:{SECRET}/x@h.example/a")),
+        Just(format!("https://u:x/{SECRET}@h.example/a")),
+        Just(format!("git+https://u:x#{SECRET}@h.example/o/r")),
+        Just(format!("postgresql://u:x?{SECRET}@h/d")),
+        Just(format!("u:x/{SECRET}@h.example/a")),
+        Just(format!("u:{SECRET}#x@h.example/a")),
+        Just(format!("github:{SECRET}/x@owner/name")),
         Just(format!("https://h.example/a?key={SECRET}")),
         Just(format!("https://h.example/a.tgz#{SECRET}")),
         Just(format!("u:{SECRET}@h.example/a")),
@@ -120,6 +127,23 @@ fn command_line() -> impl Strategy<Value = String> {
     })
 }
 
+/// A program, some of its options with harmless values, what it runs, and secrets behind that.
+fn command_line_with_secrets_behind() -> impl Strategy<Value = String> {
+    let name = select(vec!["a", "@s/p@1", "/srv/a.js", "server.py", "https://h.example/x", "o/i"]);
+    select(programs()).prop_flat_map(move |(program, syntax)| {
+        let mut values = options(syntax.values);
+        values.push("--unknown=1");
+        let before = vec(select(values).prop_map(|option| format!("{option}|v|")), 0..30);
+        let behind = vec(select(vec![BEHIND, "-p zqsecret9", "--user|zqsecret9", "-x"]), 1..5);
+        (before, name.clone(), behind).prop_map(move |(before, name, behind)| {
+            format!("{program}|{}{name}|{BEHIND}|{}", before.concat(), behind.join("|"))
+        })
+    })
+}
+
+/// A secret that is no plain word, so that it is in no name of a program.
+const BEHIND: &str = "zqsecret9";
+
 fn identity(words: &str) -> Option<String> {
     match start(None, words, Some("/srv")) {
         Start::Server(named) => Some(named.identity),
@@ -134,6 +158,21 @@ proptest! {
     fn no_identity_has_a_secret(words in command_line()) {
         if let Some(identity) = identity(&words) {
             prop_assert!(!identity.contains(SECRET), "{words}: {identity}");
+        }
+    }
+
+    #[test]
+    fn no_secret_behind_the_name_is_kept(words in command_line_with_secrets_behind()) {
+        let whole = CommandLine { argv: joined(&words), exe: None, cwd: Some(b"/srv".to_vec()) };
+        let named = identity(&words).unwrap_or_default();
+        // The program may also run what comes last.
+        prop_assume!(!named.contains(BEHIND));
+        let reduced = GRAMMAR.reduced(&whole);
+        let kept = String::from_utf8_lossy(&reduced.argv);
+        prop_assert!(!kept.contains(BEHIND), "{words}: {kept}");
+        let names = argv::split(&whole.argv).iter().position(|word| *word == BEHIND);
+        if names.is_some_and(|names| names <= 64) {
+            prop_assert_eq!(GRAMMAR.identify(&reduced), GRAMMAR.identify(&whole), "{}", words);
         }
     }
 
