@@ -165,3 +165,13 @@ fn a_look_keeps_nothing_open() {
     server.stdout.take().unwrap().read_to_end(&mut left).unwrap();
     assert!(left.is_empty());
 }
+
+/// A job may do all of its work in children that live shortly.
+#[test]
+fn the_work_of_children_that_have_ended_is_that_of_the_server() {
+    let spin =
+        "perl -e 'do { 1 for 1 .. 10000 } while (times)[0] < 0.3'; echo ready; exec sleep 600";
+    let server = Server::start(&["sh", "-c", spin]).once_ready();
+    let activity = server.survey(None).activity.unwrap();
+    assert!(activity.cpu >= 30, "{activity:?}");
+}
