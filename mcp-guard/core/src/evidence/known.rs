@@ -215,11 +215,17 @@ impl Known {
 
     /// Adds what it has done since its contact is as it is.
     fn count_since_contact(&mut self, now: Time, seen: &ServerSeen) {
-        if self.contact != seen.contact {
-            self.contact = seen.contact;
-            self.contact_since = (now, seen.activity.map(SinceContact::nothing));
-        } else if let ((_, Some(done)), Some(activity)) = (&mut self.contact_since, seen.activity) {
-            done.add(activity);
+        let is_new = mem::replace(&mut self.contact, seen.contact) != seen.contact;
+        match (&mut self.contact_since.1, seen.activity) {
+            (Some(done), Some(activity)) if !is_new => done.add(activity),
+            // Nothing was known of what it did until now.
+            (None, Some(activity)) => {
+                self.contact_since = (now, Some(SinceContact::nothing(activity)))
+            }
+            (_, activity) if is_new => {
+                self.contact_since = (now, activity.map(SinceContact::nothing))
+            }
+            (Some(_) | None, Some(_) | None) => {}
         }
     }
 
@@ -465,6 +471,30 @@ mod tests {
             },
         );
         assert!(!known.is_abandoned(), "it is not known whether it is at work");
+    }
+
+    #[test]
+    fn a_server_that_could_not_be_read_at_first_is_abandoned_later() {
+        let (contact, is_busy) = (Contact::Disconnected, Some(false));
+        let stopped = ServerSeen { is_stopped: true, contact, ..ServerSeen::default() };
+        let unreadable = ServerSeen { contact, is_busy, ..look(None) };
+        let readable = ServerSeen { contact, is_busy, ..look(Some(5)) };
+        for first in [stopped, unreadable] {
+            let (mut known, mut now) = (Known::default(), Time(1_000_000_000));
+            let contact_for = |known: &Known, now| known.contact_for(now, Duration::MAX);
+            for (seen, is_abandoned, seconds) in [
+                (first, false, 0),
+                (readable, true, 0),
+                (readable, true, 30),
+                (unreadable, false, 60),
+                (readable, true, 90),
+            ] {
+                now = now.after(Duration::from_secs(30));
+                known.take(now, &seen);
+                assert_eq!(known.is_abandoned(), is_abandoned, "{first:?} {now:?}");
+                assert_eq!(contact_for(&known, now), Some(Duration::from_secs(seconds)));
+            }
+        }
     }
 
     /// Its parent has not waited for it, so it took its time with it.
