@@ -11,6 +11,8 @@ use std::{
     io::{Read as _, Write as _},
     os::{fd::OwnedFd, unix::net::UnixStream},
     process::{Command, Stdio},
+    thread,
+    time::Duration,
 };
 
 use mcp_guard::host::{evidence::look, process::OpenProcess};
@@ -164,6 +166,22 @@ fn a_look_keeps_nothing_open() {
     let mut left = Vec::new();
     server.stdout.take().unwrap().read_to_end(&mut left).unwrap();
     assert!(left.is_empty());
+}
+
+/// It works for much less than a clock tick at a time, reads and writes nothing, and leaves its first thread alone.
+#[test]
+fn the_work_of_each_thread_is_that_of_the_server() {
+    let script = "const { Worker } = require('worker_threads');\
+        const works = 'const cell = new Int32Array(new SharedArrayBuffer(4));\
+            for (;;) { Atomics.wait(cell, 0, 0, 50); for (let i = 0; i < 1e4; i++); }';\
+        new Worker(works, { eval: true }).on('online', () => console.log('ready'));\
+        process.stdin.resume();";
+    let server = Server::node(script);
+    for _ in 0..8 {
+        let before = server.survey(None).activity;
+        thread::sleep(Duration::from_millis(200));
+        assert_ne!(server.survey(None).activity, before);
+    }
 }
 
 /// A job may do all of its work in children that live shortly.

@@ -72,8 +72,11 @@ pub struct Activity {
     pub processes: u64,
     /// Bytes read and written, and calls that did so.
     pub io: u64,
+    /// Those of the first thread of each process.
     pub context_switches: u64,
-    /// In clock ticks.
+    /// Nanoseconds that all threads ran. This shows work of any thread, also what is too short for a clock tick.
+    pub runtime: u64,
+    /// In clock ticks, with the time of children that have ended.
     pub cpu: u64,
     /// Bytes that are to reach a disk.
     pub written: u64,

@@ -111,6 +111,7 @@ fn usage(living: &Living) -> io::Result<(Option<Activity>, Option<u64>)> {
         activity.io = activity.io.wrapping_add(usage.io.moved);
         activity.written = activity.written.wrapping_add(usage.io.written);
         activity.context_switches = activity.context_switches.wrapping_add(usage.context_switches);
+        activity.runtime = activity.runtime.wrapping_add(usage.runtime);
         activity.cpu = activity.cpu.wrapping_add(usage.cpu.0);
     }
     Ok((Some(activity), Some(memory)))
