@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use mcp_guard::host::{evidence::look, process::OpenProcess};
+use mcp_guard::host::{clock, evidence::look, process::OpenProcess};
 use mcp_guard_core::{
     evidence::{
         AtWork, Channel, Connection, Contact, FileLock, PeerIs, Quiescence, StdioAtExec, Wait,
@@ -117,6 +117,32 @@ fn a_server_with_too_much_open_is_not_known() {
     let mut server = Server::start(&["perl", "-e", &script]);
     server.stdout.as_mut().unwrap().read_exact(&mut opened).unwrap();
     assert_eq!(server.look().tree.processes[0].locks, [FileLock::Other]);
+}
+
+/// The kernel goes through all sockets of a namespace for the peer of each.
+#[test]
+fn a_look_that_would_cost_much_is_given_up() {
+    let script = "use Socket; $| = 1;\
+        sub pairs {\
+            map { socketpair(my $one, my $other, AF_UNIX, SOCK_STREAM, 0) or die; ($one, $other) } 1 .. $_[0]\
+        }\
+        for (1 .. 4) {\
+            my @others = pairs(4000);\
+            fork or sleep 600;\
+        }\
+        my @own = pairs(4000);\
+        print \"ready\n\";\
+        sleep 600;";
+    let shell = format!("ulimit -n 8100 && exec perl -e '{script}'");
+    let mut server = Server::start(&["unshare", "-n", "sh", "-c", &shell]).once_ready();
+    server.alone = Some(server.pid());
+    drop((server.stdin.take(), server.stdout.take()));
+    let before = clock::thread_cpu_time();
+    let seen = server.survey(None);
+    let cost = clock::thread_cpu_time() - before;
+    assert!(cost < Duration::from_millis(500), "{cost:?}");
+    assert_eq!((seen.contact, seen.is_busy), (Contact::Disconnected, None));
+    assert!(seen.activity.is_some());
 }
 
 /// A server could stop one of its processes to look as if it could not run.

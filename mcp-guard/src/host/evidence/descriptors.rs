@@ -60,6 +60,7 @@ impl Descriptors {
         budget: &mut LookBudget,
         locks: &mut Vec<(String, HeldLock)>,
     ) -> io::Result<()> {
+        budget.question()?;
         let link = process.descriptor(fd)?;
         if let Some(channel) = Channel::parse(&link) {
             let is_pipe = matches!(channel, Channel::Pipe(_));
