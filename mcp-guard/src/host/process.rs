@@ -260,6 +260,15 @@ impl OpenProcess {
         Ok(is_device.then_some((file.stx_rdev_major, file.stx_rdev_minor)))
     }
 
+    /// Returns the inode of the file that a descriptor refers to.
+    ///
+    /// # Errors
+    /// As for [`OpenProcess::descriptor`].
+    pub fn inode(&self, fd: u32) -> io::Result<u64> {
+        let flags = AtFlags::STATX_DONT_SYNC;
+        Ok(statx(&self.dir, format!("fd/{fd}"), flags, StatxFlags::BASIC_STATS)?.stx_ino)
+    }
+
     /// Returns whether a descriptor refers to a pipe, also to one with a name.
     ///
     /// # Errors
