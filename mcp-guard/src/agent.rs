@@ -20,6 +20,7 @@ mod rescan;
 mod standing;
 mod start;
 mod turn;
+mod turns;
 mod unguarded;
 
 use std::{collections::VecDeque, panic::AssertUnwindSafe, path::PathBuf, time::Duration};

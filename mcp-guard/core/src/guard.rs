@@ -203,6 +203,7 @@ impl Guard {
 
     /// Runs the detectors if something may have changed, and handles expired leases.
     pub fn evaluate(&mut self, now: Time, policy: &Policy, out: &mut Outbox<'_>) {
+        self.registry.doubt_old_looks(now);
         for pid in self.registry.take_begun() {
             out.push(Effect::ReadStdio { guard: self.id, pid });
         }

@@ -7,6 +7,7 @@
 
 mod ages;
 mod identity;
+mod idleness;
 mod rescan;
 mod servers;
 
@@ -26,6 +27,7 @@ pub use self::{
 };
 use self::{
     identity::{NewServer, Remains},
+    idleness::Idleness,
     servers::Origin,
 };
 pub use crate::server::OTHER_IDENTITIES;
@@ -143,6 +145,7 @@ struct Tree {
     naming: Naming,
     /// When it was last used, or started.
     active: Time,
+    idleness: Idleness,
     /// The server whose process started it.
     outer: Option<TreeId>,
     members: u32,
@@ -203,6 +206,8 @@ pub struct Registry {
     begun: Vec<Pid>,
     /// Live servers that are not plain programs.
     live_servers: usize,
+    /// Those that looks have found idle, by the time until which that holds.
+    found_until: BTreeSet<(Time, TreeId)>,
     /// Live identities of packages, and all others.
     live_identities: [usize; 2],
     /// The latest time that is known.
@@ -378,15 +383,10 @@ impl Registry {
             let Some((id, tree)) = at.and_then(|id| Some((id, self.trees.get_mut(&id)?))) else {
                 return;
             };
-            let before = mem::replace(&mut tree.active, since);
+            let before = tree.idle_since();
+            tree.active = since;
             at = tree.outer;
-            let is_firm = tree.naming.is_firm();
-            if (is_firm || tree.is_proven)
-                && let Some(identity) = self.identities.get_mut(&tree.identity)
-            {
-                identity.used(before, since, id, is_firm);
-                self.changed.insert(tree.identity.clone());
-            }
+            self.note_idle_since(id, before);
         }
     }
 
@@ -466,11 +466,13 @@ impl Registry {
         self.live_servers += usize::from(named.naming != Naming::Program);
         let (naming, known, started) = (named.naming, Known::default(), seen.at);
         let (members, is_proven, program) = (1, false, None);
+        let idleness = Idleness::default();
         let tree = Tree {
             identity,
             started,
             naming,
             active,
+            idleness,
             outer,
             members,
             origin,
@@ -521,10 +523,14 @@ impl Registry {
         if tree.members > 0 {
             return None;
         }
-        let Tree { identity: name, started, naming, active, is_proven, .. } =
-            self.trees.remove(&id)?;
+        let tree = self.trees.remove(&id)?;
+        let idle_since = tree.idle_since();
+        let Tree { identity: name, started, naming, idleness, is_proven, .. } = tree;
+        if let Idleness::FoundUntil(end) = idleness {
+            self.found_until.remove(&(end, id));
+        }
         if is_proven {
-            identity.disprove(active, id);
+            identity.disprove(idle_since, id);
         }
         self.ended += 1;
         identity.turn_to(self.latest);
@@ -534,8 +540,8 @@ impl Registry {
             self.changed.insert(name.clone());
         }
         let remains = match departure {
-            Departure::End => identity.end((started, active), id, is_firm),
-            Departure::Mistake => identity.withdraw((started, active), id, is_firm),
+            Departure::End => identity.end((started, idle_since), id, is_firm),
+            Departure::Mistake => identity.withdraw((started, idle_since), id, is_firm),
         };
         self.live_identities[usize::from(is_firm)] -= usize::from(identity.of_kind(is_firm) == 0);
         match remains {

@@ -232,6 +232,9 @@ pub struct SeenServer {
     /// Processes, input and output, context switches, CPU time in clock ticks, bytes for disks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub did: Option<[u64; 5]>,
+    /// How many nanoseconds its threads ran.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub ran: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub busy: Option<bool>,
     /// Only its client can give it work.
@@ -305,6 +308,7 @@ impl From<&SeenProcess> for Observed {
 impl From<&SeenServer> for ServerSeen {
     fn from(seen: &SeenServer) -> Self {
         let activity = |[processes, io, context_switches, cpu, written]: [u64; 5]| Activity {
+            runtime: seen.ran,
             processes,
             io,
             context_switches,

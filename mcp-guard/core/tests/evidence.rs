@@ -117,6 +117,15 @@ impl Story {
         }
     }
 
+    /// Time passes, and nobody looks.
+    fn wait_unseen(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            self.seconds += 1;
+            self.step(Input::Totals { guard: GUARD, totals: Totals::default() });
+            self.step(Input::Tick);
+        }
+    }
+
     fn warnings(&self, by: Detector) -> usize {
         self.warned.iter().filter(|(detector, _)| *detector == by).count()
     }
@@ -125,6 +134,43 @@ impl Story {
 fn seen(cpu: u64, contact: Contact) -> ServerSeen {
     let activity = Some(Activity { cpu, ..Activity::default() });
     ServerSeen { activity, contact, is_busy: Some(false), ..ServerSeen::default() }
+}
+
+/// Twelve copies that were in use in each look, until none came.
+#[test]
+fn copies_in_use_do_not_become_idle_because_nobody_looks() {
+    let used = |_, second| seen(second, Contact::Connected);
+    let idle = |_, _| seen(7, Contact::Connected);
+    let mut story = Story::new();
+    story.start(12, used);
+    story.wait(60, used);
+    story.wait_unseen(600);
+    assert_eq!((story.acted.as_slice(), story.warned.as_slice()), (&[][..], &[][..]));
+    // Two looks find them idle, the next ones come late again.
+    story.wait(2 * EVERY, idle);
+    story.wait_unseen(600);
+    assert_eq!(story.acted, []);
+    story.wait(130, idle);
+    assert_eq!(story.acted, [(Detector::Duplicates, Response::Clamp)]);
+}
+
+/// Their counters cannot be read any more.
+#[test]
+fn copies_in_use_do_not_become_idle_because_looks_fail() {
+    let used = |_, second| seen(second, Contact::Connected);
+    let unreadable = |_, _| ServerSeen { activity: None, ..seen(0, Contact::Connected) };
+    let mut story = Story::new();
+    story.start(12, used);
+    story.wait(60, used);
+    story.wait(600, unreadable);
+    assert_eq!((story.acted.as_slice(), story.warned.as_slice()), (&[][..], &[][..]));
+    story.wait(130, |_, _| seen(7, Contact::Connected));
+    assert_eq!(story.acted, [(Detector::Duplicates, Response::Clamp)]);
+    // Nothing was ever known of these.
+    let mut story = Story::new();
+    story.start(12, unreadable);
+    story.wait(130, unreadable);
+    assert_eq!(story.acted, [(Detector::Duplicates, Response::Clamp)]);
 }
 
 const SCRIPT: &[u8] = b"node\0/srv/server.js\0";

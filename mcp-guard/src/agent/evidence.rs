@@ -3,7 +3,6 @@
 //! The stdio of a new server is read on a thread of its own, because it must be read soon, and cannot hang.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
     io,
     sync::{Arc, mpsc},
     thread,
@@ -15,13 +14,13 @@ use mcp_guard_core::{
     effect::Input,
     evidence::Unreaped,
     id::{CgroupId, GuardId, Pid},
-    registry::TreeId,
 };
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::{
     Agent,
     lanes::{Lanes, Sighted, ToLook},
+    turns::{LookTurns, NextLook, Rest},
 };
 use crate::host::{
     clock,
@@ -38,21 +37,12 @@ const BATCHES: usize = 64;
 /// A process that has just begun a server.
 type Begun = (GuardId, Pid);
 
-/// A guard that is to be looked at.
-enum NextLook {
-    /// In this round.
-    Guard(GuardId),
-    /// These servers of one that took long.
-    Rest { guard: GuardId, cgroup: CgroupId, servers: BTreeSet<TreeId> },
-}
-
 pub(super) struct Lookers {
     stdio: mpsc::SyncSender<Vec<Begun>>,
     /// Processes that have begun a server since the last turn.
     begun: Vec<Begun>,
     lanes: Lanes,
-    /// In the order in which they have their turn.
-    queue: VecDeque<NextLook>,
+    turns: LookTurns,
     next_round: Time,
 }
 
@@ -78,7 +68,7 @@ impl Lookers {
                 let _ = found.send(Sighted::Stdio(batch.into_iter().filter_map(read).collect()));
             }
         })?;
-        Ok(Self { stdio, begun: Vec::new(), lanes, queue: VecDeque::new(), next_round: now })
+        Ok(Self { stdio, begun: Vec::new(), lanes, turns: LookTurns::default(), next_round: now })
     }
 
     /// Has the stdio of a new server read at the end of the turn.
@@ -100,19 +90,18 @@ impl Agent {
     /// Begins a round if one is due, and gives the idle lanes something to do.
     pub(super) fn look_at_servers(&mut self) {
         let now = clock::now();
-        let is_guard = |waiting: &NextLook| matches!(waiting, NextLook::Guard(_));
-        if now >= self.lookers.next_round && !self.lookers.queue.iter().any(is_guard) {
-            self.lookers.queue.extend(self.guards.watched().into_iter().map(NextLook::Guard));
+        if now >= self.lookers.next_round && !self.lookers.turns.is_round() {
+            self.lookers.turns.begin_round(self.guards.watched().into_iter());
             self.lookers.next_round = now.after(self.core.policy().evidence.every);
         }
         let end = now.after(PREPARING);
         while let Some(lane) = self.lookers.lanes.free(now)
             && clock::now() < end
-            && let Some(next) = self.lookers.queue.pop_front()
+            && let Some(next) = self.lookers.turns.next(now)
         {
             match next {
                 NextLook::Guard(guard) => self.give(lane, guard),
-                NextLook::Rest { guard, cgroup, servers: rest } => {
+                NextLook::Rest(Rest { guard, cgroup, servers: rest }) => {
                     let state = self.core.guard(guard).filter(|_| self.is_present(guard, cgroup));
                     let Some(state) = state else { continue };
                     // They may have other processes by now.
@@ -136,8 +125,7 @@ impl Agent {
             return;
         };
         let (now, cgroup) = (clock::now(), held.cgroup.id());
-        let is_rest = |waiting: &NextLook| matches!(waiting, NextLook::Rest { guard: of, cgroup: its, .. } if (*of, *its) == (guard, cgroup));
-        if self.lookers.queue.iter().any(is_rest) || self.lookers.lanes.are_at(guard) {
+        if self.lookers.turns.has_rest(guard, cgroup) || self.lookers.lanes.are_at(guard) {
             return;
         }
         let servers = state.registry.to_look_at(now, LEAST_AGE);
@@ -176,12 +164,11 @@ impl Agent {
                 }
             }
             Sighted::Servers { lane, guard, cgroup, seen, last } => {
-                if let Some(servers) = last {
+                if let Some(left) = last {
                     self.lookers.lanes.finished(lane);
-                    if !servers.is_empty() {
-                        let servers = servers.into_iter().map(|one| one.server).collect();
-                        self.lookers.queue.push_back(NextLook::Rest { guard, cgroup, servers });
-                    }
+                    let servers = left.servers.into_iter().map(|one| one.server).collect();
+                    let rest = Rest { guard, cgroup, servers };
+                    self.lookers.turns.put_back(clock::now(), rest, left.owes);
                 }
                 if !seen.is_empty() && self.is_present(guard, cgroup) {
                     self.step(Input::Looked { guard, servers: seen });

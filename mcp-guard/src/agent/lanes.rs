@@ -8,7 +8,7 @@ use std::{
     collections::VecDeque,
     io, mem,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
@@ -22,7 +22,6 @@ use mcp_guard_core::{
     id::{CgroupId, GuardId, Pid, Ticks},
     registry::{ToLookAt, TreeId},
 };
-use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::{
@@ -36,9 +35,12 @@ const AT_ONCE: usize = 2;
 const AT_START: usize = 6;
 /// Most threads. Each one beyond [`AT_ONCE`] stands for a guard that holds one up.
 const MOST: usize = 64;
-/// After this much work a thread rests [`REST`] times as long, so that it costs a tenth of a CPU at most.
-const WORK: Duration = Duration::from_millis(5);
-const REST: u32 = 9;
+/// For each piece of work, this many times its CPU time passes, so that [`AT_ONCE`] threads cost a tenth of a CPU each.
+const SPREAD: u32 = 10;
+/// How much may be owed before the threads rest.
+const OWED: Duration = Duration::from_millis(50);
+/// The CPU time of one look for which all threads rest. The guard alone waits for what is beyond that.
+const SHARED: Duration = Duration::from_millis(10);
 /// A guard that takes longer has the rest of its servers looked at after the others.
 const TURN: Duration = Duration::from_secs(2);
 /// Most servers in one part of the answer.
@@ -49,15 +51,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A finding of a thread.
 pub(super) enum Sighted {
     Stdio(Vec<(GuardId, Pid, Ticks, StdioAtExec)>),
-    /// Some servers of a guard, in parts. The last part has those that are to be looked at later, so that the
-    /// other guards have their turn.
+    /// Some servers of a guard, in parts. The last part ends the turn of the guard.
     Servers {
         lane: usize,
         guard: GuardId,
         cgroup: CgroupId,
         /// With the time when each look began: one that hangs holds up the others.
         seen: Vec<(TreeId, Time, ServerSeen)>,
-        last: Option<Vec<ToLookAt>>,
+        last: Option<TurnEnd>,
     },
     Clients(EngineId, io::Result<ClientsLook>),
     Zombies {
@@ -65,6 +66,14 @@ pub(super) enum Sighted {
         cgroup: CgroupId,
         found: Unreaped,
     },
+}
+
+/// The end of a guard's turn.
+pub(super) struct TurnEnd {
+    /// The servers that are to be looked at later, so that the other guards have their turn.
+    pub servers: Vec<ToLookAt>,
+    /// How long the guard has to wait for its next turn, because a look took too long.
+    pub owes: Duration,
 }
 
 /// Looks at one server.
@@ -97,6 +106,7 @@ impl Lane {
 pub(super) struct Lanes {
     lanes: Vec<Lane>,
     look: Looker,
+    pace: Arc<Pace>,
     found: UnboundedSender<Sighted>,
     /// No further thread could be created.
     is_short: bool,
@@ -106,7 +116,8 @@ impl Lanes {
     /// # Errors
     /// A thread cannot be created.
     pub fn start(look: Looker, found: UnboundedSender<Sighted>) -> io::Result<Self> {
-        let mut lanes = Self { lanes: Vec::new(), look, found, is_short: false };
+        let pace = Arc::default();
+        let mut lanes = Self { lanes: Vec::new(), look, pace, found, is_short: false };
         (0..AT_START).try_for_each(|_| lanes.add())?;
         Ok(lanes)
     }
@@ -116,10 +127,10 @@ impl Lanes {
         let began = Arc::<AtomicU64>::default();
         let number = self.lanes.len();
         let (look, found, begins) = (self.look.clone(), self.found.clone(), began.clone());
+        let pace = self.pace.clone();
         let work = move || {
-            let mut pace = Pace::default();
             for one in wanted {
-                look_at(number, one, &*look, &begins, &mut pace, &found);
+                look_at(number, one, &*look, &begins, &pace, &found);
             }
         };
         thread::Builder::new().name("evidence".to_owned()).spawn(work)?;
@@ -184,15 +195,18 @@ fn look_at(
     wanted: ToLook,
     look: &dyn Fn(&ToLookAt) -> ServerSeen,
     begins: &AtomicU64,
-    pace: &mut Pace,
+    pace: &Pace,
     found: &UnboundedSender<Sighted>,
 ) {
     let ToLook { guard, cgroup, servers, zombies } = wanted;
+    let mut owes = Duration::ZERO;
     if let Some((charged, names_parent)) = zombies {
         if let Some(rest) = pace.rest(Instant::now()) {
             thread::sleep(rest);
         }
-        if let Some(zombies) = pace.work(begins, || unreaped(&charged, names_parent)) {
+        let (zombies, owed) = pace.work(begins, || unreaped(&charged, names_parent));
+        owes = owed;
+        if let Some(zombies) = zombies {
             let _ = found.send(Sighted::Zombies { guard, cgroup, found: zombies });
         }
     }
@@ -204,7 +218,8 @@ fn look_at(
     let began = Instant::now();
     let mut servers = VecDeque::from(servers);
     while let Some(server) = servers.pop_front() {
-        if began.elapsed() >= TURN && !seen.is_empty() {
+        let is_over = owes > Duration::ZERO || (began.elapsed() >= TURN && !seen.is_empty());
+        if is_over {
             servers.push_front(server);
             break;
         }
@@ -216,46 +231,63 @@ fn look_at(
             thread::sleep(rest);
         }
         let at = clock::now();
-        seen.push((server.server, at, pace.work(begins, || look(&server))));
+        let (found, owed) = pace.work(begins, || look(&server));
+        seen.push((server.server, at, found));
+        owes = owed;
     }
-    tell(seen, Some(servers.into()));
+    tell(seen, Some(TurnEnd { servers: servers.into(), owes }));
 }
 
-/// Returns the CPU time of this thread: a look that waits costs nothing.
-fn cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    let part = |number: i64| u64::try_from(number).unwrap_or_default();
-    Duration::from_secs(part(time.tv_sec)) + Duration::from_nanos(part(time.tv_nsec))
-}
-
-/// How long a thread must rest for its work. All time since the last look counts, also that between two guards.
+/// How long the threads must rest for their work: all together, so that those that hung do not add to the cost.
 #[derive(Default)]
-struct Pace {
-    owed: Duration,
-    ended: Option<Instant>,
+struct Pace(Mutex<Owed>);
+
+#[derive(Default)]
+struct Owed {
+    rest: Duration,
+    /// When that was so.
+    at: Option<Instant>,
 }
 
 impl Pace {
-    /// Does a piece of work. `begins` has its time meanwhile.
-    fn work<T>(&mut self, begins: &AtomicU64, work: impl FnOnce() -> T) -> T {
-        let before = cpu_time();
+    /// Does a piece of work. `begins` has its time meanwhile. Returns how long its guard has to wait for it.
+    fn work<T>(&self, begins: &AtomicU64, work: impl FnOnce() -> T) -> (T, Duration) {
+        let before = clock::thread_cpu_time();
         begins.store(clock::now().0, Ordering::Relaxed);
         let result = work();
         begins.store(0, Ordering::Relaxed);
-        self.worked(Instant::now(), cpu_time().saturating_sub(before));
-        result
-    }
-
-    fn worked(&mut self, now: Instant, worked: Duration) {
-        self.owed += worked * REST;
-        self.ended = Some(now);
+        let worked = clock::thread_cpu_time().saturating_sub(before);
+        (result, self.with(|owed| owed.add(Instant::now(), worked)))
     }
 
     /// Returns for how long to rest before the next look.
+    fn rest(&self, now: Instant) -> Option<Duration> {
+        self.with(|owed| owed.rest(now))
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut Owed) -> T) -> T {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Owed {
+    /// Takes work. Returns how long its guard has to wait for it.
+    fn add(&mut self, now: Instant, worked: Duration) -> Duration {
+        let shared = worked.min(SHARED);
+        self.pay(now);
+        self.rest += shared * SPREAD / AT_ONCE as u32;
+        (worked - shared) * SPREAD
+    }
+
     fn rest(&mut self, now: Instant) -> Option<Duration> {
-        let rested = self.ended.replace(now).map_or(Duration::MAX, |ended| now - ended);
-        self.owed = self.owed.saturating_sub(rested);
-        (self.owed >= WORK * REST).then_some(self.owed)
+        self.pay(now);
+        (self.rest >= OWED).then_some(self.rest)
+    }
+
+    /// All time since the last look counts, also that between two guards.
+    fn pay(&mut self, now: Instant) {
+        let passed = self.at.replace(now).map_or(Duration::MAX, |at| now.duration_since(at));
+        self.rest = self.rest.saturating_sub(passed);
     }
 }
 
@@ -334,10 +366,37 @@ mod tests {
         let mut lanes = Lanes::start(Arc::new(look), to_found).unwrap();
         let lane = lanes.free(clock::now()).unwrap();
         lanes.give(lane, wanted(1, 3));
-        let Some(Sighted::Servers { seen, last: Some(rest), .. }) = found.blocking_recv() else {
+        let Some(Sighted::Servers { seen, last: Some(left), .. }) = found.blocking_recv() else {
             panic!("something else")
         };
-        assert_eq!((seen.len(), rest.len()), (1, 2));
+        assert_eq!((seen.len(), left.servers.len(), left.owes), (1, 2, Duration::ZERO));
+    }
+
+    /// A container decides how much CPU time a look takes.
+    #[test]
+    fn the_next_guard_does_not_wait_for_what_an_expensive_look_took() {
+        let (to_found, mut found) = unbounded_channel();
+        let look = |server: &ToLookAt| {
+            let end = clock::thread_cpu_time() + Duration::from_millis(200);
+            while server.server.0 < 2000 && clock::thread_cpu_time() < end {}
+            ServerSeen::default()
+        };
+        let mut lanes = Lanes::start(Arc::new(look), to_found).unwrap();
+        let lane = lanes.free(clock::now()).unwrap();
+        lanes.give(lane, wanted(1, 3));
+        let mut turn = || match found.blocking_recv() {
+            Some(Sighted::Servers { seen, last: Some(left), .. }) => (seen.len(), left),
+            _ => panic!("something else"),
+        };
+        let (seen, left) = turn();
+        assert_eq!((seen, left.servers.len()), (1, 2), "its turn is over");
+        assert!(left.owes >= Duration::from_millis(1900), "{:?}", left.owes);
+        lanes.finished(lane);
+        let began = Instant::now();
+        lanes.give(lane, wanted(2, 1));
+        let (seen, left) = turn();
+        assert_eq!((seen, left.servers.len(), left.owes), (1, 0, Duration::ZERO));
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     }
 
     #[test]
@@ -360,21 +419,22 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_rests_for_its_work_from_the_end_of_the_look() {
-        let (mut pace, mut now) = (Pace::default(), Instant::now());
+    fn the_threads_rest_for_their_work_from_the_end_of_each_look() {
+        let (mut owed, mut now) = (Owed::default(), Instant::now());
         let ms = Duration::from_millis;
-        assert_eq!(pace.rest(now), None);
-        // A look that hung for an hour, and worked for 4 ms.
+        assert_eq!(owed.rest(now), None);
+        // A look that hung for an hour, and worked for 6 ms.
         now += ms(3_600_000);
-        pace.worked(now, ms(4));
-        assert_eq!(pace.rest(now), None);
-        // One of the next guard, at once.
-        pace.worked(now + ms(1), ms(4));
-        assert_eq!(pace.rest(now + ms(1)), Some(ms(72)));
-        // It slept longer than it had to.
-        assert_eq!(pace.rest(now + ms(500)), None);
-        pace.worked(now + ms(510), ms(5));
-        assert_eq!(pace.rest(now + ms(510)), Some(ms(45)));
-        assert_eq!(pace.rest(now + ms(530)), None, "the time between two guards is a rest");
+        assert_eq!(owed.add(now, ms(6)), Duration::ZERO);
+        assert_eq!(owed.rest(now), None);
+        // One of another thread at the same time, and what is beyond the share of all.
+        assert_eq!(owed.add(now, ms(50)), ms(400));
+        assert_eq!(owed.rest(now), Some(ms(80)));
+        assert_eq!(owed.rest(now + ms(20)), Some(ms(60)));
+        // They slept longer than they had to.
+        assert_eq!(owed.rest(now + ms(500)), None);
+        owed.add(now + ms(510), ms(10));
+        assert_eq!(owed.rest(now + ms(510)), Some(ms(50)));
+        assert_eq!(owed.rest(now + ms(530)), None, "the time between two guards is a rest");
     }
 }

@@ -1,8 +1,11 @@
 //! The clocks. Decisions use no other time: they get it from here, as an argument.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    io,
+    time::{Duration, SystemTime},
+};
 
-use mcp_guard_core::Time;
+use mcp_guard_core::{Time, id::Pid};
 use rustix::time::{ClockId, clock_gettime};
 
 /// The two clocks are read one after the other, which may take a moment.
@@ -16,6 +19,32 @@ pub fn now() -> Time {
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
     Time(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
+}
+
+/// Returns the CPU time of this thread.
+#[must_use]
+pub fn thread_cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    let part = |number: i64| u64::try_from(number).unwrap_or_default();
+    Duration::from_secs(part(time.tv_sec)) + Duration::from_nanos(part(time.tv_nsec))
+}
+
+/// Returns how many nanoseconds the threads of a process ran, those that ended included.
+///
+/// # Errors
+/// If there is no such process.
+#[expect(unsafe_code, reason = "rustix has no clocks of other processes")]
+pub(super) fn cpu_time_of(pid: Pid) -> io::Result<u64> {
+    /// `CPUCLOCK_SCHED` of the kernel's `include/linux/posix-timers.h`: the scheduler's own count.
+    const SCHED: i32 = 2;
+    let pid = i32::try_from(pid.0).map_err(io::Error::other)?;
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes one `timespec`, which is `time`. It refuses a clock that it does not know.
+    if unsafe { libc::clock_gettime((!pid << 3) | SCHED, &raw mut time) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let part = |number: i64| u64::try_from(number).unwrap_or_default();
+    Ok(part(time.tv_sec).saturating_mul(1_000_000_000).saturating_add(part(time.tv_nsec)))
 }
 
 /// Tells when the host has been suspended.

@@ -33,7 +33,11 @@ use rustix::{
     process::{PidfdGetfdFlags, pidfd_getfd},
 };
 
-use self::{budget::LookBudget, descriptors::Descriptors, peers::Peers};
+use self::{
+    budget::{CpuLimit, LookBudget},
+    descriptors::Descriptors,
+    peers::Peers,
+};
 pub use self::{
     holders::{GuardSearch, SEARCH, holders},
     zombies::unreaped,
@@ -97,9 +101,13 @@ impl Opened {
 /// Looks at a server with these processes.
 ///
 /// # Errors
-/// If a process is gone, or cannot be read, or if none of them has the channels any more.
+/// If a process is gone, or cannot be read, or if it takes too much CPU time, or if none of them has the channels any more.
 pub fn look(members: &[Member], channels: Channels) -> io::Result<ServerLook> {
-    let mut budget = LookBudget::default();
+    look_within(members, channels, CpuLimit::of_a_look())
+}
+
+fn look_within(members: &[Member], channels: Channels, cpu: CpuLimit) -> io::Result<ServerLook> {
+    let mut budget = LookBudget::within(cpu);
     let all = Opened::all(members, &mut budget)?;
     let stdin = (channels.stdin, flags(&duplicate(&all, channels.stdin)?)?);
     let stdout = (channels.stdout, flags(&duplicate(&all, channels.stdout)?)?);
@@ -201,10 +209,11 @@ fn threads(
     // The first thread comes first, then the others in the order of their creation.
     tids.sort_unstable_by_key(|tid| (*tid != pid, *tid));
     let look = |tid: Pid| {
+        budget.question()?;
         let wait = process.syscall(tid).map_or(Wait::Unread, |text| syscall::wait(&text));
-        ThreadLook { tid, wait: with_timeout(pid, wait, descriptors) }
+        Ok(ThreadLook { tid, wait: with_timeout(pid, wait, descriptors) })
     };
-    Ok(tids.into_iter().map(look).collect())
+    tids.into_iter().map(look).collect()
 }
 
 /// Finds out whether a read of a socket ends after some time (`SO_RCVTIMEO` of socket(7)).

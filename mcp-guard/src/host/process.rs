@@ -14,13 +14,16 @@ use rustix::{
     process::{PidfdFlags, pidfd_open},
 };
 
-use super::proc::{
-    io::Io,
-    membership::Membership,
-    net::Sockets,
-    session,
-    stat::{self, Stat},
-    status,
+use super::{
+    clock,
+    proc::{
+        io::Io,
+        membership::Membership,
+        net::Sockets,
+        session,
+        stat::{self, Stat},
+        status,
+    },
 };
 
 /// Most bytes read of a command line; the kernel side reads as many.
@@ -257,6 +260,15 @@ impl OpenProcess {
         Ok(is_device.then_some((file.stx_rdev_major, file.stx_rdev_minor)))
     }
 
+    /// Returns the inode of the file that a descriptor refers to.
+    ///
+    /// # Errors
+    /// As for [`OpenProcess::descriptor`].
+    pub fn inode(&self, fd: u32) -> io::Result<u64> {
+        let flags = AtFlags::STATX_DONT_SYNC;
+        Ok(statx(&self.dir, format!("fd/{fd}"), flags, StatxFlags::BASIC_STATS)?.stx_ino)
+    }
+
     /// Returns whether a descriptor refers to a pipe, also to one with a name.
     ///
     /// # Errors
@@ -280,6 +292,9 @@ impl OpenProcess {
     /// # Errors
     /// If the process is gone, or the kernel does not show them to us.
     pub fn usage(&self) -> io::Result<Usage> {
+        let runtime = clock::cpu_time_of(self.pid);
+        // The stat line is read after the clock, which knows the process by its pid alone: until it can be read, no
+        // other process has got the pid.
         let (cpu, status) = (self.stat()?.cpu, self.read("status", 64 * 1024)?);
         let odd = || io::Error::other("its counters cannot be parsed");
         let io = Io::parse(&self.text("io", 4096)?).ok_or_else(odd)?;
@@ -287,6 +302,7 @@ impl OpenProcess {
             io,
             context_switches: status::context_switches(&status).ok_or_else(odd)?,
             cpu,
+            runtime: runtime?,
             memory: status::anonymous_memory(&status),
         })
     }
@@ -367,6 +383,8 @@ pub struct Usage {
     /// Those of its first thread.
     pub context_switches: u64,
     pub cpu: Ticks,
+    /// How many nanoseconds its threads ran.
+    pub runtime: u64,
     /// `None` if it has no memory any more.
     pub memory: Option<u64>,
 }
@@ -474,7 +492,10 @@ pub fn still_runs(pidfd: &OwnedFd) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use mcp_guard_core::evidence::Wait;
+
     use super::*;
+    use crate::host::proc::syscall;
 
     #[test]
     fn we_can_observe_ourselves() {
@@ -486,5 +507,27 @@ mod tests {
         let path = |path: std::path::PathBuf| Some(path.into_os_string().into_encoded_bytes());
         assert_eq!(me.command.exe, path(std::env::current_exe().expect("we run")));
         assert_eq!(me.command.cwd, path(std::env::current_dir().expect("it exists")));
+    }
+
+    #[test]
+    fn the_runtime_grows_with_the_work_of_any_thread_and_only_with_work() {
+        let me = OpenProcess::open(this()).expect("we run");
+        let before = me.usage().expect("we run").runtime;
+        std::thread::spawn(|| ()).join().expect("it does nothing");
+        assert!(me.usage().expect("we run").runtime > before);
+        let mut command = std::process::Command::new("cat");
+        let mut idle = command.stdin(std::process::Stdio::piped()).spawn().expect("it starts");
+        let process = OpenProcess::open(Pid(idle.id())).expect("it runs");
+        let runtime = || process.usage().expect("it runs").runtime;
+        let text = || process.syscall(Pid(idle.id())).expect("it runs");
+        while syscall::wait(&text()) != Wait::Read(0) {
+            std::thread::yield_now();
+        }
+        let before = runtime();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert_eq!(runtime(), before);
+        drop(idle.stdin.take());
+        idle.wait().expect("its input has ended");
+        assert!(process.usage().is_err(), "its pid may be given to another process now");
     }
 }

@@ -204,12 +204,26 @@ fn blocked() -> Server {
     Server::start(&["head", "-c", "300000", "/dev/zero"])
 }
 
+/// A program of perl that runs `open` for a descriptor `$fd`, watches that in an epoll set, and waits for its client.
+fn watches(open: &str) -> Server {
+    let [create, add] = [libc::SYS_epoll_create1, libc::SYS_epoll_ctl];
+    let script = format!(
+        "$| = 1; {open}; my $set = syscall({create}, 0);\
+         syscall({add}, $set, 1, $fd, pack('L8', 1, (0) x 7)) == 0 or die; print \"ready\n\"; <STDIN>"
+    );
+    Server::start(&["perl", "-e", &script]).once_ready()
+}
+
+fn watches_eventfd(flags: i32) -> Server {
+    watches(&format!("my $fd = syscall({}, 0, {flags})", libc::SYS_eventfd2))
+}
+
 /// The name of the case, its processes, and the expected reading.
 type Row = (&'static str, fn() -> Server, Told);
 
 /// In this order: what has no client at the other end of its stdin, what is in the middle of a request, and where
 /// stdio is not what it seems.
-const CASES: [Row; 40] = [
+const CASES: [Row; 45] = [
     ("`docker run -i IMAGE </dev/null`", || ended(sleeps()), Told::Closing),
     (
         "`echo job | docker exec -i`, and the client waits for the result",
@@ -325,6 +339,42 @@ const CASES: [Row; 40] = [
             opens_a_fifo("/tmp", open)
         },
         Told::Quiescent,
+    ),
+    (
+        "the master of a terminal, whose program may write to it",
+        || {
+            let script =
+                "$| = 1; open(my $master, '+<', '/dev/ptmx') or die; print \"ready\n\"; <STDIN>";
+            Server::start(&["perl", "-e", script]).once_ready()
+        },
+        Told::NotQuiescent("woken by something"),
+    ),
+    (
+        "devices that wake nobody",
+        || {
+            let script =
+                "exec 5</dev/zero 6</dev/full 7</dev/random 8</dev/urandom; echo ready; exec cat";
+            Server::start(&["sh", "-c", script]).once_ready()
+        },
+        Told::Quiescent,
+    ),
+    (
+        "an eventfd that another process may have inherited",
+        || watches_eventfd(0),
+        Told::NotQuiescent("woken by something"),
+    ),
+    ("an eventfd of its own", || watches_eventfd(libc::EFD_CLOEXEC), Told::Quiescent),
+    (
+        "a message queue, which anybody may write to",
+        || {
+            let [open, unlink] = [libc::SYS_mq_open, libc::SYS_mq_unlink];
+            let flags = libc::O_RDWR | libc::O_CREAT;
+            watches(&format!(
+                "my $name = \"mcp-guard-test-$$\"; my $fd = syscall({open}, $name, {flags}, 0600, 0);\
+                 syscall({unlink}, $name)"
+            ))
+        },
+        Told::NotQuiescent("woken by something"),
     ),
     ("an answer that nobody reads", blocked, Told::NotQuiescent("its output is not read")),
     (

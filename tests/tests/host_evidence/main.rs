@@ -11,9 +11,11 @@ use std::{
     io::{Read as _, Write as _},
     os::{fd::OwnedFd, unix::net::UnixStream},
     process::{Command, Stdio},
+    thread,
+    time::Duration,
 };
 
-use mcp_guard::host::{evidence::look, process::OpenProcess};
+use mcp_guard::host::{clock, evidence::look, process::OpenProcess};
 use mcp_guard_core::{
     evidence::{
         AtWork, Channel, Connection, Contact, FileLock, PeerIs, Quiescence, StdioAtExec, Wait,
@@ -117,6 +119,32 @@ fn a_server_with_too_much_open_is_not_known() {
     assert_eq!(server.look().tree.processes[0].locks, [FileLock::Other]);
 }
 
+/// The kernel goes through all sockets of a namespace for the peer of each.
+#[test]
+fn a_look_that_would_cost_much_is_given_up() {
+    let script = "use Socket; $| = 1;\
+        sub pairs {\
+            map { socketpair(my $one, my $other, AF_UNIX, SOCK_STREAM, 0) or die; ($one, $other) } 1 .. $_[0]\
+        }\
+        for (1 .. 4) {\
+            my @others = pairs(4000);\
+            fork or sleep 600;\
+        }\
+        my @own = pairs(4000);\
+        print \"ready\n\";\
+        sleep 600;";
+    let shell = format!("ulimit -n 8100 && exec perl -e '{script}'");
+    let mut server = Server::start(&["unshare", "-n", "sh", "-c", &shell]).once_ready();
+    server.alone = Some(server.pid());
+    drop((server.stdin.take(), server.stdout.take()));
+    let before = clock::thread_cpu_time();
+    let seen = server.survey(None);
+    let cost = clock::thread_cpu_time() - before;
+    assert!(cost < Duration::from_millis(500), "{cost:?}");
+    assert_eq!((seen.contact, seen.is_busy), (Contact::Disconnected, None));
+    assert!(seen.activity.is_some());
+}
+
 /// A server could stop one of its processes to look as if it could not run.
 #[test]
 fn a_server_is_stopped_if_all_of_its_processes_are() {
@@ -164,4 +192,30 @@ fn a_look_keeps_nothing_open() {
     let mut left = Vec::new();
     server.stdout.take().unwrap().read_to_end(&mut left).unwrap();
     assert!(left.is_empty());
+}
+
+/// It works for much less than a clock tick at a time, reads and writes nothing, and leaves its first thread alone.
+#[test]
+fn the_work_of_each_thread_is_that_of_the_server() {
+    let script = "const { Worker } = require('worker_threads');\
+        const works = 'const cell = new Int32Array(new SharedArrayBuffer(4));\
+            for (;;) { Atomics.wait(cell, 0, 0, 50); for (let i = 0; i < 1e4; i++); }';\
+        new Worker(works, { eval: true }).on('online', () => console.log('ready'));\
+        process.stdin.resume();";
+    let server = Server::node(script);
+    for _ in 0..8 {
+        let before = server.survey(None).activity;
+        thread::sleep(Duration::from_millis(200));
+        assert_ne!(server.survey(None).activity, before);
+    }
+}
+
+/// A job may do all of its work in children that live shortly.
+#[test]
+fn the_work_of_children_that_have_ended_is_that_of_the_server() {
+    let spin =
+        "perl -e 'do { 1 for 1 .. 10000 } while (times)[0] < 0.3'; echo ready; exec sleep 600";
+    let server = Server::start(&["sh", "-c", spin]).once_ready();
+    let activity = server.survey(None).activity.unwrap();
+    assert!(activity.cpu >= 30, "{activity:?}");
 }

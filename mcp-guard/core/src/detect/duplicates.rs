@@ -1,7 +1,7 @@
 //! D: one package is started again and again, and nothing ends. That separates a leak from work.
 //!
 //! A copy that is in use is somebody's. Many of those are told, and never acted upon: forty users may have one each.
-//! Where use is not known, no copy is in use.
+//! Where use was never known, no copy is in use.
 
 use std::time::Duration;
 

@@ -25,7 +25,7 @@ pub fn is_busy(processes: &[ProcessLook], stdio: Channels) -> bool {
         });
         let is_woken = process.wakers.iter().any(|waker| match waker {
             Waker::Timer | Waker::Files => false,
-            Waker::IoUring | Waker::NamedPipe => true,
+            Waker::IoUring | Waker::NamedPipe | Waker::Unknown => true,
         });
         leaves || works || is_woken
     })
@@ -82,7 +82,7 @@ mod tests {
         let mut ring = process(Wait::Local, None);
         ring.wakers = vec![Waker::Timer, Waker::Files];
         assert!(!is_busy(&[ring.clone()], STDIO));
-        for by in [Waker::IoUring, Waker::NamedPipe] {
+        for by in [Waker::IoUring, Waker::NamedPipe, Waker::Unknown] {
             let busy = ProcessLook { wakers: vec![Waker::Timer, by], ..ring.clone() };
             assert!(is_busy(&[busy], STDIO), "{by:?}");
         }

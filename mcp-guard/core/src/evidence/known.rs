@@ -72,8 +72,11 @@ pub struct Activity {
     pub processes: u64,
     /// Bytes read and written, and calls that did so.
     pub io: u64,
+    /// Those of the first thread of each process.
     pub context_switches: u64,
-    /// In clock ticks.
+    /// Nanoseconds that all threads ran. This shows work of any thread, also what is too short for a clock tick.
+    pub runtime: u64,
+    /// In clock ticks, with the time of children that have ended.
     pub cpu: u64,
     /// Bytes that are to reach a disk.
     pub written: u64,
@@ -130,11 +133,35 @@ pub struct Known {
     idle_since: Option<Time>,
     /// The last look that found that it, or a server inside it, had done something.
     used: Option<Time>,
-    /// The first of the looks that have seen the present contact, and what the server had done until then.
-    contact_since: (Time, Option<Activity>),
+    /// The first of the looks that have seen the present contact, and what the server has done since then.
+    contact_since: (Time, Option<SinceContact>),
     is_busy: Option<bool>,
     /// Since when each look found that it had used much of a CPU.
     burns_since: Option<Time>,
+}
+
+/// The work of a server since the first look that has seen its present contact.
+#[derive(Clone, Copy, Debug)]
+struct SinceContact {
+    /// Bytes that had been written until that look.
+    written_before: u64,
+    /// The CPU time in the last look.
+    cpu: u64,
+    /// The CPU time since the first look. It is added up from look to look, because a process that ends may take
+    /// its time with it, and must not hide what the others do later.
+    ran: u64,
+}
+
+impl SinceContact {
+    /// Nothing, so far.
+    fn nothing(activity: Activity) -> Self {
+        Self { written_before: activity.written, cpu: activity.cpu, ran: 0 }
+    }
+
+    fn add(&mut self, activity: Activity) {
+        self.ran = self.ran.saturating_add(activity.cpu.saturating_sub(self.cpu));
+        self.cpu = activity.cpu;
+    }
 }
 
 /// The share of a CPU from which on a server burns it: one part in this many.
@@ -156,20 +183,18 @@ impl Known {
             let found = self.stood_still(now.since(since));
             // Its client may end meanwhile.
             if seen.contact != Contact::Unknown && self.contact != seen.contact {
-                (self.contact, self.contact_since) = (seen.contact, (now, self.activity));
+                self.contact = seen.contact;
+                self.contact_since = (now, self.activity.map(SinceContact::nothing));
                 self.is_busy = None;
             }
             return found;
         }
-        if self.contact != seen.contact {
-            (self.contact, self.contact_since) = (seen.contact, (now, seen.activity));
-        }
+        self.count_since_contact(now, seen);
         (self.memory, self.is_busy) = (seen.memory, seen.is_busy);
         (self.quiescence, self.is_stdio_alone) = (seen.quiescence, seen.is_stdio_alone);
-        let burns = self
-            .activity
-            .zip(seen.activity)
-            .is_some_and(|(before, after)| ran_more_than(before, after, now.since(since), BURNS));
+        let burns = self.activity.zip(seen.activity).is_some_and(|(before, after)| {
+            is_more_than(after.cpu.saturating_sub(before.cpu), now.since(since), BURNS)
+        });
         self.burns_since = if burns { self.burns_since.or(Some(since)) } else { None };
         let found = match (self.activity, seen.activity) {
             (_, None) => Use::Unknown,
@@ -189,6 +214,22 @@ impl Known {
             self.used = Some(now);
         }
         found
+    }
+
+    /// Adds what it has done since its contact is as it is.
+    fn count_since_contact(&mut self, now: Time, seen: &ServerSeen) {
+        let is_new = mem::replace(&mut self.contact, seen.contact) != seen.contact;
+        match (&mut self.contact_since.1, seen.activity) {
+            (Some(done), Some(activity)) if !is_new => done.add(activity),
+            // Nothing was known of what it did until now.
+            (None, Some(activity)) => {
+                self.contact_since = (now, Some(SinceContact::nothing(activity)))
+            }
+            (_, activity) if is_new => {
+                self.contact_since = (now, activity.map(SinceContact::nothing))
+            }
+            (Some(_) | None, Some(_) | None) => {}
+        }
     }
 
     /// Leaves out the time since the look before: it could do nothing, for a part of it at least.
@@ -249,10 +290,10 @@ impl Known {
     /// nothing was written to a file.
     #[must_use]
     pub fn is_abandoned(&self) -> bool {
-        let (since, then) = self.contact_since;
-        let (Some(before), Some(after)) = (then, self.activity) else { return false };
-        let is_still = before.written == after.written
-            && !ran_more_than(before, after, self.looked.unwrap_or(since).since(since), HARDLY);
+        let (since, done) = self.contact_since;
+        let (Some(done), Some(activity)) = (done, self.activity) else { return false };
+        let is_still = done.written_before == activity.written
+            && !is_more_than(done.ran, self.looked.unwrap_or(since).since(since), HARDLY);
         self.contact == Contact::Disconnected && self.is_busy == Some(false) && is_still
     }
 
@@ -274,10 +315,8 @@ impl Known {
     }
 }
 
-/// Whether the CPU time between two looks is at least one part in `share` of `elapsed`.
-fn ran_more_than(before: Activity, after: Activity, elapsed: Duration, share: u64) -> bool {
-    // A process that ended takes its time with it.
-    let ticks = after.cpu.saturating_sub(before.cpu);
+/// Whether these clock ticks are at least one part in `share` of `elapsed`.
+fn is_more_than(ticks: u64, elapsed: Duration, share: u64) -> bool {
     let elapsed = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX) / 1000 * TICKS;
     elapsed > 0 && ticks.saturating_mul(share) >= elapsed
 }
@@ -435,6 +474,44 @@ mod tests {
             },
         );
         assert!(!known.is_abandoned(), "it is not known whether it is at work");
+    }
+
+    #[test]
+    fn a_server_that_could_not_be_read_at_first_is_abandoned_later() {
+        let (contact, is_busy) = (Contact::Disconnected, Some(false));
+        let stopped = ServerSeen { is_stopped: true, contact, ..ServerSeen::default() };
+        let unreadable = ServerSeen { contact, is_busy, ..look(None) };
+        let readable = ServerSeen { contact, is_busy, ..look(Some(5)) };
+        for first in [stopped, unreadable] {
+            let (mut known, mut now) = (Known::default(), Time(1_000_000_000));
+            let contact_for = |known: &Known, now| known.contact_for(now, Duration::MAX);
+            for (seen, is_abandoned, seconds) in [
+                (first, false, 0),
+                (readable, true, 0),
+                (readable, true, 30),
+                (unreadable, false, 60),
+                (readable, true, 90),
+            ] {
+                now = now.after(Duration::from_secs(30));
+                known.take(now, &seen);
+                assert_eq!(known.is_abandoned(), is_abandoned, "{first:?} {now:?}");
+                assert_eq!(contact_for(&known, now), Some(Duration::from_secs(seconds)));
+            }
+        }
+    }
+
+    /// Its parent has not waited for it, so it took its time with it.
+    #[test]
+    fn a_child_that_ends_does_not_hide_what_the_others_do_later() {
+        let (contact, mut now) = (Contact::Disconnected, Time(1_000_000_000));
+        let mut known = Known::default();
+        for (cpu, is_abandoned) in
+            [(500, true), (100, true), (100, true), (150, true), (220, false)]
+        {
+            now = now.after(Duration::from_secs(30));
+            known.take(now, &ServerSeen { contact, is_busy: Some(false), ..look(Some(cpu)) });
+            assert_eq!(known.is_abandoned(), is_abandoned, "{cpu}");
+        }
     }
 
     #[test]

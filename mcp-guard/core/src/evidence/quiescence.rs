@@ -1,4 +1,4 @@
-//! Whether a server is quiescent: it waits for its client, and provably for nothing else. Only such a
+//! Whether a server is quiescent: it waits for its client, and for nothing else that can be read. Only such a
 //! server can be suspended, because a byte on its stdin is all that can give it work.
 //!
 //! A server that is silent is not quiescent for that alone: in the middle of a slow call it is silent
@@ -111,6 +111,8 @@ pub enum Waker {
     IoUring,
     /// A pipe with a name, which anybody may write to that can open it.
     NamedPipe,
+    /// Something of which it is not known who can wake the process by it, such as a device or a message queue.
+    Unknown,
 }
 
 /// A lock on a file.
@@ -182,6 +184,9 @@ impl fmt::Display for AtWork {
             }
             Self::Woken { pid, by: Waker::NamedPipe } => {
                 write!(f, "process {pid} reads from a pipe with a name")
+            }
+            Self::Woken { pid, by: Waker::Unknown } => {
+                write!(f, "process {pid} can be woken by something, and it is not known by whom")
             }
             Self::Lock { pid } => write!(f, "process {pid} holds a lock on a file"),
         }

@@ -177,24 +177,25 @@ impl Registry {
             let gap = tree.known.looked().map_or(every, |before| now.since(before));
             let next = now.after(gap.clamp(every, every * LATEST));
             let found = tree.known.take(*began, seen);
-            if found == Use::Stopped {
-                self.server_active(next, Some(*id));
-                continue;
-            }
             // It only runs a timer: nobody can reach it any more.
-            if tree.known.is_abandoned() {
+            if found != Use::Stopped && tree.known.is_abandoned() {
+                self.found_idle(*id, next.after(every));
                 self.note_proof(now, fresh, *id);
                 continue;
             }
             if found == Use::Used {
                 self.note_use(now, Some(*id));
             }
-            // Until the next look, nothing says that its use has ended. The first look says nothing of the time
-            // right before it.
-            if matches!(found, Use::Begins | Use::Used) {
-                self.server_active(next, Some(*id));
+            match found {
+                Use::Idle => self.found_idle(*id, next.after(every)),
+                // Until the next look, nothing says that its use has ended. The first look says nothing of the time
+                // right before it.
+                Use::Begins | Use::Used | Use::Stopped => self.found_in_use(*id, next),
+                Use::Unknown => self.found_nothing(*id),
             }
-            self.note_proof(now, fresh, *id);
+            if found != Use::Stopped {
+                self.note_proof(now, fresh, *id);
+            }
         }
     }
 
@@ -207,8 +208,8 @@ impl Registry {
         if let Some(identity) = self.identities.get_mut(&tree.identity) {
             let count_again = identity.proofs_count_until(now, fresh);
             match (was_proven, is_proven) {
-                (false, true) => identity.prove(tree.active, id),
-                (true, false) => identity.disprove(tree.active, id),
+                (false, true) => identity.prove(tree.idle_since(), id),
+                (true, false) => identity.disprove(tree.idle_since(), id),
                 (true, true) if count_again => {}
                 (true, true) | (false, false) => return,
             }

@@ -194,7 +194,7 @@ fn seen_servers(
     let eldest = registry.eldest(&live);
     let one = |(id, began, seen): &(TreeId, Time, ServerSeen)| {
         let did = |activity: Activity| {
-            let Activity { processes, io, context_switches, cpu, written } = activity;
+            let Activity { processes, io, context_switches, cpu, written, runtime: _ } = activity;
             [processes, io, context_switches, cpu, written]
         };
         Some(SeenServer {
@@ -202,6 +202,7 @@ fn seen_servers(
             contact: seen.contact,
             stopped: seen.is_stopped,
             did: seen.activity.map(did),
+            ran: seen.activity.map_or(0, |activity| activity.runtime),
             busy: seen.is_busy,
             alone: seen.is_stdio_alone,
             took: now.0.saturating_sub(began.0),

@@ -7,10 +7,35 @@ use std::{
 
 use mcp_guard_core::id::Pid;
 
-use crate::host::process::OpenProcess;
+use crate::host::{clock, process::OpenProcess};
+
+/// Most CPU time of one look. A container decides how many descriptors and sockets are read, and how long a question
+/// about a socket takes.
+const MOST_CPU: Duration = Duration::from_millis(50);
+
+/// The CPU time of this thread at which a look is given up.
+#[derive(Clone, Copy)]
+pub struct CpuLimit(Duration);
+
+impl CpuLimit {
+    /// That of a look that begins now.
+    pub fn of_a_look() -> Self {
+        Self(clock::thread_cpu_time() + MOST_CPU)
+    }
+
+    /// # Errors
+    /// If the time is used up.
+    fn check(self) -> io::Result<()> {
+        if clock::thread_cpu_time() < self.0 {
+            return Ok(());
+        }
+        Err(io::Error::other("it takes too much CPU time"))
+    }
+}
 
 /// The rest of what one look at a server may read, so that no server makes it long.
 pub struct LookBudget {
+    cpu: CpuLimit,
     descriptors: usize,
     /// The size of the files in `fdinfo`.
     bytes: usize,
@@ -19,26 +44,32 @@ pub struct LookBudget {
     networks: usize,
 }
 
-impl Default for LookBudget {
-    fn default() -> Self {
-        Self { descriptors: 8192, bytes: 2 << 20, threads: 4096, networks: 4 }
-    }
-}
-
 impl LookBudget {
+    pub fn within(cpu: CpuLimit) -> Self {
+        Self { cpu, descriptors: 8192, bytes: 2 << 20, threads: 4096, networks: 4 }
+    }
+
+    /// Fails if no CPU time is left for one more question to the kernel.
+    pub fn question(&self) -> io::Result<()> {
+        self.cpu.check()
+    }
+
     pub fn list(&mut self, process: &OpenProcess) -> io::Result<Vec<u32>> {
+        self.question()?;
         let all = process.descriptors(self.descriptors)?;
         self.descriptors -= all.len().min(self.descriptors);
         Ok(all)
     }
 
     pub fn threads(&mut self, process: &OpenProcess) -> io::Result<Vec<Pid>> {
+        self.question()?;
         let all = process.threads(self.threads)?;
         self.threads -= all.len().min(self.threads);
         Ok(all)
     }
 
     pub fn network(&mut self) -> io::Result<()> {
+        self.question()?;
         let left = self.networks.checked_sub(1);
         self.networks = left.ok_or_else(|| io::Error::other("it is in too many namespaces"))?;
         Ok(())
@@ -81,6 +112,17 @@ impl Shares {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_look_may_ask_no_more_when_its_cpu_time_is_used_up() {
+        let budget = LookBudget::within(CpuLimit::of_a_look());
+        assert!(budget.question().is_ok());
+        std::thread::sleep(MOST_CPU);
+        assert!(budget.question().is_ok(), "waiting costs nothing");
+        let end = clock::thread_cpu_time() + MOST_CPU;
+        while clock::thread_cpu_time() < end {}
+        assert!(budget.question().is_err());
+    }
 
     #[test]
     fn nobody_uses_the_share_of_another() {

@@ -1,6 +1,6 @@
 //! The open descriptors of one process.
 
-use std::io;
+use std::{collections::BTreeSet, io};
 
 use mcp_guard_core::{
     evidence::{Channel, EpollSet, FileLock, OpenChannel, PeerIs, Waker},
@@ -10,7 +10,7 @@ use rustix::net::{AddressFamily, sockopt};
 
 use super::{Channels, budget::LookBudget, duplicate_of, peers::Peers};
 use crate::host::{
-    proc::fdinfo::{self, HeldLock},
+    proc::fdinfo::{self, HeldLock, Watched},
     process::{self, OpenProcess},
 };
 
@@ -19,12 +19,25 @@ const STDERR: u32 = 2;
 /// Most locks of a process of which each is known. They are shown with every duplicate of their descriptor.
 const MAX_LOCKS: usize = 32;
 
+/// The numbers of devices that wake nobody, see `Documentation/admin-guide/devices.txt` of the kernel: `/dev/null`,
+/// `/dev/zero`, `/dev/full`, `/dev/random` and `/dev/urandom`.
+const SILENT: [(u32, u32); 5] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9)];
+
 #[derive(Default)]
 pub struct Descriptors {
     pub channels: Vec<OwnChannel>,
     pub epolls: Vec<EpollSet>,
     pub wakers: Vec<Waker>,
     pub locks: Vec<FileLock>,
+}
+
+/// Facts that are needed only until all descriptors are read.
+#[derive(Default)]
+struct Gathered {
+    locks: Vec<(String, HeldLock)>,
+    watched: Vec<Watched>,
+    /// Descriptors in epoll sets that wake nobody, or are judged by what they are.
+    harmless: BTreeSet<u32>,
 }
 
 /// A descriptor of a pipe or a socket.
@@ -38,13 +51,17 @@ pub struct OwnChannel {
 impl Descriptors {
     /// Reads them. One that is closed meanwhile is left out.
     pub fn of(process: &OpenProcess, budget: &mut LookBudget) -> io::Result<Self> {
-        let (mut all, mut locks) = (Self::default(), Vec::new());
+        let (mut all, mut gathered) = (Self::default(), Gathered::default());
         for fd in budget.list(process)? {
-            match all.add(process, fd, budget, &mut locks) {
+            match all.add(process, fd, budget, &mut gathered) {
                 Err(error) if !process::is_gone(&error) => return Err(error),
                 Ok(()) | Err(_) => {}
             }
         }
+        if !all.knows_all_watched(process, &gathered, budget)? {
+            all.wakers.push(Waker::Unknown);
+        }
+        let locks = gathered.locks;
         all.locks = if locks.len() > MAX_LOCKS {
             vec![FileLock::Other]
         } else {
@@ -58,8 +75,9 @@ impl Descriptors {
         process: &OpenProcess,
         fd: u32,
         budget: &mut LookBudget,
-        locks: &mut Vec<(String, HeldLock)>,
+        gathered: &mut Gathered,
     ) -> io::Result<()> {
+        budget.question()?;
         let link = process.descriptor(fd)?;
         if let Some(channel) = Channel::parse(&link) {
             let is_pipe = matches!(channel, Channel::Pipe(_));
@@ -69,28 +87,70 @@ impl Descriptors {
         }
         match link.as_str() {
             "anon_inode:[eventpoll]" => {
-                let inodes = fdinfo::watched(&budget.fdinfo(process, fd)?);
+                let watched = fdinfo::watched(&budget.fdinfo(process, fd)?);
+                let inodes = watched.iter().map(|one| one.inode).collect();
                 self.epolls.push(EpollSet { fd, inodes });
+                gathered.watched.extend(watched);
+                gathered.harmless.insert(fd);
             }
-            "anon_inode:[timerfd]" if !fdinfo::is_armed(&budget.fdinfo(process, fd)?) => {}
-            "anon_inode:[timerfd]" => self.wakers.push(Waker::Timer),
-            "anon_inode:inotify" | "anon_inode:[fanotify]" => self.wakers.push(Waker::Files),
+            "anon_inode:[timerfd]" => {
+                gathered.harmless.insert(fd);
+                if fdinfo::is_armed(&budget.fdinfo(process, fd)?) {
+                    self.wakers.push(Waker::Timer);
+                }
+            }
+            "anon_inode:inotify" | "anon_inode:[fanotify]" => {
+                gathered.harmless.insert(fd);
+                self.wakers.push(Waker::Files);
+            }
+            // Runtimes have one by which their threads wake each other. Another process may have one only if it was
+            // inherited through an exec, or passed on.
+            "anon_inode:[eventfd]" if fdinfo::is_closed_on_exec(&budget.fdinfo(process, fd)?) => {
+                gathered.harmless.insert(fd);
+            }
+            "anon_inode:[signalfd]" => {
+                gathered.harmless.insert(fd);
+            }
             "anon_inode:[io_uring]" => self.wakers.push(Waker::IoUring),
-            // Most devices are `/dev/null` and terminals. A container may have anything else below its `/dev`.
-            path if path.starts_with("/dev/") && process.device(fd)?.is_some() => {}
             path if path.starts_with('/') => {
+                if let Some(device) = process.device(fd)? {
+                    if !SILENT.contains(&device) && !is_terminal(device) {
+                        self.wakers.push(Waker::Unknown);
+                    }
+                    return Ok(());
+                }
                 let (reads, _) = process.access(fd)?;
                 if reads && process.is_pipe(fd)? {
                     self.wakers.push(Waker::NamedPipe);
                 }
                 let text = budget.fdinfo(process, fd)?;
-                let room = (MAX_LOCKS + 1).saturating_sub(locks.len());
+                let room = (MAX_LOCKS + 1).saturating_sub(gathered.locks.len());
                 let found = fdinfo::locks(&text).take(room);
-                locks.extend(found.map(|lock| (path.to_owned(), lock)));
+                gathered.locks.extend(found.map(|lock| (path.to_owned(), lock)));
             }
             _ => {}
         }
         Ok(())
+    }
+
+    /// Whether all that it watches is a pipe or a socket, or harmless. A descriptor is known by its inode too, because
+    /// its number may be that of another file by now.
+    fn knows_all_watched(
+        &self,
+        process: &OpenProcess,
+        gathered: &Gathered,
+        budget: &LookBudget,
+    ) -> io::Result<bool> {
+        let channels: BTreeSet<u64> = self.channels.iter().map(|own| own.channel.inode()).collect();
+        for Watched { fd, inode } in &gathered.watched {
+            budget.question()?;
+            let is_known = channels.contains(inode)
+                || (gathered.harmless.contains(fd) && process.inode(*fd).ok() == Some(*inode));
+            if !is_known {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Returns a descriptor of this channel.
@@ -134,6 +194,13 @@ impl Descriptors {
         };
         self.channels.iter().map(open).collect()
     }
+}
+
+/// Whether a device is the program's end of a terminal. It wakes only a process that waits for it, and a thread that
+/// reads from it, or an epoll set that has it, is seen by itself.
+fn is_terminal((major, minor): (u32, u32)) -> bool {
+    // The virtual terminals, `/dev/tty` and `/dev/console`, and the pseudo-terminals.
+    matches!((major, minor), (4, _) | (5, 0 | 1) | (136..=143, _))
 }
 
 /// Whether a descriptor is a Unix socket. False if that cannot be read.

@@ -56,6 +56,7 @@ impl Peers {
         inode: u64,
         budget: &mut LookBudget,
     ) -> io::Result<PeerIs> {
+        budget.question()?;
         let network = process.namespace("net")?;
         let (_, sockets, diag) = match &mut self.known {
             Some(known) if known.0 == network => known,

@@ -13,9 +13,9 @@ use mcp_guard_core::{
 
 use super::{
     Freezers, Opened,
-    budget::LookBudget,
+    budget::{CpuLimit, LookBudget},
     descriptors::Descriptors,
-    duplicate_of, flags, look, look_into, open_with_stat, stdio_of,
+    duplicate_of, flags, look_into, look_within, open_with_stat, stdio_of,
     stopped::{self, Standstill},
 };
 use crate::host::process::{OpenProcess, is_gone};
@@ -26,6 +26,7 @@ type Living = Vec<(Member, OpenProcess)>;
 /// Looks at a server. What cannot be read stays unknown.
 #[must_use]
 pub fn survey(server: &ToLookAt, freezers: &Freezers) -> ServerSeen {
+    let cpu = CpuLimit::of_a_look();
     let (mut living, mut stats) = (Living::new(), Vec::new());
     for member in &server.members {
         match open_with_stat(member) {
@@ -46,14 +47,14 @@ pub fn survey(server: &ToLookAt, freezers: &Freezers) -> ServerSeen {
         living.iter().zip(&stats).filter(|((one, _), _)| !has_started || !one.is_launcher);
     let standstill = stopped::of(workers.map(|((_, process), stat)| (process, stat)), freezers);
     let stdio = match server.stdio {
-        StdioAtExec::Unread => found_late(&living).unwrap_or_default(),
+        StdioAtExec::Unread => found_late(&living, cpu).unwrap_or_default(),
         read @ (StdioAtExec::Other | StdioAtExec::Are(_)) => read,
     };
     let contact = match stdio {
         StdioAtExec::Unread => Contact::Unknown,
         StdioAtExec::Other => Contact::NoStdio,
         StdioAtExec::Are(channels) => {
-            let mut budget = LookBudget::default();
+            let mut budget = LookBudget::within(cpu);
             let mut of = |channel| polled(&living, channel, &mut budget);
             match (of(channels.stdin), of(channels.stdout)) {
                 (Ok(stdin), Ok(stdout)) => Contact::of(stdin, stdout),
@@ -67,7 +68,7 @@ pub fn survey(server: &ToLookAt, freezers: &Freezers) -> ServerSeen {
     let (activity, memory) = usage(&living).unwrap_or_default();
     let is_busy = match (contact, stdio) {
         (Contact::Disconnected, StdioAtExec::Are(channels)) if standstill == Standstill::None => {
-            works(server, channels).ok()
+            works(server, channels, cpu).ok()
         }
         _ => None,
     };
@@ -76,7 +77,7 @@ pub fn survey(server: &ToLookAt, freezers: &Freezers) -> ServerSeen {
         standstill == Standstill::None && activity.is_some() && activity == server.activity;
     let tree = match (contact, stdio) {
         (Contact::Connected, StdioAtExec::Are(channels)) if is_still => {
-            look(&server.members, channels).ok().map(|look| look.tree)
+            look_within(&server.members, channels, cpu).ok().map(|look| look.tree)
         }
         _ => None,
     };
@@ -87,8 +88,8 @@ pub fn survey(server: &ToLookAt, freezers: &Freezers) -> ServerSeen {
 }
 
 /// Whether a server that nobody can reach is at work all the same.
-fn works(server: &ToLookAt, channels: Channels) -> io::Result<bool> {
-    let mut budget = LookBudget::default();
+fn works(server: &ToLookAt, channels: Channels, cpu: CpuLimit) -> io::Result<bool> {
+    let mut budget = LookBudget::within(cpu);
     let all = Opened::all(&server.members, &mut budget)?;
     Ok(is_busy(&look_into(all, channels, &mut budget)?, channels))
 }
@@ -111,6 +112,7 @@ fn usage(living: &Living) -> io::Result<(Option<Activity>, Option<u64>)> {
         activity.io = activity.io.wrapping_add(usage.io.moved);
         activity.written = activity.written.wrapping_add(usage.io.written);
         activity.context_switches = activity.context_switches.wrapping_add(usage.context_switches);
+        activity.runtime = activity.runtime.wrapping_add(usage.runtime);
         activity.cpu = activity.cpu.wrapping_add(usage.cpu.0);
     }
     Ok((Some(activity), Some(memory)))
@@ -118,7 +120,7 @@ fn usage(living: &Living) -> io::Result<(Option<Activity>, Option<u64>)> {
 
 /// Finds the stdio of a server whose exec was not seen. Its first process may have moved it meanwhile: then it is
 /// not known which of its pipes and sockets it was.
-fn found_late(living: &Living) -> io::Result<StdioAtExec> {
+fn found_late(living: &Living, cpu: CpuLimit) -> io::Result<StdioAtExec> {
     let is_member = |pid: Pid| living.iter().any(|(member, _)| member.pid == pid);
     for (_, process) in living {
         if is_member(process.stat()?.parent) {
@@ -127,7 +129,7 @@ fn found_late(living: &Living) -> io::Result<StdioAtExec> {
         return Ok(match stdio_of(process)? {
             are @ StdioAtExec::Are(_) => are,
             StdioAtExec::Unread | StdioAtExec::Other => {
-                let mut budget = LookBudget::default();
+                let mut budget = LookBudget::within(cpu);
                 let has_any = |(_, process): &(Member, OpenProcess)| {
                     Descriptors::of(process, &mut budget)
                         .map_or(true, |all| !all.channels.is_empty())
@@ -146,17 +148,9 @@ fn polled(
     budget: &mut LookBudget,
 ) -> io::Result<Option<(Channel, PollFlags)>> {
     for (member, process) in living {
-        // Most have it where it was.
-        let has = |fd: &u32| {
-            process.descriptor(*fd).is_ok_and(|link| Channel::parse(&link) == Some(channel))
-        };
-        let fd = match [0, 1].into_iter().find(has) {
-            Some(fd) => Some(fd),
-            None => match budget.list(process) {
-                Ok(all) => all.into_iter().find(has),
-                Err(error) if is_gone(&error) => None,
-                Err(error) => return Err(error),
-            },
+        let fd = match descriptor_of(process, channel, budget) {
+            Err(error) if is_gone(&error) => None,
+            found => found?,
         };
         let Some(fd) = fd.and_then(|fd| i32::try_from(fd).ok()) else { continue };
         match duplicate_of(member.pid, fd, channel) {
@@ -165,6 +159,27 @@ fn polled(
             Err(error)
                 if matches!(error.raw_os_error(), None | Some(libc::EBADF | libc::ESRCH)) => {}
             Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+/// Returns a descriptor of a channel.
+fn descriptor_of(
+    process: &OpenProcess,
+    channel: Channel,
+    budget: &mut LookBudget,
+) -> io::Result<Option<u32>> {
+    let has =
+        |fd: u32| process.descriptor(fd).is_ok_and(|link| Channel::parse(&link) == Some(channel));
+    // Most have it where it was.
+    if let Some(fd) = [0, 1].into_iter().find(|fd| has(*fd)) {
+        return Ok(Some(fd));
+    }
+    for fd in budget.list(process)? {
+        budget.question()?;
+        if has(fd) {
+            return Ok(Some(fd));
         }
     }
     Ok(None)

@@ -1,12 +1,21 @@
 //! `/proc/PID/fdinfo/FD`, see proc_pid_fdinfo(5).
 
-/// Returns the inodes of the files that an epoll descriptor watches.
+/// A file that an epoll descriptor watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watched {
+    /// Its descriptor in the process that has added it, which may be closed.
+    pub fd: u32,
+    pub inode: u64,
+}
+
+/// Returns the files that an epoll descriptor watches.
 #[must_use]
-pub fn watched(text: &str) -> Vec<u64> {
+pub fn watched(text: &str) -> Vec<Watched> {
     let one = |line: &str| {
         let mut words = line.strip_prefix("tfd:")?.split_whitespace();
+        let fd = words.next()?.parse().ok()?;
         let inode = words.find_map(|word| word.strip_prefix("ino:"))?;
-        u64::from_str_radix(inode, 16).ok()
+        Some(Watched { fd, inode: u64::from_str_radix(inode, 16).ok()? })
     };
     text.lines().filter_map(one).collect()
 }
@@ -29,6 +38,13 @@ pub fn is_write_only(text: &str) -> bool {
 pub fn is_nonblocking(text: &str) -> bool {
     let flags = field(text, "flags:").and_then(|flags| i32::from_str_radix(flags, 8).ok());
     flags.is_some_and(|flags| flags & libc::O_NONBLOCK != 0)
+}
+
+/// Whether it is closed when its process executes a program. False if that cannot be read.
+#[must_use]
+pub fn is_closed_on_exec(text: &str) -> bool {
+    let flags = field(text, "flags:").and_then(|flags| i32::from_str_radix(flags, 8).ok());
+    flags.is_some_and(|flags| flags & libc::O_CLOEXEC != 0)
 }
 
 /// Whether it refers to a place in the file system only (`O_PATH` of open(2)).
@@ -91,7 +107,8 @@ mod tests {
             tfd:        0 events:       19 data:                0  pos:0 ino:dcfeb sdev:f\n\
             tfd:       12 events:       19 data:                c  pos:0 ino:428 sdev:e\n\
             tfd:       13 events:       19 data: 0 pos:0 ino:x sdev:e\ntfd: 3\n";
-        assert_eq!(watched(text), [905_195, 0x428]);
+        let watched: Vec<_> = watched(text).iter().map(|one| (one.fd, one.inode)).collect();
+        assert_eq!(watched, [(0, 905_195), (12, 0x428)]);
     }
 
     #[test]
@@ -117,6 +134,12 @@ mod tests {
         for other in ["flags:\t00\n", "flags:\t02000002\n", "flags:\tx\n", ""] {
             assert!(!is_write_only(other), "{other:?}");
         }
+    }
+
+    #[test]
+    fn what_is_closed_on_exec_is_known_by_its_flags() {
+        assert!(is_closed_on_exec("pos:\t0\nflags:\t02004002\n"));
+        assert!(!is_closed_on_exec("flags:\t04002\n") && !is_closed_on_exec(""));
     }
 
     #[test]

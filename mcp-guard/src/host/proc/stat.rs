@@ -10,7 +10,8 @@ pub struct Stat {
     pub parent: Pid,
     pub start: Ticks,
     pub threads: u64,
-    /// The time that all its threads ran, those that ended included.
+    /// The time that all its threads ran, those that ended included, and that of its children for whose end
+    /// it has waited.
     pub cpu: Ticks,
     pub zombie: bool,
     /// Whether its first thread was stopped by a signal or a debugger.
@@ -32,16 +33,18 @@ impl Stat {
         let fields: Vec<&str> = text.split_whitespace().collect();
         let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
         // The index is the manual's field number minus three: state 3, ppid 4, flags 9, utime 14,
-        // stime 15, threads 20, start 22.
+        // stime 15, cutime 16, cstime 17, threads 20, start 22.
         let zombie = matches!(*fields.first()?, "Z" | "X" | "x");
         let stopped = matches!(*fields.first()?, "T" | "t");
         let threads = number(17)?;
+        let cpu =
+            (11..=14).try_fold(0_u64, |sum, index| Some(sum.saturating_add(number(index)?)))?;
         let first_ends = zombie || number(6)? & PF_EXITING != 0;
         Some(Self {
             parent: Pid(u32::try_from(number(1)?).ok()?),
             start: Ticks(number(19)?),
             threads,
-            cpu: Ticks(number(11)?.saturating_add(number(12)?)),
+            cpu: Ticks(cpu),
             zombie,
             stopped,
             ending: threads <= 1 && first_ends,
@@ -68,7 +71,7 @@ mod tests {
             parent: Pid(7),
             start: Ticks(9912),
             threads: 1,
-            cpu: Ticks(11),
+            cpu: Ticks(5 + 6 + 7 + 8),
             zombie: false,
             stopped: false,
             ending: false,

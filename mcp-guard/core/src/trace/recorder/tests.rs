@@ -102,8 +102,8 @@ impl Live {
         let (now, registry) = (self.now.0, &self.core.guard(GUARD).unwrap().registry);
         let began = self.now.before(Duration::from_secs(2));
         let seen = |id: TreeId, at: usize| {
-            let cpu = if at.is_multiple_of(3) { now / SECOND } else { 5 };
-            let activity = Some(Activity { cpu, ..Activity::default() });
+            let runtime = if at.is_multiple_of(3) { now } else { 5 };
+            let activity = Some(Activity { runtime, ..Activity::default() });
             let contact = if at == 1 { Contact::Disconnected } else { Contact::Connected };
             let is_busy = Some(false);
             (id, began, ServerSeen { contact, activity, is_busy, ..ServerSeen::default() })
@@ -166,6 +166,14 @@ fn a_replay_decides_as_the_core_did_while_it_was_recorded() {
     for ((live, detector, _), (replayed, ..)) in sorted.iter().zip(&replayed) {
         assert!(live.abs_diff(*replayed) <= SECOND, "{detector:?}: {live} {replayed}");
     }
+}
+
+#[test]
+fn a_look_in_an_older_trace_is_understood() {
+    let seen: SeenServer = serde_json::from_str(r#"{"p":9,"did":[1,2,3,4,5]}"#).unwrap();
+    let activity =
+        Activity { processes: 1, io: 2, context_switches: 3, cpu: 4, written: 5, runtime: 0 };
+    assert_eq!(ServerSeen::from(&seen).activity, Some(activity));
 }
 
 /// Without the looks, each server would count as idle.
