@@ -24,8 +24,9 @@ pub fn is_busy(processes: &[ProcessLook], stdio: Channels) -> bool {
             Wait::Call(_) | Wait::Runs | Wait::Unread => true,
         });
         let is_woken = process.wakers.iter().any(|waker| match waker {
-            Waker::Timer | Waker::Files => false,
-            Waker::IoUring | Waker::NamedPipe | Waker::Unknown => true,
+            Waker::Timer => false,
+            // It may wait for the next file.
+            Waker::Files | Waker::IoUring | Waker::NamedPipe | Waker::Unknown => true,
         });
         leaves || works || is_woken
     })
@@ -80,9 +81,9 @@ mod tests {
             assert!(is_busy(&[one, process(wait, None)], STDIO), "{wait:?}");
         }
         let mut ring = process(Wait::Local, None);
-        ring.wakers = vec![Waker::Timer, Waker::Files];
+        ring.wakers = vec![Waker::Timer];
         assert!(!is_busy(&[ring.clone()], STDIO));
-        for by in [Waker::IoUring, Waker::NamedPipe, Waker::Unknown] {
+        for by in [Waker::Files, Waker::IoUring, Waker::NamedPipe, Waker::Unknown] {
             let busy = ProcessLook { wakers: vec![Waker::Timer, by], ..ring.clone() };
             assert!(is_busy(&[busy], STDIO), "{by:?}");
         }

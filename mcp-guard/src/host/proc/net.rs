@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SocketState {
     Listening,
-    /// Nothing can arrive: a TCP or Unix socket that is not connected.
+    /// Nothing can arrive: a socket of TCP, or a Unix socket for streams, that is not connected.
     Unconnected,
     Connected,
     UnixConnected,
@@ -51,11 +51,15 @@ impl Sockets {
         for line in text.lines().skip(1) {
             let mut words = line.split_whitespace();
             let flags = words.nth(3).and_then(|flags| u32::from_str_radix(flags, 16).ok());
-            let state = words.nth(1);
+            let is_datagram = words.next() == Some("0002");
+            let state = words.next();
             let inode = words.next().and_then(|inode| inode.parse().ok());
             let (Some(flags), Some(state), Some(inode)) = (flags, state, inode) else { continue };
+            let has_address = words.next().is_some();
             let state = match state {
                 _ if flags & ACCEPTS != 0 => SocketState::Listening,
+                // Anybody may send to it who can reach its address.
+                _ if is_datagram && has_address => SocketState::Connected,
                 "01" => SocketState::Unconnected,
                 _ => SocketState::UnixConnected,
             };
@@ -87,6 +91,7 @@ mod tests {
              0000000000000000: 00000003 00000000 00000000 0001 03 45\n\
              0000000000000000: 00000002 00000000 00010000 0001 01 46 /run/a.sock\n\
              0000000000000000: 00000002 00000000 00000000 0002 01 47 @x\n\
+             0000000000000000: 00000002 00000000 00000000 0002 01 49\n\
              bad\n",
         );
         for (inode, expected) in [
@@ -96,7 +101,8 @@ mod tests {
             (44, Some(SocketState::Connected)),
             (45, Some(SocketState::UnixConnected)),
             (46, Some(SocketState::Listening)),
-            (47, Some(SocketState::Unconnected)),
+            (47, Some(SocketState::Connected)),
+            (49, Some(SocketState::Unconnected)),
             (48, None),
         ] {
             assert_eq!(sockets.state(inode), expected, "{inode}");
