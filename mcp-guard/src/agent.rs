@@ -377,6 +377,7 @@ impl Agent {
     /// holds are released in a moment.
     async fn last_answers(&mut self) {
         self.executor.abandon_all_checks();
+        self.executor.give_up_reaps();
         // An owner that hangs must not keep a cgroup frozen. The kernel's answers have their own time limit.
         let owners = async {
             while self.executor.awaits_owners() {
@@ -391,6 +392,7 @@ impl Agent {
             }
         };
         let _ = tokio::time::timeout(2 * LAST_WORD, kernel).await;
+        self.executor.lose_reaps();
     }
 
     /// Asks the engines which containers are paused, if we hold one. Their events may still be on the

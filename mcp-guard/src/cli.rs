@@ -8,6 +8,7 @@ mod explain;
 mod hands;
 mod out;
 mod policy;
+mod reap;
 mod record;
 #[cfg(test)]
 mod reference;
@@ -149,6 +150,8 @@ enum Verb {
         #[arg(long, value_name = "PID")]
         despite: Option<u32>,
     },
+    /// End single servers that no client can reach, or that have been idle for long.
+    Reap(reap::Arguments),
     /// Explain, with evidence, why a process limit is not in force, and how to fix it.
     Diagnose(diagnose::Arguments),
     /// Write a limit where its owner stores it, and prove that it is in force.
@@ -214,6 +217,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Verb::Kill { target, dry_run, despite } => {
             hands::kill(&host, &target, How { dry_run, despite })
         }
+        Verb::Reap(arguments) => reap::reap(&host, &arguments),
         Verb::Diagnose(arguments) => diagnose::diagnose(&host, &arguments),
         Verb::Repair(arguments) => repair::repair(&host, &arguments),
         Verb::Explain { code } => explain::explain(code.as_deref()),

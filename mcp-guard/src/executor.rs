@@ -10,6 +10,7 @@ mod confirm;
 mod contain;
 mod hold;
 mod limit;
+mod reap;
 pub mod reconcile;
 mod steps;
 
@@ -21,6 +22,7 @@ use mcp_guard_core::{
     effect::{Action, Order, Remark, Settled},
     id::{GuardId, Incident, Ticket},
     incident::Outcome,
+    reap::ReapedServer,
 };
 use tokio::sync::mpsc;
 
@@ -31,6 +33,7 @@ use self::{
     check::{AfterCheck, FactsFound, UnderCheck},
     confirm::{Awaited, KernelAnswer},
     limit::LimitWrite,
+    reap::{ReapThreads, ReapUnderWay},
     steps::Holder,
 };
 use crate::{
@@ -50,6 +53,8 @@ enum UnderWay {
     Check(UnderCheck),
     /// The kernel confirms a freeze or a kill.
     Kernel(Awaited),
+    /// Servers are being ended.
+    Reap(ReapUnderWay),
     /// The owner of a limit writes it.
     Owner(LimitWrite),
     /// The owner may still write it, but the order is settled: nobody waits any more.
@@ -61,6 +66,7 @@ impl UnderWay {
         match self {
             Self::Check(checked) => checked.subject(),
             Self::Kernel(awaited) => awaited.subject(),
+            Self::Reap(under_way) => under_way.subject(),
             Self::Owner(announced) | Self::GivenUp(announced) => announced.subject(),
         }
     }
@@ -71,6 +77,8 @@ enum LateAnswer {
     Look(FactsFound),
     Kernel { answer: KernelAnswer, at: Time },
     Owner(owner::OwnerAnswer),
+    Reap(Vec<ReapedServer>),
+    ReapHangs,
 }
 
 pub struct Executor {
@@ -79,6 +87,7 @@ pub struct Executor {
     engines: Engines,
     holder: Holder,
     looks: Option<LookThread>,
+    reapers: Option<ReapThreads>,
     under_way: BTreeMap<Ticket, UnderWay>,
     settled: VecDeque<Settled>,
     /// At most one answer per order under way, so the channel needs no other bound.
@@ -96,6 +105,7 @@ impl Executor {
             engines,
             holder: Holder::this_process(),
             looks: None,
+            reapers: None,
             under_way: BTreeMap::new(),
             settled: VecDeque::new(),
             answers,
@@ -140,6 +150,8 @@ impl Executor {
                 self.check(order, held, AfterCheck::WriteLimit(write, over, reason));
             }
             Action::GiveUpLimit { write } => self.give_up_limit(write),
+            Action::Reap(wanted) => self.check(order, held, AfterCheck::Reap(wanted)),
+            Action::GiveUpReap { reap } => self.give_up_reap(reap),
             Action::LeaveLimit { write, reason, outcome, detail } => {
                 let said = (outcome, detail);
                 self.check(order, held, AfterCheck::LeaveLimit(write, reason, said));
@@ -180,7 +192,7 @@ impl Executor {
     pub fn has_orders_under_way(&self) -> bool {
         let is_unsettled = |one: &UnderWay| match one {
             UnderWay::Kernel(awaited) => awaited.is_unsettled(),
-            UnderWay::Check(_) | UnderWay::Owner(_) => true,
+            UnderWay::Check(_) | UnderWay::Owner(_) | UnderWay::Reap(_) => true,
             UnderWay::GivenUp(_) => false,
         };
         self.under_way.values().any(is_unsettled) || !self.settled.is_empty()
@@ -226,6 +238,13 @@ impl Executor {
             (Some(UnderWay::GivenUp(announced)), LateAnswer::Owner(answer)) => {
                 self.note_late_limit(guards, announced, answer);
             }
+            (Some(UnderWay::Reap(under_way)), LateAnswer::Reap(servers)) => {
+                self.end_reap(under_way, servers);
+            }
+            (Some(UnderWay::Reap(under_way)), LateAnswer::ReapHangs) => {
+                let why = "a process of a server hangs; what was done to them is not known";
+                self.lose_reap(under_way, why);
+            }
             (Some(UnderWay::Check(checked)), LateAnswer::Look(found)) => {
                 self.end_check(guards, checked, found);
             }
@@ -234,6 +253,7 @@ impl Executor {
                 Some(
                     UnderWay::Check(_)
                     | UnderWay::Kernel(_)
+                    | UnderWay::Reap(_)
                     | UnderWay::Owner(_)
                     | UnderWay::GivenUp(_),
                 )

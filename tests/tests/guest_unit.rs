@@ -158,8 +158,8 @@ fn the_units_are_confined() {
     let status = fs::read_to_string(format!("/proc/{}/status", unit.main_pid().unwrap())).unwrap();
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
     assert_eq!((field("NoNewPrivs:").trim(), field("Seccomp:").trim()), ("1", "2"), "{status}");
-    // CAP_DAC_OVERRIDE, SYS_PTRACE, SYS_ADMIN, SYS_NICE, PERFMON and BPF.
-    let all: u64 = [1, 19, 21, 23, 38, 39].map(|bit| 1 << bit).iter().sum();
+    // CAP_DAC_OVERRIDE, KILL, SYS_PTRACE, SYS_ADMIN, SYS_NICE, PERFMON and BPF.
+    let all: u64 = [1, 5, 19, 21, 23, 38, 39].map(|bit| 1 << bit).iter().sum();
     assert_eq!(u64::from_str_radix(field("CapEff:").trim(), 16).unwrap(), all, "{status}");
     assert_ne!(field("VmLck:").trim(), "0 kB", "{status}");
     // At the top of the tree, where its weights and its protected memory count.

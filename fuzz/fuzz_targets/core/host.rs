@@ -408,7 +408,9 @@ impl Host {
             | Action::Loosen { .. }
             | Action::WriteLimit { .. }
             | Action::GiveUpLimit { .. }
-            | Action::LeaveLimit { .. } => outcome,
+            | Action::LeaveLimit { .. }
+            | Action::Reap(_)
+            | Action::GiveUpReap { .. } => outcome,
         };
         let is_fuse = matches!(&action, Action::Contain(wanted) if wanted.spares_fuse);
         let is_write = matches!(action, Action::WriteLimit { .. });

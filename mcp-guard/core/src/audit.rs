@@ -7,6 +7,7 @@ use crate::{
     id::{CgroupId, Incident},
     incident::{Cause, End, Outcome},
     policy::{Mode, Response},
+    reap::ReapedServer,
     refusal::Despite,
     repair::Write,
 };
@@ -125,6 +126,17 @@ pub enum Record {
         reason: String,
         /// `pids.max` before the write.
         found: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        outcome: Option<Outcome>,
+        detail: String,
+    },
+    /// Single servers are about to be ended or, with an `outcome`, were ended.
+    Reap {
+        incident: Incident,
+        guard: Subject,
+        mode: Mode,
+        cause: Cause,
+        servers: Vec<ReapedServer>,
         #[serde(skip_serializing_if = "Option::is_none")]
         outcome: Option<Outcome>,
         detail: String,

@@ -13,6 +13,7 @@ use crate::{
     incident::{Cause, End, Hold, Outcome},
     limit::Limit,
     policy::{Mode, Policy, Response, Terms, Workload},
+    reap::{ReapOrder, ReapRequest},
     refusal::{Despite, Refusal},
     registry::{Observed, TreeId},
     repair::Write,
@@ -200,11 +201,12 @@ impl Input {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OperatorRequest {
     Freeze { lease: Duration, dry_run: bool, despite: Option<Despite> },
     Thaw,
     Kill { dry_run: bool, despite: Option<Despite> },
+    Reap(ReapRequest),
 }
 
 /// The limit of one cgroup, and what else is cheap to read with it.
@@ -270,7 +272,8 @@ pub enum Effect {
 
 /// One task for the executor. It answers each order once with [`Settled`], except those that only
 /// write a record: [`Action::Warn`], [`Action::RefusalBegins`] and [`Action::RefusalEnds`].
-/// [`Action::GiveUpLimit`] settles the write instead, which is settled again if its owner answers late.
+/// [`Action::GiveUpLimit`] settles the write instead, which is settled again if its owner answers late, and
+/// [`Action::GiveUpReap`] has the order of that ticket end sooner.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Order {
     pub ticket: Ticket,
@@ -327,6 +330,12 @@ pub enum Action {
     /// Wait no longer for the owner that was asked for the write with this ticket.
     GiveUpLimit {
         write: Ticket,
+    },
+    /// End single servers.
+    Reap(ReapOrder),
+    /// End no more servers of the order with this ticket.
+    GiveUpReap {
+        reap: Ticket,
     },
     /// Run all checks of a write and make both its audit records, but write nothing.
     LeaveLimit {

@@ -5,6 +5,7 @@ mod episodes;
 mod findings;
 mod holds;
 mod limit;
+mod reaps;
 mod standing;
 mod terms;
 mod variants;
@@ -15,7 +16,8 @@ use std::{
     time::Duration,
 };
 
-use self::{episodes::Episodes, variants::Variants};
+pub use self::findings::FRESH;
+use self::{episodes::Episodes, reaps::Reaps, variants::Variants};
 use crate::{
     Time,
     detect::{
@@ -125,6 +127,7 @@ pub struct Guard {
     /// Identities for which the detectors must run although nothing has changed.
     again: BTreeSet<Arc<str>>,
     variants: Variants,
+    reaps: Reaps,
 }
 
 impl Guard {
@@ -173,6 +176,7 @@ impl Guard {
             schedule: Schedule::default(),
             again: BTreeSet::new(),
             variants: Variants::default(),
+            reaps: Reaps::default(),
         }
     }
 
@@ -216,6 +220,7 @@ impl Guard {
         if let Some((_, detection)) = self.tasks_wait.take_if(|(at, _)| *at <= now) {
             self.note_tasks(now, detection, policy, out);
         }
+        self.reap(now, policy, out);
         self.expire(now, policy, out);
         self.soften(now, policy, out);
         if self.leaves {

@@ -35,6 +35,7 @@ pub mod limits;
 mod machine;
 pub mod policy;
 pub mod rates;
+pub mod reap;
 pub mod redact;
 pub mod refusal;
 pub mod registry;

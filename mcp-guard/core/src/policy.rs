@@ -34,7 +34,7 @@ pub use self::{
     looks::Looks,
     pattern::{CgroupPattern, Pattern},
     respond::Respond,
-    response::{Mode, Response},
+    response::{Mode, Response, ServerResponse},
     rule::{Rule, unit_of},
     scope::{Applied, Scope, Variant},
     source::{PolicySource, ValueOrigin},

@@ -39,6 +39,8 @@ pub struct ReplayReport {
     pub identities: BTreeMap<String, IdentityReport>,
     pub warnings: Vec<Warning>,
     pub actions: Vec<ReplayAction>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reaps: Vec<ReplayReap>,
     /// Lines that are missing in the trace.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub lost: u64,
@@ -86,6 +88,14 @@ pub struct ReplayAction {
     /// The numbers that led to it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub numbers: BTreeMap<String, u64>,
+}
+
+/// An order to end single servers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplayReap {
+    pub t_ns: u64,
+    /// The identity of each.
+    pub servers: Vec<String>,
 }
 
 /// Replays a whole trace.
@@ -407,7 +417,12 @@ impl Run {
                     self.report.actions.push(action);
                 }
             }
+            Action::Reap(reap) => {
+                let servers = reap.servers.into_iter().map(|one| one.identity).collect();
+                self.report.reaps.push(ReplayReap { t_ns, servers });
+            }
             Action::Refuse { .. }
+            | Action::GiveUpReap { .. }
             | Action::Renew { .. }
             | Action::Loosen { .. }
             | Action::Release { .. }

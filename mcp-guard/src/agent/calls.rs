@@ -6,6 +6,7 @@ use mcp_guard_core::{
     container::container_in,
     effect::{Input, OperatorRequest},
     id::GuardId,
+    reap::{MOST, ReapRequest},
 };
 
 use super::{
@@ -15,7 +16,7 @@ use super::{
 use crate::{
     control::{
         server::Waiting,
-        wire::{Call, TargetCgroup, failed},
+        wire::{Call, Reap, TargetCgroup, failed},
     },
     guards::Held,
     host::{cgroup::Cgroup, clock},
@@ -46,6 +47,7 @@ impl Agent {
                 self.operate(&target, OperatorRequest::Kill { dry_run, despite }, reply);
             }
             Call::Thaw { target } => self.operate(&target, OperatorRequest::Thaw, reply),
+            Call::Reap(asked) => self.reap(asked, reply),
             #[expect(clippy::panic, reason = "this is what the call is for; debug builds only")]
             Call::Panic => panic!("requested through the control socket"),
         }
@@ -60,11 +62,34 @@ impl Agent {
             OperatorRequest::Thaw => {
                 "mcp-guard holds nothing here; it leaves the freeze of another tool alone"
             }
-            OperatorRequest::Freeze { .. } | OperatorRequest::Kill { .. } => {
+            OperatorRequest::Freeze { .. }
+            | OperatorRequest::Kill { .. }
+            | OperatorRequest::Reap(_) => {
                 self.judge_now(guard);
                 "the guard is gone; try again"
             }
         };
+        self.request(guard, request, nothing, reply);
+    }
+
+    /// Has single servers ended. Only those of a guard that the policy names are known.
+    fn reap(&mut self, asked: Reap, reply: ReplyTo) {
+        let Reap { target, servers, dry_run } = asked;
+        let guard = self.guards.of_cgroup(target.cgroup_id);
+        let Some(guard) = guard.filter(|guard| !self.guards.is_by_hand(*guard)) else {
+            let reason = "no rule of the policy names this container, so its servers are not known";
+            return send_reply(reply, failed(reason));
+        };
+        if servers.len() > MOST {
+            return send_reply(reply, failed(&format!("more than {MOST} servers at a time")));
+        }
+        self.judge_now(guard);
+        let request = OperatorRequest::Reap(ReapRequest { servers, dry_run });
+        let nothing = "none of these servers is as it was listed: they have ended, work, or can be reached again";
+        self.request(guard, request, nothing, reply);
+    }
+
+    fn request(&mut self, guard: GuardId, request: OperatorRequest, nothing: &str, reply: ReplyTo) {
         let id = self.askers.begin(guard, reply);
         self.step(Input::Operator { guard, id, request });
         self.askers.decided(id, nothing);

@@ -185,6 +185,8 @@ mod tests {
             processes: 1,
             age_seconds: 60,
             idle_seconds: None,
+            contact_seconds: None,
+            started_boot_ns: 0,
             contact: Contact::NoStdio,
             quiescent: None,
             at_work: None,

@@ -66,8 +66,8 @@ impl Agent {
         let unsigned = Unsigned::decide().context("cannot make the key for marks")?;
         let engines = options.engines;
         let looks = LookThread::start().context("cannot start the thread that looks at cgroups")?;
-        let executor =
-            Executor::new(audit, layout.clone(), engines.clone()).with_looks(looks.clone());
+        let executor = Executor::new(audit, layout.clone(), engines.clone());
+        let executor = executor.with_looks(looks.clone()).with_reapers()?;
         let kernel = Kernel::start(options.bpf)?;
         let now = clock::now();
         // Bounded by the number of guards: at most one answer per guard is under way.

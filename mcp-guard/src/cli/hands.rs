@@ -349,7 +349,7 @@ fn ask<M: Method<Reply = Answer>>(
     Ok(tell(&held.subject.name, &M::NAME.to_lowercase(), answer.outcome, &answer.detail))
 }
 
-fn cgroup_of(held: &Held) -> TargetCgroup {
+pub fn cgroup_of(held: &Held) -> TargetCgroup {
     TargetCgroup {
         cgroup: held.cgroup.path().to_owned(),
         cgroup_id: held.cgroup.id(),

@@ -17,8 +17,6 @@ use super::wire::{
     Status, TracePart,
 };
 
-/// Longest wait for an answer. The agent confirms a freeze, or fails, in less.
-const ANSWER: Duration = Duration::from_secs(15);
 /// Largest answer, in bytes: only root can answer, and the state of a thousand guards must fit.
 const MAX_ANSWER: u64 = 1 << 30;
 
@@ -29,10 +27,8 @@ pub enum Error {
     NoAgent(String),
     #[error("the agent answers root only; run the command with sudo")]
     NotRoot,
-    #[error(
-        "the agent did not answer within {ANSWER:?}; see `systemctl status mcp-guard` and its log"
-    )]
-    Late,
+    #[error("the agent did not answer within {0:?}; see `systemctl status mcp-guard` and its log")]
+    Late(Duration),
     #[error(
         "the agent ended the connection without an answer: it has just ended, or it is of an older \
          version and answers no process outside its pid namespace, such as that of a container; try \
@@ -64,10 +60,10 @@ pub fn status(path: &Path) -> Result<Status, Error> {
 /// No agent listens, or it refuses.
 pub fn call<M: Method>(path: &Path, parameters: &M) -> Result<M::Reply, Error> {
     let mut stream = UnixStream::connect(path).map_err(|error| unconnected(path, error))?;
-    stream.set_read_timeout(Some(ANSWER))?;
+    stream.set_read_timeout(Some(M::PATIENCE))?;
     let message = message(parameters, None)?;
     let failed = |error: io::Error| match error.raw_os_error() {
-        Some(libc::EAGAIN) => Error::Late,
+        Some(libc::EAGAIN) => Error::Late(M::PATIENCE),
         Some(libc::EPIPE | libc::ECONNRESET) => Error::Cut,
         Some(_) | None => Error::Io(error),
     };
@@ -124,7 +120,9 @@ impl TraceParts {
         let stream = stream.map_err(|error| unconnected(path, error))?;
         let mut parts = Self { stream, received: Vec::new(), is_over: false };
         parts.stream.write_all(&message(asked, Some(true))?).await?;
-        let first = timeout(ANSWER, parts.next()).await.map_err(|_| Error::Late)??;
+        let first = timeout(RecordTrace::PATIENCE, parts.next())
+            .await
+            .map_err(|_| Error::Late(RecordTrace::PATIENCE))??;
         Ok((first.ok_or(Error::Cut)?, parts))
     }
 

@@ -7,6 +7,7 @@ use mcp_guard_core::{
     incident::Outcome,
     policy::{Mode, PolicySource, Response},
     rates::PerSecond,
+    reap::ListedServer,
     refusal::Despite,
     status::{
         ClientStatus, GuardState, GuardStatus, HerdStatus, IdentityStatus, ServerStatus,
@@ -18,8 +19,8 @@ use super::{
     varlink::{Fields, Types, fields, named, plain, words},
     wire::{
         Answer, EngineState, Failed, Freeze, GetPolicy, GetServers, GetStatus, GuardServers,
-        INTERFACE, Kill, Method, PolicyInForce, PolicyStatus, RecordTrace, ReloadPolicy, Reloaded,
-        Servers, Status, TargetCgroup, Thaw, TracePart, WatchedStatus,
+        INTERFACE, Kill, Method, PolicyInForce, PolicyStatus, Reap, RecordTrace, ReloadPolicy,
+        Reloaded, Servers, Status, TargetCgroup, Thaw, TracePart, WatchedStatus,
     },
 };
 
@@ -45,6 +46,7 @@ pub fn description() -> String {
         method::<Freeze>(&mut types),
         method::<Thaw>(&mut types),
         method::<Kill>(&mut types),
+        method::<Reap>(&mut types),
         format!("\nerror Failed {}", list::<Failed>(&mut types)),
     ];
     let mut text = format!(
@@ -75,9 +77,11 @@ fields!(ServerStatus {
     identity,
     pid,
     processes,
+    started_boot_ns,
     age_seconds,
     idle_seconds,
     contact,
+    contact_seconds,
     quiescent,
     at_work,
     abandoned,
@@ -93,6 +97,8 @@ fields!(StarterStatus { pid, name, session });
 fields!(Freeze { target: flattened, lease_ms, dry_run: optional, despite });
 fields!(Thaw { target: flattened });
 fields!(Kill { target: flattened, dry_run: optional, despite });
+fields!(Reap { target: flattened, servers, dry_run: optional });
+fields!(ListedServer { pid, started_boot_ns });
 fields!(Despite { pid, start_ticks });
 fields!(TargetCgroup { cgroup, cgroup_id, name, paused: optional });
 fields!(Answer { outcome, detail });
@@ -185,7 +191,7 @@ fields!(TotalsStatus {
     dropped,
 });
 
-named! { PolicyStatus => "Policy", PolicySource => "PolicyFile", Despite => "Despite", WatchedStatus => "Guard", GuardServers => "GuardServers", ServerStatus => "Server", ClientStatus => "Client", StarterStatus => "Starter", HerdStatus => "Herd", UnseenClients => "UnseenClients", IdentityStatus => "Identity", TotalsStatus => "Totals" }
+named! { ListedServer => "ListedServer", PolicyStatus => "Policy", PolicySource => "PolicyFile", Despite => "Despite", WatchedStatus => "Guard", GuardServers => "GuardServers", ServerStatus => "Server", ClientStatus => "Client", StarterStatus => "Starter", HerdStatus => "Herd", UnseenClients => "UnseenClients", IdentityStatus => "Identity", TotalsStatus => "Totals" }
 
 words!(Mode { Observe, Enforce });
 words!(Response { Record, Clamp, Freeze, Kill });

@@ -6,7 +6,7 @@ use super::{
     description::description,
     wire::{
         Call, CallMessage, EXPECTED_MORE, Freeze, GetPolicy, GetServers, GetStatus, INTERFACE,
-        Kill, Method, NO_SUCH_METHOD, RecordTrace, ReloadPolicy, Reply, Thaw,
+        Kill, Method, NO_SUCH_METHOD, Reap, RecordTrace, ReloadPolicy, Reply, Thaw,
     },
 };
 
@@ -66,6 +66,7 @@ fn call(method: &str, parameters: Value) -> Option<serde_json::Result<Call>> {
             dry_run,
             despite,
         }),
+        Reap::NAME => Reap::read(parameters).map(Call::Reap),
         "Panic" if cfg!(debug_assertions) => Ok(Call::Panic),
         _ => return None,
     })

@@ -178,6 +178,7 @@ async fn answer(message: &[u8], calls: &mpsc::Sender<Waiting>) -> AnswerInParts 
         | Call::Freeze { .. }
         | Call::Thaw { .. }
         | Call::Kill { .. }
+        | Call::Reap(_)
         | Call::Panic => (None, None),
     };
     if calls.send(Waiting { call, reply, parts }).await.is_err() {

@@ -8,6 +8,7 @@ use mcp_guard_core::{
     incident::Outcome,
     policy::{Mode, PolicySource, Response},
     rates::PerSecond,
+    reap::ListedServer,
     refusal::Despite,
     status::{
         ClientStatus, GuardState, GuardStatus, HerdStatus, IdentityStatus, ServerStatus,
@@ -21,8 +22,8 @@ use super::{
     request::{Asked, read},
     wire::{
         Answer, EngineState, Freeze, GetPolicy, GetServers, GetStatus, GuardServers, INTERFACE,
-        Kill, Method, PolicyInForce, PolicyStatus, RecordTrace, ReloadPolicy, Reloaded, Servers,
-        Status, TargetCgroup, Thaw, TracePart, WatchedStatus, failed,
+        Kill, Method, PolicyInForce, PolicyStatus, Reap, RecordTrace, ReloadPolicy, Reloaded,
+        Servers, Status, TargetCgroup, Thaw, TracePart, WatchedStatus, failed,
     },
 };
 
@@ -243,6 +244,8 @@ fn servers(contact: Contact) -> Servers {
         processes: 2,
         age_seconds: 60,
         idle_seconds: Some(5),
+        contact_seconds: Some(7),
+        started_boot_ns: 7,
         contact,
         quiescent: Some(false),
         at_work: Some("it has not read all of its stdin".to_owned()),
@@ -272,9 +275,7 @@ fn servers(contact: Contact) -> Servers {
     Servers { guards: vec![guard], left_out: 0, age_seconds: 3 }
 }
 
-#[test]
-fn messages_have_exactly_the_described_fields() {
-    let described = read_description();
+fn check_calls_that_act(described: &Read) {
     let target = || TargetCgroup {
         cgroup: "/x".into(),
         cgroup_id: CgroupId(7),
@@ -291,6 +292,19 @@ fn messages_have_exactly_the_described_fields() {
         Outcome::Failed,
     ];
     let answers = outcomes.map(|outcome| Answer { outcome, detail: "frozen 1".to_owned() });
+    let despite = Some(Despite { pid: Pid(7), start_ticks: Ticks(70) });
+    let freeze = Freeze { target: target(), lease_ms: 5, dry_run: true, despite };
+    described.check_call(&freeze, &answers);
+    described.check_call(&Thaw { target: target() }, &answers);
+    described.check_call(&Kill { target: target(), dry_run: true, despite }, &answers);
+    let servers = vec![ListedServer { pid: Pid(7), started_boot_ns: 70 }];
+    let reap = Reap { target: target(), servers, dry_run: true };
+    described.check_call(&reap, &answers);
+}
+
+#[test]
+fn messages_have_exactly_the_described_fields() {
+    let described = read_description();
     let away = EngineState::Away("no such file".to_owned());
     let engines = [EngineState::None, EngineState::Connecting, EngineState::Connected, away];
     described.check_call(&GetStatus {}, &engines.map(status));
@@ -303,11 +317,7 @@ fn messages_have_exactly_the_described_fields() {
         Contact::Disconnected,
     ];
     described.check_call(&asked, &contacts.map(servers));
-    let despite = Some(Despite { pid: Pid(7), start_ticks: Ticks(70) });
-    let freeze = Freeze { target: target(), lease_ms: 5, dry_run: true, despite };
-    described.check_call(&freeze, &answers);
-    described.check_call(&Thaw { target: target() }, &answers);
-    described.check_call(&Kill { target: target(), dry_run: true, despite }, &answers);
+    check_calls_that_act(&described);
     let texts = || vec!["a".to_owned()];
     let reloaded = Reloaded { files: texts(), changes: texts(), error: Some("why".to_owned()) };
     described.check_call(&ReloadPolicy {}, &[reloaded]);
@@ -327,6 +337,7 @@ fn messages_have_exactly_the_described_fields() {
             "Freeze",
             "Kill",
             "PolicyInForce",
+            "Reap",
             "RecordTrace",
             "ReloadPolicy",
             "Servers",
@@ -364,7 +375,7 @@ fn fields_that_may_be_missing_are_described_as_optional() {
     (unknown.idle_seconds, unknown.orphaned, unknown.memory_bytes) = (None, None, None);
     (unknown.client, unknown.quiescent, unknown.at_work) = (None, None, None);
     (unknown.abandoned, unknown.starter) = (None, None);
-    unknown.look_age_seconds = None;
+    (unknown.look_age_seconds, unknown.contact_seconds) = (None, None);
     let sent = serde_json::to_value(unknown).unwrap();
     for (name, kind) in fields(&described.types["Server"]) {
         assert_eq!(sent[name].is_null(), kind.starts_with('?'), "{name}: {kind}");

@@ -1,11 +1,12 @@
 //! Messages of the control socket.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use mcp_guard_core::{
     id::{CgroupId, Pid},
     incident::Outcome,
     policy::{Mode, PolicySource},
+    reap::ListedServer,
     refusal::Despite,
     status::{GuardStatus, HerdStatus, ServerStatus, UnseenClients},
 };
@@ -64,6 +65,7 @@ pub enum Call {
         dry_run: bool,
         despite: Option<Despite>,
     },
+    Reap(Reap),
     /// Panics in the loop, to test that holds are released. Debug builds only.
     Panic,
 }
@@ -207,6 +209,8 @@ pub struct Failed {
 /// A method of [`INTERFACE`]. The implementing type is its parameters.
 pub trait Method: Serialize + DeserializeOwned {
     const NAME: &'static str;
+    /// The longest wait for an answer. The agent confirms a freeze, or fails, in less.
+    const PATIENCE: Duration = Duration::from_secs(15);
     type Reply: Serialize + DeserializeOwned;
 
     /// Parses the parameters.
@@ -360,6 +364,24 @@ pub struct Kill {
 
 impl Method for Kill {
     const NAME: &'static str = "Kill";
+    type Reply = Answer;
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reap {
+    #[serde(flatten)]
+    pub target: TargetCgroup,
+    /// At most 64. One that is not as `Servers` has listed it is left alone: its client can reach it again, or it has
+    /// done something.
+    pub servers: Vec<ListedServer>,
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+impl Method for Reap {
+    const NAME: &'static str = "Reap";
+    // A look, a pause, the grace and a kill, for up to 64 servers.
+    const PATIENCE: Duration = Duration::from_secs(60);
     type Reply = Answer;
 }
 

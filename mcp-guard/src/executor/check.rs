@@ -10,6 +10,7 @@ use mcp_guard_core::{
     incident::{Hold, Outcome},
     limit::Limit,
     policy::Response,
+    reap::ReapOrder,
     repair::Write,
 };
 
@@ -29,6 +30,7 @@ pub enum AfterCheck {
     /// The limit is that in force when the write was decided on.
     WriteLimit(Write, Limit, String),
     LeaveLimit(Write, String, (Outcome, String)),
+    Reap(ReapOrder),
 }
 
 /// An order whose cgroup is being looked at.
@@ -66,9 +68,10 @@ impl Executor {
                 LookWanted::SHARING
             }
             AfterCheck::Contain(wanted) if wanted.response == Response::Freeze => LookWanted::FUSE,
-            AfterCheck::Contain(_) | AfterCheck::WriteLimit(..) | AfterCheck::LeaveLimit(..) => {
-                LookWanted::FACTS
-            }
+            AfterCheck::Contain(_)
+            | AfterCheck::WriteLimit(..)
+            | AfterCheck::LeaveLimit(..)
+            | AfterCheck::Reap(_) => LookWanted::FACTS,
         };
         let Some(found) = self.look(order.ticket, &held.cgroup, wanted, LateAnswer::Look) else {
             let checked = UnderCheck { order, subject: held.subject.clone(), then };
@@ -103,6 +106,7 @@ impl Executor {
             AfterCheck::LeaveLimit(write, reason, said) => {
                 self.leave_limit(order, held, (write, reason), said, &found);
             }
+            AfterCheck::Reap(wanted) => self.reap(order, held, wanted, found),
         }
     }
 
@@ -135,9 +139,9 @@ impl Executor {
         self.abandon_checks(|checked| checked.is_of(subject, hold));
     }
 
-    /// Drops a write of a limit that has not begun.
-    pub(super) fn abandon_limit_check(&mut self, write: Ticket) {
-        self.abandon_checks(|checked| checked.order.ticket == write);
+    /// Drops an order that has not begun.
+    pub(super) fn abandon_check_of(&mut self, order: Ticket) {
+        self.abandon_checks(|checked| checked.order.ticket == order);
     }
 
     /// Drops all orders that have not begun, because the agent ends.
@@ -168,6 +172,7 @@ impl Executor {
             AfterCheck::WriteLimit(write, _, reason) | AfterCheck::LeaveLimit(write, reason, _) => {
                 self.drop_limit(order, subject, (write, reason), said);
             }
+            AfterCheck::Reap(wanted) => self.drop_reap(order, &subject, wanted, said),
         }
     }
 }

@@ -268,6 +268,7 @@ impl Executor {
             }
             UnderWay::Check(_)
             | UnderWay::Kernel(_)
+            | UnderWay::Reap(_)
             | UnderWay::Owner(_)
             | UnderWay::GivenUp(_) => None,
         });

@@ -8,7 +8,7 @@ use mcp_guard_core::{
     id::Pid,
     incident::{Cause, Outcome},
     policy::{Mode, Response},
-    refusal::refusal_despite,
+    refusal::{Despite, refusal_despite},
 };
 
 use super::{Executor, FactsFound, OrderId, is_gone, micros, steps, steps::Step};
@@ -141,24 +141,32 @@ fn serves_fuse(pid: Pid) -> String {
     )
 }
 
+/// Returns the facts of a cgroup on which no rule forbids to act, or why nothing is done.
+pub(super) fn allowed(
+    found: FactsFound,
+    despite: Option<Despite>,
+) -> Result<LookFound, (Outcome, String)> {
+    let found = found.map_err(|error| {
+        let (outcome, what) = if is_gone(&error) {
+            (Outcome::NotOurs, "the cgroup is gone or was replaced")
+        } else {
+            (Outcome::Failed, "the cgroup could not be checked completely")
+        };
+        (outcome, format!("{what} ({error}); nothing was done"))
+    })?;
+    match refusal_despite(&found.facts, despite) {
+        Some(refusal) => Err((Outcome::Refused, refusal.to_string())),
+        None => Ok(found),
+    }
+}
+
 /// Makes the same checks in every mode, and then takes the step. In observe mode the step writes
 /// nothing.
 fn attempt(held: &Held, wanted: &Containment, mark: &Mark, found: FactsFound) -> Step {
-    let LookFound { facts, sharing } = match found {
+    let LookFound { facts, sharing } = match allowed(found, wanted.despite) {
         Ok(found) => found,
-        Err(error) => {
-            let (outcome, what) = if is_gone(&error) {
-                (Outcome::NotOurs, "the cgroup is gone or was replaced")
-            } else {
-                (Outcome::Failed, "the cgroup could not be checked completely")
-            };
-            let detail = format!("{what} ({error}); nothing was done");
-            return Step::Settled(outcome, detail);
-        }
+        Err((outcome, why)) => return Step::Settled(outcome, why),
     };
-    if let Some(refusal) = refusal_despite(&facts, wanted.despite) {
-        return Step::Settled(Outcome::Refused, refusal.to_string());
-    }
     if let Some(pid) = facts.fuse_server.filter(|_| wanted.spares_fuse) {
         return Step::Spared(format!("{}; it is clamped instead", serves_fuse(pid)));
     }

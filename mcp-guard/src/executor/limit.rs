@@ -157,10 +157,13 @@ impl Executor {
     /// Ends an order whose owner has not answered, because a clamp waits for it no longer. A write that was not
     /// sent yet never is.
     pub(super) fn give_up_limit(&mut self, write: Ticket) {
-        self.abandon_limit_check(write);
+        self.abandon_check_of(write);
         let announced = match self.under_way.remove(&write) {
             Some(UnderWay::Owner(announced)) => announced,
-            Some(UnderWay::Check(_) | UnderWay::Kernel(_) | UnderWay::GivenUp(_)) | None => return,
+            Some(
+                UnderWay::Check(_) | UnderWay::Kernel(_) | UnderWay::Reap(_) | UnderWay::GivenUp(_),
+            )
+            | None => return,
         };
         // Written here, once its turn comes.
         if matches!(announced.write, Write::PidsMax { .. }) {

@@ -31,6 +31,9 @@ const MAX_ARGV: usize = 1024;
 /// Most threads that are asked for a namespace once the first one has ended. One that another process traces
 /// stays there after its end.
 const MOST_ASKED: usize = 64;
+/// Most threads of a process whose children are read, and most bytes of a list of children.
+const MOST_THREADS: usize = 4096;
+const MOST_CHILDREN: usize = 64 * 1024;
 
 /// A process that cannot turn into another one: all reads go through one `/proc/PID` directory,
 /// which still belongs to the process after its death.
@@ -178,6 +181,30 @@ impl OpenProcess {
             Err(error) if is_gone(&error) => Ok(None),
             text => Ok(session::of_audit(&text?)),
         }
+    }
+
+    /// See [`status::is_first_of_its_namespace`].
+    ///
+    /// # Errors
+    /// If the process is gone.
+    pub fn is_first_of_its_namespace(&self) -> io::Result<bool> {
+        Ok(status::is_first_of_its_namespace(&self.read("status", 64 * 1024)?))
+    }
+
+    /// Returns its children, without those that end meanwhile (`/proc/PID/task/TID/children`).
+    ///
+    /// # Errors
+    /// If the process is gone, the kernel has no such files, or there are too many threads or children.
+    pub fn children(&self) -> io::Result<Vec<Pid>> {
+        let mut children = Vec::new();
+        for thread in self.threads(MOST_THREADS)? {
+            let text = self.text(&format!("task/{thread}/children"), MOST_CHILDREN)?;
+            if text.len() == MOST_CHILDREN {
+                return Err(io::Error::other("it has too many children"));
+            }
+            children.extend(text.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid));
+        }
+        Ok(children)
     }
 
     /// See [`status::is_init_below`].

@@ -141,6 +141,8 @@ mod tests {
             processes: 1,
             age_seconds: 7200,
             idle_seconds: Some(60),
+            contact_seconds: None,
+            started_boot_ns: 0,
             contact: Contact::Connected,
             quiescent: None,
             at_work: None,

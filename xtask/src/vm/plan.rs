@@ -90,7 +90,7 @@ fn means_nothing(image: &Image, program: &str) -> Option<&'static str> {
         (_, _, "docker_incident" | "docker_repair") => {
             Some("takes long, because of node or of steps of ten seconds: the docker tier runs it")
         }
-        (_, _, "real_servers" | "real_workloads") => {
+        (_, _, "real_reap" | "real_servers" | "real_workloads") => {
             Some("installs packages from the registries: it runs only if it is asked for")
         }
         (_, _, "docker_exec") => {
@@ -113,7 +113,7 @@ struct Spared {
     reason: &'static str,
 }
 
-const SPARED: [Spared; 17] = [
+const SPARED: [Spared; 18] = [
     Spared {
         images: &["trixie", "bookworm"],
         tests: &["host_agent::a_log_on_a_file_system_with_a_server"],
@@ -150,6 +150,20 @@ const SPARED: [Spared; 17] = [
         tests: &["host_", "guest_unit"],
         up_to: Extent::Quick,
         reason: "little in it depends on the guest: cargo xtask test and --full run it here",
+    },
+    Spared {
+        images: &["trixie"],
+        tests: &[
+            "host_agent::a_guard_that_enforces",
+            "host_bystanders::a_freeze_that_follows",
+            "host_control",
+            "host_key",
+            "host_reap",
+            "host_refusals::thousands",
+            "host_reload",
+        ],
+        up_to: Extent::Usual,
+        reason: "nothing in it depends on the guest, and it takes long: the host tier and --full run it",
     },
     Spared {
         images: &["bookworm"],

@@ -5,6 +5,10 @@
 //! got all of its input, and its client waits for the result or is gone on purpose. So a server that is only closing,
 //! that is at work, or that is another program causes a warning much later, and an unknown state causes none.
 //!
+//! It ends what certainly is an MCP server and has been left at rest for longer. None of this
+//! is true of work: nobody can write to it or read from it, it has no connection, no thread that runs
+//! or waits for a disk or a lock, and it has read and written nothing since its client went.
+//!
 //! The numbers: a well-behaved server ends within a second when its client is gone, and a slow one within the ten
 //! seconds that MCP clients wait before they send signals.
 
@@ -65,6 +69,43 @@ pub fn look<'a>(
         Detection::new(Detector::Disconnected, Some(identity), &numbers, None)
     };
     all.into_iter().map(detection).collect()
+}
+
+/// Returns the servers of one group of identities that are to be ended, the longest disconnected first. The times are
+/// those of [`look`].
+pub fn to_reap<'a>(
+    (now, woke): (Time, Time),
+    fresh: Duration,
+    servers: impl Iterator<Item = LiveServer<'a>>,
+    limits: &Disconnected,
+) -> Vec<LiveServer<'a>> {
+    let time = |server: &LiveServer<'_>| {
+        let time = server.known.contact_for(now, fresh)?.min(now.since(woke));
+        (time >= limits.act_age).then_some(time)
+    };
+    let is_due = |server: LiveServer<'a>| {
+        let is_it = server.known.is_left_at_rest() && is_mcp_server(&server, limits);
+        Some((time(&server)?, server)).filter(|_| is_it)
+    };
+    let mut due: Vec<_> = servers.filter_map(is_due).collect();
+    due.sort_by_key(|(time, server)| (std::cmp::Reverse(*time), server.id));
+    due.into_iter().map(|(_, server)| server).collect()
+}
+
+/// Whether it is certainly an MCP server. A launcher's package may be a job as well: `uvx` also starts schedulers,
+/// and an `ssh` that ended leaves one as an MCP client leaves a server. A container's client passes SIGTERM on.
+fn is_mcp_server(server: &LiveServer<'_>, limits: &Disconnected) -> bool {
+    // As a word: `mcprotocol` is for machines.
+    let is_by_name = || {
+        let mut words = server.identity.split(|one: char| !one.is_ascii_alphanumeric());
+        words.any(|word| matches!(word, "mcp" | "modelcontextprotocol"))
+    };
+    let is_named = || limits.servers.iter().any(|name| name.matches(server.identity));
+    match server.naming {
+        Naming::Package | Naming::Cached => is_by_name() || is_named(),
+        Naming::Script | Naming::Program | Naming::Unclear => is_named(),
+        Naming::Image => false,
+    }
 }
 
 /// Whether it is certainly started by a client and for it alone.

@@ -143,8 +143,8 @@ pub struct Known {
 /// The work of a server since the first look that has seen its present contact.
 #[derive(Clone, Copy, Debug)]
 struct SinceContact {
-    /// Bytes that had been written until that look.
-    written_before: u64,
+    /// Its counters in that look.
+    before: Activity,
     /// The CPU time in the last look.
     cpu: u64,
     /// The CPU time since the first look. It is added up from look to look, because a process that ends may take
@@ -155,7 +155,7 @@ struct SinceContact {
 impl SinceContact {
     /// Nothing, so far.
     fn nothing(activity: Activity) -> Self {
-        Self { written_before: activity.written, cpu: activity.cpu, ran: 0 }
+        Self { before: activity, cpu: activity.cpu, ran: 0 }
     }
 
     fn add(&mut self, activity: Activity) {
@@ -168,6 +168,9 @@ impl SinceContact {
 const BURNS: u64 = 2;
 /// A server that used less than one part in this many of a CPU hardly did anything.
 const HARDLY: u64 = 100;
+/// A server that has only timers uses less than one part in this many of a CPU. A request over a socket, which no
+/// counter of the kernel shows, takes more.
+const BARELY: u32 = 5000;
 /// Clock ticks of a CPU in a second, see `TICK_NS` of the registry.
 const TICKS: u64 = 100;
 
@@ -292,9 +295,24 @@ impl Known {
     pub fn is_abandoned(&self) -> bool {
         let (since, done) = self.contact_since;
         let (Some(done), Some(activity)) = (done, self.activity) else { return false };
-        let is_still = done.written_before == activity.written
+        let is_still = done.before.written == activity.written
             && !is_more_than(done.ran, self.looked.unwrap_or(since).since(since), HARDLY);
         self.contact == Contact::Disconnected && self.is_busy == Some(false) && is_still
+    }
+
+    /// Whether it is abandoned, and has not even tried to read or write anything since its client went. Timers may
+    /// run in it.
+    #[must_use]
+    pub fn is_left_at_rest(&self) -> bool {
+        let (since, done) = self.contact_since;
+        let elapsed = self.looked.unwrap_or(since).since(since);
+        let is_same = |(SinceContact { before, .. }, after): (SinceContact, Activity)| {
+            let ran = Duration::from_nanos(after.runtime.saturating_sub(before.runtime));
+            before.io == after.io
+                && before.processes == after.processes
+                && ran.saturating_mul(BARELY) <= elapsed
+        };
+        self.is_abandoned() && done.zip(self.activity).is_some_and(is_same)
     }
 
     /// Whether the last look has proved that it is a stdio server without work: only its client can give it any, and

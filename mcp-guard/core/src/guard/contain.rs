@@ -28,6 +28,9 @@ impl Guard {
         out: &mut Outbox<'_>,
     ) {
         let (response, lease, dry_run, despite) = match request {
+            OperatorRequest::Reap(request) => {
+                return self.reap_for(now, (id, &request), policy, out);
+            }
             OperatorRequest::Freeze { lease, dry_run, despite } => {
                 (Response::Freeze, lease, dry_run, despite)
             }
@@ -134,6 +137,7 @@ impl Guard {
             self.limits.drop_waiting();
         }
         self.limits.settled(now, settled, out);
+        self.reap_settled(now, settled);
         match self.under_way.remove(&settled.ticket) {
             Some(Expected::Contain { lease, cause, .. })
                 if settled.remark == Some(Remark::ServesFuse) =>

@@ -20,7 +20,7 @@ use crate::{
 const ORDER_ENDS: Duration = Duration::from_secs(1);
 const SIGABRT: u32 = 6;
 /// A look is believed for this many times the interval between two looks.
-const FRESH: u32 = 4;
+pub const FRESH: u32 = 4;
 
 impl Guard {
     /// Takes the kernel's totals. If `dropped` has grown, records are missing and the processes are
@@ -73,6 +73,7 @@ impl Guard {
         self.registry.looked(now, policy.evidence.every, servers);
         // With the next totals: the servers of a large guard come in many parts.
         self.searched = None;
+        self.reaps.is_due = true;
     }
 
     /// Whether the last look found zombies that matter.

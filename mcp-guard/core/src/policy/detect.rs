@@ -92,6 +92,6 @@ impl Detect {
         if emergency.within < second || emergency.within > Duration::from_secs(3600) {
             return Err(Fault::at("detect.emergency.within", "must lie between 1s and 1h"));
         }
-        Ok(())
+        self.disconnected.validate()
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DurationText, Fault};
+use super::{DurationText, Fault, ServerResponse};
 use crate::limit::HEADROOM;
 
 /// How responses are carried out.
@@ -27,6 +27,9 @@ pub struct Respond {
     /// refused, and after another program has overwritten its clamp.
     #[serde(with = "DurationText")]
     pub cool_down: Duration,
+    /// The strongest response to a single server: `record` or `reap`. With `reap`, detector O ends servers that
+    /// nobody can reach. `highest` does not bound it.
+    pub servers: ServerResponse,
 }
 
 impl Default for Respond {
@@ -36,6 +39,7 @@ impl Default for Respond {
             clamp_lease: Duration::from_secs(600),
             freeze_lease: Duration::from_secs(300),
             cool_down: Duration::from_secs(60),
+            servers: ServerResponse::default(),
         }
     }
 }

@@ -24,6 +24,26 @@ impl fmt::Display for Mode {
     }
 }
 
+/// The strongest response to a single server. Responses to the container are bounded by `highest`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum ServerResponse {
+    #[default]
+    Record,
+    /// End a server that nobody can reach.
+    Reap,
+}
+
+impl fmt::Display for ServerResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Record => "record",
+            Self::Reap => "reap",
+        })
+    }
+}
+
 /// Responses to a detection, mildest first. The order is that of escalation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

@@ -112,6 +112,20 @@ impl<'a> LiveServer<'a> {
 }
 
 impl Registry {
+    /// Returns the processes of these servers. One with too many is left out.
+    #[must_use]
+    pub fn members_of(&self, servers: &BTreeSet<TreeId>) -> BTreeMap<TreeId, Vec<Member>> {
+        let mut all: BTreeMap<TreeId, Vec<Member>> = BTreeMap::new();
+        for (pid, process) in &self.processes {
+            if let Some(tree) = process.tree.filter(|tree| servers.contains(tree)) {
+                let (start_ticks, is_launcher) = (ticks(process.born), process.is_launcher());
+                all.entry(tree).or_default().push(Member { pid: *pid, start_ticks, is_launcher });
+            }
+        }
+        all.retain(|_, members| members.len() <= MAX_MEMBERS);
+        all
+    }
+
     /// Returns the servers that are one of several of their identity, or are at least `age` old.
     #[must_use]
     pub fn to_look_at(&self, now: Time, age: Duration) -> Vec<ToLookAt> {

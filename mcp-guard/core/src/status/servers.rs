@@ -8,7 +8,7 @@ use super::look_age;
 use crate::{
     Time,
     evidence::{Contact, Quiescence},
-    guard::Guard,
+    guard::{FRESH, Guard},
     id::{Pid, Started},
     registry::LiveServer,
 };
@@ -19,12 +19,18 @@ pub struct ServerStatus {
     /// The process that began it, or the oldest one that is left.
     pub pid: Pid,
     pub processes: u32,
+    /// When it started, in nanoseconds since boot (`CLOCK_BOOTTIME`). With its process, this identifies it.
+    #[serde(default)]
+    pub started_boot_ns: u64,
     pub age_seconds: u64,
     /// For how long it had done nothing when it was last looked at, although it could run; `None` if that is not
     /// known.
     pub idle_seconds: Option<u64>,
     /// Whether its client can reach it.
     pub contact: Contact,
+    /// For how long that was known when it was last looked at; `None` if the look is old.
+    #[serde(default)]
+    pub contact_seconds: Option<u64>,
     /// Whether it waits for its client and for nothing else; `None` if that is not known.
     #[serde(default)]
     pub quiescent: Option<bool>,
@@ -91,7 +97,7 @@ impl ServerStatus {
         identity: Option<&str>,
         most: usize,
     ) -> (Vec<Self>, usize) {
-        let registry = &guard.registry;
+        let (registry, fresh) = (&guard.registry, FRESH * every);
         let servers: Vec<_> = registry.servers_of(identity).take(most).collect();
         let left_out = registry.count_of(identity).saturating_sub(servers.len());
         let eldest = registry.eldest(&servers);
@@ -104,9 +110,11 @@ impl ServerStatus {
             identity: server.identity.to_owned(),
             pid: eldest.get(&server.id).copied().unwrap_or(server.root),
             processes: server.processes,
+            started_boot_ns: server.started.0,
             age_seconds: now.since(server.started).as_secs(),
             idle_seconds: server.known.idle().map(|idle| idle.as_secs()),
             contact: server.known.contact,
+            contact_seconds: server.known.contact_for(now, fresh).map(|time| time.as_secs()),
             abandoned: (server.known.contact == Contact::Disconnected)
                 .then(|| server.known.is_abandoned()),
             stopped: server.known.is_stopped(),

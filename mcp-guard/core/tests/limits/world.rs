@@ -342,6 +342,8 @@ impl World {
                 }
             }
             Action::Contain(_)
+            | Action::Reap(_)
+            | Action::GiveUpReap { .. }
             | Action::Warn { .. }
             | Action::RefusalBegins { .. }
             | Action::RefusalEnds

@@ -7,7 +7,7 @@ use mcp_guard_core::replay::ReplayReport;
 use crate::trace::{DAY, HOUR, MINUTE, Trace};
 
 fn is_left_alone(name: &str, report: &ReplayReport) {
-    assert_eq!(report.actions, [], "{name}");
+    assert_eq!((&report.actions[..], &report.reaps[..]), (&[][..], &[][..]), "{name}");
     assert!(report.warnings.len() <= 1, "{name}: {:?}", report.warnings);
 }
 

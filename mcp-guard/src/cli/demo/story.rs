@@ -111,6 +111,10 @@ pub fn shorten(line: &str) -> String {
         Record::Limit { outcome: Some(outcome), detail, .. } => {
             format!("{seq} limit {outcome:?}: {detail}")
         }
+        Record::Reap { outcome: None, cause, .. } => format!("{seq} reap: {}", because(&cause)),
+        Record::Reap { outcome: Some(outcome), detail, .. } => {
+            format!("{seq} reap {outcome:?}: {detail}")
+        }
         Record::PolicyReloaded { changes, .. } => {
             format!("{seq} the policy was read again; {} changes", changes.len())
         }

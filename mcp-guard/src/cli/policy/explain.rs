@@ -133,6 +133,9 @@ fn decision(effect: &Effect) -> Option<Decision> {
         | Action::Disown { .. }
         | Action::WriteLimit { .. }
         | Action::GiveUpLimit { .. }
+        // Nobody has looked at a server.
+        | Action::Reap(_)
+        | Action::GiveUpReap { .. }
         | Action::LeaveLimit { .. } => return None,
     };
     Some(Decision { response, cause: cause.clone(), refused })

@@ -31,7 +31,7 @@ pub struct Descriptors {
     pub locks: Vec<FileLock>,
 }
 
-/// Facts that are needed only until all descriptors are read.
+/// Notes that are needed only until all descriptors are read.
 #[derive(Default)]
 struct Gathered {
     locks: Vec<(String, HeldLock)>,

@@ -8,6 +8,11 @@ const PF_EXITING: u64 = 0x4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat {
     pub parent: Pid,
+    /// The pid of the process that began its session.
+    pub session: u64,
+    /// Where the stack of its program begins. The kernel chooses it at each exec, and shows 0 to those who may not know
+    /// it.
+    pub stack: u64,
     pub start: Ticks,
     pub threads: u64,
     /// The time that all its threads ran, those that ended included, and that of its children for whose end
@@ -32,8 +37,8 @@ impl Stat {
         let text = std::str::from_utf8(stat.get(after_name..)?).ok()?;
         let fields: Vec<&str> = text.split_whitespace().collect();
         let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
-        // The index is the manual's field number minus three: state 3, ppid 4, flags 9, utime 14,
-        // stime 15, cutime 16, cstime 17, threads 20, start 22.
+        // The index is the manual's field number minus three: state 3, ppid 4, session 6, flags 9,
+        // utime 14, stime 15, cutime 16, cstime 17, threads 20, start 22, startstack 28.
         let zombie = matches!(*fields.first()?, "Z" | "X" | "x");
         let stopped = matches!(*fields.first()?, "T" | "t");
         let threads = number(17)?;
@@ -42,6 +47,9 @@ impl Stat {
         let first_ends = zombie || number(6)? & PF_EXITING != 0;
         Some(Self {
             parent: Pid(u32::try_from(number(1)?).ok()?),
+            session: number(3)?,
+            // A line that ends before it does not say it.
+            stack: number(25).unwrap_or_default(),
             start: Ticks(number(19)?),
             threads,
             cpu: Ticks(cpu),
@@ -69,6 +77,8 @@ mod tests {
         let stat = b"42 (a) R 1 2) S 7 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 9912 0 0\n";
         let expected = Stat {
             parent: Pid(7),
+            session: 1,
+            stack: 0,
             start: Ticks(9912),
             threads: 1,
             cpu: Ticks(5 + 6 + 7 + 8),

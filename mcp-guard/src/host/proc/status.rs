@@ -64,6 +64,14 @@ pub fn is_init_below(status: &[u8]) -> bool {
     matches!(pids[..], [_, "1"])
 }
 
+/// Whether it is the first process of its pid namespace.
+#[must_use]
+pub fn is_first_of_its_namespace(status: &[u8]) -> bool {
+    let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"NSpid:"));
+    let line = line.and_then(|line| std::str::from_utf8(line).ok()).unwrap_or_default();
+    line.split_whitespace().next_back() == Some("1")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,6 +102,15 @@ mod tests {
             assert!(!is_init_below(status(other).as_bytes()), "{other}");
         }
         assert!(!is_init_below(b"Name:\tsh\n"));
+    }
+
+    #[test]
+    fn the_first_process_of_any_namespace_has_1_as_its_last_pid() {
+        let is_first = |pids: &str| {
+            is_first_of_its_namespace(format!("Name:\tNSpid:\nNSpid:\t{pids}\n").as_bytes())
+        };
+        assert!(["1", "451\t1", "451\t20\t1"].into_iter().all(is_first));
+        assert!(!["451", "451\t11", "1\t2", ""].into_iter().any(is_first));
     }
 
     #[test]

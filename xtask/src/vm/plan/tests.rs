@@ -88,7 +88,8 @@ fn cargo_xtask_test_runs_each_test_somewhere() {
             .iter()
             .any(|tier| test.program.starts_with(tier));
         // These run only if somebody asks for them.
-        let is_ignored = ["real_servers", "real_workloads"].contains(&test.program.as_str());
+        let is_ignored =
+            ["real_reap", "real_servers", "real_workloads"].contains(&test.program.as_str());
         let in_a_guest =
             IMAGES.iter().any(|image| reason_against(image, Extent::Usual, test).is_none());
         assert!(natively || in_a_guest || is_ignored, "{test} runs only with --full");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::{DurationText, Pattern, Response};
+use super::super::{DurationText, Fault, Pattern, Response};
 
 /// D: live servers of one package that are idle. Of another identity, the detector counts only servers that are proved
 /// to be idle and to get work from their client alone. It never acts on these. It warns only if they are at least half
@@ -136,7 +136,8 @@ impl Default for CrashLoop {
     }
 }
 
-/// O: servers that stay although nobody can write to them any more. It only warns.
+/// O: servers that stay although nobody can write to them any more. It ends those that are certainly MCP servers and
+/// do nothing, if `respond.servers` is `reap`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
@@ -149,14 +150,28 @@ pub struct Disconnected {
     /// somebody can still read from it.
     #[serde(with = "DurationText")]
     pub other_age: Duration,
-    /// Identities of servers that are neither packages nor images, to which `age` applies instead of `other_age`, with `*` and `?` as in the `name` of a `[[guard]]` rule.
+    /// The detector ends a server that is disconnected and does nothing for this long, if the name of its
+    /// package has the word `mcp` or `modelcontextprotocol` in it, or if `servers` names it; at least 30s. See `respond.servers`.
+    #[serde(with = "DurationText")]
+    pub act_age: Duration,
+    /// Identities of servers to which `age` applies instead of `other_age`, and which the detector may end, with `*` and `?` as in the `name` of a `[[guard]]` rule. Images cannot be ended.
     pub servers: Vec<Pattern>,
+}
+
+impl Disconnected {
+    pub(super) fn validate(&self) -> Result<(), Fault> {
+        // Clients give a server ten seconds to end, and two looks must have found it at rest.
+        if self.act_age < Duration::from_secs(30) {
+            return Err(Fault::at("detect.disconnected.act_age", "must be at least 30s"));
+        }
+        Ok(())
+    }
 }
 
 impl Default for Disconnected {
     fn default() -> Self {
-        let [age, other_age] = [60, 600].map(Duration::from_secs);
-        Self { age, other_age, servers: Vec::new() }
+        let [age, other_age, act_age] = [60, 600, 120].map(Duration::from_secs);
+        Self { age, other_age, act_age, servers: Vec::new() }
     }
 }
 

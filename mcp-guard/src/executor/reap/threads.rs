@@ -1,0 +1,112 @@
+//! The threads that end servers. An order takes some seconds, and a hostile server may hold its thread up for ever. A
+//! guard has one order of a detector at a time, so it holds up one thread.
+
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Sender, channel},
+    },
+    thread,
+};
+
+/// Threads that are created at the start: a host that is full of processes allows none later.
+const AT_START: usize = 2;
+const MOST: usize = 16;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+struct ReapThread {
+    jobs: Sender<Job>,
+    is_busy: Arc<AtomicBool>,
+}
+
+pub struct ReapThreads(Vec<ReapThread>);
+
+impl ReapThreads {
+    /// # Errors
+    /// A thread cannot be created.
+    pub fn start() -> io::Result<Self> {
+        let mut threads = Self(Vec::new());
+        (0..AT_START).try_for_each(|_| threads.add())?;
+        Ok(threads)
+    }
+
+    fn add(&mut self) -> io::Result<()> {
+        let (jobs, wanted) = channel::<Job>();
+        let is_busy = Arc::<AtomicBool>::default();
+        let works = is_busy.clone();
+        let work = move || {
+            for job in wanted {
+                // The order of a job that panics stays under way, and its guard gives no other.
+                if catch_unwind(AssertUnwindSafe(job)).is_err() {
+                    tracing::error!("a thread that ends servers panicked");
+                }
+                works.store(false, Ordering::Release);
+            }
+        };
+        thread::Builder::new().name("reap".to_owned()).spawn(work)?;
+        self.0.push(ReapThread { jobs, is_busy });
+        Ok(())
+    }
+
+    /// Begins a job on a free thread.
+    ///
+    /// # Errors
+    /// There is none, and why there cannot be another one.
+    pub fn begin(&mut self, job: impl FnOnce() + Send + 'static) -> Result<(), String> {
+        let free = |one: &&ReapThread| !one.is_busy.load(Ordering::Acquire);
+        if self.0.iter().find(free).is_none() {
+            if self.0.len() >= MOST {
+                return Err(format!("all {MOST} threads that end servers are busy"));
+            }
+            self.add()
+                .map_err(|error| format!("no thread is free, and no other begins: {error}"))?;
+        }
+        let Some(one) = self.0.iter().find(free) else {
+            return Err("no thread is free".to_owned());
+        };
+        one.is_busy.store(true, Ordering::Release);
+        one.jobs.send(Box::new(job)).map_err(|_| "a thread that ends servers is gone".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_that_hang_leave_threads_for_others_up_to_a_bound() {
+        let mut threads = ReapThreads::start().unwrap();
+        let (hold, held) = channel::<()>();
+        let held = Arc::new(std::sync::Mutex::new(held));
+        let hang = |threads: &mut ReapThreads| {
+            let held = held.clone();
+            threads.begin(move || assert!(held.lock().unwrap().recv().is_err()))
+        };
+        for _ in 0..MOST {
+            hang(&mut threads).unwrap();
+        }
+        assert_eq!(hang(&mut threads), Err("all 16 threads that end servers are busy".to_owned()));
+        drop(hold);
+    }
+
+    #[test]
+    fn a_panic_ends_one_job_alone() {
+        let mut threads = ReapThreads::start().unwrap();
+        let (done, ended) = channel();
+        for number in 0..8 {
+            let done = done.clone();
+            let job = move || {
+                assert!(number % 2 == 0);
+                done.send(number).unwrap();
+            };
+            threads.begin(job).unwrap();
+        }
+        let mut all: Vec<_> = (0..4).map(|_| ended.recv().unwrap()).collect();
+        all.sort_unstable();
+        assert_eq!(all, [0, 2, 4, 6]);
+    }
+}

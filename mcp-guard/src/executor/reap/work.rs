@@ -1,0 +1,454 @@
+//! Ends servers, if each is still as the looks have shown it: looks twice, sends SIGTERM, waits, and kills what is
+//! left.
+//!
+//! Signals go through pidfds to the processes that were judged, and to no other. A process that they start meanwhile
+//! is left alone: it is a server of its own, or it is found and judged with the next look.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use mcp_guard_core::{
+    evidence::{Contact, Quiescence, ServerSeen},
+    id::{Pid, Ticks},
+    policy::Mode,
+    reap::{ReapResult, ReapedServer, ToReap},
+    registry::{Member, ToLookAt},
+};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Signal, pidfd_send_signal},
+};
+
+use crate::host::{
+    evidence::{Freezers, survey},
+    process::{self, OpenProcess, is_gone},
+};
+
+/// Between the two looks.
+const PAUSE: Duration = Duration::from_secs(1);
+/// CPU time, in clock ticks, that a server at rest may use in that time.
+const AT_REST: u64 = 2;
+/// How long a server has to end after SIGTERM, and how long if it goes on reading or writing meanwhile.
+const GRACE: Duration = Duration::from_secs(5);
+const LONGEST: Duration = Duration::from_secs(30);
+/// How long the kernel has after SIGKILL.
+const KILLED: Duration = Duration::from_secs(2);
+/// How often a wait looks whether the order was given up.
+const STEP: Duration = Duration::from_millis(100);
+
+/// Servers to end, on a thread that may wait.
+pub struct Work {
+    pub servers: Vec<ToReap>,
+    /// The path of the guard's cgroup.
+    pub cgroup: String,
+    pub mode: Mode,
+    pub is_given_up: Arc<AtomicBool>,
+}
+
+/// One server, with a handle on each of its processes.
+struct Judged {
+    target: ToReap,
+    seen: ServerSeen,
+    processes: Vec<Handle>,
+}
+
+struct Handle {
+    pid: Pid,
+    process: OpenProcess,
+    pidfd: OwnedFd,
+    program: ExecutedProgram,
+}
+
+/// Changes with an exec, unlike a start time: the file of the program, and where its stack begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct ExecutedProgram {
+    file: (u32, u32, u64),
+    stack: u64,
+}
+
+/// Why a server is spared.
+type Spared = String;
+
+impl Work {
+    /// Returns the servers as they are announced.
+    pub fn announced(&self) -> Vec<ReapedServer> {
+        let one = |target: &ToReap| {
+            let is_root = |member: &&Member| member.pid == target.root;
+            let root = target.members.iter().find(is_root);
+            ReapedServer {
+                identity: target.identity.clone(),
+                pid: target.root,
+                start_ticks: root.map_or(Ticks(0), |root| root.start_ticks),
+                processes: target.members.len() as u64,
+                contact: target.contact,
+                memory: None,
+                end: None,
+                detail: None,
+            }
+        };
+        self.servers.iter().map(one).collect()
+    }
+
+    /// Ends the servers, and returns what came of each, in the same order.
+    pub fn run(self, freezers: &Freezers) -> Vec<ReapedServer> {
+        let mut all = self.announced();
+        let first: Vec<_> = self
+            .servers
+            .iter()
+            .map(|target| Judged::look(target, &self.cgroup, freezers))
+            .collect();
+        self.wait(PAUSE, || false);
+        let again = first.into_iter().map(|judged| {
+            let judged = judged?;
+            self.is_wanted()?;
+            judged.is_the_same(&self.cgroup, freezers)?;
+            Ok(judged)
+        });
+        let judged: Vec<Result<Judged, Spared>> = again.collect();
+        for (one, judged) in all.iter_mut().zip(&judged) {
+            match judged {
+                Ok(judged) => {
+                    one.processes = judged.processes.len() as u64;
+                    one.memory = judged.seen.memory;
+                    one.end = Some(ReapResult::WouldEnd);
+                }
+                Err(why) => (one.end, one.detail) = (Some(ReapResult::Spared), Some(why.clone())),
+            }
+        }
+        if self.mode == Mode::Enforce {
+            let left =
+                all.iter_mut().zip(judged).filter_map(|(one, judged)| Some((one, judged.ok()?)));
+            self.end(left.collect(), freezers);
+        }
+        all
+    }
+
+    fn end(&self, mut left: Vec<(&mut ReapedServer, Judged)>, freezers: &Freezers) {
+        for (_, judged) in &left {
+            judged.signal(Signal::TERM);
+        }
+        self.await_end(&left);
+        for (one, judged) in &mut left {
+            one.end = Some(ReapResult::Ended);
+            if !judged.lives() {
+                continue;
+            }
+            one.end = Some(ReapResult::Stays);
+            match self.is_wanted().and_then(|()| judged.may_be_killed(&self.cgroup, freezers)) {
+                Ok(()) => judged.signal(Signal::KILL),
+                Err(why) => one.detail = Some(format!("it got SIGTERM, and was not killed: {why}")),
+            }
+        }
+        let is_killed =
+            |one: &ReapedServer| one.end == Some(ReapResult::Stays) && one.detail.is_none();
+        let killed_live = || left.iter().any(|(one, judged)| is_killed(one) && judged.lives());
+        self.wait(KILLED, || !killed_live());
+        for (one, judged) in &mut left {
+            if !is_killed(one) {
+                continue;
+            }
+            let living = judged.processes.iter().filter(|one| one.lives()).count();
+            if living == 0 {
+                one.end = Some(ReapResult::Killed);
+            } else {
+                one.detail =
+                    Some(format!("SIGKILL was sent; processes that have not ended: {living}"));
+            }
+        }
+    }
+
+    /// Waits until servers have ended, or do nothing to end. Some save their state first.
+    fn await_end(&self, left: &[(&mut ReapedServer, Judged)]) {
+        let have_ended = || !left.iter().any(|(_, one)| one.lives());
+        let moved = || left.iter().map(|(_, one)| one.moved()).collect::<Vec<_>>();
+        let (longest, mut before) = (Instant::now() + LONGEST, moved());
+        self.wait(GRACE, have_ended);
+        while !have_ended() && self.is_wanted().is_ok() && Instant::now() < longest {
+            let now = moved();
+            if now == before {
+                return;
+            }
+            before = now;
+            self.wait(PAUSE, have_ended);
+        }
+    }
+
+    fn is_wanted(&self) -> Result<(), Spared> {
+        if self.is_given_up.load(Ordering::Relaxed) {
+            return Err("the order was given up".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Waits for `is_over`, for this time at most, or until the order is given up.
+    fn wait(&self, time: Duration, is_over: impl Fn() -> bool) {
+        let end = Instant::now() + time;
+        while Instant::now() < end && self.is_wanted().is_ok() && !is_over() {
+            thread::sleep(STEP);
+        }
+    }
+}
+
+fn look(target: &ToReap, freezers: &Freezers) -> ServerSeen {
+    let ToReap { server, stdio, activity, members, .. } = target.clone();
+    survey(&ToLookAt { server, stdio, activity: Some(activity), members }, freezers)
+}
+
+/// Whether a server is as it was at the look before. One without a client may have run timers.
+fn is_unchanged(before: &ServerSeen, now: &ServerSeen) -> Result<(), Spared> {
+    if now.is_stopped {
+        return Err("it is frozen or stopped".to_owned());
+    }
+    if now.contact != before.contact {
+        return Err(format!("it was {}, and is {} now", before.contact, now.contact));
+    }
+    let (Some(then), Some(activity)) = (before.activity, now.activity) else {
+        return Err("it cannot be read, or has ended".to_owned());
+    };
+    let is_idle = match now.contact {
+        Contact::Disconnected => {
+            if now.is_busy != Some(false) {
+                return Err("it is at work, or that is not known".to_owned());
+            }
+            (activity.io, activity.written, activity.processes)
+                == (then.io, then.written, then.processes)
+        }
+        Contact::Connected => {
+            if now.quiescence != Quiescence::Quiescent {
+                return Err("it may wait for more than its client".to_owned());
+            }
+            activity == then
+        }
+        Contact::Unknown | Contact::NoStdio | Contact::Closing => false,
+    };
+    is_idle.then_some(()).ok_or_else(|| "it has done something meanwhile".to_owned())
+}
+
+/// Opens the processes of a server that live, and refuses it if one of them is more than a part of it.
+fn open_all(target: &ToReap, cgroup: &str) -> Result<Vec<Handle>, Spared> {
+    let mut handles = Vec::new();
+    let mut session = None;
+    for member in &target.members {
+        let pid = member.pid;
+        let unread = |error: io::Error| format!("process {pid} cannot be read: {error}");
+        let handle = match Handle::open(pid, member.start_ticks) {
+            Ok(Some(handle)) => handle,
+            Ok(None) => continue,
+            Err(error) => return Err(unread(error)),
+        };
+        handle.is_inside(cgroup)?;
+        if handle.process.is_first_of_its_namespace().map_err(unread)? {
+            return Err(format!("process {pid} is the first one of its container"));
+        }
+        let its = handle.process.stat().map_err(unread)?.session;
+        if *session.get_or_insert(its) != its {
+            return Err(format!("process {pid} has a session of its own"));
+        }
+        handles.push(handle);
+    }
+    if handles.is_empty() {
+        return Err("it has ended".to_owned());
+    }
+    has_no_others(&handles)?;
+    Ok(handles)
+}
+
+/// Refuses a server that has started another one: what that does is not known here.
+fn has_no_others(handles: &[Handle]) -> Result<(), Spared> {
+    let own: BTreeSet<Pid> = handles.iter().map(|one| one.pid).collect();
+    for Handle { pid, process, .. } in handles {
+        let children = match process.children() {
+            Ok(children) => children,
+            Err(error) if is_gone(&error) && process.stat().is_err() => continue,
+            Err(error) => {
+                return Err(format!("the children of process {pid} cannot be read: {error}"));
+            }
+        };
+        let runs = |child: &&Pid| !own.contains(child) && !has_ended(**child);
+        if let Some(child) = children.iter().find(runs) {
+            return Err(format!("process {child} runs in it"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a child is gone, or a zombie that its parent has not reaped.
+fn has_ended(child: Pid) -> bool {
+    match OpenProcess::open(child).and_then(|child| child.stat()) {
+        Ok(stat) => stat.ending,
+        Err(error) => is_gone(&error),
+    }
+}
+
+impl Judged {
+    /// Looks at a server, and opens its processes.
+    fn look(target: &ToReap, cgroup: &str, freezers: &Freezers) -> Result<Self, Spared> {
+        let (contact, activity) = (target.contact, Some(target.activity));
+        let seen = look(target, freezers);
+        is_unchanged(&ServerSeen { contact, activity, ..ServerSeen::default() }, &seen)?;
+        let processes = open_all(target, cgroup)?;
+        Ok(Self { target: target.clone(), seen, processes })
+    }
+
+    /// Looks again: nothing may have changed since the look before.
+    fn is_the_same(&self, cgroup: &str, freezers: &Freezers) -> Result<(), Spared> {
+        let seen = look(&self.target, freezers);
+        is_unchanged(&self.seen, &seen)?;
+        let cpu = |seen: &ServerSeen| seen.activity.map_or(0, |activity| activity.cpu);
+        if cpu(&seen).saturating_sub(cpu(&self.seen)) > AT_REST {
+            return Err("it runs".to_owned());
+        }
+        self.runs_the_same(cgroup)?;
+        has_no_others(&self.processes)
+    }
+
+    /// Refuses a server in which a process has executed another program since it was judged, or has left the guard.
+    fn runs_the_same(&self, cgroup: &str) -> Result<(), Spared> {
+        for one in self.processes.iter().filter(|one| one.lives()) {
+            one.is_inside(cgroup)?;
+            if ExecutedProgram::of(&one.process).ok() != Some(one.program) && one.lives() {
+                return Err(format!("process {} has executed another program", one.pid));
+            }
+        }
+        Ok(())
+    }
+
+    fn may_be_killed(&self, cgroup: &str, freezers: &Freezers) -> Result<(), Spared> {
+        self.runs_the_same(cgroup)?;
+        if look(&self.target, freezers).is_stopped {
+            return Err("it is frozen or stopped".to_owned());
+        }
+        let before = self.moved();
+        thread::sleep(STEP);
+        match self.moved() {
+            Some(now) if Some(now) == before => Ok(()),
+            _ => Err("it goes on reading or writing".to_owned()),
+        }
+    }
+
+    /// Returns how many bytes its processes have moved. `None` if that cannot be read.
+    fn moved(&self) -> Option<u64> {
+        let living = self.processes.iter().filter(|one| one.lives());
+        let usage = living.map(|one| one.process.usage().ok().map(|usage| usage.io));
+        usage.map(|io| io.map(|io| io.moved.wrapping_add(io.written))).sum()
+    }
+
+    fn signal(&self, signal: Signal) {
+        for one in &self.processes {
+            match pidfd_send_signal(&one.pidfd, signal) {
+                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                Err(error) => tracing::warn!(pid = one.pid.0, %error, "cannot signal a process"),
+            }
+        }
+    }
+
+    fn lives(&self) -> bool {
+        self.processes.iter().any(Handle::lives)
+    }
+}
+
+impl Handle {
+    /// Opens a process. `None` if it is gone, or another one has its pid.
+    fn open(pid: Pid, start: Ticks) -> io::Result<Option<Self>> {
+        let open = || -> io::Result<Option<Self>> {
+            let pidfd = process::pidfd(pid)?;
+            // Opened after the pidfd: if it is the judged process, so is that of the pidfd.
+            let process = OpenProcess::open(pid)?;
+            let stat = process.stat()?;
+            if stat.start != start || stat.ending {
+                return Ok(None);
+            }
+            let program = ExecutedProgram::of(&process)?;
+            Ok(Some(Self { pid, process, pidfd, program }))
+        };
+        match open() {
+            Err(error) if is_gone(&error) => Ok(None),
+            opened => opened,
+        }
+    }
+
+    /// Refuses a process that was moved to another cgroup.
+    fn is_inside(&self, cgroup: &str) -> Result<(), Spared> {
+        let is_below = |path: &[u8]| {
+            let rest = path.strip_prefix(cgroup.as_bytes());
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+        };
+        match self.process.membership() {
+            Ok(membership) if membership.unified().is_some_and(is_below) => Ok(()),
+            Err(error) if is_gone(&error) => Ok(()),
+            Ok(_) => Err(format!("process {} has left the container's cgroup", self.pid)),
+            Err(error) => Err(format!("the cgroup of process {} is not known: {error}", self.pid)),
+        }
+    }
+
+    /// Whether it has not ended. A zombie has.
+    fn lives(&self) -> bool {
+        let mut ended = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        poll(&mut ended, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready == 0)
+    }
+}
+
+impl ExecutedProgram {
+    fn of(process: &OpenProcess) -> io::Result<Self> {
+        let file = process.exe_file()?;
+        let stack = process.stat()?.stack;
+        if stack == 0 {
+            return Err(io::Error::other("the kernel does not show its stack"));
+        }
+        Ok(Self { file: (file.stx_dev_major, file.stx_dev_minor, file.stx_ino), stack })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+
+    fn open(child: &Child) -> Handle {
+        let pid = Pid(child.id());
+        let start = OpenProcess::open(pid).unwrap().start_ticks().unwrap();
+        Handle::open(pid, start).unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_process_is_known_by_its_cgroup_and_its_program() {
+        let mut child = Command::new("sh")
+            .args(["-c", "read a; exec sleep 600"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let handle = open(&child);
+        let membership = handle.process.membership().unwrap();
+        let own = String::from_utf8(membership.unified().unwrap().to_vec()).unwrap();
+        assert_eq!(handle.is_inside(&own), Ok(()));
+        let other = handle.is_inside(&format!("{own}x"));
+        assert!(other.unwrap_err().ends_with("has left the container's cgroup"));
+        assert_eq!(ExecutedProgram::of(&handle.process).unwrap(), handle.program);
+        drop(child.stdin.take());
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while ExecutedProgram::of(&handle.process).unwrap() == handle.program {
+            assert!(Instant::now() < deadline, "its exec does not show");
+            thread::sleep(STEP);
+        }
+        let pid = handle.pid;
+        assert!(handle.lives() && !has_ended(pid));
+        pidfd_send_signal(&handle.pidfd, Signal::KILL).unwrap();
+        while handle.lives() {
+            assert!(Instant::now() < deadline, "it does not end");
+        }
+        assert!(has_ended(pid), "a zombie");
+        child.wait().unwrap();
+        let wrong = Handle::open(Pid(std::process::id()), Ticks(1)).unwrap();
+        assert!(has_ended(pid) && wrong.is_none(), "another process has its pid");
+    }
+}
