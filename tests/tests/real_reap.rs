@@ -1,4 +1,4 @@
-//! Servers of real launchers that outlive their clients are ended by the default policy in enforce mode. The packages
+//! Servers of real launchers that outlive their clients are ended with the default thresholds. The packages
 //! are made here and need others from npm and PyPI, so the test runs only if it is asked for:
 //! `cargo test -p mcp-guard-tests --test real_reap -- --ignored`.
 
@@ -126,7 +126,10 @@ impl Drop for Client {
 fn servers_that_outlive_their_client_are_ended_and_others_answer() {
     let folder = folder();
     let cgroup = FixtureCgroup::new("real-reap").unwrap();
-    let policy = format!("mode = \"enforce\"\n[[guard]]\ncgroup = \"{}\"\n", cgroup.path());
+    let policy = format!(
+        "mode = \"enforce\"\n[respond]\nservers = \"reap\"\n[[guard]]\ncgroup = \"{}\"\n",
+        cgroup.path()
+    );
     let mut agent = Agent::start(&policy).unwrap();
     let npx = ["npx", "-y", "keepalive-mcp"];
     let uvx = ["venv/bin/uvx", "--from", "./hang-mcp", "hang-mcp"];
