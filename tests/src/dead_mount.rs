@@ -1,7 +1,7 @@
-//! A process that hangs while it holds its memory lock.
+//! A process that hangs while it holds a lock, because a file server does not answer.
 //!
-//! This happens when a process maps a file from a mount whose server does not answer. Any read of
-//! its `/proc/PID/cmdline` then hangs too.
+//! If it maps a file there, it holds its memory lock, and any read of its `/proc/PID/cmdline` hangs
+//! too. If it closes one there because it executes a program, reads of most of its files hang.
 
 use std::{
     fs::{self, File},
@@ -12,7 +12,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -39,6 +39,9 @@ const ATTRIBUTES: [u32; 26] =
 const FOPEN_DIRECT_IO: u32 = 1;
 const FOPEN_KEEP_CACHE: u32 = 2;
 
+/// Readers of all processes hang on the whole host, such as ps(1), while one hangs as it executes a program. So that
+/// ends by itself.
+const MOST: Duration = Duration::from_secs(10);
 const SOON: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
 /// The process and its file server. Both end on drop.
@@ -50,23 +53,9 @@ pub struct DeadMount {
 }
 
 impl DeadMount {
-    /// Starts the process in `cgroup` and waits until it hangs.
+    /// Starts a process in `cgroup` that maps a file, and waits until it hangs.
     pub fn mapped_in(cgroup: &FixtureCgroup) -> Result<Self> {
-        let device = File::options().read(true).write(true).open("/dev/fuse");
-        let device = device.context("/dev/fuse")?;
-        let folder = tempfile::tempdir()?;
-        let file = folder.path().join("file");
-        fs::write(&file, "")?;
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private"]);
-        command.args(["sh", "-c", MOUNT, "sh"]).arg(file).arg(workload("dead-mapping")?);
-        command.stdin(Stdio::from(device.try_clone()?));
-        let child = cgroup.spawn(command)?;
-        let is_over = Arc::new(AtomicBool::new(false));
-        let opened = Arc::new(AtomicBool::new(false));
-        let (over, second) = (is_over.clone(), opened.clone());
-        let server = thread::spawn(move || serve(&device, &over, &second));
-        let dead = Self { child, is_over, server: Some(server), _folder: folder };
+        let (dead, opened) = Self::start(cgroup, "dead-mapping", true)?;
         let call = format!("/proc/{}/syscall", dead.pid());
         let maps = format!("{} ", libc::SYS_mmap);
         let hangs = || {
@@ -75,6 +64,37 @@ impl DeadMount {
         };
         ensure!(wait::until(Duration::from_secs(20), hangs)?, "the process does not hang");
         Ok(dead)
+    }
+
+    /// Starts a process in `cgroup` that executes a program, and waits until it hangs. It goes on after a while.
+    pub fn executing_in(cgroup: &FixtureCgroup) -> Result<Self> {
+        let (dead, closes) = Self::start(cgroup, "dead-exec", false)?;
+        let hangs = || Ok(closes.load(Ordering::Acquire));
+        ensure!(wait::until(Duration::from_secs(20), hangs)?, "the process does not hang");
+        Ok(dead)
+    }
+
+    /// Returns also whether it is about to hang. `flushes`: whether the server lets a file be closed.
+    fn start(
+        cgroup: &FixtureCgroup,
+        program: &str,
+        flushes: bool,
+    ) -> Result<(Self, Arc<AtomicBool>)> {
+        let device = File::options().read(true).write(true).open("/dev/fuse");
+        let device = device.context("/dev/fuse")?;
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("file");
+        fs::write(&file, "")?;
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private"]);
+        command.args(["sh", "-c", MOUNT, "sh"]).arg(file).arg(workload(program)?);
+        command.stdin(Stdio::from(device.try_clone()?));
+        let child = cgroup.spawn(command)?;
+        let is_over = Arc::new(AtomicBool::new(false));
+        let hangs = Arc::new(AtomicBool::new(false));
+        let (over, said) = (is_over.clone(), hangs.clone());
+        let server = thread::spawn(move || serve(&device, &over, &said, flushes));
+        Ok((Self { child, is_over, server: Some(server), _folder: folder }, hangs))
     }
 
     pub fn pid(&self) -> u32 {
@@ -96,13 +116,14 @@ impl Drop for DeadMount {
     }
 }
 
-/// Answers every request except reads.
+/// Answers every request except reads, and perhaps flushes, of which the first sets `hangs`.
 ///
-/// Answers the second open only once a read is waiting, then sets `opened`.
-fn serve(mut device: &File, is_over: &AtomicBool, opened: &AtomicBool) -> Result<()> {
+/// Answers the second open only once a read is waiting, then sets `hangs`.
+fn serve(mut device: &File, is_over: &AtomicBool, hangs: &AtomicBool, flushes: bool) -> Result<()> {
     let mut request = vec![0; 1 << 17];
     let (mut is_first, mut is_read, mut second) = (true, false, None);
-    while !is_over.load(Ordering::Acquire) {
+    let mut end = None;
+    while !is_over.load(Ordering::Acquire) && end.is_none_or(|end| Instant::now() < end) {
         let mut waits = [PollFd::new(device, PollFlags::IN)];
         poll(&mut waits, Some(&SOON))?;
         if !waits[0].revents().contains(PollFlags::IN) {
@@ -122,6 +143,10 @@ fn serve(mut device: &File, is_over: &AtomicBool, opened: &AtomicBool) -> Result
             READ => is_read = true,
             INTERRUPT => {}
             GETATTR => reply(device, number, 0, &ATTRIBUTES)?,
+            FLUSH if !flushes => {
+                end = Some(Instant::now() + MOST);
+                hangs.store(true, Ordering::Release);
+            }
             RELEASE | FLUSH => reply(device, number, 0, &[])?,
             // The kernel's own protocol version, and 4096 bytes per read or write.
             INIT => reply(
@@ -134,7 +159,7 @@ fn serve(mut device: &File, is_over: &AtomicBool, opened: &AtomicBool) -> Result
         }
         if is_read && let Some(number) = second.take() {
             reply(device, number, 0, &[2, 0, FOPEN_KEEP_CACHE | FOPEN_DIRECT_IO, 0])?;
-            opened.store(true, Ordering::Release);
+            hangs.store(true, Ordering::Release);
         }
     }
     Ok(())

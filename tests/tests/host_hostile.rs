@@ -1,5 +1,5 @@
-//! Ways in which a container may try to blind the agent: a process that hangs in the kernel with its memory
-//! locked, cgroups that fill the map of members, and labels that lead to a file system which does not answer.
+//! Ways in which a container may try to blind the agent: processes that hang in the kernel, with their memory
+//! locked or as they execute a program, cgroups that fill the map of members, and labels that lead to a file system which does not answer.
 //! None blocks the agent or a diagnosis, or hides other processes.
 
 #![allow(clippy::unwrap_used, reason = "a helper fails its test as the test's own body does")]
@@ -89,6 +89,33 @@ fn each_freeze_request_gets_its_own_answer() {
         "{first}"
     );
     assert!(second.contains("already frozen by mcp-guard"), "{second}");
+}
+
+/// Reads of most files of such a process hang, also for other processes of the host.
+#[test]
+fn a_process_that_hangs_as_it_executes_a_program_holds_up_nothing_else() {
+    let (cgroup, beside) =
+        (FixtureCgroup::new("exec").unwrap(), FixtureCgroup::new("beside").unwrap());
+    cgroup.set_pids_max(200).unwrap();
+    let sleepers = [&cgroup, &beside].map(|one| Sleeper::start(one).unwrap());
+    let place = |one: &FixtureCgroup| {
+        json!({ "cgroup": one.path(), "cgroup_id": one.id(), "name": "it", "paused": false,
+            "lease_ms": 60_000, "dry_run": false })
+    };
+    let dead = DeadMount::executing_in(&cgroup).unwrap();
+    let agent = Agent::start(&(observing(&cgroup) + &observing(&beside))).unwrap();
+    thread::scope(|scope| {
+        let held_up = scope.spawn(|| agent.call("io.mcpguard.Freeze", &place(&cgroup)));
+        for (one, sleeper) in [&cgroup, &beside].into_iter().zip(&sleepers) {
+            assert!(agent.guard(one.id()).unwrap().guard.pids.contains(&Pid(sleeper.pid())));
+        }
+        agent.call("io.mcpguard.Freeze", &place(&beside)).unwrap();
+        assert!(beside.is_frozen().unwrap() && !cgroup.is_frozen().unwrap());
+        assert!(!held_up.is_finished(), "its order waits for the check");
+        drop(dead);
+        held_up.join().unwrap().unwrap();
+    });
+    assert!(cgroup.is_frozen().unwrap());
 }
 
 #[test]

@@ -33,7 +33,8 @@ impl Agent {
     pub(super) fn engine_event(&mut self, engine: EngineId, event: EngineEvent) {
         match event {
             EngineEvent::Up { by, container } => {
-                self.herd_looker.note(clock::now(), engine, by, &container);
+                let speaker = (engine, by);
+                self.herd_looker.note(clock::now(), speaker, &container, &self.observer);
                 self.container_is_up(by, container);
             }
             EngineEvent::Paused { by, id, paused } => {

@@ -21,7 +21,6 @@ use crate::{
         clock,
         evidence::clients::{ClientsContainer, ClientsLooker, ServedBy},
         observer::Observer,
-        process::OpenProcess,
     },
 };
 
@@ -87,7 +86,13 @@ impl HerdLooker {
     }
 
     /// Notes a container that runs.
-    pub fn note(&mut self, now: Time, engine: EngineId, by: Speaker, container: &Container) {
+    pub fn note(
+        &mut self,
+        now: Time,
+        (engine, by): (EngineId, Speaker),
+        container: &Container,
+        observer: &Observer,
+    ) {
         let StdinConfig { is_open, is_terminal, .. } = container.stdin;
         // A terminal does not end, and another user's engine could name any container.
         if !is_open || is_terminal || !by.is_trusted() {
@@ -101,12 +106,9 @@ impl HerdLooker {
             return;
         }
         // One whose first process is gone has ended.
-        let Ok(start) = OpenProcess::open(container.init).and_then(|init| init.start_ticks())
-        else {
-            return;
-        };
+        let Some(init) = observer.place(container.init) else { return };
         let one = Interactive {
-            container: described(container, start),
+            container: described(container, init.start_ticks),
             stdin: container.stdin,
             seen: now,
         };

@@ -51,8 +51,8 @@ impl Standings {
         Self { next: BTreeMap::new(), under_way: BTreeSet::new(), looks, to_loop }
     }
 
-    /// Reads the facts of a cgroup. A large one is looked at on another thread, which ends with a
-    /// [`Looked`]; `None` until then, or if the cgroup cannot be checked.
+    /// Has the facts of a cgroup read on another thread. `None` if the cgroup cannot be checked, or if that takes
+    /// long: it then ends with a [`Looked`].
     fn look(&mut self, guard: GuardId, cgroup: &Cgroup) -> Option<BystanderFacts> {
         if self.under_way.contains(&guard) {
             return None;

@@ -274,9 +274,9 @@ fn complete(
     if has_argv && !grammar.lacks(&command) {
         return command;
     }
-    // A relative script is common, and only the reading of a command line can hang.
+    // A relative script is common, and the reading of a command line hangs more often than that of a folder.
     let seen = if has_argv && command.has_executable() {
-        process::place(pid)
+        observer.place(pid)
     } else {
         observer.observe(vec![pid]).pop()
     };
@@ -347,9 +347,9 @@ mod tests {
 
     #[test]
     fn the_folder_of_a_relative_script_is_read_although_the_readers_hang() {
-        let me = process::place(process::this()).unwrap();
-        let born = Time(me.start_ticks.0 * 10_000_000);
         let observer = Observer::that_hangs();
+        let me = observer.place(process::this()).unwrap();
+        let born = Time(me.start_ticks.0 * 10_000_000);
         let exe = Some(b"/usr/bin/node".to_vec());
         let command = CommandLine { argv: b"node\0dist/a.js\0".to_vec(), exe, cwd: None };
         let grammar = Grammar::default();

@@ -1,5 +1,5 @@
 //! Checks a cgroup by the bystander rules right before an order changes it, on facts that are read for
-//! that order. Those of a large cgroup are read on another thread, so that the loop goes on meanwhile.
+//! that order. Other threads read them, so that the loop goes on if that takes long.
 
 use std::io;
 
@@ -52,7 +52,7 @@ impl UnderCheck {
 }
 
 impl Executor {
-    /// Has large cgroups looked at on this thread. Without it, each look is as long as it takes.
+    /// Has cgroups looked at on these threads. Without it, each look is as long as it takes.
     #[must_use]
     pub fn with_looks(self, looks: LookThread) -> Self {
         Self { looks: Some(looks), ..self }

@@ -1,12 +1,12 @@
 //! Orphans: holds left behind by an agent that did not stop cleanly. They are found by their marks
 //! and released.
 
-use std::io;
+use std::{io, time::Duration};
 
 use mcp_guard_core::{
     audit::Record,
     container::container_in,
-    id::Incident,
+    id::{Incident, Pid, Ticks},
     incident::{End, Hold, Outcome},
 };
 
@@ -17,8 +17,12 @@ use crate::host::{
     clock,
     layout::Layout,
     mark::{self, Mark, MarkFound},
+    patience::{self, NoAnswer},
     process,
 };
+
+/// How long the holder of a mark may take to be read.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A marked cgroup whose holder is gone.
 pub struct Orphan {
@@ -119,7 +123,16 @@ fn will_be_undone(mark: &Mark, boot_id: &str) -> bool {
     mark.holder != process::this()
         && mark.boot_id == boot_id
         && clock::now() < mark.deadline
-        && process::is_alive(mark.holder, mark.holder_start)
+        && is_alive(mark.holder, mark.holder_start)
+}
+
+/// Another process may have got the pid, and the reading of one can hang. That of an agent does not.
+fn is_alive(pid: Pid, start: Ticks) -> bool {
+    match patience::within(PATIENCE, move || process::is_alive(pid, start)) {
+        Ok(is_alive) => is_alive,
+        Err(NoAnswer::Late(_)) => false,
+        Err(NoAnswer::NoThread(_)) => process::is_alive(pid, start),
+    }
 }
 
 impl Executor {

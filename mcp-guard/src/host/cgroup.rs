@@ -94,6 +94,18 @@ impl Cgroup {
         self.dir.as_fd()
     }
 
+    /// Opens the cgroup once more, for another thread.
+    ///
+    /// # Errors
+    /// If the process has no descriptors left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let pids = match &self.pids {
+            Some(Pids { dir, v1 }) => Some(Pids { dir: dir.try_clone()?, v1: *v1 }),
+            None => None,
+        };
+        Ok(Self { dir: self.dir.try_clone()?, id: self.id, path: self.path.clone(), pids })
+    }
+
     /// Opens the directory once more, for another thread.
     ///
     /// # Errors

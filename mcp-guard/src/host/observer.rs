@@ -1,8 +1,10 @@
-//! Reads processes on threads of its own, because reading a command line can hang.
+//! Reads processes on threads of its own, because reading one can hang.
 //!
 //! `/proc/PID/cmdline` waits for the process's memory lock (`access_remote_vm` in the kernel). A
 //! process that maps a file of a mount whose server does not answer holds that lock until the
-//! server answers.
+//! server answers. Other threads then read the rest. That can hang too: most other files of a
+//! process wait until it has executed its program (`exec_update_lock`), and before that it closes
+//! its files, of which one may be on such a mount.
 
 use std::{
     io,
@@ -14,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mcp_guard_core::{id::Pid, registry::Observed};
+use mcp_guard_core::{id::Pid, registry::Observed, server::CommandLine};
 
 use super::process;
 
@@ -28,13 +30,26 @@ const EACH: Duration = Duration::from_millis(1);
 /// Most processes that may hang at a time. After that no command line is read until one of them
 /// answers.
 const THREADS: usize = 4;
+/// Most processes that may hang at a time where the rest is read. After that it is not read either.
+const PLACES: usize = 16;
 
 type Read = fn(Pid) -> Option<Observed>;
 
-/// A pool of threads that read processes. Clones share it.
+/// Threads that read processes. Clones share them.
 #[derive(Clone)]
 pub struct Observer {
+    whole: Readers,
+    /// Read all but the command line.
+    places: Readers,
+}
+
+/// A pool of threads that read processes in one way. Clones share it.
+#[derive(Clone)]
+struct Readers {
     pool: Arc<Mutex<Pool>>,
+    read: Read,
+    /// The part of a process that is not read if it hangs.
+    part: &'static str,
     /// Whether the caller's thread reads, because none could be started. It may hang then, but
     /// seeing no process would be worse.
     reads_itself: bool,
@@ -71,60 +86,88 @@ impl Observer {
     /// Starts all threads at once, because a host that is full of processes allows none later.
     #[must_use]
     pub fn start() -> Self {
-        Self::reading_with(process::observe)
+        Self::reading_with(process::observe, process::place)
     }
 
-    /// For tests: no read ends.
+    /// For tests: no command line can be read.
     #[cfg(test)]
     pub(crate) fn that_hangs() -> Self {
-        Self::reading_with(|_| {
-            loop {
-                thread::park();
-            }
-        })
+        Self::reading_with(never, process::place)
     }
 
-    fn reading_with(read: Read) -> Self {
-        let idle: Vec<_> = (0..THREADS).map_while(|_| reading_thread(read).ok()).collect();
-        let reads_itself = idle.is_empty();
-        let pool = Pool { idle, ..Pool::default() };
-        Self { pool: Arc::new(Mutex::new(pool)), reads_itself }
+    fn reading_with(whole: Read, place: Read) -> Self {
+        Self {
+            whole: Readers::start(THREADS, whole, "command line"),
+            places: Readers::start(PLACES, place, "process"),
+        }
     }
 
     /// Returns those of the processes that run. The command line is empty if it cannot be read in
-    /// time.
+    /// time. A process is left out if nothing of it can be read in time.
     #[must_use]
     pub fn observe(&self, pids: Vec<Pid>) -> Vec<Observed> {
-        let limit = AT_ONCE + EACH * u32::try_from(pids.len()).unwrap_or(u32::MAX);
+        let limit = AT_ONCE + each(&pids);
         self.observe_until(Instant::now() + limit, pids)
     }
 
-    /// As [`Observer::observe`], with a time limit of the caller's.
+    /// As [`Observer::observe`], with a time limit of the caller's for the command lines.
     pub fn observe_until(&self, end: Instant, pids: Vec<Pid>) -> Vec<Observed> {
-        if self.reads_itself {
-            return pids.into_iter().filter_map(process::observe).collect();
+        let (mut seen, unread) = self.whole.read_until(end, pids);
+        if !unread.is_empty() {
+            let end = Instant::now() + PATIENCE + each(&unread);
+            let (places, _) = self.places.read_until(end, unread);
+            let without = |one| Observed { command: CommandLine::default(), ..one };
+            seen.extend(places.into_iter().map(without));
         }
-        let known = self.known_to_hang();
-        let (unread, mut pids): (Vec<Pid>, Vec<Pid>) =
-            pids.into_iter().partition(|pid| known.contains(pid));
-        let mut seen: Vec<Observed> =
-            unread.into_iter().filter_map(process::without_argv).collect();
-        while !pids.is_empty() && Instant::now() < end {
-            let Some(thread) = self.pool().idle.pop() else { break };
-            let read = self.read(thread, &pids, end, &mut seen);
-            if let Some(hanging) = pids.get(read) {
-                seen.extend(process::without_argv(*hanging));
-            }
-            pids.drain(..pids.len().min(read + 1));
-        }
-        seen.extend(pids.into_iter().filter_map(process::without_argv));
         seen
     }
 
-    /// Whether a process that hung has answered since the last call, so that its command line can
-    /// be read now.
+    /// Reads the working directory of a process, and not its command line. `None` if it does not
+    /// run, or cannot be read in time.
+    #[must_use]
+    pub fn place(&self, pid: Pid) -> Option<Observed> {
+        self.places.read_until(Instant::now() + PATIENCE, vec![pid]).0.pop()
+    }
+
+    /// Whether a process that hung has answered since the last call, so that it can be read now.
     #[must_use]
     pub fn has_answered_late(&self) -> bool {
+        [&self.whole, &self.places].map(Readers::has_answered_late).contains(&true)
+    }
+}
+
+fn each(pids: &[Pid]) -> Duration {
+    EACH * u32::try_from(pids.len()).unwrap_or(u32::MAX)
+}
+
+impl Readers {
+    fn start(threads: usize, read: Read, part: &'static str) -> Self {
+        let idle: Vec<_> = (0..threads).map_while(|_| reading_thread(read).ok()).collect();
+        let reads_itself = idle.is_empty();
+        let pool = Pool { idle, ..Pool::default() };
+        Self { pool: Arc::new(Mutex::new(pool)), read, part, reads_itself }
+    }
+
+    /// Returns those of the processes that run, and which could not be read in time.
+    fn read_until(&self, end: Instant, pids: Vec<Pid>) -> (Vec<Observed>, Vec<Pid>) {
+        if self.reads_itself {
+            return (pids.into_iter().filter_map(self.read).collect(), Vec::new());
+        }
+        let known = self.known_to_hang();
+        let (mut unread, mut pids): (Vec<Pid>, Vec<Pid>) =
+            pids.into_iter().partition(|pid| known.contains(pid));
+        let mut seen = Vec::new();
+        while !pids.is_empty() && Instant::now() < end {
+            let Some(thread) = self.pool().idle.pop() else { break };
+            let read = self.read(thread, &pids, end, &mut seen);
+            unread.extend(pids.get(read));
+            pids.drain(..pids.len().min(read + 1));
+        }
+        unread.extend(pids);
+        (seen, unread)
+    }
+
+    fn has_answered_late(&self) -> bool {
         self.known_to_hang();
         std::mem::take(&mut self.pool().late)
     }
@@ -167,7 +210,8 @@ impl Observer {
         tracing::warn!(
             pid = pid.0,
             threads,
-            "the command line cannot be read: the read hangs (`threads`: readers left)"
+            "the {} cannot be read: the read hangs (`threads`: readers left)",
+            self.part
         );
         read
     }
@@ -185,6 +229,13 @@ impl Observer {
 
     fn pool(&self) -> MutexGuard<'_, Pool> {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+fn never(_: Pid) -> Option<Observed> {
+    loop {
+        thread::park();
     }
 }
 
@@ -221,43 +272,56 @@ mod tests {
         for _ in 0..2 * THREADS {
             assert_eq!(have_argv(&observer, vec![me, Pid(u32::MAX), me]), [true, true]);
         }
-        let pool = Arc::default();
-        assert_eq!(have_argv(&Observer { pool, reads_itself: true }, vec![me]), [true]);
+        let whole = Readers { reads_itself: true, ..observer.whole.clone() };
+        assert_eq!(have_argv(&Observer { whole, ..observer }, vec![me]), [true]);
     }
 
     #[test]
     fn a_process_that_hangs_is_skipped_until_it_answers() {
         static DOOR: RwLock<()> = RwLock::new(());
-        let observer = Observer::reading_with(|pid| {
+        let whole = |pid| {
             drop(DOOR.read());
             process::observe(pid)
-        });
+        };
+        let observer = Observer::reading_with(whole, process::place);
         let closed = DOOR.write().expect("not poisoned");
         let me = process::this();
         assert_eq!(have_argv(&observer, vec![me]), [false], "seen without its command line");
         assert_eq!(have_argv(&observer, vec![me]), [false]);
-        assert_eq!(observer.pool().idle.len(), THREADS - 1, "it is not read twice");
+        assert_eq!(observer.whole.pool().idle.len(), THREADS - 1, "it is not read twice");
         for pid in 1..8 {
             let _ = observer.observe(vec![Pid(u32::MAX - pid)]);
         }
-        assert_eq!(observer.pool().hanging.len(), THREADS);
+        assert_eq!(observer.whole.pool().hanging.len(), THREADS);
         assert!(!observer.has_answered_late());
         drop(closed);
         let end = Instant::now() + Duration::from_secs(10);
-        while observer.pool().idle.len() < THREADS {
+        while observer.whole.pool().idle.len() < THREADS {
             assert!(Instant::now() < end, "not all of them answer");
-            observer.known_to_hang();
+            observer.whole.known_to_hang();
         }
         assert!(observer.has_answered_late() && !observer.has_answered_late());
         assert_eq!(have_argv(&observer, vec![me]), [true]);
     }
 
     #[test]
+    fn a_process_of_which_nothing_can_be_read_is_left_out() {
+        let observer = Observer::reading_with(never, never);
+        for began in [Instant::now(); 3] {
+            assert_eq!(have_argv(&observer, vec![process::this()]).len(), 0);
+            assert!(observer.place(process::this()).is_none());
+            assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+        }
+        assert_eq!(observer.places.pool().hanging.len(), 1, "it is not read twice");
+    }
+
+    #[test]
     fn many_slow_processes_do_not_block_the_caller() {
-        let observer = Observer::reading_with(|_| {
+        let slow = |_| {
             thread::sleep(PATIENCE / 2);
             None
-        });
+        };
+        let observer = Observer::reading_with(slow, process::place);
         let began = Instant::now();
         let _ = observer.observe(vec![Pid(u32::MAX); 1000]);
         assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());

@@ -16,14 +16,7 @@ use rustix::{
 
 use super::{
     clock,
-    proc::{
-        io::Io,
-        membership::Membership,
-        net::Sockets,
-        session,
-        stat::{self, Stat},
-        status,
-    },
+    proc::{io::Io, membership::Membership, net::Sockets, session, stat::Stat, status},
 };
 
 /// Most bytes read of a command line; the kernel side reads as many.
@@ -457,16 +450,12 @@ pub(super) fn observe(pid: Pid) -> Option<Observed> {
     observed(&process, CommandLine { argv, exe, cwd })
 }
 
-/// Reads the working directory of a process, but not its command line: that cannot hang.
-pub(crate) fn place(pid: Pid) -> Option<Observed> {
+/// Reads the working directory of a process, but not its command line. That can hang too, while the process executes
+/// its program, so call this only through [`super::observer`].
+pub(super) fn place(pid: Pid) -> Option<Observed> {
     let process = OpenProcess::open(pid).ok()?;
     let cwd = process.cwd().ok();
     observed(&process, CommandLine { cwd, ..CommandLine::default() })
-}
-
-/// Reads a process without its command line, which cannot hang.
-pub(super) fn without_argv(pid: Pid) -> Option<Observed> {
-    observed(&OpenProcess::open(pid).ok()?, CommandLine::default())
 }
 
 fn observed(process: &OpenProcess, command: CommandLine) -> Option<Observed> {
@@ -480,13 +469,13 @@ pub fn this() -> Pid {
     Pid(std::process::id())
 }
 
-/// Returns the state of a task, as a letter of proc_pid_stat(5). `None` if it is gone.
+/// Returns the state of a task, as a letter of proc_pid_status(5). `None` if it is gone. Unlike that of most of its
+/// other files, the reading of this one does not hang while the task executes a program.
 #[must_use]
 pub fn state(task: Pid) -> Option<u8> {
-    // The line of the task alone: that of its process adds up all threads.
-    let path = format!("/proc/{task}/task/{task}/stat");
+    let path = format!("/proc/{task}/status");
     let fd = openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    stat::state(&read_at_most(&fd, 4096).ok()?)
+    status::state(&read_at_most(&fd, 4096).ok()?)
 }
 
 /// Whether the process with this start time still runs, and with it the loop on its first thread. The others

@@ -134,12 +134,12 @@ impl ProcessScan {
 
     fn find(&mut self, pid: Pid) -> io::Result<()> {
         let process = OpenProcess::open(pid)?;
-        if process.start_ticks()? > self.began {
-            return Ok(());
-        }
         let membership = process.membership()?;
         let path = membership.unified().unwrap_or_default();
-        if let Some(below @ ([] | [b'/', ..])) = path.strip_prefix(&*self.first.1) {
+        // The start is read last: that can hang, and a process elsewhere must not hold up this walk.
+        if let Some(below @ ([] | [b'/', ..])) = path.strip_prefix(&*self.first.1)
+            && process.start_ticks()? <= self.began
+        {
             self.way = self.way_to(below)?;
             self.present = Some(pid);
         }

@@ -1,12 +1,15 @@
-//! A thread for looks that take too long for the loop.
+//! Threads that look at cgroups, so that the loop reads no process there.
+//!
+//! Reading a process can hang: the kernel makes the reader wait until the process has executed its program, and a
+//! hostile one can draw that out for ever. So a look that hangs keeps its thread, and another thread takes over.
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    io,
+    io, mem,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        mpsc::{Receiver, Sender, TryRecvError, channel},
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        mpsc::{RecvTimeoutError, sync_channel},
     },
     thread,
     time::{Duration, Instant},
@@ -17,21 +20,33 @@ use mcp_guard_core::id::CgroupId;
 use super::{Look, LookFound, LookWanted};
 use crate::host::cgroup::Cgroup;
 
-/// How long the thread that needs a look takes it itself.
+/// How long the thread that needs a look waits for it.
 const BRIEF: Duration = Duration::from_millis(10);
 /// How long one look goes on before it is the turn of the next.
 const SLICE: Duration = Duration::from_millis(20);
+/// A look that takes longer before its turn is over hangs.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// Looks that begin at a time, without those that hang: somebody waits for them.
+const BEGIN_AT_ONCE: usize = 2;
+/// Looks that go on at a time, without those that hang.
+const GO_ON_AT_ONCE: usize = 1;
+/// Threads that are created at the start: a host that is full of processes allows none later.
+const AT_START: usize = 6;
+/// Most threads. Each one beyond those that work at a time stands for a cgroup that holds one up.
+const MOST: usize = 64;
 
 type Done = Box<dyn FnOnce(io::Result<LookFound>) + Send>;
+type Begin = Box<dyn FnOnce() -> io::Result<Look> + Send>;
 
-/// Ends looks that were begun elsewhere. They take turns, so that a large container only waits for itself.
+/// Takes looks at cgroups on threads of its own. Large ones take turns, so that a large container only waits for
+/// itself.
 ///
 /// All who need a look at one cgroup at the same time share it. What it tells them is no older, when it is over,
 /// than a look of their own would be at its end.
 #[derive(Clone)]
 pub struct LookThread {
-    begun: Sender<(CgroupId, Look)>,
     waiting: LooksUnderWay,
+    queue: Arc<Queue>,
 }
 
 /// The looks that are under way, and those who wait for them.
@@ -44,52 +59,98 @@ struct LookAskers {
     done: Vec<Done>,
 }
 
+/// The work of the threads. They live as long as the program.
+#[derive(Default)]
+struct Queue {
+    work: Mutex<Work>,
+    /// There may be something to do.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Work {
+    new: VecDeque<(CgroupId, Begin)>,
+    begun: VecDeque<(CgroupId, Box<Look>)>,
+    /// The present turn of each thread.
+    threads: Vec<Option<Turn>>,
+    /// No further thread could be created.
+    is_short: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Turn {
+    is_new: bool,
+    began: Instant,
+}
+
+/// One turn of a look.
+enum Task {
+    Begin(CgroupId, Begin),
+    GoOn(CgroupId, Box<Look>),
+}
+
 impl LookThread {
     /// # Errors
-    /// The thread cannot be created.
+    /// A thread cannot be created.
     pub fn start() -> io::Result<Self> {
-        let (looks, begun) = Self::new();
-        let waiting = looks.waiting.clone();
-        thread::Builder::new().name("looks".to_owned()).spawn(move || serve(&begun, &waiting))?;
+        let looks = Self { waiting: LooksUnderWay::default(), queue: Arc::default() };
+        let mut work = looks.queue.lock();
+        (0..AT_START).try_for_each(|_| add_thread(&mut work, &looks.queue, &looks.waiting))?;
+        drop(work);
         Ok(looks)
     }
 
-    fn new() -> (Self, Receiver<(CgroupId, Look)>) {
-        let (begun, looks) = channel();
-        (Self { begun, waiting: LooksUnderWay::default() }, looks)
-    }
-
-    /// Looks at a cgroup. `None` if it is large: the look then goes on on the other thread, and `done` gets
-    /// what is found, there.
+    /// Looks at a cgroup. `None` if that takes long, because it is large or one of its processes hangs: `done`
+    /// then gets what is found, on another thread.
     pub fn look(
         &self,
         cgroup: &Cgroup,
         wanted: LookWanted,
         done: impl FnOnce(io::Result<LookFound>) + Send + 'static,
     ) -> Option<io::Result<LookFound>> {
-        let id = cgroup.id();
-        if let Some(askers) = self.waiting.lock().get_mut(&id) {
-            askers.join(wanted, Box::new(done));
-            return None;
-        }
-        let end = Instant::now() + BRIEF;
-        let looked = Look::begin(cgroup, wanted)
-            .and_then(|mut look| Ok((look.go_on(&|| Instant::now() < end)?, look)));
-        match looked {
-            Ok((true, look)) => Some(Ok(look.into_found())),
-            Ok((false, look)) => {
-                self.hand_over(id, look, LookAskers { wanted, done: vec![Box::new(done)] });
-                None
-            }
-            Err(error) => Some(Err(error)),
-        }
+        let begin = match cgroup.try_clone() {
+            Ok(cgroup) => move || Look::begin(&cgroup, wanted),
+            Err(error) => return Some(Err(error)),
+        };
+        self.have_looked(cgroup.id(), wanted, Box::new(begin), done)
     }
 
-    fn hand_over(&self, id: CgroupId, look: Look, askers: LookAskers) {
-        self.waiting.lock().insert(id, askers);
-        if self.begun.send((id, look)).is_err() {
-            let gone = io::Error::other("the thread that looks at cgroups is gone");
-            self.waiting.answer(id, Err(gone));
+    fn have_looked(
+        &self,
+        id: CgroupId,
+        wanted: LookWanted,
+        begin: Begin,
+        done: impl FnOnce(io::Result<LookFound>) + Send + 'static,
+    ) -> Option<io::Result<LookFound>> {
+        // The first to take the sender decides whether the answer is waited for.
+        let (answer, answered) = sync_channel(1);
+        let in_time = Arc::new(Mutex::new(Some(answer)));
+        let late = in_time.clone();
+        {
+            let mut waiting = self.waiting.lock();
+            if let Some(askers) = waiting.get_mut(&id) {
+                askers.join(wanted, Box::new(done));
+                return None;
+            }
+            let tell = move |found| {
+                let mut late = late.lock().unwrap_or_else(PoisonError::into_inner);
+                match late.take() {
+                    // There is room for one.
+                    Some(answer) => drop(answer.send(found)),
+                    None => done(found),
+                }
+            };
+            waiting.insert(id, LookAskers { wanted, done: vec![Box::new(tell)] });
+        }
+        self.queue.lock().new.push_back((id, begin));
+        self.queue.changed.notify_one();
+        match answered.recv_timeout(BRIEF) {
+            Ok(found) => Some(found),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                let left = in_time.lock().unwrap_or_else(PoisonError::into_inner).take();
+                // Without the sender, the answer has come in between.
+                if left.is_some() { None } else { answered.recv().ok() }
+            }
         }
     }
 }
@@ -137,71 +198,200 @@ fn tell(askers: Vec<Done>, found: &io::Result<LookFound>) {
     }
 }
 
-fn serve(begun: &Receiver<(CgroupId, Look)>, waiting: &LooksUnderWay) {
-    let mut looks = VecDeque::new();
-    loop {
-        let new = if looks.is_empty() {
-            begun.recv().map_err(|_| TryRecvError::Disconnected)
-        } else {
-            begun.try_recv()
-        };
-        match new {
-            Ok(new) => looks.push_back(new),
-            Err(TryRecvError::Disconnected) if looks.is_empty() => return,
-            Err(TryRecvError::Disconnected | TryRecvError::Empty) => {}
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Work> {
+        // Nothing is left half done in it.
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for something to do on this thread.
+    fn next(self: &Arc<Self>, thread: usize, waiting: &LooksUnderWay) -> Task {
+        let mut work = self.lock();
+        loop {
+            let now = Instant::now();
+            if let Some(task) = work.take(now) {
+                let is_new = matches!(task, Task::Begin(..));
+                work.threads[thread] = Some(Turn { is_new, began: now });
+                if work.threads.iter().all(Option::is_some) {
+                    work.add_spare(self, waiting);
+                }
+                // Another thread may have been woken by this task alone, or must watch this one.
+                self.changed.notify_one();
+                return task;
+            }
+            let is_idle = work.new.is_empty() && work.begun.is_empty();
+            work = if is_idle {
+                self.changed.wait(work).unwrap_or_else(PoisonError::into_inner)
+            } else {
+                // Those at work may hang.
+                let waited = self.changed.wait_timeout(work, PATIENCE / 4);
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            };
         }
-        let Some((id, mut look)) = looks.pop_front() else { continue };
-        let end = Instant::now() + SLICE;
-        // A panic must not end the thread: nobody would ever be answered again.
-        let went_on = catch_unwind(AssertUnwindSafe(|| look.go_on(&|| Instant::now() < end)));
-        match went_on {
-            Ok(Ok(true)) => match waiting.end(id, &mut look) {
-                Some(askers) => tell(askers, &Ok(look.into_found())),
-                None => looks.push_back((id, look)),
-            },
-            Ok(Ok(false)) => looks.push_back((id, look)),
-            Ok(Err(error)) => waiting.answer(id, Err(error)),
-            Err(_) => waiting.answer(id, Err(io::Error::other("the look at the cgroup panicked"))),
+    }
+
+    fn finished(&self, thread: usize, again: Option<(CgroupId, Box<Look>)>) {
+        let mut work = self.lock();
+        work.threads[thread] = None;
+        work.begun.extend(again);
+    }
+}
+
+impl Work {
+    fn take(&mut self, now: Instant) -> Option<Task> {
+        let at_work = |is_new| {
+            let counts = |turn: &&Turn| {
+                turn.is_new == is_new && now.saturating_duration_since(turn.began) <= PATIENCE
+            };
+            self.threads.iter().flatten().filter(counts).count()
+        };
+        let (begin, go_on) = (at_work(true), at_work(false));
+        if begin < BEGIN_AT_ONCE
+            && let Some((id, begin)) = self.new.pop_front()
+        {
+            return Some(Task::Begin(id, begin));
+        }
+        let (id, look) = self.begun.pop_front_if(|_| go_on < GO_ON_AT_ONCE)?;
+        Some(Task::GoOn(id, look))
+    }
+
+    /// Adds a thread for the time when all others hang.
+    fn add_spare(&mut self, queue: &Arc<Queue>, waiting: &LooksUnderWay) {
+        if self.threads.len() >= MOST {
+            return;
+        }
+        if let Err(error) = add_thread(self, queue, waiting)
+            && !mem::replace(&mut self.is_short, true)
+        {
+            tracing::error!(%error, "no thread is left that looks at cgroups");
+        }
+    }
+}
+
+fn add_thread(work: &mut Work, queue: &Arc<Queue>, waiting: &LooksUnderWay) -> io::Result<()> {
+    let (number, queue, waiting) = (work.threads.len(), queue.clone(), waiting.clone());
+    let serve = move || {
+        loop {
+            let task = queue.next(number, &waiting);
+            let again = take_turn(task, &waiting);
+            queue.finished(number, again);
+        }
+    };
+    thread::Builder::new().name("looks".to_owned()).spawn(serve)?;
+    work.threads.push(None);
+    Ok(())
+}
+
+/// Looks for a while. Returns the look if it is not over then.
+fn take_turn(task: Task, waiting: &LooksUnderWay) -> Option<(CgroupId, Box<Look>)> {
+    let (Task::Begin(id, _) | Task::GoOn(id, _)) = task;
+    let end = Instant::now() + SLICE;
+    // A panic must not end the thread, and those who wait must be answered.
+    let went_on = catch_unwind(AssertUnwindSafe(|| {
+        let mut look = match task {
+            Task::Begin(_, begin) => Box::new(begin()?),
+            Task::GoOn(_, look) => look,
+        };
+        Ok((look.go_on(&|| Instant::now() < end)?, look))
+    }));
+    match went_on {
+        Ok(Ok((true, mut look))) => {
+            let Some(askers) = waiting.end(id, &mut look) else { return Some((id, look)) };
+            tell(askers, &Ok(look.into_found()));
+            None
+        }
+        Ok(Ok((false, look))) => Some((id, look)),
+        Ok(Err(error)) => {
+            waiting.answer(id, Err(error));
+            None
+        }
+        Err(_) => {
+            waiting.answer(id, Err(io::Error::other("the look at the cgroup panicked")));
+            None
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, fs::File, os::fd::OwnedFd};
+    use std::{
+        fs,
+        fs::File,
+        os::fd::OwnedFd,
+        sync::{RwLock, mpsc::channel},
+    };
 
     use mcp_guard_core::incident::Hold;
 
     use super::*;
     use crate::host::{cgroup::Dir, layout::Layout};
 
-    #[test]
-    fn all_who_need_a_look_at_a_cgroup_meanwhile_share_one() {
+    const SOON: Duration = Duration::from_secs(20);
+
+    fn empty_cgroup() -> (tempfile::TempDir, Cgroup) {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("cgroup.procs"), "").unwrap();
         let dir = Dir::from(OwnedFd::from(File::open(folder.path()).unwrap()));
-        let layout = Layout::bare();
-        let cgroup = Cgroup::at(&dir, "/x", Hold::Freeze, &layout).unwrap();
-        let (looks, begun) = LookThread::new();
+        let cgroup = Cgroup::at(&dir, "/x", Hold::Freeze, &Layout::bare()).unwrap();
+        (folder, cgroup)
+    }
+
+    fn beginning(cgroup: &Cgroup, door: &'static RwLock<()>) -> Begin {
+        let cgroup = cgroup.try_clone().unwrap();
+        Box::new(move || {
+            drop(door.read());
+            Look::begin(&cgroup, LookWanted::FACTS)
+        })
+    }
+
+    #[test]
+    fn all_who_need_a_look_at_a_cgroup_meanwhile_share_one() {
+        static DOOR: RwLock<()> = RwLock::new(());
+        let closed = DOOR.write().unwrap();
+        let (_folder, cgroup) = empty_cgroup();
+        let looks = LookThread::start().unwrap();
         let (answer, answers) = channel();
         let done = || {
             let answer = answer.clone();
             move |found: io::Result<LookFound>| answer.send(found.unwrap().facts.path).unwrap()
         };
-        let look = Look::begin(&cgroup, LookWanted::FACTS).unwrap();
-        let first = LookAskers { wanted: LookWanted::FACTS, done: vec![Box::new(done())] };
-        looks.hand_over(cgroup.id(), look, first);
+        let begin = beginning(&cgroup, &DOOR);
+        assert!(looks.have_looked(cgroup.id(), LookWanted::FACTS, begin, done()).is_none());
         for wanted in [LookWanted::FACTS, LookWanted::SHARING, LookWanted::FACTS] {
             assert!(looks.look(&cgroup, wanted, done()).is_none());
         }
-        let waiting = looks.waiting.clone();
-        assert!(waiting.lock()[&cgroup.id()].wanted == LookWanted::SHARING);
-        let (id, look) = begun.try_recv().unwrap();
-        assert!(begun.try_recv().is_err(), "one look");
-        looks.begun.send((id, look)).unwrap();
-        drop(looks);
-        serve(&begun, &waiting);
-        assert_eq!(answers.try_iter().collect::<Vec<_>>(), ["/x"; 4]);
-        assert!(waiting.lock().is_empty(), "the next one looks again");
+        assert!(looks.waiting.lock()[&cgroup.id()].wanted == LookWanted::SHARING);
+        assert!(looks.queue.lock().new.is_empty(), "one look");
+        drop(closed);
+        let paths: Vec<_> = (0..4).map(|_| answers.recv_timeout(SOON).unwrap()).collect();
+        assert_eq!(paths, ["/x"; 4]);
+        assert!(looks.waiting.lock().is_empty(), "the next one looks again");
+    }
+
+    #[test]
+    fn looks_that_hang_hold_up_neither_the_caller_nor_other_looks() {
+        static DOOR: RwLock<()> = RwLock::new(());
+        let closed = DOOR.write().unwrap();
+        let (_folder, cgroup) = empty_cgroup();
+        let looks = LookThread::start().unwrap();
+        let (answer, answers) = channel();
+        let done = || {
+            let answer = answer.clone();
+            move |found: io::Result<LookFound>| answer.send(found.unwrap().facts.path).unwrap()
+        };
+        let hanging = 2 * AT_START;
+        for id in 1..=hanging as u64 {
+            let begin = beginning(&cgroup, &DOOR);
+            assert!(looks.have_looked(CgroupId(id), LookWanted::FACTS, begin, done()).is_none());
+        }
+        if let Some(found) = looks.look(&cgroup, LookWanted::FACTS, done()) {
+            done()(found);
+        }
+        assert_eq!(answers.recv_timeout(SOON).unwrap(), "/x", "the others hang");
+        assert_eq!(looks.queue.lock().threads.iter().flatten().count(), hanging);
+        drop(closed);
+        for _ in 0..hanging {
+            assert_eq!(answers.recv_timeout(SOON).unwrap(), "/x", "they answer late");
+        }
     }
 }

@@ -61,13 +61,6 @@ impl Stat {
     }
 }
 
-/// Returns the state alone, as a letter.
-#[must_use]
-pub fn state(stat: &[u8]) -> Option<u8> {
-    let after_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
-    stat.get(after_name..)?.trim_ascii_start().first().copied()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,7 +81,6 @@ mod tests {
             first_ends: false,
         };
         assert_eq!(Stat::parse(stat), Some(expected));
-        assert_eq!((state(stat), state(b"42 (x)")), (Some(b'S'), None));
         for (state, expected) in [("T", true), ("t", true), ("S", false), ("D", false)] {
             let text = String::from_utf8_lossy(stat).replace(" S ", &format!(" {state} "));
             assert!(Stat::parse(text.as_bytes()).is_some_and(|stat| stat.stopped == expected));

@@ -25,6 +25,13 @@ pub fn ignores(status: &[u8], signal: i32) -> bool {
     set.is_some_and(|set| (1..=64).contains(&signal) && set & (1 << (signal - 1)) != 0)
 }
 
+/// Returns the state, as a letter.
+#[must_use]
+pub fn state(status: &[u8]) -> Option<u8> {
+    let mut lines = status.split(|byte| *byte == b'\n');
+    lines.find_map(|line| line.strip_prefix(b"State:"))?.trim_ascii_start().first().copied()
+}
+
 /// Returns the real and the effective uid.
 #[must_use]
 pub fn uids(status: &[u8]) -> Option<(u32, u32)> {
@@ -82,6 +89,12 @@ mod tests {
         let ignored: Vec<i32> = (-1..66).filter(|signal| ignores(status, *signal)).collect();
         assert_eq!(ignored, [libc::SIGHUP, libc::SIGPIPE]);
         assert!(!ignores(b"", libc::SIGHUP));
+    }
+
+    #[test]
+    fn the_state_is_a_letter() {
+        let status = b"Name:\tState:\tR\nUmask:\t0022\nState:\tD (disk sleep)\nTgid:\t9\n";
+        assert_eq!((state(status), state(b"State:\n"), state(b"")), (Some(b'D'), None, None));
     }
 
     #[test]
