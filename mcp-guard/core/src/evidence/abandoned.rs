@@ -23,10 +23,12 @@ pub fn is_busy(processes: &[ProcessLook], stdio: Channels) -> bool {
             Wait::Read(fd) => process.channels.iter().all(|open| open.fd != fd),
             Wait::Call(_) | Wait::Runs | Wait::Unread => true,
         });
-        let is_woken = process.wakers.iter().any(|waker| match waker {
+        let is_woken = process.wakers().any(|waker| match waker {
             Waker::Timer => false,
             // It may wait for the next file.
-            Waker::Files | Waker::IoUring | Waker::NamedPipe | Waker::Unknown => true,
+            Waker::Files | Waker::IoUring | Waker::NamedPipe | Waker::Process | Waker::Unknown => {
+                true
+            }
         });
         leaves || works || is_woken
     })
@@ -83,7 +85,11 @@ mod tests {
         let mut ring = process(Wait::Local, None);
         ring.wakers = vec![Waker::Timer];
         assert!(!is_busy(&[ring.clone()], STDIO));
-        for by in [Waker::Files, Waker::IoUring, Waker::NamedPipe, Waker::Unknown] {
+        let launcher =
+            ProcessLook { is_launcher: true, wakers: vec![Waker::Process], ..ring.clone() };
+        assert!(!is_busy(&[launcher], STDIO), "it waits for its child");
+        use Waker::{Files, IoUring, NamedPipe, Process, Unknown};
+        for by in [Files, IoUring, NamedPipe, Process, Unknown] {
             let busy = ProcessLook { wakers: vec![Waker::Timer, by], ..ring.clone() };
             assert!(is_busy(&[busy], STDIO), "{by:?}");
         }

@@ -35,6 +35,14 @@ pub struct ProcessLook {
     pub locks: Vec<FileLock>,
 }
 
+impl ProcessLook {
+    /// Returns what wakes it without its client. A launcher waits for its child in any case.
+    pub(super) fn wakers(&self) -> impl Iterator<Item = Waker> {
+        let is_child = |waker: &Waker| self.is_launcher && *waker == Waker::Process;
+        self.wakers.iter().copied().filter(move |waker| !is_child(waker))
+    }
+}
+
 /// The runtime of a program, as far as its threads need to be known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Runtime {
@@ -111,6 +119,8 @@ pub enum Waker {
     IoUring,
     /// A pipe with a name, which anybody may write to that can open it.
     NamedPipe,
+    /// The end of another process (pidfd). A launcher waits like this for the server that it has started.
+    Process,
     /// Something of which it is not known who can wake the process by it, such as a device or a message queue.
     Unknown,
 }
@@ -185,6 +195,9 @@ impl fmt::Display for AtWork {
             Self::Woken { pid, by: Waker::NamedPipe } => {
                 write!(f, "process {pid} reads from a pipe with a name")
             }
+            Self::Woken { pid, by: Waker::Process } => {
+                write!(f, "process {pid} waits for the end of another process")
+            }
             Self::Woken { pid, by: Waker::Unknown } => {
                 write!(f, "process {pid} can be woken by something, and it is not known by whom")
             }
@@ -246,8 +259,8 @@ fn works(process: &ProcessLook, stdin: Channel) -> Option<AtWork> {
     if process.locks.iter().any(holds_up) {
         return Some(AtWork::Lock { pid });
     }
-    if let Some(by) = process.wakers.first() {
-        return Some(AtWork::Woken { pid, by: *by });
+    if let Some(by) = process.wakers().next() {
+        return Some(AtWork::Woken { pid, by });
     }
     if let Some(open) = process.channels.iter().find(|open| leaves(open, stdin)) {
         return Some(AtWork::Connection { pid, peer: open.peer });
@@ -291,8 +304,7 @@ fn is_known_to_wait(process: &ProcessLook) -> bool {
         Wait::Epoll { .. } | Wait::Local | Wait::Child | Wait::Timed(_) => true,
         Wait::Unreadable(_) | Wait::Call(_) | Wait::Runs | Wait::Unread => false,
     };
-    process.wakers.iter().all(|waker| *waker == Waker::Timer)
-        && process.threads.iter().all(is_known)
+    process.wakers().all(|waker| waker == Waker::Timer) && process.threads.iter().all(is_known)
 }
 
 /// Whether something other than the client can be at the other end.

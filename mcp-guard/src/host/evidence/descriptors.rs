@@ -111,6 +111,10 @@ impl Descriptors {
             "anon_inode:[signalfd]" => {
                 gathered.harmless.insert(fd);
             }
+            pidfd if pidfd == "anon_inode:[pidfd]" || pidfd.starts_with("pidfd:[") => {
+                gathered.harmless.insert(fd);
+                self.wakers.push(Waker::Process);
+            }
             "anon_inode:[io_uring]" => self.wakers.push(Waker::IoUring),
             path if path.starts_with('/') => {
                 if let Some(device) = process.device(fd)? {
