@@ -57,7 +57,7 @@ struct Readers {
 
 #[derive(Default)]
 struct Pool {
-    idle: Vec<Sender<Task>>,
+    idle: Vec<Sender<ReadTask>>,
     hanging: Vec<Hanging>,
     /// Whether a process answered after its reader had given up.
     late: bool,
@@ -68,7 +68,7 @@ type Seen = Mutex<Vec<Option<Observed>>>;
 
 /// Processes to read. They are not answered one by one, because each answer wakes a thread, which costs
 /// more than the reading.
-struct Task {
+struct ReadTask {
     pids: Vec<Pid>,
     seen: Weak<Seen>,
     /// Dropped at the end of the task.
@@ -78,7 +78,7 @@ struct Task {
 
 struct Hanging {
     pid: Pid,
-    thread: Sender<Task>,
+    thread: Sender<ReadTask>,
     task: Weak<()>,
 }
 
@@ -175,7 +175,7 @@ impl Readers {
     /// Reads processes on one thread. Returns how many were read before one that hangs.
     fn read(
         &self,
-        thread: Sender<Task>,
+        thread: Sender<ReadTask>,
         pids: &[Pid],
         end: Instant,
         out: &mut Vec<Observed>,
@@ -185,7 +185,8 @@ impl Readers {
         let task = Arc::downgrade(&under_way);
         let (all, shared) = (pids.to_vec(), Arc::downgrade(&seen));
         // If the thread is gone, the task is dropped, and its sender with it.
-        let _ = thread.send(Task { pids: all, seen: shared, _done: done, _under_way: under_way });
+        let _ =
+            thread.send(ReadTask { pids: all, seen: shared, _done: done, _under_way: under_way });
         let mut read = 0;
         loop {
             let left = end.saturating_duration_since(Instant::now());
@@ -240,8 +241,8 @@ fn never(_: Pid) -> Option<Observed> {
 }
 
 /// Starts a thread that reads until the pool is dropped.
-fn reading_thread(read: Read) -> io::Result<Sender<Task>> {
-    let (sender, tasks) = mpsc::channel::<Task>();
+fn reading_thread(read: Read) -> io::Result<Sender<ReadTask>> {
+    let (sender, tasks) = mpsc::channel::<ReadTask>();
     thread::Builder::new().name("observer".to_owned()).spawn(move || {
         for task in tasks {
             for pid in &task.pids {

@@ -46,7 +46,7 @@ type Begin = Box<dyn FnOnce() -> io::Result<Look> + Send>;
 #[derive(Clone)]
 pub struct LookThread {
     waiting: LooksUnderWay,
-    queue: Arc<Queue>,
+    queue: Arc<LookQueue>,
 }
 
 /// The looks that are under way, and those who wait for them.
@@ -61,14 +61,14 @@ struct LookAskers {
 
 /// The work of the threads. They live as long as the program.
 #[derive(Default)]
-struct Queue {
-    work: Mutex<Work>,
+struct LookQueue {
+    work: Mutex<LooksWanted>,
     /// There may be something to do.
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct Work {
+struct LooksWanted {
     new: VecDeque<(CgroupId, Begin)>,
     begun: VecDeque<(CgroupId, Box<Look>)>,
     /// The present turn of each thread.
@@ -84,7 +84,7 @@ struct Turn {
 }
 
 /// One turn of a look.
-enum Task {
+enum LookTurn {
     Begin(CgroupId, Begin),
     GoOn(CgroupId, Box<Look>),
 }
@@ -198,19 +198,19 @@ fn tell(askers: Vec<Done>, found: &io::Result<LookFound>) {
     }
 }
 
-impl Queue {
-    fn lock(&self) -> MutexGuard<'_, Work> {
+impl LookQueue {
+    fn lock(&self) -> MutexGuard<'_, LooksWanted> {
         // Nothing is left half done in it.
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for something to do on this thread.
-    fn next(self: &Arc<Self>, thread: usize, waiting: &LooksUnderWay) -> Task {
+    fn next(self: &Arc<Self>, thread: usize, waiting: &LooksUnderWay) -> LookTurn {
         let mut work = self.lock();
         loop {
             let now = Instant::now();
             if let Some(task) = work.take(now) {
-                let is_new = matches!(task, Task::Begin(..));
+                let is_new = matches!(task, LookTurn::Begin(..));
                 work.threads[thread] = Some(Turn { is_new, began: now });
                 if work.threads.iter().all(Option::is_some) {
                     work.add_spare(self, waiting);
@@ -237,8 +237,8 @@ impl Queue {
     }
 }
 
-impl Work {
-    fn take(&mut self, now: Instant) -> Option<Task> {
+impl LooksWanted {
+    fn take(&mut self, now: Instant) -> Option<LookTurn> {
         let at_work = |is_new| {
             let counts = |turn: &&Turn| {
                 turn.is_new == is_new && now.saturating_duration_since(turn.began) <= PATIENCE
@@ -249,14 +249,14 @@ impl Work {
         if begin < BEGIN_AT_ONCE
             && let Some((id, begin)) = self.new.pop_front()
         {
-            return Some(Task::Begin(id, begin));
+            return Some(LookTurn::Begin(id, begin));
         }
         let (id, look) = self.begun.pop_front_if(|_| go_on < GO_ON_AT_ONCE)?;
-        Some(Task::GoOn(id, look))
+        Some(LookTurn::GoOn(id, look))
     }
 
     /// Adds a thread for the time when all others hang.
-    fn add_spare(&mut self, queue: &Arc<Queue>, waiting: &LooksUnderWay) {
+    fn add_spare(&mut self, queue: &Arc<LookQueue>, waiting: &LooksUnderWay) {
         if self.threads.len() >= MOST {
             return;
         }
@@ -268,7 +268,11 @@ impl Work {
     }
 }
 
-fn add_thread(work: &mut Work, queue: &Arc<Queue>, waiting: &LooksUnderWay) -> io::Result<()> {
+fn add_thread(
+    work: &mut LooksWanted,
+    queue: &Arc<LookQueue>,
+    waiting: &LooksUnderWay,
+) -> io::Result<()> {
     let (number, queue, waiting) = (work.threads.len(), queue.clone(), waiting.clone());
     let serve = move || {
         loop {
@@ -283,14 +287,14 @@ fn add_thread(work: &mut Work, queue: &Arc<Queue>, waiting: &LooksUnderWay) -> i
 }
 
 /// Looks for a while. Returns the look if it is not over then.
-fn take_turn(task: Task, waiting: &LooksUnderWay) -> Option<(CgroupId, Box<Look>)> {
-    let (Task::Begin(id, _) | Task::GoOn(id, _)) = task;
+fn take_turn(task: LookTurn, waiting: &LooksUnderWay) -> Option<(CgroupId, Box<Look>)> {
+    let (LookTurn::Begin(id, _) | LookTurn::GoOn(id, _)) = task;
     let end = Instant::now() + SLICE;
     // A panic must not end the thread, and those who wait must be answered.
     let went_on = catch_unwind(AssertUnwindSafe(|| {
         let mut look = match task {
-            Task::Begin(_, begin) => Box::new(begin()?),
-            Task::GoOn(_, look) => look,
+            LookTurn::Begin(_, begin) => Box::new(begin()?),
+            LookTurn::GoOn(_, look) => look,
         };
         Ok((look.go_on(&|| Instant::now() < end)?, look))
     }));
