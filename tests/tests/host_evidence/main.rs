@@ -79,7 +79,7 @@ fn a_pair_of_sockets_within_a_server_is_inside() {
 fn a_socket_as_stderr_gives_no_work_unless_somebody_waits_for_it() {
     let reads = "use Socket; sysread(STDERR, my $x, 1)";
     // It may be in the place of stdout, too.
-    let moves = "exec 6<&0 7>&1 0</dev/null 1>&2; read line <&6";
+    let moves = "read go; exec 6<&0 7>&1 0</dev/null 1>&2; read line <&6";
     for (words, expected) in
         [(&["cat"][..], None), (&["sh", "-c", moves], None), (&["perl", "-e", reads], Some(2))]
     {
@@ -88,6 +88,10 @@ fn a_socket_as_stderr_gives_no_work_unless_somebody_waits_for_it() {
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).stdin(end(0)).stdout(end(1)).stderr(end(2));
         let server = Server::spawn(command);
+        if words[0] == "sh" {
+            // Its stdio was read before it moves it.
+            (&pairs[0].0).write_all(b"go\n").unwrap();
+        }
         server.await_verdict(words[0], |verdict| match (verdict, expected) {
             (None, None) => true,
             (Some(AtWork::Thread { wait: Wait::Read(fd), .. }), Some(expected)) => fd == expected,
