@@ -14,12 +14,12 @@ use mcp_guard_core::{
     trace::{EndOfTrace, TraceEvent, parse},
 };
 use mcp_guard_tests::{
-    agent::Agent,
+    agent::{Agent, DEADLINE},
     cgroup::FixtureCgroup,
     leak::{Leak, LeakPolicy, observing},
     recording::{Decided, Recording},
     sleeper::Sleeper,
-    workload,
+    wait, workload,
 };
 use rustix::process::Signal;
 
@@ -48,6 +48,10 @@ fn a_recorded_leak_is_judged_again_as_it_was_live() {
                 matches!(record, Record::Outcome { .. }).then_some(())
             })
             .unwrap();
+        // The agent sends what it has recorded once a second or so, and the end comes between two parts.
+        let totals = || recording.text().matches("\"totals\"").count();
+        let (before, more) = (totals(), 2);
+        assert!(wait::until(DEADLINE, || Ok(totals() >= before + more)).unwrap(), "no more parts");
         recording.signal(Signal::INT).unwrap();
         let (code, said) = recording.ended(&mut agent).unwrap();
         assert!(code == Some(0) && said.contains(": stopped"), "{said}");
