@@ -113,7 +113,7 @@ struct Spared {
     reason: &'static str,
 }
 
-const SPARED: [Spared; 19] = [
+const SPARED: [Spared; 18] = [
     Spared {
         images: &["trixie", "bookworm"],
         tests: &["host_agent::a_log_on_a_file_system_with_a_server"],
@@ -150,12 +150,6 @@ const SPARED: [Spared; 19] = [
         tests: &["host_", "guest_unit"],
         up_to: Extent::Quick,
         reason: "little in it depends on the guest: cargo xtask test and --full run it here",
-    },
-    Spared {
-        images: &["trixie"],
-        tests: &["guest_herd::a_container_of_podman"],
-        up_to: Extent::Quick,
-        reason: "the docker tier has the same with Docker: cargo xtask test and --full run it here",
     },
     Spared {
         images: &["trixie"],
