@@ -45,6 +45,11 @@ impl ReapUnderWay {
         &self.subject
     }
 
+    /// Has no more servers ended. One that has got SIGTERM is not killed.
+    fn give_up(&self) {
+        self.is_given_up.store(true, Ordering::Relaxed);
+    }
+
     fn record(&self, servers: Vec<ReapedServer>, outcome: Option<Outcome>, detail: &str) -> Record {
         Record::Reap {
             incident: self.order.incident.clone(),
@@ -161,7 +166,7 @@ impl Executor {
 
     /// Ends an order whose thread hangs. Nobody knows how far it got.
     pub(super) fn lose_reap(&mut self, under_way: ReapUnderWay, why: &str) {
-        under_way.is_given_up.store(true, Ordering::Relaxed);
+        under_way.give_up();
         let servers = under_way.servers.clone();
         self.finish_reap(under_way, servers, Outcome::Failed, why);
     }
@@ -177,11 +182,11 @@ impl Executor {
         }
     }
 
-    /// Ends no more servers for this order. One that has got SIGTERM is not killed.
+    /// Ends no more servers for this order.
     pub(super) fn give_up_reap(&mut self, reap: Ticket) {
         self.abandon_check_of(reap);
         if let Some(UnderWay::Reap(under_way)) = self.under_way.get(&reap) {
-            under_way.is_given_up.store(true, Ordering::Relaxed);
+            under_way.give_up();
         }
     }
 
@@ -189,7 +194,7 @@ impl Executor {
     pub fn give_up_reaps(&mut self) {
         for one in self.under_way.values() {
             if let UnderWay::Reap(under_way) = one {
-                under_way.is_given_up.store(true, Ordering::Relaxed);
+                under_way.give_up();
             }
         }
     }

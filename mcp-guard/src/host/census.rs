@@ -15,7 +15,7 @@ use mcp_guard_core::{
 
 use super::{
     observer::Observer,
-    proc,
+    proc::{self, membership::is_inside},
     process::{self, OpenProcess},
 };
 
@@ -165,8 +165,7 @@ impl Census {
 }
 
 fn is_in(path: &str, cgroup: &str) -> bool {
-    let cgroup = cgroup.trim_end_matches('/');
-    path.strip_prefix(cgroup).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    is_inside(Some(path.as_bytes()), cgroup.trim_end_matches('/').as_bytes())
 }
 
 fn row(pid: Pid, v1: bool) -> Option<Row> {

@@ -121,7 +121,7 @@ pub enum Waker {
     NamedPipe,
     /// The end of another process (pidfd). A launcher waits like this for the server that it has started.
     Process,
-    /// Something of which it is not known who can wake the process by it, such as a device or a message queue.
+    /// A descriptor that others may use to wake the process, such as a device or a message queue.
     Unknown,
 }
 

@@ -1,5 +1,5 @@
-//! The threads that end servers. An order takes some seconds, and a hostile server may hold its thread up for ever. A
-//! guard has one order of a detector at a time, so it holds up one thread.
+//! The threads that end servers. An order takes some seconds, and a hostile server may hold its thread up for ever. An
+//! order that hangs is reported as failed after a while, and its thread is lost until the server lets it go.
 
 use std::{
     io,
@@ -40,7 +40,7 @@ impl ReapThreads {
         let works = is_busy.clone();
         let work = move || {
             for job in wanted {
-                // The order of a job that panics stays under way, and its guard gives no other.
+                // Its order is reported as failed when its time is over.
                 if catch_unwind(AssertUnwindSafe(job)).is_err() {
                     tracing::error!("a thread that ends servers panicked");
                 }
@@ -58,7 +58,7 @@ impl ReapThreads {
     /// There is none, and why there cannot be another one.
     pub fn begin(&mut self, job: impl FnOnce() + Send + 'static) -> Result<(), String> {
         let free = |one: &&ReapThread| !one.is_busy.load(Ordering::Acquire);
-        if self.0.iter().find(free).is_none() {
+        if !self.0.iter().any(|one| free(&one)) {
             if self.0.len() >= MOST {
                 return Err(format!("all {MOST} threads that end servers are busy"));
             }

@@ -30,6 +30,7 @@ use rustix::{
 
 use crate::host::{
     evidence::{Freezers, survey},
+    proc::membership::is_inside,
     process::{self, OpenProcess, is_gone},
 };
 
@@ -378,12 +379,8 @@ impl Handle {
 
     /// Refuses a process that was moved to another cgroup.
     fn is_inside(&self, cgroup: &str) -> Result<(), Spared> {
-        let is_below = |path: &[u8]| {
-            let rest = path.strip_prefix(cgroup.as_bytes());
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
-        };
         match self.process.membership() {
-            Ok(membership) if membership.unified().is_some_and(is_below) => Ok(()),
+            Ok(places) if is_inside(places.unified(), cgroup.as_bytes()) => Ok(()),
             Err(error) if is_gone(&error) => Ok(()),
             Ok(_) => Err(format!("process {} has left the container's cgroup", self.pid)),
             Err(error) => Err(format!("the cgroup of process {} is not known: {error}", self.pid)),

@@ -103,7 +103,7 @@ impl Descriptors {
                 gathered.harmless.insert(fd);
                 self.wakers.push(Waker::Files);
             }
-            // Runtimes have one by which their threads wake each other. Another process may have one only if it was
+            // The threads of a runtime wake each other through one. Another process can share it only if it was
             // inherited through an exec, or passed on.
             "anon_inode:[eventfd]" if fdinfo::is_closed_on_exec(&budget.fdinfo(process, fd)?) => {
                 gathered.harmless.insert(fd);

@@ -11,7 +11,7 @@ use rustix::fs::{CWD, Mode, OFlags, fstat, openat};
 use crate::host::{
     cgroup::{Dir, MAX_PROCS, SharedPids, path_in_tree},
     clock,
-    proc::membership::Membership,
+    proc::membership::{Membership, is_inside},
     process::{self, OpenProcess},
 };
 
@@ -117,11 +117,6 @@ impl SharingLook {
     fn is_hit(&self, places: &Membership) -> bool {
         is_inside(places.v1_pids(), &self.limited) && !is_inside(places.unified(), &self.own)
     }
-}
-
-fn is_inside(path: Option<&[u8]>, cgroup: &[u8]) -> bool {
-    let below = path.and_then(|path| path.strip_prefix(cgroup));
-    matches!(below, Some([] | [b'/', ..]))
 }
 
 #[cfg(test)]

@@ -56,6 +56,13 @@ impl Membership {
     }
 }
 
+/// Whether the path of a process is that of a cgroup, or below it.
+#[must_use]
+pub fn is_inside(path: Option<&[u8]>, cgroup: &[u8]) -> bool {
+    let below = path.and_then(|path| path.strip_prefix(cgroup));
+    matches!(below, Some([] | [b'/', ..]))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

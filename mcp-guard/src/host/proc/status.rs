@@ -65,18 +65,21 @@ pub fn context_switches(status: &[u8]) -> Option<u64> {
 /// Whether it is the first process of a pid namespace directly below ours.
 #[must_use]
 pub fn is_init_below(status: &[u8]) -> bool {
-    let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"NSpid:"));
-    let line = line.and_then(|line| std::str::from_utf8(line).ok()).unwrap_or_default();
-    let pids: Vec<&str> = line.split_whitespace().take(3).collect();
+    let pids: Vec<&str> = pids(status).take(3).collect();
     matches!(pids[..], [_, "1"])
 }
 
 /// Whether it is the first process of its pid namespace.
 #[must_use]
 pub fn is_first_of_its_namespace(status: &[u8]) -> bool {
+    pids(status).next_back() == Some("1")
+}
+
+/// Returns its pids, in our pid namespace first, in its own last.
+fn pids(status: &[u8]) -> impl DoubleEndedIterator<Item = &str> {
     let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"NSpid:"));
     let line = line.and_then(|line| std::str::from_utf8(line).ok()).unwrap_or_default();
-    line.split_whitespace().next_back() == Some("1")
+    line.split_whitespace()
 }
 
 #[cfg(test)]
