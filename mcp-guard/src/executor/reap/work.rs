@@ -407,6 +407,7 @@ impl ExecutedProgram {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
     use std::process::{Child, Command, Stdio};
 
     use super::*;
@@ -420,10 +421,13 @@ mod tests {
     #[test]
     fn a_process_is_known_by_its_cgroup_and_its_program() {
         let mut child = Command::new("sh")
-            .args(["-c", "read a; exec sleep 600"])
+            .args(["-c", "echo ready; read a; exec sleep 600"])
             .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             .spawn()
             .unwrap();
+        // `spawn` may return in the middle of the exec, when the process has no stack yet.
+        child.stdout.take().unwrap().read_exact(&mut [0; 6]).unwrap();
         let handle = open(&child);
         let membership = handle.process.membership().unwrap();
         let own = String::from_utf8(membership.unified().unwrap().to_vec()).unwrap();
@@ -433,7 +437,8 @@ mod tests {
         assert_eq!(ExecutedProgram::of(&handle.process).unwrap(), handle.program);
         drop(child.stdin.take());
         let deadline = Instant::now() + Duration::from_secs(60);
-        while ExecutedProgram::of(&handle.process).unwrap() == handle.program {
+        // In the middle of its exec, the program cannot be read.
+        while ExecutedProgram::of(&handle.process).ok().is_none_or(|now| now == handle.program) {
             assert!(Instant::now() < deadline, "its exec does not show");
             thread::sleep(STEP);
         }
