@@ -39,11 +39,11 @@ pub struct Arguments {
     /// End only servers of this identity, as status shows it.
     #[arg(long, value_name = "IDENTITY")]
     server: Option<String>,
-    /// End also servers whose client can reach them, if they have done nothing for this long and are quiescent. Their
+    /// Also end servers whose client can reach them, if they have done nothing for this long and are quiescent. Their
     /// client loses them.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, requires = "server")]
     idle: Option<Duration>,
-    /// How many of the newest servers --idle leaves.
+    /// How many of the newest connected servers --idle leaves running.
     #[arg(long, value_name = "NUMBER", default_value_t = 1, requires = "idle")]
     keep: usize,
     /// Run every check, but end nothing.

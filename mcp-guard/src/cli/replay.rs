@@ -31,7 +31,7 @@ pub struct Arguments {
     /// Policy file to test. Each mode in it is ignored; the mode of the recording counts, else enforce.
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
-    /// Show what a new policy would decide in another way than an old one.
+    /// Show what a new policy would decide differently from an old one.
     #[arg(long, num_args = 2, value_names = ["OLD", "NEW"], conflicts_with = "policy")]
     compare: Option<Vec<PathBuf>>,
     /// Show for each warning and action the numbers that led to it.
@@ -106,7 +106,7 @@ fn replayed(arguments: &Arguments) -> Result<String, Failure> {
     Ok(text)
 }
 
-/// Says what the new one of two policies decides in another way.
+/// Says what the new one of two policies decides differently.
 fn compared(arguments: &Arguments, policies: &[PathBuf]) -> Result<String, Failure> {
     let policies = policies.iter().map(|file| read_policy(file)).collect::<Result<Vec<_>, _>>()?;
     let compare = |file: &PathBuf| {

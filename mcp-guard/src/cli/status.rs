@@ -16,7 +16,7 @@ use crate::{
 pub struct Arguments {
     /// Show only this guard: container name, id or id prefix; docker:NAME, unit:NAME, cgroup:/path or pid:N.
     target: Option<String>,
-    /// List single servers: their age, how long they did nothing, their client, and whether it can still reach
+    /// List single servers: their age, how long they have done nothing, their client, and whether it can still reach
     /// them.
     #[arg(long)]
     servers: bool,

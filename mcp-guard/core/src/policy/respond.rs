@@ -28,7 +28,7 @@ pub struct Respond {
     #[serde(with = "DurationText")]
     pub cool_down: Duration,
     /// The strongest response to a single server: `record` or `reap`. With `reap`, detector O ends servers that
-    /// nobody can reach. `highest` does not bound it.
+    /// nobody can reach. `highest` does not apply to this.
     pub servers: ServerResponse,
 }
 

@@ -91,8 +91,8 @@ impl Default for Burst {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Growth {
-    /// The detector warns if this many more servers of one identity are alive than before the growth, and that growth
-    /// was steady and has lasted at least ten minutes.
+    /// The detector warns if this many more servers of one identity are alive than the highest number in the two weeks
+    /// before the growth began, and if the growth is steady and has lasted at least ten minutes.
     pub warn: usize,
     /// The number of servers, counted as for `warn`, at which the detector acts.
     pub act: usize,
@@ -136,25 +136,27 @@ impl Default for CrashLoop {
     }
 }
 
-/// O: servers that stay although nobody can write to them any more. It ends those that are certainly MCP servers and
-/// do nothing, if `respond.servers` is `reap`.
+/// O: servers that stay although nobody can write to them any more. It only warns, unless `respond.servers` is `reap`.
+/// Then it also ends those that do nothing, if they are MCP servers by the name of their package, or if `servers`
+/// names them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Disconnected {
-    /// The detector warns about a server of a package or an image if it is disconnected and does nothing for this
-    /// long.
+    /// The detector warns about a server of a package or an image if it has been disconnected and idle for this long.
     #[serde(with = "DurationText")]
     pub age: Duration,
-    /// The time in all other cases: the server is neither of a package nor of an image, or it does something, or
-    /// somebody can still read from it.
+    /// The detector warns after this time in all other cases: the server is neither of a package nor of an image, or
+    /// it does something, or somebody can still read from it.
     #[serde(with = "DurationText")]
     pub other_age: Duration,
-    /// The detector ends a server that is disconnected and does nothing for this long, if the name of its
-    /// package has the word `mcp` or `modelcontextprotocol` in it, or if `servers` names it; at least 30s. See `respond.servers`.
+    /// The detector ends a server that has been disconnected and idle for this long, at least 30s. It does so only if
+    /// the name of the server's package has the word `mcp` or `modelcontextprotocol` in it, or if `servers` names the
+    /// server. See `respond.servers`.
     #[serde(with = "DurationText")]
     pub act_age: Duration,
-    /// Identities of servers to which `age` applies instead of `other_age`, and which the detector may end, with `*` and `?` as in the `name` of a `[[guard]]` rule. Images cannot be ended.
+    /// Identities of servers to which `age` applies instead of `other_age`, and which the detector may end. `*` and `?`
+    /// work as in the `name` of a `[[guard]]` rule. The detector never ends a server of an image.
     pub servers: Vec<Pattern>,
 }
 
@@ -180,7 +182,7 @@ impl Default for Disconnected {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Burning {
-    /// How long a server must have used that much.
+    /// How long a disconnected server must have used at least half of a CPU.
     #[serde(with = "DurationText")]
     pub age: Duration,
 }
@@ -198,7 +200,7 @@ impl Default for Burning {
 pub struct Herd {
     /// How many containers of one image, or with one label `docker-mcp-name` or `toolhive-name`, must have lost their clients.
     pub warn: usize,
-    /// How long the stdin of a container must have ended.
+    /// How long ago the stdin of each container must have ended, at least.
     #[serde(with = "DurationText")]
     pub age: Duration,
 }

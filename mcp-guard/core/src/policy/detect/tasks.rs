@@ -111,9 +111,11 @@ impl Default for Headroom {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Zombies {
-    /// How many there must be, in two counts in a row. The time between two counts is `[evidence] every`.
+    /// The number of zombies, in each of two counts in a row, at which the detector warns. The time between two
+    /// counts is `[evidence] every`.
     pub warn: u64,
-    /// Zombies that fill this percentage of the limit are enough too, if they are at least 5.
+    /// The detector also warns at fewer zombies than `warn`, if they are at least 5 and fill this percentage of the
+    /// limit.
     pub warn_percent: u64,
 }
 
