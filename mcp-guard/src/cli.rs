@@ -38,6 +38,7 @@ use crate::{
     control::lock::DEFAULT_RUN_DIR,
     engine::{DEFAULT_SOCKET, DEFAULT_TIMEOUT, Engines},
     requests::DEFAULT_STATE_DIR,
+    warden,
 };
 
 /// Finds, explains and contains process leaks of MCP servers in containers.
@@ -175,6 +176,9 @@ enum Verb {
     Record(record::Arguments),
     /// Show what the detectors decide about a recorded workload; changes nothing on this host.
     Replay(replay::Arguments),
+    /// Wake suspended servers. The agent starts it, and its stdin is the agent's socket.
+    #[command(hide = true)]
+    Warden,
 }
 
 /// Parses the command line, runs the verb, and turns its result into an exit code.
@@ -226,6 +230,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Verb::Demo => demo::demo(),
         Verb::Record(arguments) => record::record(&host, &arguments),
         Verb::Replay(arguments) => replay::replay(&arguments),
+        Verb::Warden => warden::process::run().map(|()| Exit::Done).map_err(Failure::could_not),
     }
 }
 

@@ -8,11 +8,12 @@
 //! control   the local socket (Varlink), the lock   render    all output for people
 //! snapshot  the facts that a diagnosis reads       owner     writes through the owner of a limit
 //! requests  limits that no owner keeps yet         guards    the table of guards
+//! warden    the process that wakes suspended servers
 //! policy_files  reads the policy from its files
 //! ```
 //!
-//! `host`, `control`, `requests` and `policy_files` use no other module of this crate; `audit` uses only the clock of `host`,
-//! and `engine` only its cgroups.
+//! `host`, `control`, `requests`, `policy_files` and `warden` use no other module of this crate; `audit` uses only the
+//! clock of `host`, and `engine` only its cgroups.
 
 pub mod agent;
 pub mod audit;
@@ -27,3 +28,4 @@ pub mod policy_files;
 pub mod render;
 pub mod requests;
 pub mod snapshot;
+pub mod warden;

@@ -9,7 +9,7 @@ use crate::{
 
 /// Each top-level module of `mcp-guard/src`, and the other modules that its files use: a module with all
 /// modules below it, or a single submodule. A row lists only modules that are used, so the table stays exact.
-const MAY_USE: [(&str, &[&str]); 13] = [
+const MAY_USE: [(&str, &[&str]); 14] = [
     (
         "agent",
         &[
@@ -39,6 +39,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
             "render",
             "requests",
             "snapshot",
+            "warden",
         ],
     ),
     ("control", &["host::proc::fdinfo"]),
@@ -51,6 +52,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
     ("render", &["control::wire"]),
     ("requests", &[]),
     ("snapshot", &["engine", "host", "requests"]),
+    ("warden", &[]),
 ];
 
 #[test]
