@@ -377,7 +377,7 @@ impl Agent {
     /// holds are released in a moment.
     async fn last_answers(&mut self) {
         self.executor.abandon_all_checks();
-        self.executor.give_up_reaps();
+        self.executor.give_up_servers();
         // An owner that hangs must not keep a cgroup frozen. The kernel's answers have their own time limit.
         let owners = async {
             while self.executor.awaits_owners() {
@@ -392,7 +392,7 @@ impl Agent {
             }
         };
         let _ = tokio::time::timeout(2 * LAST_WORD, kernel).await;
-        self.executor.lose_reaps();
+        self.executor.lose_servers();
     }
 
     /// Asks the engines which containers are paused, if we hold one. Their events may still be on the
@@ -412,6 +412,7 @@ impl Agent {
     async fn stop(&mut self, reason: String) {
         tracing::info!(reason, "stopping");
         self.notify.stopping(&reason);
+        self.executor.resume_all();
         let paused = self.refresh_pauses().await;
         let mut effects = Vec::new();
         self.core.release_all(End::Shutdown, &mut effects);

@@ -6,6 +6,7 @@ mod doctor;
 mod exit;
 mod explain;
 mod hands;
+mod listed;
 mod out;
 mod policy;
 mod reap;
@@ -17,6 +18,7 @@ mod replay;
 mod resolve;
 mod run;
 mod status;
+mod suspend;
 
 use std::{
     io::IsTerminal as _,
@@ -151,6 +153,10 @@ enum Verb {
         #[arg(long, value_name = "PID")]
         despite: Option<u32>,
     },
+    /// Freeze single servers that wait for their client and for nothing else. They wake when it asks them.
+    Suspend(suspend::Arguments),
+    /// Let suspended servers run again.
+    Resume(suspend::ResumeArguments),
     /// End single servers that no client can reach, or that have been idle for long.
     Reap(reap::Arguments),
     /// Explain, with evidence, why a process limit is not in force, and how to fix it.
@@ -221,6 +227,8 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Verb::Kill { target, dry_run, despite } => {
             hands::kill(&host, &target, How { dry_run, despite })
         }
+        Verb::Suspend(arguments) => suspend::suspend(&host, &arguments),
+        Verb::Resume(arguments) => suspend::resume(&host, &arguments),
         Verb::Reap(arguments) => reap::reap(&host, &arguments),
         Verb::Diagnose(arguments) => diagnose::diagnose(&host, &arguments),
         Verb::Repair(arguments) => repair::repair(&host, &arguments),

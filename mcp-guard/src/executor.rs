@@ -10,8 +10,8 @@ mod confirm;
 mod contain;
 mod hold;
 mod limit;
-mod reap;
 pub mod reconcile;
+mod servers;
 mod steps;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -22,7 +22,7 @@ use mcp_guard_core::{
     effect::{Action, Order, Remark, Settled},
     id::{GuardId, Incident, Ticket},
     incident::Outcome,
-    reap::ReapedServer,
+    server_order::{OrderedServer, ServerAct},
 };
 use tokio::sync::mpsc;
 
@@ -33,7 +33,7 @@ use self::{
     check::{AfterCheck, FactsFound, UnderCheck},
     confirm::{Awaited, KernelAnswer},
     limit::LimitWrite,
-    reap::{ReapThreads, ReapUnderWay},
+    servers::{Asleep, Back, ServerThreads, ServersUnderWay, Sleeping},
     steps::Holder,
 };
 use crate::{
@@ -45,6 +45,7 @@ use crate::{
         layout::{self, Layout},
     },
     owner,
+    warden::client::WardenEvent,
 };
 
 /// An order that waits for an answer.
@@ -53,8 +54,8 @@ enum UnderWay {
     Check(UnderCheck),
     /// The kernel confirms a freeze or a kill.
     Kernel(Awaited),
-    /// Servers are being ended.
-    Reap(ReapUnderWay),
+    /// Servers are being suspended or ended.
+    Servers(ServersUnderWay),
     /// The owner of a limit writes it.
     Owner(LimitWrite),
     /// The owner may still write it, but the order is settled: nobody waits any more.
@@ -66,7 +67,7 @@ impl UnderWay {
         match self {
             Self::Check(checked) => checked.subject(),
             Self::Kernel(awaited) => awaited.subject(),
-            Self::Reap(under_way) => under_way.subject(),
+            Self::Servers(under_way) => under_way.subject(),
             Self::Owner(announced) | Self::GivenUp(announced) => announced.subject(),
         }
     }
@@ -75,10 +76,16 @@ impl UnderWay {
 /// The answer to an order that was under way.
 enum LateAnswer {
     Look(FactsFound),
-    Kernel { answer: KernelAnswer, at: Time },
+    Kernel {
+        answer: KernelAnswer,
+        at: Time,
+    },
     Owner(owner::OwnerAnswer),
-    Reap(Vec<ReapedServer>),
-    ReapHangs,
+    Servers(Vec<OrderedServer>, Vec<Sleeping>),
+    ServersHang,
+    /// Suspended servers run again.
+    Back(Back),
+    Warden(WardenEvent),
 }
 
 pub struct Executor {
@@ -87,12 +94,14 @@ pub struct Executor {
     engines: Engines,
     holder: Holder,
     looks: Option<LookThread>,
-    reapers: Option<ReapThreads>,
+    server_threads: Option<ServerThreads>,
+    asleep: Asleep,
     under_way: BTreeMap<Ticket, UnderWay>,
     settled: VecDeque<Settled>,
-    /// At most one answer per order under way, so the channel needs no other bound.
-    answers: mpsc::UnboundedReceiver<(Ticket, LateAnswer)>,
-    to_answers: mpsc::UnboundedSender<(Ticket, LateAnswer)>,
+    /// At most one answer per order under way and two reports per suspended server, so the channel needs no other
+    /// bound. Reports have no ticket.
+    answers: mpsc::UnboundedReceiver<(Option<Ticket>, LateAnswer)>,
+    to_answers: mpsc::UnboundedSender<(Option<Ticket>, LateAnswer)>,
 }
 
 impl Executor {
@@ -105,7 +114,8 @@ impl Executor {
             engines,
             holder: Holder::this_process(),
             looks: None,
-            reapers: None,
+            server_threads: None,
+            asleep: Asleep::new(),
             under_way: BTreeMap::new(),
             settled: VecDeque::new(),
             answers,
@@ -150,8 +160,14 @@ impl Executor {
                 self.check(order, held, AfterCheck::WriteLimit(write, over, reason));
             }
             Action::GiveUpLimit { write } => self.give_up_limit(write),
-            Action::Reap(wanted) => self.check(order, held, AfterCheck::Reap(wanted)),
-            Action::GiveUpReap { reap } => self.give_up_reap(reap),
+            Action::Suspend(wanted) => {
+                self.check(order, held, AfterCheck::Servers(ServerAct::Suspend, wanted));
+            }
+            Action::Reap(wanted) => {
+                self.check(order, held, AfterCheck::Servers(ServerAct::Reap, wanted));
+            }
+            Action::Resume { servers, by } => self.resume(order, servers, by),
+            Action::GiveUpServers { order } => self.give_up_servers_of(order),
             Action::LeaveLimit { write, reason, outcome, detail } => {
                 let said = (outcome, detail);
                 self.check(order, held, AfterCheck::LeaveLimit(write, reason, said));
@@ -192,7 +208,7 @@ impl Executor {
     pub fn has_orders_under_way(&self) -> bool {
         let is_unsettled = |one: &UnderWay| match one {
             UnderWay::Kernel(awaited) => awaited.is_unsettled(),
-            UnderWay::Check(_) | UnderWay::Owner(_) | UnderWay::Reap(_) => true,
+            UnderWay::Check(_) | UnderWay::Owner(_) | UnderWay::Servers(_) => true,
             UnderWay::GivenUp(_) => false,
         };
         self.under_way.values().any(is_unsettled) || !self.settled.is_empty()
@@ -206,7 +222,7 @@ impl Executor {
             // An owner that hangs must not keep a guard.
             !matches!(one, UnderWay::GivenUp(_)) && one.subject().is_same_cgroup(&held.subject)
         };
-        is_marked(held) || self.under_way.values().any(is_its)
+        is_marked(held) || self.asleep.has(&held.subject) || self.under_way.values().any(is_its)
     }
 
     /// Whether the owner of a limit has yet to answer.
@@ -227,8 +243,9 @@ impl Executor {
         }
     }
 
-    fn take_answer(&mut self, guards: &mut Guards, ticket: Ticket, answer: LateAnswer) {
-        match (self.under_way.remove(&ticket), answer) {
+    fn take_answer(&mut self, guards: &mut Guards, ticket: Option<Ticket>, answer: LateAnswer) {
+        let under_way = ticket.and_then(|ticket| self.under_way.remove(&ticket));
+        match (under_way, answer) {
             (Some(UnderWay::Kernel(awaited)), LateAnswer::Kernel { answer, at }) => {
                 self.confirm(guards, awaited, answer, at);
             }
@@ -238,12 +255,15 @@ impl Executor {
             (Some(UnderWay::GivenUp(announced)), LateAnswer::Owner(answer)) => {
                 self.note_late_limit(guards, announced, answer);
             }
-            (Some(UnderWay::Reap(under_way)), LateAnswer::Reap(servers)) => {
-                self.end_reap(under_way, servers);
+            (Some(UnderWay::Servers(under_way)), LateAnswer::Servers(servers, sleepers)) => {
+                self.end_servers(under_way, servers, sleepers);
             }
-            (Some(UnderWay::Reap(under_way)), LateAnswer::ReapHangs) => {
+            (_, LateAnswer::Servers(_, sleepers)) => self.end_late_servers(sleepers),
+            (_, LateAnswer::Warden(event)) => self.warden_says(event),
+            (_, LateAnswer::Back(back)) => self.went_back(back),
+            (Some(UnderWay::Servers(under_way)), LateAnswer::ServersHang) => {
                 let why = "a process of a server hangs; what was done to them is not known";
-                self.lose_reap(under_way, why);
+                self.lose_servers_of(under_way, why);
             }
             (Some(UnderWay::Check(checked)), LateAnswer::Look(found)) => {
                 self.end_check(guards, checked, found);
@@ -253,7 +273,7 @@ impl Executor {
                 Some(
                     UnderWay::Check(_)
                     | UnderWay::Kernel(_)
-                    | UnderWay::Reap(_)
+                    | UnderWay::Servers(_)
                     | UnderWay::Owner(_)
                     | UnderWay::GivenUp(_),
                 )

@@ -171,9 +171,13 @@ fn counts(identities: &BTreeMap<String, IdentityStatus>) -> String {
         "  live    used    idle  disconnected  orphaned   oldest   memory  starts   peak  server\n"
             .to_owned();
     for (name, one) in all {
+        let suspended = match one.suspended {
+            0 => String::new(),
+            count => format!("  ({count} suspended)"),
+        };
         let oldest = one.oldest_seconds.map_or_else(|| "-".to_owned(), servers::short);
         text += &format!(
-            "{:>6} {:>7} {:>7}  {:>12}  {:>8}  {oldest:>7} {:>8} {:>7} {:>6}  {name}{}\n",
+            "{:>6} {:>7} {:>7}  {:>12}  {:>8}  {oldest:>7} {:>8} {:>7} {:>6}  {name}{suspended}{}\n",
             one.live,
             known(one.used),
             known(one.idle),

@@ -7,6 +7,7 @@ pub mod cpu_quota;
 pub mod dead_mount;
 pub mod diagnose;
 pub mod docker;
+pub mod echo;
 pub mod fact;
 pub mod fake_engine;
 pub mod flags;

@@ -19,6 +19,7 @@ use mcp_guard::control::lock;
 use mcp_guard_core::{audit::Record, policy::Mode};
 use mcp_guard_tests::{
     cgroup::FixtureCgroup,
+    echo::Echo,
     holds::Holds,
     leak::{Leak, LeakPolicy, observing},
     sleeper::Sleeper,
@@ -255,6 +256,38 @@ fn a_panicking_agent_releases_its_holds_and_is_restarted() {
     victim.assert_free();
     unit.await_state("restarted", |state| state.active == "active").unwrap();
     assert_eq!(story(&unit), ["start", "Shutdown Done", "stop: panic", "start"]);
+}
+
+/// The sandbox of the unit lets the agent start the warden, and the warden wake servers.
+#[test]
+fn the_unit_suspends_servers_and_they_wake_although_it_is_killed() {
+    let cgroup = FixtureCgroup::new("unit-suspend").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let policy = format!("[evidence]\nevery = \"1s\"\n{}", observing(&cgroup));
+    let unit = Unit::start(&policy, &[]).unwrap();
+    let mut servers = [(); 2].map(|()| Echo::start(&cgroup, folder.path()).unwrap());
+    let target = format!("cgroup:{}", cgroup.path());
+    let suspend = || {
+        unit.wait_until("the servers are suspended", |unit| {
+            unit.cli(&["suspend", &target, "--idle", "1s", "--keep", "0"])?;
+            Ok(cgroup.procs()?.is_empty())
+        })
+        .unwrap();
+    };
+    suspend();
+    for server in &mut servers {
+        server.ask().unwrap();
+    }
+    let are_back = || Ok(servers.iter().all(|one| one.is_in(&cgroup).unwrap()));
+    unit.wait_until("they are back", |_| are_back()).unwrap();
+    suspend();
+    unit.signal(Signal::KILL).unwrap();
+    for server in &mut servers {
+        server.ask().unwrap();
+        assert!(server.is_in(&cgroup).unwrap());
+    }
+    unit.await_state("restarted", |state| state.active == "active").unwrap();
+    assert_eq!(story(&unit).last().map(String::as_str), Some("start"));
 }
 
 const WATCHDOG: &str = "WatchdogSec=3s\n";

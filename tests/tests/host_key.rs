@@ -171,6 +171,7 @@ fn a_limit_that_could_not_be_raised_does_not_wait_for_its_deadline() {
         wrote: Some("1".to_owned()),
         before: None,
         freeze: Some(BesideFreeze::default()),
+        of_a_server: false,
     };
     mark::write(fs::File::open(cgroup.pids_dir()).unwrap(), Hold::Clamp, &mark).unwrap();
     let is_raised = || Ok(Holds::of(&cgroup)? == Holds::nothing(FOUND));

@@ -17,7 +17,7 @@ use mcp_guard_core::{
     id::{Incident, Pid},
     incident::{Detector, Outcome},
     policy::Mode,
-    reap::{ReapResult, ReapedServer},
+    server_order::{OrderedServer, ServerResult},
     status::ServerStatus,
 };
 use mcp_guard_tests::{agent::Agent, cgroup::FixtureCgroup, wait};
@@ -135,7 +135,7 @@ struct Reap {
     mode: Mode,
     detector: Option<Detector>,
     outcome: Option<Outcome>,
-    servers: Vec<ReapedServer>,
+    servers: Vec<OrderedServer>,
 }
 
 fn reaps(agent: &Agent) -> Vec<Reap> {
@@ -150,11 +150,11 @@ fn reaps(agent: &Agent) -> Vec<Reap> {
 }
 
 /// Waits until the log says what came of each of these servers, and returns it.
-fn await_results(agent: &mut Agent, pids: &[Pid]) -> BTreeMap<Pid, ReapedServer> {
+fn await_results(agent: &mut Agent, pids: &[Pid]) -> BTreeMap<Pid, OrderedServer> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let ended = reaps(agent).into_iter().filter(|reap| reap.outcome.is_some());
-        let all: BTreeMap<Pid, ReapedServer> =
+        let all: BTreeMap<Pid, OrderedServer> =
             ended.flat_map(|reap| reap.servers).map(|one| (one.pid, one)).collect();
         if pids.iter().all(|pid| all.contains_key(pid)) {
             return all;
@@ -198,9 +198,9 @@ fn what_nobody_can_reach_is_ended_and_nothing_that_may_work_is() {
         Server::start(&cgroup, folder.path(), name, argument, client)
     };
     let mut ended = [
-        (start("named-deaf", "", Client::Gone), ReapResult::Ended),
-        (start("named-timer", "", Client::Gone), ReapResult::Ended),
-        (start("named-stubborn", "", Client::Gone), ReapResult::Killed),
+        (start("named-deaf", "", Client::Gone), ServerResult::Ended),
+        (start("named-timer", "", Client::Gone), ServerResult::Ended),
+        (start("named-stubborn", "", Client::Gone), ServerResult::Killed),
     ];
     let mut spared = [
         (start("named-parent", "", Client::Gone), "runs in it"),
@@ -217,7 +217,7 @@ fn what_nobody_can_reach_is_ended_and_nothing_that_may_work_is() {
     let pids: Vec<Pid> = servers.chain([&spared_by_mode]).map(Server::pid).collect();
     let all = await_results(&mut agent, &pids);
     let would = &all[&spared_by_mode.pid()];
-    assert!(would.end == Some(ReapResult::WouldEnd) && spared_by_mode.lives(), "{would:?}");
+    assert!(would.end == Some(ServerResult::WouldEnd) && spared_by_mode.lives(), "{would:?}");
     for (server, end) in &mut ended {
         let one = &all[&server.pid()];
         assert_eq!(one.end, Some(*end), "{one:?}");
@@ -225,7 +225,7 @@ fn what_nobody_can_reach_is_ended_and_nothing_that_may_work_is() {
     }
     for (server, why) in &mut spared {
         let one = &all[&server.pid()];
-        assert_eq!(one.end, Some(ReapResult::Spared), "{one:?}");
+        assert_eq!(one.end, Some(ServerResult::Spared), "{one:?}");
         assert!(one.detail.as_ref().unwrap().contains(*why) && server.lives(), "{one:?}");
     }
     for server in &mut left {

@@ -16,7 +16,7 @@ use std::{
 use mcp_guard_core::{
     audit::Record,
     incident::Outcome,
-    reap::{ReapResult, ReapedServer},
+    server_order::{OrderedServer, ServerResult},
 };
 use mcp_guard_tests::{agent::Agent, cgroup::FixtureCgroup, wait};
 
@@ -155,12 +155,13 @@ fn servers_that_outlive_their_client_are_ended_and_others_answer() {
                 >= 2)
         })
         .unwrap();
-    let mut ended: Vec<ReapedServer> = agent.audit().unwrap().into_iter().flat_map(ended).collect();
+    let mut ended: Vec<OrderedServer> =
+        agent.audit().unwrap().into_iter().flat_map(ended).collect();
     ended.sort_by(|a, b| a.identity.cmp(&b.identity));
     let [hang, keepalive] = &ended[..] else { panic!("{ended:?}") };
     assert_eq!((&*hang.identity, &*keepalive.identity), ("./hang-mcp", "keepalive-mcp"));
     assert!(ended.iter().all(|one| {
-        matches!(one.end, Some(ReapResult::Ended | ReapResult::Killed))
+        matches!(one.end, Some(ServerResult::Ended | ServerResult::Killed))
             && one.memory > Some(1 << 20)
     }));
     stay.iter_mut().for_each(|one| one.ask(PING));

@@ -409,8 +409,10 @@ impl Host {
             | Action::WriteLimit { .. }
             | Action::GiveUpLimit { .. }
             | Action::LeaveLimit { .. }
+            | Action::Suspend(_)
+            | Action::Resume { .. }
             | Action::Reap(_)
-            | Action::GiveUpReap { .. } => outcome,
+            | Action::GiveUpServers { .. } => outcome,
         };
         let is_fuse = matches!(&action, Action::Contain(wanted) if wanted.spares_fuse);
         let is_write = matches!(action, Action::WriteLimit { .. });

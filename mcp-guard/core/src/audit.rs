@@ -4,12 +4,12 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    id::{CgroupId, Incident},
+    id::{CgroupId, Incident, Pid},
     incident::{Cause, End, Outcome},
     policy::{Mode, Response},
-    reap::ReapedServer,
     refusal::Despite,
     repair::Write,
+    server_order::{OrderedServer, ResumedBy},
 };
 
 /// One line of the audit log.
@@ -136,9 +136,32 @@ pub enum Record {
         guard: Subject,
         mode: Mode,
         cause: Cause,
-        servers: Vec<ReapedServer>,
+        servers: Vec<OrderedServer>,
         #[serde(skip_serializing_if = "Option::is_none")]
         outcome: Option<Outcome>,
+        detail: String,
+    },
+    /// Single servers are about to be suspended or, with an `outcome`, were suspended.
+    Suspend {
+        incident: Incident,
+        guard: Subject,
+        mode: Mode,
+        cause: Cause,
+        servers: Vec<OrderedServer>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        outcome: Option<Outcome>,
+        detail: String,
+    },
+    /// A suspended server runs again. Its incident is that of the order that has suspended it.
+    Resume {
+        incident: Incident,
+        guard: Subject,
+        identity: String,
+        pid: Pid,
+        by: ResumedBy,
+        /// How long it was suspended, in milliseconds.
+        slept_ms: u64,
+        outcome: Outcome,
         detail: String,
     },
     /// The policy was read again, and applies from now on.

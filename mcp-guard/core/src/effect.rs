@@ -13,11 +13,11 @@ use crate::{
     incident::{Cause, End, Hold, Outcome},
     limit::Limit,
     policy::{Mode, Policy, Response, Terms, Workload},
-    reap::{ReapOrder, ReapRequest},
     refusal::{Despite, Refusal},
     registry::{Observed, TreeId},
     repair::Write,
     server::CommandLine,
+    server_order::{ResumedBy, ServersOrder, ServersRequest},
 };
 
 /// Something that happened, from the kernel, the engine, the executor or the operator.
@@ -206,7 +206,9 @@ pub enum OperatorRequest {
     Freeze { lease: Duration, dry_run: bool, despite: Option<Despite> },
     Thaw,
     Kill { dry_run: bool, despite: Option<Despite> },
-    Reap(ReapRequest),
+    Suspend(ServersRequest),
+    Resume(ServersRequest),
+    Reap(ServersRequest),
 }
 
 /// The limit of one cgroup, and what else is cheap to read with it.
@@ -273,7 +275,7 @@ pub enum Effect {
 /// One task for the executor. It answers each order once with [`Settled`], except those that only
 /// write a record: [`Action::Warn`], [`Action::RefusalBegins`] and [`Action::RefusalEnds`].
 /// [`Action::GiveUpLimit`] settles the write instead, which is settled again if its owner answers late, and
-/// [`Action::GiveUpReap`] has the order of that ticket end sooner.
+/// [`Action::GiveUpServers`] has the order of that ticket end sooner.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Order {
     pub ticket: Ticket,
@@ -331,11 +333,19 @@ pub enum Action {
     GiveUpLimit {
         write: Ticket,
     },
+    /// Suspend single servers. Settled with [`Remark::Suspended`], and once more with [`Remark::Resumed`] for each
+    /// server that runs again without an order.
+    Suspend(ServersOrder),
+    /// Let suspended servers run again. Settled with [`Remark::Resumed`].
+    Resume {
+        servers: Vec<TreeId>,
+        by: ResumedBy,
+    },
     /// End single servers.
-    Reap(ReapOrder),
-    /// End no more servers of the order with this ticket.
-    GiveUpReap {
-        reap: Ticket,
+    Reap(ServersOrder),
+    /// Go on with no more servers of the order with this ticket.
+    GiveUpServers {
+        order: Ticket,
     },
     /// Run all checks of a write and make both its audit records, but write nothing.
     LeaveLimit {
@@ -375,13 +385,17 @@ pub struct Settled {
 }
 
 /// A fact that the core needs beside an outcome.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Remark {
     /// The owner of a limit did not answer, and may still write it.
     MayArrive,
     /// It was not frozen, because a process there serves a FUSE file system. All who read there would wait
     /// for the thaw, also outside.
     ServesFuse,
+    /// These servers are suspended.
+    Suspended(Vec<TreeId>),
+    /// These servers, which were suspended, run again.
+    Resumed(Vec<TreeId>),
 }
 
 /// Collects the effects of one step. Each order gets its own ticket.

@@ -1,5 +1,6 @@
 //! One guarded cgroup: its state, and the decisions about it.
 
+mod attempts;
 mod contain;
 mod episodes;
 mod findings;
@@ -7,6 +8,7 @@ mod holds;
 mod limit;
 mod reaps;
 mod standing;
+mod suspends;
 mod terms;
 mod variants;
 
@@ -17,7 +19,7 @@ use std::{
 };
 
 pub use self::findings::FRESH;
-use self::{episodes::Episodes, reaps::Reaps, variants::Variants};
+use self::{attempts::Attempts, episodes::Episodes, suspends::Suspends, variants::Variants};
 use crate::{
     Time,
     detect::{
@@ -127,7 +129,8 @@ pub struct Guard {
     /// Identities for which the detectors must run although nothing has changed.
     again: BTreeSet<Arc<str>>,
     variants: Variants,
-    reaps: Reaps,
+    reaps: Attempts,
+    suspends: Suspends,
 }
 
 impl Guard {
@@ -176,7 +179,8 @@ impl Guard {
             schedule: Schedule::default(),
             again: BTreeSet::new(),
             variants: Variants::default(),
-            reaps: Reaps::default(),
+            reaps: Attempts::default(),
+            suspends: Suspends::default(),
         }
     }
 
@@ -220,6 +224,7 @@ impl Guard {
         if let Some((_, detection)) = self.tasks_wait.take_if(|(at, _)| *at <= now) {
             self.note_tasks(now, detection, policy, out);
         }
+        self.suspend(now, policy, out);
         self.reap(now, policy, out);
         self.expire(now, policy, out);
         self.soften(now, policy, out);

@@ -16,6 +16,7 @@
 //! limits     which limit applies, and when         incident   causes, outcomes and holds
 //! id         typed ids                             warnings   bounds the warnings of a guard
 //! escape     makes untrusted bytes printable    evidence   connected, quiescent: one server
+//! server_order  which servers are suspended, woken or ended
 //! trace      the format of recorded traces, and their recorder
 //! ```
 #![forbid(unsafe_code)]
@@ -35,13 +36,13 @@ pub mod limits;
 mod machine;
 pub mod policy;
 pub mod rates;
-pub mod reap;
 pub mod redact;
 pub mod refusal;
 pub mod registry;
 pub mod repair;
 pub mod replay;
 pub mod server;
+pub mod server_order;
 pub mod status;
 pub mod target;
 mod time;

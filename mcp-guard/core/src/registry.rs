@@ -23,7 +23,7 @@ use std::{
 pub use self::ages::STEPS;
 pub use self::{
     identity::{Identity, MAX_STARTS, STARTS_KEPT, TreeId},
-    servers::{FarEnd, LiveServer, Member, SoughtClient, ToLookAt},
+    servers::{FarEnd, LiveServer, Member, SoughtClient, TargetServer, ToLookAt},
 };
 use self::{
     identity::{NewServer, Remains},
@@ -155,6 +155,8 @@ struct Tree {
     is_proven: bool,
     /// The process that runs the program of this script, see [`Registry::joins_its_script`].
     program: Option<(Pid, Time)>,
+    /// Since when it is suspended.
+    asleep: Option<Time>,
 }
 
 /// A process that has left the registry.
@@ -479,6 +481,7 @@ impl Registry {
             known,
             is_proven,
             program,
+            asleep: None,
         };
         self.trees.insert(id, tree);
         self.latest = self.latest.max(seen.learned);

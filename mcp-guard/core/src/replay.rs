@@ -11,13 +11,14 @@ use serde::{Deserialize, Serialize};
 pub use crate::trace::MalformedTrace;
 use crate::{
     Core, Time,
-    effect::{Action, Effect, Input, Order, SeenLimit, Settled},
+    effect::{Action, Effect, Input, Order, Remark, SeenLimit, Settled},
     evidence::{Contact, ServerSeen},
     id::GuardId,
     incident::{Detector, Outcome},
     limit::Limit,
     policy::{Mode, Policy, Response, Terms, Workload},
     registry::{Observed, TreeId},
+    server_order::ServersOrder,
     trace::{EndOfTrace, SeenServer, TraceEvent, TraceHeader, TracedGuard, parse, unreaped},
 };
 
@@ -40,7 +41,10 @@ pub struct ReplayReport {
     pub warnings: Vec<Warning>,
     pub actions: Vec<ReplayAction>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub reaps: Vec<ReplayReap>,
+    pub reaps: Vec<ReplayServers>,
+    /// Orders to suspend servers. In a replay, each is taken to succeed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub suspends: Vec<ReplayServers>,
     /// Lines that are missing in the trace.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub lost: u64,
@@ -90,12 +94,19 @@ pub struct ReplayAction {
     pub numbers: BTreeMap<String, u64>,
 }
 
-/// An order to end single servers.
+/// An order about single servers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReplayReap {
+pub struct ReplayServers {
     pub t_ns: u64,
     /// The identity of each.
     pub servers: Vec<String>,
+}
+
+impl ReplayServers {
+    fn of(t_ns: u64, order: &ServersOrder) -> Self {
+        let servers = order.servers.iter().map(|one| one.identity.clone()).collect();
+        Self { t_ns, servers }
+    }
 }
 
 /// Replays a whole trace.
@@ -400,6 +411,7 @@ impl Run {
     /// Reports each order as done, or as what would be done, because a trace cannot react.
     fn carry_out(&mut self, order: Order) {
         let t_ns = self.now.0.saturating_sub(self.start.0);
+        let mut remark = None;
         match order.action {
             Action::Warn { cause } => {
                 if let Some(detector) = cause.detector {
@@ -417,12 +429,15 @@ impl Run {
                     self.report.actions.push(action);
                 }
             }
-            Action::Reap(reap) => {
-                let servers = reap.servers.into_iter().map(|one| one.identity).collect();
-                self.report.reaps.push(ReplayReap { t_ns, servers });
+            Action::Reap(reap) => self.report.reaps.push(ReplayServers::of(t_ns, &reap)),
+            Action::Suspend(suspend) => {
+                self.report.suspends.push(ReplayServers::of(t_ns, &suspend));
+                let ids = suspend.servers.iter().map(|one| one.server).collect();
+                remark = (self.outcome == Outcome::Done).then_some(Remark::Suspended(ids));
             }
+            Action::Resume { servers, .. } => remark = Some(Remark::Resumed(servers)),
             Action::Refuse { .. }
-            | Action::GiveUpReap { .. }
+            | Action::GiveUpServers { .. }
             | Action::Renew { .. }
             | Action::Loosen { .. }
             | Action::Release { .. }
@@ -433,7 +448,7 @@ impl Run {
         }
         let Order { ticket, guard, .. } = order;
         let (outcome, detail) = (self.outcome, String::new());
-        let settled = Settled { ticket, guard, outcome, detail, remark: None };
+        let settled = Settled { ticket, guard, outcome, detail, remark };
         self.step(Input::Settled(settled));
     }
 

@@ -93,6 +93,9 @@ pub struct IdentityStatus {
     /// Live servers that are known to have done nothing in the last minute.
     #[serde(default)]
     pub idle: Option<usize>,
+    /// Live servers that are suspended.
+    #[serde(default)]
+    pub suspended: usize,
     /// Live servers that nobody can reach.
     #[serde(default)]
     pub disconnected: Option<usize>,
@@ -155,6 +158,7 @@ impl GuardStatus {
                     starts_per_second: PerSecond::of(starts),
                     used: state.used,
                     idle: state.idle,
+                    suspended: state.suspended,
                     disconnected: state.disconnected,
                     orphaned: state.orphaned,
                     memory_bytes: state.memory,
@@ -196,6 +200,7 @@ impl GuardStatus {
 struct States {
     used: Option<usize>,
     idle: Option<usize>,
+    suspended: usize,
     disconnected: Option<usize>,
     orphaned: Option<usize>,
     memory: Option<u64>,
@@ -206,6 +211,7 @@ impl States {
     const NO_SERVERS: Self = Self {
         used: Some(0),
         idle: Some(0),
+        suspended: 0,
         disconnected: Some(0),
         orphaned: Some(0),
         memory: Some(0),
@@ -224,7 +230,8 @@ fn states(now: Time, every: Duration, guard: &Guard) -> BTreeMap<&str, States> {
     let mut all: BTreeMap<&str, States> = BTreeMap::new();
     for server in guard.registry.servers() {
         let (known, states) = (server.known, all.entry(server.identity).or_default());
-        let (idle, was_used) = (known.idle(), known.was_used(now, IDLE));
+        let (idle, was_used) = (server.idle(now), known.was_used(now, IDLE));
+        states.suspended += usize::from(server.asleep.is_some());
         add(&mut states.used, (was_used || idle.is_some()).then_some(was_used));
         add(&mut states.idle, idle.map(|idle| idle >= IDLE));
         let is_known = known.contact != Contact::Unknown;
@@ -233,7 +240,9 @@ fn states(now: Time, every: Duration, guard: &Guard) -> BTreeMap<&str, States> {
         if let Some(memory) = known.memory {
             states.memory = Some(states.memory.unwrap_or_default().saturating_add(memory));
         }
-        states.look_age = states.look_age.max(look_age(now, every, known));
+        if server.asleep.is_none() {
+            states.look_age = states.look_age.max(look_age(now, every, known));
+        }
     }
     all
 }

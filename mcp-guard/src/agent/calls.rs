@@ -6,7 +6,7 @@ use mcp_guard_core::{
     container::container_in,
     effect::{Input, OperatorRequest},
     id::GuardId,
-    reap::{MOST, ReapRequest},
+    server_order::{MOST, ServersRequest},
 };
 
 use super::{
@@ -16,7 +16,7 @@ use super::{
 use crate::{
     control::{
         server::Waiting,
-        wire::{Call, Reap, TargetCgroup, failed},
+        wire::{Call, Reap, Resume, Suspend, TargetCgroup, failed},
     },
     guards::Held,
     host::{cgroup::Cgroup, clock},
@@ -47,7 +47,18 @@ impl Agent {
                 self.operate(&target, OperatorRequest::Kill { dry_run, despite }, reply);
             }
             Call::Thaw { target } => self.operate(&target, OperatorRequest::Thaw, reply),
-            Call::Reap(asked) => self.reap(asked, reply),
+            Call::Suspend(Suspend { target, servers, dry_run }) => {
+                let request = ServersRequest { servers, dry_run };
+                self.on_servers(&target, request, OperatorRequest::Suspend, reply);
+            }
+            Call::Resume(Resume { target, servers }) => {
+                let request = ServersRequest { servers, dry_run: false };
+                self.on_servers(&target, request, OperatorRequest::Resume, reply);
+            }
+            Call::Reap(Reap { target, servers, dry_run }) => {
+                let request = ServersRequest { servers, dry_run };
+                self.on_servers(&target, request, OperatorRequest::Reap, reply);
+            }
             #[expect(clippy::panic, reason = "this is what the call is for; debug builds only")]
             Call::Panic => panic!("requested through the control socket"),
         }
@@ -64,6 +75,8 @@ impl Agent {
             }
             OperatorRequest::Freeze { .. }
             | OperatorRequest::Kill { .. }
+            | OperatorRequest::Suspend(_)
+            | OperatorRequest::Resume(_)
             | OperatorRequest::Reap(_) => {
                 self.judge_now(guard);
                 "the guard is gone; try again"
@@ -72,21 +85,26 @@ impl Agent {
         self.request(guard, request, nothing, reply);
     }
 
-    /// Has single servers ended. Only those of a guard that the policy names are known.
-    fn reap(&mut self, asked: Reap, reply: ReplyTo) {
-        let Reap { target, servers, dry_run } = asked;
+    /// Acts on single servers. Only those of a guard that the policy names are known.
+    fn on_servers(
+        &mut self,
+        target: &TargetCgroup,
+        request: ServersRequest,
+        wanted: fn(ServersRequest) -> OperatorRequest,
+        reply: ReplyTo,
+    ) {
         let guard = self.guards.of_cgroup(target.cgroup_id);
         let Some(guard) = guard.filter(|guard| !self.guards.is_by_hand(*guard)) else {
             let reason = "no rule of the policy names this container, so its servers are not known";
             return send_reply(reply, failed(reason));
         };
-        if servers.len() > MOST {
+        if request.servers.len() > MOST {
             return send_reply(reply, failed(&format!("more than {MOST} servers at a time")));
         }
         self.judge_now(guard);
-        let request = OperatorRequest::Reap(ReapRequest { servers, dry_run });
-        let nothing = "none of these servers is as it was listed: they have ended, work, or can be reached again";
-        self.request(guard, request, nothing, reply);
+        let nothing =
+            "none of these servers is as it was listed: it has ended, or has done something since";
+        self.request(guard, wanted(request), nothing, reply);
     }
 
     fn request(&mut self, guard: GuardId, request: OperatorRequest, nothing: &str, reply: ReplyTo) {

@@ -192,6 +192,7 @@ mod tests {
             at_work: None,
             abandoned: None,
             stopped: false,
+            suspended_seconds: None,
             orphaned: Some(false),
             memory_bytes: None,
             look_age_seconds: None,

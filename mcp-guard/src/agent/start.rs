@@ -67,7 +67,7 @@ impl Agent {
         let engines = options.engines;
         let looks = LookThread::start().context("cannot start the thread that looks at cgroups")?;
         let executor = Executor::new(audit, layout.clone(), engines.clone());
-        let executor = executor.with_looks(looks.clone()).with_reapers()?;
+        let executor = executor.with_looks(looks.clone()).with_server_threads()?;
         let kernel = Kernel::start(options.bpf)?;
         let now = clock::now();
         // Bounded by the number of guards: at most one answer per guard is under way.

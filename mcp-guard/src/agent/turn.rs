@@ -71,6 +71,7 @@ impl Agent {
         }
         self.turns.next_tick = now.after(TICK);
         self.counting.kernel.flush_log();
+        self.executor.watch_suspended(now);
         let late = || self.observer.has_answered_late();
         let watched = self.guards.watched();
         let is_look = now >= self.turns.next_look;

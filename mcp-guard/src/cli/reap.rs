@@ -10,21 +10,20 @@ use std::{
 use mcp_guard_core::{
     evidence::Contact,
     incident::Outcome,
-    reap::{ListedServer, MOST},
+    server_order::{ListedServer, MOST},
     status::ServerStatus,
 };
 
 use super::{
     Exit, Failure, HostOptions,
-    hands::{cgroup_of, need_root},
+    hands::cgroup_of,
+    listed::{listed, tell},
     out,
-    resolve::resolve,
-    runtime,
 };
 use crate::{
     control::{
         client, lock,
-        wire::{Answer, GetServers, Reap},
+        wire::{Answer, Reap},
     },
     guards::Held,
 };
@@ -43,7 +42,7 @@ pub struct Arguments {
     /// client loses them.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, requires = "server")]
     idle: Option<Duration>,
-    /// How many of the newest connected servers --idle leaves running.
+    /// With --idle, leave so many of the servers whose client can reach them: the newest ones.
     #[arg(long, value_name = "NUMBER", default_value_t = 1, requires = "idle")]
     keep: usize,
     /// Run every check, but end nothing.
@@ -55,26 +54,8 @@ pub struct Arguments {
 }
 
 pub fn reap(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failure> {
-    need_root()?;
-    let held = runtime()?.block_on(resolve(host, &arguments.target))?;
-    if !lock::is_held(&host.run_dir) {
-        return Err(Failure::could_not(
-            "no agent runs, and only an agent knows the servers of a container: start it with \
-             `systemctl start mcp-guard`, and try again two minutes later",
-        ));
-    }
+    let (held, listed) = listed(host, &arguments.target, arguments.server.as_deref())?;
     let name = held.subject.name.clone();
-    let asked =
-        GetServers { cgroup_id: Some(held.cgroup.id()), identity: arguments.server.clone() };
-    let listed =
-        client::call(&lock::socket(&host.run_dir), &asked).map_err(Failure::could_not)?.guards;
-    if listed.is_empty() {
-        return Err(Failure::could_not(format!(
-            "no rule of the policy names this container, so its servers are not known; `mcp-guard policy explain \
-             {name}` shows why"
-        )));
-    }
-    let listed = listed.into_iter().flat_map(|guard| guard.servers).collect();
     let mut servers = chosen(listed, arguments.idle, arguments.keep);
     if servers.is_empty() {
         out::answer(&format!(
@@ -92,13 +73,13 @@ pub fn reap(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failure> 
     servers.truncate(MOST);
     let would = ask(host, &held, &servers, true)?;
     if arguments.dry_run || would.outcome != Outcome::WouldDo {
-        return Ok(tell(&name, &would, more));
+        return Ok(tell((&name, "reap"), &would, more));
     }
     if !arguments.yes && !is_agreed(&name, &would)? {
         out::answer(&format!("{name}: nothing was done"));
         return Ok(Exit::Wrong);
     }
-    Ok(tell(&name, &ask(host, &held, &servers, false)?, more))
+    Ok(tell((&name, "reap"), &ask(host, &held, &servers, false)?, more))
 }
 
 /// Chooses the servers to end, the oldest first.
@@ -153,23 +134,6 @@ fn is_agreed(name: &str, would: &Answer) -> Result<bool, Failure> {
         Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
     };
     read().map_err(|error: io::Error| Failure::could_not(error))
-}
-
-fn tell(name: &str, answer: &Answer, more: usize) -> Exit {
-    let (exit, word) = match answer.outcome {
-        Outcome::Done => (Exit::Done, "done"),
-        Outcome::WouldDo => (Exit::Done, "dry run"),
-        Outcome::NotNeeded => (Exit::Done, "nothing done"),
-        Outcome::Requested => (Exit::Wrong, "not complete"),
-        Outcome::Refused => (Exit::Wrong, "refused"),
-        Outcome::NotOurs => (Exit::Wrong, "left alone"),
-        Outcome::Failed => (Exit::Wrong, "FAILED"),
-    };
-    out::answer(&format!("{name}: reap {word}: {}", answer.detail));
-    if more > 0 {
-        out::answer(&format!("{more} more servers are left; run the command again for them"));
-    }
-    exit
 }
 
 #[cfg(test)]

@@ -7,8 +7,8 @@ use mcp_guard_core::{
     incident::Outcome,
     policy::{Mode, PolicySource, Response},
     rates::PerSecond,
-    reap::ListedServer,
     refusal::Despite,
+    server_order::ListedServer,
     status::{
         ClientStatus, GuardState, GuardStatus, HerdStatus, IdentityStatus, ServerStatus,
         StarterStatus, TotalsStatus, UnseenClients,
@@ -20,7 +20,7 @@ use super::{
     wire::{
         Answer, EngineState, Failed, Freeze, GetPolicy, GetServers, GetStatus, GuardServers,
         INTERFACE, Kill, Method, PolicyInForce, PolicyStatus, Reap, RecordTrace, ReloadPolicy,
-        Reloaded, Servers, Status, TargetCgroup, Thaw, TracePart, WatchedStatus,
+        Reloaded, Resume, Servers, Status, Suspend, TargetCgroup, Thaw, TracePart, WatchedStatus,
     },
 };
 
@@ -46,6 +46,8 @@ pub fn description() -> String {
         method::<Freeze>(&mut types),
         method::<Thaw>(&mut types),
         method::<Kill>(&mut types),
+        method::<Suspend>(&mut types),
+        method::<Resume>(&mut types),
         method::<Reap>(&mut types),
         format!("\nerror Failed {}", list::<Failed>(&mut types)),
     ];
@@ -86,6 +88,7 @@ fields!(ServerStatus {
     at_work,
     abandoned,
     stopped,
+    suspended_seconds,
     orphaned,
     memory_bytes,
     look_age_seconds,
@@ -97,6 +100,8 @@ fields!(StarterStatus { pid, name, session });
 fields!(Freeze { target: flattened, lease_ms, dry_run: optional, despite });
 fields!(Thaw { target: flattened });
 fields!(Kill { target: flattened, dry_run: optional, despite });
+fields!(Suspend { target: flattened, servers, dry_run: optional });
+fields!(Resume { target: flattened, servers });
 fields!(Reap { target: flattened, servers, dry_run: optional });
 fields!(ListedServer { pid, started_boot_ns });
 fields!(Despite { pid, start_ticks });
@@ -175,6 +180,7 @@ fields!(IdentityStatus {
     starts_per_second,
     used,
     idle,
+    suspended,
     disconnected,
     orphaned,
     memory_bytes,

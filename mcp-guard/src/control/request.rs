@@ -6,7 +6,8 @@ use super::{
     description::description,
     wire::{
         Call, CallMessage, EXPECTED_MORE, Freeze, GetPolicy, GetServers, GetStatus, INTERFACE,
-        Kill, Method, NO_SUCH_METHOD, Reap, RecordTrace, ReloadPolicy, Reply, Thaw,
+        Kill, Method, NO_SUCH_METHOD, Reap, RecordTrace, ReloadPolicy, Reply, Resume, Suspend,
+        Thaw,
     },
 };
 
@@ -66,6 +67,8 @@ fn call(method: &str, parameters: Value) -> Option<serde_json::Result<Call>> {
             dry_run,
             despite,
         }),
+        Suspend::NAME => Suspend::read(parameters).map(Call::Suspend),
+        Resume::NAME => Resume::read(parameters).map(Call::Resume),
         Reap::NAME => Reap::read(parameters).map(Call::Reap),
         "Panic" if cfg!(debug_assertions) => Ok(Call::Panic),
         _ => return None,

@@ -178,6 +178,8 @@ async fn answer(message: &[u8], calls: &mpsc::Sender<Waiting>) -> AnswerInParts 
         | Call::Freeze { .. }
         | Call::Thaw { .. }
         | Call::Kill { .. }
+        | Call::Suspend(_)
+        | Call::Resume(_)
         | Call::Reap(_)
         | Call::Panic => (None, None),
     };

@@ -8,8 +8,8 @@ use mcp_guard_core::{
     incident::Outcome,
     policy::{Mode, PolicySource, Response},
     rates::PerSecond,
-    reap::ListedServer,
     refusal::Despite,
+    server_order::ListedServer,
     status::{
         ClientStatus, GuardState, GuardStatus, HerdStatus, IdentityStatus, ServerStatus,
         StarterStatus, TotalsStatus, UnseenClients,
@@ -23,7 +23,7 @@ use super::{
     wire::{
         Answer, EngineState, Freeze, GetPolicy, GetServers, GetStatus, GuardServers, INTERFACE,
         Kill, Method, PolicyInForce, PolicyStatus, Reap, RecordTrace, ReloadPolicy, Reloaded,
-        Servers, Status, TargetCgroup, Thaw, TracePart, WatchedStatus, failed,
+        Resume, Servers, Status, Suspend, TargetCgroup, Thaw, TracePart, WatchedStatus, failed,
     },
 };
 
@@ -155,6 +155,7 @@ fn guard(mode: Mode, highest: Response, state: GuardState) -> WatchedStatus {
         starts_per_second: per_second(),
         used: Some(1),
         idle: Some(1),
+        suspended: 1,
         disconnected: Some(1),
         orphaned: Some(0),
         memory_bytes: Some(4096),
@@ -251,6 +252,7 @@ fn servers(contact: Contact) -> Servers {
         at_work: Some("it has not read all of its stdin".to_owned()),
         abandoned: Some(true),
         stopped: false,
+        suspended_seconds: None,
         orphaned: Some(false),
         look_age_seconds: Some(61),
         memory_bytes: Some(4096),
@@ -298,6 +300,9 @@ fn check_calls_that_act(described: &Read) {
     described.check_call(&Thaw { target: target() }, &answers);
     described.check_call(&Kill { target: target(), dry_run: true, despite }, &answers);
     let servers = vec![ListedServer { pid: Pid(7), started_boot_ns: 70 }];
+    let suspend = Suspend { target: target(), servers: servers.clone(), dry_run: true };
+    described.check_call(&suspend, &answers);
+    described.check_call(&Resume { target: target(), servers: servers.clone() }, &answers);
     let reap = Reap { target: target(), servers, dry_run: true };
     described.check_call(&reap, &answers);
 }
@@ -340,8 +345,10 @@ fn messages_have_exactly_the_described_fields() {
             "Reap",
             "RecordTrace",
             "ReloadPolicy",
+            "Resume",
             "Servers",
             "Status",
+            "Suspend",
             "Thaw"
         ]
     );

@@ -6,8 +6,8 @@ use mcp_guard_core::{
     id::{CgroupId, Pid},
     incident::Outcome,
     policy::{Mode, PolicySource},
-    reap::ListedServer,
     refusal::Despite,
+    server_order::ListedServer,
     status::{GuardStatus, HerdStatus, ServerStatus, UnseenClients},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -65,6 +65,8 @@ pub enum Call {
         dry_run: bool,
         despite: Option<Despite>,
     },
+    Suspend(Suspend),
+    Resume(Resume),
     Reap(Reap),
     /// Panics in the loop, to test that holds are released. Debug builds only.
     Panic,
@@ -364,6 +366,36 @@ pub struct Kill {
 
 impl Method for Kill {
     const NAME: &'static str = "Kill";
+    type Reply = Answer;
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Suspend {
+    #[serde(flatten)]
+    pub target: TargetCgroup,
+    /// At most 64. One that is not quiescent any more is left alone.
+    pub servers: Vec<ListedServer>,
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+impl Method for Suspend {
+    const NAME: &'static str = "Suspend";
+    // Two looks, a pause and a freeze, for up to 64 servers.
+    const PATIENCE: Duration = Duration::from_secs(60);
+    type Reply = Answer;
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resume {
+    #[serde(flatten)]
+    pub target: TargetCgroup,
+    /// At most 64.
+    pub servers: Vec<ListedServer>,
+}
+
+impl Method for Resume {
+    const NAME: &'static str = "Resume";
     type Reply = Answer;
 }
 

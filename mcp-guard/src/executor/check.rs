@@ -10,8 +10,8 @@ use mcp_guard_core::{
     incident::{Hold, Outcome},
     limit::Limit,
     policy::Response,
-    reap::ReapOrder,
     repair::Write,
+    server_order::{ServerAct, ServersOrder},
 };
 
 use super::{Executor, LateAnswer, OrderId, UnderWay, still_there};
@@ -30,7 +30,7 @@ pub enum AfterCheck {
     /// The limit is that in force when the write was decided on.
     WriteLimit(Write, Limit, String),
     LeaveLimit(Write, String, (Outcome, String)),
-    Reap(ReapOrder),
+    Servers(ServerAct, ServersOrder),
 }
 
 /// An order whose cgroup is being looked at.
@@ -71,7 +71,7 @@ impl Executor {
             AfterCheck::Contain(_)
             | AfterCheck::WriteLimit(..)
             | AfterCheck::LeaveLimit(..)
-            | AfterCheck::Reap(_) => LookWanted::FACTS,
+            | AfterCheck::Servers(..) => LookWanted::FACTS,
         };
         let Some(found) = self.look(order.ticket, &held.cgroup, wanted, LateAnswer::Look) else {
             let checked = UnderCheck { order, subject: held.subject.clone(), then };
@@ -93,7 +93,7 @@ impl Executor {
         let answers = self.to_answers.clone();
         looks.look(cgroup, wanted, move |found| {
             // The receiver is gone only when the program ends.
-            let _ = answers.send((ticket, answer(found)));
+            let _ = answers.send((Some(ticket), answer(found)));
         })
     }
 
@@ -106,7 +106,9 @@ impl Executor {
             AfterCheck::LeaveLimit(write, reason, said) => {
                 self.leave_limit(order, held, (write, reason), said, &found);
             }
-            AfterCheck::Reap(wanted) => self.reap(order, held, wanted, found),
+            AfterCheck::Servers(act, wanted) => {
+                self.act_on_servers(order, held, (act, wanted), found);
+            }
         }
     }
 
@@ -172,7 +174,9 @@ impl Executor {
             AfterCheck::WriteLimit(write, _, reason) | AfterCheck::LeaveLimit(write, reason, _) => {
                 self.drop_limit(order, subject, (write, reason), said);
             }
-            AfterCheck::Reap(wanted) => self.drop_reap(order, &subject, wanted, said),
+            AfterCheck::Servers(act, wanted) => {
+                self.drop_servers(order, &subject, (act, wanted), said);
+            }
         }
     }
 }
@@ -315,7 +319,11 @@ pub(super) mod tests {
             for ticket in tickets {
                 let facts = BystanderFacts::default();
                 let found = LookFound { facts, sharing: Sharing::NotLooked };
-                executor.take_answer(&mut Guards::new(), *ticket, LateAnswer::Look(Ok(found)));
+                executor.take_answer(
+                    &mut Guards::new(),
+                    Some(*ticket),
+                    LateAnswer::Look(Ok(found)),
+                );
             }
         };
         let (settled, log) = ended([freeze(), limit()], removed);

@@ -111,7 +111,7 @@ impl Executor {
         let answer = move |answer| {
             let at = clock::now();
             // The receiver is gone only when the program ends.
-            let _ = answers.send((ticket, LateAnswer::Kernel { answer, at }));
+            let _ = answers.send((Some(ticket), LateAnswer::Kernel { answer, at }));
         };
         let dir = held.cgroup.dir().try_clone_to_owned().map(Dir::from);
         let watch = tokio::spawn(async move {
@@ -268,7 +268,7 @@ impl Executor {
             }
             UnderWay::Check(_)
             | UnderWay::Kernel(_)
-            | UnderWay::Reap(_)
+            | UnderWay::Servers(_)
             | UnderWay::Owner(_)
             | UnderWay::GivenUp(_) => None,
         });

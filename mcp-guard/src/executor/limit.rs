@@ -70,7 +70,7 @@ impl Executor {
         tokio::spawn(async move {
             let answer = owner::ask(ask, &engines).await;
             // The receiver is gone only when the program ends.
-            let _ = answers.send((ticket, LateAnswer::Owner(answer)));
+            let _ = answers.send((Some(ticket), LateAnswer::Owner(answer)));
         });
     }
 
@@ -161,7 +161,10 @@ impl Executor {
         let announced = match self.under_way.remove(&write) {
             Some(UnderWay::Owner(announced)) => announced,
             Some(
-                UnderWay::Check(_) | UnderWay::Kernel(_) | UnderWay::Reap(_) | UnderWay::GivenUp(_),
+                UnderWay::Check(_)
+                | UnderWay::Kernel(_)
+                | UnderWay::Servers(_)
+                | UnderWay::GivenUp(_),
             )
             | None => return,
         };
@@ -302,7 +305,7 @@ mod tests {
             let settled = executor.settled().unwrap();
             assert_eq!((settled.outcome, settled.remark), (Outcome::Failed, arrives(true)));
             assert!(!executor.has_orders_under_way() && !executor.awaits_owners());
-            executor.take_answer(&mut Guards::new(), ticket, LateAnswer::Owner(answer));
+            executor.take_answer(&mut Guards::new(), Some(ticket), LateAnswer::Owner(answer));
             let settled = executor.settled().unwrap();
             let expected = late.unwrap_or(Outcome::Failed);
             assert_eq!((settled.outcome, settled.remark), (expected, None));
@@ -323,7 +326,7 @@ mod tests {
         executor.give_up_limit(ticket);
         let settled = executor.settled().unwrap();
         assert_eq!((settled.outcome, settled.remark), (Outcome::NotNeeded, None));
-        executor.take_answer(&mut Guards::new(), ticket, LateAnswer::Owner(Ok(None)));
+        executor.take_answer(&mut Guards::new(), Some(ticket), LateAnswer::Owner(Ok(None)));
         assert!(executor.settled().is_none());
         drop(executor);
         assert_eq!(outcomes(&folder).len(), 1);

@@ -160,6 +160,9 @@ impl Executor {
                 Outcome::NotOurs,
                 "another process holds the cgroup now; the hold is left to it".to_owned(),
             ),
+            Hold::Freeze if mark.as_ref().is_some_and(|mark| mark.of_a_server) => {
+                steps::give_back_server(&held.cgroup)
+            }
             Hold::Freeze => steps::thaw(&held.cgroup, self.engine_freezes(held)),
             Hold::Clamp => steps::unclamp(&held.cgroup),
         };

@@ -17,7 +17,7 @@ use mcp_guard_core::{
 pub use self::growth::stop_growth;
 use self::growth::{allow_growth, clamp_beneath};
 use crate::host::{
-    cgroup::{Cgroup, Dir, TaskCount},
+    cgroup::{Cgroup, ChildCgroup, Dir, TaskCount},
     cgroupfs::Events,
     clock,
     facts::Sharing,
@@ -97,6 +97,7 @@ impl Holder {
             wrote: None,
             before: None,
             freeze: None,
+            of_a_server: false,
         }
     }
 }
@@ -172,6 +173,20 @@ fn thaw_alone(cgroup: &Cgroup, engine_freezes: bool) -> (Outcome, String) {
         let frozen_above = cgroup.events()?.frozen;
         let above = if frozen_above { "; a cgroup above it is still frozen" } else { "" };
         Ok((Outcome::Done, format!("cgroup.freeze 0 read back{note}{above}")))
+    };
+    attempt().unwrap_or_else(gone)
+}
+
+/// Marks the cgroup of a server that is about to be suspended.
+pub fn mark_server(child: &ChildCgroup, mark: &Mark) -> io::Result<()> {
+    mark::write(child.dir(), Hold::Freeze, mark)
+}
+
+/// Thaws the cgroup of a suspended server, moves its processes to the cgroup above, and removes it with its mark.
+pub fn give_back_server(cgroup: &Cgroup) -> (Outcome, String) {
+    let attempt = || -> io::Result<(Outcome, String)> {
+        cgroup.child_of_ours()?.give_back()?;
+        Ok((Outcome::Done, "its processes are back in the cgroup above".to_owned()))
     };
     attempt().unwrap_or_else(gone)
 }

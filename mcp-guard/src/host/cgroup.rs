@@ -3,6 +3,7 @@
 //! A cgroup that is re-created at the same path is another cgroup. Reads and writes through the
 //! descriptor of the old one fail with ENODEV or ENOENT, and cannot reach the new one.
 
+mod child;
 mod dir;
 mod find;
 mod pids;
@@ -24,6 +25,7 @@ use mcp_guard_core::id::CgroupId;
 use tokio::io::{Interest, unix::AsyncFd};
 
 pub use self::{
+    child::{ChildCgroup, ChildFiles},
     dir::{Dir, MAX_PROCS},
     find::Error,
     pids::{ChargedTasks, SharedPids},
@@ -141,6 +143,15 @@ impl Cgroup {
     /// If the cgroup is gone.
     pub fn kill(&self) -> io::Result<()> {
         self.dir.write("cgroup.kill", "1")
+    }
+
+    /// Returns it as one that we have made below a container's.
+    ///
+    /// # Errors
+    /// The process has no descriptors left, or the cgroup above is gone.
+    pub fn child_of_ours(&self) -> io::Result<ChildCgroup> {
+        let name = self.path.rsplit('/').next().unwrap_or_default();
+        ChildCgroup::found(self.dir.try_clone()?, name.as_bytes())
     }
 
     /// See [`Dir::members`].

@@ -98,6 +98,15 @@ impl Opened {
     }
 }
 
+/// Duplicates a channel of a server, whichever of its processes has it.
+///
+/// # Errors
+/// If a process is gone, or cannot be read, or if none of them has the channel any more.
+pub fn duplicate_channel(members: &[Member], channel: Channel) -> io::Result<OwnedFd> {
+    let mut budget = LookBudget::within(CpuLimit::of_a_look());
+    duplicate(&Opened::all(members, &mut budget)?, channel)
+}
+
 /// Looks at a server with these processes.
 ///
 /// # Errors

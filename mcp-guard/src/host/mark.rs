@@ -67,6 +67,14 @@ pub struct Mark {
     /// For a limit that was lowered beside a freeze, and is given back with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub freeze: Option<BesideFreeze>,
+    /// It is on the cgroup of a single suspended server, whose processes go back to the cgroup above.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub of_a_server: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// A limit that was lowered beside a freeze.

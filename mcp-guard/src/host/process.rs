@@ -327,6 +327,14 @@ impl OpenProcess {
         })
     }
 
+    /// Whether a signal waits that none of its threads has handled.
+    ///
+    /// # Errors
+    /// If the process is gone.
+    pub fn has_pending_signals(&self) -> io::Result<bool> {
+        Ok(status::has_pending_signals(&self.read("status", 64 * 1024)?))
+    }
+
     /// Reads in which system call one of its threads waits.
     ///
     /// # Errors

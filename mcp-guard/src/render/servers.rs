@@ -76,7 +76,9 @@ fn line(server: &ServerStatus) -> String {
         Some(false) => ", perhaps at work",
         None => "",
     };
-    if server.stopped {
+    if server.suspended_seconds.is_some() {
+        state += ", suspended";
+    } else if server.stopped {
         state += ", stopped";
     }
     let client = match &server.client {
@@ -148,6 +150,7 @@ mod tests {
             at_work: None,
             abandoned: None,
             stopped: false,
+            suspended_seconds: None,
             orphaned: None,
             memory_bytes: Some(5 << 20),
             look_age_seconds: None,

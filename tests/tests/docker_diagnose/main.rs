@@ -79,6 +79,7 @@ fn our_own_clamp_is_not_reported_as_a_cause() {
         wrote: Some("20".to_owned()),
         before: None,
         freeze: None,
+        of_a_server: false,
     };
     let dir = fs::File::open(&pids).unwrap();
     mark::write(&dir, Hold::Clamp, &mark).unwrap();

@@ -242,6 +242,7 @@ fn a_mark_belongs_to_the_cgroup_and_not_to_its_path() {
         wrote: None,
         before: None,
         freeze: None,
+        of_a_server: false,
     };
     for slot in [Hold::Freeze, Hold::Clamp] {
         mark::write(&dir, slot, &mark).unwrap();

@@ -28,6 +28,10 @@ impl Guard {
         out: &mut Outbox<'_>,
     ) {
         let (response, lease, dry_run, despite) = match request {
+            OperatorRequest::Suspend(request) => {
+                return self.suspend_for(now, (id, &request), policy, out);
+            }
+            OperatorRequest::Resume(request) => return self.resume_for((id, &request), out),
             OperatorRequest::Reap(request) => {
                 return self.reap_for(now, (id, &request), policy, out);
             }
@@ -137,7 +141,8 @@ impl Guard {
             self.limits.drop_waiting();
         }
         self.limits.settled(now, settled, out);
-        self.reap_settled(now, settled);
+        let _ = self.reaps.settled(now, settled);
+        self.suspend_settled(now, settled);
         match self.under_way.remove(&settled.ticket) {
             Some(Expected::Contain { lease, cause, .. })
                 if settled.remark == Some(Remark::ServesFuse) =>

@@ -12,7 +12,7 @@ use crate::{
     evidence::{ServerSeen, Unreaped},
     id::Pid,
     incident::{Detector, Hold},
-    policy::{Applied, Policy, Response},
+    policy::{Applied, Policy, Response, ServerResponse},
     registry::TreeId,
 };
 
@@ -74,6 +74,7 @@ impl Guard {
         // With the next totals: the servers of a large guard come in many parts.
         self.searched = None;
         self.reaps.is_due = true;
+        self.suspends.looked();
     }
 
     /// Whether the last look found zombies that matter.
@@ -155,7 +156,12 @@ impl Guard {
             &applied.detect,
             room,
         );
-        for detection in detections {
+        let (servers, may_suspend) = (applied.respond.servers, self.suspends.relieve(name));
+        for mut detection in detections {
+            let is_of_copies = detection.cause.detector == Some(Detector::Duplicates);
+            if is_of_copies && servers >= ServerResponse::Suspend && may_suspend {
+                detection.act = None;
+            }
             next = sooner(next, self.note(now, detection, policy, out));
         }
         self.schedule.set(name, next);

@@ -49,6 +49,7 @@ impl Guard {
         }
         self.limits.policy_changed(is_other_mode);
         self.reaps.begin_again();
+        self.suspends.begin_again();
         let is_held = Hold::ALL.map(|hold| (Response::from(hold), self.lease(hold).is_some()));
         // The keys may have changed for another identity only. They do not let a detector act more often.
         let count = if has_other_terms { Count::BeginsAgain } else { Count::GoesOn };
@@ -65,8 +66,11 @@ impl Guard {
                 self.give_back(hold, End::Unguarded, None, out);
             }
         }
-        let is_busy =
-            self.limits.is_writing() || !self.under_way.is_empty() || self.reaps.is_under_way();
+        self.resume_all(out);
+        let is_busy = self.limits.is_writing()
+            || !self.under_way.is_empty()
+            || self.reaps.is_under_way()
+            || self.suspends.is_busy();
         if !is_busy && self.release_again.is_empty() {
             self.leaves = false;
             out.push(Effect::Unguard { guard: self.id });

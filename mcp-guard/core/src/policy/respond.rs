@@ -27,9 +27,14 @@ pub struct Respond {
     /// refused, and after another program has overwritten its clamp.
     #[serde(with = "DurationText")]
     pub cool_down: Duration,
-    /// The strongest response to a single server: `record` or `reap`. With `reap`, detector O ends servers that
-    /// nobody can reach. `highest` does not apply to this.
+    /// The strongest response to a single server: `record`, `suspend` or `reap`. With `suspend`, detector D suspends
+    /// surplus servers that are quiescent, and clamps only if these are less than half of the surplus. With `reap`,
+    /// detector O also ends servers that nobody can reach. `highest` does not apply to this.
     pub servers: ServerResponse,
+    /// How many of the newest servers of an identity are never suspended.
+    pub keep: usize,
+    /// Most suspended servers of one identity. If more are too many, detector D clamps the container.
+    pub suspended_max: usize,
 }
 
 impl Default for Respond {
@@ -40,6 +45,8 @@ impl Default for Respond {
             freeze_lease: Duration::from_secs(300),
             cool_down: Duration::from_secs(60),
             servers: ServerResponse::default(),
+            keep: 1,
+            suspended_max: 50,
         }
     }
 }

@@ -24,13 +24,15 @@ impl fmt::Display for Mode {
     }
 }
 
-/// The strongest response to a single server. Responses to the container are bounded by `highest`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// The strongest response to a single server, mildest first. Responses to the container are bounded by `highest`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum ServerResponse {
     #[default]
     Record,
+    /// Freeze a surplus server alone until its client asks it.
+    Suspend,
     /// End a server that nobody can reach.
     Reap,
 }
@@ -39,6 +41,7 @@ impl fmt::Display for ServerResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Record => "record",
+            Self::Suspend => "suspend",
             Self::Reap => "reap",
         })
     }

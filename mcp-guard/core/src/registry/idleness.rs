@@ -36,9 +36,14 @@ impl Registry {
         self.set_idleness(id, |_| Idleness::FoundUntil(until));
     }
 
+    /// Notes that a server does not count as idle, whatever the last look has found.
+    pub(super) fn counts_as_used(&mut self, id: TreeId) {
+        self.set_idleness(id, |_| Idleness::NotFound);
+    }
+
     /// Notes that a look has not found a server idle. It may count as idle from `since` on, if a later look does.
     pub(super) fn found_in_use(&mut self, id: TreeId, since: Time) {
-        self.set_idleness(id, |_| Idleness::NotFound);
+        self.counts_as_used(id);
         self.server_active(since, Some(id));
     }
 

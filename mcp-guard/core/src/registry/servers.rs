@@ -57,6 +57,19 @@ pub struct ToLookAt {
     pub members: Vec<Member>,
 }
 
+/// A server that an order is about, as the last look has shown it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetServer {
+    pub server: TreeId,
+    pub identity: String,
+    /// The process that began it, or the oldest one that is left of it.
+    pub root: Pid,
+    pub stdio: StdioAtExec,
+    pub contact: Contact,
+    pub activity: Activity,
+    pub members: Vec<Member>,
+}
+
 /// A server whose client is looked for. Processes are known by their start times, because their pids may be given
 /// to others meanwhile.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,7 +103,18 @@ pub struct LiveServer<'a> {
     pub starter: Option<Started>,
     /// Whether the process that started it is gone. `None` if that is not known.
     pub is_orphaned: Option<bool>,
+    /// Since when it is suspended.
+    pub asleep: Option<Time>,
     pub known: &'a Known,
+}
+
+impl LiveServer<'_> {
+    /// Returns for how long it has done nothing: until the last look, or until now if it is suspended.
+    #[must_use]
+    pub fn idle(&self, now: Time) -> Option<Duration> {
+        let slept = self.asleep.map_or(Duration::ZERO, |since| now.since(since));
+        Some(self.known.idle()?.saturating_add(slept))
+    }
 }
 
 #[cfg(test)]
@@ -106,6 +130,7 @@ impl<'a> LiveServer<'a> {
             processes: 1,
             starter: None,
             is_orphaned: None,
+            asleep: None,
             known,
         }
     }
@@ -132,7 +157,9 @@ impl Registry {
         let has_copies = |tree: &Tree| {
             self.identities.get(&tree.identity).is_some_and(|identity| identity.live() > 1)
         };
-        let is_worth = |tree: &Tree| now.since(tree.started) >= age || has_copies(tree);
+        let is_worth = |tree: &Tree| {
+            tree.asleep.is_none() && (now.since(tree.started) >= age || has_copies(tree))
+        };
         let one = |(id, tree): (&TreeId, &Tree)| {
             let (stdio, activity) = (tree.known.stdio, tree.known.activity());
             (*id, ToLookAt { server: *id, stdio, activity, members: Vec::new() })
@@ -182,6 +209,13 @@ impl Registry {
         self.latest = self.latest.max(now);
         for (id, began, seen) in seen {
             let Some(tree) = self.trees.get_mut(id) else { continue };
+            // Only a trace has looks at a suspended server, because its agent did not suspend it.
+            if tree.asleep.is_some_and(|since| {
+                *began <= since || seen.activity.is_none() || seen.activity == tree.known.activity()
+            }) {
+                continue;
+            }
+            tree.asleep = None;
             let fresh = began.after(every * LATEST);
             // A file that could not be read for so long has held it up.
             if now >= fresh {
@@ -210,6 +244,30 @@ impl Registry {
             if found != Use::Stopped {
                 self.note_proof(now, fresh, *id);
             }
+        }
+    }
+
+    /// Notes that a server is suspended. No look is taken at it, and it counts neither as idle nor as a proved stdio
+    /// server until it runs again.
+    pub fn set_asleep(&mut self, id: TreeId, now: Time) {
+        self.counts_as_used(id);
+        let Some(tree) = self.trees.get_mut(&id) else { return };
+        tree.asleep = Some(now);
+        if mem::take(&mut tree.is_proven)
+            && let Some(identity) = self.identities.get_mut(&tree.identity)
+        {
+            identity.disprove(tree.idle_since(), id);
+            self.changed.insert(tree.identity.clone());
+        }
+    }
+
+    /// Notes that a server was woken. That counts as a use.
+    pub fn woke(&mut self, now: Time, id: TreeId) {
+        if let Some(tree) = self.trees.get_mut(&id)
+            && tree.asleep.take().is_some()
+        {
+            self.note_use(now, Some(id));
+            self.found_in_use(id, now);
         }
     }
 
@@ -307,6 +365,7 @@ impl Registry {
                 .filter(|starter| self.lives(*starter))
                 .map(|(pid, born)| (pid, ticks(born))),
             is_orphaned,
+            asleep: tree.asleep,
             known: &tree.known,
         }
     }
@@ -331,6 +390,27 @@ impl Registry {
             }
         }
         eldest
+    }
+
+    /// Adds to each server what must be found unchanged right before anything is done to it. One of which that is not
+    /// known is left out.
+    #[must_use]
+    pub fn targets(&self, servers: &[LiveServer<'_>]) -> Vec<TargetServer> {
+        let ids: BTreeSet<TreeId> = servers.iter().map(|server| server.id).collect();
+        let (mut members, eldest) = (self.members_of(&ids), self.eldest(servers));
+        let one = |server: &LiveServer<'_>| {
+            let StdioAtExec::Are(_) = server.known.stdio else { return None };
+            Some(TargetServer {
+                server: server.id,
+                identity: server.identity.to_owned(),
+                root: *eldest.get(&server.id)?,
+                stdio: server.known.stdio,
+                contact: server.known.contact,
+                activity: server.known.activity()?,
+                members: members.remove(&server.id).filter(|members| !members.is_empty())?,
+            })
+        };
+        servers.iter().filter_map(one).collect()
     }
 
     /// Returns the server that a process belongs to.

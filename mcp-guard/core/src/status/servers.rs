@@ -43,6 +43,9 @@ pub struct ServerStatus {
     /// It cannot run: it was stopped by a signal or a debugger, or its cgroup is frozen.
     #[serde(default)]
     pub stopped: bool,
+    /// For how long it has been suspended.
+    #[serde(default)]
+    pub suspended_seconds: Option<u64>,
     /// Whether the process that started it is gone; `None` if that is not known.
     pub orphaned: Option<bool>,
     /// Memory that no file backs; `None` if it was not read yet.
@@ -112,7 +115,7 @@ impl ServerStatus {
             processes: server.processes,
             started_boot_ns: server.started.0,
             age_seconds: now.since(server.started).as_secs(),
-            idle_seconds: server.known.idle().map(|idle| idle.as_secs()),
+            idle_seconds: server.idle(now).map(|idle| idle.as_secs()),
             contact: server.known.contact,
             contact_seconds: server.known.contact_for(now, fresh).map(|time| time.as_secs()),
             abandoned: (server.known.contact == Contact::Disconnected)
@@ -127,9 +130,11 @@ impl ServerStatus {
                 Quiescence::AtWork(why) => Some(why.to_string()),
                 Quiescence::Unknown | Quiescence::Quiescent => None,
             },
+            suspended_seconds: server.asleep.map(|since| now.since(since).as_secs()),
             orphaned: server.is_orphaned,
             memory_bytes: server.known.memory,
-            look_age_seconds: look_age(now, every, server.known),
+            look_age_seconds: look_age(now, every, server.known)
+                .filter(|_| server.asleep.is_none()),
             client: server.starter.map(|one| starter(one).into()),
             starter: server.starter.map(starter),
         };

@@ -44,7 +44,7 @@ const MAY_USE: [(&str, &[&str]); 14] = [
     ),
     ("control", &["host::proc::fdinfo"]),
     ("engine", &["host::cgroup", "host::way"]),
-    ("executor", &["audit", "engine", "guards", "host", "owner"]),
+    ("executor", &["audit", "engine", "guards", "host", "owner", "warden"]),
     ("guards", &["engine", "host::cgroup"]),
     ("host", &[]),
     ("owner", &["engine", "host::systemd"]),

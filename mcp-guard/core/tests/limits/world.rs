@@ -289,6 +289,14 @@ impl World {
         }
     }
 
+    fn give_up(&mut self, write: Ticket) {
+        // A write that was not sent to the owner yet never is.
+        self.waiting.retain(|asked| !matches!(asked, Asked::Write(ticket, _) if *ticket == write));
+        let is_hung = self.hung.iter().any(|(ticket, ..)| *ticket == write);
+        let outcome = if is_hung { Outcome::Failed } else { Outcome::NotNeeded };
+        self.end(write, outcome, is_hung);
+    }
+
     fn order(&mut self, order: Order) {
         let Order { ticket, action, .. } = &order;
         match action {
@@ -309,14 +317,7 @@ impl World {
                 assert!(!self.braked, "no limit is written over a brake");
                 self.waiting.push(Asked::Write(*ticket, write.clone()));
             }
-            Action::GiveUpLimit { write } => {
-                // A write that was not sent to the owner yet never is.
-                self.waiting
-                    .retain(|asked| !matches!(asked, Asked::Write(ticket, _) if ticket == write));
-                let is_hung = self.hung.iter().any(|(ticket, ..)| ticket == write);
-                let outcome = if is_hung { Outcome::Failed } else { Outcome::NotNeeded };
-                self.end(*write, outcome, is_hung);
-            }
+            Action::GiveUpLimit { write } => self.give_up(*write),
             Action::LeaveLimit { outcome, detail, .. } => {
                 self.left.push((*outcome, detail.clone()))
             }
@@ -342,8 +343,10 @@ impl World {
                 }
             }
             Action::Contain(_)
+            | Action::Suspend(_)
+            | Action::Resume { .. }
             | Action::Reap(_)
-            | Action::GiveUpReap { .. }
+            | Action::GiveUpServers { .. }
             | Action::Warn { .. }
             | Action::RefusalBegins { .. }
             | Action::RefusalEnds

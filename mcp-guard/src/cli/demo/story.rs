@@ -115,6 +115,15 @@ pub fn shorten(line: &str) -> String {
         Record::Reap { outcome: Some(outcome), detail, .. } => {
             format!("{seq} reap {outcome:?}: {detail}")
         }
+        Record::Suspend { outcome: None, cause, .. } => {
+            format!("{seq} suspend: {}", because(&cause))
+        }
+        Record::Suspend { outcome: Some(outcome), detail, .. } => {
+            format!("{seq} suspend {outcome:?}: {detail}")
+        }
+        Record::Resume { identity, pid, by, slept_ms, .. } => {
+            format!("{seq} {identity} (pid {pid}) runs again after {slept_ms} ms: {by:?}")
+        }
         Record::PolicyReloaded { changes, .. } => {
             format!("{seq} the policy was read again; {} changes", changes.len())
         }

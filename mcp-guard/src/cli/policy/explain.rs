@@ -134,8 +134,10 @@ fn decision(effect: &Effect) -> Option<Decision> {
         | Action::WriteLimit { .. }
         | Action::GiveUpLimit { .. }
         // Nobody has looked at a server.
+        | Action::Suspend(_)
+        | Action::Resume { .. }
         | Action::Reap(_)
-        | Action::GiveUpReap { .. }
+        | Action::GiveUpServers { .. }
         | Action::LeaveLimit { .. } => return None,
     };
     Some(Decision { response, cause: cause.clone(), refused })

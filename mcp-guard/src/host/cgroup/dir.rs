@@ -177,10 +177,15 @@ impl Dir {
     }
 
     /// # Errors
+    /// If there is no such file, or the cgroup is gone.
+    pub(super) fn open_to_write(&self, file: &str) -> io::Result<OwnedFd> {
+        Ok(openat(&self.0, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?)
+    }
+
+    /// # Errors
     /// If there is no such file, the kernel refuses the value, or the cgroup is gone.
     pub(super) fn write(&self, file: &str, value: &str) -> io::Result<()> {
-        let fd = openat(&self.0, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-        rustix::io::write(&fd, value.as_bytes())?;
+        rustix::io::write(self.open_to_write(file)?, value.as_bytes())?;
         Ok(())
     }
 

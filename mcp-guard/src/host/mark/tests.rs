@@ -12,6 +12,7 @@ fn mark() -> Mark {
         wrote: Some("50".to_owned()),
         before: None,
         freeze: None,
+        of_a_server: false,
     }
 }
 

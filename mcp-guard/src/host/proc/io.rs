@@ -4,6 +4,8 @@
 pub struct Io {
     /// Bytes that a process has read and written, to pipes and sockets too, and the calls that did so.
     pub moved: u64,
+    /// The bytes alone. A call that a freeze interrupts counts as a call.
+    pub bytes: u64,
     /// Bytes that are to reach a disk.
     pub written: u64,
 }
@@ -14,9 +16,10 @@ impl Io {
         let field = |name: &str| -> Option<u64> {
             text.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
         };
-        let fields = ["rchar:", "wchar:", "syscr:", "syscw:"].map(field);
-        let moved = fields.into_iter().try_fold(0_u64, |sum, field| Some(sum.wrapping_add(field?)));
-        Some(Self { moved: moved?, written: field("write_bytes:")? })
+        let sum = |fields: [&str; 2]| Some(field(fields[0])?.wrapping_add(field(fields[1])?));
+        let bytes = sum(["rchar:", "wchar:"])?;
+        let moved = bytes.wrapping_add(sum(["syscr:", "syscw:"])?);
+        Some(Self { moved, bytes, written: field("write_bytes:")? })
     }
 }
 
@@ -28,7 +31,7 @@ mod tests {
     fn bytes_and_calls_are_added_up() {
         let text = "rchar: 1000\nwchar: 200\nsyscr: 30\nsyscw: 4\nread_bytes: 7\nwrite_bytes: 8192\n\
                     cancelled_write_bytes: 9\n";
-        assert_eq!(Io::parse(text), Some(Io { moved: 1234, written: 8192 }));
+        assert_eq!(Io::parse(text), Some(Io { moved: 1234, bytes: 1200, written: 8192 }));
         for (line, other) in
             [("rchar: 1000", "rchar: x"), ("syscw: 4\n", ""), ("write_bytes: 8192", "")]
         {

@@ -25,6 +25,16 @@ pub fn ignores(status: &[u8], signal: i32) -> bool {
     set.is_some_and(|set| (1..=64).contains(&signal) && set & (1 << (signal - 1)) != 0)
 }
 
+/// Whether a signal waits for the process, or for its first thread.
+#[must_use]
+pub fn has_pending_signals(status: &[u8]) -> bool {
+    let mut lines = status.split(|byte| *byte == b'\n');
+    lines.any(|line| {
+        let set = line.strip_prefix(b"SigPnd:").or_else(|| line.strip_prefix(b"ShdPnd:"));
+        set.is_some_and(|set| set.trim_ascii().iter().any(|digit| *digit != b'0'))
+    })
+}
+
 /// Returns the state, as a letter.
 #[must_use]
 pub fn state(status: &[u8]) -> Option<u8> {

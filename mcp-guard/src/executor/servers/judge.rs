@@ -1,27 +1,12 @@
-//! Ends servers, if each is still as the looks have shown it: looks twice, sends SIGTERM, waits, and kills what is
-//! left.
-//!
-//! Signals go through pidfds to the processes that were judged, and to no other. A process that they start meanwhile
-//! is left alone: it is a server of its own, or it is found and judged with the next look.
+//! Judges a server right before anything is done to it: whether it is still as the looks have shown it, and which
+//! processes it has.
 
-use std::{
-    collections::BTreeSet,
-    io,
-    os::fd::OwnedFd,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, io, os::fd::OwnedFd, thread, time::Duration};
 
 use mcp_guard_core::{
     evidence::{Contact, Quiescence, ServerSeen},
     id::{Pid, Ticks},
-    policy::Mode,
-    reap::{ReapResult, ReapedServer, ToReap},
-    registry::{Member, ToLookAt},
+    registry::{TargetServer, ToLookAt},
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -34,38 +19,22 @@ use crate::host::{
     process::{self, OpenProcess, is_gone},
 };
 
-/// Between the two looks.
-const PAUSE: Duration = Duration::from_secs(1);
-/// CPU time, in clock ticks, that a server at rest may use in that time.
+/// CPU time, in clock ticks, that a server at rest may use between two looks.
 const AT_REST: u64 = 2;
-/// How long a server has to end after SIGTERM, and how long if it goes on reading or writing meanwhile.
-const GRACE: Duration = Duration::from_secs(5);
-const LONGEST: Duration = Duration::from_secs(30);
-/// How long the kernel has after SIGKILL.
-const KILLED: Duration = Duration::from_secs(2);
-/// How often a wait looks whether the order was given up.
-const STEP: Duration = Duration::from_millis(100);
-
-/// Servers to end, on a thread that may wait.
-pub struct Work {
-    pub servers: Vec<ToReap>,
-    /// The path of the guard's cgroup.
-    pub cgroup: String,
-    pub mode: Mode,
-    pub is_given_up: Arc<AtomicBool>,
-}
+/// How often a wait looks whether it is over.
+pub const STEP: Duration = Duration::from_millis(100);
 
 /// One server, with a handle on each of its processes.
-struct Judged {
-    target: ToReap,
-    seen: ServerSeen,
-    processes: Vec<Handle>,
+pub struct Judged {
+    pub target: TargetServer,
+    pub seen: ServerSeen,
+    pub processes: Vec<Handle>,
 }
 
-struct Handle {
-    pid: Pid,
-    process: OpenProcess,
-    pidfd: OwnedFd,
+pub struct Handle {
+    pub pid: Pid,
+    pub process: OpenProcess,
+    pub pidfd: OwnedFd,
     program: ExecutedProgram,
 }
 
@@ -77,130 +46,10 @@ struct ExecutedProgram {
 }
 
 /// Why a server is spared.
-type Spared = String;
+pub type Spared = String;
 
-impl Work {
-    /// Returns the servers as they are announced.
-    pub fn announced(&self) -> Vec<ReapedServer> {
-        let one = |target: &ToReap| {
-            let is_root = |member: &&Member| member.pid == target.root;
-            let root = target.members.iter().find(is_root);
-            ReapedServer {
-                identity: target.identity.clone(),
-                pid: target.root,
-                start_ticks: root.map_or(Ticks(0), |root| root.start_ticks),
-                processes: target.members.len() as u64,
-                contact: target.contact,
-                memory: None,
-                end: None,
-                detail: None,
-            }
-        };
-        self.servers.iter().map(one).collect()
-    }
-
-    /// Ends the servers, and returns what came of each, in the same order.
-    pub fn run(self, freezers: &Freezers) -> Vec<ReapedServer> {
-        let mut all = self.announced();
-        let first: Vec<_> = self
-            .servers
-            .iter()
-            .map(|target| Judged::look(target, &self.cgroup, freezers))
-            .collect();
-        self.wait(PAUSE, || false);
-        let again = first.into_iter().map(|judged| {
-            let judged = judged?;
-            self.is_wanted()?;
-            judged.is_the_same(&self.cgroup, freezers)?;
-            Ok(judged)
-        });
-        let judged: Vec<Result<Judged, Spared>> = again.collect();
-        for (one, judged) in all.iter_mut().zip(&judged) {
-            match judged {
-                Ok(judged) => {
-                    one.processes = judged.processes.len() as u64;
-                    one.memory = judged.seen.memory;
-                    one.end = Some(ReapResult::WouldEnd);
-                }
-                Err(why) => (one.end, one.detail) = (Some(ReapResult::Spared), Some(why.clone())),
-            }
-        }
-        if self.mode == Mode::Enforce {
-            let left =
-                all.iter_mut().zip(judged).filter_map(|(one, judged)| Some((one, judged.ok()?)));
-            self.end(left.collect(), freezers);
-        }
-        all
-    }
-
-    fn end(&self, mut left: Vec<(&mut ReapedServer, Judged)>, freezers: &Freezers) {
-        for (_, judged) in &left {
-            judged.signal(Signal::TERM);
-        }
-        self.await_end(&left);
-        for (one, judged) in &mut left {
-            one.end = Some(ReapResult::Ended);
-            if !judged.lives() {
-                continue;
-            }
-            one.end = Some(ReapResult::Stays);
-            match self.is_wanted().and_then(|()| judged.may_be_killed(&self.cgroup, freezers)) {
-                Ok(()) => judged.signal(Signal::KILL),
-                Err(why) => one.detail = Some(format!("it got SIGTERM, and was not killed: {why}")),
-            }
-        }
-        let is_killed =
-            |one: &ReapedServer| one.end == Some(ReapResult::Stays) && one.detail.is_none();
-        let killed_live = || left.iter().any(|(one, judged)| is_killed(one) && judged.lives());
-        self.wait(KILLED, || !killed_live());
-        for (one, judged) in &mut left {
-            if !is_killed(one) {
-                continue;
-            }
-            let living = judged.processes.iter().filter(|one| one.lives()).count();
-            if living == 0 {
-                one.end = Some(ReapResult::Killed);
-            } else {
-                one.detail =
-                    Some(format!("SIGKILL was sent; processes that have not ended: {living}"));
-            }
-        }
-    }
-
-    /// Waits until servers have ended, or do nothing to end. Some save their state first.
-    fn await_end(&self, left: &[(&mut ReapedServer, Judged)]) {
-        let have_ended = || !left.iter().any(|(_, one)| one.lives());
-        let moved = || left.iter().map(|(_, one)| one.moved()).collect::<Vec<_>>();
-        let (longest, mut before) = (Instant::now() + LONGEST, moved());
-        self.wait(GRACE, have_ended);
-        while !have_ended() && self.is_wanted().is_ok() && Instant::now() < longest {
-            let now = moved();
-            if now == before {
-                return;
-            }
-            before = now;
-            self.wait(PAUSE, have_ended);
-        }
-    }
-
-    fn is_wanted(&self) -> Result<(), Spared> {
-        if self.is_given_up.load(Ordering::Relaxed) {
-            return Err("the order was given up".to_owned());
-        }
-        Ok(())
-    }
-
-    /// Waits for `is_over`, for this time at most, or until the order is given up.
-    fn wait(&self, time: Duration, is_over: impl Fn() -> bool) {
-        let end = Instant::now() + time;
-        while Instant::now() < end && self.is_wanted().is_ok() && !is_over() {
-            thread::sleep(STEP);
-        }
-    }
-}
-
-fn look(target: &ToReap, freezers: &Freezers) -> ServerSeen {
-    let ToReap { server, stdio, activity, members, .. } = target.clone();
+fn look(target: &TargetServer, freezers: &Freezers) -> ServerSeen {
+    let TargetServer { server, stdio, activity, members, .. } = target.clone();
     survey(&ToLookAt { server, stdio, activity: Some(activity), members }, freezers)
 }
 
@@ -235,7 +84,7 @@ fn is_unchanged(before: &ServerSeen, now: &ServerSeen) -> Result<(), Spared> {
 }
 
 /// Opens the processes of a server that live, and refuses it if one of them is more than a part of it.
-fn open_all(target: &ToReap, cgroup: &str) -> Result<Vec<Handle>, Spared> {
+fn open_all(target: &TargetServer, cgroup: &str) -> Result<Vec<Handle>, Spared> {
     let mut handles = Vec::new();
     let mut session = None;
     for member in &target.members {
@@ -264,7 +113,7 @@ fn open_all(target: &ToReap, cgroup: &str) -> Result<Vec<Handle>, Spared> {
 }
 
 /// Refuses a server that has started another one: what that does is not known here.
-fn has_no_others(handles: &[Handle]) -> Result<(), Spared> {
+pub fn has_no_others(handles: &[Handle]) -> Result<(), Spared> {
     let own: BTreeSet<Pid> = handles.iter().map(|one| one.pid).collect();
     for Handle { pid, process, .. } in handles {
         let children = match process.children() {
@@ -292,7 +141,7 @@ fn has_ended(child: Pid) -> bool {
 
 impl Judged {
     /// Looks at a server, and opens its processes.
-    fn look(target: &ToReap, cgroup: &str, freezers: &Freezers) -> Result<Self, Spared> {
+    pub fn look(target: &TargetServer, cgroup: &str, freezers: &Freezers) -> Result<Self, Spared> {
         let (contact, activity) = (target.contact, Some(target.activity));
         let seen = look(target, freezers);
         is_unchanged(&ServerSeen { contact, activity, ..ServerSeen::default() }, &seen)?;
@@ -301,7 +150,7 @@ impl Judged {
     }
 
     /// Looks again: nothing may have changed since the look before.
-    fn is_the_same(&self, cgroup: &str, freezers: &Freezers) -> Result<(), Spared> {
+    pub fn is_the_same(&self, cgroup: &str, freezers: &Freezers) -> Result<(), Spared> {
         let seen = look(&self.target, freezers);
         is_unchanged(&self.seen, &seen)?;
         let cpu = |seen: &ServerSeen| seen.activity.map_or(0, |activity| activity.cpu);
@@ -323,7 +172,7 @@ impl Judged {
         Ok(())
     }
 
-    fn may_be_killed(&self, cgroup: &str, freezers: &Freezers) -> Result<(), Spared> {
+    pub fn may_be_killed(&self, cgroup: &str, freezers: &Freezers) -> Result<(), Spared> {
         self.runs_the_same(cgroup)?;
         if look(&self.target, freezers).is_stopped {
             return Err("it is frozen or stopped".to_owned());
@@ -337,13 +186,19 @@ impl Judged {
     }
 
     /// Returns how many bytes its processes have moved. `None` if that cannot be read.
-    fn moved(&self) -> Option<u64> {
+    pub fn moved(&self) -> Option<u64> {
         let living = self.processes.iter().filter(|one| one.lives());
         let usage = living.map(|one| one.process.usage().ok().map(|usage| usage.io));
         usage.map(|io| io.map(|io| io.moved.wrapping_add(io.written))).sum()
     }
 
-    fn signal(&self, signal: Signal) {
+    /// Returns how many bytes its processes have read and written. `None` if that cannot be read.
+    pub fn bytes(&self) -> Option<u64> {
+        let living = self.processes.iter().filter(|one| one.lives());
+        living.map(|one| one.process.usage().ok().map(|usage| usage.io.bytes)).sum()
+    }
+
+    pub fn signal(&self, signal: Signal) {
         for one in &self.processes {
             match pidfd_send_signal(&one.pidfd, signal) {
                 Ok(()) | Err(rustix::io::Errno::SRCH) => {}
@@ -352,7 +207,7 @@ impl Judged {
         }
     }
 
-    fn lives(&self) -> bool {
+    pub fn lives(&self) -> bool {
         self.processes.iter().any(Handle::lives)
     }
 }
@@ -388,7 +243,7 @@ impl Handle {
     }
 
     /// Whether it has not ended. A zombie has.
-    fn lives(&self) -> bool {
+    pub fn lives(&self) -> bool {
         let mut ended = [PollFd::new(&self.pidfd, PollFlags::IN)];
         poll(&mut ended, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready == 0)
     }
@@ -409,6 +264,7 @@ impl ExecutedProgram {
 mod tests {
     use std::io::Read;
     use std::process::{Child, Command, Stdio};
+    use std::time::Instant;
 
     use super::*;
 

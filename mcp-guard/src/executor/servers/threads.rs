@@ -1,4 +1,4 @@
-//! The threads that end servers. An order takes some seconds, and a hostile server may hold its thread up for ever. An
+//! The threads that act on servers. An order takes some seconds, and a hostile server may hold its thread up for ever. An
 //! order that hangs is reported as failed after a while, and its thread is lost until the server lets it go.
 
 use std::{
@@ -18,14 +18,14 @@ const MOST: usize = 16;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-struct ReapThread {
+struct ServerThread {
     jobs: Sender<Job>,
     is_busy: Arc<AtomicBool>,
 }
 
-pub struct ReapThreads(Vec<ReapThread>);
+pub struct ServerThreads(Vec<ServerThread>);
 
-impl ReapThreads {
+impl ServerThreads {
     /// # Errors
     /// A thread cannot be created.
     pub fn start() -> io::Result<Self> {
@@ -42,14 +42,22 @@ impl ReapThreads {
             for job in wanted {
                 // Its order is reported as failed when its time is over.
                 if catch_unwind(AssertUnwindSafe(job)).is_err() {
-                    tracing::error!("a thread that ends servers panicked");
+                    tracing::error!("a thread that acts on servers panicked");
                 }
                 works.store(false, Ordering::Release);
             }
         };
-        thread::Builder::new().name("reap".to_owned()).spawn(work)?;
-        self.0.push(ReapThread { jobs, is_busy });
+        thread::Builder::new().name("servers".to_owned()).spawn(work)?;
+        self.0.push(ServerThread { jobs, is_busy });
         Ok(())
+    }
+
+    /// Begins a job on a free thread, or does it now if there is none.
+    pub fn begin_or_do(&mut self, job: impl FnOnce() + Send + 'static) {
+        match self.free() {
+            Ok(thread) => thread.give(Box::new(job)),
+            Err(_) => job(),
+        }
     }
 
     /// Begins a job on a free thread.
@@ -57,19 +65,28 @@ impl ReapThreads {
     /// # Errors
     /// There is none, and why there cannot be another one.
     pub fn begin(&mut self, job: impl FnOnce() + Send + 'static) -> Result<(), String> {
-        let free = |one: &&ReapThread| !one.is_busy.load(Ordering::Acquire);
-        if !self.0.iter().any(|one| free(&one)) {
+        self.free().map(|thread| thread.give(Box::new(job)))
+    }
+
+    fn free(&mut self) -> Result<&ServerThread, String> {
+        let free = |one: &ServerThread| !one.is_busy.load(Ordering::Acquire);
+        if !self.0.iter().any(free) {
             if self.0.len() >= MOST {
-                return Err(format!("all {MOST} threads that end servers are busy"));
+                return Err(format!("all {MOST} threads that act on servers are busy"));
             }
             self.add()
                 .map_err(|error| format!("no thread is free, and no other begins: {error}"))?;
         }
-        let Some(one) = self.0.iter().find(free) else {
-            return Err("no thread is free".to_owned());
-        };
-        one.is_busy.store(true, Ordering::Release);
-        one.jobs.send(Box::new(job)).map_err(|_| "a thread that ends servers is gone".to_owned())
+        self.0.iter().find(|one| free(one)).ok_or_else(|| "no thread is free".to_owned())
+    }
+}
+
+impl ServerThread {
+    fn give(&self, job: Job) {
+        self.is_busy.store(true, Ordering::Release);
+        if self.jobs.send(job).is_err() {
+            tracing::error!("a thread that acts on servers is gone");
+        }
     }
 }
 
@@ -79,23 +96,26 @@ mod tests {
 
     #[test]
     fn jobs_that_hang_leave_threads_for_others_up_to_a_bound() {
-        let mut threads = ReapThreads::start().unwrap();
+        let mut threads = ServerThreads::start().unwrap();
         let (hold, held) = channel::<()>();
         let held = Arc::new(std::sync::Mutex::new(held));
-        let hang = |threads: &mut ReapThreads| {
+        let hang = |threads: &mut ServerThreads| {
             let held = held.clone();
             threads.begin(move || assert!(held.lock().unwrap().recv().is_err()))
         };
         for _ in 0..MOST {
             hang(&mut threads).unwrap();
         }
-        assert_eq!(hang(&mut threads), Err("all 16 threads that end servers are busy".to_owned()));
+        assert_eq!(
+            hang(&mut threads),
+            Err("all 16 threads that act on servers are busy".to_owned())
+        );
         drop(hold);
     }
 
     #[test]
     fn a_panic_ends_one_job_alone() {
-        let mut threads = ReapThreads::start().unwrap();
+        let mut threads = ServerThreads::start().unwrap();
         let (done, ended) = channel();
         for number in 0..8 {
             let done = done.clone();

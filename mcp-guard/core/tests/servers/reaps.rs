@@ -1,105 +1,23 @@
 //! Which servers are ended alone, and when.
 
 use mcp_guard_core::{
-    Core, Time,
-    effect::{Action, Effect, Input, OperatorRequest, Order, Settled},
-    evidence::{Activity, AtWork, Channel, Channels, Contact, Quiescence, ServerSeen, StdioAtExec},
-    id::{GuardId, Pid, RequestId, Ticket},
+    effect::{Input, OperatorRequest},
+    evidence::{AtWork, Contact, Quiescence, ServerSeen},
+    id::Pid,
     incident::Outcome,
-    policy::{Mode, Policy, Response, Terms},
-    reap::{ListedServer, ReapOrder, ReapRequest},
+    policy::{Mode, Policy},
     refusal::Refusal,
-    registry::LiveServer,
+    server_order::{ListedServer, ServersRequest},
 };
 
-const GUARD: GuardId = GuardId(3);
-const EVERY: u64 = 30;
+use crate::story::{EVERY, GUARD, STDIO, Story, left, seen};
+
 const REAP: &str = "[respond]\nservers = \"reap\"\n";
-const STDIO: StdioAtExec =
-    StdioAtExec::Are(Channels { stdin: Channel::Pipe(1), stdout: Channel::Pipe(2) });
 
-/// A guard, and the orders about single servers.
-struct Story {
-    core: Core,
-    seconds: u64,
-    /// The pids of the servers of each order, and when it came.
-    reaps: Vec<(u64, Vec<u32>)>,
-    given_up: usize,
-    last: Option<(Ticket, ReapOrder)>,
-}
-
-impl Story {
-    fn new(policy: &str, mode: Mode) -> Self {
-        let core = Core::new(Policy::parse(policy).expect("valid"));
-        let mut story = Self { core, seconds: 1000, reaps: Vec::new(), given_up: 0, last: None };
-        let terms = Terms::new(mode, Response::Record);
-        let (name, workload) = ("story".to_owned(), Some(Box::default()));
-        story.step(Input::Guarded { guard: GUARD, name, terms, workload, refusal: None });
-        story
-    }
-
-    fn now(&self) -> Time {
-        Time(self.seconds * 1_000_000_000)
-    }
-
-    fn step(&mut self, input: Input) {
-        let mut effects = Vec::new();
-        self.core.step(self.now(), input, &mut effects);
-        for effect in effects {
-            let Effect::Act(Order { ticket, action, .. }) = effect else { continue };
-            if let Action::Reap(reap) = action {
-                let pids = reap.servers.iter().map(|one| one.root.0).collect();
-                self.reaps.push((self.seconds, pids));
-                self.last = Some((ticket, reap));
-            } else if let Action::GiveUpReap { .. } = action {
-                self.given_up += 1;
-            }
-        }
-    }
-
-    fn start(&mut self, pid: u32, command: &[u8]) {
-        let (born, pid) = (self.now(), Pid(pid));
-        self.step(Input::Fork { guard: GUARD, born, child: pid, parent: Pid(1) });
-        self.step(Input::Exec { guard: GUARD, born, pid, command: command.to_vec().into() });
-    }
-
-    fn package(&mut self, pid: u32, name: &str) {
-        self.start(pid, format!("npx\0-y\0{name}\0").as_bytes());
-    }
-
-    /// Looks at all servers, as often as there are looks in this time.
-    fn look(&mut self, seconds: u64, seen: impl Fn(u32, u64) -> ServerSeen) {
-        for _ in 0..seconds / EVERY {
-            self.seconds += EVERY;
-            let registry = &self.core.guard(GUARD).expect("it is guarded").registry;
-            let one =
-                |server: LiveServer<'_>| (server.id, self.now(), seen(server.root.0, self.seconds));
-            let servers = registry.servers().map(one).collect();
-            self.step(Input::Looked { guard: GUARD, servers });
-        }
-    }
-
-    fn settle(&mut self, outcome: Outcome) {
-        let (ticket, _) = self.last.take().expect("there was an order");
-        let detail = String::new();
-        self.step(Input::Settled(Settled { ticket, guard: GUARD, outcome, detail, remark: None }));
-    }
-
-    fn by_hand(&mut self, request: ReapRequest) -> Vec<u32> {
-        self.reaps.clear();
-        let request = OperatorRequest::Reap(request);
-        self.step(Input::Operator { guard: GUARD, id: RequestId(1), request });
-        self.reaps.pop().map(|(_, pids)| pids).unwrap_or_default()
-    }
-}
-
-fn seen(contact: Contact, is_busy: Option<bool>, io: u64) -> ServerSeen {
-    let activity = Some(Activity { processes: 1, io, ..Activity::default() });
-    ServerSeen { stdio: STDIO, contact, activity, is_busy, ..ServerSeen::default() }
-}
-
-fn left(_: u32, _: u64) -> ServerSeen {
-    seen(Contact::Disconnected, Some(false), 7)
+fn reap_by_hand(story: &mut Story, request: ServersRequest) -> Vec<u32> {
+    story.reaps.clear();
+    story.by_hand(OperatorRequest::Reap(request));
+    story.reaps.pop().map(|(_, pids)| pids).unwrap_or_default()
 }
 
 #[test]
@@ -267,15 +185,15 @@ fn an_operator_may_end_what_no_detector_does() {
     };
     story.look(600, look);
     let by_hand =
-        |servers: &[ListedServer]| ReapRequest { servers: servers.to_vec(), dry_run: false };
+        |servers: &[ListedServer]| ServersRequest { servers: servers.to_vec(), dry_run: false };
     assert_eq!(
-        story.by_hand(by_hand(&starts)),
+        reap_by_hand(&mut story, by_hand(&starts)),
         [100, 103],
         "the rest works, or is a client of containers"
     );
-    assert_eq!(story.by_hand(by_hand(&starts[1..3])), [0_u32; 0]);
+    assert_eq!(reap_by_hand(&mut story, by_hand(&starts[1..3])), [0_u32; 0]);
     let other = ListedServer { started_boot_ns: 1, ..starts[0] };
-    assert_eq!(story.by_hand(by_hand(&[other])), [0_u32; 0], "another one had its pid");
+    assert_eq!(reap_by_hand(&mut story, by_hand(&[other])), [0_u32; 0], "another one had its pid");
     story.seconds += 3600;
-    assert_eq!(story.by_hand(by_hand(&starts)), [0_u32; 0], "an old look says nothing");
+    assert_eq!(reap_by_hand(&mut story, by_hand(&starts)), [0_u32; 0], "an old look says nothing");
 }

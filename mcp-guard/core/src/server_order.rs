@@ -1,22 +1,29 @@
-//! Servers that are to be ended, and what came of it.
+//! Orders about single servers: to suspend them, or to end them, and what came of it.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    evidence::{Activity, Contact, StdioAtExec},
+    evidence::Contact,
     id::{Pid, Ticks},
     incident::{Cause, Outcome},
     policy::Mode,
-    registry::{Member, TreeId},
+    registry::{LiveServer, TargetServer},
 };
 
-/// Most servers that one order ends.
+/// Most servers of one order.
 pub const MOST: usize = 64;
 
-/// An order to end servers. Nothing of what the looks have shown may have changed meanwhile.
+/// The kind of an order about servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerAct {
+    Suspend,
+    Reap,
+}
+
+/// An order about servers. Nothing of what the looks have shown may have changed meanwhile.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReapOrder {
-    pub servers: Vec<ToReap>,
+pub struct ServersOrder {
+    pub servers: Vec<TargetServer>,
     pub mode: Mode,
     pub cause: Cause,
 }
@@ -29,29 +36,51 @@ pub struct ListedServer {
     pub started_boot_ns: u64,
 }
 
-/// Which servers an operator wants ended.
+/// The servers that an operator names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReapRequest {
+pub struct ServersRequest {
     pub servers: Vec<ListedServer>,
     pub dry_run: bool,
 }
 
-/// A server that is to be ended, as the last look has shown it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ToReap {
-    pub server: TreeId,
-    pub identity: String,
-    /// The process that began it, or the oldest one that is left of it.
-    pub root: Pid,
-    pub stdio: StdioAtExec,
-    pub contact: Contact,
-    pub activity: Activity,
-    pub members: Vec<Member>,
+impl ServersRequest {
+    /// Whether a server is among those that are named. `eldest`: the process that began it, or the oldest one that is
+    /// left.
+    #[must_use]
+    pub fn names(&self, server: &LiveServer<'_>, eldest: Option<&Pid>) -> bool {
+        let is_it = |named: &ListedServer| {
+            named.started_boot_ns == server.started.0 && eldest == Some(&named.pid)
+        };
+        self.servers.iter().any(is_it)
+    }
+}
+
+/// The reason for which a suspended server runs again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ResumedBy {
+    /// Its client has written to its stdin.
+    Request,
+    /// Its client has closed its end.
+    HungUp,
+    /// One of its processes has ended.
+    Ended,
+    /// It has a signal.
+    Signal,
+    /// The agent did not react for a second, or the process that watches suspended servers did not.
+    Silence,
+    Operator,
+    /// The policy does not suspend it any more, or its guard ends.
+    Policy,
+    /// The agent ends.
+    Shutdown,
+    /// Left behind by an agent that was killed.
+    Reconcile,
 }
 
 /// A server of an order, as the audit log has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReapedServer {
+pub struct OrderedServer {
     pub identity: String,
     pub pid: Pid,
     pub start_ticks: Ticks,
@@ -64,22 +93,28 @@ pub struct ReapedServer {
     pub memory: Option<u64>,
     /// Only after the order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub end: Option<ReapResult>,
+    pub end: Option<ServerResult>,
     /// Why it was spared, or what is left of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }
 
-/// How the end of a server went.
+/// The result of an order for one server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum ReapResult {
+pub enum ServerResult {
     /// It ended after SIGTERM.
     Ended,
     /// It did not, and was killed.
     Killed,
     /// Observe mode or a dry run: it would have been ended.
     WouldEnd,
+    /// It is frozen, and wakes when its client asks it.
+    Suspended,
+    /// Observe mode or a dry run: it would have been suspended.
+    WouldSuspend,
+    /// It runs again.
+    Resumed,
     /// It was not touched.
     Spared,
     /// Signals were sent to it, and some of its processes have not ended.
@@ -88,12 +123,15 @@ pub enum ReapResult {
 
 /// Sums an order up: how it ended, and in words.
 #[must_use]
-pub fn summary(servers: &[ReapedServer]) -> (Outcome, String) {
+pub fn summary(servers: &[OrderedServer]) -> (Outcome, String) {
     let count = |ends| ended_as(servers, ends).count();
-    let gone = [ReapResult::Ended, ReapResult::Killed];
-    let (ended, would) = (count(&gone), count(&[ReapResult::WouldEnd]));
-    let (spared, stays) = (count(&[ReapResult::Spared]), count(&[ReapResult::Stays]));
-    let outcome = match (stays, ended, would) {
+    let gone = [ServerResult::Ended, ServerResult::Killed];
+    let (ended, would) = (count(&gone), count(&[ServerResult::WouldEnd]));
+    let (spared, stays) = (count(&[ServerResult::Spared]), count(&[ServerResult::Stays]));
+    let (suspended, would_suspend) =
+        (count(&[ServerResult::Suspended]), count(&[ServerResult::WouldSuspend]));
+    let resumed = count(&[ServerResult::Resumed]);
+    let outcome = match (stays, ended + suspended + resumed, would + would_suspend) {
         (1.., _, _) => Outcome::Requested,
         (0, 1.., _) => Outcome::Done,
         (0, 0, 1..) => Outcome::WouldDo,
@@ -103,7 +141,7 @@ pub fn summary(servers: &[ReapedServer]) -> (Outcome, String) {
     if ended > 0 {
         let processes: u64 = ended_as(servers, &gone).map(|one| one.processes).sum();
         let memory: u64 = ended_as(servers, &gone).filter_map(|one| one.memory).sum();
-        let killed = count(&[ReapResult::Killed]);
+        let killed = count(&[ServerResult::Killed]);
         let how = if killed > 0 { format!(", {killed} of them by SIGKILL") } else { String::new() };
         parts.push(format!(
             "{} ended{how}: {}, {} MiB given back",
@@ -112,25 +150,28 @@ pub fn summary(servers: &[ReapedServer]) -> (Outcome, String) {
             memory >> 20
         ));
     }
-    if would > 0 {
-        parts.push(format!("{} would be ended", plural(would, "server")));
-    }
-    if stays > 0 {
-        parts.push(format!("{} not ended yet", plural(stays, "server")));
-    }
-    if spared > 0 {
-        parts.push(format!("{} spared", plural(spared, "server")));
+    for (number, what) in [
+        (suspended, "suspended"),
+        (resumed, "resumed"),
+        (would, "would be ended"),
+        (would_suspend, "would be suspended"),
+        (stays, "not ended yet"),
+        (spared, "spared"),
+    ] {
+        if number > 0 {
+            parts.push(format!("{} {what}", plural(number, "server")));
+        }
     }
     if parts.is_empty() {
-        parts.push("no server to end".to_owned());
+        parts.push("no server".to_owned());
     }
     (outcome, parts.join("; "))
 }
 
 fn ended_as<'a>(
-    servers: &'a [ReapedServer],
-    ends: &'a [ReapResult],
-) -> impl Iterator<Item = &'a ReapedServer> {
+    servers: &'a [OrderedServer],
+    ends: &'a [ServerResult],
+) -> impl Iterator<Item = &'a OrderedServer> {
     servers.iter().filter(|one| one.end.is_some_and(|end| ends.contains(&end)))
 }
 
@@ -149,8 +190,8 @@ mod tests {
 
     #[test]
     fn an_order_is_summed_up_by_its_worst_server() {
-        use ReapResult::{Ended, Killed, Spared, Stays, WouldEnd};
-        let server = |end| ReapedServer {
+        use ServerResult::{Ended, Killed, Spared, Stays, Suspended, WouldEnd, WouldSuspend};
+        let server = |end| OrderedServer {
             identity: "a-mcp".to_owned(),
             pid: Pid(7),
             start_ticks: Ticks(1),
@@ -161,7 +202,7 @@ mod tests {
             detail: None,
         };
         for (ends, outcome, said) in [
-            (&[][..], Outcome::NotNeeded, "no server to end"),
+            (&[][..], Outcome::NotNeeded, "no server"),
             (&[Ended], Outcome::Done, "1 server ended: 2 processes, 3 MiB given back"),
             (
                 &[Ended, Killed, Spared],
@@ -170,6 +211,8 @@ mod tests {
             ),
             (&[Spared, Spared], Outcome::NotNeeded, "2 servers spared"),
             (&[WouldEnd, Spared], Outcome::WouldDo, "1 server would be ended; 1 server spared"),
+            (&[Suspended, Spared], Outcome::Done, "1 server suspended; 1 server spared"),
+            (&[WouldSuspend], Outcome::WouldDo, "1 server would be suspended"),
             (
                 &[Ended, Stays],
                 Outcome::Requested,

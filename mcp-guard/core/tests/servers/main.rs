@@ -1,0 +1,5 @@
+//! Orders about single servers: which, and when.
+
+mod reaps;
+mod story;
+mod suspends;
