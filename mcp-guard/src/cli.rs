@@ -29,12 +29,14 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
 pub use exit::{Exit, Failure};
 
-use self::hands::How;
+use self::{
+    hands::How,
+    out::{Complaints, Terminal},
+};
 
 use crate::{
     control::lock::DEFAULT_RUN_DIR,
@@ -187,6 +189,29 @@ enum Verb {
     Warden,
 }
 
+impl Verb {
+    fn terminal(&self) -> Terminal {
+        match self {
+            Self::Run(_) => Terminal::of_the_agent(),
+            Self::Freeze { .. } | Self::Thaw { .. } | Self::Kill { .. } | Self::Repair(_) => {
+                Terminal::that_never_waits()
+            }
+            Self::Status(_)
+            | Self::Suspend(_)
+            | Self::Resume(_)
+            | Self::Reap(_)
+            | Self::Diagnose(_)
+            | Self::Explain { .. }
+            | Self::Policy(_)
+            | Self::Doctor { .. }
+            | Self::Demo
+            | Self::Record(_)
+            | Self::Replay(_)
+            | Self::Warden => Terminal::that_may_wait(),
+        }
+    }
+}
+
 /// Parses the command line, runs the verb, and turns its result into an exit code.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -201,37 +226,37 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() };
         }
     };
-    let _last_lines = log_to_stderr(&cli.verb);
+    let terminal = cli.verb.terminal();
+    log_to_stderr(&cli.verb, terminal.complaints());
     if let Err(error) = raise_open_files() {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
-    match dispatch(cli) {
-        Ok(exit) => exit.into(),
-        Err(failure) => {
-            out::error(&failure.message);
-            failure.exit.into()
-        }
-    }
+    let exit = dispatch(cli, &terminal).unwrap_or_else(|failure| {
+        terminal.complaints().error(&failure.message);
+        failure.exit
+    });
+    terminal.finish();
+    exit.into()
 }
 
-fn dispatch(cli: Cli) -> Result<Exit, Failure> {
+fn dispatch(cli: Cli, terminal: &Terminal) -> Result<Exit, Failure> {
     let host = cli.host;
     match cli.verb {
         Verb::Run(arguments) => run::run(&host, &arguments),
         Verb::Status(arguments) => status::status(&host, &arguments),
         Verb::Freeze { target, lease, dry_run, despite } => {
-            hands::freeze(&host, &target, lease, How { dry_run, despite })
+            hands::freeze(&host, terminal, &target, lease, How { dry_run, despite })
         }
-        Verb::Thaw { owned: true, .. } => hands::thaw_owned(&host),
-        Verb::Thaw { target, .. } => hands::thaw(&host, &target.unwrap_or_default()),
+        Verb::Thaw { owned: true, .. } => hands::thaw_owned(&host, terminal),
+        Verb::Thaw { target, .. } => hands::thaw(&host, terminal, &target.unwrap_or_default()),
         Verb::Kill { target, dry_run, despite } => {
-            hands::kill(&host, &target, How { dry_run, despite })
+            hands::kill(&host, terminal, &target, How { dry_run, despite })
         }
         Verb::Suspend(arguments) => suspend::suspend(&host, &arguments),
         Verb::Resume(arguments) => suspend::resume(&host, &arguments),
         Verb::Reap(arguments) => reap::reap(&host, &arguments),
         Verb::Diagnose(arguments) => diagnose::diagnose(&host, &arguments),
-        Verb::Repair(arguments) => repair::repair(&host, &arguments),
+        Verb::Repair(arguments) => repair::repair(&host, &arguments, terminal),
         Verb::Explain { code } => explain::explain(code.as_deref()),
         Verb::Policy(arguments) => policy::policy(&host, &arguments),
         Verb::Doctor { json } => doctor::doctor(&host, json),
@@ -250,25 +275,13 @@ fn raise_open_files() -> std::io::Result<()> {
     Ok(setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?)
 }
 
-/// Most lines of the agent's log that wait for stderr. More are dropped.
-const LOG_LINES: usize = 4096;
-
-/// Sends logs to stderr. Returns a guard that writes the last lines when it is dropped. The agent's loop
-/// never waits for stderr, because a stopped journal must not block a freeze.
-fn log_to_stderr(verb: &Verb) -> Option<WorkerGuard> {
+/// Sends logs to stderr.
+fn log_to_stderr(verb: &Verb, complaints: Complaints) {
     let level = if matches!(verb, Verb::Run(_)) { "info" } else { "warn" };
     let colour = std::env::var_os("NO_COLOR").is_none() && std::io::stderr().is_terminal();
     let filter = EnvFilter::try_from_env("MCP_GUARD_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour);
-    if matches!(verb, Verb::Run(_)) {
-        let builder = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES);
-        let (writer, guard) = builder.thread_name("log").finish(std::io::stderr());
-        log.with_writer(writer).init();
-        Some(guard)
-    } else {
-        log.with_writer(std::io::stderr).init();
-        None
-    }
+    log.with_writer(move || complaints.clone()).init();
 }
 
 /// Builds a runtime of one thread: the agent's loop needs no more, and capabilities are per thread.

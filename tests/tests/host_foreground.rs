@@ -7,6 +7,7 @@
 )]
 
 use std::{
+    io::{PipeReader, PipeWriter, Write as _, pipe},
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
     process::{Child, ExitStatus, Output, Stdio},
 };
@@ -24,8 +25,12 @@ use mcp_guard_tests::{
     leak::{Leak, observing},
     lines::Lines,
     sleeper::Sleeper,
+    wait,
 };
-use rustix::process::{Pid, Signal, getpgid, kill_process};
+use rustix::{
+    fs::{OFlags, fcntl_getfl, fcntl_setfl},
+    process::{Pid, Signal, getpgid, kill_process},
+};
 
 const FOUND: u64 = 200;
 
@@ -128,6 +133,45 @@ fn a_foreground_freeze_ends_on_each_termination_signal() {
         assert_eq!(status.code(), Some(0), "{said}");
         assert!(said.contains(name), "{said}");
         assert_eq!(scene.holds(), Holds::nothing(FOUND), "{name}");
+    }
+}
+
+/// Returns both ends of a pipe that has no room left.
+fn full_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, mut writer) = pipe().unwrap();
+    let flags = fcntl_getfl(&writer).unwrap();
+    fcntl_setfl(&writer, flags | OFlags::NONBLOCK).unwrap();
+    while writer.write(&[b'x'; 4096]).is_ok() {}
+    fcntl_setfl(&writer, flags).unwrap();
+    (reader, writer)
+}
+
+/// As for a terminal that stands still (Ctrl-S).
+#[test]
+fn a_foreground_freeze_ends_in_time_although_nobody_reads_its_output() {
+    for (time, signal) in [("1s", None), ("1day", Some(Signal::INT)), ("1day", Some(Signal::TERM))]
+    {
+        let scene = Scene::new();
+        let (reader, writer) = full_pipe();
+        let mut command = command(scene.folder.path(), "/nonexistent").unwrap();
+        command.args(["freeze", "--for", time]).arg(scene.target()).process_group(0);
+        command.stdout(writer.try_clone().unwrap()).stderr(writer);
+        let mut child = command.spawn().unwrap();
+        let is_frozen = || scene.cgroup.is_frozen().unwrap();
+        scene.cgroup.wait_until("frozen", DEADLINE, is_frozen).unwrap();
+        if let Some(signal) = signal {
+            // It answers Ctrl-Z on stderr.
+            for signal in [Signal::TSTP, signal] {
+                kill_process(Pid::from_child(&child), signal).unwrap();
+            }
+        }
+        let ended = wait::until(DEADLINE, || Ok(child.try_wait()?.is_some())).unwrap();
+        let holds = scene.holds();
+        // It goes on if the pipe is closed, and so leaves nothing behind.
+        drop(reader);
+        let status = child.wait().unwrap();
+        assert!(ended, "{time} {signal:?}");
+        assert_eq!((status.code(), holds), (Some(0), Holds::nothing(FOUND)), "{time} {signal:?}");
     }
 }
 

@@ -12,7 +12,12 @@ use mcp_guard_core::{
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{Exit, Failure, HostOptions, out, resolve::resolve, runtime};
+use super::{
+    Exit, Failure, HostOptions,
+    out::{Complaints, Terminal},
+    resolve::resolve,
+    runtime,
+};
 use crate::{
     audit::Audit,
     control::{
@@ -52,6 +57,7 @@ impl How {
 
 pub fn freeze(
     host: &HostOptions,
+    terminal: &Terminal,
     target: &str,
     lease: Duration,
     how: How,
@@ -67,11 +73,11 @@ pub fn freeze(
         if lock::is_held(&host.run_dir) {
             let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
             let target = cgroup_of(&held);
-            return ask(host, &held, &Freeze { target, lease_ms, dry_run, despite });
+            return ask(host, terminal, &held, &Freeze { target, lease_ms, dry_run, despite });
         }
         let mut hands = Hands::new(host, held)?;
         // Before the freeze: a signal that arrives in between must still lead to a thaw.
-        let mut ends = Ends::listen()?;
+        let mut ends = Ends::listen(terminal)?;
         // A lease goes on while the host sleeps, as the deadline in the mark does.
         let (end, mut alarm) =
             (clock::now().after(lease), Alarm::new().map_err(Failure::could_not)?);
@@ -83,10 +89,10 @@ pub fn freeze(
             | Outcome::WouldDo
             | Outcome::Refused
             | Outcome::NotOurs
-            | Outcome::Failed => return Ok(tell(&hands.name, "freeze", outcome, &detail)),
+            | Outcome::Failed => return Ok(tell(terminal, &hands.name, "freeze", outcome, &detail)),
         };
         let shown = humantime::format_duration(lease);
-        out::answer(&format!(
+        terminal.answer(&format!(
             "{}: {state} ({detail}); it is thawed after {shown} or when this command ends",
             hands.name
         ));
@@ -101,43 +107,53 @@ pub fn freeze(
         };
         hands.refresh_pause(host).await;
         let (outcome, detail) = hands.thaw(End::LeaseOver).await;
-        Ok(tell(&hands.name, &format!("thaw ({why})"), outcome, &detail))
+        Ok(tell(terminal, &hands.name, &format!("thaw ({why})"), outcome, &detail))
     })
 }
 
-pub fn kill(host: &HostOptions, target: &str, how: How) -> Result<Exit, Failure> {
+pub fn kill(
+    host: &HostOptions,
+    terminal: &Terminal,
+    target: &str,
+    how: How,
+) -> Result<Exit, Failure> {
     need_root()?;
     let (dry_run, despite) = (how.dry_run, how.despite()?);
     runtime()?.block_on(async {
         let held = resolve(host, target).await?;
         if lock::is_held(&host.run_dir) {
-            return ask(host, &held, &Kill { target: cgroup_of(&held), dry_run, despite });
+            return ask(
+                host,
+                terminal,
+                &held,
+                &Kill { target: cgroup_of(&held), dry_run, despite },
+            );
         }
         let mut hands = Hands::new(host, held)?;
         let (outcome, detail) =
             hands.contain(Response::Kill, Duration::ZERO, (dry_run, despite)).await;
-        Ok(tell(&hands.name, "kill", outcome, &detail))
+        Ok(tell(terminal, &hands.name, "kill", outcome, &detail))
     })
 }
 
-pub fn thaw(host: &HostOptions, target: &str) -> Result<Exit, Failure> {
+pub fn thaw(host: &HostOptions, terminal: &Terminal, target: &str) -> Result<Exit, Failure> {
     need_root()?;
     runtime()?.block_on(async {
         let held = resolve(host, target).await?;
         if lock::is_held(&host.run_dir) {
-            return ask(host, &held, &Thaw { target: cgroup_of(&held) });
+            return ask(host, terminal, &held, &Thaw { target: cgroup_of(&held) });
         }
         let mut hands = Hands::new(host, held)?;
         let (outcome, detail) = hands.thaw(End::Operator).await;
-        Ok(tell(&hands.name, "thaw", outcome, &detail))
+        Ok(tell(terminal, &hands.name, "thaw", outcome, &detail))
     })
 }
 
 /// Releases what a previous agent left held. The unit runs this as `ExecStopPost=`.
-pub fn thaw_owned(host: &HostOptions) -> Result<Exit, Failure> {
+pub fn thaw_owned(host: &HostOptions, terminal: &Terminal) -> Result<Exit, Failure> {
     // Success, because the unit that runs this is restarted until it succeeds.
     if lock::is_held(&host.run_dir) {
-        out::answer(
+        terminal.answer(
             "nothing to do: an agent runs and manages its own leases; to end one, name its target",
         );
         return Ok(Exit::Done);
@@ -163,7 +179,9 @@ pub fn thaw_owned(host: &HostOptions) -> Result<Exit, Failure> {
                 orphan.held.note_pause(paused);
             }
             let Some(outcome) = executor.release_orphan(&orphan, End::Reconcile) else { continue };
-            if tell(&orphan.held.subject.cgroup, "thaw", outcome, orphan.reason()) != Exit::Done {
+            if tell(terminal, &orphan.held.subject.cgroup, "thaw", outcome, orphan.reason())
+                != Exit::Done
+            {
                 exit = Exit::Wrong;
             }
         }
@@ -256,11 +274,12 @@ pub struct Ends {
     hangup: Signal,
     quit: Signal,
     stop: Signal,
+    complaints: Complaints,
 }
 
 impl Ends {
     /// Catches these signals. From now on they no longer end the program.
-    pub fn listen() -> Result<Self, Failure> {
+    pub fn listen(terminal: &Terminal) -> Result<Self, Failure> {
         let listen = |kind| signal(kind).map_err(Failure::could_not);
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
@@ -269,6 +288,7 @@ impl Ends {
             quit: listen(SignalKind::quit())?,
             // Ctrl-Z: a stopped process cannot meet a deadline.
             stop: listen(SignalKind::from_raw(libc::SIGTSTP))?,
+            complaints: terminal.complaints(),
         })
     }
 
@@ -285,7 +305,7 @@ impl Ends {
                 _ = self.interrupt.recv() => return "SIGINT",
                 _ = self.hangup.recv() => return "SIGHUP",
                 _ = self.quit.recv() => return "SIGQUIT",
-                _ = self.stop.recv() => out::error(
+                _ = self.stop.recv() => self.complaints.error(
                     "not suspended: it must act in time; press Ctrl-C to end it now",
                 ),
             }
@@ -342,11 +362,12 @@ pub fn open_audit(host: &HostOptions) -> Result<Audit, Failure> {
 /// Asks the agent to do it.
 fn ask<M: Method<Reply = Answer>>(
     host: &HostOptions,
+    terminal: &Terminal,
     held: &Held,
     call: &M,
 ) -> Result<Exit, Failure> {
     let answer = client::call(&lock::socket(&host.run_dir), call).map_err(Failure::could_not)?;
-    Ok(tell(&held.subject.name, &M::NAME.to_lowercase(), answer.outcome, &answer.detail))
+    Ok(tell(terminal, &held.subject.name, &M::NAME.to_lowercase(), answer.outcome, &answer.detail))
 }
 
 pub fn cgroup_of(held: &Held) -> TargetCgroup {
@@ -358,7 +379,7 @@ pub fn cgroup_of(held: &Held) -> TargetCgroup {
     }
 }
 
-fn tell(name: &str, verb: &str, outcome: Outcome, detail: &str) -> Exit {
+fn tell(terminal: &Terminal, name: &str, verb: &str, outcome: Outcome, detail: &str) -> Exit {
     let (exit, word) = match outcome {
         Outcome::Done => (Exit::Done, "done"),
         Outcome::Requested => (Exit::Wrong, "requested"),
@@ -368,6 +389,6 @@ fn tell(name: &str, verb: &str, outcome: Outcome, detail: &str) -> Exit {
         Outcome::NotOurs => (Exit::Wrong, "left alone"),
         Outcome::Failed => (Exit::Wrong, "FAILED"),
     };
-    out::answer(&format!("{name}: {verb} {word}: {detail}"));
+    terminal.answer(&format!("{name}: {verb} {word}: {detail}"));
     exit
 }

@@ -25,7 +25,7 @@ use super::{
     Exit, Failure, HostOptions,
     diagnose::{DEFAULT_POLICY, facts_of, headroom, snapshot},
     hands::{Ends, need_root, open_audit, read_layout},
-    out,
+    out::Terminal,
     resolve::resolve,
     runtime,
 };
@@ -61,7 +61,11 @@ pub struct Arguments {
     policy: PathBuf,
 }
 
-pub fn repair(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failure> {
+pub fn repair(
+    host: &HostOptions,
+    arguments: &Arguments,
+    terminal: &Terminal,
+) -> Result<Exit, Failure> {
     need_root()?;
     let headroom = headroom(&arguments.policy)?;
     runtime()?.block_on(async {
@@ -75,12 +79,13 @@ pub fn repair(host: &HostOptions, arguments: &Arguments) -> Result<Exit, Failure
             Err(refused) => {
                 // A missing target is a failure, not a refusal.
                 resolve(host, &arguments.target).await?;
-                out::answer(&format!("{}: not repaired: {}", facts.target.name, refused.0));
+                terminal.answer(&format!("{}: not repaired: {}", facts.target.name, refused.0));
                 return Ok(Exit::Wrong);
             }
         };
-        out::answer(&render::repair::plan(&judge(&facts), &plan));
-        let mut repair = Repair::begin(host, observer, arguments, facts, plan, headroom).await?;
+        terminal.answer(&render::repair::plan(&judge(&facts), &plan));
+        let mut repair =
+            Repair::begin(host, terminal, observer, arguments, facts, plan, headroom).await?;
         if arguments.dry_run {
             return repair.all_but_the_last_step().await;
         }
@@ -101,6 +106,7 @@ enum RepairEnd {
 
 struct Repair<'a> {
     host: &'a HostOptions,
+    terminal: &'a Terminal,
     observer: Observer,
     target: &'a str,
     /// Decides what to write.
@@ -129,6 +135,7 @@ struct Repair<'a> {
 impl<'a> Repair<'a> {
     async fn begin(
         host: &'a HostOptions,
+        terminal: &'a Terminal,
         observer: Observer,
         arguments: &'a Arguments,
         facts: Facts,
@@ -158,6 +165,7 @@ impl<'a> Repair<'a> {
         let mode = if arguments.dry_run { Mode::Observe } else { Mode::Enforce };
         Ok(Self {
             host,
+            terminal,
             observer,
             target,
             limits: Limits::once(TARGET, limit, force),
@@ -172,7 +180,7 @@ impl<'a> Repair<'a> {
             agent,
             executor,
             guards,
-            ends: Ends::listen()?,
+            ends: Ends::listen(terminal)?,
             stopped: None,
         })
     }
@@ -181,13 +189,13 @@ impl<'a> Repair<'a> {
     async fn all_but_the_last_step(&mut self) -> Result<Exit, Failure> {
         let seen = self.look()?;
         if let Some(forbidden) = self.guards.get(TARGET).and_then(forbids) {
-            out::answer(&format!("  would be refused: {forbidden}"));
+            self.terminal.answer(&format!("  would be refused: {forbidden}"));
             return Ok(Exit::Wrong);
         }
         let mut writes = Vec::new();
         for (action, settled) in self.step(seen).await? {
             if settled.outcome == Outcome::Refused {
-                out::answer(&format!("  would be refused: {}", settled.detail));
+                self.terminal.answer(&format!("  would be refused: {}", settled.detail));
                 return Ok(Exit::Wrong);
             }
             if let Action::LeaveLimit { write, .. } = action {
@@ -195,10 +203,10 @@ impl<'a> Repair<'a> {
             }
         }
         if let Some(Ended::Failed(why)) = self.limits.ended() {
-            out::answer(&format!("  would fail: {why}"));
+            self.terminal.answer(&format!("  would fail: {why}"));
             return Ok(Exit::Wrong);
         }
-        out::answer(&render::repair::dry_run(&writes, self.plan().limit));
+        self.terminal.answer(&render::repair::dry_run(&writes, self.plan().limit));
         Ok(Exit::Done)
     }
 
@@ -224,7 +232,7 @@ impl<'a> Repair<'a> {
             }
             if follows != self.limits.follows() {
                 follows = !follows;
-                out::answer(match follows {
+                self.terminal.answer(match follows {
                     true => "  the agent now lowers the limit, even after this command ends",
                     false => "  the agent no longer lowers the limit; this command does",
                 });
@@ -232,13 +240,13 @@ impl<'a> Repair<'a> {
             if !follows && step != self.limits.step() {
                 step = self.limits.step();
                 let lowered = step.map(|step| format!("  {tasks} tasks: limit lowered to {step}"));
-                lowered.iter().for_each(|line| out::answer(line));
+                lowered.iter().for_each(|line| self.terminal.answer(line));
             }
             if waits != self.limits.waits() {
                 waits = !waits;
                 if waits {
                     let limit = self.plan().limit;
-                    out::answer(&format!(
+                    self.terminal.answer(&format!(
                         "  {tasks} tasks: waiting until enough of them end for a limit of {limit}"
                     ));
                 }

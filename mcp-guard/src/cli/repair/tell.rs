@@ -8,7 +8,7 @@ use mcp_guard_core::{
 
 use super::{LOOK, Repair, RepairEnd};
 use crate::{
-    cli::{Exit, Failure, out},
+    cli::{Exit, Failure},
     render,
 };
 
@@ -23,13 +23,15 @@ impl Repair<'_> {
         match &reached {
             RepairEnd::End if holds => {}
             RepairEnd::End if proved.is_err() => {
-                out::answer("  written, but NOT proved: it cannot be read back");
+                self.terminal.answer("  written, but NOT proved: it cannot be read back");
             }
-            RepairEnd::End => out::answer("  NOT repaired: not every place shows the limit"),
+            RepairEnd::End => {
+                self.terminal.answer("  NOT repaired: not every place shows the limit")
+            }
             RepairEnd::Failed(why) if holds => {
-                out::answer(&format!("  {why}; but every place shows the limit"));
+                self.terminal.answer(&format!("  {why}; but every place shows the limit"));
             }
-            RepairEnd::Failed(why) => out::answer(&format!("  NOT repaired: {why}")),
+            RepairEnd::Failed(why) => self.terminal.answer(&format!("  NOT repaired: {why}")),
             RepairEnd::Stopped(signal) => {
                 let goes_on = match (&self.id, self.agent.goes_on_now(self.plan().limit)) {
                     (_, true) => "the agent continues",
@@ -38,7 +40,7 @@ impl Repair<'_> {
                     }
                     (None, false) => "run it again to continue",
                 };
-                out::answer(&format!("  stopped before the end ({signal}): {goes_on}"));
+                self.terminal.answer(&format!("  stopped before the end ({signal}): {goes_on}"));
             }
         }
         let kept =
@@ -46,15 +48,15 @@ impl Repair<'_> {
         let left = self.leave_request(holds, kept.and_then(|kept| kept.try_into().ok()))?;
         let is_unfinished = !holds && !matches!(reached, RepairEnd::Stopped(_));
         if is_unfinished && left == LeftRequest::Ours {
-            out::answer("  the request is kept: an agent in enforce mode continues it");
+            self.terminal.answer("  the request is kept: an agent in enforce mode continues it");
         }
         let (facts, _, places) = proved?;
-        out::answer(&render::repair::places(&places));
+        self.terminal.answer(&render::repair::places(&places));
         if !holds || matches!(reached, RepairEnd::Stopped(_)) {
             return Ok(Exit::Wrong);
         }
         let edit = repair::edit(&facts, self.plan().limit);
-        out::answer(&render::repair::lasts(self.plan(), edit.as_deref()));
+        self.terminal.answer(&render::repair::lasts(self.plan(), edit.as_deref()));
         Ok(Exit::Done)
     }
 
