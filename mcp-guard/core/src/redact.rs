@@ -40,6 +40,8 @@ const SECRET_PARTS: [&str; 27] = [
 ];
 /// Words that mark a secret also inside a longer part: `ACCESSTOKEN`, `clientsecret`.
 const SECRET_INSIDE: [&str; 6] = ["apikey", "credential", "passw", "privatekey", "secret", "token"];
+/// Commands, apart from those, that a secret follows: `bw unlock`, `rclone obscure`.
+const BEFORE_SECRETS: [&str; 5] = ["login", "obscure", "signin", "unlock", "unseal"];
 /// Prefixes of the tokens of well-known services.
 const PREFIXES: [&str; 42] = [
     "AIza",
@@ -299,6 +301,11 @@ fn bits(text: &str) -> f64 {
     let all = text.len() as f64;
     let shares = counts.iter().filter(|count| **count > 0).map(|count| f64::from(*count) / all);
     -shares.map(|share| share * share.log2()).sum::<f64>()
+}
+
+/// Returns whether the next word of a command line may be a secret: `auth`, `password`, `login`.
+pub(crate) fn precedes_secret(word: &str) -> bool {
+    is_secret_name(word) || BEFORE_SECRETS.contains(&word)
 }
 
 /// Returns whether a name marks a secret, by its parts: `GITHUB_TOKEN`, `--apiKey`, `x-auth`.

@@ -303,7 +303,12 @@ impl Grammar {
         }
         // `env -- --option word`: the first word is no program.
         let with_words = at.with_words && !program.starts_with('-');
-        let words = arguments.iter().take_while(|word| with_words && is_plain(word));
+        // `redis-cli auth VALUE`: no form tells a password in plain letters from a command.
+        let mut is_secret = false;
+        let words = arguments.iter().take_while(|word| {
+            let is_hidden = std::mem::replace(&mut is_secret, redact::precedes_secret(word));
+            with_words && !is_hidden && is_plain(word)
+        });
         let words: Vec<&str> = words.take(MAX_WORDS).copied().collect();
         let name = clean(program);
         let name = base_name(&name);

@@ -313,6 +313,13 @@ pub(in crate::server) const OTHERS: &[Row] = &[
     ("tool|--token|t|serve", "tool", Program),
     ("tool|serve|hunter|two|three", "tool serve hunter", Program),
     ("tool|Word", "tool", Program),
+    ("redis-cli|auth|hunter", "redis-cli auth", Program),
+    ("mysqladmin|password|correct-horse-battery-staple", "mysqladmin password", Program),
+    ("bw|unlock|correct-horse-battery-staple", "bw unlock", Program),
+    ("ngrok|config|add-authtoken|hunter", "ngrok config add-authtoken", Program),
+    ("vault|token-create|hunter", "vault token-create", Program),
+    ("gh|auth|login|hunter", "gh auth", Program),
+    ("tool|author|keyboard|x", "tool author keyboard", Program),
     // A number may be another one each time.
     ("tool|job-17", "tool", Program),
     ("tool|run|session7|x", "tool run", Program),
