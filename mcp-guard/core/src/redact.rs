@@ -93,6 +93,9 @@ const LEAST_TOKEN: usize = 10;
 const LEAST_RANDOM: usize = 32;
 /// In bits per character.
 const LEAST_BITS: f64 = 3.0;
+/// Minimum length of a secret that is known by its pieces, and the most letters or digits that a piece has on average.
+const LEAST_SHUFFLED: usize = 20;
+const MOST_IN_A_PIECE: usize = 3;
 const MASK: &str = "***(";
 
 /// Returns the words of a command line with its secrets masked.
@@ -287,11 +290,50 @@ fn is_token_of_a_service(run: &str) -> bool {
 
 /// Returns whether a run of letters and digits is too random for a name.
 fn is_random(run: &str) -> bool {
-    run.split(['.', '~']).any(|part| {
+    let is_long = |part: &str| {
         let digits = part.bytes().filter(u8::is_ascii_digit).count();
         let letters = part.bytes().filter(u8::is_ascii_alphabetic).count();
         part.len() >= LEAST_RANDOM && digits >= 4 && letters >= 4 && bits(part) >= LEAST_BITS
-    })
+    };
+    run.split(['.', '~']).any(is_long)
+        || run.split(|c: char| !c.is_ascii_alphanumeric()).any(is_shuffled)
+}
+
+/// Returns whether small letters, capitals and digits alternate more often than in a name. A capital begins a piece
+/// together with the small letters behind it: `Base64UrlTest` has four pieces.
+fn is_shuffled(word: &str) -> bool {
+    let (mut pieces, mut numbers, mut letters) = (0, 0, 0);
+    let mut last = None;
+    for kind in word.bytes().map(CharKind::of) {
+        if last != Some(kind) && (last, kind) != (Some(CharKind::Capital), CharKind::Small) {
+            pieces += 1;
+            numbers += usize::from(kind == CharKind::Digit);
+        }
+        letters += usize::from(kind != CharKind::Digit);
+        last = Some(kind);
+    }
+    word.len() >= LEAST_SHUFFLED
+        && numbers >= 2
+        && letters >= 4
+        && pieces * MOST_IN_A_PIECE >= word.len()
+}
+
+/// The kind of a letter or digit.
+#[derive(Clone, Copy, PartialEq)]
+enum CharKind {
+    Small,
+    Capital,
+    Digit,
+}
+
+impl CharKind {
+    fn of(byte: u8) -> Self {
+        match byte {
+            b'0'..=b'9' => Self::Digit,
+            b'A'..=b'Z' => Self::Capital,
+            _ => Self::Small,
+        }
+    }
 }
 
 /// Returns the Shannon entropy in bits per character.

@@ -95,6 +95,78 @@ fn what_is_no_secret_stays() {
     }
 }
 
+/// Random letters and digits, as in the path of a webhook.
+#[test]
+fn a_random_segment_of_a_path_is_masked() {
+    for secret in [
+        "aB3dE5fG7hI9jK1lM3nO5pQ7",
+        "XdN2qVb7Kt9wLm4RzPy6Hc1J",
+        "K8sQ2mZ0pL5vT9xB3nR7",
+        "9Fh2kLq8Vw3XzB6nTy1Rm5Pc0Js4",
+        "7f3kq9zt2m8xw4vb6n1p",
+        "507f1f77bcf86cd799439011",
+    ] {
+        for word in [
+            format!("https://hooks.example.com/services/T0AB1CD2E/B0AB1CD2E/{secret}"),
+            format!("https://example.org/v1/{secret}/mcp"),
+            format!("https://example.org/{secret}-1.tgz"),
+            secret.to_owned(),
+        ] {
+            assert!(hides(secret, &[&word]), "{word}");
+            assert!(!name(&word).contains(secret), "{word}");
+        }
+    }
+}
+
+#[test]
+fn a_long_name_is_not_taken_for_random() {
+    for word in [
+        "modelcontextprotocol",
+        "modelcontextprotocol2025",
+        "server-sequential-thinking",
+        "mcp-server-playwright-v1208",
+        "Base64UrlEncoder2024Test",
+        "X509CertificateManager2Impl",
+        "Utf8JsonStreamReader2Test",
+        "OAuth2AuthorizationServer",
+        "Sha256WithRsaEncryption",
+        "Win32NTServiceController",
+        "ISO8601DateTimeFormatter",
+        "MD5MessageDigestProvider",
+        "Http2ServerConnection4Test",
+        "Vector3DTransformMatrix4x4",
+        "Neo4jGraphDatabaseServer5",
+        "kubernetes1x29controller",
+        "elasticsearch8client2024",
+        "postgresql16vector0server",
+        "react18next13server2demo",
+        "internationalization18n",
+        "AbstractSingletonProxyFactoryBean",
+        "getUserAccountsByOrganization",
+        "supercalifragilisticexpialidocious",
+        "SUPERCALIFRAGILISTICEXPIALI2024",
+        "x86_64-unknown-linux-gnu",
+        "aarch64-apple-darwin24.1.0",
+        "server-1.10.2-SNAPSHOT-all.jar",
+        "v0.0.0-20191109021931-daa7c04131f5",
+        "20240115T103000Z20240116T103000Z",
+        "1234567890123456789012345",
+        "node-v22.11.0-linux-x64-musl",
+        "python3.12-site-packages-cp312-abi3",
+        "@anthropic-ai/claude-code-linux-x64",
+        "com.example.mcp.Application2Main",
+        "2024-11-05T10:00:00.000Z",
+        "tools_mcp_server_2_go_x64_v2",
+        "chatgpt4o-mini-2024-07-18",
+        "llama3.1-70b-instruct-q4_k_m",
+        "Qwen2.5-Coder-32B-Instruct-GGUF",
+    ] {
+        for word in [word.to_owned(), format!("https://example.org/a/{word}/mcp")] {
+            assert_eq!(text(&word), word);
+        }
+    }
+}
+
 #[test]
 fn equal_secrets_stay_recognisable_and_a_mask_is_not_masked_again() {
     let argv = ["--token", "hunter2", "TOKEN=hunter2", "--token", "hunter3"];
