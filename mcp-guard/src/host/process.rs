@@ -343,7 +343,7 @@ impl OpenProcess {
         self.text(&format!("task/{thread}/syscall"), 4096)
     }
 
-    /// Reads the sockets of its network namespace.
+    /// Reads the sockets of TCP and UDP in its network namespace.
     ///
     /// # Errors
     /// If the process is gone, or the kernel does not show them to us.
@@ -358,7 +358,6 @@ impl OpenProcess {
         sockets.add_tcp(&table("tcp6")?);
         sockets.add_udp(&table("udp")?);
         sockets.add_udp(&table("udp6")?);
-        sockets.add_unix(&table("unix")?);
         Ok(sockets)
     }
 

@@ -149,6 +149,28 @@ fn a_look_that_would_cost_much_is_given_up() {
     assert!(seen.activity.is_some());
 }
 
+/// Another process has very many sockets in the network namespace of a server.
+#[test]
+fn the_sockets_of_others_do_not_hide_those_of_a_server() {
+    const CROWD: &str = "use Socket; $| = 1; my @all;\
+        for (1 .. 8000) { socketpair(my $a, my $b, AF_UNIX, SOCK_STREAM, 0) or die; push @all, $a, $b }\
+        print \"ready\n\"; sleep 600";
+    const OWN: &str = "use Socket; $| = 1; socketpair(my $a, my $b, AF_UNIX, SOCK_STREAM, 0) or die;\
+        print \"ready\n\"; <STDIN>";
+    let shell = format!("ulimit -n 16100 && exec perl -e '{CROWD}'");
+    let first = Server::start(&["unshare", "-n", "sh", "-c", &shell]).once_ready();
+    let network = format!("--net=/proc/{}/ns/net", first.pid());
+    let more = ["nsenter", &network, "sh", "-c", &shell];
+    let _crowd = [first, Server::start(&more).once_ready(), Server::start(&more).once_ready()];
+    let server = Server::start(&["nsenter", &network, "perl", "-e", OWN]).once_ready();
+    server.await_rest();
+    let before = clock::thread_cpu_time();
+    let look = look(&server.members(), server.channels());
+    let cost = clock::thread_cpu_time() - before;
+    assert_eq!(at_work(&look.unwrap().tree), None, "{cost:?}");
+    assert!(cost < Duration::from_millis(40), "{cost:?}");
+}
+
 /// A server could stop one of its processes to look as if it could not run.
 #[test]
 fn a_server_is_stopped_if_all_of_its_processes_are() {

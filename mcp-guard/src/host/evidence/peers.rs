@@ -5,7 +5,10 @@ use std::{collections::BTreeSet, fs::File, io, os::fd::AsFd as _};
 use mcp_guard_core::evidence::{Channel, PeerIs};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::{budget::LookBudget, unix_diag::UnixDiag};
+use super::{
+    budget::LookBudget,
+    unix_diag::{UnixDiag, UnixSocket},
+};
 use crate::host::{
     proc::net::{self, SocketState},
     process::{Namespace, OpenProcess},
@@ -18,8 +21,16 @@ pub struct Peers {
     written: BTreeSet<u64>,
     /// The inodes in its epoll sets.
     watched: BTreeSet<u64>,
-    /// The network namespace that was read last, and its sockets.
-    known: Option<(Namespace, net::Sockets, UnixDiag)>,
+    /// The network namespace that was asked last.
+    known: Option<Network>,
+}
+
+struct Network {
+    namespace: Namespace,
+    diag: UnixDiag,
+    /// Those of the internet protocols, once one of them was met. Lists of all Unix sockets are not read: another
+    /// process in the namespace can make them long.
+    sockets: Option<net::Sockets>,
 }
 
 impl Peers {
@@ -57,26 +68,47 @@ impl Peers {
         budget: &mut LookBudget,
     ) -> io::Result<PeerIs> {
         budget.question()?;
-        let network = process.namespace("net")?;
-        let (_, sockets, diag) = match &mut self.known {
-            Some(known) if known.0 == network => known,
+        let namespace = process.namespace("net")?;
+        let network = match &mut self.known {
+            Some(known) if known.namespace == namespace => known,
             known => {
                 budget.network()?;
-                known.insert((network, process.sockets()?, diag_of(process)?))
+                known.insert(Network { namespace, diag: diag_of(process)?, sockets: None })
             }
         };
-        Ok(match sockets.state(inode) {
-            None => PeerIs::Unknown,
-            Some(SocketState::Listening) => PeerIs::Listening,
-            Some(SocketState::Unconnected) => PeerIs::Nobody,
-            Some(SocketState::Connected) => PeerIs::Outside,
-            Some(SocketState::UnixConnected) => match diag.peer(inode)? {
-                Some(peer) if self.own.contains(&Channel::Socket(peer)) => PeerIs::Inside,
-                Some(_) => PeerIs::Outside,
-                // It is gone.
-                None => PeerIs::Nobody,
-            },
-        })
+        let known = network.sockets.as_ref().and_then(|sockets| sockets.state(inode));
+        if let Some(state) = known {
+            return Ok(of_internet(state));
+        }
+        if let Some(socket) = network.diag.socket(inode)? {
+            return Ok(self.of_unix(socket));
+        }
+        let state = match &mut network.sockets {
+            Some(_) => None,
+            unread @ None => unread.insert(process.sockets()?).state(inode),
+        };
+        Ok(state.map_or(PeerIs::Unknown, of_internet))
+    }
+
+    fn of_unix(&self, socket: UnixSocket) -> PeerIs {
+        match socket {
+            UnixSocket { is_listening: true, .. } => PeerIs::Listening,
+            UnixSocket { is_addressed: true, .. } => PeerIs::Outside,
+            UnixSocket { peer: Some(peer), .. } if self.own.contains(&Channel::Socket(peer)) => {
+                PeerIs::Inside
+            }
+            UnixSocket { peer: Some(_), .. } => PeerIs::Outside,
+            // It is not connected, or its peer is gone.
+            UnixSocket { peer: None, .. } => PeerIs::Nobody,
+        }
+    }
+}
+
+fn of_internet(state: SocketState) -> PeerIs {
+    match state {
+        SocketState::Listening => PeerIs::Listening,
+        SocketState::Unconnected => PeerIs::Nobody,
+        SocketState::Connected => PeerIs::Outside,
     }
 }
 

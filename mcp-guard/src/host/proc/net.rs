@@ -1,17 +1,16 @@
-//! `/proc/PID/net/{tcp,tcp6,udp,udp6,unix}`: the sockets of a network namespace, see proc_pid_net(5).
+//! `/proc/PID/net/{tcp,tcp6,udp,udp6}`: the sockets of a network namespace, see proc_pid_net(5).
 
 use std::collections::BTreeMap;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SocketState {
     Listening,
-    /// Nothing can arrive: a socket of TCP, or a Unix socket for streams, that is not connected.
+    /// Nothing can arrive: a socket of TCP that is not connected.
     Unconnected,
     Connected,
-    UnixConnected,
 }
 
-/// The states of all sockets of a namespace, by inode.
+/// The states of the sockets of a namespace, by inode.
 #[derive(Default)]
 pub struct Sockets(BTreeMap<u64, SocketState>);
 
@@ -44,28 +43,6 @@ impl Sockets {
             }
         }
     }
-
-    /// Adds the sockets of `unix`. The flags and states are those of `net/unix/af_unix.c`.
-    pub fn add_unix(&mut self, text: &str) {
-        const ACCEPTS: u32 = 0x1_0000;
-        for line in text.lines().skip(1) {
-            let mut words = line.split_whitespace();
-            let flags = words.nth(3).and_then(|flags| u32::from_str_radix(flags, 16).ok());
-            let is_datagram = words.next() == Some("0002");
-            let state = words.next();
-            let inode = words.next().and_then(|inode| inode.parse().ok());
-            let (Some(flags), Some(state), Some(inode)) = (flags, state, inode) else { continue };
-            let has_address = words.next().is_some();
-            let state = match state {
-                _ if flags & ACCEPTS != 0 => SocketState::Listening,
-                // Anybody may send to it who can reach its address.
-                _ if is_datagram && has_address => SocketState::Connected,
-                "01" => SocketState::Unconnected,
-                _ => SocketState::UnixConnected,
-            };
-            self.0.insert(inode, state);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -86,23 +63,11 @@ mod tests {
             "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref\n\
               10: 00000000:0044 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 44 2 0 0\n",
         );
-        sockets.add_unix(
-            "Num       RefCount Protocol Flags    Type St Inode Path\n\
-             0000000000000000: 00000003 00000000 00000000 0001 03 45\n\
-             0000000000000000: 00000002 00000000 00010000 0001 01 46 /run/a.sock\n\
-             0000000000000000: 00000002 00000000 00000000 0002 01 47 @x\n\
-             0000000000000000: 00000002 00000000 00000000 0002 01 49\n\
-             bad\n",
-        );
         for (inode, expected) in [
             (41, Some(SocketState::Listening)),
             (42, Some(SocketState::Connected)),
             (43, Some(SocketState::Unconnected)),
             (44, Some(SocketState::Connected)),
-            (45, Some(SocketState::UnixConnected)),
-            (46, Some(SocketState::Listening)),
-            (47, Some(SocketState::Connected)),
-            (49, Some(SocketState::Unconnected)),
             (48, None),
         ] {
             assert_eq!(sockets.state(inode), expected, "{inode}");
