@@ -250,6 +250,17 @@ impl OpenProcess {
         Ok(self.numbers("task", most)?.into_iter().map(Pid).collect())
     }
 
+    /// Reads its first threads, one after the other, `most` at most.
+    ///
+    /// # Errors
+    /// If the process is gone.
+    pub fn first_threads(
+        &self,
+        most: usize,
+    ) -> io::Result<impl Iterator<Item = io::Result<Pid>> + use<>> {
+        Ok(self.entries("task")?.take(most).map(|thread| thread.map(Pid)))
+    }
+
     /// Returns what a descriptor refers to, as the kernel shows it.
     ///
     /// # Errors

@@ -15,7 +15,13 @@ use std::{
     time::Duration,
 };
 
-use mcp_guard::host::{clock, evidence::look, process::OpenProcess};
+use mcp_guard::host::{
+    cgroup::Cgroup,
+    clock,
+    evidence::{look, unreaped},
+    layout::Layout,
+    process::OpenProcess,
+};
 use mcp_guard_core::{
     evidence::{
         AtWork, Channel, Connection, Contact, FileLock, PeerIs, Quiescence, StdioAtExec, Wait,
@@ -23,7 +29,9 @@ use mcp_guard_core::{
     },
     id::Pid,
 };
-use mcp_guard_tests::{agent::DEADLINE, wait};
+use mcp_guard_tests::{
+    agent::DEADLINE, cgroup::FixtureCgroup, sleeper::Sleeper, wait, workload,
+};
 
 use self::server::{ECHO, Server, stdio_of};
 
@@ -169,6 +177,30 @@ fn the_sockets_of_others_do_not_hide_those_of_a_server() {
     let cost = clock::thread_cpu_time() - before;
     assert_eq!(at_work(&look.unwrap().tree), None, "{cost:?}");
     assert!(cost < Duration::from_millis(40), "{cost:?}");
+}
+
+/// The kernel lists its threads without the first one, and charges for all.
+#[test]
+fn a_process_whose_first_thread_has_ended_is_no_zombie() {
+    let cgroup = FixtureCgroup::new("leaderless").unwrap();
+    // On a hybrid host, the limit of a cgroup is found by a process in it.
+    let _other = Sleeper::start(&cgroup).unwrap();
+    let opened = Cgroup::open(&Layout::read().unwrap(), cgroup.path()).unwrap();
+    let count = || unreaped(&opened.charged().unwrap(), true).unwrap().zombies;
+    let leaderless = [(); 8].map(|()| {
+        let program = Command::new(workload("leaderless").unwrap());
+        let mut sleeper = Sleeper::spawn(&cgroup, program).unwrap();
+        assert!(sleeper.line().unwrap().contains("has ended"));
+        sleeper
+    });
+    assert_eq!(count(), 0);
+    let script = "fork or exit for 1 .. 6; $| = 1; print \"forked\n\"; sleep 600";
+    let mut command = Command::new("perl");
+    command.args(["-e", script]);
+    let mut parent = Sleeper::spawn(&cgroup, command).unwrap();
+    assert_eq!(parent.line().unwrap(), "forked");
+    assert!(wait::until(DEADLINE, || Ok(count() == 6)).unwrap(), "{}", count());
+    drop((parent, leaderless));
 }
 
 /// A server could stop one of its processes to look as if it could not run.
