@@ -21,7 +21,7 @@ use std::{io, os::fd::OwnedFd};
 use mcp_guard_core::{
     evidence::{
         Channel, Channels, Connection, PollFlags, ProcessLook, Runtime, StdioAtExec, ThreadLook,
-        TreeLook, Wait,
+        TreeLook, Wait, Waker,
     },
     id::{Pid, Ticks},
     registry::Member,
@@ -135,7 +135,11 @@ fn look_into(
     let epolls = all.iter().flat_map(|one| &one.descriptors.epolls);
     let watched = epolls.flat_map(|set| set.inodes.iter().copied());
     let mut peers = Peers::new(own.map(|own| (own.channel, own.is_write_only)), watched);
-    let look = |Opened { member, process, descriptors }: Opened| {
+    let look = |Opened { member, process, mut descriptors }: Opened| {
+        budget.question()?;
+        if process.has_timer()? {
+            descriptors.wakers.push(Waker::Timer);
+        }
         Ok(ProcessLook {
             pid: member.pid,
             runtime: runtime(&process),

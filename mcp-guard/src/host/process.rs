@@ -346,6 +346,19 @@ impl OpenProcess {
         Ok(status::has_pending_signals(&self.read("status", 64 * 1024)?))
     }
 
+    /// Whether it has a timer of timer_create(2), or probably one of alarm(2). Neither has a descriptor.
+    ///
+    /// # Errors
+    /// If the process is gone, or the kernel does not show them to us.
+    pub fn has_timer(&self) -> io::Result<bool> {
+        let timers = match self.read("timers", 4096) {
+            // A kernel that does not list them.
+            Err(error) if is_gone(&error) && self.stat().is_ok() => Vec::new(),
+            read => read?,
+        };
+        Ok(!timers.is_empty() || status::awaits_alarm(&self.read("status", 64 * 1024)?))
+    }
+
     /// Reads in which system call one of its threads waits.
     ///
     /// # Errors

@@ -218,12 +218,32 @@ fn watches_eventfd(flags: i32) -> Server {
     watches(&format!("my $fd = syscall({}, 0, {flags})", libc::SYS_eventfd2))
 }
 
+const PID_NAMESPACE: &[&str] = &["unshare", "-pf", "--kill-child"];
+pub const ALARM: &str = "$SIG{ALRM} = sub {}; alarm 600";
+const HAS_TIMER: Told = Told::NotQuiescent("has a timer");
+
+/// Sets a timer of timer_create(2), whose signal would end the program.
+pub fn posix_timer() -> String {
+    let [create, set] = [libc::SYS_timer_create, libc::SYS_timer_settime];
+    format!(
+        "my $timer = pack('l', 0); syscall({create}, 1, 0, $timer) == 0 or die;\
+         my $time = pack('q4', 0, 0, 600, 0);\
+         syscall({set}, unpack('l', $timer), 0, $time, 0) == 0 or die"
+    )
+}
+
+/// A program of perl that does something, behind other words, and then waits for its client.
+pub fn waits_behind(words: &[&str], does: &str) -> Server {
+    let script = format!("{does}; $| = 1; print \"ready\n\"; <STDIN>");
+    Server::start(&[words, &["perl", "-e", &script]].concat()).once_ready()
+}
+
 /// The name of the case, its processes, and the expected reading.
 type Row = (&'static str, fn() -> Server, Told);
 
 /// In this order: what has no client at the other end of its stdin, what is in the middle of a request, and where
 /// stdio is not what it seems.
-const CASES: [Row; 45] = [
+const CASES: [Row; 50] = [
     ("`docker run -i IMAGE </dev/null`", || ended(sleeps()), Told::Closing),
     (
         "`echo job | docker exec -i`, and the client waits for the result",
@@ -381,6 +401,15 @@ const CASES: [Row; 45] = [
         "a timer that ends the server if it is not asked",
         || node_asks("setTimeout(() => process.exit(3), 1e9); ready();"),
         Told::NotQuiescent("in epoll with a timeout"),
+    ),
+    ("a timer that sends a signal", || waits_behind(&[], &posix_timer()), HAS_TIMER),
+    ("the same in a pid namespace", || waits_behind(PID_NAMESPACE, &posix_timer()), HAS_TIMER),
+    ("an alarm", || waits_behind(&[], ALARM), HAS_TIMER),
+    ("the same in a pid namespace", || waits_behind(PID_NAMESPACE, ALARM), HAS_TIMER),
+    (
+        "a program that handles all signals, as those in Go do",
+        || waits_behind(&[], "$SIG{$_} = sub {} for qw(ALRM VTALRM PROF)"),
+        Told::Quiescent,
     ),
     ("a sleep", sleeps, Told::NotQuiescent("in nanosleep with a timeout")),
     (

@@ -25,14 +25,15 @@ use mcp_guard::host::{
 use mcp_guard_core::{
     evidence::{
         AtWork, Channel, Connection, Contact, FileLock, PeerIs, Quiescence, StdioAtExec, Wait,
-        at_work,
+        Waker, at_work,
     },
     id::Pid,
 };
 use mcp_guard_tests::{
-    agent::DEADLINE, cgroup::FixtureCgroup, sleeper::Sleeper, wait, workload,
+    agent::DEADLINE, cgroup::FixtureCgroup, holds::write_freeze, sleeper::Sleeper, wait, workload,
 };
 
+use self::cases::{ALARM, posix_timer, waits_behind};
 use self::server::{ECHO, Server, stdio_of};
 
 #[test]
@@ -226,6 +227,21 @@ fn a_server_is_stopped_if_all_of_its_processes_are() {
     assert_eq!(one.quiescence, Quiescence::Unknown);
     stop(members[0].pid);
     assert!(wait::until(DEADLINE, || Ok(seen(None).is_stopped)).unwrap());
+}
+
+#[test]
+fn the_timers_of_a_frozen_server_are_seen() {
+    let cgroup = FixtureCgroup::new("timers").unwrap();
+    for arms in [posix_timer(), ALARM.to_owned()] {
+        let server = waits_behind(&[], &arms);
+        let list = cgroup.unified_dir().join("cgroup.procs");
+        std::fs::write(list, server.pid().to_string()).unwrap();
+        write_freeze(&cgroup, "1").unwrap();
+        cgroup.wait_until("frozen", DEADLINE, || cgroup.is_frozen().unwrap()).unwrap();
+        assert_eq!(server.look().tree.processes[0].wakers, [Waker::Timer], "{arms}");
+        drop(server);
+        write_freeze(&cgroup, "0").unwrap();
+    }
 }
 
 /// Some programs move the protocol to other descriptors.

@@ -111,7 +111,7 @@ pub enum PeerIs {
 /// A descriptor that wakes a process without its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waker {
-    /// A timerfd that is armed.
+    /// A timerfd that is armed, or a timer that sends a signal.
     Timer,
     /// Changes of files (inotify, fanotify).
     Files,

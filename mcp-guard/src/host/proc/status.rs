@@ -19,7 +19,20 @@ pub fn may_trace(status: &[u8]) -> bool {
 /// Whether the process ignores a signal.
 #[must_use]
 pub fn ignores(status: &[u8], signal: i32) -> bool {
-    let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"SigIgn:"));
+    has_signal(status, b"SigIgn:", signal)
+}
+
+/// Whether the process handles SIGALRM, as one does that uses alarm(2). The kernel shows no such timer. Some runtimes
+/// and shells handle all signals; they have handlers for SIGVTALRM or SIGPROF too, which hardly any program uses.
+#[must_use]
+pub fn awaits_alarm(status: &[u8]) -> bool {
+    let catches = |signal| has_signal(status, b"SigCgt:", signal);
+    catches(libc::SIGALRM) && !catches(libc::SIGVTALRM) && !catches(libc::SIGPROF)
+}
+
+/// Whether a signal is in one of the sets.
+fn has_signal(status: &[u8], set: &[u8], signal: i32) -> bool {
+    let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(set));
     let set = line.and_then(|line| std::str::from_utf8(line).ok());
     let set = set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
     set.is_some_and(|set| (1..=64).contains(&signal) && set & (1 << (signal - 1)) != 0)
@@ -102,6 +115,23 @@ mod tests {
         let ignored: Vec<i32> = (-1..66).filter(|signal| ignores(status, *signal)).collect();
         assert_eq!(ignored, [libc::SIGHUP, libc::SIGPIPE]);
         assert!(!ignores(b"", libc::SIGHUP));
+    }
+
+    /// Sets that were read from real processes.
+    #[test]
+    fn a_handler_for_sigalrm_alone_is_told_from_those_for_all_signals() {
+        for (set, expected) in [
+            ("0000000000002000", true),  // perl with alarm()
+            ("0000000000016007", true),  // timeout
+            ("0000000043817efb", false), // bash
+            ("0000000017807007", false), // sort
+            ("fffffffe7fc1feff", false), // a program of Go
+            ("0000000100004602", false), // node
+        ] {
+            let status = format!("Name:\tx\nSigBlk:\t0000000000002000\nSigCgt:\t{set}\n");
+            assert_eq!(awaits_alarm(status.as_bytes()), expected, "{set}");
+        }
+        assert!(!awaits_alarm(b""));
     }
 
     #[test]
