@@ -16,7 +16,7 @@ mod survey;
 mod unix_diag;
 mod zombies;
 
-use std::{io, os::fd::OwnedFd};
+use std::{collections::BTreeSet, io, os::fd::OwnedFd};
 
 use mcp_guard_core::{
     evidence::{
@@ -135,16 +135,21 @@ fn look_into(
     let epolls = all.iter().flat_map(|one| &one.descriptors.epolls);
     let watched = epolls.flat_map(|set| set.inodes.iter().copied());
     let mut peers = Peers::new(own.map(|own| (own.channel, own.is_write_only)), watched);
+    let members: BTreeSet<Pid> = all.iter().map(|one| one.member.pid).collect();
     let look = |Opened { member, process, mut descriptors }: Opened| {
         budget.question()?;
         if process.has_timer()? {
             descriptors.wakers.push(Waker::Timer);
         }
+        let threads = threads(&process, member.pid, &descriptors, budget)?;
+        if runs_another(&process, &threads, &members, budget)? {
+            descriptors.wakers.push(Waker::Child);
+        }
         Ok(ProcessLook {
             pid: member.pid,
             runtime: runtime(&process),
             is_launcher: member.is_launcher,
-            threads: threads(&process, member.pid, &descriptors, budget)?,
+            threads,
             channels: descriptors.open_channels(
                 &mut peers,
                 (member.pid, &process),
@@ -157,6 +162,31 @@ fn look_into(
         })
     };
     all.into_iter().map(look).collect()
+}
+
+/// Whether a process has a child that is no part of its server, and has not ended.
+fn runs_another(
+    process: &OpenProcess,
+    threads: &[ThreadLook],
+    members: &BTreeSet<Pid>,
+    budget: &LookBudget,
+) -> io::Result<bool> {
+    for ThreadLook { tid, .. } in threads {
+        budget.question()?;
+        let children = match process.children_of(*tid) {
+            Err(error) if process::is_gone(&error) && process.has_lost(*tid) => continue,
+            children => children?,
+        };
+        for child in children.into_iter().filter(|child| !members.contains(child)) {
+            budget.question()?;
+            match OpenProcess::open(child).and_then(|child| child.stat()) {
+                Ok(stat) if stat.ending => {}
+                Err(error) if process::is_gone(&error) => {}
+                Ok(_) | Err(_) => return Ok(true),
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// # Errors

@@ -191,13 +191,27 @@ impl OpenProcess {
     pub fn children(&self) -> io::Result<Vec<Pid>> {
         let mut children = Vec::new();
         for thread in self.threads(MOST_THREADS)? {
-            let text = self.text(&format!("task/{thread}/children"), MOST_CHILDREN)?;
-            if text.len() == MOST_CHILDREN {
-                return Err(io::Error::other("it has too many children"));
-            }
-            children.extend(text.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid));
+            children.extend(self.children_of(thread)?);
         }
         Ok(children)
+    }
+
+    /// Returns the children that one of its threads has started.
+    ///
+    /// # Errors
+    /// If the thread is gone, the kernel has no such files, or there are too many children.
+    pub fn children_of(&self, thread: Pid) -> io::Result<Vec<Pid>> {
+        let text = self.text(&format!("task/{thread}/children"), MOST_CHILDREN)?;
+        if text.len() == MOST_CHILDREN {
+            return Err(io::Error::other("it has too many children"));
+        }
+        Ok(text.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid).collect())
+    }
+
+    /// Whether one of its threads is gone.
+    #[must_use]
+    pub fn has_lost(&self, thread: Pid) -> bool {
+        self.read(&format!("task/{thread}/comm"), 64).is_err_and(|error| is_gone(&error))
     }
 
     /// See [`status::is_init_below`].

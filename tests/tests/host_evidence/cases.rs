@@ -238,12 +238,30 @@ pub fn waits_behind(words: &[&str], does: &str) -> Server {
     Server::start(&[words, &["perl", "-e", &script]].concat()).once_ready()
 }
 
+const RUNS_ANOTHER: Told = Told::NotQuiescent("has started another program, which runs");
+
+/// A job that has started a program, and sleeps.
+fn job_that_calls() -> Server {
+    let job = "sleep 601 </dev/null >/dev/null & exec sleep 600";
+    let mut server = Server::start(&["sh", "-c", job]);
+    server.alone = Some(server.pid());
+    server
+}
+
+/// A server that has started a program for a call, for so many seconds. It also waits for its client.
+fn calls(seconds: &str) -> Server {
+    let does = format!("fork or exec 'sh', '-c', 'exec sleep {seconds} </dev/null >/dev/null'");
+    let mut server = waits_behind(&[], &does);
+    server.alone = Some(server.pid());
+    server
+}
+
 /// The name of the case, its processes, and the expected reading.
 type Row = (&'static str, fn() -> Server, Told);
 
 /// In this order: what has no client at the other end of its stdin, what is in the middle of a request, and where
 /// stdio is not what it seems.
-const CASES: [Row; 50] = [
+const CASES: [Row; 53] = [
     ("`docker run -i IMAGE </dev/null`", || ended(sleeps()), Told::Closing),
     (
         "`echo job | docker exec -i`, and the client waits for the result",
@@ -438,6 +456,9 @@ const CASES: [Row; 50] = [
         },
         Told::NotQuiescent("in recv with a timeout"),
     ),
+    ("a call that runs another program", || calls("600"), RUNS_ANOTHER),
+    ("the same without a client", || left(job_that_calls()), AT_WORK),
+    ("a call whose program has ended and is not reaped", || calls("0"), Told::Quiescent),
     (
         "a lock that another server may wait for",
         || {

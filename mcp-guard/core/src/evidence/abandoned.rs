@@ -26,9 +26,12 @@ pub fn is_busy(processes: &[ProcessLook], stdio: Channels) -> bool {
         let is_woken = process.wakers().any(|waker| match waker {
             Waker::Timer => false,
             // It may wait for the next file.
-            Waker::Files | Waker::IoUring | Waker::NamedPipe | Waker::Process | Waker::Unknown => {
-                true
-            }
+            Waker::Files
+            | Waker::IoUring
+            | Waker::NamedPipe
+            | Waker::Process
+            | Waker::Child
+            | Waker::Unknown => true,
         });
         leaves || works || is_woken
     })
@@ -88,8 +91,8 @@ mod tests {
         let launcher =
             ProcessLook { is_launcher: true, wakers: vec![Waker::Process], ..ring.clone() };
         assert!(!is_busy(&[launcher], STDIO), "it waits for its child");
-        use Waker::{Files, IoUring, NamedPipe, Process, Unknown};
-        for by in [Files, IoUring, NamedPipe, Process, Unknown] {
+        use Waker::{Child, Files, IoUring, NamedPipe, Process, Unknown};
+        for by in [Child, Files, IoUring, NamedPipe, Process, Unknown] {
             let busy = ProcessLook { wakers: vec![Waker::Timer, by], ..ring.clone() };
             assert!(is_busy(&[busy], STDIO), "{by:?}");
         }

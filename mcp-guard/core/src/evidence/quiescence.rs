@@ -108,7 +108,7 @@ pub enum PeerIs {
     Unknown,
 }
 
-/// A descriptor that wakes a process without its client.
+/// Something that wakes a process without its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waker {
     /// A timerfd that is armed, or a timer that sends a signal.
@@ -121,6 +121,8 @@ pub enum Waker {
     NamedPipe,
     /// The end of another process (pidfd). A launcher waits like this for the server that it has started.
     Process,
+    /// Another program that it has started, and that runs: a call may wait for it.
+    Child,
     /// A descriptor that others may use to wake the process, such as a device or a message queue.
     Unknown,
 }
@@ -198,6 +200,9 @@ impl fmt::Display for AtWork {
             Self::Woken { pid, by: Waker::Process } => {
                 write!(f, "process {pid} waits for the end of another process")
             }
+            Self::Woken { pid, by: Waker::Child } => {
+                write!(f, "process {pid} has started another program, which runs")
+            }
             Self::Woken { pid, by: Waker::Unknown } => {
                 write!(f, "process {pid} can be woken by something, and it is not known by whom")
             }
@@ -259,11 +264,15 @@ fn works(process: &ProcessLook, stdin: Channel) -> Option<AtWork> {
     if process.locks.iter().any(holds_up) {
         return Some(AtWork::Lock { pid });
     }
-    if let Some(by) = process.wakers().next() {
+    if let Some(by) = process.wakers().find(|waker| *waker != Waker::Child) {
         return Some(AtWork::Woken { pid, by });
     }
     if let Some(open) = process.channels.iter().find(|open| leaves(open, stdin)) {
         return Some(AtWork::Connection { pid, peer: open.peer });
+    }
+    // A connection to its child says more.
+    if process.wakers().any(|waker| waker == Waker::Child) {
+        return Some(AtWork::Woken { pid, by: Waker::Child });
     }
     let may_wait = |(index, thread): &(usize, &ThreadLook)| match thread.wait {
         Wait::Local | Wait::Child | Wait::Epoll { has_timeout: false, .. } => true,
@@ -297,14 +306,15 @@ pub fn is_reached_by_stdio_alone(tree: &TreeLook) -> Option<bool> {
     tree.processes.iter().all(is_known_to_wait).then_some(true)
 }
 
-/// Whether its pipes and sockets, and timers, are all that can wake a process.
+/// Whether its pipes and sockets, timers and children are all that can wake a process.
 fn is_known_to_wait(process: &ProcessLook) -> bool {
     let is_known = |thread: &ThreadLook| match thread.wait {
         Wait::Read(fd) => process.channels.iter().any(|open| open.fd == fd),
         Wait::Epoll { .. } | Wait::Local | Wait::Child | Wait::Timed(_) => true,
         Wait::Unreadable(_) | Wait::Call(_) | Wait::Runs | Wait::Unread => false,
     };
-    process.wakers().all(|waker| waker == Waker::Timer) && process.threads.iter().all(is_known)
+    let is_its_own = |waker| matches!(waker, Waker::Timer | Waker::Child);
+    process.wakers().all(is_its_own) && process.threads.iter().all(is_known)
 }
 
 /// Whether something other than the client can be at the other end.

@@ -129,10 +129,15 @@ fn what_can_be_reached_or_woken_from_outside_is_at_work() {
         server.channels.push(OpenChannel { fd: 20, channel: Channel::Socket(5), peer });
         assert_eq!(at_work(&tree(vec![server])), None);
     }
-    for by in [Waker::Timer, Waker::Files, Waker::IoUring, Waker::NamedPipe] {
+    for by in [Waker::Timer, Waker::Files, Waker::IoUring, Waker::NamedPipe, Waker::Child] {
         let server = ProcessLook { wakers: vec![by], ..node() };
         assert_eq!(at_work(&tree(vec![server])), Some(AtWork::Woken { pid: Pid(7), by }));
     }
+    // The reason that says most.
+    let mut parent = ProcessLook { wakers: vec![Waker::Child], ..node() };
+    let peer = PeerIs::Outside;
+    parent.channels.push(OpenChannel { fd: 20, channel: Channel::Socket(5), peer });
+    assert_eq!(at_work(&tree(vec![parent])), Some(AtWork::Connection { pid: Pid(7), peer }));
     let shared = ProcessLook { locks: vec![FileLock::SharedFlock], ..node() };
     assert_eq!(at_work(&tree(vec![shared.clone()])), Some(AtWork::Lock { pid: Pid(7) }));
     let launcher = ProcessLook { is_launcher: true, ..shared };
@@ -172,7 +177,7 @@ fn more_never_proves_more() {
 #[test]
 fn what_may_give_a_server_work_without_its_client_is_no_proof_of_the_opposite() {
     let alone = |server: ProcessLook| is_reached_by_stdio_alone(&tree(vec![node(), server]));
-    let timer = ProcessLook { wakers: vec![Waker::Timer], ..node() };
+    let timer = ProcessLook { wakers: vec![Waker::Timer, Waker::Child], ..node() };
     for server in [node(), python(), timer, other(6, &[Timed("nanosleep"), Child, Read(0)])] {
         assert_eq!(alone(server.clone()), Some(true), "{server:?}");
     }
