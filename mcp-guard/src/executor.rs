@@ -22,7 +22,7 @@ use mcp_guard_core::{
     effect::{Action, Order, Remark, Settled},
     id::{GuardId, Incident, Ticket},
     incident::Outcome,
-    server_order::{OrderedServer, ServerAct},
+    server_order::{OrderedServer, ResumedBy, ServerAct},
 };
 use tokio::sync::mpsc;
 
@@ -81,8 +81,12 @@ enum LateAnswer {
         at: Time,
     },
     Owner(owner::OwnerAnswer),
-    Servers(Vec<OrderedServer>, Vec<Sleeping>),
+    Servers(Vec<OrderedServer>),
     ServersHang,
+    /// A server is suspended.
+    Asleep(Sleeping),
+    /// A server runs, but its own cgroup is still there.
+    Left(Sleeping),
     /// Suspended servers run again.
     Back(Back),
     Warden(WardenEvent),
@@ -255,10 +259,11 @@ impl Executor {
             (Some(UnderWay::GivenUp(announced)), LateAnswer::Owner(answer)) => {
                 self.note_late_limit(guards, announced, answer);
             }
-            (Some(UnderWay::Servers(under_way)), LateAnswer::Servers(servers, sleepers)) => {
-                self.end_servers(under_way, servers, sleepers);
+            (Some(UnderWay::Servers(under_way)), LateAnswer::Servers(servers)) => {
+                self.end_servers(under_way, servers);
             }
-            (_, LateAnswer::Servers(_, sleepers)) => self.end_late_servers(sleepers),
+            (_, LateAnswer::Asleep(one)) => self.fell_asleep(one),
+            (_, LateAnswer::Left(one)) => self.is_left(one, ResumedBy::Silence),
             (_, LateAnswer::Warden(event)) => self.warden_says(event),
             (_, LateAnswer::Back(back)) => self.went_back(back),
             (Some(UnderWay::Servers(under_way)), LateAnswer::ServersHang) => {

@@ -202,15 +202,13 @@ fn what_nobody_can_reach_is_ended_and_nothing_that_may_work_is() {
         (start("named-timer", "", Client::Gone), ServerResult::Ended),
         (start("named-stubborn", "", Client::Gone), ServerResult::Killed),
     ];
-    let mut spared = [
-        (start("named-parent", "", Client::Gone), "runs in it"),
-        (start("named-session", "", Client::Gone), "has a session of its own"),
-    ];
+    let mut spared = [(start("named-session", "", Client::Gone), "has a session of its own")];
     let mut left = [
         start("named-deaf", "", Client::Stays),
         start("named-deaf", "", Client::Waits),
         start("named-waiting", &port, Client::Gone),
         start("named-writing", &file, Client::Gone),
+        start("named-parent", "", Client::Gone),
         start("other", "", Client::Gone),
     ];
     let servers = ended.iter().map(|(one, _)| one).chain(spared.iter().map(|(one, _)| one));

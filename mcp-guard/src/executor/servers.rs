@@ -23,7 +23,7 @@ use mcp_guard_core::{
     incident::{Cause, Outcome},
     policy::Mode,
     registry::{TargetServer, TreeId},
-    server_order::{OrderedServer, ResumedBy, ServerAct, ServerResult, ServersOrder, summary},
+    server_order::{OrderedServer, ServerAct, ServerResult, ServersOrder, summary},
 };
 
 pub use self::{
@@ -31,7 +31,7 @@ pub use self::{
     threads::ServerThreads,
 };
 use self::{
-    suspender::Suspender,
+    suspender::{Suspended, Suspender},
     work::{Act, Work},
 };
 use super::{Executor, FactsFound, LateAnswer, OrderId, UnderWay, contain::allowed};
@@ -131,6 +131,7 @@ impl Executor {
         let ServersUnderWay { order, subject, mode, cause, is_given_up, .. } = under_way;
         let act = match under_way.act {
             ServerAct::Suspend => {
+                self.has_room_for(subject, servers.len())?;
                 let mut mark = self.holder.mark(&order.incident, cause, clock::now().after(LEASE));
                 mark.of_a_server = true;
                 let guard = held.cgroup.try_clone_dir().map_err(|error| error.to_string())?;
@@ -144,14 +145,21 @@ impl Executor {
         let (order, subject, answers) = (order.clone(), subject.clone(), self.to_answers.clone());
         let freezers = Freezers::of(&self.layout);
         let job = move || {
-            let (servers, sleepers) = work.run(&freezers);
-            let sleeping = |sleeper| {
+            let tell = |suspended| {
                 let (order, subject) = (order.clone(), subject.clone());
-                Sleeping { order, subject, sleeper }
+                let report = match suspended {
+                    Suspended::Asleep(sleeper) => {
+                        LateAnswer::Asleep(Sleeping { order, subject, sleeper })
+                    }
+                    Suspended::Left(sleeper, _) => {
+                        LateAnswer::Left(Sleeping { order, subject, sleeper })
+                    }
+                };
+                // The receiver is gone only when the program ends.
+                let _ = answers.send((None, report));
             };
-            let sleepers = sleepers.into_iter().map(sleeping).collect();
-            // The receiver is gone only when the program ends.
-            let _ = answers.send((Some(order.ticket), LateAnswer::Servers(servers, sleepers)));
+            let servers = work.run(&freezers, tell);
+            let _ = answers.send((Some(order.ticket), LateAnswer::Servers(servers)));
         };
         let Some(threads) = &mut self.server_threads else {
             return Err("only an agent acts on servers".to_owned());
@@ -197,23 +205,11 @@ impl Executor {
     }
 
     /// Takes what came of an order.
-    pub(super) fn end_servers(
-        &mut self,
-        under_way: ServersUnderWay,
-        servers: Vec<OrderedServer>,
-        sleepers: Vec<Sleeping>,
-    ) {
+    pub(super) fn end_servers(&mut self, under_way: ServersUnderWay, servers: Vec<OrderedServer>) {
         let (outcome, detail) = summary(&servers);
-        let asleep: Vec<TreeId> = sleepers.iter().map(|one| one.sleeper.server).collect();
+        // Those that have woken meanwhile are not among them.
+        let asleep = self.asleep.of(under_way.order.ticket);
         self.finish_servers(under_way, servers, &asleep, (outcome, &detail));
-        self.fell_asleep(sleepers);
-    }
-
-    /// Takes servers whose order has ended without them.
-    pub(super) fn end_late_servers(&mut self, sleepers: Vec<Sleeping>) {
-        let numbers: Vec<u64> = sleepers.iter().map(|one| one.sleeper.number).collect();
-        self.fell_asleep(sleepers);
-        self.wake(|one| numbers.contains(&one.sleeper.number), ResumedBy::Silence, None);
     }
 
     fn finish_servers(

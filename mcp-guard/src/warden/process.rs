@@ -23,6 +23,7 @@ use rustix::{
         RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, SocketType,
         recvmsg, send, sockopt::socket_type,
     },
+    process::setsid,
     thread::set_name,
 };
 
@@ -53,6 +54,8 @@ pub fn run() -> io::Result<()> {
         return Err(io::Error::other("the stdin is not a socket of the agent"));
     }
     ignore_signals();
+    // A signal to the agent's process group is none to this process.
+    let _ = setsid();
     let _ = set_name(c"mcp-warden");
     // Without it, it works all the same on a host that does not swap.
     let _ = mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE);
@@ -229,21 +232,14 @@ impl Sleepers {
     /// that are not armed are woken too; and while it is silent, it may freeze one that was woken already.
     fn wake_all(&mut self) {
         self.heard = Instant::now();
-        self.thaw_all();
+        self.bring_all_back();
         for slot in 0..self.slots.len() {
             self.wake(slot, WokenBy::Silence);
         }
-        self.move_all_back();
     }
 
-    fn thaw_all(&self) {
-        self.slots.iter().flatten().for_each(Sleeper::thaw);
-    }
-
-    fn move_all_back(&self) {
-        self.slots.iter().flatten().for_each(|sleeper| {
-            move_back(&sleeper.procs, &sleeper.parent_procs);
-        });
+    fn bring_all_back(&self) {
+        self.slots.iter().flatten().for_each(Sleeper::bring_back);
     }
 
     fn holds_any(&self) -> bool {
@@ -264,8 +260,7 @@ impl Sleepers {
 
 impl Drop for Sleepers {
     fn drop(&mut self) {
-        self.thaw_all();
-        self.move_all_back();
+        self.bring_all_back();
     }
 }
 
@@ -292,6 +287,13 @@ impl Sleeper {
             lookout.close(epoll);
         }
         false
+    }
+
+    /// Moves its processes back, which thaws them, and thaws what is left. A process whose first thread ended before it
+    /// is moved would be listed nowhere, and a frozen one cannot end.
+    fn bring_back(&self) {
+        move_back(&self.procs, &self.parent_procs);
+        self.thaw();
     }
 
     /// The write fails only if the cgroup is gone, and all its processes with it.

@@ -15,6 +15,7 @@ use mcp_guard_core::{
     Time,
     audit::{Record, Subject},
     effect::Remark,
+    id::Ticket,
     incident::Outcome,
     registry::TreeId,
     server_order::ResumedBy,
@@ -28,15 +29,24 @@ use crate::{
     host::clock,
     warden::{
         client::{Warden, WardenEvent},
+        process::MOST,
         protocol::WokenBy,
     },
 };
 
 /// After the end of a warden, another one is not started for this long.
 const NO_WARDEN: Duration = Duration::from_secs(60);
-/// How often suspended processes are asked whether they have a signal, and how often a server that could not go back
-/// is tried again.
+/// How often suspended servers are asked whether they have a signal, or run.
 const EVERY: Duration = Duration::from_millis(500);
+/// How long a server that could not go back is left alone the first time. It doubles each time.
+const AGAIN: Duration = Duration::from_millis(500);
+const LONGEST: Duration = Duration::from_secs(60);
+/// How long the end of the agent may take for the servers that are suspended. All run from the beginning on.
+const AT_THE_END: Duration = Duration::from_secs(5);
+/// Most reports that are kept about servers that are not known yet.
+const MOST_EARLY: usize = 1024;
+/// Most suspended servers of one container. The warden has room for several such containers.
+const MOST_OF_ONE: usize = 128;
 /// This program, also if its file was replaced.
 const OURSELVES: &str = "/proc/self/exe";
 
@@ -49,8 +59,9 @@ pub struct Sleeping {
 
 /// Servers that have gone back to where they were, or could not.
 pub struct Back {
-    servers: Vec<(Sleeping, io::Result<()>)>,
-    by: ResumedBy,
+    servers: Vec<(Sleeping, ResumedBy, io::Result<()>)>,
+    /// They could not go back before.
+    is_again: bool,
     /// The order that wanted it, and its servers.
     order: Option<(OrderId, Vec<TreeId>)>,
 }
@@ -63,8 +74,10 @@ pub struct Asleep {
     sleepers: BTreeMap<u64, Sleeping>,
     /// Servers that woke before their order had ended.
     early: BTreeMap<u64, ResumedBy>,
-    /// Servers that run again, and whose cgroup is still there.
+    /// Servers that run again, and whose own cgroup is still there.
     left: Vec<(Sleeping, ResumedBy)>,
+    /// When they are tried again, and how long the wait is then.
+    left_again: (Time, Duration),
     looked: Time,
 }
 
@@ -79,6 +92,7 @@ impl Asleep {
             sleepers: BTreeMap::new(),
             early: BTreeMap::new(),
             left: Vec::new(),
+            left_again: (now, AGAIN),
             looked: now,
         }
     }
@@ -96,6 +110,12 @@ impl Asleep {
     fn take(&mut self, is_it: impl Fn(&Sleeping) -> bool) -> Vec<Sleeping> {
         let taken = self.sleepers.extract_if(.., |_, one| is_it(one));
         taken.map(|(_, one)| one).collect()
+    }
+
+    /// Returns the servers that an order has suspended and that have not woken.
+    pub fn of(&self, order: Ticket) -> Vec<TreeId> {
+        let its = self.sleepers.values().filter(|one| one.order.ticket == order);
+        its.map(|one| one.sleeper.server).collect()
     }
 }
 
@@ -120,15 +140,37 @@ impl Executor {
         Ok(warden)
     }
 
-    /// Takes servers that an order has suspended.
-    pub(super) fn fell_asleep(&mut self, sleepers: Vec<Sleeping>) {
-        for one in sleepers {
-            let number = one.sleeper.number;
-            self.asleep.sleepers.insert(number, one);
-            if let Some(by) = self.asleep.early.remove(&number) {
-                self.wake(|one| one.sleeper.number == number, by, None);
-            }
+    /// Whether so many more servers of a container may be suspended.
+    pub(super) fn has_room_for(&self, subject: &Subject, more: usize) -> Result<(), String> {
+        let all = self.asleep.sleepers.len() + self.asleep.left.len();
+        let own = self.asleep.sleepers.values().filter(|one| one.subject.is_same_cgroup(subject));
+        if own.count() + more > MOST_OF_ONE {
+            return Err(format!("no more than {MOST_OF_ONE} servers of a container are suspended"));
         }
+        if all + more > MOST {
+            return Err(format!("no more than {MOST} servers of this host are suspended"));
+        }
+        Ok(())
+    }
+
+    /// Takes a server that an order has suspended.
+    pub(in super::super) fn fell_asleep(&mut self, one: Sleeping) {
+        let number = one.sleeper.number;
+        let (its, now) = (&one.sleeper.warden, &self.asleep.warden);
+        // Its warden, or its order, may have ended before.
+        let is_watched = now.as_ref().is_some_and(|now| Arc::ptr_eq(now, its));
+        let is_wanted = self.under_way.contains_key(&one.order.ticket);
+        self.asleep.sleepers.insert(number, one);
+        let early = self.asleep.early.remove(&number);
+        let lost = !(is_watched && is_wanted);
+        if let Some(by) = early.or(lost.then_some(ResumedBy::Silence)) {
+            self.wake(|one| one.sleeper.number == number, by, None);
+        }
+    }
+
+    /// Takes a server that runs, and whose own cgroup is still there.
+    pub(in super::super) fn is_left(&mut self, one: Sleeping, by: ResumedBy) {
+        self.asleep.left.push((one, by));
     }
 
     /// Takes what the warden reports.
@@ -147,9 +189,12 @@ impl Executor {
 
     fn woke(&mut self, number: u64, by: ResumedBy) {
         if self.asleep.sleepers.contains_key(&number) {
-            self.wake(|one| one.sleeper.number == number, by, None);
-        } else if self.has_servers_under_way() {
-            self.asleep.early.insert(number, by);
+            return self.wake(|one| one.sleeper.number == number, by, None);
+        }
+        // Its thread has not reported it yet, or it is gone.
+        self.asleep.early.insert(number, by);
+        while self.asleep.early.len() > MOST_EARLY {
+            self.asleep.early.pop_first();
         }
     }
 
@@ -172,42 +217,61 @@ impl Executor {
         if sleepers.is_empty() && order.is_none() {
             return;
         }
-        let warden = self.asleep.warden.clone();
-        let work = move || {
-            let back = |one: Sleeping| {
-                let ended = one.sleeper.child.give_back();
-                if let Some(warden) = &warden {
-                    // If it cannot be told, it is gone.
-                    let _ = warden.release(one.sleeper.number);
-                }
-                (one, ended)
-            };
-            Back { servers: sleepers.into_iter().map(back).collect(), by, order }
-        };
+        let servers = sleepers.into_iter().map(|one| (one, by)).collect();
+        self.send_back(servers, false, order);
+    }
+
+    /// Has servers go back to where they were, on a thread.
+    fn send_back(
+        &mut self,
+        servers: Vec<(Sleeping, ResumedBy)>,
+        is_again: bool,
+        order: Option<(OrderId, Vec<TreeId>)>,
+    ) {
         let answers = self.to_answers.clone();
-        let answer = move |back| {
-            let _ = answers.send((None, LateAnswer::Back(back)));
+        let work = move |servers: Vec<(Sleeping, ResumedBy)>| {
+            // All run before the first one is moved.
+            for (one, _) in &servers {
+                let _ = one.sleeper.child.thaw();
+            }
+            let back = |(one, by): (Sleeping, ResumedBy)| {
+                let ended = one.sleeper.give_back();
+                (one, by, ended)
+            };
+            let servers = servers.into_iter().map(back).collect();
+            // The receiver is gone only when the program ends.
+            let _ = answers.send((None, LateAnswer::Back(Back { servers, is_again, order })));
         };
-        match &mut self.server_threads {
-            Some(threads) => threads.begin_or_do(move || answer(work())),
-            None => answer(work()),
+        let Some(threads) = &mut self.server_threads else { return work(servers) };
+        if let Err((servers, why)) = threads.begin_with(servers, work) {
+            tracing::warn!(why, "servers that run again stay in their own cgroups for now");
+            for (one, _) in &servers {
+                let _ = one.sleeper.child.thaw();
+            }
+            self.asleep.left.extend(servers);
         }
     }
 
     /// Records servers that have gone back to where they were.
-    pub(in super::super) fn went_back(&mut self, Back { servers, by, order }: Back) {
+    pub(in super::super) fn went_back(&mut self, Back { servers, is_again, order }: Back) {
         let count = servers.len();
-        for (one, ended) in servers {
-            let detail = match &ended {
-                Ok(()) => "its processes are back in their cgroup".to_owned(),
-                Err(error) => format!("it may run, but its own cgroup stays for now: {error}"),
+        for (one, by, ended) in servers {
+            let (outcome, detail) = match &ended {
+                Ok(()) => (Outcome::Done, "its processes are back in their cgroup".to_owned()),
+                Err(error) => {
+                    (Outcome::Failed, format!("it runs, but its own cgroup stays for now: {error}"))
+                }
             };
-            let outcome = if ended.is_ok() { Outcome::Done } else { Outcome::Failed };
-            self.record_resume(&one, by, outcome, &detail);
-            let remark = Remark::Resumed(vec![one.sleeper.server]);
-            self.settle_with(one.order.clone(), (outcome, detail), Some(remark));
+            if ended.is_ok() || !is_again {
+                self.record_resume(&one, by, outcome, &detail);
+            }
+            // Until its order has ended, the core does not know that it slept.
+            if !is_again && !self.under_way.contains_key(&one.order.ticket) {
+                let remark = Remark::Resumed(vec![one.sleeper.server]);
+                self.settle_with(one.order.clone(), (outcome, detail), Some(remark));
+            }
             if ended.is_err() {
-                self.asleep.left.push((one, by));
+                self.is_left(one, by);
             }
         }
         if let Some((order, servers)) = order {
@@ -244,32 +308,39 @@ impl Executor {
             // If it cannot be told, its end is reported.
             let _ = warden.beat();
         }
-        if !self.has_servers_under_way() {
-            self.asleep.early.clear();
+        if now.since(self.asleep.looked) >= EVERY {
+            self.asleep.looked = now;
+            self.wake(|one| one.sleeper.has_a_signal(), ResumedBy::Signal, None);
+            self.wake(|one| one.sleeper.is_awake(), ResumedBy::Silence, None);
         }
-        if now.since(self.asleep.looked) < EVERY {
-            return;
-        }
-        self.asleep.looked = now;
-        self.wake(|one| one.sleeper.has_a_signal(), ResumedBy::Signal, None);
-        for (one, by) in std::mem::take(&mut self.asleep.left) {
-            match one.sleeper.child.give_back() {
-                Ok(()) => {
-                    let detail = "its processes are back in their cgroup";
-                    self.record_resume(&one, by, Outcome::Done, detail);
-                }
-                Err(_) => self.asleep.left.push((one, by)),
-            }
+        let (again, wait) = self.asleep.left_again;
+        if self.asleep.left.is_empty() {
+            self.asleep.left_again = (now, AGAIN);
+        } else if again <= now {
+            self.asleep.left_again = (now.after(wait), (2 * wait).min(LONGEST));
+            let left = std::mem::take(&mut self.asleep.left);
+            self.send_back(left, true, None);
         }
     }
 
-    /// Resumes all servers, because the agent ends.
+    /// Resumes all servers, because the agent ends. A later start gives back what does not go back in time.
     pub fn resume_all(&mut self) {
-        for one in self.asleep.take(|_| true) {
-            let ended = one.sleeper.child.give_back();
+        let all = self.asleep.take(|_| true);
+        for one in &all {
+            let _ = one.sleeper.child.thaw();
+        }
+        let end = clock::now().after(AT_THE_END);
+        for one in all {
+            let ended = if clock::now() < end {
+                one.sleeper.give_back()
+            } else {
+                Err(io::Error::other("the end of the agent takes too long"))
+            };
             let (outcome, detail) = match ended {
                 Ok(()) => (Outcome::Done, "its processes are back in their cgroup".to_owned()),
-                Err(error) => (Outcome::Failed, error.to_string()),
+                Err(error) => {
+                    (Outcome::Failed, format!("it runs, but its own cgroup stays for now: {error}"))
+                }
             };
             self.record_resume(&one, ResumedBy::Shutdown, outcome, &detail);
         }

@@ -29,6 +29,8 @@ pub struct Judged {
     pub target: TargetServer,
     pub seen: ServerSeen,
     pub processes: Vec<Handle>,
+    /// The bytes that its processes had read and written when they were opened.
+    pub bytes: Option<u64>,
 }
 
 pub struct Handle {
@@ -146,7 +148,9 @@ impl Judged {
         let seen = look(target, freezers);
         is_unchanged(&ServerSeen { contact, activity, ..ServerSeen::default() }, &seen)?;
         let processes = open_all(target, cgroup)?;
-        Ok(Self { target: target.clone(), seen, processes })
+        let mut judged = Self { target: target.clone(), seen, processes, bytes: None };
+        judged.bytes = judged.bytes_now();
+        Ok(judged)
     }
 
     /// Looks again: nothing may have changed since the look before.
@@ -193,7 +197,7 @@ impl Judged {
     }
 
     /// Returns how many bytes its processes have read and written. `None` if that cannot be read.
-    pub fn bytes(&self) -> Option<u64> {
+    pub fn bytes_now(&self) -> Option<u64> {
         let living = self.processes.iter().filter(|one| one.lives());
         living.map(|one| one.process.usage().ok().map(|usage| usage.io.bytes)).sum()
     }

@@ -49,14 +49,37 @@ pub struct SuspendedServer {
     pub since: Time,
     processes: Vec<OpenProcess>,
     pub child: ChildCgroup,
+    /// The one that wakes it.
+    pub warden: Arc<Warden>,
 }
 
 impl SuspendedServer {
+    /// Moves its processes back to where they were, and forgets it.
+    pub fn give_back(&self) -> io::Result<()> {
+        let back = self.child.give_back();
+        // If it cannot be told, it is gone.
+        let _ = self.warden.release(self.number);
+        back
+    }
+
+    /// Whether it runs, although nobody has reported it.
+    #[must_use]
+    pub fn is_awake(&self) -> bool {
+        self.child.is_thawed()
+    }
+
     /// Whether one of its processes has a signal. A frozen process does not handle it.
     #[must_use]
     pub fn has_a_signal(&self) -> bool {
         self.processes.iter().any(|process| process.has_pending_signals().unwrap_or(false))
     }
+}
+
+/// The end of an attempt to suspend a server.
+pub enum Suspended {
+    Asleep(SuspendedServer),
+    /// It is spared, and runs, but its own cgroup is still there.
+    Left(SuspendedServer, Spared),
 }
 
 /// Suspends the servers of one order.
@@ -71,7 +94,7 @@ pub struct Suspender {
 
 impl Suspender {
     /// Suspends a server. If anything is not as it should be, its processes go back to where they were.
-    pub fn suspend(&self, judged: Judged, cgroup: &str) -> Result<SuspendedServer, Spared> {
+    pub fn suspend(&self, judged: Judged, cgroup: &str) -> Result<Suspended, Spared> {
         let StdioAtExec::Are(channels) = judged.target.stdio else {
             return Err("its stdio is not known".to_owned());
         };
@@ -79,7 +102,6 @@ impl Suspender {
         if living.len() > MOST_PROCESSES {
             return Err(format!("it has more than {MOST_PROCESSES} processes"));
         }
-        let bytes = judged.bytes();
         let stdin = duplicate_channel(&members(&judged), channels.stdin)
             .map_err(cannot("its stdin cannot be duplicated"))?;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -105,17 +127,9 @@ impl Suspender {
                 self.warden.hold(number, &fds).map_err(cannot("the warden cannot take it"))
             })
             .and_then(|()| self.put_to_sleep(&child, &judged, &living, number))
-            .and_then(|()| is_quiescent(&judged, channels, bytes));
-        if let Err(why) = asleep {
-            let back = child.give_back();
-            let _ = self.warden.release(number);
-            return Err(match back {
-                Ok(()) => why,
-                Err(error) => format!("{why}; its cgroup stays for now: {error}"),
-            });
-        }
+            .and_then(|()| is_quiescent(&judged, channels));
         let Judged { target, processes, .. } = judged;
-        Ok(SuspendedServer {
+        let server = SuspendedServer {
             number,
             server: target.server,
             identity: target.identity,
@@ -123,7 +137,16 @@ impl Suspender {
             since: clock::now(),
             processes: processes.into_iter().map(|one| one.process).collect(),
             child,
-        })
+            warden: self.warden.clone(),
+        };
+        let Err(why) = asleep else { return Ok(Suspended::Asleep(server)) };
+        match server.give_back() {
+            Ok(()) => Err(why),
+            Err(error) => {
+                let why = format!("{why}; its own cgroup stays for now: {error}");
+                Ok(Suspended::Left(server, why))
+            }
+        }
     }
 
     /// Moves and freezes it, and looks at it once more: now nothing in it can change.
@@ -172,12 +195,12 @@ impl Suspender {
 }
 
 /// Whether a frozen server waits for its client and for nothing else, and has moved no byte since it was judged.
-fn is_quiescent(judged: &Judged, channels: Channels, bytes: Option<u64>) -> Result<(), Spared> {
+fn is_quiescent(judged: &Judged, channels: Channels) -> Result<(), Spared> {
     let seen = look(&members(judged), channels).map_err(cannot("it cannot be read"))?;
     if let Some(works) = at_work(&seen.tree) {
         return Err(works.to_string());
     }
-    if bytes.is_none() || judged.bytes() != bytes {
+    if judged.bytes.is_none() || judged.bytes_now() != judged.bytes {
         return Err("it has done something meanwhile".to_owned());
     }
     Ok(())

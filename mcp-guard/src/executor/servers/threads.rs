@@ -52,11 +52,18 @@ impl ServerThreads {
         Ok(())
     }
 
-    /// Begins a job on a free thread, or does it now if there is none.
-    pub fn begin_or_do(&mut self, job: impl FnOnce() + Send + 'static) {
+    /// Begins a job with these things on a free thread. Without one, they come back, and why.
+    pub fn begin_with<T: Send + 'static>(
+        &mut self,
+        things: T,
+        job: impl FnOnce(T) + Send + 'static,
+    ) -> Result<(), (T, String)> {
         match self.free() {
-            Ok(thread) => thread.give(Box::new(job)),
-            Err(_) => job(),
+            Ok(thread) => {
+                thread.give(Box::new(move || job(things)));
+                Ok(())
+            }
+            Err(why) => Err((things, why)),
         }
     }
 

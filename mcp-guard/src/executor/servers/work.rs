@@ -23,7 +23,7 @@ use rustix::process::Signal;
 
 use super::{
     judge::{Judged, STEP, Spared},
-    suspender::{SuspendedServer, Suspender},
+    suspender::{Suspended, Suspender},
 };
 use crate::host::evidence::Freezers;
 
@@ -71,8 +71,8 @@ pub fn announced(servers: &[TargetServer]) -> Vec<OrderedServer> {
 }
 
 impl Work {
-    /// Carries it out. Returns what came of each server, in the same order, and those that are suspended.
-    pub fn run(self, freezers: &Freezers) -> (Vec<OrderedServer>, Vec<SuspendedServer>) {
+    /// Carries it out. Returns what came of each server, in the same order. Each that is suspended is told at once.
+    pub fn run(self, freezers: &Freezers, tell: impl Fn(Suspended)) -> Vec<OrderedServer> {
         let mut all = announced(&self.servers);
         let first: Vec<_> = self
             .servers
@@ -100,34 +100,38 @@ impl Work {
                 Err(why) => (one.end, one.detail) = (Some(ServerResult::Spared), Some(why.clone())),
             }
         }
-        let mut sleepers = Vec::new();
         if self.mode == Mode::Enforce {
             let left =
                 all.iter_mut().zip(judged).filter_map(|(one, judged)| Some((one, judged.ok()?)));
             match &self.act {
-                Act::Suspend(suspender) => sleepers = self.suspend(suspender, left.collect()),
+                Act::Suspend(suspender) => self.suspend(suspender, left.collect(), tell),
                 Act::Reap => self.end(left.collect(), freezers),
             }
         }
-        (all, sleepers)
+        all
     }
 
     fn suspend(
         &self,
         suspender: &Suspender,
         left: Vec<(&mut OrderedServer, Judged)>,
-    ) -> Vec<SuspendedServer> {
-        let mut sleepers = Vec::new();
+        tell: impl Fn(Suspended),
+    ) {
         for (one, judged) in left {
             match self.is_wanted().and_then(|()| suspender.suspend(judged, &self.cgroup)) {
-                Ok(sleeper) => {
-                    one.end = Some(ServerResult::Suspended);
-                    sleepers.push(sleeper);
+                Ok(suspended) => {
+                    one.end = Some(match &suspended {
+                        Suspended::Asleep(_) => ServerResult::Suspended,
+                        Suspended::Left(_, why) => {
+                            one.detail = Some(why.clone());
+                            ServerResult::Spared
+                        }
+                    });
+                    tell(suspended);
                 }
                 Err(why) => (one.end, one.detail) = (Some(ServerResult::Spared), Some(why)),
             }
         }
-        sleepers
     }
 
     fn end(&self, mut left: Vec<(&mut OrderedServer, Judged)>, freezers: &Freezers) {

@@ -19,13 +19,15 @@ use rustix::{
 };
 
 use super::{Dir, MAX_PROCS};
+use crate::host::process::OpenProcess;
 
 /// How often a state of the kernel is read again. It notifies of a freeze only after some milliseconds.
 const STEP: Duration = Duration::from_micros(200);
-/// How long the kernel may take to let go of a cgroup whose processes have left.
-const EMPTIES: Duration = Duration::from_millis(200);
-/// How often its processes are moved back: what they fork meanwhile is found the next time.
-const MOVES: usize = 64;
+/// How long its tasks may take to stop before they are moved back, and the kernel to let go of it afterwards.
+const STOPS: Duration = Duration::from_millis(50);
+const EMPTIES: Duration = Duration::from_millis(20);
+/// How often its processes are listed again, in case a list was incomplete.
+const LISTS: usize = 4;
 
 pub struct ChildCgroup {
     parent: Dir,
@@ -119,11 +121,17 @@ impl ChildCgroup {
         self.dir.write("cgroup.freeze", "0")
     }
 
-    /// Thaws it, moves its processes to the cgroup above, and removes it.
+    /// Whether it is not frozen any more, or is gone.
+    #[must_use]
+    pub fn is_thawed(&self) -> bool {
+        self.dir.read_word("cgroup.freeze").map_or_else(|error| is_gone(&error), |word| word != "1")
+    }
+
+    /// Moves its processes to the cgroup above, where they run, and removes it.
     ///
     /// # Errors
-    /// A process cannot be moved, or the kernel does not let go of it. It is no error if it is gone, or the cgroup
-    /// above it.
+    /// Its tasks do not stop for the move, a process cannot be moved, or the kernel does not let go of it. Then it is
+    /// thawed, and this may be tried again. It is no error if it is gone, or the cgroup above it.
     pub fn give_back(&self) -> io::Result<()> {
         match self.empty().and_then(|()| self.remove()) {
             Err(error) if is_gone(&error) => Ok(()),
@@ -131,22 +139,46 @@ impl ChildCgroup {
         }
     }
 
+    /// Moves all processes while they are frozen: then they cannot start others, or end in the middle.
     fn empty(&self) -> io::Result<()> {
+        let moved = match self.processes() {
+            Ok(all) if all.is_empty() => Ok(()),
+            Ok(_) => self.move_frozen(),
+            Err(error) => Err(error),
+        };
         self.thaw()?;
-        for _ in 0..MOVES {
+        moved
+    }
+
+    fn move_frozen(&self) -> io::Result<()> {
+        if !self.freeze(STOPS)? {
+            return Err(io::Error::other("its threads do not stop, so it cannot be moved now"));
+        }
+        for _ in 0..LISTS {
             let processes = self.processes()?;
             if processes.is_empty() {
                 return Ok(());
             }
             for pid in processes {
-                match moved_to(&self.parent, pid) {
+                match OpenProcess::open(pid).and_then(|process| process.stat()) {
+                    Ok(stat) if stat.ending => continue,
+                    // Only the rest of it would move, and no list would have it.
+                    Ok(stat) if stat.first_ends => {
+                        return Err(io::Error::other(format!(
+                            "the first thread of process {pid} has ended, so it cannot be moved"
+                        )));
+                    }
+                    Ok(_) => {}
                     // It has ended.
+                    Err(_) => continue,
+                }
+                match moved_to(&self.parent, pid) {
                     Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
                     moved => moved?,
                 }
             }
         }
-        Err(io::Error::other("its processes start others faster than they can be moved back"))
+        Err(io::Error::other("other processes were moved into it"))
     }
 
     fn remove(&self) -> io::Result<()> {
