@@ -36,10 +36,12 @@ pub struct ProcessLook {
 }
 
 impl ProcessLook {
-    /// Returns what wakes it without its client. A launcher waits for its child in any case.
+    /// Returns what wakes it without its client. A launcher waits for its child in any case, and its timers give the
+    /// server no work: `uv` handles SIGALRM only to pass it on.
     pub(super) fn wakers(&self) -> impl Iterator<Item = Waker> {
-        let is_child = |waker: &Waker| self.is_launcher && *waker == Waker::Process;
-        self.wakers.iter().copied().filter(move |waker| !is_child(waker))
+        let is_its_own =
+            |waker: &Waker| self.is_launcher && matches!(waker, Waker::Process | Waker::Timer);
+        self.wakers.iter().copied().filter(move |waker| !is_its_own(waker))
     }
 }
 

@@ -64,7 +64,7 @@ fn other(pid: u32, waits: &[Wait]) -> ProcessLook {
 fn a_server_at_rest_is_quiescent() {
     let delayed = process(Node, &[FOREVER, Epoll { fd: 9, has_timeout: true }, Local]);
     let timed = process(Node, &[Epoll { fd: 13, has_timeout: true }, Local]);
-    let npm = ProcessLook { is_launcher: true, ..timed };
+    let npm = ProcessLook { is_launcher: true, wakers: vec![Waker::Timer], ..timed };
     let sqlite = ProcessLook { locks: vec![FileLock::SqliteIdle], ..node() };
     // The wrapper has the same stdin, and waits for its child.
     for processes in [
