@@ -74,8 +74,6 @@ pub enum ResumedBy {
     Policy,
     /// The agent ends.
     Shutdown,
-    /// Left behind by an agent that was killed.
-    Reconcile,
 }
 
 /// A server of an order, as the audit log has it.
@@ -113,8 +111,6 @@ pub enum ServerResult {
     Suspended,
     /// Observe mode or a dry run: it would have been suspended.
     WouldSuspend,
-    /// It runs again.
-    Resumed,
     /// It was not touched.
     Spared,
     /// Signals were sent to it, and some of its processes have not ended.
@@ -130,8 +126,7 @@ pub fn summary(servers: &[OrderedServer]) -> (Outcome, String) {
     let (spared, stays) = (count(&[ServerResult::Spared]), count(&[ServerResult::Stays]));
     let (suspended, would_suspend) =
         (count(&[ServerResult::Suspended]), count(&[ServerResult::WouldSuspend]));
-    let resumed = count(&[ServerResult::Resumed]);
-    let outcome = match (stays, ended + suspended + resumed, would + would_suspend) {
+    let outcome = match (stays, ended + suspended, would + would_suspend) {
         (1.., _, _) => Outcome::Requested,
         (0, 1.., _) => Outcome::Done,
         (0, 0, 1..) => Outcome::WouldDo,
@@ -152,7 +147,6 @@ pub fn summary(servers: &[OrderedServer]) -> (Outcome, String) {
     }
     for (number, what) in [
         (suspended, "suspended"),
-        (resumed, "resumed"),
         (would, "would be ended"),
         (would_suspend, "would be suspended"),
         (stays, "not ended yet"),

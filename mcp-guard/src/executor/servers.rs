@@ -281,7 +281,6 @@ fn said(servers: &[OrderedServer], summary: &str) -> String {
             Some(ServerResult::WouldEnd) => "would be ended",
             Some(ServerResult::Suspended) => "suspended",
             Some(ServerResult::WouldSuspend) => "would be suspended",
-            Some(ServerResult::Resumed) => "runs again",
             Some(ServerResult::Spared) => "spared",
             Some(ServerResult::Stays) => "not ended yet",
             None => "not looked at",

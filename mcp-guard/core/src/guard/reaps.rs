@@ -65,9 +65,6 @@ impl Guard {
         out: &mut Outbox<'_>,
     ) {
         let fresh = FRESH * policy.evidence.every;
-        let live: Vec<_> = self.registry.servers().collect();
-        let eldest = self.registry.eldest(&live);
-        let is_named = |server: &LiveServer<'_>| request.names(server, eldest.get(&server.id));
         let may_end = |server: &LiveServer<'_>| {
             let known = server.known;
             let is_at_rest = match known.contact {
@@ -78,14 +75,25 @@ impl Guard {
             // A client of containers passes SIGTERM on.
             is_at_rest && server.naming != Naming::Image && known.contact_for(now, fresh).is_some()
         };
-        let chosen = live.into_iter().filter(|one| is_named(one) && may_end(one));
+        if let Some(order) = self.order_for(request, may_end) {
+            out.act_for(self.id, Some(id), Action::Reap(order));
+        }
+    }
+
+    /// Returns an order about those servers that an operator names and that an order may act on.
+    pub(super) fn order_for(
+        &self,
+        request: &ServersRequest,
+        may: impl Fn(&LiveServer<'_>) -> bool,
+    ) -> Option<ServersOrder> {
+        let live: Vec<_> = self.registry.servers().collect();
+        let eldest = self.registry.eldest(&live);
+        let is_named = |server: &LiveServer<'_>| request.names(server, eldest.get(&server.id));
+        let chosen = live.into_iter().filter(|one| is_named(one) && may(one));
         let chosen: Vec<_> = chosen.take(server_order::MOST).collect();
         let servers = self.registry.targets(&chosen);
-        if servers.is_empty() {
-            return;
-        }
         let mode = if request.dry_run { Mode::Observe } else { Mode::Enforce };
         let cause = Cause::operator();
-        out.act_for(self.id, Some(id), Action::Reap(ServersOrder { servers, mode, cause }));
+        (!servers.is_empty()).then_some(ServersOrder { servers, mode, cause })
     }
 }

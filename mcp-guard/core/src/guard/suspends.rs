@@ -13,7 +13,7 @@ use crate::{
     evidence::Quiescence,
     id::RequestId,
     incident::{Cause, Detector, Outcome},
-    policy::{Applied, Mode, Policy, Respond, ServerResponse},
+    policy::{Applied, Policy, Respond, ServerResponse},
     registry::{LiveServer, TreeId},
     server::Naming,
     server_order::{self, ResumedBy, ServersOrder, ServersRequest},
@@ -122,19 +122,9 @@ impl Guard {
         out: &mut Outbox<'_>,
     ) {
         let fresh = FRESH * policy.evidence.every;
-        let live: Vec<_> = self.registry.servers().collect();
-        let eldest = self.registry.eldest(&live);
-        let is_chosen = |server: &LiveServer<'_>| {
-            request.names(server, eldest.get(&server.id)) && may_sleep(now, fresh, server)
-        };
-        let chosen: Vec<_> = live.into_iter().filter(is_chosen).take(server_order::MOST).collect();
-        let servers = self.registry.targets(&chosen);
-        if servers.is_empty() {
-            return;
+        if let Some(order) = self.order_for(request, |server| may_sleep(now, fresh, server)) {
+            out.act_for(self.id, Some(id), Action::Suspend(order));
         }
-        let mode = if request.dry_run { Mode::Observe } else { Mode::Enforce };
-        let order = ServersOrder { servers, mode, cause: Cause::operator() };
-        out.act_for(self.id, Some(id), Action::Suspend(order));
     }
 
     /// Resumes the servers that an operator names.

@@ -228,12 +228,12 @@ impl Executor {
         is_again: bool,
         order: Option<(OrderId, Vec<TreeId>)>,
     ) {
+        // All run before the first one is moved.
+        for (one, _) in &servers {
+            let _ = one.sleeper.child.thaw();
+        }
         let answers = self.to_answers.clone();
-        let work = move |servers: Vec<(Sleeping, ResumedBy)>| {
-            // All run before the first one is moved.
-            for (one, _) in &servers {
-                let _ = one.sleeper.child.thaw();
-            }
+        let work = move |(servers, order): (Vec<(Sleeping, ResumedBy)>, _)| {
             let back = |(one, by): (Sleeping, ResumedBy)| {
                 let ended = one.sleeper.give_back();
                 (one, by, ended)
@@ -242,13 +242,11 @@ impl Executor {
             // The receiver is gone only when the program ends.
             let _ = answers.send((None, LateAnswer::Back(Back { servers, is_again, order })));
         };
-        let Some(threads) = &mut self.server_threads else { return work(servers) };
-        if let Err((servers, why)) = threads.begin_with(servers, work) {
-            tracing::warn!(why, "servers that run again stay in their own cgroups for now");
-            for (one, _) in &servers {
-                let _ = one.sleeper.child.thaw();
-            }
-            self.asleep.left.extend(servers);
+        let Some(threads) = &mut self.server_threads else { return work((servers, order)) };
+        if let Err(((servers, order), why)) = threads.begin_with((servers, order), work) {
+            let left = |(one, by)| (one, by, Err(io::Error::other(why.clone())));
+            let servers = servers.into_iter().map(left).collect();
+            self.went_back(Back { servers, is_again, order });
         }
     }
 
@@ -256,12 +254,7 @@ impl Executor {
     pub(in super::super) fn went_back(&mut self, Back { servers, is_again, order }: Back) {
         let count = servers.len();
         for (one, by, ended) in servers {
-            let (outcome, detail) = match &ended {
-                Ok(()) => (Outcome::Done, "its processes are back in their cgroup".to_owned()),
-                Err(error) => {
-                    (Outcome::Failed, format!("it runs, but its own cgroup stays for now: {error}"))
-                }
-            };
+            let (outcome, detail) = said(&ended);
             if ended.is_ok() || !is_again {
                 self.record_resume(&one, by, outcome, &detail);
             }
@@ -336,15 +329,20 @@ impl Executor {
             } else {
                 Err(io::Error::other("the end of the agent takes too long"))
             };
-            let (outcome, detail) = match ended {
-                Ok(()) => (Outcome::Done, "its processes are back in their cgroup".to_owned()),
-                Err(error) => {
-                    (Outcome::Failed, format!("it runs, but its own cgroup stays for now: {error}"))
-                }
-            };
+            let (outcome, detail) = said(&ended);
             self.record_resume(&one, ResumedBy::Shutdown, outcome, &detail);
         }
         self.asleep.warden = None;
+    }
+}
+
+/// Says whether a server is back where it was.
+fn said(ended: &io::Result<()>) -> (Outcome, String) {
+    match ended {
+        Ok(()) => (Outcome::Done, "its processes are back in their cgroup".to_owned()),
+        Err(error) => {
+            (Outcome::Failed, format!("it runs, but its own cgroup stays for now: {error}"))
+        }
     }
 }
 

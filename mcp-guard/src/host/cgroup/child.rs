@@ -18,7 +18,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{Dir, MAX_PROCS};
+use super::{Dir, MAX_PROCS, populated::is_gone};
 use crate::host::process::OpenProcess;
 
 /// How often a state of the kernel is read again. It notifies of a freeze only after some milliseconds.
@@ -35,7 +35,7 @@ pub struct ChildCgroup {
     name: CString,
 }
 
-/// The open files by which a server is woken and moved back.
+/// Open files of the cgroup and of the one above it: they wake a server and move its processes back.
 pub struct ChildFiles {
     pub freeze: OwnedFd,
     pub procs: OwnedFd,
@@ -197,10 +197,6 @@ impl ChildCgroup {
 fn moved_to(dir: &Dir, Pid(pid): Pid) -> io::Result<()> {
     let pid = NonZeroU32::new(pid).ok_or_else(|| io::Error::other("pid 0 is no process"))?;
     dir.write("cgroup.procs", &pid.to_string())
-}
-
-fn is_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOENT))
 }
 
 fn within(limit: Duration, mut reached: impl FnMut() -> io::Result<bool>) -> io::Result<bool> {
